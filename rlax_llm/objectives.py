@@ -1,0 +1,83 @@
+"""A policy objective is a point in a product of five functions, and one loss serves them all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm import checks
+from rlax_llm.groups import Advantage
+from rlax_llm.kl import KlEstimator, k3
+from rlax_llm.ratios import Ratio
+from rlax_llm.trust_regions import TrustRegion
+from rlax_llm.types import PolicyBatch
+from rlax_llm.weightings import Weighting
+
+
+class Objective(NamedTuple):
+    """Five functions; ``_replace`` states how one algorithm differs from another.
+
+    Attributes:
+        advantage: ``Scored → [P, G]``, credit from scores.
+        ratio: ``(log_probs, old_log_probs, mask) → log_ratio``.
+        trust_region: ``(log_ratio, advantages) → loss``, elementwise.
+        weighting: ``mask → weights``, the aggregation.
+        kl: ``(log_probs, ref_log_probs) → loss``, or None where the loss has no KL term.
+    """
+
+    advantage: Advantage
+    ratio: Ratio
+    trust_region: TrustRegion
+    weighting: Weighting
+    kl: KlEstimator | None = None
+
+
+def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss ``Σ weights · (trust_region(log_ratio, A) + kl)`` and its metrics, each a sum that adds over micro-batches.
+
+    Limiting cases: with ``old_log_probs = log_probs`` the gradient is REINFORCE's for every trust region; on-policy and
+    with advantages that sum to 0 the *value* is about 0, which says nothing about learning.
+
+    Args:
+        objective: five functions.
+        batch: arrays of one shape; ``weights`` come from ``objective.weighting`` on the whole batch.
+
+    Returns:
+        The scalar loss, and metrics ``policy_loss``, ``kl_old`` (k3 of the behaviour policy) and ``kl`` (k3 of the
+        reference, where there is one) in nats, ``clip_fraction``: weighted by ``weights``.
+
+    Raises:
+        ValueError: at trace time, for shapes that differ or a KL term without ``ref_log_probs``.
+
+    >>> from rlax_llm import recipes
+    >>> ones = jnp.ones((1, 2))
+    >>> batch = PolicyBatch(-ones, -ones, ones, ones > 0, ones / 2)
+    >>> float(policy_loss(recipes.dapo(), batch)[0])
+    -1.0
+    """
+    checks.same_shape("policy_loss", **batch._asdict())
+    if objective.kl is not None and batch.ref_log_probs is None:
+        raise ValueError("policy_loss: objective.kl needs ref_log_probs, got None; give them, or set kl=None.")
+
+    def weighted(values: jax.Array) -> jax.Array:
+        return jnp.where(batch.mask, batch.weights * values, 0.0).sum()
+
+    log_ratio = objective.ratio(batch.log_probs, batch.old_log_probs, batch.mask)
+    # Positions that the policy did not choose are set to ratio 1 before exp: 0 · inf would be NaN in the gradient.
+    log_ratio = jnp.where(batch.mask, log_ratio, 0.0)
+    surrogate = objective.trust_region(log_ratio, batch.advantages)
+    slope = jax.grad(lambda x: objective.trust_region(x, batch.advantages).sum())(jax.lax.stop_gradient(log_ratio))
+    loss = weighted(surrogate)
+    metrics = {
+        "policy_loss": loss,
+        "kl_old": weighted(k3(-log_ratio, jnp.zeros_like(log_ratio))),
+        "clip_fraction": weighted((slope == 0) & (batch.advantages != 0)),
+    }
+    if batch.ref_log_probs is not None:
+        ref_log_probs = jnp.where(batch.mask, batch.ref_log_probs, batch.log_probs)
+        metrics["kl"] = weighted(k3(batch.log_probs, ref_log_probs))
+        if objective.kl is not None:
+            loss = loss + weighted(objective.kl(batch.log_probs, ref_log_probs))
+    return loss, jax.lax.stop_gradient(metrics)

@@ -1,0 +1,71 @@
+"""The records that pass between the floors. One convention for tokens, everywhere.
+
+``tokens [B, T]`` holds prompt and completion; ``mask [B, T]`` is True where the policy chose ``tokens[b, t]``: never a
+prompt, a padding or a tool token, and the end-of-sequence token that it chose is included. ``log_probs[b, t]`` is
+``log π(tokens[b, t] | tokens[b, :t])`` and is 0 where ``mask`` is False.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+
+class Completions(NamedTuple):
+    """What a sampler gives back: prompts padded on the left, completions on the right, G rows to a prompt in a row.
+
+    Attributes:
+        tokens: ``[B, T]`` int32, prompt then completion. Rows ``g·G … g·G + G − 1`` share one prompt.
+        valid: ``[B, T]`` bool, True on prompt and completion tokens, False on padding.
+        mask: ``[B, T]`` bool, True where the policy chose the token.
+        log_probs: ``[B, T]`` float32, nats, of the distribution that was sampled from (temperature, top-k and top-p
+            included), captured while sampling.
+        thresholds: ``[B, T]`` float32, the smallest tempered logit that top-k or top-p kept (−inf where all were);
+            with it the learner recomputes exactly the distribution that was sampled from.
+        truncated: ``[B]`` bool, True where the completion hit the length limit without choosing a stop token.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    mask: jax.Array
+    log_probs: jax.Array
+    thresholds: jax.Array
+    truncated: jax.Array
+
+
+class Scored(NamedTuple):
+    """Completions with their scores, in groups: what an advantage estimator sees.
+
+    Attributes:
+        scores: ``[P, G]`` float, one score a completion; NaN marks a completion that could not be scored.
+        log_probs: ``[P, G, T]`` float, the sampler's, nats.
+        mask: ``[P, G, T]`` bool, True where the policy chose the token.
+        ref_log_probs: ``[P, G, T]`` float or None, the frozen reference's, nats.
+    """
+
+    scores: jax.Array
+    log_probs: jax.Array
+    mask: jax.Array
+    ref_log_probs: jax.Array | None = None
+
+
+class PolicyBatch(NamedTuple):
+    """Everything that a policy loss reads, over any layout (``[B, T]`` for tokens, ``[T, B]`` for control).
+
+    Attributes:
+        log_probs: the current policy's, nats; the only entry that carries a gradient.
+        old_log_probs: the behaviour policy's, nats.
+        advantages: same shape as ``log_probs``.
+        mask: bool, True where the policy chose.
+        weights: float, ``Σ weights · loss`` is the loss; taken once per optimizer step over the *whole* batch, which
+            is what makes micro-batches, data parallelism and packing exact.
+        ref_log_probs: the frozen reference's, nats, or None where no term needs it.
+    """
+
+    log_probs: jax.Array
+    old_log_probs: jax.Array
+    advantages: jax.Array
+    mask: jax.Array
+    weights: jax.Array
+    ref_log_probs: jax.Array | None = None
