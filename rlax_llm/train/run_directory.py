@@ -1,0 +1,249 @@
+"""The directory of a run: what it was told, what it measured, what it wrote, in files that survive a crash.
+
+``config.yaml``, ``metrics.jsonl``, ``completions.jsonl``, ``curves.png``, ``summary.json``, and the directories
+``checkpoints/`` and ``model/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the operating system's errors while ``path`` is written into one sentence that says what to do.
+
+    Raises:
+        OSError: of the same ``errno``, naming ``path``.
+
+    >>> with writing("runs/a/metrics.jsonl"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    OSError: no space left on the disk while writing runs/a/metrics.jsonl; what was written before is intact: free some
+    space and go on with --resume.
+    """
+    try:
+        yield
+    except OSError as error:
+        sentence = _sentence(error, path)
+        if sentence is None:
+            raise
+        failure = OSError(sentence)
+        failure.errno = error.errno
+        raise failure from error
+
+
+class RunDirectory:
+    """The files of one run; made with :meth:`create` or, to go on with a run, :meth:`reopen`.
+
+    >>> import tempfile
+    >>> run = RunDirectory.create(tempfile.mkdtemp() + "/run", {"command": "grpo", "seed": 0})
+    >>> run.log_metrics(1, {"reward": 0.5, "kl": float("nan")})
+    >>> run.metrics()
+    [{'step': 1, 'reward': 0.5, 'kl': None}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
+        """Make the directory, with its parents, and write ``config.yaml``.
+
+        Raises:
+            FileExistsError: there is a run in it already.
+            NotADirectoryError: ``path`` is a file.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise NotADirectoryError(f"{path} is a file; choose another --out.")
+        if run.config_path.exists() or run.metrics_path.exists():
+            raise FileExistsError(
+                f"{path} already holds a run; choose another --out, or go on with it: --resume {path}"
+            )
+        with writing(run.config_path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+            _write_at_once(run.config_path, text)
+        return run
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """The run that is in ``path``; nothing is changed.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        run = cls(path)
+        if not run.config_path.is_file():
+            reason = "holds no run (no config.yaml in it)" if run.path.is_dir() else "is not a directory"
+            raise FileNotFoundError(f"{path} {reason}; give the directory that an earlier run wrote.")
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The settings the run was made with."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def completions_path(self) -> Path:
+        """One JSON object a sampled completion."""
+        return self.path / "completions.jsonl"
+
+    @property
+    def curves_path(self) -> Path:
+        """The figure of the metrics."""
+        return self.path / "curves.png"
+
+    @property
+    def summary_path(self) -> Path:
+        """What came out in the end."""
+        return self.path / "summary.json"
+
+    @property
+    def model_path(self) -> Path:
+        """Where the trained model goes, as a Hugging Face directory."""
+        return self.path / "model"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Where the states to resume from go."""
+        return self.path / "checkpoints"
+
+    def config(self) -> dict[str, Any]:
+        """The settings in ``config.yaml``."""
+        return yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``: numbers, arrays of one, lists, text; NaN and infinity become null.
+
+        Raises:
+            OSError: the disk is full; the lines before are intact.
+        """
+        _append(self.metrics_path, [{"step": int(step), **metrics}])
+
+    def log_completions(self, completions: Sequence[Mapping[str, Any]]) -> None:
+        """Append records, each with the ``step`` it was sampled at, to ``completions.jsonl``.
+
+        Raises:
+            ValueError: a record has no ``step``.
+            OSError: the disk is full; the lines before are intact.
+        """
+        if any("step" not in record for record in completions):
+            raise ValueError("log_completions: a record has no 'step'; give each the step it was sampled at.")
+        _append(self.completions_path, completions)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of ``metrics.jsonl``; a last line that a crash left half written is passed over."""
+        return [row for _, row in _lines(self.metrics_path)]
+
+    def completions(self) -> list[dict[str, Any]]:
+        """All rows of ``completions.jsonl``, read like :meth:`metrics`."""
+        return [row for _, row in _lines(self.completions_path)]
+
+    def truncate_to(self, step: int) -> None:
+        """Drop the metrics and completions of later steps, so that a resumed run writes what an unbroken one would."""
+        for path in (self.metrics_path, self.completions_path):
+            if path.exists():
+                kept = b"".join(line for line, row in _lines(path) if row["step"] <= step)
+                if kept != path.read_bytes():
+                    with writing(path):
+                        _write_at_once(path, kept.decode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, whole or not at all.
+
+        Raises:
+            OSError: the disk is full; an earlier summary is intact.
+        """
+        with writing(self.summary_path):
+            _write_at_once(self.summary_path, json.dumps(_plain(summary), indent=2, ensure_ascii=False) + "\n")
+
+
+def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
+    if error.errno in _DISK_FULL:
+        return (
+            f"no space left on the disk while writing {path}; what was written before is intact: "
+            "free some space and go on with --resume."
+        )
+    if error.errno in _REFUSED:
+        return f"no permission to write {path}; choose another --out."
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"cannot write {path}: a part of that path is a file; choose another --out."
+    return None
+
+
+def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    data = text.encode()
+    with writing(path), open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            # Unbuffered, so that a full disk shows here and not at the closing; such a write may be a short one.
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    """Write beside ``path`` and rename, so that a crash leaves the old file or the new one and never a half."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append((line, json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or delete that line.") from error
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """The value with only what JSON has; ``.tolist()`` is what numpy's and JAX's arrays share."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,138 @@
+"""Checkpoints: restored bits, the last two kept, and what is said when one is damaged or does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlax_llm.train import checkpoints
+
+
+def _state(seed=0, width=3):
+    params = {
+        "layers": {"w": jax.random.normal(jax.random.key(seed), (2, width))},
+        "b": jnp.ones((3,), jnp.bfloat16) / 3,
+    }
+    return {
+        "params": params,
+        "opt_state": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(params),
+        "key": jax.random.key(seed + 1),
+        "keys": jax.random.split(jax.random.key(seed, impl="rbg"), 2),
+        "position": 2**40 + seed,
+        "rate": 0.1,
+        "done": True,
+        "nothing": None,
+        "empty": jnp.zeros((0, 4)),
+        "order": np.arange(5, dtype=np.int64)[::-1],
+        "nan": jnp.array([jnp.nan, -0.0, jnp.inf]),
+        "weak": jnp.full((2,), 1.5),
+        "weak_scalar": jnp.asarray(2.0),
+    }
+
+
+def _bits(leaf):
+    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
+def _assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert type(a) is type(b), name
+        assert getattr(a, "dtype", None) == getattr(b, "dtype", None), name
+        assert getattr(a, "weak_type", None) == getattr(b, "weak_type", None), name
+        assert getattr(a, "committed", None) == getattr(b, "committed", None), name
+        assert _bits(a) == _bits(b), name
+
+
+def test_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
+    checkpoints.save(tmp_path, 3, _state())
+    _assert_same(checkpoints.restore(tmp_path, 3, like=_state(seed=9)), _state())
+
+
+def test_shapes_are_enough_to_restore(tmp_path):
+    state = {"w": jnp.arange(3.0), "key": jax.random.key(0)}
+    checkpoints.save(tmp_path, 0, state)
+    _assert_same(checkpoints.restore(tmp_path, 0, like=jax.eval_shape(lambda: state)), state)
+
+
+def test_a_restored_array_is_where_the_given_one_is(tmp_path):
+    placed = jax.device_put(jnp.arange(3.0), jax.devices()[0])
+    checkpoints.save(tmp_path, 0, placed)
+    _assert_same(checkpoints.restore(tmp_path, 0, like=placed), placed)
+
+
+def test_the_last_two_are_kept(tmp_path):
+    assert checkpoints.latest(tmp_path / "checkpoints") is None
+    for step in (8, 9, 10):
+        checkpoints.save(tmp_path / "checkpoints", step, {"w": jnp.full((2,), step)})
+    assert checkpoints.latest(tmp_path / "checkpoints") == 10
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["10", "9"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    like = jnp.zeros(2)
+    checkpoints.save(tmp_path, 1, like)
+    checkpoints.save(tmp_path, 1, like + 1)
+    np.testing.assert_array_equal(checkpoints.restore(tmp_path, 1, like), 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_crash_while_saving_leaves_the_last_one(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 1, _state())
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "_rename", killed)
+        checkpoints.save(tmp_path, 2, _state(1))
+    assert checkpoints.latest(tmp_path) == 1
+    _assert_same(checkpoints.restore(tmp_path, 1, _state(2)), _state())
+    checkpoints.save(tmp_path, 2, _state(1))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"w": jnp.zeros((2, 4)), "n": 1}, r"w is float32\[2, 3\], wanted float32\[2, 4\]"),
+        ({"w": jnp.zeros((2, 3), jnp.bfloat16), "n": 1}, r"w is float32\[2, 3\], wanted bfloat16\[2, 3\]"),
+        ({"w": jnp.zeros((2, 3)), "n": jnp.int32(1)}, r"n is Python int, wanted int32\[\]"),
+        ({"w": jnp.zeros((2, 3)), "n": 1, "more": {"b": jnp.zeros(1)}}, "holds no more/b"),
+        ({"w": jnp.zeros((2, 3))}, "holds n, .* which is not wanted"),
+    ],
+)
+def test_another_structure_is_refused_by_name(tmp_path, like, message):
+    checkpoints.save(tmp_path, 1, {"w": jnp.zeros((2, 3)), "n": 1})
+    with pytest.raises(ValueError, match=message):
+        checkpoints.restore(tmp_path, 1, like)
+
+
+def test_damage_is_seen(tmp_path):
+    state = {"w": jnp.arange(1000.0)}
+    checkpoints.save(tmp_path, 1, state)
+    checkpoints.save(tmp_path, 2, state)
+    largest = max((tmp_path / "2").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(ValueError, match=r"2 is damaged .*; remove it to go on from step 1"):
+        checkpoints.restore(tmp_path, 2, state)
+    largest.unlink()
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoints.restore(tmp_path, 2, state)
+    (tmp_path / "2" / "manifest" / "metadata").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoints.restore(tmp_path, 2, state)
+
+
+def test_a_missing_checkpoint_and_a_leaf_of_no_use(tmp_path):
+    checkpoints.save(tmp_path, 4, jnp.zeros(1))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*5; the last one there is of step 4"):
+        checkpoints.restore(tmp_path, 5, jnp.zeros(1))
+    with pytest.raises(TypeError, match="name is a str"):
+        checkpoints.save(tmp_path, 6, {"name": "x"})

@@ -1,0 +1,122 @@
+"""The run directory: what is in its files after a crash, a full disk and a resume."""
+
+import errno
+import json
+import resource
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_llm.train.run_directory import RunDirectory
+
+CONFIG = {"command": "grpo", "learning_rate": 1e-5, "model": "modèle", "kl_coef": None}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.create(tmp_path / "a" / "run", CONFIG)
+
+
+def test_config_comes_back_and_a_second_run_is_refused(run):
+    assert RunDirectory.reopen(run.path).config() == CONFIG
+    with pytest.raises(FileExistsError, match=r"already holds a run; choose another --out, or .*--resume"):
+        RunDirectory.create(run.path, CONFIG)
+
+
+def test_places_that_are_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        RunDirectory.reopen(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a directory"):
+        RunDirectory.reopen(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="choose another --out"):
+        RunDirectory.create(tmp_path / "file", {})
+    with pytest.raises(OSError, match="a part of that path is a file"):
+        RunDirectory.create(tmp_path / "file" / "run", {})
+
+
+def test_a_directory_with_other_files_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    RunDirectory.create(tmp_path, CONFIG)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_metrics_are_json_lines_of_plain_numbers(run):
+    row = {
+        "reward": jnp.float32(0.5),
+        "n": np.int64(3),
+        "kl": jnp.nan,
+        "x": float("inf"),
+        "parts": np.array([1.0, np.nan]),
+    }
+    run.log_metrics(jnp.int32(1), row)
+    text = run.metrics_path.read_text()
+    assert text.endswith("\n")
+    assert json.loads(text) == {"step": 1, "reward": 0.5, "n": 3, "kl": None, "x": None, "parts": [1.0, None]}
+
+
+def test_resuming_gives_the_file_of_an_unbroken_run(run, tmp_path):
+    unbroken = RunDirectory.create(tmp_path / "unbroken", CONFIG)
+
+    def log(where, steps):
+        for step in steps:
+            where.log_metrics(step, {"reward": step / 7})
+            where.log_completions([{"step": step, "text": "é\u2028"}, {"step": step, "text": "\n"}])
+
+    log(unbroken, range(1, 6))
+    log(run, range(1, 5))
+    with open(run.metrics_path, "ab") as file:
+        file.write(b'{"step": 5, "rew')
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
+    again = RunDirectory.reopen(run.path)
+    again.truncate_to(2)
+    log(again, range(3, 6))
+    assert again.metrics_path.read_bytes() == unbroken.metrics_path.read_bytes()
+    assert again.completions_path.read_bytes() == unbroken.completions_path.read_bytes()
+    assert again.completions() == unbroken.completions()
+
+
+def test_a_half_written_line_goes_even_when_no_step_does(run):
+    run.log_metrics(1, {})
+    run.metrics_path.write_bytes(run.metrics_path.read_bytes() + b'{"st')
+    run.truncate_to(9)
+    assert run.metrics_path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_broken_line_in_the_middle_is_named(run):
+    run.metrics_path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        run.metrics()
+
+
+def test_completions_need_their_step(run):
+    with pytest.raises(ValueError, match="no 'step'"):
+        run.log_completions([{"text": "x"}])
+
+
+def test_a_full_disk_loses_nothing_written(run):
+    run.log_metrics(1, {"reward": 0.5})
+    run.write_summary({"steps": 1})
+    before = run.metrics_path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(OSError, match=r"no space left on the disk while writing .*metrics\.jsonl") as failure:
+            run.log_metrics(2, {"reward": 0.6})
+        with pytest.raises(OSError, match="no space left"):
+            run.write_summary({"text": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failure.value.errno == errno.EFBIG
+    assert run.metrics_path.read_bytes() == before
+    assert json.loads(run.summary_path.read_text()) == {"steps": 1}
+    run.log_metrics(2, {"reward": 0.6})
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
+def test_summary_is_replaced_whole(run):
+    run.write_summary({"steps": 1})
+    run.write_summary({"steps": 2, "path": run.path, "kl": float("nan")})
+    assert json.loads(run.summary_path.read_text()) == {"steps": 2, "path": str(run.path), "kl": None}
+    assert not list(run.path.glob("*.part"))
