@@ -1,0 +1,155 @@
+"""Tasks of reasoning-gym, an optional dependency: generated puzzles with a scorer each."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlax_llm.data.rows import DataError, Row, user_message
+from rlax_llm.rewards.calling import Reward
+from rlax_llm.rewards.functions import completion_text
+from rlax_llm.rewards.loading import closest
+
+_DRAWS = 4  # entries generated for each held-out question wanted, at most
+_INSTRUCTION = "Give only the final answer."
+_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+_LABEL = re.compile(r"^(?:the )?(?:final )?answer(?: is)?\s*:?\s*", re.IGNORECASE)
+
+
+def load(
+    name: str, held_out_size: int, seed: int, *, size: int = 1000, config: Mapping[str, Any] | None = None
+) -> tuple[list[Row], list[Row], Reward]:
+    """Training rows, held-out rows and the scorer of a reasoning-gym task.
+
+    A prompt is one user message: the question and a request for the final answer only. Small models follow that where
+    they seldom write tags; ``<answer>`` tags are read too. No question is held out and trained on, or there twice, so
+    there may be fewer training rows than ``size``. Rows hold ``answer`` and ``entry``, the generator's own record,
+    and where the task has one right answer, ``completion``.
+
+    reasoning-gym 0.1.25 generates list_functions differently every time, and isomorphic_strings, knight_swap,
+    polynomial_multiplication, ransom_note and word_ladder in every process unless ``PYTHONHASHSEED`` is set.
+
+    Args:
+        name: name in reasoning-gym, such as ``chain_sum``.
+        held_out_size: number of held-out rows.
+        seed: not negative.
+        size: number of training entries to generate; some tasks take seconds for each.
+        config: settings of the task, such as ``{"min_terms": 2}``.
+
+    Raises:
+        DataError: reasoning-gym is not installed, no such task, settings that it refuses, too few different questions.
+    """
+    for what, number, least in (("seed", seed, 0), ("size", size, 1), ("held_out_size", held_out_size, 1)):
+        if not isinstance(number, int) or number < least:
+            raise DataError(f"reasoning-gym:{name}: {what} is {number!r}, wanted a whole number of at least {least}.")
+    settings = dict(config or {})
+    generator = _dataset(name, settings, size=_DRAWS * held_out_size, seed=_start(seed, 1))
+    held_out = list(itertools.islice(_unseen(_entries(name, generator), set()), held_out_size))
+    seen = {entry["question"] for entry in held_out}
+    if len(held_out) < held_out_size:
+        raise DataError(
+            f"reasoning-gym:{name}: {_DRAWS * held_out_size} entries hold only {len(held_out)} different questions, "
+            f"wanted {held_out_size} to hold out; hold out fewer, or set the task to be harder."
+        )
+    generator = _dataset(name, settings, size=size, seed=_start(seed, 0))
+    train = list(_unseen(_entries(name, generator), seen))
+    if not train:
+        raise DataError(f"reasoning-gym:{name}: every training question is held out; hold out fewer.")
+    answered = all(isinstance(entry["answer"], str) for entry in itertools.chain(train, held_out))
+    reward = Reward(name, _scorer(generator))
+    return [_row(entry, answered) for entry in train], [_row(entry, answered) for entry in held_out], reward
+
+
+def extract_answer(completion: str, lines: int | None = 1) -> str:
+    """The part of a completion to score: the last ``<answer>``, or the last lines.
+
+    Args:
+        completion: generated text. An ``<answer>`` that was not closed reaches to the end.
+        lines: number of lines that an answer has, ``None`` for all; blank lines at the end are not counted.
+
+    >>> extract_answer("2 + 2 makes <answer> 4 </answer>."), extract_answer("I add.\\nAnswer: **4**\\n")
+    ('4', '4')
+    """
+    tagged = _TAG.findall(completion)
+    if tagged:
+        return tagged[-1].strip()
+    text = completion.strip()
+    if lines is None:
+        return text
+    text = "\n".join(text.split("\n")[-lines:]).strip()
+    return _LABEL.sub("", text.strip("*`")).strip("*` ") if lines == 1 else text
+
+
+def _start(seed: int, side: int) -> int:
+    """Seed for a generator. Spread out, because entry i of seed s is mostly entry i - 1 of seed s + 1."""
+    return int(np.random.SeedSequence([seed, side]).generate_state(1)[0]) >> 1
+
+
+def _dataset(name: str, settings: dict[str, Any], size: int, seed: int) -> Any:
+    try:
+        from reasoning_gym import create_dataset
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise DataError(
+            f'reasoning-gym:{name}: reasoning-gym is not installed ({error}); pip install "rlax-llm[tasks]".'
+        ) from error
+    if name not in DATASETS:
+        raise DataError(
+            f"reasoning-gym:{name}: no such task, of {len(DATASETS)} such as chain_sum{closest(name, DATASETS)}"
+        )
+    try:
+        return create_dataset(name, **settings, size=size, seed=seed)
+    except Exception as error:  # each task checks its settings in its own way, many by assert
+        known = ", ".join(sorted(set(DATASETS[name][1].__dataclass_fields__) - {"size", "seed"}))
+        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise DataError(f"reasoning-gym:{name}: refused ({detail}); its settings are {known}.") from error
+
+
+def _entries(name: str, generator: Any) -> Iterator[dict[str, Any]]:
+    for index in range(len(generator)):
+        try:
+            yield generator[index]
+        except Exception as error:
+            raise DataError(
+                f"reasoning-gym:{name}: generating entry {index} raised {type(error).__name__}: {error}."
+            ) from error
+
+
+def _unseen(entries: Iterable[dict[str, Any]], seen: set[str]) -> Iterator[dict[str, Any]]:
+    """Entries whose question is neither in ``seen`` nor that of an earlier one."""
+    seen = set(seen)
+    for entry in entries:
+        if entry["question"] not in seen:
+            seen.add(entry["question"])
+            yield entry
+
+
+def _row(entry: dict[str, Any], answered: bool) -> Row:
+    prompt = user_message(f"{entry['question']}\n{_INSTRUCTION}")
+    demonstration = {"completion": entry["answer"]} if answered else {}
+    return {"prompt": prompt, **demonstration, "answer": entry["answer"], "entry": entry}
+
+
+def _scorer(generator: Any) -> Any:
+    def reasoning_gym_score(
+        prompts: Sequence[Any], completions: Sequence[Any], entry: Sequence[dict[str, Any]], **_: Any
+    ) -> list[float]:
+        return [_score(generator, completion_text(text), record) for text, record in zip(completions, entry)]
+
+    return reasoning_gym_score
+
+
+def _score(generator: Any, completion: str, entry: dict[str, Any]) -> float:
+    right = entry["answer"]
+    lines = right.strip().count("\n") + 1 if isinstance(right, str) else None
+    found = right if completion.strip() == right else extract_answer(completion, lines)
+    if isinstance(right, str) and not right.endswith("."):
+        found = found.removesuffix(".")
+    try:
+        return float(generator.score_answer(found, entry))
+    except Exception:  # some scorers raise on text that they cannot parse: it is then not an answer
+        return 0.0

@@ -1,0 +1,107 @@
+"""Rows of a data set and their split into training and held-out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+"""``prompt`` (a string, or chat messages ``[{"role": ..., "content": ...}]``), ``completion`` where there is a
+demonstration (always a string), and any columns for the reward functions."""
+
+
+class DataError(ValueError):
+    """A data set or task that cannot be read, built or split."""
+
+
+def user_message(content: str) -> list[dict[str, str]]:
+    """Prompt of one user turn, for a model with a chat template.
+
+    >>> user_message("Hi")
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    return [{"role": "user", "content": content}]
+
+
+def split_rows(
+    where: str, rows: Sequence[Row], keys: Sequence[Hashable], held_out_size: int, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """Split rows at random so that no key is on both sides.
+
+    Args:
+        where: what errors call the data.
+        rows: at least two.
+        keys: for each row, what makes it the same problem as another; at least two different ones.
+        held_out_size: number of held-out rows. A key with more rows than are still wanted loses the others: they are on
+            neither side.
+        seed: not negative; the split is a function of the arguments.
+
+    Returns:
+        Training rows in their order, and held-out rows in random order.
+
+    Raises:
+        DataError: fewer than two keys, or a ``held_out_size`` that is not positive or leaves nothing to train on.
+
+    >>> train, held_out = split_rows("letters", [{"prompt": c} for c in "aabc"], "aabc", held_out_size=1, seed=1)
+    >>> {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
+    set()
+    """
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
+    if len(groups) < 2:
+        raise DataError(f"{where}: {len(groups)} different prompts in all; holding some out needs at least 2.")
+    if held_out_size < 1:
+        raise DataError(f"{where}: {held_out_size} rows to hold out, wanted at least 1.")
+    if seed < 0:
+        raise DataError(f"{where}: seed is {seed}, wanted 0 or more.")
+    shuffled = list(groups)
+    held_out: list[int] = []
+    for index in np.random.default_rng(seed).permutation(len(groups)).tolist():
+        if len(held_out) == held_out_size:
+            break
+        held_out += groups.pop(shuffled[index])[: held_out_size - len(held_out)]
+    if not groups:
+        raise DataError(
+            f"{where}: holding out {held_out_size} of {len(rows)} rows leaves none to train on; hold out fewer."
+        )
+    return [rows[index] for index in sorted(itertools.chain(*groups.values()))], [rows[index] for index in held_out]
+
+
+def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Rows of batch number ``step`` (from 0): a pure function, so a resumed run needs nothing but its step.
+
+    Every epoch is a fresh permutation of all rows; batches follow one another through it and may span two epochs.
+
+    Args:
+        size: number of rows in the data set.
+        batch_size: number of rows in a batch; may exceed ``size``.
+        seed: not negative.
+        step: not negative.
+
+    Returns:
+        int64 ``[batch_size]``, each from 0 up to ``size``.
+
+    Raises:
+        DataError: an empty data set, or an argument out of range.
+
+    >>> sorted(int(row) for step in range(3) for row in batch_indices(6, 2, seed=0, step=step))
+    [0, 1, 2, 3, 4, 5]
+    """
+    if size < 1:
+        raise DataError("batch_indices: the data set is empty; give at least one row.")
+    if batch_size < 1:
+        raise DataError(f"batch_indices: batch_size is {batch_size}, wanted at least 1.")
+    for name, value in (("seed", seed), ("step", step)):
+        if value < 0:
+            raise DataError(f"batch_indices: {name} is {value}, wanted 0 or more.")
+    first = step * batch_size
+    epochs = range(first // size, math.ceil((first + batch_size) / size))
+    shuffled = np.concatenate([np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs])
+    offset = first - epochs[0] * size
+    return shuffled[offset : offset + batch_size]

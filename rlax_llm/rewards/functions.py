@@ -1,0 +1,96 @@
+"""Reward functions for verifiable answers, in TRL's signature ``f(prompts, completions, **columns) -> list``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_NUMBER = re.compile(
+    r"""
+    (?P<sign>(?<![\w)\]}])[-\u2212\u2010\u2013\uff0d])?    # a dash right after a word or a bracket is an operator
+    [$\u20ac\u00a3]?
+    (?:
+        (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)
+        (?:\.(?P<fraction>[0-9]+))?
+      | \.(?P<bare_fraction>[0-9]+)
+    )
+    """,
+    re.VERBOSE,
+)
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """Text of a completion: itself, or the content of its last message.
+
+    Args:
+        completion: a string, or messages ``[{"role": "assistant", "content": ...}]``.
+
+    >>> completion_text([{"role": "assistant", "content": "42"}])
+    '42'
+    """
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1]["content"]) if completion else ""
+
+
+def last_integer(text: str) -> str | None:
+    """Decimal digits, with a leading ``-`` if negative, of the last number in ``text``.
+
+    Commas between thousands, currency signs, Unicode minus signs, leading zeros and a fraction of zeros are read as
+    people write them. A dash right after a word or a closing bracket is an operator, not a sign. A string is returned
+    because it has no limit on its number of digits.
+
+    Returns:
+        The integer in its shortest form; ``None`` if there is no number or the last one is not an integer.
+
+    >>> last_integer("12 + 30 = 42."), last_integer("about -1,234.00"), last_integer("10-3"), last_integer("it is 2.5")
+    ('42', '-1234', '3', None)
+    """
+    found = None
+    for found in _NUMBER.finditer(text):  # noqa: B007
+        pass
+    if found is None or (found["fraction"] or found["bare_fraction"] or "").strip("0"):
+        return None
+    digits = (found["whole"] or "0").replace(",", "").lstrip("0") or "0"
+    return f"-{digits}" if found["sign"] and digits != "0" else digits
+
+
+def exact_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+    """1 where the completion, stripped of surrounding white space, is the answer; else 0.
+
+    Args:
+        prompts: not used.
+        completions: strings or assistant messages.
+        answer: column of right answers, compared as text.
+
+    >>> exact_answer(["1+1=", "2+2="], ["2 ", "5"], answer=["2", "4"])
+    [1.0, 0.0]
+    """
+    return [float(completion_text(given).strip() == str(right).strip()) for given, right in zip(completions, answer)]
+
+
+def integer_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+    """1 where the last number in the completion is the integer that the answer holds; else 0.
+
+    Args:
+        prompts: not used.
+        completions: strings or assistant messages.
+        answer: column of right answers: integers, or text whose last number is one.
+
+    Raises:
+        ValueError: an answer holds no integer.
+
+    >>> integer_answer(["", ""], ["17 + 25 = 42.", "Forty-one"], answer=["42", 41])
+    [1.0, 0.0]
+    """
+    return [
+        float(last_integer(completion_text(given)) == _expected(right)) for given, right in zip(completions, answer)
+    ]
+
+
+def _expected(answer: Any) -> str:
+    digits = last_integer(str(answer))
+    if digits is None:
+        raise ValueError(f"the answer {answer!r} holds no integer")
+    return digits
