@@ -1,0 +1,124 @@
+"""Token log-probabilities and entropies from hidden states, without ever holding all logits ``[N, V]``.
+
+The forward pass keeps one chunk of logits at a time; the custom derivative recomputes each chunk and never forms more
+of the gradient. Values and gradients are those of the plain ``log_softmax``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+CHUNK = 128  # rows; large enough for a full-speed matmul, small enough that one chunk of logits is a few tens of MB
+
+
+def _chunk_logits(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> jax.Array:
+    """Logits of one chunk, in at least float32, −inf where top-k or top-p cut them."""
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits = jnp.matmul(hidden, head.T, preferred_element_type=wide)
+    # The chosen token was kept by the sampler, whatever the last bit of its logit says now.
+    kept = (logits >= thresholds[:, None]) | (jnp.arange(head.shape[0]) == targets[:, None])
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def _statistics(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> tuple:
+    logits = _chunk_logits(hidden, head, targets, thresholds)
+    normaliser = jax.nn.logsumexp(logits, -1)
+    chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    finite = jnp.where(jnp.isfinite(logits), logits, 0.0)
+    entropy = normaliser - (jnp.exp(logits - normaliser[:, None]) * finite).sum(-1)
+    return chosen - normaliser, entropy, normaliser
+
+
+def _chunked(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Reshape ``[N, …]`` to ``[chunks, rows, …]``, padded with zeros."""
+    rows = min(CHUNK, count)
+    pad = -count % rows
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, rows, *x.shape[1:])
+
+    return tuple(split(x) for x in arrays)
+
+
+def _forward(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> tuple:
+    chunks = _chunked(hidden.shape[0], hidden, targets, thresholds)
+    outputs = jax.lax.map(lambda chunk: _statistics(chunk[0], head, *chunk[1:]), chunks)
+    log_probs, entropy, normaliser = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
+    return (log_probs, entropy), (hidden, head, targets, thresholds, normaliser, entropy)
+
+
+def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
+    hidden, head, targets, thresholds, normaliser, entropy = residuals
+    # ∂ log p_y / ∂ logit_v = 1[v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v (log p_v + H).
+    rows = _chunked(hidden.shape[0], hidden, targets, thresholds, normaliser, entropy, *cotangents)
+
+    def step(head_gradient: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+        h, target, threshold, norm, ent, log_prob_bar, entropy_bar = chunk
+        log_p = _chunk_logits(h, head, target, threshold) - norm[:, None]
+        surprise = jnp.where(jnp.isfinite(log_p), log_p, 0.0) + ent[:, None]
+        slope = -jnp.exp(log_p) * (log_prob_bar[:, None] + entropy_bar[:, None] * surprise)
+        hit = jnp.arange(head.shape[0]) == target[:, None]
+        slope = (slope + jnp.where(hit, log_prob_bar[:, None], 0.0)).astype(h.dtype)
+        head_gradient += jnp.matmul(slope.T, h, preferred_element_type=head_gradient.dtype)
+        return head_gradient, slope @ head
+
+    wide = jnp.promote_types(head.dtype, jnp.float32)
+    head_gradient, hidden_gradient = jax.lax.scan(step, jnp.zeros(head.shape, wide), rows)
+    hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
+    return hidden_gradient, head_gradient.astype(head.dtype), None, None
+
+
+@jax.custom_vjp
+def _log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> tuple:
+    return _forward(hidden, head, targets, thresholds)[0]
+
+
+_log_probs.defvjp(_forward, _backward)
+
+
+def token_log_probs(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: float | jax.Array = 1.0,
+    thresholds: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """``log p[n, targets[n]]`` and entropy of ``p[n] = softmax(hidden[n] · headᵀ / temperature)``.
+
+    With ``thresholds``, p is renormalised over the tokens whose tempered logit is at least the threshold (and the
+    target): the distribution that a sampler with top-k or top-p drew from. Limiting cases: threshold −inf is the plain
+    softmax; the gradient of ``log p`` over targets drawn from p averages to zero.
+
+    Args:
+        hidden: ``[N, D]``.
+        head: ``[V, D]``.
+        targets: ``[N]`` int32.
+        temperature: > 0, dimensionless.
+        thresholds: ``[N]`` float or None, not differentiated.
+
+    Returns:
+        Log-probabilities ``[N]`` and entropies ``[N]``, nats, in at least float32.
+
+    >>> log_prob, entropy = token_log_probs(jnp.zeros((1, 2)), jnp.ones((4, 2)), jnp.array([3]))
+    >>> bool(jnp.allclose(log_prob, -jnp.log(4.0))), bool(jnp.allclose(entropy, jnp.log(4.0)))
+    (True, True)
+    """
+    limits = jnp.full(hidden.shape[:1], -jnp.inf) if thresholds is None else thresholds
+    scaled = hidden / jnp.asarray(temperature, hidden.dtype)
+    return _log_probs(scaled, head, targets, jax.lax.stop_gradient(limits))
+
+
+@partial(jax.jit, static_argnames=())
+def plain_token_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same numbers through one ``[N, V]`` array of logits: the oracle of tests and benchmarks.
+
+    Args:
+        hidden: ``[N, D]``.
+        head: ``[V, D]``.
+        targets: ``[N]`` int32.
+    """
+    log_p = jax.nn.log_softmax(hidden @ head.T)
+    return jnp.take_along_axis(log_p, targets[:, None], -1)[:, 0], -(jnp.exp(log_p) * log_p).sum(-1)
