@@ -50,7 +50,7 @@ class Task:
 
 
 def load_task(
-    spec: str | None = None,
+    spec: str,
     *,
     data: str | Path | None = None,
     reward: str | None = None,
@@ -63,15 +63,15 @@ def load_task(
     ``reasoning-gym:chain_sum,min_terms=2,size=500`` (the settings of the task, and the number of training rows).
 
     Args:
-        spec: ``arithmetic``, ``arithmetic-words`` or ``reasoning-gym:NAME``, with settings; not together with ``data``.
-        data: JSON Lines file.
-        reward: as ``load_reward`` takes it; needed with ``data``, and in place of the task's own otherwise.
+        spec: ``arithmetic``, ``arithmetic-words`` or ``reasoning-gym:NAME``, with settings.
+        data: JSON Lines file to take instead; ``spec`` is then not used.
+        reward: as ``load_reward`` takes it, instead of the task's own. A data file has none of its own, and needs one
+            unless it has a column ``completion`` to imitate; its task then has no rewards.
         held_out_size: number of held-out rows.
         seed: chooses the rows and which are held out.
 
     Raises:
-        DataError: no or both of ``spec`` and ``data``, an unknown task (with the closest known), settings that do not
-            fit, or a file that cannot be used.
+        DataError: an unknown task (with the closest known), settings that do not fit, a file that cannot be used.
         RewardError: no such reward function, or one that does not accept the columns.
 
     >>> task = load_task("arithmetic,largest=9", held_out_size=10)
@@ -80,27 +80,20 @@ def load_task(
     """
     if seed < 0:
         raise DataError(f"load_task: seed is {seed}, wanted 0 or more.")
-    if data is not None and spec is not None:
-        raise DataError(f"load_task: both a task ({spec}) and a data file ({data}) are given; give one of them.")
-    if data is not None:
-        task = _file_task(data, reward, held_out_size, seed)
-    elif spec is not None:
-        task = _built_in(spec, held_out_size, seed)
-    else:
-        raise DataError(f"load_task: neither a task nor a data file is given; the tasks are {', '.join(_KNOWN)}.")
-    if spec is not None and reward is not None:
-        task = Task(task.name, task.train, task.held_out, (load_reward(reward),))
+    rewards = () if reward is None else (load_reward(reward),)  # first, for it fails fast
+    task = _built_in(spec, held_out_size, seed) if data is None else _file_task(data, held_out_size, seed)
+    if rewards:
+        task = Task(task.name, task.train, task.held_out, rewards)
+    if not task.rewards and "completion" not in task.train[0]:
+        raise DataError(f"{data}: neither a reward function is given nor a column 'completion'; give one of them.")
     for function in task.rewards:
         check_columns(function, list(task.train[0]))
     return task
 
 
-def _file_task(data: str | Path, reward: str | None, held_out_size: int, seed: int) -> Task:
-    if reward is None:
-        raise DataError(f"{data}: a data file needs a reward function; give MODULE:FUNCTION or FILE.py:FUNCTION.")
-    function = load_reward(reward)  # first, for it fails fast
+def _file_task(data: str | Path, held_out_size: int, seed: int) -> Task:
     train, held_out = jsonl.load(data, held_out_size, seed)
-    return Task(str(data), train, held_out, (function,))
+    return Task(str(data), train, held_out, rewards=())
 
 
 def _built_in(spec: str, held_out_size: int, seed: int) -> Task:

@@ -182,15 +182,15 @@ def _raised(reward: Reward, batch: _Batch, error: Exception) -> str:
 def _number(reward: Reward, index: int, returned: Any) -> float:
     if returned is None:
         return math.nan
-    value = returned.item() if getattr(returned, "ndim", None) == 0 else returned
-    is_number = isinstance(value, numbers.Real)
-    if not is_number:
-        kind = type(value).__name__
-        raise RewardError(
-            f"reward {reward.name!r} returned {value!r} ({kind}) for row {index}, wanted a number or None."
-        )
-    if not abs(value) <= np.finfo(np.float32).max:
-        raise RewardError(
-            f"reward {reward.name!r} returned {value} for row {index}, wanted a finite number, or None to abstain."
-        )
+    value: Any = returned.item() if getattr(returned, "ndim", None) == 0 else returned
+    where = f"reward {reward.name!r} returned {value!r} for row {index}"
+    if not isinstance(value, numbers.Real):
+        raise RewardError(f"{where}, wanted a number or None.")
+    if not _in_range(value):
+        raise RewardError(f"{where}, wanted a finite number, or None to abstain.")
     return float(value)
+
+
+def _in_range(value: Any) -> bool:
+    """Whether a real number is finite in float32; an integer of any size is compared exactly."""
+    return -_LARGEST <= value <= _LARGEST
