@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import zlib
@@ -50,7 +51,7 @@ def save(path: str | os.PathLike[str], step: int, state: Any) -> None:
     unfinished = root / f"{_UNFINISHED}{step}"
     items = ocp.args.Composite(leaves=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave({"leaves": manifest}))
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(unfinished, args=items)
         _rename(unfinished, root / str(step))
     except Exception as error:
@@ -99,6 +100,26 @@ def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
         arrays = _read_arrays(directory, manifest)
     leaves = [_as_before(array, leaf) for array, (_, leaf) in zip(arrays, wanted, strict=True)]
     return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
+    """Orbax's checkpointer, without the traceback it logs beside the error it raises, which is told in a sentence here.
+
+    Uncompressed: weights hardly compress, and trying took two thirds of the time (800 MB: 6.1 s with, 2.2 s without).
+    """
+    import orbax.checkpoint as ocp
+
+    handler = ocp.CompositeCheckpointHandler(
+        leaves=ocp.PyTreeCheckpointHandler(use_compression=False), manifest=ocp.JsonCheckpointHandler()
+    )
+    logger = logging.getLogger("absl")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            yield checkpointer
+    finally:
+        logger.disabled = was_disabled
 
 
 def _steps(root: Path) -> list[int]:
@@ -174,7 +195,7 @@ def _read(directory: Path, **leaves: Any) -> Any:
     import orbax.checkpoint as ocp
 
     wanted = leaves or {"manifest": ocp.args.JsonRestore()}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(directory, args=ocp.args.Composite(**wanted))[next(iter(wanted))]
 
 
