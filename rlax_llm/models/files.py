@@ -1,0 +1,130 @@
+"""Directories written whole or not at all, and JSON read with errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def existing_directory(directory: str | Path) -> Path:
+    """The path of a directory that exists.
+
+    Raises:
+        FileNotFoundError: it does not.
+    """
+    if not Path(directory).is_dir():
+        raise FileNotFoundError(f"{directory} is not a directory, wanted a Hugging Face model; check the path.")
+    return Path(directory)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; download or export the model again.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download or export the model again.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__}, wanted a JSON object; download the model again.")
+    return raw
+
+
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Write an object as indented JSON."""
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) -> Iterator[Path]:
+    """A new directory to write in, which takes the place of ``directory`` when the block ends without an error.
+
+    Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind.
+
+    Args:
+        directory: what to create or replace; its parents are created.
+        needed_bytes: what will be written, bytes; checked against the free space first.
+        owned: whether a file name of an existing ``directory`` may be replaced with it.
+
+    Raises:
+        FileExistsError: ``directory`` is a file, or holds something that is not ``owned``.
+        OSError: the disk is full, or not writable.
+    """
+    target = directory.resolve()
+    _check_owned(target, owned)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed_bytes:
+        raise _disk_full(target, f"{free:,} bytes are free, {needed_bytes:,} are needed")
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".partial"))
+    try:
+        yield staging
+        _finish(staging)
+        _move(staging, target)
+    except Exception as error:
+        if _is_full(error):
+            raise _disk_full(target, "it filled up while writing") from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_owned(target: Path, owned: Callable[[str], bool]) -> None:
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file, wanted a directory; remove it or choose another path.")
+    foreign = sorted(file.name for file in target.iterdir() if not owned(file.name)) if target.exists() else []
+    if foreign:
+        raise FileExistsError(
+            f"{target} holds {foreign[0]}, which is no part of a model and would be lost; "
+            "choose a new or an empty directory."
+        )
+
+
+def _finish(staging: Path) -> None:
+    """Put the bytes on the disk before the name points at them, with the permissions of any other new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    # mkdtemp and safetensors make theirs private to the user.
+    staging.chmod(0o777 & ~umask)
+    for file in staging.iterdir():
+        file.chmod(0o666 & ~umask)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def _move(staging: Path, target: Path) -> None:
+    if not target.exists():
+        staging.rename(target)
+        return
+    # Two renames, because a directory that is not empty cannot be renamed over; the old one is put back on failure.
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".old"))
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_full(error: BaseException) -> bool:
+    # safetensors reports a full disk as an error of its own, with the system's number in the text.
+    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error)
+
+
+def _disk_full(target: Path, what: str) -> OSError:
+    return OSError(
+        errno.ENOSPC, f"No room on the disk for {target}: {what}; nothing was changed there; free some space."
+    )

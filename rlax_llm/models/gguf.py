@@ -1,0 +1,239 @@
+"""GGUF files (llama.cpp's), read and dequantised: configuration, parameters and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
+from rlax_llm.models.huggingface import Parameters, stack_parameters
+from rlax_llm.models.tokenizer import Tokenizer, fast_class
+
+_ARCHITECTURES = {"llama": {}, "qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
+_TOP = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
+_MODULES = {
+    "attention_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+    "o": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+# token_type: 3 is a control token, 4 one that a user added; both are matched before the text is split.
+_CONTROL, _USER_DEFINED = 3, 4
+
+# The published tokenizers' own patterns. ``None`` is byte-level BPE's, the one of GPT-2.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {
+    "gpt-2": None,
+    "smollm": None,
+    "llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}",
+}
+
+
+def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig, Parameters, Tokenizer]:
+    """Everything that a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model holds; quantised weights are dequantised.
+
+    Args:
+        path: the file.
+        dtype: of the parameters given back.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated, or holds an architecture, a rope, a tensor, a quantisation or a tokenizer
+            that is not supported.
+    """
+    file = _File(Path(path))
+    config = _config(file)
+    return config, _parameters(file, config, dtype), _tokenizer(file)
+
+
+class _File:
+    """An open GGUF file: ``file[key]`` is a metadata value, ``{arch}`` in a key its architecture."""
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self.path = path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file, wanted a GGUF model; check the path.")
+        try:
+            reader = GGUFReader(path)
+        except Exception as error:  # the reader raises whatever a short buffer happens to cause
+            raise ValueError(f"{path} is not a whole GGUF file ({error}); download it again.") from error
+        self._fields = reader.fields
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.architecture = self["general.architecture"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        field = self._fields.get(key.replace("{arch}", getattr(self, "architecture", "")))
+        return default if field is None else field.contents()
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise ValueError(f"{self.path}: {key} is missing; convert or download the model again.")
+        return value
+
+    def refuse(self, what: str, got: Any, wanted: str, do: str) -> ValueError:
+        return ValueError(f"{self.path}: {what} is {got!r}, wanted {wanted}; {do}.")
+
+
+def _config(file: _File) -> DecoderConfig:
+    if file.architecture not in _ARCHITECTURES:
+        wanted = " or ".join(_ARCHITECTURES)
+        raise file.refuse("the architecture", file.architecture, wanted, "use a model of these families")
+    if file.get("{arch}.expert_count", 0):
+        raise file.refuse("expert_count", file["{arch}.expert_count"], "none", "use a dense model")
+    heads, hidden = file["{arch}.attention.head_count"], file["{arch}.embedding_length"]
+    head_dim = file.get("{arch}.attention.key_length", hidden // heads)
+    rotated = file.get("{arch}.rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise file.refuse("rope.dimension_count", rotated, f"all {head_dim} of a head", "use another model")
+    theta = float(np.float32(file.get("{arch}.rope.freq_base", 10_000.0)))
+    length = file["{arch}.context_length"]
+    return DecoderConfig(
+        vocab_size=int(file.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in file.tensors else 0,
+        hidden_size=hidden,
+        intermediate_size=file["{arch}.feed_forward_length"],
+        num_layers=file["{arch}.block_count"],
+        num_heads=heads,
+        num_kv_heads=file.get("{arch}.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rope_theta=theta,
+        rope_scaling=_rope_scaling(file, theta, head_dim),
+        # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
+        norm_eps=float(str(np.float32(file["{arch}.attention.layer_norm_rms_epsilon"]))),
+        tie_embeddings="output.weight" not in file.tensors,
+        max_positions=min(length, file.get("{arch}.attention.sliding_window") or length),
+        **_ARCHITECTURES[file.architecture],
+    )
+
+
+def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | None:
+    """The scaling: linear is in the metadata; Llama 3's is a tensor of divisors, which is recognised."""
+    kind = file.get("{arch}.rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
+        raise file.refuse("rope.scaling.type", kind, "none or linear", "use a model without it")
+    factors = file.tensors.get(_ROPE_FACTORS)
+    if factors is None:
+        return LinearRope(float(file["{arch}.rope.scaling.factor"])) if kind == "linear" else None
+    divisors = np.asarray(factors.data, np.float64)
+    # Every published Llama 3 has these bounds; the tensor itself says whether this is one of them.
+    scaling = Llama3Rope(float(divisors.max()), 1.0, 4.0, 8_192)
+    base = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if divisors.shape != base.shape or not np.allclose(base / scaling(base), divisors, rtol=1e-3):
+        raise file.refuse(_ROPE_FACTORS, divisors.tolist(), "the factors of a Llama 3 rope", "use another model")
+    return scaling
+
+
+def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
+    shapes: Parameters = dict(config.parameter_shapes)
+    wanted = {_tensor_name(leaf, None) for leaf in shapes if leaf != "layers"}
+    wanted |= {_tensor_name(leaf, layer) for leaf in shapes["layers"] for layer in range(config.num_layers)}
+    missing, extra = sorted(wanted - file.tensors.keys()), sorted(file.tensors.keys() - wanted - {_ROPE_FACTORS})
+    if missing:
+        raise ValueError(f"{file.path}: tensor {missing[0]} is missing ({len(missing)} are); download the model again.")
+    if extra:
+        raise ValueError(
+            f"{file.path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of a {file.architecture} "
+            "decoder holds it; use another model."
+        )
+    # llama.cpp rotates neighbouring rows of a llama's heads, Hugging Face and this decoder the two halves.
+    heads = {"q": config.num_heads, "k": config.num_kv_heads} if file.architecture == "llama" else {}
+
+    def fetch(leaf: str, layer: int | None) -> np.ndarray:
+        shape = shapes[leaf] if layer is None else shapes["layers"][leaf][1:]
+        kernel = layer is not None and len(shape) == 2
+        value = _dequantised(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape)
+        if leaf in heads:
+            value = value.reshape(heads[leaf], config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(value.shape)
+        return value.T if kernel else value
+
+    return stack_parameters(config, dtype, fetch)
+
+
+def _tensor_name(leaf: str, layer: int | None) -> str:
+    if layer is None:
+        return f"{_TOP[leaf]}.weight"
+    if leaf in _MODULES:
+        return f"blk.{layer}.{_MODULES[leaf]}.weight"
+    head, _, kind = leaf.partition("_")  # q, k, v; q_bias ...; q_norm, k_norm
+    return f"blk.{layer}.attn_{head}.bias" if kind == "bias" else f"blk.{layer}.attn_{leaf}.weight"
+
+
+def _dequantised(file: _File, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    from gguf import dequantize
+
+    tensor = file.tensors[name]
+    got = tuple(int(size) for size in tensor.shape[::-1])
+    if got != shape:
+        raise ValueError(f"{file.path}: tensor {name} has shape {got}, the metadata wants {shape}; use another file.")
+    try:
+        return dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        got, wanted = tensor.tensor_type.name, "one that the gguf package dequantises"
+        raise file.refuse(f"the quantisation of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
+
+
+def _tokenizer(file: _File) -> Tokenizer:
+    """Byte-level BPE with the file's merges, special tokens and chat template."""
+    model, pre = file["tokenizer.ggml.model"], file.get("tokenizer.ggml.pre", "default")
+    if model != "gpt2":
+        do = "use the Hugging Face directory of this model"
+        raise file.refuse("tokenizer.ggml.model", model, "gpt2 (byte-level BPE)", do)
+    if pre not in _PATTERNS:
+        raise file.refuse("tokenizer.ggml.pre", pre, " or ".join(_PATTERNS), "use the Hugging Face directory")
+    from tokenizers import AddedToken
+
+    tokens, kinds = file["tokenizer.ggml.tokens"], file["tokenizer.ggml.token_type"]
+    backend = _backend(pre, tokens, [_pair(merge) for merge in file["tokenizer.ggml.merges"]])
+    special = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    added = [token for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED]
+    backend.add_tokens([AddedToken(token, normalized=False) for token in added])
+
+    def token(role: str) -> str | None:
+        index = file.get(f"tokenizer.ggml.{role}_token_id")
+        return None if index is None else tokens[index]
+
+    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    named = {name: token(role) for name, role in names.items() if token(role) is not None}
+    fast = fast_class()(tokenizer_object=backend, model_max_length=file["{arch}.context_length"], **named)
+    fast.chat_template = file.get("tokenizer.chat_template")
+    turns = (file.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom"))
+    return Tokenizer(fast, [index for index in turns if index is not None])
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
+def _backend(pre: str, tokens: list[str], merges: list[tuple[str, str]]) -> Any:
+    """A ``tokenizers.Tokenizer`` that splits text as ``pre`` says."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    # Llama 3 looks a whole word up before it merges.
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    byte_level: Callable[..., Any] = pre_tokenizers.ByteLevel
+    pattern = _PATTERNS[pre]
+    if pattern is not None:
+        steps = [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(add_prefix_space=False, use_regex=False)]
+    else:
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+        steps = [*digits, byte_level(add_prefix_space=False)]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    return backend

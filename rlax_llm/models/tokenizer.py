@@ -1,0 +1,275 @@
+"""Text to token ids and back: one small face for trained tokenizers and for character alphabets."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PAD, EOS = "<|pad|>", "<|eos|>"
+Message = Mapping[str, Any]
+
+
+class Tokenizer:
+    """A tokenizer as the rest of the library sees it; wraps a fast tokenizer of ``transformers``.
+
+    Args:
+        fast: a ``transformers.PreTrainedTokenizerFast``.
+        eos_ids: every id that ends a completion, the tokenizer's own first; empty takes the tokenizer's own alone.
+
+    >>> tokenizer = Tokenizer.characters("0123456789+=")
+    >>> tokenizer.encode("1+2=")
+    [3, 12, 4, 13]
+    >>> tokenizer.decode([3, 12, 4, 13, *tokenizer.eos_ids])
+    '1+2='
+    """
+
+    def __init__(self, fast: Any, eos_ids: Iterable[int] = ()) -> None:
+        own = () if fast.eos_token_id is None else (fast.eos_token_id,)
+        self._fast = fast
+        self._eos_ids = tuple(dict.fromkeys((*own, *(int(token) for token in eos_ids))))
+        self._alphabet = _alphabet(fast)
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Tokenizer:
+        """Read ``tokenizer.json``, its settings and chat template, and the stop ids of ``generation_config.json``.
+
+        Raises:
+            FileNotFoundError: the directory or its ``tokenizer.json`` is missing.
+            ValueError: a file cannot be parsed.
+        """
+        directory = Path(path)
+        if not (directory / "tokenizer.json").is_file():
+            raise FileNotFoundError(
+                f"{directory} has no tokenizer.json, wanted a fast tokenizer; save it with transformers' "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+            )
+        try:
+            fast = fast_class().from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{directory}: the tokenizer cannot be read ({_one_line(error)}); download or export its files again."
+            ) from error
+        return cls(fast, _listed_eos(directory))
+
+    @classmethod
+    def characters(cls, alphabet: str) -> Tokenizer:
+        """One token a character: pad is 0, end of sequence 1, then the alphabet in its order.
+
+        Args:
+            alphabet: distinct characters.
+
+        Raises:
+            ValueError: the alphabet is empty or repeats a character.
+        """
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+
+        repeated = sorted({character for character in alphabet if alphabet.count(character) > 1})
+        if not alphabet or repeated:
+            got = f"repeats {''.join(repeated)!r}" if repeated else "is empty"
+            raise ValueError(f"Tokenizer.characters: the alphabet {got}, wanted distinct characters.")
+        # The model is declared without an unknown token: nothing is ever mapped to one, which keeps decoding lossless.
+        backend = Backend(models.WordLevel({token: index for index, token in enumerate([PAD, EOS, *alphabet])}))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+        # Text that spells a special token stays text.
+        return cls(fast_class()(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, split_special_tokens=True))
+
+    @property
+    def pad_id(self) -> int:
+        """The padding id; the end-of-sequence id where the tokenizer has none."""
+        if self._fast.pad_token_id is not None:
+            return self._fast.pad_token_id
+        if not self._eos_ids:
+            raise ValueError(
+                "Tokenizer: neither a pad nor an eos token is set; set pad_token in tokenizer_config.json."
+            )
+        return self._eos_ids[0]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a completion; empty where the tokenizer has none."""
+        return self._eos_ids
+
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning-of-sequence id, or None."""
+        return self._fast.bos_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included; a model's embedding may have more rows."""
+        return len(self._fast)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether prompts are chats."""
+        return bool(self._fast.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; no special token is added.
+
+        Raises:
+            ValueError: a character outside a character tokenizer's alphabet.
+
+        >>> Tokenizer.characters("ab").encode("abc")
+        Traceback (most recent call last):
+        ValueError: Tokenizer.encode: 'c' at position 2 is not in the alphabet 'ab'; add it or remove it from the text.
+        """
+        for position, character in enumerate(text if self._alphabet else ""):
+            if character not in self._alphabet:
+                raise ValueError(
+                    f"Tokenizer.encode: {character!r} at position {position} is not in the alphabet "
+                    f"{self._alphabet!r}; add it or remove it from the text."
+                )
+        return self._fast.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of token ids, exactly as encoded; special tokens are left out unless ``skip_special`` is False."""
+        # Numpy and JAX scalars are welcome; the backend wants plain ints.
+        plain = [int(token) for token in ids]
+        return self._fast.decode(plain, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+
+    def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, ready for the model to continue.
+
+        With a chat template a string becomes one user message, and the template opens the assistant's turn. Without
+        one a string is encoded as it is.
+
+        Args:
+            prompt: text, or messages ``{"role": ..., "content": ...}``.
+
+        Raises:
+            ValueError: messages without a chat template, or messages that the template does not take.
+        """
+        if not self.has_chat_template:
+            if isinstance(prompt, str):
+                return self.encode(prompt)
+            raise ValueError(
+                "Tokenizer.encode_prompt: the prompt is a list of messages and the tokenizer has no chat template; "
+                "give a string, or a model with a chat template."
+            )
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        if not messages or any("role" not in message or "content" not in message for message in messages):
+            raise ValueError(
+                f"Tokenizer.encode_prompt: the messages are {messages!r}, wanted a list of at least one "
+                "{'role': ..., 'content': ...}."
+            )
+        try:
+            text = self._fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            raise ValueError(
+                f"Tokenizer.encode_prompt: the chat template refuses the messages ({_one_line(error)}); "
+                "give the roles in the order that the model was trained on."
+            ) from error
+        return self.encode(text)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder for one completion, fed id by id: see :class:`StreamDecoder`."""
+        return StreamDecoder(self)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``tokenizer.json``, its settings, the chat template and the stop ids (``generation_config.json``)."""
+        target = Path(directory)
+        self._fast.save_pretrained(str(target))
+        settings = target / "tokenizer_config.json"
+        fields = json.loads(settings.read_text(encoding="utf-8"))
+        # transformers 5 writes a class name that transformers 4 does not know; both know this one.
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        stops = json.dumps(self.special_ids(), indent=2) + "\n"
+        (target / "generation_config.json").write_text(stops, encoding="utf-8")
+
+    def special_ids(self) -> dict[str, int | list[int]]:
+        """The ids under the names that Hugging Face's configuration files give them; absent ones are left out.
+
+        >>> Tokenizer.characters("ab").special_ids()
+        {'eos_token_id': 1, 'pad_token_id': 0}
+        """
+        eos = self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None
+        pad = self.pad_id if eos is not None else self._fast.pad_token_id
+        named = {"bos_token_id": self.bos_id, "eos_token_id": eos, "pad_token_id": pad}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class StreamDecoder:
+    """Printable pieces of one growing completion; a character of several bytes is held back until it is whole.
+
+    The pieces, ``flush`` included, join to ``tokenizer.decode(ids)``.
+
+    >>> decoder = Tokenizer.characters("ab").stream_decoder()
+    >>> [decoder.push(token) for token in (2, 3, 1)] + [decoder.flush()]
+    ['a', 'b', '', '']
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # printed already; kept so that a leading space is decoded as inside the text
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that it completes, empty while a character is unfinished."""
+        self._pending.append(int(token))
+        piece = self._piece()
+        # An unfinished character decodes to the replacement character, at the very end.
+        return "" if piece.endswith("\ufffd") else self._emit(piece)
+
+    def flush(self) -> str:
+        """Return what is still held back, with replacement characters for bytes that never became a character."""
+        return self._emit(self._piece())
+
+    def _piece(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+
+    def _emit(self, piece: str) -> str:
+        if piece:
+            self._context = self._pending
+        else:  # only special tokens: the text before them stays the context
+            self._context = self._context + self._pending
+        self._pending = []
+        return piece
+
+
+def fast_class() -> Any:
+    """``transformers.PreTrainedTokenizerFast``, imported here so that ``import rlax_llm`` stays quick."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    given = os.environ.get(name)
+    # transformers warns, at its first import, that there is no torch; here there need be none.
+    os.environ[name] = "1"
+    try:
+        from transformers import PreTrainedTokenizerFast
+    finally:
+        os.environ.pop(name)
+        os.environ |= {} if given is None else {name: given}
+    return PreTrainedTokenizerFast
+
+
+def _alphabet(fast: Any) -> str:
+    """The alphabet of a character tokenizer, in id order; empty for every other kind."""
+    from tokenizers.models import WordLevel
+
+    model = fast.backend_tokenizer.model
+    special = set(fast.all_special_tokens)
+    tokens = [token for token, _ in sorted(fast.get_vocab().items(), key=lambda item: item[1]) if token not in special]
+    words = isinstance(model, WordLevel) and fast.unk_token is None
+    return "".join(tokens) if words and all(len(token) == 1 for token in tokens) else ""
+
+
+def _listed_eos(directory: Path) -> list[int]:
+    """The stop ids that ``generation_config.json`` lists, in its order."""
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not a JSON object ({_one_line(error)}); download or export it again.") from error
+    return [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
