@@ -83,7 +83,7 @@ def _row(where: str, text: str) -> Row:
     except (RecursionError, ValueError) as error:  # nested too deeply; a number with too many digits
         raise DataError(f"{where}: JSON that Python cannot read ({error}).") from error
     if not isinstance(row, dict):
-        raise DataError(f'{where}: a {_kind(row)}, wanted an object such as {{"prompt": "..."}}.')
+        raise DataError(f'{where}: {_kind(row)}, wanted an object such as {{"prompt": "..."}}.')
     if "prompt" not in row:
         raise DataError(f"{where}: no column 'prompt'; the columns are {_listed(row)}.")
     _check_prompt(where, row["prompt"])
@@ -94,12 +94,12 @@ def _row(where: str, text: str) -> Row:
 
 def _check_prompt(where: str, prompt: Any) -> None:
     if not isinstance(prompt, (str, list)):
-        raise DataError(f"{where}: the prompt is a {_kind(prompt)}, wanted a string or a list of messages.")
+        raise DataError(f"{where}: the prompt is {_kind(prompt)}, wanted a string or a list of messages.")
     if not prompt:
         raise DataError(f"{where}: the prompt is empty.")
     for index, message in enumerate(prompt if isinstance(prompt, list) else []):
         if not isinstance(message, dict):
-            raise DataError(f"{where}: message {index} of the prompt is a {_kind(message)}, wanted an object.")
+            raise DataError(f"{where}: message {index} of the prompt is {_kind(message)}, wanted an object.")
         for field in ("role", "content"):
             if not isinstance(message.get(field), str):
                 kind = _kind(message[field]) if field in message else "missing"
@@ -113,7 +113,7 @@ def _completion(where: str, completion: Any) -> str:
         content = completion[0].get("content")
         if completion[0].get("role") == "assistant" and isinstance(content, str):
             return content
-    raise DataError(f"{where}: the completion is a {_kind(completion)}, wanted a string or one assistant message.")
+    raise DataError(f"{where}: the completion is {_kind(completion)}, wanted a string or one assistant message.")
 
 
 def _check_alike(where: str, first: Row, row: Row) -> None:
@@ -121,7 +121,7 @@ def _check_alike(where: str, first: Row, row: Row) -> None:
         raise DataError(f"{where}: the columns are {_listed(row)}, but the first row's are {_listed(first)}.")
     if isinstance(row["prompt"], str) != isinstance(first["prompt"], str):
         raise DataError(
-            f"{where}: the prompt is a {_kind(row['prompt'])}, but the first row's is a {_kind(first['prompt'])}."
+            f"{where}: the prompt is {_kind(row['prompt'])}, but the first row's is {_kind(first['prompt'])}."
         )
 
 
@@ -130,6 +130,6 @@ def _listed(row: Row) -> str:
 
 
 def _kind(value: Any) -> str:
-    """Name of a value's type in JSON."""
-    names = {str: "string", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
+    """A value's type in JSON, with its article."""
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), "null")

@@ -136,7 +136,9 @@ def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> _Ba
         raise RewardError(f"score: {len(completions)} completions for {len(rows)} rows; give one for each row.")
     names = list(rows[0]) if rows else ["prompt"]
     for index, row in enumerate(rows):
-        odd = sorted(set(names) ^ set(row)) or sorted({"prompt"} - set(row))
+        odd = sorted(set(names) ^ set(row))
+        if "prompt" not in row:
+            raise RewardError(f"score: row {index} has no column 'prompt'.")
         if odd:
             raise RewardError(f"score: row {index} differs from row 0 in column {odd[0]!r}; all rows need the same.")
     prompts = [row["prompt"] for row in rows]

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from rlax_llm.data.tasks import DataError, load_task
+from rlax_llm.rewards.calling import RewardError, score
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{i}", "answer": i} for i in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "shown.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{i}", "completion": "c"}) for i in range(5))
+    )
+    (tmp_path / "mine.py").write_text("def echo(prompts, completions, answer):\n    return [2.0 for _ in answer]\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spec", ["arithmetic", "arithmetic-words,largest=9,operators=+*", "reasoning-gym:chain_sum,max_terms=2,size=20"]
+)
+def test_demonstrations_of_every_built_in_task_are_solved_by_its_own_reward(spec):
+    task = load_task(spec, held_out_size=10, seed=1)
+    assert task.name == spec
+    assert len(task.held_out) == 10
+    totals = score(task.rewards, task.held_out, [row["completion"] for row in task.held_out]).total
+    assert all(task.solved(float(total)) for total in totals)
+    assert not any(task.solved(float(total)) for total in score(task.rewards, task.held_out, ["?"] * 10).total)
+
+
+def test_settings_reach_the_task():
+    task = load_task("arithmetic, largest=3, operators=*", held_out_size=1)
+    assert len(task.train) in (14, 15)
+    assert len(load_task("reasoning-gym:chain_sum,size=7", held_out_size=1).train) == 7
+    settings = "probs=[0.25,0.25,0.25,0.25,0,0,0,0]"
+    assert (
+        load_task("arithmetic", held_out_size=3, seed=1).held_out != load_task("arithmetic", held_out_size=3).held_out
+    )
+    with pytest.raises(DataError, match="unexpected keyword argument 'probs'"):
+        load_task(f"reasoning-gym:chain_sum,{settings}")
+
+
+def test_a_file_comes_with_a_reward_and_goes_before_the_task(folder):
+    task = load_task("arithmetic", data="rows.jsonl", reward="mine.py:echo", held_out_size=2)
+    assert (task.name, len(task.train), len(task.held_out)) == ("rows.jsonl", 3, 2)
+    assert score(task.rewards, task.train, ["x"] * 3).total.tolist() == [2.0] * 3
+
+
+def test_a_file_with_demonstrations_needs_no_reward(folder):
+    assert load_task("arithmetic", data="shown.jsonl", held_out_size=2).rewards == ()
+
+
+def test_a_reward_of_ones_own_replaces_that_of_a_task(folder):
+    assert [reward.name for reward in load_task("arithmetic", reward="mine:echo").rewards] == ["echo"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            "arithmetc",
+            "unknown; the tasks are arithmetic, arithmetic-words, reasoning-gym:NAME; did you mean 'arithmetic'?",
+        ),
+        (
+            "reasoning-gym",
+            "unknown; the tasks are arithmetic, arithmetic-words, reasoning-gym:NAME; "
+            "did you mean 'reasoning-gym:NAME'?",
+        ),
+        ("xyz", "unknown; the tasks are arithmetic, arithmetic-words, reasoning-gym:NAME."),
+        ("arithmetic,", "'' after a comma, wanted key=value."),
+        ("arithmetic,9", "'9' after a comma, wanted key=value."),
+        ("arithmetic,largest=2,largest=3", "largest is set twice."),
+        (
+            "arithmetic,larget=2",
+            "no setting 'larget'; there are smallest, largest, operators, most; did you mean 'largest'?",
+        ),
+        ("reasoning-gym:chain_sum,seed=1", "seed is not a setting; it is the run's own seed."),
+    ],
+)
+def test_a_specification_that_cannot_be_read_is_named(spec, said):
+    with pytest.raises(DataError) as caught:
+        load_task(spec)
+    assert str(caught.value) == f"task {spec!r}: {said}"
+
+
+def test_a_file_or_reward_that_does_not_fit_is_named(folder):
+    with pytest.raises(DataError, match=r"rows\.jsonl: neither a reward function is given nor a column 'completion'"):
+        load_task("arithmetic", data="rows.jsonl", held_out_size=1)
+    with pytest.raises(RewardError, match=r"reward 'echo' does not accept .* \(none\): missing .*'answer'"):
+        load_task("arithmetic", data="shown.jsonl", reward="mine:echo", held_out_size=1)
+    with pytest.raises(DataError, match="load_task: seed is -1, wanted 0 or more"):
+        load_task("arithmetic", seed=-1)
