@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from rlax_llm import checks
 
 BLOCK = 256  # tokens; near √V for the vocabularies in use
-NUCLEUS = 512  # tokens; a nucleus that fits is found without a pass per bisection
+NUCLEUS = 256  # tokens; a nucleus that fits is found without a pass per bisection
 
 
 class Draw(NamedTuple):

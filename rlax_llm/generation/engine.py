@@ -1,0 +1,313 @@
+"""Sampling completions for reinforcement learning: each prompt is prefilled once, its cache shared by its G samples.
+
+``prefill`` and ``decode`` are pure; the cache travels through ``decode`` by donation and is updated in place. The own
+cache of the completions starts small and doubles: a step costs what the tokens so far cost, not what the limit would,
+and there is one compilation for each doubling, whatever the lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm.generation.sampling import Draw, Sampler
+from rlax_llm.models.attention import Segment, attention, segment
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import block, causal, head, layer_scan, positions_of, rms_norm
+from rlax_llm.models.functional import Params
+from rlax_llm.types import Completions
+
+FIRST_ROOM = 64  # completion tokens; the cache doubles from here
+
+Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer
+
+
+class Prefilled(NamedTuple):
+    """The prompts' side of a generation, which ``decode`` only reads.
+
+    Attributes:
+        cache: for each layer keys ``[P, 1, K, head_dim, W]`` and values ``[P, 1, K, W, head_dim]``.
+        valid: ``[P, W]`` bool.
+    """
+
+    cache: Cache
+    valid: jax.Array
+
+
+class Decoding(NamedTuple):
+    """The completions' side, one entry a row: everything that changes from step to step.
+
+    Attributes:
+        cache: for each layer keys ``[P, G, K, head_dim, room]`` and values ``[P, G, K, room, head_dim]``.
+        tokens: ``[B, limit]`` int32, padded with the first stop token.
+        log_probs: ``[B, limit]`` float32, nats.
+        thresholds: ``[B, limit]`` float32.
+        alive: ``[B]`` bool, no stop token drawn yet.
+        lengths: ``[B]`` int32, tokens chosen so far.
+        step: scalar int32, tokens drawn so far; equal for all rows.
+        key: the generation's key; the draw of a step folds the step in.
+    """
+
+    cache: Cache
+    tokens: jax.Array
+    log_probs: jax.Array
+    thresholds: jax.Array
+    alive: jax.Array
+    lengths: jax.Array
+    step: jax.Array
+    key: jax.Array
+
+
+class Request(NamedTuple):
+    """What is static in a generation; part of the compilation's key.
+
+    Attributes:
+        sampler: ``(key, logits [B, V]) → Draw``; hashable (``greedy``, ``Categorical(...)`` or a function).
+        stop_ids: tokens that end a completion; the one drawn belongs to it.
+        max_new_tokens: the longest completion, tokens.
+        group_size: samples of each prompt, G.
+    """
+
+    sampler: Sampler
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    group_size: int = 1
+
+
+def unstack(params: Params) -> Params:
+    """The same parameters with each layer's arrays as leaves of their own, as an unrolled decode loop wants them.
+
+    A loop that slices a layer out of a stacked array copies it at every token.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))
+    return params | {"layers": layers}
+
+
+_unstack = jax.jit(unstack)
+
+
+def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
+    """Write a draw at ``state.step`` into the rows that are alive."""
+    filler = stop_ids[0] if stop_ids else 0
+
+    def put(buffer: jax.Array, values: jax.Array, otherwise: float) -> jax.Array:
+        values = jnp.where(state.alive, values, jnp.asarray(otherwise, values.dtype)).astype(buffer.dtype)
+        return jax.lax.dynamic_update_slice(buffer, values[:, None], (0, state.step))
+
+    stopped = jnp.isin(draw.tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(state.alive)
+    return state._replace(
+        tokens=put(state.tokens, draw.tokens, filler),
+        log_probs=put(state.log_probs, draw.log_probs, 0.0),
+        thresholds=put(state.thresholds, draw.thresholds, -jnp.inf),
+        alive=state.alive & ~stopped,
+        lengths=state.lengths + state.alive,
+        step=state.step + 1,
+    )
+
+
+def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
+    logits = jnp.matmul(hidden, head(params).T, preferred_element_type=jnp.float32)
+    return _record(state, request.sampler(jax.random.fold_in(state.key, state.step), logits), request.stop_ids)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def prefill(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    key: jax.Array,
+    request: Request,
+    room: int,
+) -> tuple[Prefilled, Decoding]:
+    """Run the prompts once, and draw the first token of each of their completions.
+
+    Args:
+        config: shapes.
+        params: stacked or not, of ``config.parameter_shapes``.
+        tokens: ``[P, W]`` int32 prompts, padded on the left.
+        valid: ``[P, W]`` bool.
+        key: a typed PRNG key.
+        request: static.
+        room: completion tokens that the cache holds at first.
+
+    Returns:
+        The prompts' cache and the state of ``P · G`` rows after one draw.
+    """
+    apply, positions, attend = block(config)[1], positions_of(valid), causal(valid)
+    x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), params["embed"][tokens], False)
+    hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
+    prompts, rows = tokens.shape[0], tokens.shape[0] * request.group_size
+    shape = (prompts, request.group_size, config.num_kv_heads)
+    keys = jnp.zeros((*shape, config.head_dim, room), x.dtype)
+    values = jnp.zeros((*shape, room, config.head_dim), x.dtype)
+    state = Decoding(
+        cache=tuple((keys, values) for _ in range(config.num_layers)),
+        tokens=jnp.full((rows, request.max_new_tokens), request.stop_ids[0] if request.stop_ids else 0, jnp.int32),
+        log_probs=jnp.zeros((rows, request.max_new_tokens)),
+        thresholds=jnp.full((rows, request.max_new_tokens), -jnp.inf),
+        alive=jnp.ones(rows, bool),
+        lengths=jnp.zeros(rows, jnp.int32),
+        step=jnp.int32(0),
+        key=key,
+    )
+    state = _draw(params, jnp.repeat(hidden, request.group_size, 0), state, request)
+    cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
+    return Prefilled(cache, valid), state
+
+
+def _forward(
+    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding
+) -> tuple[jax.Array, Cache]:
+    """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values."""
+    apply, at = block(config)[1], state.step - 1
+    prompts, group_size, room = (state.cache[0][0].shape[i] for i in (0, 1, -1))
+    token = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, 1)
+    positions = jnp.repeat(prompt.valid.sum(-1, dtype=jnp.int32), group_size)[:, None] + at
+    prompt_mask = prompt.valid[:, None, None, :]
+    own_mask = jnp.broadcast_to(jnp.arange(room) <= at, (prompts, 1, 1, room))
+    x, caches = params["embed"][token], []
+    for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
+
+        def attend(
+            q: jax.Array, k: jax.Array, v: jax.Array, shared: tuple = shared, own: tuple = own
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            q, k, v = (x.reshape(prompts, group_size, *x.shape[1:]) for x in (q, k, v))
+            new = jax.vmap(segment)(k, v, own_mask)
+            keys = jax.lax.dynamic_update_slice_in_dim(own[0], new.keys, at, -1)
+            values = jax.lax.dynamic_update_slice_in_dim(own[1], new.values, at, -2)
+            segments = [Segment(*shared, prompt_mask), Segment(keys, values, own_mask)]
+            mixed = jax.vmap(attention)(q, segments)
+            return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
+
+        x, cache = apply(layer, x, positions, attend)
+        caches.append(cache)
+    return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
+
+
+@partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
+def decode(
+    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, until: jax.Array, request: Request
+) -> Decoding:
+    """Draw tokens until ``until`` were drawn or every row has stopped. ``state`` is donated: its cache is reused.
+
+    Args:
+        config: shapes.
+        params: of ``unstack``.
+        prompt: of ``prefill``.
+        state: of ``prefill`` or an earlier ``decode``.
+        until: scalar int32, at most the cache's room + 1 (a token's keys are written when the next one is drawn).
+        request: static.
+
+    Returns:
+        The state, further on.
+    """
+
+    def body(state: Decoding) -> Decoding:
+        hidden, cache = _forward(config, params, prompt, state)
+        return _draw(params, hidden, state._replace(cache=cache), request)
+
+    return jax.lax.while_loop(lambda state: (state.step < until) & state.alive.any(), body, state)
+
+
+@partial(jax.jit, static_argnums=1)
+def _widen(cache: Cache, room: int) -> Cache:
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, room - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    return tuple((pad(keys, 4), pad(values, 3)) for keys, values in cache)
+
+
+def stream(
+    config: DecoderConfig,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    request: Request,
+    stride: int | None = None,
+) -> Iterator[Decoding]:
+    """Generate, and yield the state each time ``stride`` tokens were drawn (or the cache is full) and at the end.
+
+    A yielded state is consumed by the next step: read what you need of it before asking for more.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
+        key: a typed PRNG key.
+        request: static.
+        stride: tokens between two yields; None for as many as the cache holds.
+
+    Raises:
+        ValueError: where prompt and completion could exceed the model's ``max_positions``.
+    """
+    limit = request.max_new_tokens
+    _check_lengths(config, prompts[0].shape[1], limit)
+    room = min(FIRST_ROOM, limit)
+    prompt, state = prefill(config, params, *prompts, key, request, room)
+    yield state
+    unrolled, drawn = _unstack(params), 1
+    while drawn < limit and bool(state.alive.any()):
+        if drawn > room:
+            room = min(2 * room, limit)
+            state = state._replace(cache=_widen(state.cache, room))
+        drawn = min(limit, room + 1, drawn + (stride or limit))
+        state = decode(config, unrolled, prompt, state, jnp.int32(drawn), request)
+        yield state
+
+
+def generate(
+    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
+) -> Completions:
+    """Draw ``group_size`` completions of every prompt.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
+        key: a typed PRNG key; the same key and shapes give the same completions.
+        request: sampler, stop tokens, longest completion, group size.
+
+    Returns:
+        ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
+
+    Raises:
+        ValueError: where prompt and completion could exceed the model's ``max_positions``.
+    """
+    for state in stream(config, params, prompts, key, request):
+        last = state
+    return completions(*prompts, last, request)
+
+
+@partial(jax.jit, static_argnums=3)
+def completions(tokens: jax.Array, valid: jax.Array, state: Decoding, request: Request) -> Completions:
+    """``Completions`` from prompts ``[P, W]`` and the last state of their generation."""
+
+    def beside(prompt: jax.Array, own: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.repeat(prompt, request.group_size, 0), own], 1)
+
+    chosen = jnp.arange(request.max_new_tokens) < state.lengths[:, None]
+    nothing = jnp.zeros(tokens.shape)
+    return Completions(
+        tokens=beside(tokens, state.tokens),
+        valid=beside(valid, chosen),
+        mask=beside(jnp.zeros_like(valid), chosen),
+        log_probs=beside(nothing, state.log_probs),
+        thresholds=beside(nothing - jnp.inf, state.thresholds),
+        truncated=state.alive,
+    )
+
+
+def _check_lengths(config: DecoderConfig, width: int, limit: int) -> None:
+    if width + limit > config.max_positions:
+        raise ValueError(
+            f"generate: a prompt of {width} tokens and max_new_tokens {limit} make {width + limit}, the model was "
+            f"trained for max_positions {config.max_positions}; shorten the prompts or lower max_new_tokens."
+        )

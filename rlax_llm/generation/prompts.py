@@ -1,0 +1,66 @@
+"""Ragged prompts as one array, in few widths, so that few programs are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bucket(length: int) -> int:
+    """Smallest of 8, 12, 16, 24, 32, 48, 64, 96, … that is at least ``length``: at most half a prompt of padding.
+
+    >>> [bucket(n) for n in (1, 9, 13, 17, 100)]
+    [8, 12, 16, 24, 128]
+    """
+    width = 8
+    while width < length:
+        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+    return width
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], pad_id: int, vocab_size: int, max_prompt_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pad token lists on the left to one bucketed width.
+
+    Args:
+        prompts: token ids of each prompt.
+        pad_id: the padding's id; it is masked, so any id in the vocabulary does.
+        vocab_size: ids must be below it.
+        max_prompt_tokens: the longest prompt allowed, or None for any.
+
+    Returns:
+        ``tokens [P, W]`` int32 and ``valid [P, W]`` bool.
+
+    Raises:
+        ValueError: naming the row of an empty prompt, one that is too long, or one with a token beyond the vocabulary.
+
+    >>> tokens, valid = pad_prompts([[5, 6], [7]], 0, 10)
+    >>> tokens[:, -3:].tolist(), valid[:, -3:].tolist()
+    ([[0, 5, 6], [0, 0, 7]], [[False, True, True], [False, False, True]])
+    """
+    for row, prompt in enumerate(prompts):
+        _check(row, prompt, vocab_size, max_prompt_tokens)
+    width = bucket(max(map(len, prompts), default=1))
+    tokens = np.full((len(prompts), width), pad_id, np.int32)
+    valid = np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = prompt
+        valid[row, width - len(prompt) :] = True
+    return tokens, valid
+
+
+def _check(row: int, prompt: Sequence[int], vocab_size: int, limit: int | None) -> None:
+    if len(prompt) == 0:
+        raise ValueError(f"pad_prompts: prompt {row} is empty; a completion needs at least one token before it.")
+    if limit is not None and len(prompt) > limit:
+        raise ValueError(
+            f"pad_prompts: prompt {row} has {len(prompt)} tokens, max_prompt_tokens is {limit}; raise the limit or "
+            "leave the row out."
+        )
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        raise ValueError(
+            f"pad_prompts: prompt {row} holds token {max(prompt) if min(prompt) >= 0 else min(prompt)}, the "
+            f"vocabulary has {vocab_size}; use the model's own tokenizer."
+        )

@@ -1,0 +1,187 @@
+"""One optimizer step on a policy loss, as a pure ``(init, step)`` pair: the body of every loop here.
+
+The weights are taken over the whole batch and the loss is a sum, so micro-batches change the memory and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_llm.objectives import Objective, policy_loss
+from rlax_llm.ratios import token_ratio
+from rlax_llm.trust_regions import score_function
+from rlax_llm.types import Completions, PolicyBatch, Scored
+from rlax_llm.weightings import token_mean
+
+Params = Any
+LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What an optimizer step changes.
+
+    Attributes:
+        params: any pytree.
+        opt_state: the optimizer's.
+        step: scalar int32, optimizer steps taken.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+def _split(batch: Any, micro_batches: int) -> Any:
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % micro_batches:
+        raise ValueError(f"micro_batches is {micro_batches}, wanted a divisor of the batch's {rows} rows.")
+    return jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+
+
+def summed_gradient(
+    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]], params: Params, batch: Any, micro_batches: int
+) -> tuple[Params, Metrics]:
+    """Gradient and metrics of a loss that is a sum over rows, one micro-batch in memory at a time.
+
+    Args:
+        loss: ``(params, rows) → (scalar, metrics)``, both sums over the rows.
+        params: any pytree.
+        batch: arrays with the rows on axis 0.
+        micro_batches: divides the number of rows.
+
+    Returns:
+        The gradient and the summed metrics; equal for every ``micro_batches`` up to rounding.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if micro_batches == 1:
+        return gradient(params, batch)
+
+    def add(total: Any, rows: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, rows)), None
+
+    parts = _split(batch, micro_batches)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def policy_loop(
+    log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
+) -> tuple[Callable[[Params], TrainState], Callable[..., tuple[TrainState, Metrics]]]:
+    """``init(params)`` and ``step(state, completions, advantages, ref_log_probs=None)`` for a policy objective.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        objective: five functions.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the rows are taken in; a part must hold whole groups.
+
+    Returns:
+        The pair. ``step`` takes ``advantages [B, T]`` and returns the new state and scalar metrics: those of
+        ``policy_loss``, ``entropy`` (nats a token) and ``grad_norm`` before any clipping.
+    """
+
+    def init(params: Params) -> TrainState:
+        return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+    def step(
+        state: TrainState, completions: Completions, advantages: jax.Array, ref_log_probs: jax.Array | None = None
+    ) -> tuple[TrainState, Metrics]:
+        weights = objective.weighting(completions.mask)
+        uniform = token_mean(completions.mask)
+
+        def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
+            taken, advantages, weights, uniform, ref_log_probs = rows
+            current, entropy = log_probs(params, taken)
+            batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs)
+            value, metrics = policy_loss(objective, batch)
+            return value, metrics | {"entropy": jax.lax.stop_gradient((uniform * entropy).sum())}
+
+        rows = (completions, advantages, weights, uniform, ref_log_probs)
+        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"grad_norm": optax.global_norm(gradient)}
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return init, step
+
+
+def group_loop(
+    log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
+) -> tuple[Callable[[Params], TrainState], Callable[..., tuple[TrainState, Metrics]]]:
+    """``init(params)`` and ``step(state, completions, scores, ref_params=None)`` for groups of completions.
+
+    ``scores [P, G]`` belong to the ``P · G`` rows of ``completions``; NaN marks a completion without a score: its
+    advantage is 0, and only a KL term still moves it.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        objective: five functions.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the groups are taken in.
+
+    Returns:
+        The pair; metrics are those of ``policy_loop`` and ``frac_reward_zero_std``, the share of groups without any
+        difference in score, which teach nothing.
+    """
+    init, policy_step = policy_loop(log_probs, objective, optimizer, micro_batches)
+
+    def reference(ref_params: Params, completions: Completions) -> jax.Array:
+        parts = jax.lax.map(lambda rows: log_probs(ref_params, rows)[0], _split(completions, micro_batches))
+        return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
+
+    def step(
+        state: TrainState, completions: Completions, scores: jax.Array, ref_params: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
+        if scores.ndim != 2 or scores.size != completions.tokens.shape[0]:
+            raise ValueError(
+                f"group_loop: scores has shape {scores.shape}, wanted [P, G] with P · G = "
+                f"{completions.tokens.shape[0]}, the rows of completions."
+            )
+        ref_log_probs = None if ref_params is None else reference(ref_params, completions)
+
+        def grouped(x: jax.Array) -> jax.Array:
+            return x.reshape(*scores.shape, -1)
+
+        ref_grouped = None if ref_log_probs is None else grouped(ref_log_probs)
+        scored = Scored(scores, grouped(completions.log_probs), grouped(completions.mask), ref_grouped)
+        advantages = objective.advantage(scored).reshape(completions.tokens.shape[0], -1)
+        advantages = jnp.broadcast_to(advantages, completions.tokens.shape)
+        state, metrics = policy_step(state, completions, advantages, ref_log_probs)
+        spread = jnp.nanmax(scores, -1) - jnp.nanmin(scores, -1)
+        return state, metrics | {"frac_reward_zero_std": (~(spread > 0)).mean()}
+
+    return init, step
+
+
+def supervised_loop(
+    log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1
+) -> tuple[Callable[[Params], TrainState], Callable[..., tuple[TrainState, Metrics]]]:
+    """``init(params)`` and ``step(state, completions)``: maximum likelihood of given completions, by the token mean.
+
+    It is the policy loss with advantage 1, the score function and behaviour log-probabilities of 0.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the rows are taken in.
+
+    Returns:
+        The pair; metrics are ``loss`` (nats a token), ``entropy`` and ``grad_norm``.
+    """
+    objective = Objective(lambda scored: scored.scores, token_ratio, score_function, token_mean)
+    init, policy_step = policy_loop(log_probs, objective, optimizer, micro_batches)
+
+    def step(state: TrainState, completions: Completions) -> tuple[TrainState, Metrics]:
+        given = completions._replace(log_probs=jnp.zeros(completions.tokens.shape))
+        state, metrics = policy_step(state, given, jnp.ones(completions.tokens.shape))
+        return state, {"loss": metrics["policy_loss"], "entropy": metrics["entropy"], "grad_norm": metrics["grad_norm"]}
+
+    return init, step
