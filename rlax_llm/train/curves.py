@@ -1,0 +1,114 @@
+"""The figure of a run: one panel a quantity, over its steps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlax_llm.train.run_directory import writing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _FAINT, _GRID = "#1f4e79", "#9dbbd8", "#e4e7eb"
+_TEXT = "#30363d"
+_MANY_POINTS = 12
+
+
+class Panel(NamedTuple):
+    """One quantity: its key among the metrics, the panel's title, the unit of its axis and its bounds, if any."""
+
+    key: str
+    title: str
+    unit: str
+    bounds: tuple[float, float] | None = None
+
+
+PANELS = (
+    Panel("reward", "Reward", "mean per completion"),
+    Panel("held_out_accuracy", "Held-out accuracy", "fraction of prompts", (0.0, 1.0)),
+    Panel("loss", "Loss", "nats per token"),
+    Panel("completion_length", "Completion length", "tokens"),
+    Panel("kl", "KL to the reference", "nats per token"),
+    Panel("entropy", "Entropy", "nats per token"),
+)
+
+
+def draw_curves(
+    path: str | os.PathLike[str],
+    metrics: Sequence[Mapping[str, Any]],
+    title: str,
+    panels: Sequence[Panel] = PANELS,
+) -> None:
+    """Write a PNG of the quantities in ``panels`` that occur in ``metrics``: each value faint, their trend over it.
+
+    Args:
+        path: of the PNG.
+        metrics: rows with a ``step`` and numbers, as ``RunDirectory.metrics`` gives them; ``None`` and NaN are gaps.
+        title: above the panels.
+        panels: what to draw, in order.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    # No pyplot: it keeps figures and a backend in global state, which a library has no business to touch.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    drawn = [(panel, points) for panel in panels if (points := _points(metrics, panel.key))]
+    columns = min(3, max(1, len(drawn)))
+    rows = max(1, math.ceil(len(drawn) / columns))
+    size = (max(4.0 * columns, 5.0), 2.9 * rows + 0.5)
+    figure = Figure(size, dpi=130, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, color=_TEXT, fontweight="bold", x=0.012, ha="left")
+    for index, (panel, points) in enumerate(drawn):
+        _draw_panel(figure.add_subplot(rows, columns, index + 1), panel, points)
+    if not drawn:
+        figure.text(0.5, 0.45, "no steps yet", ha="center", va="center", color=_TEXT)
+    with writing(path):
+        figure.savefig(path, format="png")
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    rows = ((_finite(row.get("step")), _finite(row.get(key))) for row in metrics)
+    return [(step, value) for step, value in rows if step is not None and value is not None]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """The mean over a centred window of a twelfth of the values, of which both ends have one side."""
+    half = max(1, len(values) // 24)
+    windows = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw_panel(axes: Axes, panel: Panel, points: Sequence[tuple[float, float]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    steps, values = zip(*points, strict=True)
+    if len(points) >= _MANY_POINTS:
+        axes.plot(steps, values, color=_FAINT, linewidth=0.9)
+        axes.plot(steps, _smoothed(values), color=_INK, linewidth=1.9)
+    else:
+        axes.plot(steps, values, color=_INK, linewidth=1.6, marker="o", markersize=4)
+    axes.set_title(panel.title, fontsize=10.5, color=_TEXT, loc="left")
+    axes.set_xlabel("step", fontsize=9, color=_TEXT)
+    axes.set_ylabel(panel.unit, fontsize=9, color=_TEXT)
+    if panel.bounds is not None:
+        low, high = panel.bounds
+        margin = 0.04 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, colors=_TEXT, length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
