@@ -128,7 +128,10 @@ class Tokenizer:
         return self._fast.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of token ids, exactly as encoded; special tokens are left out unless ``skip_special`` is False."""
+        """Text of token ids, no space touched; special tokens are left out unless ``skip_special`` is False.
+
+        What was encoded comes back exactly, except for bytes that the vocabulary has no token for.
+        """
         # Numpy and JAX scalars are welcome; the backend wants plain ints.
         plain = [int(token) for token in ids]
         return self._fast.decode(plain, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
