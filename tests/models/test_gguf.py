@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, quantize
+from tokenizers.pre_tokenizers import ByteLevel
+
+from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
+from rlax_llm.models.decoder import logits
+from rlax_llm.models.gguf import read_gguf
+
+SPECIAL = ["<|end|>", "<|turn|>", "<think>"]
+BYTES = sorted(ByteLevel.alphabet())
+MERGES = ["h i", "Ġ hi", "1 2"]
+TOKENS = [*SPECIAL, *BYTES, *(merge.replace(" ", "") for merge in MERGES)]
+LLAMA = DecoderConfig(
+    vocab_size=len(TOKENS),
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    max_positions=64,
+)
+NAMES = {"embed": "token_embd", "norm": "output_norm", "head": "output", "attention_norm": "attn_norm"}
+NAMES |= {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "mlp_norm": "ffn_norm"}
+NAMES |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
+
+
+def parameters(config: DecoderConfig) -> dict:
+    rng = np.random.default_rng(0)
+
+    def draw(shape):
+        return (0.3 * rng.normal(size=shape)).astype(np.float32)
+
+    return jax.tree.map(draw, config.parameter_shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k: the two halves of each head's rows become neighbours."""
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1)
+    return np.stack([halves[:, 0], halves[:, 1]], 2).reshape(rows.shape)
+
+
+def tensors_of(config: DecoderConfig, params: dict, architecture: str) -> dict[str, np.ndarray]:
+    tensors = {f"{NAMES[leaf]}.weight": value for leaf, value in params.items() if leaf != "layers"}
+    for leaf, stacked in params["layers"].items():
+        module, _, kind = leaf.partition("_")
+        name = f"{NAMES[module]}.bias" if kind == "bias" else f"{NAMES[leaf]}.weight"
+        for layer, value in enumerate(stacked):
+            rows = np.ascontiguousarray(value.T)
+            if architecture == "llama" and leaf in ("q", "k"):
+                rows = interleaved(rows, config.num_heads if leaf == "q" else config.num_kv_heads)
+            tensors[f"blk.{layer}.{name}"] = rows
+    return tensors
+
+
+def write(path: Path, config=LLAMA, architecture="llama", pre="smollm", kind="F32", extra=lambda writer: None) -> Path:
+    writer = GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 4] + [1] * (len(TOKENS) - 3))
+    writer.add_token_merges(MERGES)
+    writer.add_eos_token_id(0)
+    writer.add_eot_token_id(1)
+    writer.add_chat_template("{{ messages[0].content }}<|turn|>")
+    extra(writer)
+    quantisation = GGMLQuantizationType[kind]
+    for name, value in tensors_of(config, parameters(config), architecture).items():
+        if value.ndim == 1 or kind == "F32":
+            writer.add_tensor(name, value)
+        else:
+            writer.add_tensor(name, quantize(value, quantisation), raw_dtype=quantisation)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (LLAMA, "llama"),
+        (replace(LLAMA, tie_embeddings=False), "llama"),
+        (replace(LLAMA, qkv_bias=True), "qwen2"),
+        (replace(LLAMA, qk_norm=True, head_dim=16), "qwen3"),
+    ],
+)
+def test_config_and_parameters_come_back(tmp_path, config, architecture):
+    read, params, _ = read_gguf(write(tmp_path / "m.gguf", config, architecture))
+    assert read == config
+    expected = parameters(config)
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.mark.parametrize(("kind", "atol"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 2e-1)])
+def test_quantised_weights_come_back_nearly(tmp_path, kind, atol):
+    _, params, _ = read_gguf(write(tmp_path / "m.gguf", kind=kind))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), params, parameters(LLAMA))
+    _, half, _ = read_gguf(tmp_path / "m.gguf", np.float16)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(half)} == {"float16"}
+
+
+def test_linear_rope_is_metadata(tmp_path):
+    def linear(writer):
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    assert read_gguf(write(tmp_path / "m.gguf", extra=linear))[0].rope_scaling == LinearRope(4.0)
+
+
+def llama3_divisors(factor: float) -> np.ndarray:
+    config = replace(LLAMA, rope_theta=500_000.0, rope_scaling=Llama3Rope(factor, 1.0, 4.0, 8_192))
+    return np.asarray(replace(config, rope_scaling=None).frequencies() / config.frequencies(), np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_rope_is_recognised_by_its_divisors(tmp_path, factor):
+    config = replace(LLAMA, rope_theta=500_000.0)
+    path = write(
+        tmp_path / "m.gguf", config, extra=lambda w: w.add_tensor("rope_freqs.weight", llama3_divisors(factor))
+    )
+    read, params, _ = read_gguf(path)
+    assert read.rope_scaling == Llama3Rope(factor, 1.0, 4.0, 8_192)
+    jax.tree.map(np.testing.assert_array_equal, params, parameters(config))
+
+
+def test_the_tokenizer_splits_digits_and_stops_at_every_stop_token(tmp_path):
+    path = write(tmp_path / "m.gguf")
+    tokenizer = read_gguf(path)[2]
+    assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.vocab_size) == ((0, 1), 0, len(TOKENS))
+    ids = [TOKENS.index(token) for token in ("hi", "Ġhi", "1", "2", "<think>", "hi")]
+    assert tokenizer.encode("hi hi12<think>hi") == ids
+    assert tokenizer.decode(ids) == "hi hi12<think>hi"  # added by a user: matched, and printed
+    assert tokenizer.encode_prompt("hi") == [TOKENS.index("hi"), 1]
+
+
+@pytest.mark.parametrize(
+    ("pre", "tokens"),
+    [
+        ("gpt-2", ["Ġhi", "12", "1"]),
+        ("llama-bpe", ["Ġhi", "12", "1"]),
+        ("qwen2", ["Ġhi", "1", "2", "1"]),
+        ("smollm", ["Ġhi", "1", "2", "1"]),
+    ],
+)
+def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
+    tokenizer = read_gguf(write(tmp_path / "m.gguf", pre=pre))[2]
+    assert tokenizer.encode(" hi121") == [TOKENS.index(token) for token in tokens]
+    assert tokenizer.decode(tokenizer.encode(" hi121\n\n né 🦆")) == " hi121\n\n né 🦆"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "gemma"}, "the architecture is 'gemma', wanted llama or qwen2 or qwen3"),
+        ({"pre": "tekken"}, "tokenizer.ggml.pre is 'tekken', wanted gpt-2 or smollm"),
+        ({"extra": lambda w: w.add_tokenizer_model("llama")}, "tokenizer.ggml.model is 'llama', wanted gpt2"),
+        ({"extra": lambda w: w.add_expert_count(4)}, "expert_count is 4, wanted none"),
+        ({"extra": lambda w: w.add_rope_dimension_count(4)}, "rope.dimension_count is 4, wanted all 8 of a head"),
+        ({"extra": lambda w: w.add_rope_scaling_type(RopeScalingType.YARN)}, "rope.scaling.type is 'yarn'"),
+        ({"extra": lambda w: w.add_tensor("rope_freqs.weight", np.full(4, 3.0, np.float32))}, "a Llama 3 rope"),
+        (
+            {"extra": lambda w: w.add_tensor("blk.0.odd.weight", np.ones(3, np.float32))},
+            "blk.0.odd.weight is unexpected",
+        ),
+        ({"extra": lambda w: w.add_block_count(3)}, "tensor blk.2.attn_k.weight is missing (9 are)"),
+        ({"extra": lambda w: w.add_feed_forward_length(96)}, "has shape (64, 32), the metadata wants (96, 32)"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(tmp_path, changes, words):
+    if "extra" in changes:
+        changes = {"extra": overriding(changes["extra"])}
+    path = write(tmp_path / "m.gguf", **changes)
+    with pytest.raises(ValueError) as caught:
+        read_gguf(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def overriding(change):
+    """Let ``change`` write a key a second time, which the writer forbids, and keep its value."""
+
+    def extra(writer):
+        earlier = [dict(fields) for fields in writer.kv_data]
+        for fields in writer.kv_data:
+            fields.clear()
+        change(writer)
+        for fields, before in zip(writer.kv_data, earlier):
+            fields.update(before | dict(fields))
+
+    return extra
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, 5_000, -64])
+def test_a_truncated_file_is_named(tmp_path, kept):
+    path = write(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"m\.gguf is not a whole GGUF file"):
+        read_gguf(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf is not a file"):
+        read_gguf(tmp_path / "nowhere.gguf")
+
+
+def test_smollm2_answers_as_published(smollm2):
+    """Rows of q and k left interleaved hardly move a loss but ruin the model: its published greedy answer tells."""
+    prompt = smollm2.tokenizer.encode_prompt("What is the capital of France?")
+    answer = smollm2.tokenizer.encode("The capital of France is Paris.") + [2]
+    assert answer == [504, 3575, 282, 4649, 314, 7042, 30, 2]
+    tokens = np.asarray([prompt + answer], np.int32)
+    greedy = logits(smollm2.config, smollm2.params, tokens, np.ones_like(tokens, bool)).argmax(-1)[0]
+    assert greedy[len(prompt) - 1 : -1].tolist() == answer
