@@ -1,7 +1,8 @@
 """The settings of each command as frozen dataclasses: plain values, checked when made, no imports beyond the stdlib.
 
-A field's ``metadata`` holds its ``help`` line, the ``group`` it is listed under and, where the default is ``None``,
-what happens ``then``; ``rlax_llm.cli`` makes the command line and the checks of YAML files from them.
+A field's ``metadata`` holds its ``help`` line, the ``group`` it is listed under, where the default is ``None`` what
+happens ``then``, and perhaps the ``metavar`` that stands for its value; ``rlax_llm.cli`` makes the command line and the
+checks of YAML files from them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ _MODEL_HELP = (
     "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
     "a Hugging Face directory (RUN_DIR/model of a run too), a .gguf file, or a Hugging Face hub id."
 )
+_TRAINED_MODEL_HELP = (
+    "Language model: 'smollm2' (SmolLM2-135M-Instruct), a Hugging Face directory (RUN_DIR/model of a run), "
+    "a .gguf file, or a Hugging Face hub id."
+)
 _TASK_HELP = (
     "Prompts and exact rewards: 'arithmetic' (12+34=), 'arithmetic-words' (for chat models) "
     "or 'reasoning-gym:NAME' (for example reasoning-gym:chain_sum)."
@@ -31,8 +36,8 @@ _CONFIG_HELP = "YAML file of settings, keys as the flags with underscores; flags
 _CHOSEN = "chosen for the model"
 
 
-def _option(default: Any, group: str, text: str, then: str | None = None) -> Any:
-    metadata = {"group": group, "help": text, "then": then}
+def _option(default: Any, group: str, text: str, then: str | None = None, metavar: str | None = None) -> Any:
+    metadata = {"group": group, "help": text, "then": then, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -50,7 +55,7 @@ class GrpoConfig:
 
     command: ClassVar[str] = "grpo"
 
-    model: str = _option("char", "model", _MODEL_HELP)
+    model: str = _option("char", "model", _MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = _option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
@@ -58,9 +63,9 @@ class GrpoConfig:
         False, "model", "Recompute activations in the backward pass: less memory, about a third slower."
     )
 
-    task: str = _option("arithmetic", "task", _TASK_HELP)
-    data: str | None = _option(None, "task", _DATA_HELP, "the task")
-    reward: str | None = _option(None, "task", _REWARD_HELP, "the task's own")
+    task: str = _option("arithmetic", "task", _TASK_HELP, metavar="TASK")
+    data: str | None = _option(None, "task", _DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = _option(None, "task", _REWARD_HELP, "the task's own", "MODULE:FUNCTION")
 
     recipe: Literal["grpo", "dr_grpo", "dapo", "rloo"] = _option(
         "grpo", "objective", "Named objective: advantage, trust region, weighting and KL term."
@@ -89,7 +94,10 @@ class GrpoConfig:
         None, "training", "Groups per micro-batch: less memory, same gradient.", "all groups at once"
     )
     optimizer: str = _option(
-        "adamw", "training", "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule."
+        "adamw",
+        "training",
+        "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule.",
+        metavar="OPTIMIZER",
     )
     learning_rate: float | None = _option(None, "training", "Peak learning rate.", _CHOSEN)
     schedule: Literal["constant", "cosine", "linear"] = _option(
@@ -105,9 +113,9 @@ class GrpoConfig:
     )
     eval_size: int | None = _option(None, "run", "Held-out prompts per evaluation.", _CHOSEN)
     save_every: int = _option(50, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
-    out: str | None = _option(None, "run", _OUT_HELP, "runs/grpo-DATE-TIME")
-    resume: str | None = _option(None, "run", _RESUME_HELP, "a new run")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file")
+    out: str | None = _option(None, "run", _OUT_HELP, "runs/grpo-DATE-TIME", "DIR")
+    resume: str | None = _option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -118,6 +126,8 @@ class GrpoConfig:
         _above_zero(self, "temperature", "learning_rate", "clip_norm", "eps", "eps_high")
         _check_top_p(self)
         _check_task(self)
+        if self.recipe == "rloo" and (self.eps or self.eps_high):
+            raise ValueError("grpo: eps or eps_high is given, but the recipe rloo has no clip; leave them out.")
         if self.groups and self.micro_batch_groups and self.groups % self.micro_batch_groups:
             raise ValueError(
                 f"grpo: micro_batch_groups is {self.micro_batch_groups}, "
@@ -135,7 +145,7 @@ class SftConfig:
 
     command: ClassVar[str] = "sft"
 
-    model: str = _option("char", "model", _MODEL_HELP)
+    model: str = _option("char", "model", _MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = _option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
@@ -143,9 +153,13 @@ class SftConfig:
         False, "model", "Recompute activations in the backward pass: less memory, about a third slower."
     )
 
-    task: str = _option("arithmetic", "task", _TASK_HELP)
+    task: str = _option("arithmetic", "task", _TASK_HELP, metavar="TASK")
     data: str | None = _option(
-        None, "task", "JSON lines file, instead of a task: 'prompt' and 'completion' keys in each line.", "the task"
+        None,
+        "task",
+        "JSON lines file, instead of a task: 'prompt' and 'completion' keys in each line.",
+        "the task",
+        "FILE.jsonl",
     )
 
     batch_size: int | None = _option(None, "training", "Examples per step.", _CHOSEN)
@@ -156,7 +170,10 @@ class SftConfig:
     max_new_tokens: int | None = _option(None, "training", "Longest completion, tokens.", _CHOSEN)
     steps: int | None = _option(None, "training", "Optimizer steps.", _CHOSEN)
     optimizer: str = _option(
-        "adamw", "training", "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule."
+        "adamw",
+        "training",
+        "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule.",
+        metavar="OPTIMIZER",
     )
     learning_rate: float | None = _option(None, "training", "Peak learning rate.", _CHOSEN)
     schedule: Literal["constant", "cosine", "linear"] = _option(
@@ -172,9 +189,9 @@ class SftConfig:
     )
     eval_size: int | None = _option(None, "run", "Held-out prompts per evaluation.", _CHOSEN)
     save_every: int = _option(200, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
-    out: str | None = _option(None, "run", _OUT_HELP, "runs/sft-DATE-TIME")
-    resume: str | None = _option(None, "run", _RESUME_HELP, "a new run")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file")
+    out: str | None = _option(None, "run", _OUT_HELP, "runs/sft-DATE-TIME", "DIR")
+    resume: str | None = _option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -200,9 +217,9 @@ class GenerateConfig:
 
     command: ClassVar[str] = "generate"
 
-    prompt: str = dataclasses.field(metadata={"group": "prompt", "help": "The text to answer.", "positional": True})
+    prompt: str = dataclasses.field(metadata={"group": "prompt", "help": "The text to answer.", "metavar": "PROMPT"})
 
-    model: str = _option("smollm2", "model", _MODEL_HELP)
+    model: str = _option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = _option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
@@ -213,7 +230,7 @@ class GenerateConfig:
     top_p: float = _option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
     samples: int = _option(1, "sampling", "Number of answers; several need a temperature above 0.")
     seed: int = _option(0, "sampling", "Everything random follows from it.")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file")
+    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -233,14 +250,14 @@ class EvalConfig:
 
     command: ClassVar[str] = "eval"
 
-    model: str = _option("smollm2", "model", _MODEL_HELP)
+    model: str = _option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = _option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
 
-    task: str = _option("arithmetic-words", "task", _TASK_HELP)
-    data: str | None = _option(None, "task", _DATA_HELP, "the task")
-    reward: str | None = _option(None, "task", _REWARD_HELP, "the task's own")
+    task: str = _option("arithmetic-words", "task", _TASK_HELP, metavar="TASK")
+    data: str | None = _option(None, "task", _DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = _option(None, "task", _REWARD_HELP, "the task's own", "MODULE:FUNCTION")
     size: int = _option(256, "task", "Held-out prompts.")
 
     max_prompt_tokens: int | None = _option(None, "sampling", "Longest prompt, tokens.", _CHOSEN)
@@ -251,8 +268,8 @@ class EvalConfig:
     samples: int = _option(1, "sampling", "Completions per prompt; several need a temperature above 0.")
     seed: int = _option(0, "sampling", "Everything random follows from it.")
 
-    out: str | None = _option(None, "run", "Directory for summary.json and completions.jsonl.", "print only")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file")
+    out: str | None = _option(None, "run", "Directory for summary.json and completions.jsonl.", "print only", "DIR")
+    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -1,0 +1,169 @@
+"""``rlax-llm``: the commands ``grpo``, ``sft``, ``eval`` and ``generate``.
+
+JAX and all that builds on it is imported once a command runs, so that ``--help`` and a wrong flag answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from rlax_llm.cli.configuration import parse
+from rlax_llm.train.configs import Config, EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+
+TRACEBACK_VARIABLE = "RLAX_LLM_TRACEBACK"
+
+
+class Command(NamedTuple):
+    """A command: its settings, the function of ``rlax_llm.train.runs`` that does it, and its help."""
+
+    settings: type[Config]
+    run: str
+    summary: str
+    description: str
+
+
+COMMANDS = {
+    "grpo": Command(
+        GrpoConfig,
+        "run_grpo",
+        "train a language model by reinforcement learning",
+        """Train a language model by reinforcement learning: sample a group of completions for each prompt, reward them,
+and make those better than their group's average likelier. Everything about the run goes to one directory; Ctrl-C ends
+it cleanly.
+
+Examples:
+  rlax-llm grpo                                         a small character model learns to add, in minutes
+  rlax-llm grpo --model smollm2 --task arithmetic-words --out runs/words
+  rlax-llm grpo --data mine.jsonl --reward my_rewards:score --model ./my-model
+  rlax-llm grpo --config mine.yaml --recipe dapo        settings of a file, one of them changed
+  rlax-llm grpo --resume runs/words                     go on with a run that was interrupted""",
+    ),
+    "sft": Command(
+        SftConfig,
+        "run_sft",
+        "train a language model on prompts and their answers",
+        """Train a language model on prompts and their answers (supervised fine-tuning); only the answers' tokens count.
+
+Examples:
+  rlax-llm sft --steps 300 --out runs/warm
+  rlax-llm sft --model smollm2 --data answers.jsonl
+  rlax-llm sft --resume runs/warm --steps 600           go on, and further than first asked""",
+    ),
+    "eval": Command(
+        EvalConfig,
+        "run_eval",
+        "measure a model on held-out prompts",
+        """Measure a model's reward and accuracy on held-out prompts.
+
+Examples:
+  rlax-llm eval --model runs/words/model --task arithmetic-words
+  rlax-llm eval --model smollm2 --task reasoning-gym:chain_sum --size 100
+  rlax-llm eval --model smollm2 --samples 4 --temperature 0.7 --out runs/eval""",
+    ),
+    "generate": Command(
+        GenerateConfig,
+        "run_generate",
+        "print a model's answer to a prompt",
+        """Print a model's answer to a prompt as it is generated; chat models get the prompt in their chat template.
+
+Examples:
+  rlax-llm generate "What is the capital of France?"
+  rlax-llm generate --model runs/demo/model "12+34="
+  rlax-llm generate --temperature 0.8 --samples 3 "Tell me a story."
+""".rstrip(),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 2 for a mistake told in one line, 130 after Ctrl-C.
+
+    Args:
+        arguments: the words after ``rlax-llm``; those of the process if not given.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _guarded(lambda: _do(words))
+
+
+def _do(words: Sequence[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+    elif words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"rlax-llm {version('rlax-llm')}")
+    elif words[0] in COMMANDS:
+        _run(COMMANDS[words[0]], words[1:])
+    else:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
+        raise ValueError(f"there is no command {words[0]!r}; {hint}")
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: rlax-llm COMMAND [flags]",
+            "",
+            "Reinforcement learning of language models in JAX.",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "rlax-llm COMMAND --help lists a command's flags; rlax-llm grpo alone trains a small model in minutes.",
+        ]
+    )
+
+
+def _run(command: Command, words: Sequence[str]) -> None:
+    config = parse(command.settings, words, command.description)
+
+    from rlax_llm.cli import compilation_cache
+
+    compilation_cache.turn_on()
+
+    from rlax_llm.train import runs
+
+    run: Callable[[Any], object] = getattr(runs, command.run)
+    run(config)
+
+
+def _guarded(action: Callable[[], None]) -> int:
+    """Do it, and turn what goes wrong into one line and an exit code."""
+    try:
+        action()
+        # Here and not at exit, where a reader that has gone could no longer be caught.
+        sys.stdout.flush()
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has gone: nothing is wrong, and Python must not flush to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename and not isinstance(error.filename, int):
+        text = f"{error.strerror}: {error.filename}"
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    frames = list(traceback.walk_tb(error.__traceback__))
+    # Our own errors say what to do. Others were not foreseen: where they come from is half of what they say.
+    ours = bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("rlax_llm")
+    return text if ours else f"{text} ({type(error).__name__}; {TRACEBACK_VARIABLE}=1 shows where)"

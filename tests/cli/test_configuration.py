@@ -1,0 +1,235 @@
+"""The command line: what wins over what, and what is said when something is wrong."""
+
+import dataclasses
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+
+from rlax_llm.cli import compilation_cache
+from rlax_llm.cli.configuration import parse
+from rlax_llm.cli.main import COMMANDS, main
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.run_directory import RunDirectory
+
+
+@pytest.fixture
+def settings_file(tmp_path):
+    def write(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def _parse(kind, *words):
+    return parse(kind, words, "")
+
+
+def test_without_flags_the_defaults_hold():
+    for kind, words in ((GrpoConfig, ()), (SftConfig, ()), (EvalConfig, ()), (GenerateConfig, ("hi",))):
+        assert _parse(kind, *words) == kind(*words)
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(settings_file):
+    path = settings_file(
+        "command: grpo\nlearning_rate: 1e-5\nsteps: 7\nseed: 3\nremat: true\nkl_coef: 1\nrecipe: dapo\n"
+    )
+    config = _parse(GrpoConfig, "--config", path, "--steps", "9")
+    want = GrpoConfig(learning_rate=1e-5, steps=9, seed=3, remat=True, kl_coef=1.0, recipe="dapo", config=path)
+    assert config == want
+    assert isinstance(config.kl_coef, float)
+    assert _parse(GrpoConfig, f"--config={path}", "--no-remat").remat is False
+
+
+def test_a_saved_config_gives_the_same_run(settings_file):
+    config = GrpoConfig(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", clip_norm=float("inf"))
+    path = settings_file(yaml.safe_dump(as_dict(config)))
+    assert _parse(GrpoConfig, "--config", path) == dataclasses.replace(config, out=None, config=path)
+
+
+def test_a_prompt_may_be_in_the_file(settings_file):
+    assert _parse(GenerateConfig, "--config", settings_file("prompt: hello")).prompt == "hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rte: 1", r"mine.yaml: grpo has no setting 'learning_rte'; did you mean 'learning_rate'\?"),
+        ("learning-rate: 1", r"did you mean 'learning_rate'\?"),
+        ("zzz: 1", "has no setting 'zzz'; there are model, "),
+        ("resume: runs/a", "has no setting 'resume'"),
+        ("steps: many", r"mine.yaml: steps is 'many', wanted a whole number\."),
+        ("steps: 1.5", "steps is 1.5, wanted a whole number"),
+        ("seed: true", "seed is True, wanted a whole number"),
+        ("temperature: hot", "temperature is 'hot', wanted a number"),
+        ("remat: 1", "remat is 1, wanted true or false"),
+        ("model: [a]", r"model is \['a'\], wanted text"),
+        ("seed: null", "seed is None, wanted a whole number"),
+        ("recipe: ppo", "recipe is 'ppo', wanted one of grpo, dr_grpo, dapo, rloo"),
+        ("command: sft", "is of the command 'sft', not 'grpo'"),
+        ("- a", "holds a list, wanted lines of 'setting: value'"),
+        ("a: [", "mine.yaml is not YAML: .*line 1"),
+        ("steps: 0", "grpo: steps is 0, wanted at least 1"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(settings_file, text, message):
+    with pytest.raises(ValueError, match=message):
+        _parse(GrpoConfig, "--config", settings_file(text))
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"there is no file none\.yaml"):
+        _parse(SftConfig, "--config", "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GrpoConfig(temperature=0.0), "temperature is 0.0, wanted a number greater than 0"),
+        (lambda: GrpoConfig(learning_rate=float("nan")), "learning_rate is nan"),
+        (lambda: GrpoConfig(top_p=1.5), "top_p is 1.5"),
+        (lambda: GrpoConfig(data="a.jsonl"), "data is given without reward"),
+        (lambda: GrpoConfig(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of groups"),
+        (lambda: GrpoConfig(recipe="rloo", eps=0.1), "rloo has no clip"),
+        (lambda: SftConfig(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
+        (lambda: EvalConfig(samples=4), "samples is 4 at temperature 0, where all are the same"),
+        (lambda: GenerateConfig("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_resuming_keeps_the_settings_of_the_run(tmp_path):
+    out = str(tmp_path / "run")
+    RunDirectory.create(out, as_dict(SftConfig(steps=10, seed=4, batch_size=8)))
+    resumed = SftConfig(steps=10, seed=4, batch_size=8, out=out, resume=out)
+    assert _parse(SftConfig, "--resume", out) == resumed
+    longer = _parse(SftConfig, "--resume", out, "--steps", "20", "--seed", "4")
+    assert longer == dataclasses.replace(resumed, steps=20)
+    with pytest.raises(ValueError, match=r"--batch-size 16 conflicts with the run in .*, where it is 8; only --steps"):
+        _parse(SftConfig, "--resume", out, "--batch-size", "16")
+    with pytest.raises(ValueError, match="--out elsewhere conflicts"):
+        _parse(SftConfig, "--resume", out, "--out", "elsewhere")
+    with pytest.raises(ValueError, match="--config and --resume are both given"):
+        _parse(SftConfig, "--resume", out, "--config", "a.yaml")
+    with pytest.raises(ValueError, match="is of the command 'sft', not 'grpo'"):
+        _parse(GrpoConfig, "--resume", out)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        _parse(SftConfig, "--resume", str(tmp_path))
+
+
+def test_a_mistyped_flag_gets_a_hint(capsys):
+    assert main(["grpo", "--stps", "3"]) == 2
+    assert "--steps INT" in capsys.readouterr().err
+
+
+def test_a_mistyped_command_gets_a_hint(capsys):
+    assert main(["gpro"]) == 2
+    assert capsys.readouterr().err == "error: there is no command 'gpro'; did you mean 'grpo'?\n"
+    assert main(["zzz"]) == 2
+    assert "there are grpo, sft, eval, generate." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_setting_with_words_of_its_own(name, capsys):
+    assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(COMMANDS[name].settings):
+        assert field.metadata["help"].endswith("."), field.name
+        flag = "PROMPT" if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
+        assert flag in shown
+    assert "Examples:" in shown
+    assert "None" not in shown
+    assert main([]) == 0
+    assert f"  {name} " in capsys.readouterr().out
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """In place of ``rlax_llm.train.runs``: it does what the test gives it."""
+    fake = types.ModuleType("rlax_llm.train.runs")
+    monkeypatch.setitem(sys.modules, "rlax_llm.train.runs", fake)
+    monkeypatch.setattr("rlax_llm.train.runs", fake, raising=False)
+    monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
+    monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
+    return fake
+
+
+def test_a_command_runs_with_its_settings(runs):
+    seen = []
+    for name, command in COMMANDS.items():
+        setattr(runs, command.run, seen.append)
+        assert main([name, "--seed", "5", *(["hi"] if name == "generate" else [])]) == 0
+    assert seen == [GrpoConfig(seed=5), SftConfig(seed=5), EvalConfig(seed=5), GenerateConfig("hi", seed=5)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (ValueError("two\nlines"), "error: two lines (ValueError; RLAX_LLM_TRACEBACK=1 shows where)"),
+        (FileNotFoundError(2, "No such file", "a.jsonl"), "error: No such file: a.jsonl (FileNotFoundError; "),
+        (RuntimeError(), "error: RuntimeError"),
+        (ImportError("no reasoning_gym"), "error: no reasoning_gym"),
+    ],
+)
+def test_a_failed_run_is_one_line(runs, capsys, monkeypatch, failure, line):
+    def fail(config):
+        raise failure
+
+    runs.run_sft = fail
+    assert main(["sft"]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith(line)
+    assert written.err.count("\n") == 1
+    monkeypatch.setenv("RLAX_LLM_TRACEBACK", "1")
+    with pytest.raises(type(failure)):
+        main(["sft"])
+
+
+def test_our_own_errors_are_told_as_they_are(tmp_path, capsys):
+    assert main(["sft", "--resume", str(tmp_path / "none")]) == 2
+    message = f"error: {tmp_path / 'none'} is not a directory; give the directory that an earlier run wrote.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_ctrl_c_is_130(runs, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    runs.run_eval = interrupted
+    assert main(["eval"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from rlax_llm.cli.main import main; main(['grpo', '--help']); print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(out.splitlines()[-1].strip("[]").replace("'", "").split(", "))
+    assert not loaded & {"jax", "transformers", "orbax", "matplotlib", "optax", "flax"}
+
+
+def test_the_compilation_cache_is_the_users_or_the_one_given(monkeypatch, tmp_path):
+    import jax
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        directory = compilation_cache.turn_on()
+        assert directory is not None and directory.is_dir()
+        assert str(directory) == jax.config.jax_compilation_cache_dir
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+        assert compilation_cache.turn_on() == tmp_path / "mine"
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "x"))
+        assert compilation_cache.turn_on() is None
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
