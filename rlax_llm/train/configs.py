@@ -25,11 +25,14 @@ _TRAINED_MODEL_HELP = (
     "a .gguf file, or a Hugging Face hub id."
 )
 _TASK_HELP = (
-    "Prompts and exact rewards: 'arithmetic' (12+34=), 'arithmetic-words' (for chat models) "
-    "or 'reasoning-gym:NAME' (for example reasoning-gym:chain_sum)."
+    "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
+    "settings if wanted: arithmetic,largest=20 or reasoning-gym:chain_sum,min_terms=2."
 )
-_DATA_HELP = "JSON lines file of your own prompts, instead of a task: one object a line with a 'prompt' key."
-_REWARD_HELP = "Your reward for --data, as MODULE:FUNCTION with signature f(prompts, completions, **columns) -> floats."
+_DATA_HELP = "JSON lines file of your own prompts, instead of a task: an object a line with a 'prompt', and columns for the reward."
+_REWARD_HELP = (
+    "Reward, needed with --data: MODULE:FUNCTION or FILE.py:FUNCTION of signature "
+    "f(prompts, completions, **columns) -> floats, or exact_answer or integer_answer (column 'answer')."
+)
 _OUT_HELP = "Directory of the run: config.yaml, metrics.jsonl, completions.jsonl, curves.png, summary.json, model/."
 _RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --steps may change."
 _CONFIG_HELP = "YAML file of settings, keys as the flags with underscores; flags given beside it win over it."
@@ -332,6 +335,5 @@ def _check_samples(config: Any) -> None:
 
 
 def _check_task(config: Any) -> None:
-    if (config.data is None) != (config.reward is None):
-        given, missing = ("data", "reward") if config.reward is None else ("reward", "data")
-        raise ValueError(f"{config.command}: {given} is given without {missing}; give both, or neither for a task.")
+    if config.data is not None and config.reward is None:
+        raise ValueError(f"{config.command}: data is given without reward, and a file has none of its own; give both.")

@@ -92,6 +92,7 @@ def test_a_file_that_is_not_there():
         (lambda: GrpoConfig(learning_rate=float("nan")), "learning_rate is nan"),
         (lambda: GrpoConfig(top_p=1.5), "top_p is 1.5"),
         (lambda: GrpoConfig(data="a.jsonl"), "data is given without reward"),
+        (lambda: EvalConfig(data="a.jsonl"), "eval: data is given without reward"),
         (lambda: GrpoConfig(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of groups"),
         (lambda: GrpoConfig(recipe="rloo", eps=0.1), "rloo has no clip"),
         (lambda: SftConfig(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
