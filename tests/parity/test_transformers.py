@@ -1,0 +1,217 @@
+"""Against transformers on torch: its files are read, ours are loaded by it, and both compute the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import logits
+from rlax_llm.models.huggingface import read_config, read_parameters, write_model
+from rlax_llm.models.loading import load_model
+from rlax_llm.models.tokenizer import Tokenizer
+
+SHAPE = {
+    "vocab_size": 53,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# The original length is short, so that the tiny heads' frequencies fall in all three regimes.
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10_000.0}
+MODELS = {
+    "llama": ("Llama", {}),
+    "llama, tied": ("Llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    "llama 3 rope": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4}}),
+    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral, odd heads": ("Mistral", {"sliding_window": 48, "num_attention_heads": 6, "head_dim": 16}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6}}),
+    "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+}
+QUESTIONS = [
+    "What is the capital of France?",
+    "What is 17 + 25?",
+    "Write a haiku about the sea.",
+    "Name three primary colors.",
+    "Why is the sky blue?",
+    "Translate 'good morning' to French.",
+    "List the first 5 prime numbers.",
+    "Write a Python function that adds two numbers.",
+]
+
+
+def torch_model(family: str, fields: dict) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SHAPE | fields)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():  # larger than at initialisation: biases and norms are to matter, attention to be sharp
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter)) if parameter.ndim == 1 else parameter.mul_(5.0)
+    return model
+
+
+def padded(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four rows: whole, padded on the left, on the right, on both sides."""
+    tokens = np.random.default_rng(0).integers(3, vocab_size, (4, 24)).astype(np.int32)
+    valid = np.ones_like(tokens, bool)
+    valid[1, :7] = valid[2, -5:] = valid[3, :3] = valid[3, -4:] = False
+    return np.where(valid, tokens, 0), valid
+
+
+def torch_logits(model: torch.nn.Module, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Row by row and without padding, which leaves nothing to the treatment of masks."""
+    out = np.zeros((*tokens.shape, model.config.vocab_size), np.float32)
+    with torch.no_grad():
+        for row, keep, result in zip(tokens, valid, out):
+            result[keep] = model(torch.tensor(row[keep][None], dtype=torch.long)).logits[0].float().numpy()
+    return out
+
+
+def assert_same_logits(model: torch.nn.Module, config: DecoderConfig, params: dict, atol: float) -> None:
+    tokens, valid = padded(config.vocab_size)
+    ours = np.asarray(logits(config, params, jnp.asarray(tokens), jnp.asarray(valid)))
+    np.testing.assert_allclose(ours[valid], torch_logits(model, tokens, valid)[valid], rtol=0, atol=atol)
+
+
+def reloaded(directory: Path) -> torch.nn.Module:
+    model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, dtype="auto")
+    assert not {name: found for name, found in report.items() if found}
+    return model.eval()
+
+
+@pytest.mark.parametrize(("family", "fields"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("shards", ["whole", "sharded"])
+def test_a_model_of_transformers_is_read_and_computes_the_same(tmp_path, family, fields, shards):
+    model = torch_model(family, fields)
+    model.save_pretrained(tmp_path, max_shard_size="20KB" if shards == "sharded" else "1GB")
+    assert (tmp_path / "model.safetensors").exists() == (shards == "whole")
+    config = read_config(tmp_path)
+    assert_same_logits(model, config, read_parameters(tmp_path, config), 1e-4)
+
+
+@pytest.mark.parametrize(("family", "fields"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+def test_our_export_is_loaded_by_transformers_with_no_key_amiss(tmp_path, family, fields, shard_bytes):
+    torch_model(family, fields).save_pretrained(tmp_path / "theirs")
+    config = read_config(tmp_path / "theirs")
+    params = read_parameters(tmp_path / "theirs", config)
+    write_model(tmp_path / "ours", config, params, shard_bytes=shard_bytes)
+    model = reloaded(tmp_path / "ours")
+    assert model.dtype == torch.float32
+    assert_same_logits(model, config, params, 1e-4)
+    model.save_pretrained(tmp_path / "back")  # and transformers says of it what we said
+    assert read_config(tmp_path / "back") == config
+    back = read_parameters(tmp_path / "back", config)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_bfloat16_crosses_bit_for_bit(tmp_path):
+    model = torch_model("Qwen3", {"head_dim": 16}).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "theirs")
+    config = read_config(tmp_path / "theirs")
+    params = read_parameters(tmp_path / "theirs", config, jnp.bfloat16)
+    embed = model.get_input_embeddings().weight.detach().float().numpy()
+    np.testing.assert_array_equal(np.asarray(params["embed"], np.float32), embed)
+    write_model(tmp_path / "ours", config, params)
+    again = reloaded(tmp_path / "ours")
+    assert again.dtype == torch.bfloat16
+    for (name, ours), (_, theirs) in zip(again.named_parameters(), model.named_parameters()):
+        assert torch.equal(ours, theirs), name
+
+
+def test_characters_are_loaded_by_auto_tokenizer(tmp_path):
+    ours = Tokenizer.characters("0123456789+-*/=() \n<|eos>")
+    text = "12+34=46\n<|eos|>"
+    config = DecoderConfig(ours.vocab_size, 32, 48, 2, 4, 2, 8)
+    params = jax.tree.map(jnp.zeros, config.parameter_shapes, is_leaf=lambda node: isinstance(node, tuple))
+    write_model(tmp_path, config, params, ours)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode(text) == ours.encode(text)
+    assert theirs.decode(ours.encode(text)) == text
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (1, 0)
+    model = reloaded(tmp_path)
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 0)
+
+
+# SmolLM2: real weights, exported by us and loaded by transformers.
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("smollm2") / "model"
+    write_model(directory, *smollm2)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def torch_smollm2(exported) -> torch.nn.Module:
+    return reloaded(exported)
+
+
+def test_smollm2_logits_are_those_of_transformers(smollm2, torch_smollm2):
+    assert_same_logits(torch_smollm2, smollm2.config, smollm2.params, 1e-3)
+
+
+def test_smollm2_tokenizer_is_read_by_auto_tokenizer(smollm2, exported):
+    theirs = AutoTokenizer.from_pretrained(exported)
+    texts = ["84 * 3 / 2", "  two  spaces\n\n\tand tabs", "né 🦆 日本語", "don't <|im_start|>user", "x" * 50, ""]
+    for text in texts + QUESTIONS:
+        assert theirs.encode(text, add_special_tokens=False) == smollm2.tokenizer.encode(text)
+        assert theirs.decode(smollm2.tokenizer.encode(text)) == smollm2.tokenizer.decode(
+            smollm2.tokenizer.encode(text), skip_special=False
+        )
+        messages = [{"role": "user", "content": text}]
+        chat = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert chat == smollm2.tokenizer.encode_prompt(text)
+    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id) == (2, 2, 1)
+
+
+def test_smollm2_greedy_completions_are_those_of_transformers(smollm2, torch_smollm2):
+    """Forty-eight tokens of eight prompts in one batch padded on the left, each the argmax of our own logits."""
+    prompts = [smollm2.tokenizer.encode_prompt(question) for question in QUESTIONS]
+    width, steps, pad = max(map(len, prompts)), 48, smollm2.tokenizer.pad_id
+    completions = []
+    for prompt in prompts:
+        with torch.no_grad():
+            out = torch_smollm2.generate(torch.tensor([prompt]), max_new_tokens=steps, do_sample=False)
+        completions.append(out[0, len(prompt) :].tolist())
+    tokens = np.full((len(prompts), width + steps), pad, np.int32)
+    valid = np.zeros_like(tokens, bool)
+    for row, keep, prompt, completion in zip(tokens, valid, prompts, completions):
+        row[width - len(prompt) : width + len(completion)] = prompt + completion
+        keep[width - len(prompt) : width + len(completion)] = True
+    # Given the same past, the next greedy token is the same at every step: by induction, so is the completion.
+    ours = np.asarray(logits(smollm2.config, smollm2.params, jnp.asarray(tokens), jnp.asarray(valid)).argmax(-1))
+    for row, completion in zip(ours, completions):
+        assert row[width - 1 : width - 1 + len(completion)].tolist() == completion
+
+
+def test_generation_config_names_the_stop_token(exported, torch_smollm2):
+    assert json.loads((exported / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert torch_smollm2.generation_config.eos_token_id == 2
+
+
+def test_the_cached_conversion_is_itself_a_model_of_transformers(smollm2):
+    from rlax_llm.models import loading
+
+    directory = loading.cache_directory() / loading._key(loading._packaged(), jnp.float32)
+    again = load_model(directory)
+    assert again.config == smollm2.config
+    assert AutoTokenizer.from_pretrained(directory).encode("84") == smollm2.tokenizer.encode("84")
