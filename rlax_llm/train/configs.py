@@ -28,7 +28,7 @@ _TASK_HELP = (
     "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
     "settings if wanted: arithmetic,largest=20 or reasoning-gym:chain_sum,min_terms=2."
 )
-_DATA_HELP = "JSON lines file of your own prompts, instead of a task: an object a line with a 'prompt', and columns for the reward."
+_DATA_HELP = "JSON lines file of your own, instead of a task: in each line a 'prompt', and columns for the reward."
 _REWARD_HELP = (
     "Reward, needed with --data: MODULE:FUNCTION or FILE.py:FUNCTION of signature "
     "f(prompts, completions, **columns) -> floats, or exact_answer or integer_answer (column 'answer')."
@@ -129,8 +129,6 @@ class GrpoConfig:
         _above_zero(self, "temperature", "learning_rate", "clip_norm", "eps", "eps_high")
         _check_top_p(self)
         _check_task(self)
-        if self.recipe == "rloo" and (self.eps or self.eps_high):
-            raise ValueError("grpo: eps or eps_high is given, but the recipe rloo has no clip; leave them out.")
         if self.groups and self.micro_batch_groups and self.groups % self.micro_batch_groups:
             raise ValueError(
                 f"grpo: micro_batch_groups is {self.micro_batch_groups}, "

@@ -94,7 +94,6 @@ def test_a_file_that_is_not_there():
         (lambda: GrpoConfig(data="a.jsonl"), "data is given without reward"),
         (lambda: EvalConfig(data="a.jsonl"), "eval: data is given without reward"),
         (lambda: GrpoConfig(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of groups"),
-        (lambda: GrpoConfig(recipe="rloo", eps=0.1), "rloo has no clip"),
         (lambda: SftConfig(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
         (lambda: EvalConfig(samples=4), "samples is 4 at temperature 0, where all are the same"),
         (lambda: GenerateConfig("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
