@@ -13,6 +13,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlax_llm.generation.engine import Request, generate
+from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.sampling import greedy
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
@@ -184,23 +187,22 @@ def test_smollm2_tokenizer_is_read_by_auto_tokenizer(smollm2, exported):
 
 
 def test_smollm2_greedy_completions_are_those_of_transformers(smollm2, torch_smollm2):
-    """Forty-eight tokens of eight prompts in one batch padded on the left, each the argmax of our own logits."""
-    prompts = [smollm2.tokenizer.encode_prompt(question) for question in QUESTIONS]
-    width, steps, pad = max(map(len, prompts)), 48, smollm2.tokenizer.pad_id
-    completions = []
-    for prompt in prompts:
-        with torch.no_grad():
-            out = torch_smollm2.generate(torch.tensor([prompt]), max_new_tokens=steps, do_sample=False)
-        completions.append(out[0, len(prompt) :].tolist())
-    tokens = np.full((len(prompts), width + steps), pad, np.int32)
-    valid = np.zeros_like(tokens, bool)
-    for row, keep, prompt, completion in zip(tokens, valid, prompts, completions):
-        row[width - len(prompt) : width + len(completion)] = prompt + completion
-        keep[width - len(prompt) : width + len(completion)] = True
-    # Given the same past, the next greedy token is the same at every step: by induction, so is the completion.
-    ours = np.asarray(logits(smollm2.config, smollm2.params, jnp.asarray(tokens), jnp.asarray(valid)).argmax(-1))
-    for row, completion in zip(ours, completions):
-        assert row[width - 1 : width - 1 + len(completion)].tolist() == completion
+    """Eight prompts of different lengths in one batch, up to forty-eight tokens each, token for token."""
+    config, params, tokenizer = smollm2
+    prompts = [tokenizer.encode_prompt(question) for question in QUESTIONS]
+    tokens, valid = pad_prompts(prompts, tokenizer.pad_id, config.vocab_size)
+    request = Request(greedy, tokenizer.eos_ids, max_new_tokens=48)
+    ours = generate(config, params, (jnp.asarray(tokens), jnp.asarray(valid)), jax.random.key(0), request)
+    theirs = torch_smollm2.generate(
+        torch.tensor(tokens, dtype=torch.long),
+        attention_mask=torch.tensor(valid, dtype=torch.long),
+        max_new_tokens=48,
+        do_sample=False,
+    )[:, tokens.shape[1] :]
+    for row, mask, expected in zip(np.asarray(ours.tokens), np.asarray(ours.mask), theirs.tolist()):
+        stop = expected.index(2) + 1 if 2 in expected else len(expected)  # padded with the stop token from there on
+        assert row[mask].tolist() == expected[:stop]
+    assert not ours.truncated.all()
 
 
 def test_generation_config_names_the_stop_token(exported, torch_smollm2):
