@@ -27,7 +27,9 @@ def same_shape(where: str, **arrays: Any) -> None:
     first = next(iter(given), None)
     for name, shape in given.items():
         if first is not None and shape != given[first]:
-            raise ValueError(f"{where}: {name} has shape {shape}, {first} has {given[first]}; give arrays of one shape.")
+            raise ValueError(
+                f"{where}: {name} has shape {shape}, {first} has {given[first]}; give arrays of one shape."
+            )
 
 
 def rank(where: str, name: str, array: Any, wanted: int, layout: str) -> None:

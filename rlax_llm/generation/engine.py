@@ -156,14 +156,12 @@ def prefill(
         step=jnp.int32(0),
         key=key,
     )
-    state = _draw(params, jnp.repeat(hidden, request.group_size, 0), state, request)
+    state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
     cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
     return Prefilled(cache, valid), state
 
 
-def _forward(
-    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding
-) -> tuple[jax.Array, Cache]:
+def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
     """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values."""
     apply, at = block(config)[1], state.step - 1
     prompts, group_size, room = (state.cache[0][0].shape[i] for i in (0, 1, -1))
@@ -181,7 +179,7 @@ def _forward(
             new = jax.vmap(segment)(k, v, own_mask)
             keys = jax.lax.dynamic_update_slice_in_dim(own[0], new.keys, at, -1)
             values = jax.lax.dynamic_update_slice_in_dim(own[1], new.values, at, -2)
-            segments = [Segment(*shared, prompt_mask), Segment(keys, values, own_mask)]
+            segments = [Segment(shared[0], shared[1], prompt_mask), Segment(keys, values, own_mask)]
             mixed = jax.vmap(attention)(q, segments)
             return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
@@ -281,8 +279,7 @@ def generate(
     Raises:
         ValueError: where prompt and completion could exceed the model's ``max_positions``.
     """
-    for state in stream(config, params, prompts, key, request):
-        last = state
+    *_, last = stream(config, params, prompts, key, request)
     return completions(*prompts, last, request)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -21,7 +23,7 @@ def bucket(length: int) -> int:
 
 def pad_prompts(
     prompts: Sequence[Sequence[int]], pad_id: int, vocab_size: int, max_prompt_tokens: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[jax.Array, jax.Array]:
     """Pad token lists on the left to one bucketed width.
 
     Args:
@@ -48,7 +50,7 @@ def pad_prompts(
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = prompt
         valid[row, width - len(prompt) :] = True
-    return tokens, valid
+    return jnp.asarray(tokens), jnp.asarray(valid)
 
 
 def _check(row: int, prompt: Sequence[int], vocab_size: int, limit: int | None) -> None:

@@ -2,8 +2,8 @@
 
 Drawing inverts the cumulative distribution in two levels (a block of the vocabulary, then a token in it): two uniform
 numbers a row instead of V Gumbel variables. Top-k and top-p are a *threshold* on the tempered logits, found
-without sorting the vocabulary and placed halfway between the last kept and the first cut logit, so that the learner, whose logits
-differ in the last bits, cuts the same tokens. Ties at the cut are kept.
+without sorting the vocabulary and placed halfway between the last kept and the first cut logit, so that the learner,
+whose logits differ in the last bits, cuts the same tokens. Ties at the cut are kept.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def greedy(key: jax.Array, logits: jax.Array) -> Draw:
 
 @dataclass(frozen=True)
 class Categorical:
-    """Draw from ``softmax(logits / temperature)``, cut to the ``top_k`` likeliest, then to the nucleus of mass ``top_p``.
+    """Draw from ``softmax(logits / temperature)``, cut to the ``top_k`` likeliest, then to a nucleus of mass ``top_p``.
 
     Attributes:
         temperature: > 0, dimensionless.

@@ -97,8 +97,10 @@ def attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     parts = [_partial(scaled, part) for part in segments]
     top = functools.reduce(jnp.maximum, [part[0] for part in parts])
     scale = [jnp.exp(part[0] - top) for part in parts]
-    total = sum(part[1] * s for part, s in zip(parts, scale, strict=True))
-    mixed = sum(part[2] * s for part, s in zip(parts, scale, strict=True)) / total
+    total, mixed = (
+        functools.reduce(jnp.add, [part[i] * s for part, s in zip(parts, scale, strict=True)]) for i in (1, 2)
+    )
+    mixed = mixed / total
     return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * dim).astype(queries.dtype)
 
 

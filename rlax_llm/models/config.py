@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,11 +94,17 @@ class DecoderConfig:
             raise ValueError(f"DecoderConfig: head_dim is {self.head_dim}, wanted an even number (rotary halves).")
 
     @property
-    def parameter_shapes(self) -> dict[str, object]:
+    def parameter_shapes(self) -> dict[str, Any]:
         """The parameter tree as shapes: ``layers`` stacked on axis 0, kernels ``[in, out]``, embeddings ``[V, D]``."""
         d, f, hd = self.hidden_size, self.intermediate_size, self.head_dim
         q, kv = self.num_heads * hd, self.num_kv_heads * hd
-        block = {"attention_norm": (d,), "q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d)}
+        block: dict[str, tuple[int, ...]] = {
+            "attention_norm": (d,),
+            "q": (d, q),
+            "k": (d, kv),
+            "v": (d, kv),
+            "o": (q, d),
+        }
         block |= {"mlp_norm": (d,), "gate": (d, f), "up": (d, f), "down": (f, d)}
         block |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)} if self.qkv_bias else {}
         block |= {"q_norm": (hd,), "k_norm": (hd,)} if self.qk_norm else {}

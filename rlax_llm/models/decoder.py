@@ -35,9 +35,19 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 class Block(nnx.Module):
     """Pre-norm attention and gated MLP. ``attend(q, k, v)`` decides which keys a query reads, and what to carry."""
 
+    attention_norm: nnx.Param
+    q: nnx.Param
+    k: nnx.Param
+    v: nnx.Param
+    o: nnx.Param
+    mlp_norm: nnx.Param
+    gate: nnx.Param
+    up: nnx.Param
+    down: nnx.Param
+
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        for name, (_, *shape) in config.parameter_shapes["layers"].items():  # type: ignore[index]
+        for name, (_, *shape) in config.parameter_shapes["layers"].items():
             setattr(self, name, nnx.Param(_initial(rngs, name, tuple(shape))))
 
     def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:

@@ -19,7 +19,7 @@ LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 def _score(
     params: Params, hidden: jax.Array, completions: Completions, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and where ``mask`` is False."""
+    """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and outside ``mask``."""
     columns = hidden.shape[1]
     mask = completions.mask[:, -columns:]
     flat = (x.reshape(-1, *x.shape[2:]) for x in (hidden, completions.tokens[:, -columns:]))

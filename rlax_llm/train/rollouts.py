@@ -1,0 +1,147 @@
+"""Between rows of text and arrays of tokens: prompts in, completions out, and their scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.data.tasks import Row, Task
+from rlax_llm.generation.engine import Request, generate
+from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.sampling import Sampler
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.functional import Params
+from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.rewards.calling import Scores, score
+from rlax_llm.types import Completions
+
+
+class Rollout(NamedTuple):
+    """Completions of some rows, as arrays and as text.
+
+    Attributes:
+        rows: the row of each completion, ``[B]``.
+        completions: arrays ``[B, T]`` on the host.
+        texts: what was completed, without special tokens, ``[B]``.
+        prompt_width: the columns that hold prompts.
+        seconds: wall time of the generation.
+    """
+
+    rows: list[Row]
+    completions: Completions
+    texts: list[str]
+    prompt_width: int
+    seconds: float
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each completion ``[B]``."""
+        return np.asarray(self.completions.mask).sum(-1)
+
+
+class Sampling(NamedTuple):
+    """What a model needs to complete rows: its shape, its tokenizer and the limits.
+
+    Attributes:
+        config: the decoder's shape.
+        tokenizer: the model's.
+        max_prompt_tokens: a longer prompt is an error that names its row.
+    """
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    max_prompt_tokens: int
+
+    def rollout(self, params: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
+        """Draw ``request.group_size`` completions of each row."""
+        start = time.perf_counter()
+        prompts = [self.tokenizer.encode_prompt(row["prompt"]) for row in rows]
+        padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens)
+        drawn = jax.device_get(generate(self.config, params, padded, key, request))
+        drawn = _trimmed(drawn, padded[0].shape[1], request.max_new_tokens)
+        seconds = time.perf_counter() - start
+        texts = [self.tokenizer.decode(tokens[mask]) for tokens, mask in zip(drawn.tokens, drawn.mask, strict=True)]
+        repeated = [row for row in rows for _ in range(request.group_size)]
+        return Rollout(repeated, drawn, texts, padded[0].shape[1], seconds)
+
+    def request(self, sampler: Sampler, max_new_tokens: int, group_size: int = 1) -> Request:
+        """A request with the tokenizer's stop tokens."""
+        return Request(sampler, self.tokenizer.eos_ids, max_new_tokens, group_size)
+
+
+def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
+    """Without the columns that no completion reached, in quarters of the limit: at most four widths to compile for."""
+    longest = int(np.asarray(completions.mask).sum(-1).max())
+    quarter = max(-(-limit // 4), 1)
+    width = prompt_width + min(limit, max(-(-longest // quarter), 1) * quarter)
+    return Completions(*(x[:, :width] if x.ndim == 2 else x for x in completions))
+
+
+class Evaluation(NamedTuple):
+    """Scores of completions of held-out rows.
+
+    Attributes:
+        reward: mean score of those that have one.
+        accuracy: share of completions that ``task.solved`` accepts.
+        texts: the completions.
+        scores: of each completion.
+    """
+
+    reward: float
+    accuracy: float
+    texts: list[str]
+    scores: Scores
+
+
+def evaluate(sampling: Sampling, params: Params, task: Task, request: Request, batch: int, seed: int = 0) -> Evaluation:
+    """Complete every held-out row, ``batch`` rows at a time, and score.
+
+    The last batch is filled up with the first rows, so that no further shape is compiled; those do not count.
+    """
+    held_out, texts = list(task.held_out), []
+    for start in range(0, len(held_out), batch):
+        rows = held_out[start : start + batch]
+        filled = rows + [held_out[0]] * (min(batch, len(held_out)) - len(rows))
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        rollout = sampling.rollout(params, filled, key, request)
+        texts += rollout.texts[: len(rows) * request.group_size]
+    scores = score(task.rewards, [row for row in held_out for _ in range(request.group_size)], texts)
+    solved = [task.solved(float(s)) for s in np.nan_to_num(scores.total, nan=-np.inf)]
+    scored = scores.total[~np.isnan(scores.total)]
+    return Evaluation(float(scored.mean()) if scored.size else float("nan"), float(np.mean(solved)), texts, scores)
+
+
+def demonstrations(sampling: Sampling, rows: Sequence[Row], max_new_tokens: int) -> Completions:
+    """``Completions`` that hold each row's own ``completion`` and a stop token, for supervised training.
+
+    Args:
+        sampling: the model's shape, tokenizer and prompt limit.
+        rows: each with a ``prompt`` and a ``completion``.
+        max_new_tokens: columns for completions.
+
+    Raises:
+        ValueError: naming a row whose completion is missing or too long.
+    """
+    tokenizer = sampling.tokenizer
+    prompts = [tokenizer.encode_prompt(row["prompt"]) for row in rows]
+    tokens, valid = pad_prompts(prompts, tokenizer.pad_id, sampling.config.vocab_size, sampling.max_prompt_tokens)
+    answers = np.full((len(rows), max_new_tokens), tokenizer.pad_id, np.int32)
+    chosen = np.zeros(answers.shape, bool)
+    for index, row in enumerate(rows):
+        if "completion" not in row:
+            raise ValueError(f"demonstrations: row {index} has no column 'completion'; supervised training needs one.")
+        ids = [*tokenizer.encode(row["completion"]), *tokenizer.eos_ids[:1]]
+        if len(ids) > max_new_tokens:
+            raise ValueError(
+                f"demonstrations: the completion of row {index} has {len(ids)} tokens, max_new_tokens is "
+                f"{max_new_tokens}; raise it."
+            )
+        answers[index, : len(ids)], chosen[index, : len(ids)] = ids, True
+    pairs = (tokens, answers), (valid, chosen), (jnp.zeros_like(valid), chosen)
+    tokens, valid, mask = (jnp.concatenate([left, jnp.asarray(right)], 1) for left, right in pairs)
+    unknown = jnp.zeros(tokens.shape)
+    return Completions(tokens, valid, mask, unknown, unknown - jnp.inf, jnp.zeros(len(rows), bool))

@@ -1,0 +1,219 @@
+"""The commands as functions of their settings: ``run_grpo``, ``run_sft``, ``run_eval`` and ``run_generate``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from rlax_llm.data.tasks import Task
+from rlax_llm.generation.engine import Request, stream
+from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.sampling import greedy
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.group_run import GroupPhase
+from rlax_llm.train.interrupts import interruptible
+from rlax_llm.train.progress import Progress
+from rlax_llm.train.rollouts import Sampling, evaluate
+from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.session import Session, due, first_and_last, median, versions
+from rlax_llm.train.setup import (
+    WARM_START_LEARNING_RATE,
+    build_model,
+    build_sampler,
+    build_schedule,
+    build_task,
+    with_defaults,
+)
+from rlax_llm.train.supervised_run import SupervisedPhase, run_steps
+
+
+def run_grpo(config: GrpoConfig) -> RunDirectory:
+    """Train by reinforcement learning, after a supervised warm start if there is one, and leave a run directory.
+
+    A signal ends the run after its step; an error ends it too. What was done so far is written in either case.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    config = with_defaults(config)
+    model, task = build_model(config), build_task(config, config.eval_size or 1)
+    phase = GroupPhase(config, model, task)
+    warm_up = _warm_start(config, model, task) if config.warm_start_steps else None
+    session = Session(config, config.warm_start_steps or 0)
+    with session.finishing(model, lambda: _summary(session)), interruptible() as stop:
+        first = warm_up if warm_up is not None and session.step <= 0 else phase
+        session.begin(first.init(model.params))
+        if warm_up is not None and session.step < 0:
+            run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
+        if not stop() and session.step >= 0:
+            _group_steps(session, phase, stop)
+    return session.directory
+
+
+def _warm_start(config: GrpoConfig, model: LanguageModel, task: Task) -> SupervisedPhase:
+    schedule = optax.constant_schedule(
+        WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
+    )
+    batch_size = with_defaults(SftConfig(model=config.model)).batch_size
+    return SupervisedPhase(config, model, task, schedule, batch_size)
+
+
+def _group_steps(session: Session, phase: GroupPhase, stop: Callable[[], bool]) -> None:
+    """Go on from the session's position to the last step, or until ``stop``."""
+    config, steps = phase.config, phase.config.steps or 0
+    state = session.state
+    assert state is not None
+    if session.step == 0:
+        # The warm start's optimizer state has done its work; reinforcement learning begins with a fresh one.
+        state = session.state = phase.init(state.params)
+        metrics, rows = phase.evaluate(state.params)
+        if session.warm_start_steps == 0:
+            session.log(metrics)
+        session.directory.log_completions([{"step": 0, **row} for row in rows])
+    reference = session.reference(state.params) if phase.needs_reference else None
+    with Progress(steps, config.recipe, first_step=session.step) as progress:
+        while session.step < steps and not stop():
+            state, metrics, rows = phase.step(state, session.step, reference)
+            number = session.step + 1
+            if due(number, config.eval_every, steps):
+                held_out, held_out_rows = phase.evaluate(state.params)
+                metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
+            session.directory.log_completions([{"step": number, **row} for row in rows])
+            session.advance(state, metrics)
+            progress.update(number, metrics)
+
+
+def _summary(session: Session) -> dict[str, Any]:
+    """What came out: first and last values, and medians of the speeds."""
+    metrics, config = session.directory.metrics(), session.config
+    summary: dict[str, Any] = {"command": config.command, "model": config.model, "task": config.data or config.task}
+    summary |= {"recipe": config.recipe} if isinstance(config, GrpoConfig) else {}
+    summary |= {"steps": session.step, "finished": session.step >= (config.steps or 0)}
+    for key in ("reward", "held_out_accuracy", "held_out_reward", "held_out_loss", "loss"):
+        first, last = first_and_last(metrics, key)
+        summary |= {f"first_{key}": first, f"last_{key}": last} if first is not None else {}
+    for key in ("tokens_per_second", "rollout_tokens_per_second", "update_tokens_per_second"):
+        value = median(metrics, key)
+        summary |= {key: round(value, 1)} if value is not None else {}
+    return summary
+
+
+def run_sft(config: SftConfig) -> RunDirectory:
+    """Train by maximum likelihood of given completions, and leave a run directory.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    config = with_defaults(config)
+    model, task = build_model(config), build_task(config, config.eval_size or 1)
+    steps, batch_size = config.steps or 0, config.batch_size or 1
+    schedule = build_schedule(config, config.learning_rate or 0.0, steps)
+    micro_batches = batch_size // (config.micro_batch_size or batch_size)
+    phase = SupervisedPhase(config, model, task, schedule, batch_size, micro_batches)
+    session = Session(config, 0)
+
+    def held_out(params: Any) -> dict[str, Any]:
+        metrics = {"held_out_loss": phase.held_out_loss(params)}
+        if task.rewards:
+            request = phase.sampling.request(greedy, config.max_new_tokens or 0)
+            result = evaluate(phase.sampling, params, task, request, batch_size)
+            metrics |= {"held_out_accuracy": result.accuracy, "held_out_reward": result.reward}
+        return metrics
+
+    with session.finishing(model, lambda: _summary(session)), interruptible() as stop:
+        session.begin(phase.init(model.params))
+        if session.position == 0:
+            session.log(held_out(model.params))
+        run_steps(session, phase, steps, held_out, stop)
+    return session.directory
+
+
+def run_eval(config: EvalConfig) -> dict[str, Any]:
+    """Measure reward and accuracy on held-out prompts; print them, and write them where ``config.out`` says.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Returns:
+        What was printed.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    config = with_defaults(config)
+    model, task = build_model(config), build_task(config, config.size)
+    sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
+    sampler = build_sampler(config.temperature, config.top_k, config.top_p)
+    request = sampling.request(sampler, config.max_new_tokens or 0, config.samples)
+    directory = None if config.out is None else RunDirectory.create(config.out, as_dict(config))
+    start = time.perf_counter()
+    result = evaluate(sampling, model.params, task, request, max(64 // config.samples, 1), config.seed)
+    rows = [row for row in task.held_out for _ in range(config.samples)]
+    values = np.reshape([task.solved(float(s)) for s in result.scores.total], (-1, config.samples))
+    summary: dict[str, Any] = {"command": "eval", "model": config.model, "task": config.data or config.task}
+    summary |= {"prompts": len(task.held_out), "samples": config.samples, "held_out_reward": result.reward}
+    summary |= {"held_out_accuracy": result.accuracy}
+    summary |= {f"pass@{config.samples}": float(values.any(-1).mean())} if config.samples > 1 else {}
+    summary |= {"wall_seconds": round(time.perf_counter() - start, 1)}
+    if directory is not None:
+        found = zip(rows, result.texts, result.scores.total, strict=True)
+        directory.log_completions(
+            [{"step": 0, "prompt": r["prompt"], "completion": t, "reward": float(s)} for r, t, s in found]
+        )
+        directory.write_summary(summary | {"versions": versions()})
+    for name, value in summary.items():
+        print(f"{name:<20} {value:.4f}" if isinstance(value, float) else f"{name:<20} {value}")
+    return summary
+
+
+def run_generate(config: GenerateConfig) -> list[str]:
+    """Print what a model answers, piece by piece as it is drawn; several answers are printed when all are there.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The answers.
+
+    Raises:
+        ValueError: for a prompt that is empty or too long for the model.
+    """
+    model = build_model(config)
+    tokenizer, seed = model.tokenizer, jax.random.key(config.seed)
+    limit = model.config.max_positions - config.max_new_tokens
+    ids = tokenizer.encode_prompt(config.prompt)
+    prompts = pad_prompts([ids], tokenizer.pad_id, model.config.vocab_size, max(limit, 1))
+    sampler = build_sampler(config.temperature, config.top_k, config.top_p)
+    request = Request(sampler, tokenizer.eos_ids, config.max_new_tokens, config.samples)
+    decoders, drawn = [tokenizer.stream_decoder() for _ in range(config.samples)], 0
+    texts = [""] * config.samples
+    for state in stream(model.config, model.params, prompts, seed, request, stride=1 if config.samples == 1 else None):
+        tokens, lengths, drawn_before = jax.device_get(state.tokens), jax.device_get(state.lengths), drawn
+        drawn = int(state.step)
+        for row, decoder in enumerate(decoders):
+            fresh = tokens[row, drawn_before : min(drawn, lengths[row])]
+            piece = "".join(decoder.push(int(token)) for token in fresh)
+            texts[row] += piece
+            if config.samples == 1:
+                print(piece, end="", flush=True)
+    texts = [text + decoder.flush() for text, decoder in zip(texts, decoders, strict=True)]
+    print(decoders[0].flush() if config.samples == 1 else "\n\n".join(texts))
+    return texts

@@ -1,0 +1,151 @@
+"""The host layer around a loop: a run directory that is always complete, whatever ends the run.
+
+A session numbers its steps from 1 without a gap, over the warm start and what follows it, so that one number says
+where a run is. Metrics show the warm start at steps up to 0.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from rlax_llm.models.huggingface import write_model
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.train import checkpoints
+from rlax_llm.train.configs import GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.curves import draw_curves
+from rlax_llm.train.policy import TrainState
+from rlax_llm.train.run_directory import RunDirectory
+
+_REFERENCE = "reference"
+
+
+class Session:
+    """One process's part in a run.
+
+    Attributes:
+        directory: the run's files.
+        position: steps done, over all phases and all processes.
+        state: after those steps; None until the run has begun.
+    """
+
+    state: TrainState | None = None
+
+    def __init__(self, config: GrpoConfig | SftConfig, warm_start_steps: int):
+        self.started = time.perf_counter()
+        self.config = config
+        self.warm_start_steps = warm_start_steps
+        self.position, self.earlier_seconds = 0, 0.0
+        if config.resume is None:
+            out = config.out or f"runs/{config.command}-{time.strftime('%Y%m%d-%H%M%S')}"
+            self.directory = RunDirectory.create(out, as_dict(config))
+        else:
+            self.directory = RunDirectory.reopen(config.resume)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the position of the last checkpoint, and drop what was logged after it."""
+        self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
+        self.directory.truncate_to(self.step if self.position else self.step - 1)
+        seconds = [row["wall_seconds"] for row in self.directory.metrics() if row.get("wall_seconds") is not None]
+        self.earlier_seconds = float(seconds[-1]) if seconds else 0.0
+
+    @property
+    def step(self) -> int:
+        """The number that metrics have for the last step: 0 at the end of the warm start."""
+        return self.position - self.warm_start_steps
+
+    def wall_seconds(self) -> float:
+        """Seconds that the run took so far, over all its processes."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def begin(self, like: TrainState) -> None:
+        """Take the last checkpoint's state, or ``like`` at the start of a run."""
+        self.state = (
+            checkpoints.restore(self.directory.checkpoints_path, self.position, like) if self.position else like
+        )
+
+    def advance(self, state: TrainState, metrics: dict[str, Any]) -> None:
+        """One step was done: keep its state, log its metrics, and checkpoint where one is due."""
+        self.state, self.position = state, self.position + 1
+        self.log(metrics)
+        if self.config.save_every and self.position % self.config.save_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Checkpoint the state."""
+        checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
+
+    def reference(self, params: Any) -> Any:
+        """The frozen reference: ``params`` when first asked for, kept on disk, and the same ever after."""
+        place = self.directory.checkpoints_path / _REFERENCE
+        if checkpoints.latest(place) is None:
+            checkpoints.save(place, 0, params)
+            return jax.tree.map(lambda x: x.copy(), params)
+        return checkpoints.restore(place, 0, params)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Write the metrics of the step that ended."""
+        self.directory.log_metrics(self.step, metrics | {"wall_seconds": self.wall_seconds()})
+
+    @contextmanager
+    def finishing(self, model: LanguageModel, summary: Callable[[], dict[str, Any]]) -> Iterator[None]:
+        """Write checkpoint, model, figure and summary at the end of the block, also where an error ends it.
+
+        A second Ctrl-C writes nothing more: the last checkpoint and every line logged are there.
+        """
+        try:
+            yield
+        except Exception:
+            self._finish(model, summary)
+            raise
+        self._finish(model, summary)
+
+    def _finish(self, model: LanguageModel, summary: Callable[[], dict[str, Any]]) -> None:
+        state = self.state
+        # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
+        if state is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            if self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
+                self.save()
+            write_model(self.directory.model_path, model.config, state.params, model.tokenizer)
+        title = f"{self.config.command} · {self.config.model} · {self.config.data or self.config.task}"
+        draw_curves(self.directory.curves_path, self.directory.metrics(), title)
+        ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
+        self.directory.write_summary(summary() | ending)
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on."""
+    packages = ("rlax-llm", "jax", "jaxlib", "flax", "optax", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def first_and_last(metrics: list[dict[str, Any]], key: str) -> tuple[float | None, float | None]:
+    """First and last value that a metric had.
+
+    >>> first_and_last([{"reward": None}, {"reward": 0.25}, {"reward": 0.5}, {}], "reward")
+    (0.25, 0.5)
+    """
+    values = [row[key] for row in metrics if row.get(key) is not None]
+    return (values[0], values[-1]) if values else (None, None)
+
+
+def median(metrics: list[dict[str, Any]], key: str) -> float | None:
+    """Median of a metric over the steps that have it: the first steps' compilations do not move it."""
+    values = sorted(row[key] for row in metrics if row.get(key) is not None)
+    return values[len(values) // 2] if values else None
+
+
+def due(step: int, every: int | None, last: int) -> bool:
+    """Whether something done ``every`` so many steps, and at the last, is due after ``step``.
+
+    >>> [due(step, 2, 5) for step in (1, 2, 5)], due(3, 0, 5)
+    ([False, True, True], False)
+    """
+    return step == last or bool(every and step % every == 0)
