@@ -51,7 +51,9 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
 def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) -> Iterator[Path]:
     """A new directory to write in, which takes the place of ``directory`` when the block ends without an error.
 
-    Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind.
+    Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind. A
+    process that is killed leaves its ``.name-….partial`` beside it; killed in the instant between the two renames of a
+    replacement, also the old directory, whole, as ``.name-….old``.
 
     Args:
         directory: what to create or replace; its parents are created.
