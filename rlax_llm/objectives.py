@@ -76,8 +76,8 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
         "clip_fraction": weighted((slope == 0) & (batch.advantages != 0)),
     }
     if batch.ref_log_probs is not None:
-        ref_log_probs = jnp.where(batch.mask, batch.ref_log_probs, batch.log_probs)
-        metrics["kl"] = weighted(k3(batch.log_probs, ref_log_probs))
+        log_probs, ref_log_probs = (jnp.where(batch.mask, x, 0.0) for x in (batch.log_probs, batch.ref_log_probs))
+        metrics["kl"] = weighted(k3(log_probs, ref_log_probs))
         if objective.kl is not None:
-            loss = loss + weighted(objective.kl(batch.log_probs, ref_log_probs))
+            loss = loss + weighted(objective.kl(log_probs, ref_log_probs))
     return loss, jax.lax.stop_gradient(metrics)

@@ -20,7 +20,7 @@ def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
     >>> grpo(kl_coef=0).kl is None
     True
     """
-    kl = kl_penalty(k3, kl_coef) if kl_coef else None
+    kl = None if isinstance(kl_coef, (int, float)) and kl_coef == 0 else kl_penalty(k3, kl_coef)
     return Objective(per_group(z_score), token_ratio, clip(eps), sequence_mean, kl)
 
 

@@ -79,7 +79,8 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("clip", log_ratio=log_ratio, advantages=advantages)
-        ratio = jnp.exp(log_ratio)
+        # Beyond 80 the exponential leaves float32, and inf · 0 would be NaN, also in the gradient of the other branch.
+        ratio = jnp.exp(jnp.minimum(log_ratio, 80.0))
         return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - eps_low, 1 + upper) * advantages)
 
     return loss

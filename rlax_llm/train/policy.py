@@ -101,7 +101,8 @@ def policy_loop(
             current, entropy = log_probs(params, taken)
             batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs)
             value, metrics = policy_loss(objective, batch)
-            return value, metrics | {"entropy": jax.lax.stop_gradient((uniform * entropy).sum())}
+            entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
+            return value, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
 
         rows = (completions, advantages, weights, uniform, ref_log_probs)
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
