@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_llm import recipes
+from rlax_llm.kl import k2, kl_penalty
+from rlax_llm.objectives import policy_loss
+from rlax_llm.trust_regions import clip, score_function, unclipped
+from rlax_llm.types import PolicyBatch
+from rlax_llm.weightings import sequence_mean, sequence_sum, token_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+OBJECTIVES = {
+    "grpo": recipes.grpo(0.3),
+    "grpo_k2": recipes.grpo()._replace(kl=kl_penalty(k2, 0.3)),
+    "dapo": recipes.dapo(),
+    "dr_grpo": recipes.dr_grpo(7),
+    "rloo": recipes.rloo(),
+}
+each = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def batch_for(objective, seed: int = 0, shape: tuple[int, int] = (6, 5), drift: float = 0.3) -> PolicyBatch:
+    random = np.random.default_rng(seed)
+    log_probs = -random.exponential(size=shape)
+    old_log_probs, ref_log_probs = log_probs + drift * random.normal(size=(2, *shape))
+    mask = random.random(shape) < 0.7
+    mask[-1] = False
+    advantages = np.broadcast_to(random.normal(size=(shape[0], 1)), shape)
+    weights = objective.weighting(mask)
+    return PolicyBatch(*map(jnp.asarray, (log_probs, old_log_probs, advantages, mask, weights, ref_log_probs)))
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradient(objective, batch: PolicyBatch):
+    """Loss, metrics and the gradient with respect to the log-probabilities."""
+
+    def loss(log_probs):
+        return policy_loss(objective, batch._replace(log_probs=log_probs))
+
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(batch.log_probs)
+    return value, metrics, gradient
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
+@each
+def test_what_the_policy_did_not_choose_is_never_read(name, garbage):
+    objective = OBJECTIVES[name]
+    batch = batch_for(objective)
+    value, metrics, gradient = value_and_gradient(objective, batch)
+    fields = ("log_probs", "old_log_probs", "advantages", "weights", "ref_log_probs")
+    for spoilt in (fields, *((field,) for field in fields)):
+        changed = {field: jnp.where(batch.mask, getattr(batch, field), garbage) for field in spoilt}
+        other_value, other_metrics, other_gradient = value_and_gradient(objective, batch._replace(**changed))
+        np.testing.assert_array_equal(other_value, value)
+        np.testing.assert_array_equal(other_gradient, gradient)
+        jax.tree.map(np.testing.assert_array_equal, other_metrics, metrics)
+    np.testing.assert_array_equal(np.asarray(gradient)[~np.asarray(batch.mask)], 0)
+
+
+@each
+def test_micro_batches_add_up(name):
+    objective, parts = OBJECTIVES[name], 3
+    batch = batch_for(objective)
+    value, metrics, gradient = value_and_gradient(objective, batch)
+    pieces = [jax.tree.map(lambda x, i=i: x[i::parts], batch) for i in range(parts)]
+    results = [value_and_gradient(objective, piece) for piece in pieces]
+    np.testing.assert_allclose(sum(result[0] for result in results), value, rtol=1e-12)
+    for key, total in metrics.items():
+        np.testing.assert_allclose(
+            sum(result[1][key] for result in results), total, rtol=1e-6 if key == "clip_fraction" else 1e-12
+        )
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result[2], gradient[i::parts])
+
+
+@each
+def test_any_layout(name):
+    objective = OBJECTIVES[name]
+    batch = batch_for(objective)
+    turned = jax.tree.map(jnp.transpose, batch)
+    value, _, gradient = value_and_gradient(objective, batch)
+    turned_value, _, turned_gradient = value_and_gradient(objective, turned)
+    np.testing.assert_allclose(turned_value, value, rtol=1e-12)
+    np.testing.assert_array_equal(turned_gradient.T, gradient)
+
+
+@pytest.mark.parametrize("region", [score_function, unclipped, clip(0.2), clip(3e-4, 4e-4)])
+def test_on_policy_every_trust_region_is_reinforce(region):
+    objective = recipes.dapo()._replace(trust_region=region)
+    batch = batch_for(objective, drift=0.0)
+    _, metrics, gradient = value_and_gradient(objective, batch)
+    expected = -np.asarray(batch.weights) * np.asarray(batch.advantages) * np.asarray(batch.mask)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+    assert metrics["kl_old"] == 0
+    assert metrics["clip_fraction"] == 0
+
+
+def test_on_policy_with_centred_advantages_the_value_is_zero_but_the_gradient_is_not():
+    objective = recipes.dapo()
+    batch = batch_for(objective, drift=0.0)
+    mask = jnp.ones_like(batch.mask)
+    advantages = batch.advantages - batch.advantages.mean()
+    batch = batch._replace(mask=mask, weights=objective.weighting(mask), advantages=advantages)
+    value, _, gradient = value_and_gradient(objective, batch)
+    np.testing.assert_allclose(value, 0, atol=1e-8)
+    assert np.abs(gradient).max() > 0.01
+
+
+def test_metrics_equal_their_formulas():
+    objective = recipes.grpo(0.3)
+    batch = batch_for(objective)
+    value, metrics, _ = value_and_gradient(objective, batch)
+    log_probs, old, advantages, mask, weights, ref = map(np.asarray, batch)
+    ratio = np.exp(log_probs - old)
+    outside = ((advantages > 0) & (ratio > 1.2)) | ((advantages < 0) & (ratio < 0.8))
+    expected = {
+        "policy_loss": -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages),
+        "kl_old": ratio - 1 - np.log(ratio),
+        "kl": np.exp(ref - log_probs) - 1 - (ref - log_probs),
+        "clip_fraction": outside,
+    }
+    assert set(metrics) == set(expected)
+    for key, values in expected.items():
+        np.testing.assert_allclose(metrics[key], (weights * values)[mask].sum(), rtol=1e-12)
+    assert 0 < metrics["clip_fraction"] < 1
+    np.testing.assert_allclose(value, metrics["policy_loss"] + 0.3 * metrics["kl"], rtol=1e-12)
+
+
+def test_without_a_kl_term_the_reference_is_measured_and_changes_nothing():
+    objective = recipes.dapo()
+    batch = batch_for(objective)
+    value, metrics, gradient = value_and_gradient(objective, batch)
+    other_value, other_metrics, other_gradient = value_and_gradient(objective, batch._replace(ref_log_probs=None))
+    assert set(metrics) - set(other_metrics) == {"kl"}
+    np.testing.assert_array_equal(other_value, value)
+    np.testing.assert_array_equal(other_gradient, gradient)
+
+
+def test_metrics_carry_no_gradient():
+    objective = recipes.grpo(0.3)
+    batch = batch_for(objective)
+    gradient = jax.grad(lambda x: sum(policy_loss(objective, batch._replace(log_probs=x))[1].values()))(batch.log_probs)
+    np.testing.assert_array_equal(gradient, np.zeros(batch.log_probs.shape))
+
+
+def test_replacing_one_function_changes_one_thing():
+    dapo, batch = recipes.dapo(), batch_for(recipes.dapo())
+    for weighting in (token_mean, sequence_mean, sequence_sum):
+        weights = weighting(batch.mask)
+        value = policy_loss(dapo._replace(weighting=weighting), batch._replace(weights=weights))[0]
+        losses = dapo.trust_region(batch.log_probs - batch.old_log_probs, batch.advantages)
+        np.testing.assert_allclose(value, (weights * losses).sum(), rtol=1e-12)
+
+
+def test_an_empty_batch_gives_zero():
+    objective = recipes.grpo(0.3)
+    batch = batch_for(objective)
+    mask = jnp.zeros_like(batch.mask)
+    value, _, gradient = value_and_gradient(objective, batch._replace(mask=mask, weights=objective.weighting(mask)))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros(mask.shape))
