@@ -13,18 +13,21 @@ import jax.numpy as jnp
 
 CHUNK = 128  # rows; large enough for a full-speed matmul, small enough that one chunk of logits is a few tens of MB
 
+Softmax = tuple[jax.Array, jax.Array]  # the head [V, D] and the temperature: what all rows share
 
-def _chunk_logits(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> jax.Array:
-    """Logits of one chunk, in at least float32, −inf where top-k or top-p cut them."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    logits = jnp.matmul(hidden, head.T, preferred_element_type=wide)
+
+def _chunk_logits(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, softmax: Softmax) -> jax.Array:
+    """Tempered logits of one chunk, in at least float32, −inf where top-k or top-p cut them."""
+    head, temperature = softmax
+    # Divided in float32, as the sampler does: hidden states divided in bfloat16 would move log-probabilities by 0.1.
+    logits = jnp.matmul(hidden, head.T, preferred_element_type=temperature.dtype) / temperature
     # The chosen token was kept by the sampler, whatever the last bit of its logit says now.
     kept = (logits >= thresholds[:, None]) | (jnp.arange(head.shape[0]) == targets[:, None])
     return jnp.where(kept, logits, -jnp.inf)
 
 
-def _statistics(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> tuple:
-    logits = _chunk_logits(hidden, head, targets, thresholds)
+def _statistics(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, softmax: Softmax) -> tuple:
+    logits = _chunk_logits(hidden, targets, thresholds, softmax)
     normaliser = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
     finite = jnp.where(jnp.isfinite(logits), logits, 0.0)
@@ -43,37 +46,41 @@ def _chunked(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(split(x) for x in arrays)
 
 
-def _forward(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> tuple:
+def _forward(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, softmax: Softmax) -> tuple:
     chunks = _chunked(hidden.shape[0], hidden, targets, thresholds)
-    outputs = jax.lax.map(lambda chunk: _statistics(chunk[0], head, *chunk[1:]), chunks)
+    outputs = jax.lax.map(lambda chunk: _statistics(*chunk, softmax), chunks)
     log_probs, entropy, normaliser = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
-    return (log_probs, entropy), (hidden, head, targets, thresholds, normaliser, entropy)
+    return (log_probs, entropy), (hidden, targets, thresholds, softmax, normaliser, entropy)
 
 
 def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-    hidden, head, targets, thresholds, normaliser, entropy = residuals
+    hidden, targets, thresholds, softmax, normaliser, entropy = residuals
+    head, temperature = softmax
     # ∂ log p_y / ∂ logit_v = 1[v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v (log p_v + H).
     rows = _chunked(hidden.shape[0], hidden, targets, thresholds, normaliser, entropy, *cotangents)
 
-    def step(head_gradient: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(totals: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h, target, threshold, norm, ent, log_prob_bar, entropy_bar = chunk
-        log_p = _chunk_logits(h, head, target, threshold) - norm[:, None]
-        surprise = jnp.where(jnp.isfinite(log_p), log_p, 0.0) + ent[:, None]
+        log_p = _chunk_logits(h, target, threshold, softmax) - norm[:, None]
+        finite = jnp.where(jnp.isfinite(log_p), log_p, 0.0)
+        surprise = finite + ent[:, None]
         slope = -jnp.exp(log_p) * (log_prob_bar[:, None] + entropy_bar[:, None] * surprise)
         hit = jnp.arange(head.shape[0]) == target[:, None]
-        slope = (slope + jnp.where(hit, log_prob_bar[:, None], 0.0)).astype(h.dtype)
-        head_gradient += jnp.matmul(slope.T, h, preferred_element_type=head_gradient.dtype)
-        return head_gradient, slope @ head
+        slope = (slope + jnp.where(hit, log_prob_bar[:, None], 0.0)) / temperature
+        temperature_slope = -(slope * finite).sum()  # each row of slope sums to 0, so log p does for the logits
+        slope = slope.astype(h.dtype)
+        head_slope = jnp.matmul(slope.T, h, preferred_element_type=totals[0].dtype)
+        return (totals[0] + head_slope, totals[1] + temperature_slope), slope @ head
 
-    wide = jnp.promote_types(head.dtype, jnp.float32)
-    head_gradient, hidden_gradient = jax.lax.scan(step, jnp.zeros(head.shape, wide), rows)
+    zeros = jnp.zeros(head.shape, temperature.dtype), jnp.zeros_like(temperature)
+    (head_gradient, temperature_gradient), hidden_gradient = jax.lax.scan(step, zeros, rows)
     hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
-    return hidden_gradient, head_gradient.astype(head.dtype), None, None
+    return hidden_gradient, None, None, (head_gradient.astype(head.dtype), temperature_gradient)
 
 
 @jax.custom_vjp
-def _log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array, thresholds: jax.Array) -> tuple:
-    return _forward(hidden, head, targets, thresholds)[0]
+def _log_probs(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, softmax: Softmax) -> tuple:
+    return _forward(hidden, targets, thresholds, softmax)[0]
 
 
 _log_probs.defvjp(_forward, _backward)
@@ -107,8 +114,8 @@ def token_log_probs(
     (True, True)
     """
     limits = jnp.full(hidden.shape[:1], -jnp.inf) if thresholds is None else thresholds
-    scaled = hidden / jnp.asarray(temperature, hidden.dtype)
-    return _log_probs(scaled, head, targets, jax.lax.stop_gradient(limits))
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    return _log_probs(hidden, targets, jax.lax.stop_gradient(limits), (head, jnp.asarray(temperature, wide)))
 
 
 @partial(jax.jit, static_argnames=())
