@@ -8,6 +8,13 @@ import pytest
 from rlax_llm.models.loading import LanguageModel, load_model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A program that several tests build anew is compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> LanguageModel:
     """SmolLM2-135M-Instruct in float32, loaded once for the whole run."""

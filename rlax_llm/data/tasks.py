@@ -99,11 +99,11 @@ def _file_task(data: str | Path, held_out_size: int, seed: int) -> Task:
 def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
     name, settings = _parsed(spec)
     if name == "arithmetic":
-        problems = _problems(spec, {"smallest": 0} | settings)
+        problems = _problems(spec, {"smallest": 0, "largest": 49} | settings)
         train, held_out = arithmetic.digit_rows(problems, held_out_size, seed)
         return Task(spec, train, held_out, (Reward("exact_answer", exact_answer),))
     if name == "arithmetic-words":
-        problems = _problems(spec, {"smallest": 2, "operators": "+-"} | settings)
+        problems = _problems(spec, {"smallest": 2, "largest": 20, "operators": "+-"} | settings)
         train, held_out = arithmetic.word_rows(problems, held_out_size, seed)
         return Task(spec, train, held_out, (Reward("integer_answer", integer_answer),))
     family, _, member = name.partition(":")

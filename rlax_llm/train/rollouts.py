@@ -74,9 +74,9 @@ class Sampling(NamedTuple):
 
 
 def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
-    """Without the columns that no completion reached, in quarters of the limit: at most four widths to compile for."""
+    """Without the columns that no completion reached, in quarters of the limit: few widths to compile for."""
     longest = int(np.asarray(completions.mask).sum(-1).max())
-    quarter = max(-(-limit // 4), 1)
+    quarter = max(-(-limit // 4), 16)
     width = prompt_width + min(limit, max(-(-longest // quarter), 1) * quarter)
     return Completions(*(x[:, :width] if x.ndim == 2 else x for x in completions))
 

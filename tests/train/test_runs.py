@@ -1,0 +1,175 @@
+"""Whole runs of the embedded model, at the smallest size that still does everything."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlax_llm.models.loading import load_model
+from rlax_llm.rewards.calling import RewardError
+from rlax_llm.train import group_run, runs
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+
+TINY = GrpoConfig(
+    task="arithmetic,largest=9",
+    groups=4,
+    group_size=4,
+    steps=4,
+    warm_start_steps=3,
+    eval_every=2,
+    eval_size=8,
+    save_every=1,
+)
+CLOCKS = ("seconds", "tokens_per_second")
+
+
+def numbers(directory):
+    """Metrics without what a clock measured."""
+    rows = directory.metrics()
+    return [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in rows]
+
+
+def same_parameters(left, right):
+    pair = [load_model(directory.model_path).params for directory in (left, right)]
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), *pair)))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return runs.run_grpo(dataclasses.replace(TINY, out=str(tmp_path_factory.mktemp("run") / "whole")))
+
+
+def test_run_directory_is_complete(whole):
+    names = {path.name for path in whole.path.iterdir()}
+    expected = {"config.yaml", "metrics.jsonl", "completions.jsonl", "summary.json", "curves.png", "model"}
+    assert expected <= names
+    summary = json.loads(whole.summary_path.read_text())
+    wanted = {"first_reward", "last_reward", "first_held_out_accuracy", "last_held_out_accuracy", "steps", "versions"}
+    assert wanted | {"rollout_tokens_per_second", "update_tokens_per_second", "wall_seconds"} <= set(summary)
+    assert summary["steps"] == 4 and summary["finished"]
+    assert [row["step"] for row in whole.metrics()] == [-2, -1, 0, 1, 2, 3, 4]
+    first = next(row for row in whole.metrics() if row["step"] == 1)
+    assert first["kl_old"] < 1e-8 and first["kl"] < 1e-8, "on the first update every ratio is 1 and every KL 0"
+    completions = whole.completions()
+    assert {row["step"] for row in completions} == {0, 1, 2, 3, 4}
+    assert sum(row.get("held_out", False) for row in completions) == 16
+
+
+def test_same_seed_same_run(whole, tmp_path):
+    again = runs.run_grpo(dataclasses.replace(TINY, out=str(tmp_path / "again")))
+    assert numbers(again) == numbers(whole)
+    assert same_parameters(again, whole)
+    other = runs.run_grpo(dataclasses.replace(TINY, seed=1, out=str(tmp_path / "other")))
+    assert numbers(other) != numbers(whole)
+
+
+@pytest.mark.parametrize("steps_before", [2, 3, 5])  # in the warm start, at its end, and after it
+def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, steps_before):
+    count = 0
+    advance = runs.Session.advance
+
+    def interrupted(session, state, metrics):
+        nonlocal count
+        advance(session, state, metrics)
+        count += 1
+        if count == steps_before:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(runs.Session, "advance", interrupted)
+    out = tmp_path / "cut"
+    first = runs.run_grpo(dataclasses.replace(TINY, out=str(out)))
+    summary = json.loads(first.summary_path.read_text())
+    assert summary["steps"] == steps_before - 3 and not summary["finished"]
+    assert (first.model_path / "model.safetensors").is_file()
+    monkeypatch.setattr(runs.Session, "advance", advance)
+    resumed = runs.run_grpo(dataclasses.replace(TINY, out=str(out), resume=str(out)))
+    assert numbers(resumed) == numbers(whole)
+    assert resumed.completions() == whole.completions()
+    assert same_parameters(resumed, whole)
+
+
+def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
+    calls = 0
+    honest = group_run.score
+
+    def failing(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RewardError("reward 'mine' raised ZeroDivisionError on row 2.")
+        return honest(*arguments)
+
+    monkeypatch.setattr(group_run, "score", failing)
+    out = tmp_path / "failed"
+    with pytest.raises(RewardError, match="row 2"):
+        runs.run_grpo(dataclasses.replace(TINY, save_every=0, out=str(out)))
+    directory = runs.RunDirectory.reopen(out)
+    assert [row["step"] for row in directory.metrics()][-1] == 2
+    assert json.loads(directory.summary_path.read_text())["steps"] == 2
+    assert (directory.checkpoints_path / "5").is_dir() and directory.model_path.is_dir()
+
+
+def test_an_existing_run_is_not_overwritten(whole):
+    with pytest.raises(FileExistsError, match="--resume"):
+        runs.run_grpo(dataclasses.replace(TINY, out=str(whole.path)))
+
+
+@pytest.mark.parametrize("recipe", ["dr_grpo", "dapo", "rloo"])
+def test_every_recipe_runs_with_micro_batches_and_truncated_sampling(tmp_path, recipe):
+    config = dataclasses.replace(
+        TINY, recipe=recipe, micro_batch_groups=2, top_k=6, top_p=0.9, temperature=0.8, warm_start_steps=1, steps=1
+    )
+    directory = runs.run_grpo(dataclasses.replace(config, remat=True, out=str(tmp_path / recipe)))
+    row = directory.metrics()[-1]
+    assert row["kl_old"] < 1e-8 and np.isfinite(row["policy_loss"]) and row["clip_fraction"] == 0
+    assert ("kl" in row) == (recipe == "rloo")
+
+
+def test_data_file_with_a_reward_of_ones_own(tmp_path, monkeypatch):
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "goal": i}) + "\n" for i in range(12)))
+    (tmp_path / "shortness.py").write_text(
+        "def short(prompts, completions, goal, **columns):\n"
+        "    return [None if g == 0 else -float(len(c)) for c, g in zip(completions, goal)]\n"
+    )
+    config = GrpoConfig(
+        data=str(data), reward=f"{tmp_path}/shortness.py:short", groups=2, group_size=2, steps=2, warm_start_steps=0,
+        eval_size=3, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    directory = runs.run_grpo(config)
+    assert [row["step"] for row in directory.metrics()] == [0, 1, 2]
+    assert directory.metrics()[-1]["reward"] <= 0
+
+
+def test_warm_start_needs_answers(tmp_path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(12)))
+    config = GrpoConfig(data=str(data), reward="exact_answer", eval_size=3, out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="--warm-start-steps 0"):
+        runs.run_grpo(config)
+
+
+def test_sft_then_eval_and_generate(tmp_path, capsys):
+    config = SftConfig(
+        task="arithmetic,largest=9", steps=30, batch_size=32, micro_batch_size=16, eval_size=8, eval_every=0,
+        out=str(tmp_path / "sft"),
+    )  # fmt: skip
+    directory = runs.run_sft(config)
+    rows = directory.metrics()
+    assert rows[-1]["held_out_loss"] < 0.8 * rows[0]["held_out_loss"]
+    model = str(directory.model_path)
+    capsys.readouterr()
+    summary = runs.run_eval(
+        EvalConfig(model=model, task="arithmetic,largest=9", size=8, max_new_tokens=4, out=str(tmp_path / "eval"))
+    )
+    assert summary["held_out_accuracy"] == rows[-1]["held_out_accuracy"], "both are greedy on the same split"
+    assert len(runs.RunDirectory.reopen(tmp_path / "eval").completions()) == 8
+    assert "held_out_accuracy" in capsys.readouterr().out
+    (answer,) = runs.run_generate(GenerateConfig(prompt="1+2=", model=model, max_new_tokens=4))
+    assert answer == capsys.readouterr().out.rstrip("\n")
+    many = runs.run_generate(GenerateConfig(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
+    assert len(many) == 3
