@@ -36,14 +36,15 @@ def main() -> None:
     key = jax.random.key(0)
     head = jax.random.normal(key, (args.vocab, args.width))
     product = jax.jit(lambda x, w: x @ w.T)
+    drawers = {name: jax.jit(sampler) for name, sampler in {**SAMPLERS, "jax_categorical": gumbel}.items()}
     for batch in args.batches:
         x = jax.random.normal(key, (batch, args.width))
         noise = jax.random.normal(key, (batch, args.vocab))
         order = jax.vmap(lambda k: jax.random.permutation(k, args.vocab))(jax.random.split(key, batch))
         for shape, logits in {"peaked": noise - 2.5 * jnp.log1p(order), "flat": 0.1 * noise}.items():
             sides = {"head_matmul": lambda x=x: product(x, head)}
-            for name, sampler in {**SAMPLERS, "jax_categorical": gumbel}.items():
-                sides[name] = lambda draw=jax.jit(sampler), logits=logits: draw(key, logits)
+            for name, draw in drawers.items():
+                sides[name] = lambda draw=draw, logits=logits: draw(key, logits)
             times = interleaved(sides, args.repeats)
             report(
                 "sampling",

@@ -1,8 +1,8 @@
 """Seconds from starting ``rlax-llm grpo`` to its first finished step, with an empty and a warm compilation cache.
 
 Read from outside: the clock starts with the process and stops when the step's line appears in ``metrics.jsonl``; then
-the process is killed. ``default`` begins with a supervised warm start, its first step is one of that; ``default_groups``
-takes one such step only, and waits for the first step of reinforcement learning, as ``smollm2`` does.
+the process is killed. ``default`` begins with a supervised warm start, its first step is one of that; with
+``default_groups`` that takes one step, and the first step of reinforcement learning counts, as with ``smollm2``.
 """
 
 from __future__ import annotations

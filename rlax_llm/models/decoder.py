@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rlax_llm.models.attention import Segment, attention, rotary, segment
+from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params, functional
 
@@ -126,13 +126,15 @@ def positions_of(valid: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid, -1, dtype=jnp.int32) - 1, 0)
 
 
-def mapped_attention(queries: jax.Array, segments: list[Segment]) -> jax.Array:
-    """``attention`` over groups ``[P, G, …]``, its scores recomputed in the backward pass.
+def mapped_attention(
+    queries: jax.Array, segments: list[Segment], form: Callable[..., jax.Array] = attention
+) -> jax.Array:
+    """``form``, an attention, over groups ``[P, G, …]``, its scores recomputed in the backward pass.
 
     A CPU takes one group at a time, which is twice as fast there: a group's scores stay in cache. An accelerator takes
     all together.
     """
-    one_group = jax.checkpoint(attention)
+    one_group = jax.checkpoint(form)
     if jax.default_backend() == "cpu":
         return jax.lax.map(lambda group: one_group(*group), (queries, segments))
     return jax.vmap(one_group)(queries, segments)
@@ -145,7 +147,7 @@ def causal(valid: jax.Array) -> Attend:
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         own = jax.vmap(segment)(k[:, None], v[:, None], allowed)
-        return mapped_attention(q[:, None], [own])[:, 0], (own.keys[:, 0], own.values[:, 0])
+        return mapped_attention(q[:, None], [own], causal_attention)[:, 0], (own.keys[:, 0], own.values[:, 0])
 
     return attend
 
