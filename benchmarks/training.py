@@ -109,7 +109,7 @@ def main() -> None:
         tokens = np.concatenate([np.repeat(prompts, args.group_size, 0), own], 1).astype(np.int32)
         layout = (args.group_size, args.prompt)
         forms = {"ours_groups": (group_log_probs(config, layout), True), "ours_rows": (row_log_probs(config), True)}
-        facts = {"prompt": args.prompt, "completion": args.completion, "group_size": args.group_size}
+        facts = {"prompt_tokens": args.prompt, "completion_tokens": args.completion, "group_size": args.group_size}
         repeats = max(1, args.repeats - 1)
         measure("groups, forward and backward", model, peer, tokens, args.prompt, forms, repeats, **facts)
 
