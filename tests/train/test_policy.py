@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax
+
+from rlax_llm import recipes
+from rlax_llm.train.policy import group_loop, policy_loop, supervised_loop
+from rlax_llm.types import Completions
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+ARMS, P, G, T = 5, 2, 8, 3
+RECIPES = {
+    "grpo": recipes.grpo(0),
+    "grpo_kl": recipes.grpo(0.04),
+    "dapo": recipes.dapo(),
+    "dr_grpo": recipes.dr_grpo(T),
+    "rloo": recipes.rloo(0),
+    "rloo_kl": recipes.rloo(0.01),
+}
+each = pytest.mark.parametrize("name", RECIPES)
+
+
+def bandit(params, completions: Completions):
+    """Log-probabilities and entropies of a softmax over arms, the same at every position: a model without a decoder."""
+    log_p = jax.nn.log_softmax(params["logits"])
+    entropy = -(jnp.exp(log_p) * log_p).sum()
+    return log_p[completions.tokens], jnp.full(completions.tokens.shape, entropy)
+
+
+class Arms(nn.Module):
+    """The same as a Linen module."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return nn.log_softmax(nn.Dense(ARMS, use_bias=False, param_dtype=jnp.float64)(jnp.ones(2)))[tokens]
+
+
+def linen(params, completions: Completions):
+    return Arms().apply(params, completions.tokens), jnp.zeros(completions.tokens.shape)
+
+
+def zero_params(logits=None):
+    return {"logits": jnp.zeros(ARMS) if logits is None else jnp.asarray(logits)}
+
+
+def completions_of(tokens, log_probs, mask=None) -> Completions:
+    mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
+    limits = jnp.full(tokens.shape, -jnp.inf)
+    return Completions(tokens, mask, mask, log_probs, limits, jnp.zeros(tokens.shape[0], bool))
+
+
+def rollout(log_probs, params, key):
+    """Draw tokens from the policy itself, and score the share of the last arm in a completion."""
+    everything = completions_of(jnp.arange(ARMS)[None], jnp.zeros((1, ARMS)))
+    logits = log_probs(params, everything)[0][0]
+    tokens = jax.random.categorical(key, logits, shape=(P * G, T)).astype(jnp.int32)
+    completions = completions_of(tokens, logits[tokens])
+    return completions, (tokens == ARMS - 1).mean(-1).reshape(P, G)
+
+
+def climb(log_probs, objective, params, key, learning_rate=0.1, steps: int = 60):
+    """A whole training run in one scan."""
+    init, step = group_loop(log_probs, objective, optax.adam(learning_rate))
+
+    def body(state, key):
+        completions, scores = rollout(log_probs, state.params, key)
+        state, metrics = step(state, completions, scores, params)
+        return state, metrics | {"score": scores.mean()}
+
+    return jax.lax.scan(body, init(params), jax.random.split(key, steps))
+
+
+@each
+def test_every_recipe_climbs_to_the_best_arm(name):
+    run = jax.jit(lambda key: climb(bandit, RECIPES[name], zero_params(), key))
+    state, metrics = run(jax.random.key(0))
+    assert metrics["score"][0] < 0.45
+    assert metrics["score"][-10:].mean() > 0.9
+    assert jax.nn.softmax(state.params["logits"])[-1] > 0.9
+    assert state.step == 60
+    assert metrics["entropy"][-1] < metrics["entropy"][0]
+    assert all(np.all(np.isfinite(x)) for x in metrics.values())
+
+
+def test_any_module_works():
+    params = Arms().init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    _, metrics = jax.jit(lambda key: climb(linen, recipes.dapo(), params, key))(jax.random.key(1))
+    assert metrics["score"][-10:].mean() > 0.9
+
+
+def test_runs_over_learning_rates_and_seeds_are_one_program():
+    rates, keys = jnp.array([0.0, 0.1]), jax.random.split(jax.random.key(0), 2)
+    run = partial(climb, bandit, recipes.dapo(), zero_params())
+    many = jax.jit(jax.vmap(jax.vmap(lambda key, rate: run(key, rate)[0].params["logits"], (0, None)), (None, 0)))
+    logits = many(keys, rates)
+    np.testing.assert_array_equal(logits[0], np.zeros((2, ARMS)))
+    assert np.all(jax.nn.softmax(logits[1])[:, -1] > 0.9)
+    alone = jax.jit(run)(keys[1], 0.1)[0].params["logits"]
+    np.testing.assert_allclose(logits[1, 1], alone, rtol=1e-9)
+
+
+def fixed(seed: int = 0, drift: float = 0.2):
+    """Off-policy completions of several lengths with scores, and parameters."""
+    random = np.random.default_rng(seed)
+    params, tokens = random.normal(size=ARMS), random.integers(0, ARMS, (P * G, T)).astype(np.int32)
+    mask = np.arange(T) < random.integers(1, T + 1, (P * G, 1))
+    old = log_softmax(params)[tokens] + drift * random.normal(size=tokens.shape)
+    completions = completions_of(jnp.asarray(tokens), jnp.asarray(np.where(mask, old, 0.0)), mask)
+    return zero_params(params), completions, jnp.asarray(random.normal(size=(P, G)))
+
+
+@pytest.mark.parametrize("name", ["grpo_kl", "dapo", "rloo_kl"])
+def test_micro_batches_change_nothing(name):
+    params, completions, scores = fixed()
+    reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
+    results = []
+    for micro_batches in (1, 2, 4):
+        init, step = group_loop(bandit, RECIPES[name], optax.adam(0.1), micro_batches)
+        # Made inside the loop on purpose: a program for each number of micro-batches.
+        run = jax.jit(
+            lambda state, step=step: jax.lax.scan(
+                lambda state, _: step(state, completions, scores, reference), state, None, 5
+            )
+        )
+        results.append(run(init(params)))
+    for state, metrics in results[1:]:
+        np.testing.assert_allclose(state.params["logits"], results[0][0].params["logits"], rtol=0, atol=1e-12)
+        assert set(metrics) == set(results[0][1])
+        for key, values in metrics.items():
+            np.testing.assert_allclose(values, results[0][1][key], rtol=1e-6 if key == "clip_fraction" else 1e-10)
+    assert np.abs(results[0][0].params["logits"] - params["logits"]).max() > 0.1
+
+
+def gradient_step(name_or_objective, params, completions, scores, reference=None):
+    """Gradient (of an SGD step of rate 1) and metrics."""
+    objective = RECIPES.get(name_or_objective, name_or_objective)
+    init, step = group_loop(bandit, objective, optax.sgd(1.0))
+    state, metrics = jax.jit(step)(init(params), completions, scores, reference)
+    return np.asarray(params["logits"] - state.params["logits"]), metrics
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "dr_grpo", "rloo"])
+def test_groups_without_a_difference_teach_exactly_nothing(name):
+    params, completions, _ = fixed()
+    gradient, metrics = gradient_step(name, params, completions, jnp.full((P, G), 1e6 + 0.1))
+    np.testing.assert_array_equal(gradient, np.zeros(ARMS))
+    assert metrics["grad_norm"] == 0
+    assert metrics["frac_reward_zero_std"] == 1
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "dr_grpo", "rloo"])
+def test_a_completion_without_a_score_moves_nothing(name):
+    """Its tokens may be any: the gradient is the same, and so it is not its own."""
+    params, completions, scores = fixed()
+    scores = scores.at[0, 1].set(jnp.nan)
+    gradient, metrics = gradient_step(name, params, completions, scores)
+    other = completions._replace(tokens=completions.tokens.at[1].add(1) % ARMS)
+    np.testing.assert_allclose(gradient_step(name, params, other, scores)[0], gradient, rtol=0, atol=1e-15)
+    assert np.abs(gradient).max() > 1e-3
+    assert metrics["frac_reward_zero_std"] == 0
+    nothing, metrics = gradient_step(name, params, completions, jnp.full((P, G), jnp.nan))
+    np.testing.assert_array_equal(nothing, np.zeros(ARMS))
+    assert metrics["frac_reward_zero_std"] == 1
+
+
+def test_the_reference_pulls_back():
+    """With equal scores only the KL is left: its gradient is that of the mean k3, by hand for a softmax."""
+    params, completions, _ = fixed()
+    reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
+    gradient, metrics = gradient_step(recipes.grpo(0.5), params, completions, jnp.zeros((P, G)), reference)
+    log_p, log_q = log_softmax(params["logits"]), log_softmax(reference["logits"])
+    expected, value = np.zeros(ARMS), 0.0
+    mask, tokens = np.asarray(completions.mask), np.asarray(completions.tokens)
+    for b, t in np.ndindex(P * G, T):
+        if mask[b, t]:
+            back = log_q[tokens[b, t]] - log_p[tokens[b, t]]
+            weight = 1 / (P * G * mask[b].sum())
+            value += weight * (np.exp(back) - 1 - back)
+            expected += 0.5 * weight * (1 - np.exp(back)) * (np.eye(ARMS)[tokens[b, t]] - np.exp(log_p))
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(metrics["kl"], value, rtol=1e-6)
+    same, metrics = gradient_step(recipes.grpo(0.5), params, completions, jnp.zeros((P, G)), params)
+    np.testing.assert_array_equal(same, np.zeros(ARMS))
+    assert metrics["kl"] == 0
+
+
+def test_garbage_outside_the_mask_reaches_neither_parameters_nor_metrics():
+    params, completions, scores = fixed()
+
+    def garbage(params, completions):
+        spoilt = jnp.where(completions.mask, 0.0, jnp.nan)  # added, so that gradients pass through it
+        return tuple(x + spoilt for x in bandit(params, completions))
+
+    results = []
+    for model in (bandit, garbage):
+        init, step = group_loop(model, RECIPES["grpo_kl"], optax.sgd(1.0))
+        results.append(jax.jit(step)(init(params), completions, scores, zero_params()))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), *results)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_supervised_loss_is_the_mean_negative_log_likelihood(micro_batches):
+    params, completions, _ = fixed()
+    init, step = supervised_loop(bandit, optax.sgd(1.0), micro_batches)
+    state, metrics = jax.jit(step)(init(params), completions)
+    log_p = log_softmax(params["logits"])
+    chosen = np.asarray(completions.tokens)[np.asarray(completions.mask)]
+    np.testing.assert_allclose(metrics["loss"], -log_p[chosen].mean(), rtol=1e-6)
+    expected = np.exp(log_p) - np.bincount(chosen, minlength=ARMS) / len(chosen)
+    np.testing.assert_allclose(params["logits"] - state.params["logits"], expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(expected), rtol=1e-6)
+    np.testing.assert_allclose(metrics["entropy"], -(np.exp(log_p) * log_p).sum(), rtol=1e-6)
+    assert set(metrics) == {"loss", "entropy", "grad_norm"}
+
+
+def test_errors():
+    params, completions, scores = fixed()
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0))
+    for wrong in (scores.ravel(), scores[:, :-1]):
+        with pytest.raises(ValueError, match=r"group_loop: scores has shape \(.*\), wanted \[P, G\] with P · G = 16"):
+            step(init(params), completions, wrong)
+    init, step = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0), micro_batches=3)
+    with pytest.raises(ValueError, match=r"micro_batches is 3, wanted a divisor of the batch's 16 rows\."):
+        step(init(params), completions, jnp.ones((P * G, T)))
+    init, step = group_loop(bandit, recipes.grpo(0.1), optax.sgd(1.0))
+    with pytest.raises(ValueError, match=r"objective\.kl needs ref_log_probs, got None"):
+        step(init(params), completions, scores)
