@@ -47,6 +47,13 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(log_probs, "CHUNK", 8)
 
 
+@pytest.fixture
+def float32():
+    """JAX's default, also after tests of this module that turned float64 on."""
+    with jax.enable_x64(False):
+        yield
+
+
 def cut(hidden, head, temperature, share) -> np.ndarray:
     return np.quantile(hidden @ head.T / temperature, share, axis=1)
 
@@ -141,6 +148,7 @@ def test_padding_rows_of_the_last_chunk_reach_no_gradient():
     np.testing.assert_allclose(jax.grad(chunked)(head), wanted, atol=1e-9)
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_bfloat16_is_as_exact_as_its_inputs(temperature):
     """The logits of bfloat16 inputs are formed in float32, also where a temperature divides them."""
@@ -159,6 +167,7 @@ def test_bfloat16_is_as_exact_as_its_inputs(temperature):
         np.testing.assert_allclose(value.astype(jnp.float32), full, atol=0.02 * float(jnp.abs(full).max()))
 
 
+@pytest.mark.usefixtures("float32")
 def test_a_tenth_of_the_memory():
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1024, 64), (49_152, 64))]
     targets = jax.ShapeDtypeStruct((1024,), jnp.int32)
