@@ -48,7 +48,7 @@ def _chunked(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 def _forward(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, softmax: Softmax) -> tuple:
     chunks = _chunked(hidden.shape[0], hidden, targets, thresholds)
-    outputs = jax.lax.map(lambda chunk: _statistics(*chunk, softmax), chunks)
+    outputs = jax.lax.map(lambda chunk: _statistics(chunk[0], chunk[1], chunk[2], softmax), chunks)
     log_probs, entropy, normaliser = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
     return (log_probs, entropy), (hidden, targets, thresholds, softmax, normaliser, entropy)
 

@@ -71,8 +71,8 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
     Raises:
         ValueError: for a half-width that is not positive.
 
-    >>> clip(0.2)(jnp.log(jnp.array([1.5, 0.5])), jnp.array([1.0, 1.0])).round(2).tolist()
-    [-1.2..., -0.5]
+    >>> print(clip(0.2)(jnp.log(jnp.array([1.5, 0.5])), jnp.array([1.0, 1.0])))
+    [-1.2 -0.5]
     """
     upper = eps_low if eps_high is None else eps_high
     checks.positive("clip", eps_low=eps_low, eps_high=upper)
