@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 
 from rlax_llm.models import decoder
-from rlax_llm.models.attention import attention, rotary, segment
+from rlax_llm.models.attention import attention, causal_attention, rotary, segment
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -205,6 +205,27 @@ def test_attention_over_segments_is_attention_over_one(rows, length):
     ]
     for segments in (one, two, two[::-1]):
         np.testing.assert_allclose(attention(q, segments), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_causal_attention_in_blocks_of_queries(monkeypatch, block):
+    """Blocks that divide the seven queries, and that do not; with padding on the left."""
+    monkeypatch.setattr("rlax_llm.models.attention.QUERY_BLOCK", block)
+    random = np.random.default_rng(6)
+    q, k, v = random.normal(size=(2, 7, 4, 6)), *random.normal(size=(2, 2, 7, 2, 6))
+    valid = np.arange(7) >= np.array([[0], [2]])
+    mask = np.tril(np.ones((7, 7), bool)) & valid[:, None]
+
+    def gradient(form):
+        weights = np.sin(np.arange(24)) * valid[..., None]
+        return jax.grad(lambda q, k, v: (form(q, [segment(k, v, mask)]) * weights).sum(), (0, 1, 2))(q, k, v)
+
+    read = np.repeat(valid[..., None], 24, -1)
+    expected = literal_attention(q, k, v, mask | ~valid[..., None])
+    np.testing.assert_allclose(causal_attention(q, [segment(k, v, mask)])[read], expected[read], rtol=0, atol=1e-12)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=0, atol=1e-12), gradient(causal_attention), gradient(attention)
+    )
 
 
 def test_a_query_without_keys_gives_numbers():
