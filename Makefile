@@ -25,7 +25,7 @@ $(PARITY_VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/rlax-llm grpo --out runs/demo
+	$(BIN)/rlax-llm grpo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -6,6 +6,7 @@ be padded on either side; positions count the valid tokens only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -17,6 +18,8 @@ from flax import nnx
 from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params, functional
+
+SCORES_IN_CACHE = 2**19  # float32 numbers, 2 MB
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -131,13 +134,16 @@ def mapped_attention(
 ) -> jax.Array:
     """``form``, an attention, over groups ``[P, G, …]``, its scores recomputed in the backward pass.
 
-    A CPU takes one group at a time, which is twice as fast there: a group's scores stay in cache. An accelerator takes
-    all together.
+    A CPU takes as many groups at a time as have their scores in cache together, which is twice as fast there in the
+    backward pass; small groups one by one would cost more in calls than in work. An accelerator takes all together.
     """
     one_group = jax.checkpoint(form)
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda group: one_group(*group), (queries, segments))
-    return jax.vmap(one_group)(queries, segments)
+    if jax.default_backend() != "cpu":
+        return jax.vmap(one_group)(queries, segments)
+    groups, *rest = queries.shape
+    scores = math.prod(rest[:-1]) * sum(part.keys.shape[-1] for part in segments)
+    together = min(max(SCORES_IN_CACHE // scores, 1), groups)
+    return jax.lax.map(lambda group: one_group(*group), (queries, segments), batch_size=together)
 
 
 def causal(valid: jax.Array) -> Attend:

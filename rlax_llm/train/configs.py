@@ -104,7 +104,7 @@ class GrpoConfig:
     )
     learning_rate: float | None = _option(None, "training", "Peak learning rate.", _CHOSEN)
     schedule: Literal["constant", "cosine", "linear"] = _option(
-        "constant", "training", "Learning rate after the warm-up; cosine and linear end at 0."
+        "linear", "training", "Learning rate after the warm-up; cosine and linear end at 0."
     )
     warmup_steps: int = _option(0, "training", "Steps over which the learning rate rises from 0.")
     weight_decay: float = _option(0.0, "training", "Decoupled weight decay of adamw.")

@@ -59,6 +59,7 @@ def run_grpo(config: GrpoConfig) -> RunDirectory:
             run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
         if not stop() and session.step >= 0:
             _group_steps(session, phase, stop)
+    print(_farewell(session))
     return session.directory
 
 
@@ -110,6 +111,22 @@ def _summary(session: Session) -> dict[str, Any]:
     return summary
 
 
+def _farewell(session: Session) -> str:
+    """What a person wants to know at the end of a run: what changed, where it is, how to go on."""
+    metrics, place = session.directory.metrics(), session.directory.path
+    told = []
+    for key, name in (("held_out_accuracy", "held-out accuracy"), ("held_out_loss", "held-out loss")):
+        first, last = first_and_last(metrics, key)
+        told += [f"{name} {first:.3f} → {last:.3f}"] if first is not None and last is not None else []
+    told += [f"{max(session.step, 0)} steps in {session.wall_seconds():.0f} s", f"written to {place}"]
+    lines = [", ".join(told)]
+    if session.step < (session.config.steps or 0):
+        lines += [f"Go on with: rlax-llm {session.config.command} --resume {place}"]
+    else:
+        lines += [f"Try it: rlax-llm generate --model {session.directory.model_path} PROMPT"]
+    return "\n".join(lines)
+
+
 def run_sft(config: SftConfig) -> RunDirectory:
     """Train by maximum likelihood of given completions, and leave a run directory.
 
@@ -143,6 +160,7 @@ def run_sft(config: SftConfig) -> RunDirectory:
         if session.position == 0:
             session.log(held_out(model.params))
         run_steps(session, phase, steps, held_out, stop)
+    print(_farewell(session))
     return session.directory
 
 
