@@ -59,7 +59,8 @@ def load_task(
 ) -> Task:
     """Built-in task, or a JSON Lines file with a reward function.
 
-    Settings follow the name: ``arithmetic,largest=20,operators=+-`` (the attributes of ``arithmetic.Problems``),
+    Settings follow the name: ``arithmetic,smallest=0,largest=20`` (the attributes of ``arithmetic.Problems``; from 10 to
+    99 and sums if not given, for prompts of one length; ``arithmetic-words`` from 2 to 20, sums and differences),
     ``reasoning-gym:chain_sum,min_terms=2,size=500`` (the settings of the task, and the number of training rows).
 
     Args:
@@ -74,7 +75,7 @@ def load_task(
         DataError: an unknown task (with the closest known), settings that do not fit, a file that cannot be used.
         RewardError: no such reward function, or one that does not accept the columns.
 
-    >>> task = load_task("arithmetic,largest=9", held_out_size=10)
+    >>> task = load_task("arithmetic,smallest=0,largest=9", held_out_size=10)
     >>> len(task.held_out), task.rewards[0].name
     (10, 'exact_answer')
     """
@@ -99,7 +100,7 @@ def _file_task(data: str | Path, held_out_size: int, seed: int) -> Task:
 def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
     name, settings = _parsed(spec)
     if name == "arithmetic":
-        problems = _problems(spec, {"smallest": 0, "largest": 49} | settings)
+        problems = _problems(spec, {"smallest": 10, "largest": 99} | settings)
         train, held_out = arithmetic.digit_rows(problems, held_out_size, seed)
         return Task(spec, train, held_out, (Reward("exact_answer", exact_answer),))
     if name == "arithmetic-words":

@@ -26,7 +26,7 @@ _TRAINED_MODEL_HELP = (
 )
 _TASK_HELP = (
     "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
-    "settings if wanted: arithmetic,largest=20 or reasoning-gym:chain_sum,min_terms=2."
+    "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2."
 )
 _DATA_HELP = "JSON lines file of your own, instead of a task: in each line a 'prompt', and columns for the reward."
 _REWARD_HELP = (

@@ -30,12 +30,12 @@ RECIPES: dict[str, Callable[..., Objective]] = {
 }
 
 _CHARACTER = {
-    "groups": 64,
-    "group_size": 16,
+    "groups": 128,
+    "group_size": 8,
     "max_prompt_tokens": 32,
     "max_new_tokens": 6,
-    "steps": 250,
-    "warm_start_steps": 90,
+    "steps": 185,
+    "warm_start_steps": 136,
     "batch_size": 128,
     "learning_rate": 1e-3,
     "eval_every": 20,
@@ -60,8 +60,8 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def with_defaults(config: Any) -> Any:
     """The settings with each that was left open filled in for the model.
 
-    >>> with_defaults(GrpoConfig()).group_size, with_defaults(GrpoConfig(model="smollm2")).group_size
-    (16, 8)
+    >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
+    (128, 8)
     """
     chosen = dict(_CHARACTER if config.model == "char" else _PRETRAINED)
     if isinstance(config, SftConfig):
