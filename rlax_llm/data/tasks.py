@@ -59,8 +59,8 @@ def load_task(
 ) -> Task:
     """Built-in task, or a JSON Lines file with a reward function.
 
-    Settings follow the name: ``arithmetic,smallest=0,largest=20`` (the attributes of ``arithmetic.Problems``; from 10 to
-    99 and sums if not given, for prompts of one length; ``arithmetic-words`` from 2 to 20, sums and differences),
+    Settings follow the name: ``arithmetic,smallest=0,largest=20`` (the attributes of ``arithmetic.Problems``; sums of
+    two-digit numbers if not given, for prompts of one length; ``arithmetic-words`` sums and differences from 2 to 20),
     ``reasoning-gym:chain_sum,min_terms=2,size=500`` (the settings of the task, and the number of training rows).
 
     Args:

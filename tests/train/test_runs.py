@@ -155,7 +155,7 @@ def test_warm_start_needs_answers(tmp_path):
 
 def test_sft_then_eval_and_generate(tmp_path, capsys):
     config = SftConfig(
-        task="arithmetic,smallest=0,largest=9", steps=30, batch_size=32, micro_batch_size=16, eval_size=8, eval_every=0,
+        task="arithmetic", steps=30, batch_size=32, micro_batch_size=16, eval_size=8, eval_every=0,
         out=str(tmp_path / "sft"),
     )  # fmt: skip
     directory = runs.run_sft(config)
@@ -164,9 +164,7 @@ def test_sft_then_eval_and_generate(tmp_path, capsys):
     model = str(directory.model_path)
     capsys.readouterr()
     summary = runs.run_eval(
-        EvalConfig(
-            model=model, task="arithmetic,smallest=0,largest=9", size=8, max_new_tokens=4, out=str(tmp_path / "eval")
-        )
+        EvalConfig(model=model, task="arithmetic", size=8, max_new_tokens=4, out=str(tmp_path / "eval"))
     )
     assert summary["held_out_accuracy"] == rows[-1]["held_out_accuracy"], "both are greedy on the same split"
     assert len(runs.RunDirectory.reopen(tmp_path / "eval").completions()) == 8
