@@ -6,8 +6,6 @@ of the gradient. Values and gradients are those of the plain ``log_softmax``.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -118,7 +116,7 @@ def token_log_probs(
     return _log_probs(hidden, targets, jax.lax.stop_gradient(limits), (head, jnp.asarray(temperature, wide)))
 
 
-@partial(jax.jit, static_argnames=())
+@jax.jit
 def plain_token_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The same numbers through one ``[N, V]`` array of logits: the oracle of tests and benchmarks.
 

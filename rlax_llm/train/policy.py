@@ -146,6 +146,10 @@ def group_loop(
                 f"group_loop: scores has shape {scores.shape}, wanted [P, G] with P · G = "
                 f"{completions.tokens.shape[0]}, the rows of completions."
             )
+        if scores.shape[0] % micro_batches:
+            raise ValueError(
+                f"group_loop: micro_batches is {micro_batches}, wanted a divisor of the {scores.shape[0]} groups."
+            )
         ref_log_probs = None if ref_params is None else reference(ref_params, completions)
 
         def grouped(x: jax.Array) -> jax.Array:

@@ -230,6 +230,9 @@ def test_errors():
     init, step = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0), micro_batches=3)
     with pytest.raises(ValueError, match=r"micro_batches is 3, wanted a divisor of the batch's 16 rows\."):
         step(init(params), completions, jnp.ones((P * G, T)))
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), micro_batches=2 * P)
+    with pytest.raises(ValueError, match=rf"group_loop: micro_batches is {2 * P}, wanted a divisor of the {P} groups"):
+        step(init(params), completions, scores)
     init, step = group_loop(bandit, recipes.grpo(0.1), optax.sgd(1.0))
     with pytest.raises(ValueError, match=r"objective\.kl needs ref_log_probs, got None"):
         step(init(params), completions, scores)
