@@ -216,11 +216,12 @@ def run_generate(config: GenerateConfig) -> list[str]:
     """
     model = build_model(config)
     tokenizer, seed = model.tokenizer, jax.random.key(config.seed)
-    limit = model.config.max_positions - config.max_new_tokens
     ids = tokenizer.encode_prompt(config.prompt)
-    prompts = pad_prompts([ids], tokenizer.pad_id, model.config.vocab_size, max(limit, 1))
+    # The longest prompt whose bucket still leaves room; an answer is no longer than the model's positions allow.
+    prompts = pad_prompts([ids], tokenizer.pad_id, model.config.vocab_size, model.config.max_positions // 2)
+    room = min(config.max_new_tokens, model.config.max_positions - prompts[0].shape[1])
     sampler = build_sampler(config.temperature, config.top_k, config.top_p)
-    request = Request(sampler, tokenizer.eos_ids, config.max_new_tokens, config.samples)
+    request = Request(sampler, tokenizer.eos_ids, room, config.samples)
     decoders, drawn = [tokenizer.stream_decoder() for _ in range(config.samples)], 0
     texts = [""] * config.samples
     for state in stream(model.config, model.params, prompts, seed, request, stride=1 if config.samples == 1 else None):
