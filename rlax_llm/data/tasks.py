@@ -75,7 +75,7 @@ def load_task(
         DataError: an unknown task (with the closest known), settings that do not fit, a file that cannot be used.
         RewardError: no such reward function, or one that does not accept the columns.
 
-    >>> task = load_task("arithmetic,smallest=0,largest=9", held_out_size=10)
+    >>> task = load_task("arithmetic,largest=9", held_out_size=10)
     >>> len(task.held_out), task.rewards[0].name
     (10, 'exact_answer')
     """
@@ -100,7 +100,9 @@ def _file_task(data: str | Path, held_out_size: int, seed: int) -> Task:
 def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
     name, settings = _parsed(spec)
     if name == "arithmetic":
-        problems = _problems(spec, {"smallest": 10, "largest": 99} | settings)
+        # Prompts of one length are the easier ones to learn; a range that ends before two digits begins at 0.
+        short = isinstance(settings.get("largest"), int) and settings["largest"] <= 10
+        problems = _problems(spec, {"smallest": 0 if short else 10, "largest": 99} | settings)
         train, held_out = arithmetic.digit_rows(problems, held_out_size, seed)
         return Task(spec, train, held_out, (Reward("exact_answer", exact_answer),))
     if name == "arithmetic-words":

@@ -13,7 +13,7 @@ from rlax_llm.train import group_run, runs
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
 
 TINY = GrpoConfig(
-    task="arithmetic,smallest=0,largest=9",
+    task="arithmetic,largest=9",
     groups=4,
     group_size=4,
     steps=4,
