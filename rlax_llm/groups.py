@@ -56,8 +56,8 @@ def leave_one_out(scores: jax.Array) -> jax.Array:
     Returns:
         ``[G]`` advantages in the scores' units; 0 for NaN and where fewer than two are scored.
 
-    >>> leave_one_out(jnp.array([1.0, 0.0, 0.0])).tolist()
-    [1.0, -0.5, -0.5]
+    >>> leave_one_out(jnp.array([3.0, 0.0, 0.0])).tolist()
+    [3.0, -1.5, -1.5]
     """
     count = (~jnp.isnan(scores)).sum()
     return centred(scores) * count / jnp.maximum(count - 1, 1)

@@ -32,8 +32,8 @@ def token_mean(mask: jax.Array) -> jax.Array:
     Returns:
         ``[B, T]`` float32 weights.
 
-    >>> token_mean(jnp.array([[True, True], [True, False]])).round(2).tolist()
-    [[0.33..., 0.33...], [0.33..., 0.0]]
+    >>> token_mean(jnp.array([[True, True, True], [True, False, False]])).tolist()
+    [[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]]
     """
     return mask / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
 
