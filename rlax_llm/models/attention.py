@@ -50,28 +50,20 @@ def _partial(queries: jax.Array, part: Segment) -> tuple[jax.Array, jax.Array, j
         folded, shared = queries.reshape(rows, heads, ratio * length, dim), False
     else:
         folded, shared = queries.swapaxes(0, 1).reshape(1, heads, rows * ratio * length, dim), True
-    # A matmul of three rows or fewer is slower than the multiplications and sums that it stands for.
-    few = folded.shape[2] * part.keys.shape[1] <= 4 * part.keys.shape[1]
 
     def unfold(x: jax.Array) -> jax.Array:
         if shared:
             return x.reshape(heads, rows, ratio, length, -1).swapaxes(0, 1)
         return x.reshape(rows, heads, ratio, length, -1)
 
-    if few:
-        scores = (folded[..., None] * part.keys[:, :, None]).sum(-2, dtype=wide)
-    else:
-        scores = jnp.matmul(folded.astype(dtype), part.keys, preferred_element_type=wide)
+    scores = jnp.matmul(folded.astype(dtype), part.keys, preferred_element_type=wide)
     mask = jnp.broadcast_to(part.mask[:, None, None], (part.mask.shape[0], 1, ratio, length, part.mask.shape[-1]))
     if shared:
         mask = jnp.broadcast_to(mask[:, :, None], (1, 1, rows, ratio, length, mask.shape[-1]))
     scores = jnp.where(mask.reshape(mask.shape[0], 1, -1, mask.shape[-1]), scores, MASKED)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    if few:
-        output = (weights[..., None].astype(dtype) * part.values[:, :, None]).sum(-2, dtype=wide)
-    else:
-        output = jnp.matmul(weights.astype(dtype), part.values, preferred_element_type=wide)
+    output = jnp.matmul(weights.astype(dtype), part.values, preferred_element_type=wide)
     return unfold(top), unfold(weights.sum(-1, keepdims=True)), unfold(output)
 
 
