@@ -16,7 +16,7 @@ from rlax_llm.types import Completions
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-ARMS, P, G, T = 5, 2, 8, 3
+ARMS, P, G, T = 5, 4, 4, 3
 RECIPES = {
     "grpo": recipes.grpo(0),
     "grpo_kl": recipes.grpo(0.04),
