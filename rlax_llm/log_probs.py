@@ -9,7 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-CHUNK = 128  # rows; large enough for a full-speed matmul, small enough that one chunk of logits is a few tens of MB
+ROWS = 128  # the fewest in a chunk, large enough for a full-speed matmul
+LOGITS = 2**22  # numbers in a chunk of a small vocabulary, 16 MB
 
 Softmax = tuple[jax.Array, jax.Array]  # the head [V, D] and the temperature: what all rows share
 
@@ -33,9 +34,10 @@ def _statistics(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, so
     return chosen - normaliser, entropy, normaliser
 
 
-def _chunked(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _chunked(vocabulary: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Reshape ``[N, …]`` to ``[chunks, rows, …]``, padded with zeros."""
-    rows = min(CHUNK, count)
+    count = arrays[0].shape[0]
+    rows = min(max(ROWS, LOGITS // vocabulary), count)
     pad = -count % rows
 
     def split(x: jax.Array) -> jax.Array:
@@ -45,7 +47,7 @@ def _chunked(count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _forward(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, softmax: Softmax) -> tuple:
-    chunks = _chunked(hidden.shape[0], hidden, targets, thresholds)
+    chunks = _chunked(softmax[0].shape[0], hidden, targets, thresholds)
     outputs = jax.lax.map(lambda chunk: _statistics(chunk[0], chunk[1], chunk[2], softmax), chunks)
     log_probs, entropy, normaliser = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
     return (log_probs, entropy), (hidden, targets, thresholds, softmax, normaliser, entropy)
@@ -55,7 +57,7 @@ def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tupl
     hidden, targets, thresholds, softmax, normaliser, entropy = residuals
     head, temperature = softmax
     # ∂ log p_y / ∂ logit_v = 1[v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v (log p_v + H).
-    rows = _chunked(hidden.shape[0], hidden, targets, thresholds, normaliser, entropy, *cotangents)
+    rows = _chunked(head.shape[0], hidden, targets, thresholds, normaliser, entropy, *cotangents)
 
     def step(totals: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h, target, threshold, norm, ent, log_prob_bar, entropy_bar = chunk

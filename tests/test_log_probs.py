@@ -44,7 +44,8 @@ def plain(hidden, head, targets, temperature, thresholds):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 8 rows, and no program that was traced with others."""
-    monkeypatch.setattr(log_probs, "CHUNK", 8)
+    monkeypatch.setattr(log_probs, "ROWS", 8)
+    monkeypatch.setattr(log_probs, "LOGITS", 0)
 
 
 @pytest.fixture
@@ -138,10 +139,10 @@ def test_vmap_and_jit_of_the_gradient():
             np.testing.assert_allclose(value[i], wanted, atol=1e-12)
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("float64", "small_chunks")
 def test_padding_rows_of_the_last_chunk_reach_no_gradient():
-    """129 rows are two chunks: the second is nearly all padding."""
-    hidden, head, targets = (jnp.asarray(x) for x in inputs(log_probs.CHUNK + 1))
+    """Nine rows are two chunks: the second is nearly all padding."""
+    hidden, head, targets = (jnp.asarray(x) for x in inputs(log_probs.ROWS + 1))
     thresholds = cut(hidden, head, 1.0, 0.5)
     chunked = lambda head: token_log_probs(hidden, head, targets, 1.0, thresholds)[0].sum()  # noqa: E731
     wanted = jax.grad(lambda head: plain(hidden, head, targets, 1.0, thresholds)[0].sum())(head)

@@ -41,36 +41,97 @@ def segment(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Segment:
     return Segment(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3), mask)
 
 
-def _partial(queries: jax.Array, part: Segment) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Maximum, normaliser and unnormalised output ``[G, K, R, S, 1 | 1 | head_dim]`` of one segment."""
-    rows, heads, ratio, length, dim = queries.shape
-    dtype = part.keys.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
-    if part.keys.shape[0] == rows:
-        folded, shared = queries.reshape(rows, heads, ratio * length, dim), False
-    else:
-        folded, shared = queries.swapaxes(0, 1).reshape(1, heads, rows * ratio * length, dim), True
+def _shared(rows: int, part: Segment) -> bool:
+    return part.keys.shape[0] != rows
 
-    def unfold(x: jax.Array) -> jax.Array:
-        if shared:
-            return x.reshape(heads, rows, ratio, length, -1).swapaxes(0, 1)
-        return x.reshape(rows, heads, ratio, length, -1)
 
-    scores = jnp.matmul(folded.astype(dtype), part.keys, preferred_element_type=wide)
+def _fold(x: jax.Array, part: Segment) -> jax.Array:
+    """``[G, K, R, S, …]`` to ``[N, K, ·, …]``: all queries that read the same keys in one matrix."""
+    rows, heads, _, _, size = x.shape
+    return x.swapaxes(0, 1).reshape(1, heads, -1, size) if _shared(rows, part) else x.reshape(rows, heads, -1, size)
+
+
+def _unfold(x: jax.Array, part: Segment, shape: tuple[int, ...]) -> jax.Array:
+    rows, heads, ratio, length = shape[:4]
+    if _shared(rows, part):
+        return x.reshape(heads, rows, ratio, length, -1).swapaxes(0, 1)
+    return x.reshape(rows, heads, ratio, length, -1)
+
+
+def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Product in the keys' dtype, summed and returned in at least float32."""
+    return jnp.matmul(x.astype(y.dtype), y, preferred_element_type=jnp.promote_types(y.dtype, jnp.float32))
+
+
+def _scores(queries: jax.Array, part: Segment) -> jax.Array:
+    """Masked scores ``[N, K, ·, T]`` of scaled queries ``[G, K, R, S, head_dim]``."""
+    rows, _, ratio, length, _ = queries.shape
+    scores = _matmul(_fold(queries, part), part.keys)
     mask = jnp.broadcast_to(part.mask[:, None, None], (part.mask.shape[0], 1, ratio, length, part.mask.shape[-1]))
-    if shared:
+    if _shared(rows, part):
         mask = jnp.broadcast_to(mask[:, :, None], (1, 1, rows, ratio, length, mask.shape[-1]))
-    scores = jnp.where(mask.reshape(mask.shape[0], 1, -1, mask.shape[-1]), scores, MASKED)
-    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    output = jnp.matmul(weights.astype(dtype), part.values, preferred_element_type=wide)
-    return unfold(top), unfold(weights.sum(-1, keepdims=True)), unfold(output)
+    return jnp.where(mask.reshape(mask.shape[0], 1, -1, mask.shape[-1]), scores, MASKED)
+
+
+def _split_heads(x: jax.Array, key_heads: int) -> jax.Array:
+    """``[G, S, H, head_dim]`` to ``[G, K, R, S, head_dim]``, R query heads to a key head."""
+    rows, length, heads, dim = x.shape
+    return x.reshape(rows, length, key_heads, heads // key_heads, dim).transpose(0, 2, 3, 1, 4)
+
+
+def _join_heads(x: jax.Array) -> jax.Array:
+    rows, key_heads, ratio, length, dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(rows, length, key_heads * ratio, dim)
+
+
+def _forward(queries: jax.Array, segments: Sequence[Segment]) -> tuple[jax.Array, tuple]:
+    grouped = _split_heads(queries * queries.shape[-1] ** -0.5, segments[0].keys.shape[1])
+    scores = [_scores(grouped, part) for part in segments]
+    tops = [_unfold(x.max(-1, keepdims=True), part, grouped.shape) for x, part in zip(scores, segments, strict=True)]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+    total, mixed = jnp.float32(0), jnp.float32(0)
+    for x, part in zip(scores, segments, strict=True):
+        weights = jnp.exp(x - _fold(top, part))
+        total += _unfold(weights.sum(-1, keepdims=True), part, grouped.shape)
+        mixed += _unfold(_matmul(weights, part.values), part, grouped.shape)
+    output = _join_heads(mixed / total).astype(queries.dtype)
+    return output, (queries, segments, output, top + jnp.log(total))
+
+
+def _backward(residuals: tuple, slope: jax.Array) -> tuple[jax.Array, list[Segment]]:
+    """With p the weights and o the output: ∂v = pᵀ ∂o,  ∂score = p (∂o·v − ∂o·o)."""
+    queries, segments, output, normaliser = residuals
+    key_heads, scale = segments[0].keys.shape[1], queries.shape[-1] ** -0.5
+    wide = normaliser.dtype
+    grouped, slopes = _split_heads(queries * scale, key_heads), _split_heads(slope.astype(wide), key_heads)
+    mean = (slopes * _split_heads(output, key_heads)).sum(-1, keepdims=True)
+    queries_slope, segments_slope = jnp.zeros((), wide), []
+    for part in segments:
+        weights = jnp.exp(_scores(grouped, part) - _fold(normaliser, part))
+        folded = _fold(slopes, part).astype(part.values.dtype)
+        scores_slope = weights * (_matmul(folded, part.values.swapaxes(-1, -2)) - _fold(mean, part))
+        scores_slope = scores_slope.astype(part.keys.dtype)
+        keys_slope = _matmul(_fold(grouped, part).swapaxes(-1, -2), scores_slope)
+        values_slope = _matmul(weights.swapaxes(-1, -2), folded)
+        queries_slope += _unfold(_matmul(scores_slope, part.keys.swapaxes(-1, -2)), part, grouped.shape)
+        slopes_of = {"keys": keys_slope.astype(part.keys.dtype), "values": values_slope.astype(part.values.dtype)}
+        segments_slope.append(part._replace(**slopes_of, mask=None))
+    return (_join_heads(queries_slope) * scale).astype(queries.dtype), segments_slope
+
+
+@jax.custom_vjp
+def _attention(queries: jax.Array, segments: list[Segment]) -> jax.Array:
+    return _forward(queries, segments)[0]
+
+
+_attention.defvjp(_forward, _backward)
 
 
 def attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     """``softmax(q·k / √head_dim) · v`` over the keys of all segments together.
 
-    Limiting cases: one segment is plain attention; splitting a segment in two changes nothing.
+    Its derivative recomputes the weights from their normaliser, as flash attention does (arXiv 2205.14135), so no
+    array of scores is kept. Limiting cases: one segment is plain attention; splitting a segment in two changes nothing.
 
     Args:
         queries: ``[G, S, H, head_dim]``; query head h reads key head ``h // (H / K)``.
@@ -83,18 +144,7 @@ def attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     >>> attention(jnp.ones((2, 1, 2, 4)), [own]).shape
     (2, 1, 8)
     """
-    rows, length, heads, dim = queries.shape
-    key_heads = segments[0].keys.shape[1]
-    scaled = queries * (dim**-0.5)
-    scaled = scaled.reshape(rows, length, key_heads, heads // key_heads, dim).transpose(0, 2, 3, 1, 4)
-    parts = [_partial(scaled, part) for part in segments]
-    top = functools.reduce(jnp.maximum, [part[0] for part in parts])
-    scale = [jnp.exp(part[0] - top) for part in parts]
-    total, mixed = (
-        functools.reduce(jnp.add, [part[i] * s for part, s in zip(parts, scale, strict=True)]) for i in (1, 2)
-    )
-    mixed = mixed / total
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * dim).astype(queries.dtype)
+    return _attention(queries, list(segments)).reshape(*queries.shape[:2], -1)
 
 
 def causal_attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:

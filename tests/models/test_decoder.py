@@ -207,6 +207,35 @@ def test_attention_over_segments_is_attention_over_one(rows, length):
         np.testing.assert_allclose(attention(q, segments), expected, rtol=0, atol=1e-12)
 
 
+def differentiable_attention(q, k, v, mask) -> jax.Array:
+    """``literal_attention`` for JAX to differentiate."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
+    scores = jnp.einsum("gshd,gthd->ghst", q, k) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
+    return jnp.einsum("ghst,gthd->gshd", weights, v).reshape(*q.shape[:2], -1)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(3, 2), (2, 1), (1, 4)])
+def test_the_derivative_of_attention_is_that_of_the_literal_form(rows, length):
+    random = np.random.default_rng(7)
+    q = random.normal(size=(rows, length, 4, 6)) * 2
+    prompt, own = random.normal(size=(2, 1, 5, 2, 6)), random.normal(size=(2, rows, 3, 2, 6))
+    prompt_mask = np.array([False, True, True, False, True])[None, None]
+    own_mask = random.random((rows, length, 3)) < 0.6
+    slope = random.normal(size=(rows, length, 24))
+
+    def ours(q, prompt, own):
+        return (attention(q, [segment(*prompt, prompt_mask), segment(*own, own_mask)]) * slope).sum()
+
+    def literal(q, prompt, own):
+        k, v = jnp.concatenate([jnp.repeat(prompt, rows, 1), own], 2)
+        mask = np.concatenate([np.broadcast_to(prompt_mask, (rows, length, 5)), own_mask], -1)
+        return (differentiable_attention(q, k, v, mask) * slope).sum()
+
+    gradients = (jax.grad(f, (0, 1, 2))(q, jnp.asarray(prompt), jnp.asarray(own)) for f in (ours, literal))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), *gradients)
+
+
 @pytest.mark.parametrize("block", [1, 3, 7])
 def test_causal_attention_in_blocks_of_queries(monkeypatch, block):
     """Blocks that divide the seven queries, and that do not; with padding on the left."""
@@ -218,14 +247,14 @@ def test_causal_attention_in_blocks_of_queries(monkeypatch, block):
 
     def gradient(form):
         weights = np.sin(np.arange(24)) * valid[..., None]
-        return jax.grad(lambda q, k, v: (form(q, [segment(k, v, mask)]) * weights).sum(), (0, 1, 2))(q, k, v)
+        return jax.grad(lambda q, k, v: (form(q, k, v) * weights).sum(), (0, 1, 2))(q, k, v)
 
     read = np.repeat(valid[..., None], 24, -1)
     expected = literal_attention(q, k, v, mask | ~valid[..., None])
     np.testing.assert_allclose(causal_attention(q, [segment(k, v, mask)])[read], expected[read], rtol=0, atol=1e-12)
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=0, atol=1e-12), gradient(causal_attention), gradient(attention)
-    )
+    ours = gradient(lambda q, k, v: causal_attention(q, [segment(k, v, mask)]))
+    wanted = gradient(lambda q, k, v: differentiable_attention(q, k, v, mask | ~valid[..., None]))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), ours, wanted)
 
 
 def test_a_query_without_keys_gives_numbers():
