@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.mapping import map_in_cache
 
 BLOCK = 256  # tokens; near √V for the vocabularies in use
-NUCLEUS = 256  # tokens; a nucleus that fits is found without a pass per bisection
+HALVINGS = 30  # of some 13 nats: finer than float32 tells two logits apart
 
 
 class Draw(NamedTuple):
@@ -84,11 +85,11 @@ class Categorical:
     def __call__(self, key: jax.Array, logits: jax.Array) -> Draw:
         """Draw one token for each row of ``logits [B, V]``."""
         tempered = logits.astype(jnp.float32) / self.temperature
-        thresholds = jnp.full(logits.shape[:1], -jnp.inf)
+        thresholds, top_p = jnp.full(logits.shape[:1], -jnp.inf), self.top_p or 1.0
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            thresholds = top_k_threshold(tempered, self.top_k)
-        if self.top_p is not None and self.top_p < 1:
-            thresholds = top_p_threshold(tempered, self.top_p, thresholds)
+            thresholds = top_k_threshold(tempered, self.top_k, top_p)
+        elif top_p < 1:
+            thresholds = top_p_threshold(tempered, top_p)
         return inverse_cdf(key, tempered, thresholds)
 
 
@@ -137,51 +138,71 @@ def _halfway(last: jax.Array, cut: jax.Array) -> jax.Array:
     return jnp.where(last > cut, jnp.maximum(0.5 * (last + cut), jnp.nextafter(cut, last)), last)
 
 
-def top_k_threshold(tempered: jax.Array, top_k: int) -> jax.Array:
-    """Threshold ``[B]`` that keeps the ``top_k < V`` largest of ``tempered [B, V]``, and ties with the last of them.
+def top_k_threshold(tempered: jax.Array, top_k: int, top_p: float = 1.0) -> jax.Array:
+    """Threshold ``[B]`` of the ``top_k < V`` largest of ``tempered [B, V]``, or of the nucleus ``top_p`` in them.
+
+    Ties with the last one kept are kept. Limiting cases: ``top_p`` 1 keeps all ``top_k``; ``top_p_threshold`` where
+    ``top_k`` is V.
 
     >>> top_k_threshold(jnp.array([[3.0, 1.0, 2.0, 0.0]]), 2).tolist()
     [1.5]
+    >>> top_k_threshold(jnp.array([[3.0, 1.0, 2.0, 0.0]]), 2, 0.5).tolist()
+    [2.5]
     """
     largest = _largest(tempered, top_k + 1)
-    return _halfway(largest[:, -2], largest[:, -1])
+    thresholds = _halfway(largest[:, -2], largest[:, -1])
+    if top_p >= 1:
+        return thresholds
+    high = largest[:, :1]
+    total = jnp.where(tempered >= thresholds[:, None], jnp.exp(tempered - high), 0.0).sum(-1, keepdims=True)
+    last = (jnp.cumsum(jnp.exp(largest - high), -1) < top_p * total).sum(-1, keepdims=True)
+    kept, cut = (jnp.take_along_axis(largest, jnp.minimum(last + i, top_k), -1)[:, 0] for i in (0, 1))
+    return jnp.where(last[:, 0] < top_k, jnp.maximum(_halfway(kept, cut), thresholds), thresholds)
 
 
-def top_p_threshold(tempered: jax.Array, top_p: float, thresholds: jax.Array) -> jax.Array:
-    """Threshold ``[B]`` of the smallest set of likeliest tokens whose mass is at least ``top_p``, and ties.
+def top_p_threshold(tempered: jax.Array, top_p: float) -> jax.Array:
+    """Threshold ``[B]`` of the smallest set of likeliest tokens whose mass is at least ``top_p < 1``, and ties.
 
-    The mass is relative to what ``thresholds`` (a top-k cut, or −inf) left. The nucleus of a language model is small:
-    it is looked for among the likeliest tokens, and by bisection only where a row's is larger.
+    Found by bisection, each row's passes in cache: a sort of a large vocabulary costs several times more.
 
-    >>> top_p_threshold(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), 0.6, jnp.array([-jnp.inf])).round(1).tolist() == [
-    ...     float(jnp.float32(-1.4))]
+    >>> top_p_threshold(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), 0.6).round(1).tolist() == [float(jnp.float32(-1.4))]
     True
     """
-    high = tempered.max(-1)
-    weights = jnp.where(tempered >= thresholds[:, None], jnp.exp(tempered - high[:, None]), 0.0)
-    wanted = top_p * weights.sum(-1)
-    largest = _largest(tempered, min(NUCLEUS, tempered.shape[-1]))
-    masses = jnp.where(largest >= thresholds[:, None], jnp.exp(largest - high[:, None]), 0.0)
-    last = (jnp.cumsum(masses, -1) < wanted[:, None]).sum(-1, keepdims=True)
-    found = jnp.all(last < largest.shape[-1] - 1)
-
-    def among_largest() -> jax.Array:
-        kept, cut = (jnp.take_along_axis(largest, last + i, -1, mode="clip")[:, 0] for i in (0, 1))
-        return _halfway(kept, cut)
-
-    return jnp.maximum(jax.lax.cond(found, among_largest, lambda: _bisected(tempered, weights, wanted)), thresholds)
+    return map_in_cache(lambda row: _nucleus(row, top_p), (tempered,), 2 * tempered.shape[-1])
 
 
-def _bisected(tempered: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Halfway below the largest logit at which the mass of ``weights`` from there up is at least ``wanted``."""
+class _Bracket(NamedTuple):
+    """Where the last token kept is: relative logits, and the masses of the tokens from there up."""
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        middle = 0.5 * (bounds[0] + bounds[1])
-        enough = jnp.where(tempered >= middle[:, None], weights, 0.0).sum(-1) >= wanted
-        return jnp.where(enough, middle, bounds[0]), jnp.where(enough, bounds[1], middle)
+    low: jax.Array
+    high: jax.Array
+    mass_low: jax.Array
+    mass_high: jax.Array
+    halvings: jax.Array
 
-    low = jnp.where(weights > 0, tempered, jnp.inf).min(-1)
-    above = tempered >= jax.lax.fori_loop(0, 40, halve, (low, tempered.max(-1) + 1))[0][:, None]
-    last = jnp.where(above, tempered, jnp.inf).min(-1)
-    cut = jnp.where(above, -jnp.inf, tempered).max(-1)
+
+def _nucleus(tempered: jax.Array, top_p: float) -> jax.Array:
+    """Halfway below the largest logit of ``tempered [V]`` at which the mass from there up is at least ``top_p``."""
+    weights = jnp.exp(tempered - tempered.max())
+    total = weights.sum()
+
+    def several(bracket: _Bracket) -> jax.Array:
+        """A token weighs at least exp(low): a lighter bracket than two of them holds one."""
+        mass = bracket.mass_low - bracket.mass_high
+        return (mass > 1.5 * jnp.exp(bracket.low)) & (bracket.halvings < HALVINGS)
+
+    def halve(bracket: _Bracket) -> _Bracket:
+        middle = 0.5 * (bracket.low + bracket.high)
+        mass = jnp.where(weights >= jnp.exp(middle), weights, 0.0).sum()
+        enough, count = mass >= top_p * total, bracket.halvings + 1
+        upper = _Bracket(middle, bracket.high, mass, bracket.mass_high, count)
+        lower = _Bracket(bracket.low, middle, bracket.mass_low, mass, count)
+        return jax.tree.map(lambda x, y: jnp.where(enough, x, y), upper, lower)
+
+    # Tokens lighter than (1 − top_p) total / V are cut: all of them together weigh less than the cut may.
+    low = jnp.log((1 - top_p) * total / tempered.shape[-1]) - 1e-3
+    start = _Bracket(low, jnp.float32(1e-3), total, jnp.zeros_like(total), jnp.int32(0))
+    above = weights >= jnp.exp(jax.lax.while_loop(several, halve, start).low)
+    last = jnp.where(above, tempered, jnp.inf).min()
+    cut = jnp.where(above, -jnp.inf, tempered).max()
     return jnp.where(jnp.isfinite(cut), _halfway(last, cut), -jnp.inf)

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rlax_llm.mapping import map_in_cache
 from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params, functional
-
-SCORES_IN_CACHE = 2**19  # float32 numbers, 2 MB
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -145,17 +144,9 @@ def positions_of(valid: jax.Array) -> jax.Array:
 def mapped_attention(
     queries: jax.Array, segments: list[Segment], form: Callable[..., jax.Array] = attention
 ) -> jax.Array:
-    """``form``, an attention, over groups ``[P, G, …]``, its scores recomputed in the backward pass.
-
-    A CPU takes as many groups at a time as have their scores in cache together, which is twice as fast there in the
-    backward pass; small groups one by one would cost more in calls than in work. An accelerator takes all together.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.vmap(form)(queries, segments)
-    groups, *rest = queries.shape
-    scores = math.prod(rest[:-1]) * sum(part.keys.shape[-1] for part in segments)
-    together = min(max(SCORES_IN_CACHE // scores, 1), groups)
-    return jax.lax.map(lambda group: form(*group), (queries, segments), batch_size=together)
+    """``form``, an attention, over groups ``[P, G, …]``, as many at a time as have their scores in cache together."""
+    scores = math.prod(queries.shape[1:-1]) * sum(part.keys.shape[-1] for part in segments)
+    return map_in_cache(form, (queries, segments), scores)
 
 
 def causal(valid: jax.Array) -> Attend:

@@ -9,7 +9,6 @@ import pytest
 from scipy.special import logsumexp, softmax
 from scipy.stats import chisquare
 
-from rlax_llm.generation import sampling
 from rlax_llm.generation.sampling import Categorical, greedy, inverse_cdf, top_p_threshold
 
 LARGE = 49_152
@@ -124,24 +123,24 @@ FLAT, PEAKED, MIXED = np.zeros(2000), np.eye(2000)[7] * 60, language_like(2000, 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("together", [False, True])
-def test_nuclei_that_fit_and_that_do_not(top_p, together):
-    """A nucleus of more than NUCLEUS tokens is found by bisection, and so are its neighbours in the batch."""
+def test_nuclei_of_every_size(top_p, together):
+    """Ties of the whole vocabulary, a nucleus of one, and large ones; alone and beside each other."""
     rows = np.stack([FLAT, PEAKED, MIXED, language_like(2000, 1, seed=6)[0]]).astype(np.float32)
     batches = [rows] if together else list(rows[:, None])
-    thresholds = np.concatenate([cut_at(x, top_p, np.full(len(x), -np.inf, np.float32)) for x in batches])
+    thresholds = np.concatenate([cut_at(x, top_p) for x in batches])
     kept = rows >= thresholds[:, None]
     np.testing.assert_array_equal(kept, [kept_by(Categorical(top_p=top_p), row) for row in rows])
     assert kept[:2].sum(-1).tolist() == [2000, 1]
-    assert (kept[2].sum() > sampling.NUCLEUS) == (top_p >= 0.3)
+    assert (kept[2].sum() > 256) == (top_p >= 0.3)
 
 
-def test_bisection_and_the_short_list_agree(monkeypatch):
+@pytest.mark.parametrize("top_p", [0.05, 0.6, 0.99])
+def test_the_sorted_form_and_bisection_agree(top_p):
+    """A top-k cut that leaves a token of no mass out is no cut: the two ways to a nucleus meet."""
     logits = language_like(500, 32, seed=7)
-    sampler = Categorical(0.8, top_k=300, top_p=0.6)
-    short = jax.jit(sampler)(jax.random.key(0), logits).thresholds
-    monkeypatch.setattr(sampling, "NUCLEUS", 1)
-    bisected = jax.jit(lambda key, logits: sampler(key, logits))(jax.random.key(0), logits).thresholds
-    np.testing.assert_array_equal(bisected, short)
+    logits[:, 3] = -60.0
+    one, other = (once(Categorical(0.8, top_k, top_p), jax.random.key(0), logits) for top_k in (499, None))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""``vmap`` that on a CPU keeps what it works on in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+CACHE = 2**19  # float32 numbers, 2 MB
+
+
+def map_in_cache(function: Callable[..., Any], items: tuple, numbers: int) -> Any:
+    """``vmap(function)(*items)``: on a CPU, as many items at a time as fit its cache together.
+
+    An operation over all items at once reads them from memory each time; items one by one would cost more in calls
+    than in work, where they are small. An accelerator takes all together.
+
+    Args:
+        function: of one item of each.
+        items: pytrees of arrays with the items on axis 0.
+        numbers: float32 numbers that the function holds for one item.
+
+    Returns:
+        What ``vmap`` returns.
+
+    >>> map_in_cache(lambda x, y: x + y, (jax.numpy.arange(3), jax.numpy.ones(3, int)), 2).tolist()
+    [1, 2, 3]
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)(*items)
+    count = jax.tree.leaves(items)[0].shape[0]
+    together = min(max(CACHE // numbers, 1), count)
+    return jax.lax.map(lambda item: function(*item), items, batch_size=together)
