@@ -50,7 +50,7 @@ class GroupPhase:
 
     def _update(self, prompt_width: int) -> Any:
         layout = (self.group_size, prompt_width)
-        log_probs = group_log_probs(self.model.config, layout, self.config.temperature, self.config.remat)
+        log_probs = group_log_probs(self.model.config, layout, self.config.temperature, bool(self.config.remat))
         micro_batches = self.groups // (self.config.micro_batch_groups or self.groups)
         return jax.jit(group_loop(log_probs, self.objective, self.optimizer, micro_batches)[1], donate_argnums=0)
 

@@ -40,6 +40,7 @@ _CHARACTER = {
     "learning_rate": 1e-3,
     "eval_every": 20,
     "eval_size": 256,
+    "remat": False,
 }
 _PRETRAINED = {
     "groups": 8,
@@ -52,6 +53,7 @@ _PRETRAINED = {
     "learning_rate": 1e-5,
     "eval_every": 10,
     "eval_size": 128,
+    "remat": True,  # no slower on a CPU (the memory of stored activations costs as much), and it fits elsewhere
 }
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -54,7 +54,7 @@ class SupervisedPhase:
         self.config, self.task, self.batch_size = config, task, batch_size
         self.sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
         optimizer = build_optimizer(config, schedule)
-        self.log_probs = jax.jit(row_log_probs(model.config, config.remat))
+        self.log_probs = jax.jit(row_log_probs(model.config, bool(config.remat)))
         self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
         self.update = jax.jit(step, donate_argnums=0)
 
