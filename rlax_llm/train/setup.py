@@ -34,7 +34,7 @@ _CHARACTER = {
     "group_size": 8,
     "max_prompt_tokens": 32,
     "max_new_tokens": 6,
-    "steps": 215,
+    "steps": 280,
     "warm_start_steps": 136,
     "batch_size": 128,
     "learning_rate": 1e-3,
