@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -60,3 +61,54 @@ def positive(where: str, **scalars: Any) -> None:
     for name, value in scalars.items():
         if isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"{where}: {name} is {value}, wanted a number greater than 0.")
+
+
+def not_negative(where: str, **scalars: Any) -> None:
+    """Raise unless every concrete scalar is at least zero (traced values are passed over).
+
+    Raises:
+        ValueError: naming the argument and its value.
+
+    >>> not_negative("damped", damping=-0.1)
+    Traceback (most recent call last):
+    ValueError: damped: damping is -0.1, wanted a number of at least 0.
+    """
+    for name, value in scalars.items():
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"{where}: {name} is {value}, wanted a number of at least 0.")
+
+
+def at_least_one(where: str, **counts: Any) -> None:
+    """Raise unless every concrete count is at least one (traced values are passed over).
+
+    Raises:
+        ValueError: naming the argument and its value.
+
+    >>> at_least_one("conjugate_gradient", iterations=0)
+    Traceback (most recent call last):
+    ValueError: conjugate_gradient: iterations is 0, wanted a whole number of at least 1.
+    """
+    for name, value in counts.items():
+        if isinstance(value, (int, float)) and not value >= 1:
+            raise ValueError(f"{where}: {name} is {value}, wanted a whole number of at least 1.")
+
+
+def same_tree(where: str, **trees: Any) -> None:
+    """Raise unless all given pytrees have one structure and their leaves one shape each.
+
+    Raises:
+        ValueError: naming ``where``, the two arguments and what they are.
+
+    >>> same_tree("search", step={"w": 0.0}, params={"w": 0.0, "b": 0.0})
+    Traceback (most recent call last):
+    ValueError: search: params is PyTreeDef({'b': *, 'w': *}), step is PyTreeDef({'w': *}); give pytrees of one ...
+    """
+    (first, model), *others = trees.items()
+    wanted = jax.tree.structure(model)
+    for name, tree in others:
+        if jax.tree.structure(tree) != wanted:
+            raise ValueError(
+                f"{where}: {name} is {jax.tree.structure(tree)}, {first} is {wanted}; give pytrees of one structure."
+            )
+        for leaf, model_leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(model), strict=True):
+            same_shape(where, **{first: model_leaf, name: leaf})

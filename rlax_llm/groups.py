@@ -2,7 +2,8 @@
 
 A NaN score means "could not be scored" and is left out of every statistic; its advantage is 0. With fewer than two
 scored members a group has nothing to compare and every advantage is 0, in every estimator. (Peers differ: some return
-the raw score for a group of one.)
+the raw score for a group of one.) A group that is *made* of one member has no standard deviation: asking for one is an
+error.
 """
 
 from __future__ import annotations
@@ -12,36 +13,53 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks, kl
+from rlax_llm import checks
+from rlax_llm.masked import at_least_float32, divided_by_std, masked_deviation
+from rlax_llm.shaping import kl_in_reward
 from rlax_llm.types import Scored
 
 GroupEstimator = Callable[[jax.Array], jax.Array]
 Advantage = Callable[[Scored], jax.Array]
 
 
-def centred(scores: jax.Array) -> jax.Array:
-    """Score minus the group's mean, ``A_i = s_i − mean(s)``.
-
-    Dr.GRPO's advantage (arXiv 2503.20783). Limiting cases: sums to 0 over the group; ``z_score`` times ``std + eps``;
-    ``leave_one_out`` times ``(n − 1)/n``.
+def has_rival(scores: jax.Array) -> jax.Array:
+    """The members that have a score, and another scored one to be compared with.
 
     Args:
         scores: ``[G]``, NaN where a completion has no score.
 
     Returns:
+        ``[G]`` bool; False for all where fewer than two are scored.
+
+    >>> has_rival(jnp.array([1.0, jnp.nan, 1.0])).tolist()
+    [True, False, True]
+    """
+    scored = ~jnp.isnan(scores)
+    return scored & (scored.sum() > 1)
+
+
+def centred(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Score minus the group's mean, ``A_i = s_i − Σ w s / Σ w``.
+
+    Dr.GRPO's advantage (arXiv 2503.20783). Limiting cases, without weights: sums to 0 over the group; ``z_score``
+    times ``std + eps``; ``leave_one_out`` times ``(n − 1)/n``.
+
+    Args:
+        scores: ``[G]``, NaN where a completion has no score.
+        weights: ``[G]``, not negative, of the mean; None weighs all alike.
+
+    Returns:
         ``[G]`` advantages in the scores' units; 0 for NaN and where fewer than two are scored.
+
+    Raises:
+        ValueError: for another rank, or weights of another shape.
 
     >>> centred(jnp.array([0.0, 1.0, 1.0, 2.0])).tolist()
     [-1.0, 0.0, 0.0, 1.0]
     """
     checks.rank("centred", "scores", scores, 1, "[G]")
-    scored = ~jnp.isnan(scores)
-    count = scored.sum()
-    # A deviation is summed, not a difference of sums: equal scores then give exactly 0, whatever their magnitude.
-    first = jnp.where(scored, scores, 0.0)[jnp.argmax(scored)]
-    shifted = jnp.where(scored, scores - first, 0.0)
-    deviation = shifted - shifted.sum() / jnp.maximum(count, 1)
-    return jnp.where(scored & (count > 1), deviation, 0.0)
+    checks.same_shape("centred", scores=scores, weights=weights)
+    return masked_deviation(scores, has_rival(scores), weights)
 
 
 def leave_one_out(scores: jax.Array) -> jax.Array:
@@ -70,21 +88,103 @@ def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     (1 or 0: a factor √2 in a group of two) and in ``eps`` (1e-9 … 1e-2), so both are arguments.
 
     Args:
-        scores: ``[G]``, NaN where a completion has no score.
+        scores: ``[G]``, G ≥ 2, NaN where a completion has no score.
         ddof: delta degrees of freedom of the standard deviation.
         eps: added to the standard deviation, in the scores' units.
 
     Returns:
         ``[G]`` dimensionless advantages; 0 for NaN and where fewer than two are scored.
 
+    Raises:
+        ValueError: for another rank, or a group of one.
+
     >>> [round(x, 3) for x in z_score(jnp.array([0.0, 0.0, 1.0, 1.0]), ddof=0, eps=0.0).tolist()]
     [-1.0, -1.0, 1.0, 1.0]
     """
-    deviation = centred(scores)
-    freedom = jnp.maximum((~jnp.isnan(scores)).sum() - ddof, 1)
-    variance = jnp.square(deviation).sum() / freedom
-    std = jnp.sqrt(variance)
-    return jnp.where(std > 0, deviation / jnp.where(std > 0, std + eps, 1.0), 0.0)
+    return _in_stds("z_score", centred(scores), scores, ddof, eps)
+
+
+def max_leave_one_out(scores: jax.Array) -> jax.Array:
+    """What the group's best score owes to a member, ``A_i = max_j(s_j) − max_{j≠i}(s_j)``.
+
+    The policy gradient of E[max of G scores] with a baseline that does not depend on completion i (arXiv 2503.19595).
+    Limiting cases: the best minus the second for the best one, 0 for all the others; 0 for all where two share it.
+
+    Args:
+        scores: ``[G]``, NaN where a completion has no score.
+
+    Returns:
+        ``[G]`` advantages in the scores' units, not negative; 0 where fewer than two are scored.
+
+    Raises:
+        ValueError: for another rank.
+
+    >>> max_leave_one_out(jnp.array([0.25, 1.0, 0.5])).tolist()
+    [0.0, 0.5, 0.0]
+    """
+    checks.rank("max_leave_one_out", "scores", scores, 1, "[G]")
+    compared = has_rival(scores)
+    ranked = jnp.where(compared, at_least_float32(scores), -jnp.inf)
+    is_best = jnp.arange(scores.shape[0]) == jnp.argmax(ranked)
+    second = jnp.where(is_best, -jnp.inf, ranked).max()
+    return jnp.where(is_best & compared, ranked - second, 0.0)
+
+
+def pass_at_k(scores: jax.Array, ddof: int = 1, eps: float = 1e-6) -> jax.Array:
+    """Pass@k's advantage for k = G: ``max_leave_one_out`` divided by ``std + eps`` (arXiv 2503.19595, as verl has it).
+
+    With scores of 0 and 1 only a completion that is alone in being right learns.
+
+    Args:
+        scores: ``[G]``, G ≥ 2, NaN where a completion has no score.
+        ddof: delta degrees of freedom of the standard deviation.
+        eps: added to the standard deviation, in the scores' units.
+
+    Returns:
+        ``[G]`` dimensionless advantages, not negative.
+
+    Raises:
+        ValueError: for another rank, or a group of one.
+
+    >>> pass_at_k(jnp.array([0.0, 4.0]), ddof=0, eps=0.0).tolist()
+    [0.0, 2.0]
+    """
+    return _in_stds("pass_at_k", max_leave_one_out(scores), scores, ddof, eps)
+
+
+def _in_stds(where: str, advantages: jax.Array, scores: jax.Array, ddof: int, eps: float) -> jax.Array:
+    if scores.shape[0] == 1:
+        raise ValueError(
+            f"{where}: scores has shape (1,), and a group of one has no standard deviation; "
+            "sample at least two completions of each prompt."
+        )
+    return divided_by_std(advantages, scores, has_rival(scores), ddof, eps)
+
+
+def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
+    """Score minus that of the greedy completion of the same prompt, ``A_i = s_i − s_greedy`` (ReMax, arXiv 2310.10505).
+
+    The baseline comes from outside the group, so that a group of one is enough. As an ``Advantage`` with
+    ``greedy_scores [P]`` at hand: ``lambda scored: vmap(greedy_baseline)(scored.scores, greedy_scores)``; or where the
+    first row of each group is the greedy one: ``per_group(lambda s: greedy_baseline(s, s[0]))``.
+
+    Args:
+        scores: ``[G]``, NaN where a completion has no score.
+        greedy_score: scalar, NaN where there is none.
+
+    Returns:
+        ``[G]`` advantages in the scores' units; 0 where either score is NaN.
+
+    Raises:
+        ValueError: for other ranks.
+
+    >>> greedy_baseline(jnp.array([1.0, 0.0, jnp.nan]), jnp.array(0.5)).tolist()
+    [0.5, -0.5, 0.0]
+    """
+    checks.rank("greedy_baseline", "scores", scores, 1, "[G]")
+    checks.rank("greedy_baseline", "greedy_score", greedy_score, 0, "[]")
+    difference = at_least_float32(scores) - greedy_score
+    return jnp.where(jnp.isnan(difference), 0.0, difference)
 
 
 def per_group(estimator: GroupEstimator) -> Advantage:
@@ -95,6 +195,38 @@ def per_group(estimator: GroupEstimator) -> Advantage:
     [[-1.0, 1.0], [0.0, 0.0]]
     """
     return lambda scored: jax.vmap(estimator)(scored.scores)
+
+
+def length_centred(scored: Scored) -> jax.Array:
+    """``centred`` at the mean weighed by length, ``A_i = s_i − Σ l s / Σ l`` (OPO, arXiv 2505.23585).
+
+    The baseline of least variance where the squared norm of a completion's gradient grows with its length.
+    Limiting case: ``per_group(centred)`` where all lengths are equal.
+
+    Args:
+        scored: lengths are the numbers of chosen tokens.
+
+    Returns:
+        ``[P, G]`` advantages in the scores' units.
+
+    >>> mask = jnp.array([[[True, True, True], [True, False, False]]])
+    >>> length_centred(Scored(jnp.array([[0.0, 4.0]]), jnp.zeros((1, 2, 3)), mask)).tolist()
+    [[-1.0, 3.0]]
+    """
+    return jax.vmap(centred)(scored.scores, scored.mask.sum(-1))
+
+
+def reference_for(where: str, scored: Scored, kl_coef: float) -> jax.Array | None:
+    """``ref_log_probs``, or None where the coefficient is 0 while tracing, so that no KL is to be computed.
+
+    Raises:
+        ValueError: where they are needed and there are none.
+    """
+    if isinstance(kl_coef, (int, float)) and kl_coef == 0:
+        return None
+    if scored.ref_log_probs is None:
+        raise ValueError(f"{where}: ref_log_probs is None; give the reference's, or set kl_coef to 0.")
+    return scored.ref_log_probs
 
 
 def kl_in_score(advantage: Advantage, kl_coef: float) -> Advantage:
@@ -114,11 +246,11 @@ def kl_in_score(advantage: Advantage, kl_coef: float) -> Advantage:
     """
 
     def shaped(scored: Scored) -> jax.Array:
-        if isinstance(kl_coef, (int, float)) and kl_coef == 0:
+        ref_log_probs = reference_for("kl_in_score", scored, kl_coef)
+        if ref_log_probs is None:
             return advantage(scored)
-        if scored.ref_log_probs is None:
-            raise ValueError("kl_in_score: ref_log_probs is None; give the reference's, or set kl_coef to 0.")
-        per_token = jnp.where(scored.mask, kl.k1(scored.log_probs, scored.ref_log_probs), 0.0)
-        return advantage(scored._replace(scores=scored.scores - kl_coef * per_token.sum(-1)))
+        nothing = jnp.zeros_like(ref_log_probs)
+        penalties = kl_in_reward(nothing, scored.log_probs, ref_log_probs, scored.mask, kl_coef)
+        return advantage(scored._replace(scores=scored.scores + penalties.sum(-1)))
 
     return shaped

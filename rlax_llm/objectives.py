@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.coupled import Coupled, chosen_only
 from rlax_llm.groups import Advantage
 from rlax_llm.kl import KlEstimator, k3
 from rlax_llm.ratios import Ratio
-from rlax_llm.trust_regions import TrustRegion
+from rlax_llm.trust_regions import TrustRegion, slopes
 from rlax_llm.types import PolicyBatch
 from rlax_llm.weightings import Weighting
 
@@ -20,33 +22,39 @@ class Objective(NamedTuple):
     """Five functions; ``_replace`` states how one algorithm differs from another.
 
     Attributes:
-        advantage: ``Scored → [P, G]``, credit from scores.
+        advantage: ``Scored → [P, G]`` or ``[P, G, T]``, credit from scores.
         ratio: ``(log_probs, old_log_probs, mask) → log_ratio``.
-        trust_region: ``(log_ratio, advantages) → loss``, elementwise.
+        trust_region: ``(log_ratio, advantages) → loss``, elementwise; or a ``Coupled``, which reads the whole batch.
         weighting: ``mask → weights``, the aggregation.
-        kl: ``(log_probs, ref_log_probs) → loss``, or None where the loss has no KL term.
+        kl: ``(log_probs, ref_log_probs) → loss``, or a ``Coupled``, or None where the loss has no KL term.
     """
 
     advantage: Advantage
     ratio: Ratio
-    trust_region: TrustRegion
+    trust_region: TrustRegion | Coupled
     weighting: Weighting
-    kl: KlEstimator | None = None
+    kl: KlEstimator | Coupled | None = None
+
+
+def _loss_of(term: Callable | Coupled, log_ratio: jax.Array, batch: PolicyBatch, *arguments: Any) -> jax.Array:
+    """A term's loss: of its own arguments, or of the whole batch where it is coupled to it."""
+    return term.loss(log_ratio, batch) if isinstance(term, Coupled) else term(*arguments)
 
 
 def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss ``Σ weights · (trust_region(log_ratio, A) + kl)`` and its metrics, each a sum that adds over micro-batches.
 
-    Limiting cases: with ``old_log_probs = log_probs`` the gradient is REINFORCE's for every trust region; on-policy and
-    with advantages that sum to 0 the *value* is about 0, which says nothing about learning.
+    Limiting cases: with ``old_log_probs = log_probs`` the gradient is REINFORCE's for every elementwise trust
+    region; on-policy and with advantages that sum to 0 the *value* is about 0, which says nothing about learning.
 
     Args:
         objective: five functions.
         batch: arrays of one shape; ``weights`` come from ``objective.weighting`` on the whole batch.
 
     Returns:
-        The scalar loss, and metrics ``policy_loss``, ``kl_old`` (k3 of the behaviour policy) and ``kl`` (k3 of the
-        reference, where there is one) in nats, ``clip_fraction``: weighted by ``weights``.
+        The scalar loss, and metrics ``policy_loss``, ``kl_old`` (k3 of KL(π_old‖π), by tokens at whatever level the
+        ratio is), ``kl`` (k3 of the reference, where there is one) in nats, and ``clip_fraction``, the part to which
+        the trust region gives an advantage but no gradient: all weighted by ``weights``.
 
     Raises:
         ValueError: at trace time, for shapes that differ or a KL term without ``ref_log_probs``.
@@ -61,23 +69,27 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     if objective.kl is not None and batch.ref_log_probs is None:
         raise ValueError("policy_loss: objective.kl needs ref_log_probs, got None; give them, or set kl=None.")
 
+    batch = chosen_only(batch)
+
     def weighted(values: jax.Array) -> jax.Array:
         return jnp.where(batch.mask, batch.weights * values, 0.0).sum()
 
     log_ratio = objective.ratio(batch.log_probs, batch.old_log_probs, batch.mask)
     # Positions that the policy did not choose are set to ratio 1 before exp: 0 · inf would be NaN in the gradient.
     log_ratio = jnp.where(batch.mask, log_ratio, 0.0)
-    surrogate = objective.trust_region(log_ratio, batch.advantages)
-    slope = jax.grad(lambda x: objective.trust_region(x, batch.advantages).sum())(jax.lax.stop_gradient(log_ratio))
-    loss = weighted(surrogate)
+
+    def trust_region(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        return _loss_of(objective.trust_region, log_ratio, batch, log_ratio, advantages)
+
+    loss = weighted(trust_region(log_ratio, batch.advantages))
     metrics = {
         "policy_loss": loss,
-        "kl_old": weighted(k3(-log_ratio, jnp.zeros_like(log_ratio))),
-        "clip_fraction": weighted((slope == 0) & (batch.advantages != 0)),
+        "kl_old": weighted(k3(batch.old_log_probs, batch.log_probs)),
+        "clip_fraction": weighted((slopes(trust_region, log_ratio, batch.advantages) == 0) & (batch.advantages != 0)),
     }
     if batch.ref_log_probs is not None:
-        log_probs, ref_log_probs = (jnp.where(batch.mask, x, 0.0) for x in (batch.log_probs, batch.ref_log_probs))
-        metrics["kl"] = weighted(k3(log_probs, ref_log_probs))
+        metrics["kl"] = weighted(k3(batch.log_probs, batch.ref_log_probs))
         if objective.kl is not None:
-            loss = loss + weighted(objective.kl(log_probs, ref_log_probs))
+            kl = _loss_of(objective.kl, log_ratio, batch, batch.log_probs, batch.ref_log_probs)
+            loss = loss + weighted(kl)
     return loss, jax.lax.stop_gradient(metrics)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from rlax_llm.groups import centred, kl_in_score, leave_one_out, per_group, z_score
-from rlax_llm.kl import k3, kl_penalty
+from rlax_llm import batch_credit, coupled, trust_regions
+from rlax_llm.groups import centred, kl_in_score, leave_one_out, length_centred, per_group, z_score
+from rlax_llm.kl import KlEstimator, k3, kl_penalty
 from rlax_llm.objectives import Objective
-from rlax_llm.ratios import token_ratio
+from rlax_llm.ratios import sequence_ratio, sequence_token_ratio, summed_token_ratio, token_ratio
 from rlax_llm.trust_regions import clip, score_function
 from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
+
+
+def penalty_or_none(estimator: KlEstimator, kl_coef: float) -> KlEstimator | None:
+    """``kl_penalty(estimator, kl_coef)``, or None for a coefficient of 0: then no reference is needed.
+
+    Args:
+        estimator: ``k2`` or ``k3``.
+        kl_coef: weight ≥ 0, per nat.
+
+    >>> penalty_or_none(k3, 0.0) is None
+    True
+    """
+    return None if isinstance(kl_coef, (int, float)) and kl_coef == 0 else kl_penalty(estimator, kl_coef)
 
 
 def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
@@ -20,8 +34,7 @@ def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
     >>> grpo(kl_coef=0).kl is None
     True
     """
-    kl = None if isinstance(kl_coef, (int, float)) and kl_coef == 0 else kl_penalty(k3, kl_coef)
-    return Objective(per_group(z_score), token_ratio, clip(eps), sequence_mean, kl)
+    return Objective(per_group(z_score), token_ratio, clip(eps), sequence_mean, penalty_or_none(k3, kl_coef))
 
 
 def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
@@ -61,3 +74,160 @@ def rloo(kl_coef: float = 0.05) -> Objective:
     """
     advantage = kl_in_score(per_group(leave_one_out), kl_coef)
     return Objective(advantage, token_ratio, score_function, sequence_sum)
+
+
+def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
+    """Group Sequence Policy Optimisation (arXiv 2507.18071): one ratio a completion, no KL.
+
+    Args:
+        eps_low: half-width of the clip below 1, of the mean ratio of a token.
+        eps_high: half-width above 1.
+
+    >>> gspo().ratio is sequence_ratio
+    True
+    """
+    return grpo(0)._replace(ratio=sequence_ratio, trust_region=clip(eps_low, eps_high))
+
+
+def gspo_token(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
+    """GSPO-token (arXiv 2507.18071): the completion's ratio with each token's own gradient.
+
+    Args:
+        eps_low: half-width of the clip below 1.
+        eps_high: half-width above 1.
+
+    >>> gspo_token().ratio is sequence_token_ratio
+    True
+    """
+    return gspo(eps_low, eps_high)._replace(ratio=sequence_token_ratio)
+
+
+def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
+    """LUSPO: GSPO whose completions weigh as many tokens as they have.
+
+    Args:
+        eps_low: half-width of the clip below 1.
+        eps_high: half-width above 1.
+
+    >>> luspo().weighting is sequence_sum
+    True
+    """
+    return gspo(eps_low, eps_high)._replace(weighting=sequence_sum)
+
+
+def gmpo(eps: float = 0.4) -> Objective:
+    """Geometric-Mean Policy Optimisation (arXiv 2507.20673).
+
+    Args:
+        eps: half-width of the clip of a token's log-ratio, nats.
+
+    >>> gmpo().weighting is sequence_mean
+    True
+    """
+    return grpo(0)._replace(trust_region=coupled.gmpo(eps))
+
+
+def cispo(ceiling: float) -> Objective:
+    """CISPO (arXiv 2506.13585): detached, capped importance weights, the mean over tokens, no KL.
+
+    Args:
+        ceiling: largest weight, the ratio itself.
+
+    >>> cispo(5.0).weighting is token_mean
+    True
+    """
+    return dapo()._replace(trust_region=trust_regions.cispo(ceiling=ceiling))
+
+
+def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> Objective:
+    """Soft Adaptive Policy Optimisation (arXiv 2511.20347).
+
+    Args:
+        temperature_positive: τ where A > 0.
+        temperature_negative: τ elsewhere.
+
+    >>> sapo().weighting is sequence_mean
+    True
+    """
+    return grpo(0)._replace(trust_region=trust_regions.sapo(temperature_positive, temperature_negative))
+
+
+def vespo() -> Objective:
+    """VESPO (arXiv 2602.10693): Gamma-shaped weights of whole completions, the mean over tokens.
+
+    >>> vespo().ratio is summed_token_ratio
+    True
+    """
+    return dapo()._replace(ratio=summed_token_ratio, trust_region=trust_regions.vespo())
+
+
+def dppo_tv(eps: float = 0.2) -> Objective:
+    """Divergence PPO by total variation (arXiv 2602.04879).
+
+    Args:
+        eps: half-width, of a token's probability.
+
+    >>> dppo_tv().weighting is token_mean
+    True
+    """
+    return dapo()._replace(trust_region=coupled.dppo_tv(eps))
+
+
+def dppo_kl(limit: float = 0.05) -> Objective:
+    """Divergence PPO by the KL of "this token or another" (arXiv 2602.04879).
+
+    Args:
+        limit: largest divergence of a token, nats.
+
+    >>> dppo_kl().weighting is token_mean
+    True
+    """
+    return dapo()._replace(trust_region=coupled.dppo_kl(limit))
+
+
+def lite_ppo() -> Objective:
+    """Lite PPO (arXiv 2508.08221): the group's mean, the batch's std, the mean over tokens.
+
+    >>> lite_ppo().weighting is token_mean
+    True
+    """
+    return dapo(0.2, 0.2)._replace(advantage=batch_credit.batch_std())
+
+
+def opo() -> Objective:
+    """OPO (arXiv 2505.23585): the length-weighted mean of the group as baseline, the score function.
+
+    >>> opo().trust_region is score_function
+    True
+    """
+    return rloo(0)._replace(advantage=length_centred)
+
+
+def gpg() -> Objective:
+    """GPG (arXiv 2504.02546): centred scores, made up for uninformative groups, and the score function.
+
+    >>> gpg().trust_region is score_function
+    True
+    """
+    return dapo()._replace(advantage=batch_credit.gpg(), trust_region=score_function)
+
+
+def reinforce_plus_plus(kl_coef: float = 0.01) -> Objective:
+    """REINFORCE++ (arXiv 2501.03262): the tokens' returns with k1 in the reward, whitened over the batch.
+
+    Args:
+        kl_coef: weight of k1 in the reward; with 0 no reference is needed.
+
+    >>> reinforce_plus_plus().weighting is token_mean
+    True
+    """
+    return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus(kl_coef))
+
+
+def reinforce_plus_plus_baseline() -> Objective:
+    """REINFORCE++-baseline (arXiv 2501.03262): centred in the group, whitened over the batch.
+
+    >>> reinforce_plus_plus_baseline().weighting is token_mean
+    True
+    """
+    return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus_baseline())

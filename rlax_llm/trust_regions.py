@@ -1,19 +1,42 @@
 """Trust regions: ``(log_ratio, advantages) → loss``, elementwise over any layout.
 
 A loss that writes log π (REINFORCE) differs from one that writes the log-ratio by a constant, so it has the same
-gradient; hence one signature for all. Losses are minimised: they carry the minus sign.
+gradient; hence one signature for all. Losses are minimised: they carry the minus sign. Write ``r = exp(log_ratio)``.
+Trust regions that read more than the log-ratio are in ``coupled``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.kl import k3
 
 TrustRegion = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def slopes(trust_region: TrustRegion, log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+    """``∂ Σ loss / ∂ log_ratio``: 0 on the tokens that a trust region clips.
+
+    Limiting case: ``−advantages`` where the log-ratio is 0, for every trust region here.
+
+    Args:
+        trust_region: ``(log_ratio, advantages) → loss``.
+        log_ratio: any shape, nats.
+        advantages: same shape.
+
+    Returns:
+        Same shape, without a gradient.
+
+    >>> slopes(score_function, jnp.array([0.5, 3.0]), jnp.array([2.0, -1.0])).tolist()
+    [-2.0, 1.0]
+    """
+    fixed = jax.lax.stop_gradient(jnp.asarray(log_ratio))
+    return jax.lax.stop_gradient(jax.grad(lambda x: trust_region(x, advantages).sum())(fixed))
 
 
 def score_function(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
@@ -38,7 +61,8 @@ def score_function(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
 def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     """Importance-weighted surrogate ``−A · exp(log_ratio)`` (TRPO's objective, arXiv 1502.05477, eq. 14).
 
-    Limiting cases: same gradient as ``score_function`` where the log-ratio is 0; ``clip`` with an infinite width.
+    Limiting cases: same gradient as ``score_function`` where the log-ratio is 0; ``clip`` with an infinite width; 0
+    where the advantage is 0, also where the ratio would leave the format.
 
     Args:
         log_ratio: any shape, nats.
@@ -51,7 +75,15 @@ def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     [-2.0]
     """
     checks.same_shape("unclipped", log_ratio=log_ratio, advantages=advantages)
-    return -advantages * jnp.exp(log_ratio)
+    # At most the format's largest number: inf · 0 would be NaN. Below it value and gradient are the formula's.
+    limits = jnp.finfo(jnp.result_type(log_ratio, 0.0))
+    largest = math.log(float(limits.max)) * (1 - float(limits.eps))
+    return -advantages * jnp.exp(jnp.minimum(log_ratio, largest))
+
+
+def _ratio(log_ratio: jax.Array) -> jax.Array:
+    # Beyond 80 the exponential leaves float32, and inf · 0 would be NaN, also in the gradient of the other branch.
+    return jnp.exp(jnp.minimum(log_ratio, 80.0))
 
 
 def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
@@ -74,13 +106,207 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
     >>> print(clip(0.2)(jnp.log(jnp.array([1.5, 0.5])), jnp.array([1.0, 1.0])))
     [-1.2 -0.5]
     """
-    upper = eps_low if eps_high is None else eps_high
-    checks.positive("clip", eps_low=eps_low, eps_high=upper)
+    high = eps_low if eps_high is None else eps_high
+    checks.positive("clip", eps_low=eps_low, eps_high=high)
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("clip", log_ratio=log_ratio, advantages=advantages)
-        # Beyond 80 the exponential leaves float32, and inf · 0 would be NaN, also in the gradient of the other branch.
-        ratio = jnp.exp(jnp.minimum(log_ratio, 80.0))
-        return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - eps_low, 1 + upper) * advantages)
+        ratio = _ratio(log_ratio)
+        return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - eps_low, 1 + high) * advantages)
+
+    return loss
+
+
+def dual_clip(eps_low: float = 0.2, eps_high: float | None = None, ceiling: float = 3.0) -> TrustRegion:
+    """PPO's clip whose loss is capped at ``−ceiling · A`` where A < 0 (arXiv 1912.09729).
+
+    Without the cap a negative advantage with a large ratio has an unbounded loss. Limiting case: ``clip`` for an
+    infinite ceiling and wherever A ≥ 0. A one-sided bound on r itself (a peer's ``delta``) is this ceiling.
+
+    Args:
+        eps_low: half-width below 1 (dimensionless).
+        eps_high: half-width above 1; ``eps_low`` where None.
+        ceiling: > 1, the ratio (absolute) beyond which a negative advantage has no gradient.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a half-width that is not positive or a ceiling that does not exceed 1.
+
+    >>> dual_clip(ceiling=3.0)(jnp.log(jnp.array([5.0, 2.0])), jnp.array([-1.0, -1.0])).tolist()
+    [3.0, 2.0]
+    """
+    checks.positive("dual_clip", **{"ceiling − 1": ceiling - 1})
+    clipped = clip(eps_low, eps_high)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        pessimistic = clipped(log_ratio, advantages)
+        return jnp.where(advantages < 0, jnp.minimum(pessimistic, -ceiling * advantages), pessimistic)
+
+    return loss
+
+
+def cispo(*, ceiling: float, floor: float = 0.0) -> TrustRegion:
+    """Clipped importance weights, detached: ``−sg(clamp(r, floor, ceiling)) · A · log π`` (arXiv 2506.13585).
+
+    No token loses its gradient. Bounds are absolute values of the ratio: with half-widths eps they are
+    ``floor=1 − eps_low, ceiling=1 + eps_high``. (Peers give one number two meanings: as the ratio itself, or above 1.)
+    Limiting cases: ``score_function`` for ``floor = ceiling = 1``; the gradient of ``unclipped`` for wide bounds.
+
+    Args:
+        ceiling: largest weight.
+        floor: smallest weight.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a negative floor, a ceiling that is not positive, or one below the floor.
+
+    >>> cispo(ceiling=2.0)(jnp.array([2.0, 0.0]), jnp.array([1.0, 1.0])).tolist()
+    [-4.0, -0.0]
+    """
+    checks.positive("cispo", ceiling=ceiling)
+    checks.not_negative("cispo", floor=floor, **{"ceiling − floor": ceiling - floor})
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        checks.same_shape("cispo", log_ratio=log_ratio, advantages=advantages)
+        weights = jax.lax.stop_gradient(jnp.clip(_ratio(log_ratio), floor, ceiling))
+        return score_function(log_ratio, weights * advantages)
+
+    return loss
+
+
+def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> TrustRegion:
+    """Soft clip ``−(4/τ) · sigmoid(τ (r − 1)) · A``, with one τ for A > 0 and another elsewhere (arXiv 2511.20347).
+
+    The slope is ``4 p (1 − p) r`` times that of ``score_function``, with p the sigmoid. Limiting cases: the gradient of
+    ``score_function`` where r = 1, whatever τ; that of ``unclipped`` for τ → 0.
+
+    Args:
+        temperature_positive: τ where A > 0: larger decays faster away from r = 1.
+        temperature_negative: τ elsewhere.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a temperature that is not positive.
+
+    >>> sapo(2.0)(jnp.array([0.0]), jnp.array([1.0])).tolist()
+    [-1.0]
+    """
+    checks.positive("sapo", temperature_positive=temperature_positive, temperature_negative=temperature_negative)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        checks.same_shape("sapo", log_ratio=log_ratio, advantages=advantages)
+        temperature = jnp.where(advantages > 0, temperature_positive, temperature_negative)
+        return -advantages * 4 / temperature * jax.nn.sigmoid(temperature * (_ratio(log_ratio) - 1))
+
+    return loss
+
+
+def vespo(
+    k_positive: float = 2.0, lambda_positive: float = 3.0, k_negative: float = 3.0, lambda_negative: float = 2.0
+) -> TrustRegion:
+    """Gamma-shaped weights of whole completions: ``−sg(φ(w)) · A · log π``, ``φ(w) = w^k · exp(λ − λ w)``.
+
+    Here w is the ratio of the whole completion: take ``summed_token_ratio`` as the objective's ratio
+    (arXiv 2602.10693). With the sampler's log-probabilities as ``old_log_probs`` it also covers a sampler that differs
+    from the learner. Its largest weight is at ``w = k/λ``. Limiting cases: the gradient of ``score_function`` where
+    w = 1; that of ``unclipped`` for k = 1, λ = 0; ``score_function`` for k = λ = 0.
+
+    Args:
+        k_positive: exponent of w where A ≥ 0.
+        lambda_positive: decay in w where A ≥ 0.
+        k_negative: exponent of w where A < 0.
+        lambda_negative: decay in w where A < 0.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a negative exponent or decay.
+
+    >>> vespo(1.0, 0.0)(jnp.log(jnp.array([2.0, 1.0])), jnp.array([1.0, 1.0])).tolist()
+    [-1.386..., -0.0]
+    """
+    checks.not_negative("vespo", k_positive=k_positive, lambda_positive=lambda_positive)
+    checks.not_negative("vespo", k_negative=k_negative, lambda_negative=lambda_negative)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        checks.same_shape("vespo", log_ratio=log_ratio, advantages=advantages)
+        k = jnp.where(advantages < 0, k_negative, k_positive)
+        decay = jnp.where(advantages < 0, lambda_negative, lambda_positive)
+        log_weights = k * jnp.minimum(log_ratio, 80.0) + decay * (1 - _ratio(log_ratio))
+        return score_function(log_ratio, jax.lax.stop_gradient(jnp.exp(log_weights)) * advantages)
+
+    return loss
+
+
+def _soft_cap(x: jax.Array, bound: float) -> jax.Array:
+    """``x`` below 0, ``bound · tanh(x / bound)`` above: smooth to the second derivative, and at most ``bound``."""
+    positive = jnp.maximum(x, 0.0)
+    return jnp.where(x > 0, bound * jnp.tanh(positive / bound), x)
+
+
+def discovered_policy_optimisation(alpha: float = 2.0, beta: float = 0.6) -> TrustRegion:
+    """Mirror learning with the drift that meta-learning found: ``−(r A − drift)`` (arXiv 2210.05639).
+
+    ``drift = relu((r − 1) A − α tanh((r − 1) A / α))`` where A ≥ 0 and ``relu(A log r − β tanh(A log r / β))`` where
+    A < 0. Not Direct Preference Optimisation, which shares its acronym. Limiting cases: ``unclipped`` for infinite α
+    and β, and wherever the update would undo the last one; the gradient of ``score_function`` where r = 1.
+
+    Args:
+        alpha: bound of the gain where A ≥ 0, in the advantages' units.
+        beta: width in ``A log r`` where A < 0, in the advantages' units times nats.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a width that is not positive.
+
+    >>> discovered_policy_optimisation()(jnp.array([0.0, 80.0]), jnp.array([1.0, 1.0])).tolist()
+    [-1.0, -3.0]
+    """
+    checks.positive("discovered_policy_optimisation", alpha=alpha, beta=beta)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        checks.same_shape("discovered_policy_optimisation", log_ratio=log_ratio, advantages=advantages)
+        # relu(x − bound · tanh(x / bound)) is x − soft_cap(x); where A ≥ 0 the first x cancels r A, which may be huge.
+        gain = jnp.expm1(jnp.minimum(log_ratio, 80.0)) * advantages
+        log_gain = log_ratio * advantages
+        kept = jnp.where(advantages < 0, gain - log_gain + _soft_cap(log_gain, beta), _soft_cap(gain, alpha))
+        return -advantages - kept
+
+    return loss
+
+
+def penalised(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
+    """Add ``kl_coef · (r − 1 − log r)``, the k3 estimate of KL(π_old‖π) from the samples of π_old.
+
+    PPO-penalty is ``penalised(unclipped, kl_coef)`` (arXiv 1707.06347, eq. 8), with the coefficient of
+    ``doubling_coef`` from the metric ``kl_old``. The estimate and its gradient are unbiased however far π has moved.
+    Limiting case: ``trust_region`` itself for ``kl_coef = 0``.
+
+    Args:
+        trust_region: ``(log_ratio, advantages) → loss``.
+        kl_coef: β ≥ 0, per nat; may be traced.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a negative coefficient.
+
+    >>> penalised(unclipped, 0.5)(jnp.array([0.0]), jnp.array([2.0])).tolist()
+    [-2.0]
+    """
+    checks.not_negative("penalised", kl_coef=kl_coef)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        return trust_region(log_ratio, advantages) + kl_coef * k3(jnp.zeros_like(log_ratio), log_ratio)
 
     return loss

@@ -95,3 +95,33 @@ def fixed_length(max_new_tokens: int) -> Weighting:
     """
     checks.positive("fixed_length", max_new_tokens=max_new_tokens)
     return lambda mask: sequence_sum(mask) / max_new_tokens
+
+
+def top_entropy(entropy: jax.Array, mask: jax.Array, share: float) -> jax.Array:
+    """The chosen tokens whose entropy is in the top ``share`` of the batch, one threshold for all (arXiv 2506.01939).
+
+    The threshold is the ``1 − share`` quantile of the chosen tokens' entropies; ties at it are kept. The denominator is
+    the caller's: ``weighting(top_entropy(...))`` counts the kept tokens alone, while advantages set to 0 elsewhere
+    (``jnp.where(kept, advantages, 0)``) leave every denominator and the KL term as they were, so that the step shrinks
+    with ``share``; peers do the latter. Limiting case: ``mask`` itself for ``share = 1``.
+
+    Args:
+        entropy: ``[B, T]``, nats; not differentiated. A NaN is never kept.
+        mask: ``[B, T]`` bool, True where the policy chose.
+        share: of the chosen tokens, in (0, 1]; 0.2 in the paper.
+
+    Returns:
+        ``[B, T]`` bool, a part of ``mask``.
+
+    Raises:
+        ValueError: for a share outside (0, 1].
+
+    >>> top_entropy(jnp.array([[1.0, 4.0, 2.0, 9.0]]), jnp.array([[True, True, True, False]]), 0.5).tolist()
+    [[False, True, True, False]]
+    """
+    checks.same_shape("top_entropy", entropy=entropy, mask=mask)
+    if isinstance(share, (int, float)) and not 0 < share <= 1:
+        raise ValueError(f"top_entropy: share is {share}, wanted a number in (0, 1]; 1 keeps every chosen token.")
+    entropy = jnp.where(mask, jax.lax.stop_gradient(entropy), jnp.nan)
+    # One of the entropies themselves, not a mean of two: rounding must not put equal ones below their own threshold.
+    return entropy >= jnp.nanquantile(entropy, 1 - share, method="higher")

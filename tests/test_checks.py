@@ -87,3 +87,24 @@ def test_checks_run_while_tracing_and_pass_traced_scalars():
     widths = jnp.array([0.1, 0.3])
     losses = jax.vmap(lambda eps: trust_regions.clip(eps)(jnp.log(2.0), jnp.array(1.0)))(widths)
     np.testing.assert_allclose(losses, [-1.1, -1.3], rtol=1e-6)
+
+
+def test_numbers_of_at_least_zero_and_one():
+    checks.not_negative("f", x=0, y=0.0, traced=jnp.array(-1.0))
+    checks.at_least_one("f", n=1, traced=jnp.array(0))
+    for value in (-1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"f: x is {value}, wanted a number of at least 0"):
+            checks.not_negative("f", x=value)
+    for value in (0, -3, 0.5, float("nan")):
+        with pytest.raises(ValueError, match=f"f: n is {value}, wanted a whole number of at least 1"):
+            checks.at_least_one("f", n=value)
+
+
+def test_trees_of_one_structure_and_shapes():
+    checks.same_tree("f", a={"w": SHORT}, b={"w": np.ones((2, 3))}, c={"w": jax.ShapeDtypeStruct((2, 3), jnp.int32)})
+    with pytest.raises(
+        ValueError, match=r"f: b is PyTreeDef\(\[\*\]\), a is PyTreeDef\(\(\*,\)\); give pytrees of one"
+    ):
+        checks.same_tree("f", a=(SHORT,), b=[SHORT])
+    with pytest.raises(ValueError, match=r"f: b has shape \(2, 4\), a has \(2, 3\); give arrays of one shape"):
+        checks.same_tree("f", a=(SHORT,), b=(LONG,))

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.groups import centred, kl_in_score, leave_one_out, per_group, z_score
+from rlax_llm.groups import (
+    centred,
+    greedy_baseline,
+    has_rival,
+    kl_in_score,
+    leave_one_out,
+    length_centred,
+    max_leave_one_out,
+    pass_at_k,
+    per_group,
+    z_score,
+)
 from rlax_llm.types import Scored
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -21,7 +32,10 @@ ESTIMATORS = {
     "leave_one_out": jax.jit(leave_one_out),
     "z_score": jax.jit(z_score),
     "z_score_population": jax.jit(lambda s: z_score(s, 0, 1e-6)),
+    "max_leave_one_out": jax.jit(max_leave_one_out),
+    "pass_at_k": jax.jit(pass_at_k),
 }
+IN_STDS = ("z_score", "z_score_population", "pass_at_k")
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -42,6 +56,10 @@ def literal(name: str, scores: np.ndarray) -> np.ndarray:
             advantages[i] = (scores[i] - mean) / ((squares / (len(members) - 1)) ** 0.5 + 1e-4)
         elif name == "z_score_population":
             advantages[i] = (scores[i] - mean) / ((squares / len(members)) ** 0.5 + 1e-6)
+        else:
+            margin = max(scores[j] for j in members) - max(scores[j] for j in members if j != i)
+            std = (squares / (len(members) - 1)) ** 0.5
+            advantages[i] = margin / (std + 1e-6) if name == "pass_at_k" and std else margin
     return advantages
 
 
@@ -90,10 +108,42 @@ def test_equal_scores_give_exactly_zero(name, dtype, value, size):
 
 
 @each
-@pytest.mark.parametrize("scores", [[3.5], [np.nan], [np.nan, np.nan], [np.nan, 2.0, np.nan]])
+@pytest.mark.parametrize("scores", [[np.nan, np.nan], [np.nan, 2.0, np.nan], [3.5, np.nan]])
 def test_fewer_than_two_scores_give_exactly_zero(name, scores):
     advantages = np.asarray(ESTIMATORS[name](np.array(scores)))
     np.testing.assert_array_equal(advantages, np.zeros(len(scores)))
+
+
+@each
+@pytest.mark.parametrize("score", [3.5, np.nan])
+def test_a_group_of_one_is_zero_and_an_error_where_a_standard_deviation_is_asked_for(name, score):
+    if name not in IN_STDS:
+        np.testing.assert_array_equal(ESTIMATORS[name](np.array([score])), [0.0])
+        return
+    asked = name.removesuffix("_population")
+    with pytest.raises(ValueError, match=rf"{asked}: scores has shape \(1,\), and a group of one has no standard dev"):
+        ESTIMATORS[name](np.array([score]))
+    with pytest.raises(ValueError, match="sample at least two completions of each prompt"):
+        jax.eval_shape(per_group(ESTIMATORS[name]), Scored(np.array([[score]]), None, None))
+
+
+@each
+@pytest.mark.parametrize("scores", [[0.0, 1.0, np.nan, 2.5], [2.0, 2.0, 2.0, np.nan], [np.nan] * 4])
+def test_the_gradient_is_finite_and_nothing_comes_from_a_missing_score(name, scores):
+    slopes = np.asarray(jax.jacrev(ESTIMATORS[name])(jnp.array(scores)))
+    assert np.all(np.isfinite(slopes))
+    missing = np.isnan(scores)
+    assert not np.any(slopes[:, missing])
+    assert not np.any(slopes[missing])
+
+
+@each
+def test_half_precision_scores_are_taken_in_float32(name):
+    scores = np.array([0.5, 1.25, -2.0, 0.5, 3.0])
+    for dtype in (jnp.bfloat16, jnp.float32):
+        advantages = ESTIMATORS[name](jnp.asarray(scores, dtype))
+        assert advantages.dtype == "float32"
+        np.testing.assert_allclose(advantages, ESTIMATORS[name](scores), rtol=2e-6, atol=2e-7)
 
 
 @each
@@ -137,7 +187,7 @@ def test_shift_and_scale(name, scores, shift, scale):
     scores, shift = np.round(scores, 3), np.round(shift, 3)
     plain = np.asarray(ESTIMATORS[name](scores))
     np.testing.assert_allclose(ESTIMATORS[name](scores + shift), plain, rtol=1e-7, atol=1e-7)
-    if not name.startswith("z_score"):
+    if name not in IN_STDS:
         np.testing.assert_allclose(ESTIMATORS[name](scale * scores), scale * plain, rtol=1e-9, atol=1e-9)
 
 
@@ -146,6 +196,101 @@ def test_per_group_takes_each_row_alone():
     scores[1, 2] = np.nan
     advantages = per_group(z_score)(Scored(jnp.asarray(scores), None, None))
     np.testing.assert_allclose(advantages, [literal("z_score", row) for row in scores], rtol=1e-12)
+
+
+opo = jax.jit(length_centred)
+
+
+@few
+@given(scores=groups, lengths=st.lists(st.integers(0, 3), min_size=SIZE, max_size=SIZE))
+def test_length_centred_equals_the_formula(scores, lengths):
+    """OPO's baseline (arXiv 2505.23585): the sum of length times score over the sum of lengths."""
+    scores = np.round(scores, 3)
+    members = [i for i in range(SIZE) if not np.isnan(scores[i])]
+    total = sum(lengths[i] for i in members)
+    expected = np.zeros(SIZE)
+    if len(members) > 1 and total:
+        baseline = sum(lengths[i] * scores[i] for i in members) / total
+        for i in members:
+            expected[i] = scores[i] - baseline
+    mask = np.arange(3) < np.array(lengths)[:, None]
+    advantages = opo(Scored(scores[None], None, mask[None]))
+    np.testing.assert_allclose(advantages[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_length_centred_limits():
+    scores = np.random.default_rng(4).normal(size=(1, SIZE))
+    even = Scored(scores, None, np.ones((1, SIZE, 3), bool))
+    np.testing.assert_allclose(opo(even), per_group(centred)(even), rtol=1e-12)
+    assert not np.any(opo(even._replace(scores=np.full((1, SIZE), 0.1))))
+    # The gradient of the whole sequence with this baseline: lengths times advantages sum to 0.
+    ragged = even._replace(mask=np.arange(3)[None, None] < np.array([1, 2, 3, 0, 2])[None, :, None])
+    np.testing.assert_allclose((ragged.mask.sum(-1) * opo(ragged)).sum(), 0, atol=1e-13)
+
+
+def test_a_rival_is_another_scored_member():
+    scores = np.array([[0.0, 1.0, np.nan], [1.0, 1.0, 1.0], [np.nan, 2.0, np.nan], [np.nan] * 3])
+    expected = [[True, True, False], [True] * 3, [False] * 3, [False] * 3]
+    np.testing.assert_array_equal(jax.vmap(has_rival)(scores), expected)
+
+
+def test_greedy_baseline():
+    scores, greedy_scores = np.array([[1.0, np.nan, 3.0], [2.0, 0.5, 0.0]]), np.array([0.5, np.nan])
+    advantages = jax.vmap(greedy_baseline)(scores, greedy_scores)
+    np.testing.assert_array_equal(advantages, [[0.5, 0, 2.5], [0, 0, 0]])
+    np.testing.assert_array_equal(greedy_baseline(jnp.array([3.0]), jnp.array(1.0)), [2.0])
+    first = per_group(lambda s: greedy_baseline(s, s[0]))
+    np.testing.assert_array_equal(first(Scored(scores, None, None)), [[0, 0, 2], [0, -1.5, -2]])
+    assert greedy_baseline(jnp.ones(2, jnp.bfloat16), jnp.bfloat16(0.5)).dtype == "float32"
+    slopes = jax.jacrev(greedy_baseline)(jnp.asarray(scores[0]), 0.5)
+    np.testing.assert_array_equal(slopes, np.diag([1, 0, 1]))
+
+
+def test_only_the_one_right_answer_learns_under_pass_at_k():
+    np.testing.assert_array_equal(max_leave_one_out(jnp.array([0.0, 1.0, 0.0, 0.0])), [0, 1, 0, 0])
+    np.testing.assert_array_equal(max_leave_one_out(jnp.array([0.0, 1.0, 1.0, 0.0])), np.zeros(4))
+    np.testing.assert_array_equal(pass_at_k(jnp.array([0.0, 1.0, 1.0, 0.0])), np.zeros(4))
+
+
+def test_max_leave_one_out_is_the_gradient_of_the_expected_best():
+    """By exact enumeration of every pair of draws from a three-way policy."""
+    rewards, logits = np.array([0.3, -1.0, 2.0]), np.random.default_rng(5).normal(size=3)
+
+    def expected_best(x):
+        p = jax.nn.softmax(x)
+        return sum(p[i] * p[j] * max(rewards[i], rewards[j]) for i in range(3) for j in range(3))
+
+    def surrogate(x):
+        p, log_p = jax.lax.stop_gradient(jax.nn.softmax(x)), jax.nn.log_softmax(x)
+        total = 0.0
+        for i in range(3):
+            for j in range(3):
+                credit = max_leave_one_out(jnp.array([rewards[i], rewards[j]]))
+                total += p[i] * p[j] * (credit[0] * log_p[i] + credit[1] * log_p[j])
+        return total
+
+    np.testing.assert_allclose(
+        jax.grad(surrogate)(jnp.asarray(logits)), jax.grad(expected_best)(jnp.asarray(logits)), rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: centred(jnp.ones(3), jnp.ones(2)), "centred: weights has shape (2,), scores has (3,)"),
+        (lambda: max_leave_one_out(jnp.ones((2, 3))), "max_leave_one_out: scores has shape (2, 3), wanted [G]"),
+        (lambda: pass_at_k(jnp.ones((2, 3))), "max_leave_one_out: scores has shape (2, 3), wanted [G]"),
+        (lambda: greedy_baseline(jnp.ones((2, 3)), 1.0), "greedy_baseline: scores has shape (2, 3), wanted [G]"),
+        (
+            lambda: greedy_baseline(jnp.ones(3), jnp.ones(3)),
+            "greedy_baseline: greedy_score has shape (3,), wanted []; vmap over the other axes.",
+        ),
+    ],
+)
+def test_errors_say_what_got_and_wanted(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert message in str(caught.value)
 
 
 def scored(seed: int = 3) -> Scored:

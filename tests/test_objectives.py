@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 
 from rlax_llm import recipes
-from rlax_llm.kl import k2, kl_penalty
+from rlax_llm.coupled import Coupled, dppo_kl, dppo_tv, gmpo, importance_corrected, off_policy_masked
+from rlax_llm.kl import k2, k3, kl_penalty
 from rlax_llm.objectives import policy_loss
-from rlax_llm.trust_regions import clip, score_function, unclipped
+from rlax_llm.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio
+from rlax_llm.trust_regions import (
+    cispo,
+    clip,
+    discovered_policy_optimisation,
+    dual_clip,
+    penalised,
+    sapo,
+    score_function,
+    unclipped,
+    vespo,
+)
 from rlax_llm.types import PolicyBatch
 from rlax_llm.weightings import sequence_mean, sequence_sum, token_mean
 
@@ -22,6 +34,17 @@ OBJECTIVES = {
     "dapo": recipes.dapo(),
     "dr_grpo": recipes.dr_grpo(7),
     "rloo": recipes.rloo(),
+}
+TOKENS = pytest.mark.parametrize("name", tuple(OBJECTIVES))
+GSPO = recipes.grpo(0)._replace(ratio=sequence_ratio, trust_region=clip(0.2, 0.25))
+OBJECTIVES |= {
+    "gspo": GSPO,
+    "gspo_token": GSPO._replace(ratio=sequence_token_ratio),
+    "luspo": GSPO._replace(weighting=sequence_sum),
+    "vespo": recipes.dapo()._replace(ratio=summed_token_ratio, trust_region=vespo()),
+    "gmpo": recipes.grpo(0)._replace(trust_region=gmpo()),
+    "dppo_kl": recipes.dapo()._replace(trust_region=dppo_kl(0.05), kl=importance_corrected(kl_penalty(k3, 0.3))),
+    "off_policy": recipes.grpo(0.3)._replace(trust_region=off_policy_masked(dual_clip(), 0.1)),
 }
 each = pytest.mark.parametrize("name", OBJECTIVES)
 
@@ -80,7 +103,7 @@ def test_micro_batches_add_up(name):
         np.testing.assert_array_equal(result[2], gradient[i::parts])
 
 
-@each
+@TOKENS
 def test_any_layout(name):
     objective = OBJECTIVES[name]
     batch = batch_for(objective)
@@ -91,7 +114,24 @@ def test_any_layout(name):
     np.testing.assert_array_equal(turned_gradient.T, gradient)
 
 
-@pytest.mark.parametrize("region", [score_function, unclipped, clip(0.2), clip(3e-4, 4e-4)])
+@pytest.mark.parametrize(
+    "region",
+    [
+        score_function,
+        unclipped,
+        clip(0.2),
+        clip(3e-4, 4e-4),
+        dual_clip(),
+        cispo(ceiling=5.0),
+        sapo(),
+        vespo(),
+        discovered_policy_optimisation(),
+        penalised(unclipped, 0.3),
+        dppo_tv(0.1),
+        dppo_kl(0.1),
+        off_policy_masked(clip(), 0.1),
+    ],
+)
 def test_on_policy_every_trust_region_is_reinforce(region):
     objective = recipes.dapo()._replace(trust_region=region)
     batch = batch_for(objective, drift=0.0)
@@ -166,3 +206,90 @@ def test_an_empty_batch_gives_zero():
     value, _, gradient = value_and_gradient(objective, batch._replace(mask=mask, weights=objective.weighting(mask)))
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros(mask.shape))
+
+
+def literal_rows(name: str, batch: PolicyBatch) -> tuple[float, np.ndarray]:
+    """Sequence-level losses as the peers write them, one row at a time, with the derivative by hand."""
+    log_probs, old, advantages, mask = map(
+        np.asarray, (batch.log_probs, batch.old_log_probs, batch.advantages, batch.mask)
+    )
+    rows = [b for b in range(len(mask)) if mask[b].any()]
+    value, gradient = 0.0, np.zeros(mask.shape)
+    for b in rows:
+        chosen, a = np.flatnonzero(mask[b]), advantages[b, 0]
+        total = sum(log_probs[b, t] - old[b, t] for t in chosen)
+        if name == "vespo":
+            k, decay = (2, 3) if a >= 0 else (3, 2)
+            phi = np.exp(decay + k * total - decay * np.exp(total))
+            value += -phi * a * total * len(chosen) / mask.sum()
+            gradient[b, chosen] = -phi * a / mask.sum()
+            continue
+        mean = total if name == "rloo_sequence" else total / len(chosen)
+        r = np.exp(mean)
+        times = len(chosen) if name == "luspo" else 1
+        inside = not ((a > 0 and r > 1.25) or (a < 0 and r < 0.8))
+        value += -min(r * a, min(max(r, 0.8), 1.25) * a) * times / len(rows)
+        slope = -r * a * inside * times / len(rows)
+        gradient[b, chosen] = slope if name == "rloo_sequence" else slope / len(chosen)
+    return value, gradient
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["gspo", "gspo_token", "luspo", "vespo", "rloo_sequence"])
+def test_sequence_level_objectives_are_the_papers(name, seed):
+    objective = OBJECTIVES.get(name, GSPO._replace(ratio=summed_ratio))
+    batch = batch_for(objective, seed)._replace(ref_log_probs=None)
+    value, metrics, gradient = value_and_gradient(objective, batch)
+    expected, expected_gradient = literal_rows(name, batch)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6, atol=1e-12)
+    # a clipped token is one whose advantage reaches no parameter
+    unmoved = (np.asarray(gradient) == 0) & np.asarray(batch.mask) & (np.asarray(batch.advantages) != 0)
+    np.testing.assert_allclose(metrics["clip_fraction"], np.asarray(batch.weights)[unmoved].sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gmpo", "off_policy", "gspo"])
+def test_clip_fraction_counts_tokens_that_an_advantage_does_not_move(name):
+    objective = OBJECTIVES[name]._replace(kl=None)
+    batch = batch_for(objective, drift=0.8)
+    _, metrics, gradient = value_and_gradient(objective, batch)
+    unmoved = (np.asarray(gradient) == 0) & np.asarray(batch.mask)
+    np.testing.assert_allclose(metrics["clip_fraction"], np.asarray(batch.weights)[unmoved].sum(), rtol=1e-6)
+    assert 0 < metrics["clip_fraction"] < 1
+
+
+def test_kl_old_is_measured_by_tokens_at_every_level_of_the_ratio():
+    batch = batch_for(recipes.dapo())
+    expected = value_and_gradient(recipes.dapo(), batch)[1]["kl_old"]
+    for ratio in (sequence_ratio, summed_ratio):
+        metrics = value_and_gradient(recipes.dapo()._replace(ratio=ratio), batch)[1]
+        np.testing.assert_allclose(metrics["kl_old"], expected, rtol=1e-12)
+
+
+def test_coupled_terms_are_the_plain_ones_when_they_read_nothing_more():
+    plain = recipes.grpo(0.3)
+    coupled = plain._replace(
+        trust_region=Coupled(lambda log_ratio, batch: clip(0.2)(log_ratio, batch.advantages)),
+        kl=Coupled(lambda log_ratio, batch: 0.3 * k3(batch.log_probs, batch.ref_log_probs)),
+    )
+    batch = batch_for(plain)
+    for one, other in zip(value_and_gradient(plain, batch), value_and_gradient(coupled, batch), strict=True):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-14), one, other)
+
+
+def test_advantages_of_zero_take_tokens_out_of_the_policy_term_alone():
+    """Peers' entropy and off-policy masks: every denominator and the KL term stay as they were."""
+    objective = recipes.grpo(0.3)
+    batch = batch_for(objective)
+    kept = np.random.default_rng(1).random(batch.mask.shape) < 0.5
+    value, metrics, _ = value_and_gradient(objective, batch._replace(advantages=jnp.where(kept, batch.advantages, 0)))
+    losses = objective.trust_region(batch.log_probs - batch.old_log_probs, batch.advantages)
+    expected = np.asarray(batch.weights * losses)[kept & np.asarray(batch.mask)].sum()
+    np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-12)
+    np.testing.assert_allclose(value, expected + 0.3 * metrics["kl"], rtol=1e-12)
+
+
+def test_a_coupled_kl_without_a_reference_is_named():
+    objective = OBJECTIVES["dppo_kl"]
+    with pytest.raises(ValueError, match=r"policy_loss: objective.kl needs ref_log_probs, got None; give them, or set"):
+        policy_loss(objective, batch_for(objective)._replace(ref_log_probs=None))

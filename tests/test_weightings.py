@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
+from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean, top_entropy
 
 few = settings(max_examples=40, deadline=None)
 ROWS, COLUMNS, LIMIT = 4, 5, 9
@@ -94,3 +95,55 @@ def test_sequence_sum_and_fixed_length_differ_by_the_constant(mask):
 def test_more_tokens_than_float32_counts_exactly():
     mask = np.ones((1, 2**24 + 1), bool)
     np.testing.assert_allclose(np.asarray(token_mean(mask))[0, :3], 1 / (2**24 + 1), rtol=1e-6)
+
+
+def entropies_kept(entropy: np.ndarray, mask: np.ndarray, share: float) -> np.ndarray:
+    """The chosen tokens no lower than the interpolated quantile of the chosen ones, in float64."""
+    chosen = [float(entropy[b, t]) for b in range(ROWS) for t in range(COLUMNS) if mask[b, t]]
+    threshold = np.quantile(chosen, 1 - share) if chosen else np.inf
+    return mask & (entropy >= threshold)
+
+
+ENTROPY = {
+    share: jax.jit(lambda entropy, mask, share=share: top_entropy(entropy, mask, share)) for share in (0.25, 1.0)
+}
+
+
+@pytest.mark.parametrize("share", ENTROPY)
+@few
+@given(mask=masks, seed=st.integers(0, 99), garbage=st.sampled_from([0.0, np.nan, np.inf]))
+def test_top_entropy_keeps_the_upper_quantile_of_the_chosen(share, mask, seed, garbage):
+    entropy = np.random.default_rng(seed).exponential(size=mask.shape).astype(np.float32)
+    kept = ENTROPY[share](np.where(mask, entropy, garbage), mask)
+    np.testing.assert_array_equal(kept, entropies_kept(entropy, mask, share))
+
+
+@pytest.mark.parametrize("share", ENTROPY)
+def test_top_entropy_keeps_ties_and_never_an_unknown_one(share):
+    mask = np.ones((ROWS, COLUMNS), bool)
+    third = np.full((ROWS, COLUMNS), 1 / 3)
+    np.testing.assert_array_equal(ENTROPY[share](third, mask), mask)
+    np.testing.assert_array_equal(ENTROPY[share](third, ~mask), ~mask)
+    third[0, 0] = np.nan
+    np.testing.assert_array_equal(ENTROPY[share](third, mask), ~np.isnan(third))
+
+
+@few
+@given(mask=masks, seed=st.integers(0, 99))
+def test_top_entropy_in_the_denominator_or_in_the_advantages(mask, seed):
+    entropy, losses = np.random.default_rng(seed).exponential(size=(2, ROWS, COLUMNS)).astype(np.float32)
+    kept = np.asarray(ENTROPY[0.25](entropy, mask))
+    ours = (np.asarray(JITTED["token_mean"](kept)) * losses).sum()
+    peers = (np.asarray(JITTED["token_mean"](mask)) * np.where(kept, losses, 0)).sum()
+    np.testing.assert_allclose(peers * mask.sum(), ours * kept.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_share_outside_its_range_is_named(share):
+    with pytest.raises(ValueError, match=rf"top_entropy: share is {share}, wanted a number in \(0, 1\]"):
+        top_entropy(jnp.ones((2, 2)), jnp.ones((2, 2), bool), share)
+
+
+def test_entropy_of_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"top_entropy: mask has shape \(2, 4\), entropy has \(2, 3\)"):
+        top_entropy(jnp.ones((2, 3)), jnp.ones((2, 4), bool), 0.5)

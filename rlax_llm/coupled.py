@@ -1,0 +1,325 @@
+"""Loss terms that read more than the log-ratio: the mask, the probabilities themselves, or the whole batch.
+
+An ``Objective`` takes a ``Coupled`` wherever it takes a trust region or a KL estimator. Terms with statistics of the
+batch (``clip_cov``, ``kl_cov``) are the one exception to exact micro-batches: the statistics are those of the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm import checks
+from rlax_llm.corrections import off_policy_mask
+from rlax_llm.kl import KlEstimator, absolute, top_k_kl
+from rlax_llm.masked import masked_deviation
+from rlax_llm.ratios import sequence_ratio
+from rlax_llm.trust_regions import TrustRegion, cispo, slopes, unclipped
+from rlax_llm.types import PolicyBatch
+
+
+class Coupled(NamedTuple):
+    """A loss term of the log-ratio and the batch.
+
+    Attributes:
+        loss: ``(log_ratio, batch) → loss``, all of the batch's layout. ``policy_loss`` hands it a batch whose entries
+            are 0 where ``mask`` is False (``chosen_only``).
+    """
+
+    loss: Callable[[jax.Array, PolicyBatch], jax.Array]
+
+
+def chosen_only(batch: PolicyBatch) -> PolicyBatch:
+    """The batch with zeros, and zero gradients, where the policy did not choose, whatever stands there.
+
+    Args:
+        batch: arrays of one shape.
+
+    Returns:
+        The same batch, its mask unchanged.
+
+    >>> nan = jnp.array([jnp.nan])
+    >>> chosen_only(PolicyBatch(nan, nan, nan, jnp.array([False]), nan)).log_probs.tolist()
+    [0.0]
+    """
+    numbers = batch._asdict()
+    mask = numbers.pop("mask")
+    cleaned = {name: None if x is None else jnp.where(mask, x, 0.0) for name, x in numbers.items()}
+    return PolicyBatch(mask=mask, **cleaned)  # pyright: ignore[reportArgumentType]
+
+
+def _coupled(loss: Callable[[jax.Array, PolicyBatch], jax.Array]) -> Coupled:
+    """A term that never reads what the policy did not choose."""
+    return Coupled(lambda log_ratio, batch: loss(jnp.where(batch.mask, log_ratio, 0.0), chosen_only(batch)))
+
+
+def gmpo(eps_low: float = 0.4, eps_high: float | None = None) -> Coupled:
+    """``−A`` times the geometric mean of the completion's token ratios, each clipped first (arXiv 2507.20673).
+
+    A token's log-ratio is at most ``eps_high`` where A > 0 and at least ``−eps_low`` elsewhere. Take ``token_ratio`` as
+    the objective's ratio and ``sequence_mean`` as its weighting. Limiting case: ``sequence_ratio`` with
+    ``unclipped`` for wide halves.
+
+    Args:
+        eps_low: half-width of the clip below a log-ratio of 0, nats.
+        eps_high: half-width above; ``eps_low`` where None.
+
+    Returns:
+        A ``Coupled`` trust region.
+
+    Raises:
+        ValueError: for a half-width that is not positive.
+
+    >>> row = jnp.zeros((1, 2))
+    >>> gmpo().loss(row, PolicyBatch(row, row, row + 1, row == 0, row)).tolist()
+    [[-1.0, -1.0]]
+    """
+    high = eps_low if eps_high is None else eps_high
+    checks.positive("gmpo", eps_low=eps_low, eps_high=high)
+
+    def loss(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        clipped = jnp.where(batch.advantages > 0, jnp.minimum(log_ratio, high), jnp.maximum(log_ratio, -eps_low))
+        geometric = sequence_ratio(clipped, jnp.zeros_like(clipped), batch.mask)
+        return unclipped(geometric, batch.advantages)
+
+    return _coupled(loss)
+
+
+def _dropped(trust_region: TrustRegion, kept: Callable[[jax.Array, PolicyBatch], jax.Array]) -> Coupled:
+    """A trust region whose loss and gradient are 0 where ``kept`` is False."""
+
+    def loss(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        return jnp.where(kept(log_ratio, batch), trust_region(log_ratio, batch.advantages), 0.0)
+
+    return _coupled(loss)
+
+
+def dppo_tv(eps_low: float, eps_high: float | None = None, ceiling: float = 20.0) -> Coupled:
+    """Divergence PPO by total variation: ``cispo`` where π has not yet moved too far in A's direction.
+
+    A token is kept where ``π − π_old ≤ eps_high`` (A > 0) or ``π − π_old ≥ −eps_low`` (otherwise), so that rare tokens
+    may move by large ratios and likely ones may not (arXiv 2602.04879). Limiting case: ``cispo`` for half-widths of 1.
+
+    Args:
+        eps_low: half-width below, of the token's probability.
+        eps_high: half-width above; ``eps_low`` where None.
+        ceiling: largest weight, as in ``cispo``.
+
+    Returns:
+        A ``Coupled`` trust region.
+
+    Raises:
+        ValueError: for a half-width or a ceiling that is not positive.
+
+    >>> rare, likely = jnp.log(jnp.array([[0.25, 0.5]])), jnp.log(jnp.array([[0.5, 1.0]]))
+    >>> batch = PolicyBatch(likely, rare, rare * 0 + 1, rare < 0, rare)
+    >>> dppo_tv(0.25).loss(likely - rare, batch).tolist()
+    [[-1.386..., 0.0]]
+    """
+    high = eps_low if eps_high is None else eps_high
+    checks.positive("dppo_tv", eps_low=eps_low, eps_high=high)
+
+    def kept(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        del log_ratio
+        change = jnp.exp(batch.log_probs) - jnp.exp(batch.old_log_probs)
+        return jnp.where(batch.advantages > 0, change <= high, change >= -eps_low)
+
+    return _dropped(cispo(ceiling=ceiling), kept)
+
+
+def dppo_kl(limit_low: float, limit_high: float | None = None, ceiling: float = 20.0) -> Coupled:
+    """Divergence PPO by the KL of "this token or another": ``cispo`` where it is small or the token moves back.
+
+    A token is kept where ``KL(coin(π_old)‖coin(π))`` is at most its limit, or π is on the other side of π_old than A
+    pushes it to (arXiv 2602.04879). Limiting case: ``cispo`` for infinite limits.
+
+    Args:
+        limit_low: largest divergence where A ≤ 0, nats.
+        limit_high: largest divergence where A > 0, nats; ``limit_low`` where None.
+        ceiling: largest weight, as in ``cispo``.
+
+    Returns:
+        A ``Coupled`` trust region.
+
+    Raises:
+        ValueError: for a limit or a ceiling that is not positive.
+
+    >>> rare, likely = jnp.log(jnp.array([[0.25, 0.125]])), jnp.log(jnp.array([[0.5, 0.5]]))
+    >>> batch = PolicyBatch(likely, rare, rare * 0 + 1, rare < 0, rare)
+    >>> dppo_kl(0.25).loss(likely - rare, batch).tolist()
+    [[-1.386..., 0.0]]
+    """
+    high = limit_low if limit_high is None else limit_high
+    checks.positive("dppo_kl", limit_low=limit_low, limit_high=high)
+
+    def kept(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        divergence = top_k_kl(batch.old_log_probs[..., None], batch.log_probs[..., None])
+        above = (divergence <= high) | (batch.log_probs <= batch.old_log_probs)
+        below = (divergence <= limit_low) | (batch.log_probs >= batch.old_log_probs)
+        return jnp.where(batch.advantages > 0, above, below)
+
+    return _dropped(cispo(ceiling=ceiling), kept)
+
+
+def off_policy_masked(trust_region: TrustRegion, threshold: float) -> Coupled:
+    """A trust region without the completions of negative advantage that the policy has left (``off_policy_mask``).
+
+    ``old_log_probs`` are those that the tokens were drawn with. The KL term, if any, still reads every completion.
+    Limiting case: ``trust_region`` itself for an infinite threshold.
+
+    Args:
+        trust_region: ``(log_ratio, advantages) → loss``.
+        threshold: of the mean of ``log π_old − log π`` over the completion, nats a token.
+
+    Returns:
+        A ``Coupled`` trust region.
+
+    >>> row = jnp.array([[-1.0]])
+    >>> off_policy_masked(unclipped, 0.5).loss(row, PolicyBatch(row * 2, row, row, row < 0, row)).tolist()
+    [[0.0]]
+    """
+
+    def kept(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        del log_ratio
+        return off_policy_mask(batch.log_probs, batch.old_log_probs, batch.advantages, batch.mask, threshold)
+
+    return _dropped(trust_region, kept)
+
+
+def token_covariance(log_probs: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
+    """Each token's term of the covariance of A and log π, ``(A − mean A) · (log π − mean log π)`` (arXiv 2505.22617).
+
+    Tokens with a large one are what makes the entropy fall. Limiting case: 0 where all advantages are equal.
+
+    Args:
+        log_probs: the current policy's, any layout, nats; not differentiated.
+        advantages: same shape.
+        mask: same shape, True where the policy chose; means are over these tokens.
+
+    Returns:
+        Same shape, in the advantages' units times nats; 0 where ``mask`` is False.
+
+    >>> token_covariance(jnp.array([-1.0, -3.0]), jnp.array([2.0, 0.0]), jnp.array([True, True])).tolist()
+    [1.0, 1.0]
+    """
+    return masked_deviation(advantages, mask) * masked_deviation(jax.lax.stop_gradient(log_probs), mask)
+
+
+def _largest(values: jax.Array, share: float, mask: jax.Array) -> jax.Array:
+    """True on the largest values, as many as ``share`` of the mask's True entries and at least one."""
+    order = jnp.argsort(jnp.argsort(-values.ravel())).reshape(values.shape)
+    return order < jnp.maximum(jnp.floor(share * mask.sum()), 1)
+
+
+def clip_cov(
+    trust_region: TrustRegion,
+    key: jax.Array,
+    share: float = 2e-4,
+    covariance_floor: float = 1.0,
+    covariance_ceiling: float = 5.0,
+) -> Coupled:
+    """Clip-Cov: no loss on a random few of the tokens whose covariance lies between two bounds (arXiv 2505.22617).
+
+    Tokens that ``trust_region`` (``clip()`` in the paper) clips already are not drawn. The key is folded with the bits
+    of the batch's old log-probabilities: one constant key draws anew for every batch, and the draw can be repeated.
+    Limiting case: ``trust_region`` itself where no covariance lies between the bounds.
+
+    Args:
+        trust_region: ``(log_ratio, advantages) → loss``.
+        key: of ``jax.random``; may be traced.
+        share: of the chosen tokens, at least one token is drawn.
+        covariance_floor: bound of ``token_covariance`` below, exclusive, in its units.
+        covariance_ceiling: bound above, exclusive.
+
+    Returns:
+        A ``Coupled`` trust region, with statistics of the batch that it is given.
+
+    Raises:
+        ValueError: for a share that is not positive, or a ceiling that does not exceed the floor.
+
+    >>> row = jnp.array([[-1.0, -5.0]])
+    >>> term = clip_cov(unclipped, jax.random.key(0))
+    >>> losses = term.loss(row * 0, PolicyBatch(row, row, row + 3, row < 0, row))
+    >>> int((losses == 0).sum())
+    1
+    """
+    checks.positive("clip_cov", share=share, **{"ceiling − floor": covariance_ceiling - covariance_floor})
+
+    def kept(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        covariance = token_covariance(batch.log_probs, batch.advantages, batch.mask)
+        clipped = (slopes(trust_region, log_ratio, batch.advantages) == 0) & (batch.advantages != 0)
+        between = (covariance_floor < covariance) & (covariance < covariance_ceiling)
+        candidates = batch.mask & between & ~clipped
+        bits = jax.lax.bitcast_convert_type(batch.old_log_probs.astype(jnp.float32), jnp.uint32)
+        fresh = jax.random.fold_in(key, bits.sum(dtype=jnp.uint32))
+        draws = jax.random.uniform(fresh, candidates.shape, jnp.float32)
+        return ~(candidates & _largest(jnp.where(candidates, draws, -1.0), share, batch.mask))
+
+    return _dropped(trust_region, kept)
+
+
+def kl_cov(trust_region: TrustRegion, kl_coef: float = 1.0, share: float = 2e-4) -> Coupled:
+    """KL-Cov: ``+ kl_coef · |log π − log π_old|`` on the tokens of largest covariance (arXiv 2505.22617).
+
+    ``trust_region`` is ``unclipped`` in the paper. On the first update after a rollout the term has no gradient.
+    Limiting case: ``trust_region`` itself for ``kl_coef = 0``.
+
+    Args:
+        trust_region: ``(log_ratio, advantages) → loss``.
+        kl_coef: weight of the term, per nat; peers use 0.1 and 1.
+        share: of the chosen tokens, at least one, taken by ``token_covariance``.
+
+    Returns:
+        A ``Coupled`` trust region, with statistics of the batch that it is given.
+
+    Raises:
+        ValueError: for a negative coefficient or a share that is not positive.
+
+    >>> row = jnp.array([[-1.0, -3.0]])
+    >>> batch = PolicyBatch(row, row - 1, jnp.array([[1.0, -2.0]]), row < 0, row)
+    >>> kl_cov(lambda log_ratio, advantages: 0 * advantages, 0.5).loss(row * 0 + 1, batch).tolist()
+    [[0.5, 0.0]]
+    """
+    checks.not_negative("kl_cov", kl_coef=kl_coef)
+    checks.positive("kl_cov", share=share)
+
+    def loss(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        covariance = token_covariance(batch.log_probs, batch.advantages, batch.mask)
+        largest = batch.mask & _largest(jnp.where(batch.mask, covariance, -jnp.inf), share, batch.mask)
+        penalty = kl_coef * absolute(log_ratio, jnp.zeros_like(log_ratio))
+        return trust_region(log_ratio, batch.advantages) + jnp.where(largest, penalty, 0.0)
+
+    return _coupled(loss)
+
+
+def importance_corrected(penalty: KlEstimator) -> Coupled:
+    """KL term on samples of π_old, multiplied by the ratio: ``r · penalty(log π, log π_ref)``, r differentiated too.
+
+    With ``kl_penalty(k3, β)`` value and gradient are unbiased for β · KL(π‖π_ref), however far π has moved; on policy
+    too, since the gradient through r turns k3's forward KL into the reverse one (DeepSeek-V3.2, arXiv 2512.02556). The
+    ratio is the objective's. Limiting case: the value of ``penalty`` where r = 1.
+
+    Args:
+        penalty: ``(log_probs, ref_log_probs) → loss``, as a rule a ``kl_penalty``, which refuses k1 here as everywhere.
+
+    Returns:
+        A ``Coupled`` KL term.
+
+    Raises:
+        ValueError: at trace time, for a batch without ``ref_log_probs``.
+
+    >>> row = jnp.array([[-1.0]])
+    >>> batch = PolicyBatch(row, row, row, row < 0, row, row * 2)
+    >>> float(importance_corrected(absolute).loss(row * 0, batch)[0, 0])
+    1.0
+    """
+
+    def loss(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        if batch.ref_log_probs is None:
+            raise ValueError("importance_corrected: a KL term needs ref_log_probs, got None; give the reference's.")
+        return unclipped(log_ratio, -penalty(batch.log_probs, batch.ref_log_probs))
+
+    return _coupled(loss)

@@ -1,0 +1,194 @@
+"""Named preference algorithms on pairs, each stated as its difference from another.
+
+Those that differ from ``dpo`` by a link alone have no function of their own: ``dpo(β)._replace(link=…)`` with
+``hinge`` (RSO), ``smoothed(logistic, ε)`` (cDPO), ``robust(logistic, ε)``, ``exo(ε)``, ``nca``, ``discopop()``,
+``against_zero(logistic)`` (BCO), ``against_zero(misranking)`` (APO-zero), ``apo_down``, ``sorted_pairs(logistic)``
+(unpaired AOT), ``chosen_drop(logistic, λ)`` (DPOP). f-DPO, length-desensitised and length-normalised DPO replace
+``rewards``; the negative log-likelihood of RPO is ``nll_coef``.
+"""
+
+from __future__ import annotations
+
+from rlax_llm import checks
+from rlax_llm.implicit_rewards import (
+    alpha_slope,
+    log_odds,
+    log_prob,
+    log_ratio,
+    mean_log_prob,
+    mean_log_ratio,
+    sloped,
+)
+from rlax_llm.links import against_zero, logistic, shifted, sorted_pairs, squared, weighted_sum
+from rlax_llm.preferences import Preference, per_response, policy_against_reference
+
+
+def dpo(beta: float = 0.1) -> Preference:
+    """Direct Preference Optimisation, ``−log σ(β (log π/π_ref (w) − log π/π_ref (l)))`` (arXiv 2305.18290, eq. 7).
+
+    Limiting case: log 2 where the policy is the reference.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+
+    Returns:
+        ``per_response(log_ratio(beta)) × logistic``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> dpo(0.1).link.__name__
+    'logistic'
+    """
+    return Preference(per_response(log_ratio(beta)), logistic)
+
+
+def ipo(tau: float = 0.1) -> Preference:
+    """Identity Preference Optimisation, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
+
+    The paper writes whole responses; per token is what its authors ran and TRL, HALOs and EasyDeL compute. On sums, as
+    in OpenRLHF and DPO's own code: ``ipo(tau)._replace(rewards=per_response(log_ratio()))``; τ is not comparable.
+
+    Args:
+        tau: τ > 0, strength of the regularisation, per nat.
+
+    Returns:
+        ``per_response(mean_log_ratio()) × squared(1/(2τ))``.
+
+    Raises:
+        ValueError: for a τ that is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> ipo(0.25).link(jnp.array([3.0]), jnp.array([0.0])).tolist()
+    [1.0]
+    """
+    checks.positive("ipo", tau=tau)
+    return Preference(per_response(mean_log_ratio()), squared(1 / (2 * tau)))
+
+
+def sppo(beta: float = 0.1) -> Preference:
+    """Self-Play Preference Optimisation with hard labels, ``(w − 1/(2β))² + (l + 1/(2β))²`` (arXiv 2405.00675, 4.7).
+
+    Limiting case: 0 where both log-ratios are at their targets ±1/(2β).
+
+    Args:
+        beta: β > 0, the reciprocal of the paper's η, per nat.
+
+    Returns:
+        ``per_response(log_ratio()) × against_zero(squared(1/(2β)))``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> sppo(0.5).link(jnp.array([1.0]), jnp.array([0.0])).tolist()
+    [1.0]
+    """
+    checks.positive("sppo", beta=beta)
+    return Preference(per_response(log_ratio()), against_zero(squared(1 / (2 * beta))))
+
+
+def aot(beta: float = 0.1) -> Preference:
+    """Alignment via Optimal Transport on pairs: sorted margins of the policy and of the reference (arXiv 2406.05882).
+
+    Limiting case: ``dpo`` for a batch of one pair. The unpaired form sorts rewards instead:
+    ``dpo(beta)._replace(link=sorted_pairs(logistic))``.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+
+    Returns:
+        ``policy_against_reference(log_prob(beta)) × sorted_pairs(logistic)``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> aot(0.1).nll_coef
+    0.0
+    """
+    return Preference(policy_against_reference(log_prob(beta)), sorted_pairs(logistic))
+
+
+def cpo(beta: float = 0.1, nll_coef: float = 0.0) -> Preference:
+    """Contrastive Preference Optimisation: ``dpo`` without a reference, plus likelihood (arXiv 2401.08417).
+
+    Limiting case: ``dpo`` under a uniform reference. The paper's likelihood term is ``nll_coef = 1`` with
+    ``sequence_sum`` weights; TRL's is 1 with ``token_mean``.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+        nll_coef: weight of the chosen responses' negative log-likelihood, per nat.
+
+    Returns:
+        ``per_response(log_prob(beta)) × logistic + nll_coef · NLL``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> cpo(0.1, 1.0).nll_coef
+    1.0
+    """
+    return Preference(per_response(log_prob(beta)), logistic, nll_coef)
+
+
+def simpo(beta: float = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Preference:
+    """SimPO, ``−log σ(β (log π(w)/|w| − log π(l)/|l|) − γ)`` (arXiv 2405.14734, eq. 6).
+
+    Limiting case: γ = 0 is length-normalised ``cpo``. Peers differ: TRL keeps a likelihood term of weight 1 unless it
+    is set to 0 (``nll_coef = 1`` with ``token_mean`` is that, known as CPO-SimPO); HALOs gives γ/β.
+
+    Args:
+        beta: temperature β > 0, reward per nat a token.
+        gamma: margin γ ≥ 0, reward.
+        nll_coef: weight of the chosen responses' negative log-likelihood, per nat.
+
+    Returns:
+        ``per_response(mean_log_prob(beta)) × shifted(logistic, gamma)``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> simpo().nll_coef
+    0.0
+    """
+    return Preference(per_response(mean_log_prob(beta)), shifted(logistic, gamma), nll_coef)
+
+
+def alpha_po(alpha: float = 0.25, beta: float = 2.0, gamma: float = 0.5) -> Preference:
+    """AlphaPO: ``simpo`` with the reward bent to ``β (1 − p^−α)/α``, p per token (arXiv 2501.03884).
+
+    Limiting case: α → 0 is ``simpo``.
+
+    Args:
+        alpha: α, dimensionless.
+        beta: temperature β > 0.
+        gamma: margin γ ≥ 0, reward.
+
+    Returns:
+        ``per_response(sloped(mean_log_prob(), alpha_slope(1 − alpha), beta)) × shifted(logistic, gamma)``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> alpha_po().nll_coef
+    0.0
+    """
+    return simpo(beta, gamma)._replace(rewards=per_response(sloped(mean_log_prob(), alpha_slope(1 - alpha), beta)))
+
+
+def orpo(odds_coef: float = 0.1) -> Preference:
+    """Odds-Ratio Preference Optimisation, ``NLL − λ log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
+
+    Limiting case: λ = 0 is supervised training on the chosen responses. Peers differ in the likelihood's tokens:
+    prompt and response (TRL; give such ``token_weights``), or the response alone.
+
+    Args:
+        odds_coef: λ, weight of the odds-ratio term.
+
+    Returns:
+        ``per_response(log_odds) × λ logistic + NLL``.
+
+    >>> orpo().nll_coef
+    1.0
+    """
+    return Preference(per_response(log_odds), weighted_sum((odds_coef, logistic)), 1.0)

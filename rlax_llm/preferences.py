@@ -1,0 +1,300 @@
+"""Preference learning from pairs: a loss is *reward × link*, summed with weights that are taken over the whole batch.
+
+``dpo(0.1)`` is ``Preference(per_response(log_ratio(0.1)), logistic)``; every other link is its difference from that,
+``dpo(0.1)._replace(link=exo(1e-3))``. A reward model's loss is the link of its own scores, ``pair_loss``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm import checks
+from rlax_llm.implicit_rewards import Responses, Reward, mean_log_ratio, wide
+from rlax_llm.links import Link, shifted
+
+
+class PreferenceBatch(NamedTuple):
+    """Pairs of responses to the same prompts; pair b is ``chosen[b]`` and ``rejected[b]``.
+
+    Attributes:
+        chosen: the preferred responses, ``[B, T]``.
+        rejected: the others, ``[B, T′]``.
+        weights: ``[B]`` float, ``Σ weights · loss`` is the loss; taken once per optimizer step over the *whole* batch
+            (``pair_mean``). A pair with weight 0 is padding: nothing of it is read.
+        margins: ``[B]`` float or None, what ``shifted(link, margins)`` demands of each pair (DPO with an offset, arXiv
+            2402.10571), in the rewards' units.
+        token_weights: ``[B, T]`` float or None, the weights of the chosen tokens in the likelihood term, from a
+            ``Weighting`` of the whole batch; may be positive on tokens outside ``chosen.mask``, the prompt's.
+    """
+
+    chosen: Responses
+    rejected: Responses
+    weights: jax.Array
+    margins: jax.Array | None = None
+    token_weights: jax.Array | None = None
+
+
+Rewards = Callable[[PreferenceBatch], tuple[jax.Array, jax.Array]]
+
+
+class Preference(NamedTuple):
+    """A preference loss is a point in a product; ``_replace`` states how one algorithm differs from another.
+
+    Attributes:
+        rewards: ``PreferenceBatch → (chosen_rewards [B], rejected_rewards [B])``, mostly ``per_response(reward)``.
+        link: ``(chosen_rewards, rejected_rewards) → loss``.
+        nll_coef: weight ≥ 0 of the chosen responses' negative log-likelihood, per nat.
+    """
+
+    rewards: Rewards
+    link: Link
+    nll_coef: float = 0.0
+
+
+def per_response(reward: Reward) -> Rewards:
+    """Lift a reward of one response to a batch of pairs.
+
+    Args:
+        reward: ``(log_probs, ref_log_probs, mask) → rewards``.
+
+    Returns:
+        A function ``PreferenceBatch → (chosen_rewards, rejected_rewards)``.
+
+    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> mask = jnp.ones((1, 2), bool)
+    >>> chosen, rejected = Responses(jnp.array([[-1.0, -2.0]]), mask), Responses(jnp.array([[-4.0, -1.0]]), mask)
+    >>> [x.tolist() for x in per_response(log_prob())(PreferenceBatch(chosen, rejected, jnp.ones(1)))]
+    [[-3.0], [-5.0]]
+    """
+
+    def rewards(batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
+        of_chosen, of_rejected = (reward(x.log_probs, x.ref_log_probs, x.mask) for x in (batch.chosen, batch.rejected))
+        return of_chosen, of_rejected
+
+    return rewards
+
+
+def policy_against_reference(reward: Reward) -> Rewards:
+    """The policy's own margin against the reference's, ``(r_π(w) − r_π(l), r_ref(w) − r_ref(l))``: what AOT compares.
+
+    Their difference is that of ``per_response(log_ratio)``, so only a link that sorts tells the two apart.
+
+    Args:
+        reward: one without a reference, ``log_prob(β)``.
+
+    Returns:
+        A function ``PreferenceBatch → (policy's margins, reference's margins)``.
+
+    Raises:
+        ValueError: at trace time, without reference log-probabilities.
+
+    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> mask = jnp.ones((1, 1), bool)
+    >>> sides = [Responses(jnp.array([[x]]), mask, jnp.array([[-2.0]])) for x in (-1.0, -4.0)]
+    >>> [x.tolist() for x in policy_against_reference(log_prob())(PreferenceBatch(*sides, jnp.ones(1)))]
+    [[3.0], [0.0]]
+    """
+    of_pair = per_response(reward)
+
+    def margins(batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
+        chosen, rejected = batch.chosen, batch.rejected
+        if chosen.ref_log_probs is None or rejected.ref_log_probs is None:
+            raise ValueError("policy_against_reference: ref_log_probs is None; give the reference's for both sides.")
+        reference = batch._replace(
+            chosen=chosen._replace(log_probs=chosen.ref_log_probs),
+            rejected=rejected._replace(log_probs=rejected.ref_log_probs),
+        )
+        (policy_chosen, policy_rejected), (ref_chosen, ref_rejected) = of_pair(batch), of_pair(reference)
+        return policy_chosen - policy_rejected, ref_chosen - ref_rejected
+
+    return margins
+
+
+def length_desensitised(rewards: Rewards, tail_coef: float) -> Rewards:
+    """Damp the tokens beyond the length that both responses share, ``log p = Σ_{t ≤ n} + α Σ_{t > n}`` (LD-DPO).
+
+    ``n`` is the shorter response's length (arXiv 2409.06411). Policy and reference are damped alike.
+    Limiting cases: α = 1 is ``rewards``; α = 0 compares equal lengths.
+
+    Args:
+        rewards: of a batch of pairs.
+        tail_coef: α in [0, 1], dimensionless.
+
+    Returns:
+        A function ``PreferenceBatch → (chosen_rewards, rejected_rewards)``.
+
+    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> long, short = jnp.array([[True, True]]), jnp.array([[True, False]])
+    >>> sides = Responses(jnp.array([[-1.0, -4.0]]), long), Responses(jnp.array([[-3.0, 0.0]]), short)
+    >>> batch = PreferenceBatch(*sides, jnp.ones(1))
+    >>> [x.tolist() for x in length_desensitised(per_response(log_prob()), 0.5)(batch)]
+    [[-3.0], [-3.0]]
+    """
+
+    def damped(responses: Responses, shared: jax.Array) -> Responses:
+        factor = jnp.where(responses.mask.cumsum(-1) <= shared[:, None], 1.0, tail_coef)
+        reference = None if responses.ref_log_probs is None else factor * wide(responses.ref_log_probs)
+        return responses._replace(log_probs=factor * wide(responses.log_probs), ref_log_probs=reference)
+
+    def of_batch(batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
+        shared = jnp.minimum(batch.chosen.mask.sum(-1), batch.rejected.mask.sum(-1))
+        return rewards(batch._replace(chosen=damped(batch.chosen, shared), rejected=damped(batch.rejected, shared)))
+
+    return of_batch
+
+
+def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
+    """Weights of the mean over pairs, ``1/B``; a pair with an empty response counts in no denominator.
+
+    Args:
+        chosen_mask: ``[B, T]`` bool.
+        rejected_mask: ``[B, T′]`` bool.
+
+    Returns:
+        ``[B]`` float32 weights; they sum to 1, or to 0 without a pair.
+
+    Raises:
+        ValueError: at trace time, for different numbers of rows.
+
+    >>> pair_mean(jnp.array([[True], [True], [True]]), jnp.array([[True], [True], [False]])).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    chosen, rejected = chosen_mask.any(-1), rejected_mask.any(-1)
+    checks.same_shape("pair_mean", chosen=chosen, rejected=rejected)
+    pairs = chosen & rejected
+    return pairs / jnp.maximum(pairs.sum(), 1).astype(jnp.float32)
+
+
+def log_collision_probability(logits: jax.Array) -> jax.Array:
+    """Log of the probability that two draws agree, ``log Σ_v p_v²``: the normaliser of WPO's weights.
+
+    Limiting cases: 0 for a certain token, ``−log V`` for a uniform one.
+
+    Args:
+        logits: ``[..., V]``, nats up to a constant.
+
+    Returns:
+        ``[...]``, nats.
+
+    >>> float(log_collision_probability(jnp.zeros(2))) == float(jnp.log(0.5))
+    True
+    """
+    return jax.nn.logsumexp(2 * jax.nn.log_softmax(logits), -1)
+
+
+def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax.Array) -> jax.Array:
+    """WPO's weight of a response, ``exp(1/|y| Σ_t (log π(y_t) − log Σ_v p_v²))`` (arXiv 2406.11827, eq. 2).
+
+    About 1 for what the policy would write itself. Multiply the pairs' weights by that of both responses:
+    ``batch._replace(weights=batch.weights * chosen * rejected)``. No gradient flows. Limiting case: 1 for a uniform
+    policy, and for a response without a token.
+
+    Args:
+        log_probs: ``[B, T]``, nats.
+        log_collisions: ``[B, T]``, ``log_collision_probability`` of the logits at each position.
+        mask: ``[B, T]`` bool.
+
+    Returns:
+        ``[B]``, dimensionless.
+
+    >>> on_policy_weights(jnp.array([[-2.0, 9.0]]), jnp.array([[-2.0, 0.0]]), jnp.array([[True, False]])).tolist()
+    [1.0]
+    """
+    checks.same_shape("on_policy_weights", log_probs=log_probs, log_collisions=log_collisions, mask=mask)
+    return jax.lax.stop_gradient(jnp.exp(mean_log_ratio()(log_probs, log_collisions, mask)))
+
+
+def pair_loss(
+    link: Link, chosen_rewards: jax.Array, rejected_rewards: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """``Σ weights · link(w, l)``: a reward model's loss, and the core of every preference loss.
+
+    Limiting case: ``logistic`` with equal weights is the Bradley-Terry loss (arXiv 2203.02155). With a margin for each
+    pair (Llama 2, arXiv 2307.09288) and scores kept around 0 the link is
+    ``centred_rewards(shifted(logistic, margins), 0.01)``.
+
+    Args:
+        link: ``(chosen_rewards, rejected_rewards) → loss``.
+        chosen_rewards: ``[B]``, scores or implicit rewards.
+        rejected_rewards: ``[B]``.
+        weights: ``[B]``, taken over the whole batch; where 0, nothing of the pair is read.
+
+    Returns:
+        The scalar loss, and metrics ``preference_loss``, ``chosen_reward``, ``rejected_reward``, ``margin`` (of the
+        rewards, whatever the link demands) and ``accuracy`` (a tie is wrong): weighted by ``weights``.
+
+    Raises:
+        ValueError: at trace time, for shapes that differ.
+
+    >>> from rlax_llm.links import squared
+    >>> scores = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
+    >>> loss, metrics = pair_loss(squared(0.0), *scores, weights=jnp.array([0.5, 0.5]))
+    >>> float(loss), float(metrics["accuracy"])
+    (2.5, 0.5)
+    """
+    chosen, rejected = chosen_rewards, rejected_rewards
+    checks.same_shape("pair_loss", chosen_rewards=chosen, rejected_rewards=rejected, weights=weights)
+    used = weights != 0
+    chosen, rejected = (jnp.where(used, wide(x), 0.0) for x in (chosen, rejected))
+    loss = jnp.where(used, weights * link(chosen, rejected), 0.0).sum()
+    metrics = {
+        "preference_loss": loss,
+        "chosen_reward": (weights * chosen).sum(),
+        "rejected_reward": (weights * rejected).sum(),
+        "margin": (weights * (chosen - rejected)).sum(),
+        "accuracy": (weights * (chosen > rejected)).sum(),
+    }
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def _without_padding(responses: Responses, used: jax.Array) -> Responses:
+    return responses._replace(mask=responses.mask & used[:, None])
+
+
+def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """``Σ weights · link(rewards)  +  nll_coef · Σ token_weights · (−log π)``: sums, so exact under micro-batches.
+
+    Limiting case: ``nll_coef = 0`` needs no ``token_weights``.
+
+    Args:
+        preference: rewards, link and weight of the likelihood term.
+        batch: pairs; ``weights`` and ``token_weights`` come from the whole batch.
+
+    Returns:
+        The scalar loss, and the metrics of ``pair_loss``, with ``nll`` where there are ``token_weights``.
+
+    Raises:
+        ValueError: at trace time, for shapes that differ, or a likelihood term without ``token_weights``.
+
+    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> from rlax_llm.links import squared
+    >>> mask = jnp.ones((1, 2), bool)
+    >>> sides = Responses(jnp.array([[-1.0, -2.0]]), mask), Responses(jnp.array([[-4.0, -1.0]]), mask)
+    >>> preference = Preference(per_response(log_prob(0.5)), squared(0.0))
+    >>> float(preference_loss(preference, PreferenceBatch(*sides, jnp.ones(1)))[0])
+    1.0
+    """
+    chosen, rejected, weights = batch.chosen, batch.rejected, batch.weights
+    rows = {"chosen": chosen.mask.any(-1), "rejected": rejected.mask.any(-1), "margins": batch.margins}
+    checks.same_shape("preference_loss", weights=weights, **rows)
+    used = weights != 0
+    rewards = preference.rewards(
+        batch._replace(chosen=_without_padding(chosen, used), rejected=_without_padding(rejected, used))
+    )
+    link = preference.link if batch.margins is None else shifted(preference.link, batch.margins)
+    loss, metrics = pair_loss(link, *rewards, weights)
+    if batch.token_weights is not None:
+        checks.same_shape("preference_loss", log_probs=chosen.log_probs, token_weights=batch.token_weights)
+        read = jnp.where(batch.token_weights != 0, wide(chosen.log_probs), 0.0)
+        nll = -(batch.token_weights * read).sum()
+        return loss + preference.nll_coef * nll, metrics | {"nll": jax.lax.stop_gradient(nll)}
+    if not (isinstance(preference.nll_coef, (int, float)) and preference.nll_coef == 0):
+        raise ValueError(
+            "preference_loss: nll_coef is not 0 but token_weights is None; give a Weighting of chosen.mask, "
+            "or set nll_coef to 0."
+        )
+    return loss, metrics

@@ -1,0 +1,71 @@
+"""The one recurrence behind every return: ``y[t] = x[t] + a[t] · y[t+1]``, from the end of a stream to its start."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm import checks
+
+
+def cut_product(factors: jax.Array, values: jax.Array) -> jax.Array:
+    """``factors · values`` where 0 · x is 0 for every x: a factor of 0 cuts off what stands behind it.
+
+    Limiting case: the plain product wherever it is a number, with the plain product's derivatives there.
+
+    Args:
+        factors: any shape.
+        values: a shape that broadcasts against it.
+
+    Returns:
+        The broadcast shape.
+
+    >>> cut_product(jnp.array([0.0, 0.5, 0.0]), jnp.array([jnp.nan, 4.0, jnp.inf])).tolist()
+    [0.0, 2.0, 0.0]
+    """
+    # NaN and inf have to go before the multiplication: afterwards the derivative still multiplies by them. Each side of
+    # the choice is mapped if either argument is: for a constant, vmap over another axis than 0 transposes all arrays.
+    zeros = ((factors < factors) | (values < values)).astype(jnp.result_type(factors, values))
+    return factors * jnp.where((factors == 0) & ~jnp.isfinite(values), zeros, values + zeros)
+
+
+def reverse_affine_scan(offsets: jax.Array, factors: jax.Array | float, last: jax.Array | float = 0.0) -> jax.Array:
+    """Solve ``y[t] = x[t] + a[t] · y[t+1]`` with ``y[T] = last``, from T − 1 down to 0.
+
+    Limiting cases: ``a = 0`` gives ``x``; ``a = 1`` the sums of ``x`` from each step to the end; ``x = 0`` and factors
+    of 0 and 1 carry a value backwards. A factor of exactly 0 is a cut: nothing behind it is read, NaN included.
+
+    Args:
+        offsets: x, ``[T, ...]``, time on axis 0.
+        factors: a, the same shape, or a scalar for every step.
+        last: the y behind the end, ``[...]`` or a scalar.
+
+    Returns:
+        y, ``[T, ...]``, in float32 or wider (integers and bfloat16 are summed in float32).
+
+    Raises:
+        ValueError: at trace time, for offsets without a time axis, and for shapes that do not fit.
+
+    >>> reverse_affine_scan(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.0, 0.5]), 8.0).tolist()
+    [2.0, 2.0, 7.0]
+    """
+    step_shape = jnp.shape(offsets)[1:]
+    if jnp.ndim(offsets) == 0:
+        raise ValueError("reverse_affine_scan: offsets is a scalar, wanted [T, ...]; give one number a step.")
+    if jnp.ndim(factors):
+        checks.same_shape("reverse_affine_scan", offsets=offsets, factors=factors)
+    if jnp.shape(last) not in ((), step_shape):
+        raise ValueError(
+            f"reverse_affine_scan: last has shape {jnp.shape(last)}, one step of offsets has {step_shape}; "
+            "give a scalar or one step."
+        )
+    dtype = jnp.promote_types(jnp.result_type(offsets, factors, last), jnp.float32)
+    x = jnp.asarray(offsets, dtype)
+    a = jnp.broadcast_to(jnp.asarray(factors, dtype), x.shape)
+
+    def step(y: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        y = now[0] + cut_product(now[1], y)
+        return y, y
+
+    # One step at a time: unrolled, XLA computes the earlier steps of a block anew for each later one.
+    return jax.lax.scan(step, jnp.broadcast_to(jnp.asarray(last, dtype), step_shape), (x, a), reverse=True)[1]

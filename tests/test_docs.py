@@ -1,0 +1,13 @@
+"""Pages that are printed from the objects are up to date."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_algorithms_is_what_its_script_prints():
+    page = runpy.run_path(str(DOCS / "print_algorithms.py"))["page"]()
+    assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run docs/print_algorithms.py again"

@@ -1,0 +1,107 @@
+"""What holds for every named policy objective, the peers' included: they are read from their modules."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_llm import recipes
+from rlax_llm.objectives import Objective, policy_loss
+from rlax_llm.presets import openrlhf, trl, verl
+from rlax_llm.types import PolicyBatch, Scored
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+PRINTED = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "print_algorithms.py"))
+OBJECTIVES = {
+    f"{module.__name__.split('.')[-1]} {name}": objective
+    for module in (recipes, trl, verl, openrlhf)
+    for name, _, objective in PRINTED["algorithms"](module, Objective)
+}
+# Their constants count rows or columns, so rows without a token or more padding are meant to change them.
+COUNT_PADDING = [name for name in OBJECTIVES if name.startswith("trl") or name == "verl dr_grpo"]
+each = pytest.mark.parametrize("name", OBJECTIVES)
+GROUPS, SIZE, COLUMNS = 2, 3, 6
+ROWS = GROUPS * SIZE
+
+
+def prepared(seed: int = 0):
+    random = np.random.default_rng(seed)
+    log_probs = -random.gamma(2.0, size=(ROWS, COLUMNS))
+    old, ref = (log_probs + 0.3 * random.normal(size=log_probs.shape) for _ in range(2))
+    mask = np.arange(COLUMNS) < np.array([6, 2, 3, 1, 5, 4])[:, None]
+    return tuple(jnp.asarray(x) for x in (log_probs, old, ref, mask, random.normal(size=(GROUPS, SIZE))))
+
+
+def batch_of(objective, log_probs, old, ref, mask, scores) -> PolicyBatch:
+    groups = (*scores.shape, mask.shape[-1])
+    scored = Scored(scores, old.reshape(groups), mask.reshape(groups), ref.reshape(groups))
+    advantages = jnp.broadcast_to(objective.advantage(scored).reshape(len(mask), -1), mask.shape)
+    return PolicyBatch(log_probs, old, advantages, mask, objective.weighting(mask), ref)
+
+
+def gradient(objective, batch: PolicyBatch):
+    return jax.grad(lambda x: policy_loss(objective, batch._replace(log_probs=x))[0])(batch.log_probs)
+
+
+@each
+def test_micro_batches_add_up_whatever_the_cut(name):
+    objective = OBJECTIVES[name]
+
+    @jax.jit
+    def full_and_parts(data):
+        batch = batch_of(objective, *data)
+        parts = [jax.tree.map(lambda x, cut=cut: x[slice(*cut)], batch) for cut in ((0, 1), (1, 4), (4, ROWS))]
+        losses = [policy_loss(objective, part)[0] for part in parts]
+        whole = policy_loss(objective, batch)[0], gradient(objective, batch)
+        return whole, (sum(losses), jnp.concatenate([gradient(objective, part) for part in parts]))
+
+    whole, parts = full_and_parts(prepared())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), whole, parts)
+    assert np.abs(whole[1]).max() > 1e-4
+
+
+@each
+def test_what_the_policy_did_not_choose_is_never_read(name):
+    objective = OBJECTIVES[name]
+    compiled = jax.jit(lambda data, poison: gradient(objective, poisoned(batch_of(objective, *data), poison)))
+
+    def poisoned(batch: PolicyBatch, poison) -> PolicyBatch:
+        numbers = {key: getattr(batch, key) for key in ("log_probs", "old_log_probs", "advantages", "ref_log_probs")}
+        return batch._replace(**{key: jnp.where(batch.mask, x, poison) for key, x in numbers.items()})
+
+    data = prepared(1)
+    clean = compiled(data, 0.0)
+    assert np.all(clean[~data[3]] == 0)
+    for poison in (np.nan, np.inf, -np.inf, 80.0):
+        np.testing.assert_array_equal(compiled(data, poison), clean)
+
+
+@each
+def test_padding_changes_nothing(name):
+    """Columns of padding, and a group that was filtered out."""
+    objective = OBJECTIVES[name]
+    compiled = jax.jit(lambda data: gradient(objective, batch_of(objective, *data)))
+    data = prepared(2)
+    wide = [jnp.pad(x, ((0, SIZE), (0, 2))) for x in data[:4]]
+    padded = compiled((*wide, jnp.pad(data[4], ((0, 1), (0, 0)), constant_values=jnp.nan)))[:ROWS, :COLUMNS]
+    same = np.allclose(padded, compiled(data), rtol=1e-6, atol=1e-12)
+    assert same == (name not in COUNT_PADDING or name in ALSO_PADDED)
+
+
+# Of the peers that count rows, those with another weighting after all.
+ALSO_PADDED = [name for name in COUNT_PADDING if OBJECTIVES[name].weighting.__name__ == "token_mean"]
+
+
+@each
+def test_extreme_ratios_leave_finite_gradients(name):
+    objective = OBJECTIVES[name]
+    compiled = jax.jit(lambda data: gradient(objective, batch_of(objective, *data)))
+    log_probs, _, ref, mask, scores = prepared(3)
+    for far in (80.0, -80.0):
+        assert np.all(np.isfinite(compiled((log_probs, log_probs + far, ref, mask, scores))))
