@@ -37,13 +37,15 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warm: bool = True) -> dict[str, float]:
-    """Median seconds of each side: one call to warm up (unless ``warm`` is False), then A B C, A B C, ….
+    """Median seconds of each side: one call to warm up (unless ``warm`` is False), then A B C, C B A, A B C, ….
+
+    The order turns, for a side that always follows another one finds the caches as that one leaves them.
 
     A side may return a ``float``: then that, its own measure in seconds, counts in place of its wall time.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + warm):
-        for name, side in sides.items():
+        for name, side in sides.items() if repeat % 2 else reversed(sides.items()):
             start = time.perf_counter()
             value = ready(side())
             wall = time.perf_counter() - start

@@ -20,10 +20,10 @@ import numpy as np
 from common import interleaved, parser, report
 
 from rlax_llm.groups import per_group, z_score
-from rlax_llm.implicit_rewards import Responses, log_ratio
-from rlax_llm.links import logistic
+from rlax_llm.implicit_rewards import Responses
 from rlax_llm.off_policy import vtrace
-from rlax_llm.preferences import Preference, PreferenceBatch, per_response, preference_loss
+from rlax_llm.preference_recipes import dpo
+from rlax_llm.preferences import PreferenceBatch, preference_loss
 from rlax_llm.returns import gae
 from rlax_llm.trust_regions import clip
 from rlax_llm.types import Scored
@@ -101,8 +101,7 @@ def our_ppo(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     return clip(EPS)(log_ratio, advantages).mean()
 
 
-# DPO as its own composition: where the recipe has a name, `Preference(...)` here is that name.
-DPO = Preference(per_response(log_ratio(BETA)), logistic)
+DPO = dpo(BETA)
 
 
 def our_dpo(chosen: jax.Array, rejected: jax.Array, ref_chosen: jax.Array, ref_rejected: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +31,9 @@ def cut_product(factors: jax.Array, values: jax.Array) -> jax.Array:
     return factors * jnp.where((factors == 0) & ~jnp.isfinite(values), zeros, values + zeros)
 
 
-def reverse_affine_scan(offsets: jax.Array, factors: jax.Array | float, last: jax.Array | float = 0.0) -> jax.Array:
+def reverse_affine_scan(
+    offsets: jax.Array, factors: jax.Array | float | tuple, last: jax.Array | float = 0.0
+) -> jax.Array:
     """Solve ``y[t] = x[t] + a[t] · y[t+1]`` with ``y[T] = last``, from T − 1 down to 0.
 
     Limiting cases: ``a = 0`` gives ``x``; ``a = 1`` the sums of ``x`` from each step to the end; ``x = 0`` and factors
@@ -37,7 +41,7 @@ def reverse_affine_scan(offsets: jax.Array, factors: jax.Array | float, last: ja
 
     Args:
         offsets: x, ``[T, ...]``, time on axis 0.
-        factors: a, the same shape, or a scalar for every step.
+        factors: a, the same shape, or a scalar for every step; or a tuple of such, whose product is a.
         last: the y behind the end, ``[...]`` or a scalar.
 
     Returns:
@@ -49,23 +53,27 @@ def reverse_affine_scan(offsets: jax.Array, factors: jax.Array | float, last: ja
     >>> reverse_affine_scan(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.0, 0.5]), 8.0).tolist()
     [2.0, 2.0, 7.0]
     """
+    parts = factors if isinstance(factors, tuple) else (factors,)
     step_shape = jnp.shape(offsets)[1:]
     if jnp.ndim(offsets) == 0:
         raise ValueError("reverse_affine_scan: offsets is a scalar, wanted [T, ...]; give one number a step.")
-    if jnp.ndim(factors):
-        checks.same_shape("reverse_affine_scan", offsets=offsets, factors=factors)
+    for part in parts:
+        if jnp.ndim(part):
+            checks.same_shape("reverse_affine_scan", offsets=offsets, factors=part)
     if jnp.shape(last) not in ((), step_shape):
         raise ValueError(
             f"reverse_affine_scan: last has shape {jnp.shape(last)}, one step of offsets has {step_shape}; "
             "give a scalar or one step."
         )
-    dtype = jnp.promote_types(jnp.result_type(offsets, factors, last), jnp.float32)
-    x = jnp.asarray(offsets, dtype)
-    a = jnp.broadcast_to(jnp.asarray(factors, dtype), x.shape)
+    dtype = jnp.promote_types(jnp.result_type(offsets, *parts, last), jnp.float32)
+    x, *arrays = (jnp.asarray(part, dtype) for part in (offsets, *(part for part in parts if jnp.ndim(part))))
+    product = functools.reduce(cut_product, arrays) if arrays else jnp.ones_like(x)
+    # Scalars are multiplied within the step: another array of products would cost as much as the scan.
+    constants = [jnp.asarray(part, dtype) for part in parts if not jnp.ndim(part)]
 
     def step(y: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        y = now[0] + cut_product(now[1], y)
+        y = now[0] + cut_product(functools.reduce(cut_product, constants, now[1]), y)
         return y, y
 
-    # One step at a time: unrolled, XLA computes the earlier steps of a block anew for each later one.
-    return jax.lax.scan(step, jnp.broadcast_to(jnp.asarray(last, dtype), step_shape), (x, a), reverse=True)[1]
+    end = jnp.broadcast_to(jnp.asarray(last, dtype), step_shape)
+    return jax.lax.scan(step, end, (x, product), reverse=True)[1]

@@ -258,7 +258,7 @@ def multistep_errors(
     given = {"discounts": discounts, "traces": traces, "weights": weights}
     rewards, discounts, traces, weights = stream("multistep_errors", rewards, **given)
     errors = td_errors(rewards, discounts, values, next_values)
-    return reverse_affine_scan(weights * errors, cut_product(discounts, traces))
+    return reverse_affine_scan(weights * errors, (discounts, traces))
 
 
 def gae(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: PerStep, traces: PerStep) -> jax.Array:

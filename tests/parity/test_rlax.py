@@ -20,8 +20,7 @@ from rlax_llm.off_policy import retrace, vtrace
 from rlax_llm.returns import discounted_returns, gae, lambda_returns, n_step_returns
 
 found = importlib.util.find_spec("rlax")
-if found is None or found.submodule_search_locations is None:
-    pytest.skip("rlax is not installed: pip install --no-deps rlax", allow_module_level=True)
+assert found is not None and found.submodule_search_locations is not None, "pip install --no-deps rlax"
 package = types.ModuleType("rlax")
 package.__path__ = list(found.submodule_search_locations)
 sys.modules.setdefault("rlax", package)
