@@ -19,14 +19,25 @@ from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
+from trl_preference_cases import (
+    BETA,
+    DPO,
+    PAIRS,
+    SMOOTHED,
+    TOKENS,
+    assert_same,
+    golden,
+    masks,
+    numbers,
+    ours,
+)
 
 from rlax_llm import implicit_rewards, links
-from rlax_llm.implicit_rewards import Responses, alpha_slope, log_prob, log_ratio, mean_log_prob, mean_log_ratio, sloped
-from rlax_llm.preference_recipes import alpha_po, aot, cpo, dpo, ipo, orpo, simpo, sppo
+from rlax_llm.implicit_rewards import Responses, alpha_slope, log_prob, log_ratio, mean_log_prob, sloped
+from rlax_llm.preference_recipes import alpha_po, cpo, dpo, ipo, orpo, simpo
 from rlax_llm.preferences import (
     PreferenceBatch,
     length_desensitised,
-    on_policy_weights,
     pair_loss,
     pair_mean,
     per_response,
@@ -38,9 +49,7 @@ from rlax_llm.weightings import token_mean
 pytestmark = pytest.mark.usefixtures("float64")
 torch.set_num_threads(1)
 
-PAIRS, TOKENS, VOCABULARY = 4, 6, 7
-BETA = 0.3
-SMOOTHED = links.smoothed(links.logistic, 0.1)
+VOCABULARY = 7
 
 
 class Accelerator:
@@ -66,19 +75,6 @@ class Model:
         return SimpleNamespace(**self.outputs.pop(0))
 
 
-def masks(seed: int, rows: int) -> np.ndarray:
-    """One to six tokens, not all from the start; column 0 of TRL's masks, the first token, has no log-probability."""
-    random = np.random.default_rng(seed)
-    starts, lengths = random.integers(0, 2, rows), random.integers(1, TOKENS - 1, rows)
-    positions = np.arange(TOKENS)
-    return (positions >= starts[:, None]) & (positions < (starts + lengths)[:, None])
-
-
-def numbers(seed: int, mask: np.ndarray, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
-    log_probs, ref_log_probs = -np.random.default_rng(seed).exponential(size=(2, *mask.shape)).astype(dtype)
-    return np.where(mask, log_probs, 0), np.where(mask, ref_log_probs, 0)
-
-
 def outputs(log_probs: torch.Tensor, **others) -> dict:
     zeros = torch.zeros_like(log_probs)
     return {"log_probs": log_probs, "entropy": zeros, "mean_logits": zeros, "is_top1": zeros > 0} | others
@@ -100,26 +96,6 @@ def whole(mask: np.ndarray) -> dict[str, torch.Tensor]:
 
 # Paired
 
-DPO = {
-    "sigmoid": (dpo(BETA), {}),
-    "hinge": (dpo(BETA)._replace(link=links.hinge), {}),
-    "ipo": (ipo(BETA), {}),
-    "exo_pair": (dpo(BETA)._replace(link=links.exo(0.1)), {"label_smoothing": 0.1}),
-    "nca_pair": (dpo(BETA)._replace(link=links.nca), {}),
-    "robust": (dpo(BETA)._replace(link=links.robust(links.logistic, 0.1)), {"label_smoothing": 0.1}),
-    "bco_pair": (dpo(BETA)._replace(link=links.against_zero(links.logistic)), {}),
-    "sppo_hard": (sppo(BETA), {}),
-    "aot": (aot(BETA)._replace(link=links.sorted_pairs(SMOOTHED)), {"label_smoothing": 0.1}),
-    "aot_unpaired": (
-        dpo(BETA)._replace(link=links.sorted_pairs(SMOOTHED)),
-        {"label_smoothing": 0.1},
-    ),
-    "apo_zero": (dpo(BETA)._replace(link=links.against_zero(links.misranking)), {}),
-    "apo_down": (dpo(BETA)._replace(link=links.apo_down), {}),
-    "discopop": (dpo(BETA)._replace(link=links.discopop(0.05)), {}),
-    "sigmoid_norm": (dpo(BETA)._replace(rewards=per_response(mean_log_ratio(BETA))), {}),
-    "sft": (dpo(BETA)._replace(link=lambda chosen, rejected: 0 * chosen, nll_coef=1.0), {}),
-}
 SLOPES = {
     "reverse_kl": lambda x: x,
     "forward_kl": implicit_rewards.forward_kl_slope,
@@ -140,34 +116,22 @@ def trl_dpo(mask: np.ndarray, log_probs: np.ndarray, ref_log_probs: np.ndarray, 
     return loss.item(), torch.autograd.grad(loss, leaf)[0].numpy(), state._metrics["train"]
 
 
-def ours(preference, mask: np.ndarray, log_probs: np.ndarray, ref_log_probs: np.ndarray, collisions=None):
-    chosen, rejected = mask[:PAIRS], mask[PAIRS:]
-    weights = pair_mean(jnp.asarray(chosen), jnp.asarray(rejected))
-    if collisions is not None:
-        aligned = on_policy_weights(log_probs, collisions, jnp.asarray(mask))
-        weights = weights * aligned[:PAIRS] * aligned[PAIRS:]
-
-    def loss(x: jax.Array):
-        sides = [Responses(x[rows], mask[rows], ref_log_probs[rows]) for rows in (np.s_[:PAIRS], np.s_[PAIRS:])]
-        return preference_loss(preference, PreferenceBatch(*sides, weights, None, token_mean(jnp.asarray(chosen))))
-
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(log_probs))
-    return value, gradient, metrics
-
-
-def assert_same(ours, theirs, bound: float = 1e-6) -> None:
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=bound, atol=bound)
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=bound, atol=bound)
-    assert np.abs(theirs[1]).max() > 1e-3
+def computed(loss_type: str, seed: int) -> tuple[float, np.ndarray]:
+    """TRL's loss and gradient of a case."""
+    mask = masks(seed, 2 * PAIRS)
+    return trl_dpo(mask, *numbers(seed, mask), loss_types=[loss_type], **DPO[loss_type][1])[:2]
 
 
 @pytest.mark.parametrize("loss_type", DPO)
 @pytest.mark.parametrize("seed", range(2))
 def test_dpo_losses(loss_type, seed):
-    preference, fields = DPO[loss_type]
     mask = masks(seed, 2 * PAIRS)
-    data = mask, *numbers(seed, mask)
-    assert_same(ours(preference, *data), trl_dpo(*data, loss_types=[loss_type], **fields))
+    assert_same(ours(DPO[loss_type][0], mask, *numbers(seed, mask)), computed(loss_type, seed))
+
+
+@pytest.mark.parametrize("loss_type", DPO)
+def test_the_golden_file_is_what_trl_computes(loss_type):
+    assert_same(golden(loss_type), computed(loss_type, 0), bound=1e-9)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "aot"])

@@ -4,19 +4,32 @@ PYTHONPATH=tests python tests/parity/write_golden.py
 """
 
 import json
+from pathlib import Path
 
-from test_trl_policy import computed
-from trl_policy_cases import CASES, GOLDEN, key_of
+import jax
+import test_trl_policy
+import test_trl_preferences
+import trl_policy_cases
+import trl_preference_cases
+
+
+def write(file: Path, cases: dict) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        json.dumps({k: {"loss": v, "gradient": g.tolist()} for k, (v, g) in cases.items()}, indent=1) + "\n"
+    )
 
 
 def main() -> None:
-    cases = {}
-    for name in CASES:
-        for empty_row in (False, True):
-            loss, gradient = computed(name, empty_row)
-            cases[key_of(name, empty_row)] = {"loss": loss, "gradient": gradient.tolist()}
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(cases, indent=1) + "\n")
+    jax.config.update("jax_enable_x64", True)
+    policies = {
+        trl_policy_cases.key_of(name, empty_row): test_trl_policy.computed(name, empty_row)
+        for name in trl_policy_cases.CASES
+        for empty_row in (False, True)
+    }
+    preferences = {name: test_trl_preferences.computed(name, 0) for name in trl_preference_cases.DPO}
+    write(trl_policy_cases.GOLDEN, policies)
+    write(trl_preference_cases.GOLDEN, preferences)
 
 
 if __name__ == "__main__":
