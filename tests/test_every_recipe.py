@@ -51,6 +51,7 @@ def gradient(objective, batch: PolicyBatch):
 
 @each
 def test_micro_batches_add_up_whatever_the_cut(name):
+    """And what is compiled is what is computed step by step."""
     objective = OBJECTIVES[name]
 
     @jax.jit
@@ -64,6 +65,7 @@ def test_micro_batches_add_up_whatever_the_cut(name):
     whole, parts = full_and_parts(prepared())
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), whole, parts)
     assert np.abs(whole[1]).max() > 1e-4
+    np.testing.assert_allclose(policy_loss(objective, batch_of(objective, *prepared()))[0], whole[0], rtol=1e-9)
 
 
 @each

@@ -6,6 +6,8 @@ TRL's are compared with its own code in ``tests/parity``.
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -250,3 +252,10 @@ def test_the_peers_meet_the_papers_where_they_agree():
 
 def test_every_paper_is_a_recipe():
     assert all(getattr(papers, name) is getattr(recipes, name) for name in papers.__all__)
+
+
+def test_presets_are_reached_from_the_flat_face():
+    """In a new process: here they are imported already."""
+    code = "import rlax_llm as rl; print(rl.presets.trl.grpo().kl, rl.presets.verl.grpo().kl, rl.trust_regions.cispo)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("None None <function cispo")

@@ -4,3 +4,7 @@
 the paper's, with that trainer's defaults; its parity with the trainer's own loss code or with a transcription of its
 formulas is tested. ``docs/algorithms.md`` puts all of them in one table.
 """
+
+from rlax_llm.presets import openrlhf, papers, trl, verl
+
+__all__ = ["openrlhf", "papers", "trl", "verl"]
