@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rlax_llm import checks
 
 
+@jax.custom_jvp
 def cut_product(factors: jax.Array, values: jax.Array) -> jax.Array:
     """``factors · values`` where 0 · x is 0 for every x: a factor of 0 cuts off what stands behind it.
 
@@ -25,10 +26,15 @@ def cut_product(factors: jax.Array, values: jax.Array) -> jax.Array:
     >>> cut_product(jnp.array([0.0, 0.5, 0.0]), jnp.array([jnp.nan, 4.0, jnp.inf])).tolist()
     [0.0, 2.0, 0.0]
     """
-    # NaN and inf have to go before the multiplication: afterwards the derivative still multiplies by them. Each side of
-    # the choice is mapped if either argument is: for a constant, vmap over another axis than 0 transposes all arrays.
-    zeros = ((factors < factors) | (values < values)).astype(jnp.result_type(factors, values))
-    return factors * jnp.where((factors == 0) & ~jnp.isfinite(values), zeros, values + zeros)
+    return jnp.where(factors == 0, 0, factors * values)
+
+
+@cut_product.defjvp
+def _cut_product_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """A rule of its own, because that of ``where`` would multiply by the NaN, or drop the slope at a factor of 0."""
+    factors, values = primals
+    finite = jnp.where((factors == 0) & ~jnp.isfinite(values), 0, values)
+    return cut_product(factors, values), finite * tangents[0] + cut_product(factors, tangents[1])
 
 
 def reverse_affine_scan(
