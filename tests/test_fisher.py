@@ -214,7 +214,7 @@ def test_it_stops_at_the_tolerance_and_at_the_solution():
     assert found.residual <= 0.1
     assert conjugate_gradient(lambda v: matrix @ v, b, int(found.iterations) - 1, 0.1).residual > 0.1
     for factor in (1.0, 4.0):
-        identity = conjugate_gradient(lambda v: factor * v, jnp.ones(4), 10, 0.0)  # noqa: B023
+        identity = conjugate_gradient(lambda v, factor=factor: factor * v, jnp.ones(4), 10, 0.0)
         np.testing.assert_array_equal(identity.x, np.full(4, 1 / factor))
         assert (identity.iterations, identity.residual) == (1, 0)
     nothing = conjugate_gradient(lambda v: matrix @ v, jnp.zeros(SIZE))
@@ -229,7 +229,7 @@ def test_singular_and_broken_matrices_give_no_nan():
     outside = conjugate_gradient(lambda v: v * jnp.array([1.0, 4.0, 0.0]), b + jnp.array([0, 0, 1.0]), 20, 1e-12)
     assert np.all(np.isfinite(outside.x))
     for factor in (0.0, -1.0, np.nan):
-        broken = conjugate_gradient(lambda v: factor * v, b)  # noqa: B023
+        broken = conjugate_gradient(lambda v, factor=factor: factor * v, b)
         np.testing.assert_array_equal(broken.x, np.zeros(3))
         assert (broken.iterations, broken.residual) == (1, 1)
     for value in (np.nan, np.inf):
@@ -309,7 +309,8 @@ def test_it_is_the_best_step_on_its_ellipsoid():
     best = compiled("categorical")(gradient, 0.02, 0.1, 200, 1e-12).step
     for seed in range(5):
         other = add_scaled(best, 0.1, random_like(seed, best))
-        other = jax.tree.map(lambda x: x * (0.02 / quadratic(damped(matvec, 0.1), other)) ** 0.5, other)  # noqa: B023
+        scale = (0.02 / quadratic(damped(matvec, 0.1), other)) ** 0.5
+        other = jax.tree.map(lambda x, scale=scale: x * scale, other)
         assert dot(gradient, other) < dot(gradient, best)
 
 
@@ -353,11 +354,11 @@ def test_limits_of_the_direction():
     np.testing.assert_allclose(step / jnp.linalg.norm(step), flat / jnp.linalg.norm(flat), rtol=1e-6)
     expected = ravel_pytree(direction(gradient, 0.02).step)[0]
     for scale in (1e-30, 1e30):
-        scaled = jax.tree.map(lambda x: (scale * x).astype(jnp.float32), gradient)  # noqa: B023
+        scaled = jax.tree.map(lambda x, scale=scale: (scale * x).astype(jnp.float32), gradient)
         small = cast_like(direction(scaled, 0.02).step, gradient)
         np.testing.assert_allclose(ravel_pytree(small)[0], expected, rtol=1e-3, atol=1e-4)
     for value in (0.0, np.nan, np.inf):
-        useless = jax.tree.map(lambda x: jnp.full_like(x, value), gradient)  # noqa: B023
+        useless = jax.tree.map(lambda x, value=value: jnp.full_like(x, value), gradient)
         none = direction(useless, 0.02)
         np.testing.assert_array_equal(ravel_pytree(none.step)[0], np.zeros(flat.size))
         assert np.isnan(none.residual) == (value != 0)
@@ -371,7 +372,7 @@ def test_radius_and_damping_may_be_mapped_over():
     many = mapped(radii, dampings)
     for lane in range(2):
         alone = compiled("categorical")(gradient, radii[lane], dampings[lane])
-        step = jax.tree.map(lambda x: x[lane], many.step)  # noqa: B023
+        step = jax.tree.map(lambda x, lane=lane: x[lane], many.step)
         np.testing.assert_allclose(ravel_pytree(step)[0], ravel_pytree(alone.step)[0], rtol=1e-9, atol=1e-12)
 
 

@@ -99,7 +99,10 @@ def test_limits_of_the_threshold():
     for value, wanted in zip(everything, token_log_probs(hidden, head, targets), strict=True):
         np.testing.assert_array_equal(value, wanted)
     # Only the target is left: it is certain, and nothing is learnt from it.
-    alone = lambda hidden: sum(x.sum() for x in token_log_probs(hidden, head, targets, 1.0, jnp.full(9, jnp.inf)))  # noqa: E731
+
+    def alone(hidden):
+        return sum(x.sum() for x in token_log_probs(hidden, head, targets, 1.0, jnp.full(9, jnp.inf)))
+
     np.testing.assert_allclose(token_log_probs(hidden, head, targets, 1.0, jnp.full(9, jnp.inf)), 0, atol=1e-12)
     np.testing.assert_allclose(jax.grad(alone)(hidden), 0, atol=1e-12)
 
@@ -144,7 +147,10 @@ def test_padding_rows_of_the_last_chunk_reach_no_gradient():
     """Nine rows are two chunks: the second is nearly all padding."""
     hidden, head, targets = (jnp.asarray(x) for x in inputs(log_probs.ROWS + 1))
     thresholds = cut(hidden, head, 1.0, 0.5)
-    chunked = lambda head: token_log_probs(hidden, head, targets, 1.0, thresholds)[0].sum()  # noqa: E731
+
+    def chunked(head):
+        return token_log_probs(hidden, head, targets, 1.0, thresholds)[0].sum()
+
     wanted = jax.grad(lambda head: plain(hidden, head, targets, 1.0, thresholds)[0].sum())(head)
     np.testing.assert_allclose(jax.grad(chunked)(head), wanted, atol=1e-9)
 

@@ -266,7 +266,7 @@ def test_nothing_accepted_leaves_the_parameters_exactly(trials):
     params = {"a": jnp.array([0.1, -0.0])}
     for value in (-1.0, np.nan):
         step = {"a": jnp.array([value, np.inf])}
-        found = search(lambda candidate, fraction: Trial(*[fraction * value] * 3), params, step)  # noqa: B023
+        found = search(lambda _, fraction, value=value: Trial(*[fraction * value] * 3), params, step)
         np.testing.assert_array_equal(found.params["a"], params["a"])
         assert np.signbit(found.params["a"][1])
         assert (bool(found.accepted), float(found.fraction), int(found.rejected)) == (False, 0.0, trials)

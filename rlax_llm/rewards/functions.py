@@ -47,10 +47,11 @@ def last_integer(text: str) -> str | None:
     >>> last_integer("12 + 30 = 42."), last_integer("about -1,234.00"), last_integer("10-3"), last_integer("it is 2.5")
     ('42', '-1234', '3', None)
     """
-    found = None
-    for found in _NUMBER.finditer(text):  # noqa: B007
-        pass
-    if found is None or (found["fraction"] or found["bare_fraction"] or "").strip("0"):
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    found = numbers[-1]
+    if (found["fraction"] or found["bare_fraction"] or "").strip("0"):
         return None
     digits = (found["whole"] or "0").replace(",", "").lstrip("0") or "0"
     return f"-{digits}" if found["sign"] and digits != "0" else digits
