@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm import checks
-from rlax_llm.trees import Tree, add_scaled, cast_like, dot, widen
+from rlax_llm.trees import Tree, cast_like, dot, widen
 
 Matvec = Callable[[Tree], Tree]
 
@@ -124,7 +124,7 @@ def damped(matvec: Matvec, damping: float | jax.Array) -> Matvec:
     [5.0]
     """
     checks.not_negative("damped", damping=damping)
-    return lambda tangent: cast_like(add_scaled(matvec(tangent), jnp.asarray(damping), tangent), tangent)
+    return lambda tangent: cast_like(optax.tree.add_scale(matvec(tangent), jnp.asarray(damping), tangent), tangent)
 
 
 def conjugate_gradient(
@@ -169,10 +169,10 @@ def conjugate_gradient(
         curvature = dot(direction, product)
         sound = curvature > 0
         size = jnp.where(sound, square / jnp.where(sound, curvature, 1.0), 0.0)
-        x = add_scaled(x, size, direction)
+        x = optax.tree.add_scale(x, size, direction)
         residual = jax.tree.map(lambda r, a: jnp.where(sound, r - size * a, r), residual, product)
         after = dot(residual, residual)
-        return x, residual, add_scaled(residual, after / square, direction), after, count + 1, sound
+        return x, residual, optax.tree.add_scale(residual, after / square, direction), after, count + 1, sound
 
     zeros = jax.tree.map(jnp.zeros_like, start)
     state = (zeros, start, start, norm, jnp.zeros((), jnp.int32), jnp.array(True))

@@ -50,17 +50,3 @@ def dot(left: Tree, right: Tree) -> jax.Array:
     9.0
     """
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), widen(left), widen(right)))
-
-
-def add_scaled(tree: Tree, scale: Any, other: Tree) -> Tree:
-    """``x + scale · y``, leaf by leaf.
-
-    Args:
-        tree: pytree of floats, x.
-        scale: scalar.
-        other: like ``tree``, y.
-
-    >>> add_scaled(jnp.array([1.0]), 2.0, jnp.array([3.0])).tolist()
-    [7.0]
-    """
-    return jax.tree.map(lambda x, y: x + scale * y, tree, other)

@@ -16,7 +16,7 @@ import optax
 from rlax_llm import checks
 from rlax_llm.distributions import Distribution
 from rlax_llm.fisher import DirectionRule, Matvec, fisher_vector_product
-from rlax_llm.trees import Tree, add_scaled, cast_like, dot
+from rlax_llm.trees import Tree, cast_like, dot
 from rlax_llm.trust_regions import unclipped
 
 
@@ -136,7 +136,7 @@ def backtracking_search(accept: Accept, shrink: float | jax.Array = 0.5, trials:
             tried, fraction, *_ = state
             fraction = jnp.where(tried == 0, one, fraction * shrink).astype(wide)
             # The candidate that was judged is the one that is returned, to the last bit.
-            candidate = cast_like(add_scaled(params, fraction, step), params)
+            candidate = cast_like(optax.tree.add_scale(params, fraction, step), params)
             trial = evaluate(candidate, fraction)
             return tried + 1, fraction, jnp.asarray(accept(trial), bool), candidate, trial
 

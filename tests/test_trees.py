@@ -3,9 +3,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from rlax_llm.trees import add_scaled, cast_like, dot, widen
+from rlax_llm.trees import cast_like, dot, widen
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -22,7 +23,7 @@ def flat(tree) -> np.ndarray:
 def test_a_tree_is_its_vector():
     x, y = tree(0), tree(1)
     np.testing.assert_allclose(dot(x, y), flat(x) @ flat(y), rtol=1e-14)
-    np.testing.assert_allclose(flat(add_scaled(x, -0.3, y)), flat(x) - 0.3 * flat(y), rtol=1e-14)
+    np.testing.assert_allclose(flat(optax.tree.add_scale(x, -0.3, y)), flat(x) - 0.3 * flat(y), rtol=1e-14)
 
 
 def test_dtypes():
