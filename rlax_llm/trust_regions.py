@@ -81,9 +81,17 @@ def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     return -advantages * jnp.exp(jnp.minimum(log_ratio, largest))
 
 
+@jax.custom_jvp
 def _ratio(log_ratio: jax.Array) -> jax.Array:
     # Beyond 80 the exponential leaves float32, and inf · 0 would be NaN, also in the gradient of the other branch.
     return jnp.exp(jnp.minimum(log_ratio, 80.0))
+
+
+@_ratio.defjvp
+def _ratio_slope(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The guard is not differentiated: beyond it the slope stays finite and keeps its sign, and a select is saved.
+    ratio = _ratio(*primals)
+    return ratio, ratio * tangents[0]
 
 
 def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
@@ -112,8 +120,8 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("clip", log_ratio=log_ratio, advantages=advantages)
         ratio = _ratio(log_ratio)
-        # The minimum of the two products with one product, which takes two thirds of the time.
-        return -advantages * jnp.where(advantages < 0, jnp.maximum(ratio, 1 - eps_low), jnp.minimum(ratio, 1 + high))
+        # fmin's derivative is one select; that of minimum shares ties between its sides and takes half as long again.
+        return -jnp.fmin(ratio * advantages, jnp.clip(ratio, 1 - eps_low, 1 + high) * advantages)
 
     return loss
 
