@@ -6,7 +6,7 @@ python docs/print_algorithms.py > docs/algorithms.md
 import inspect
 import re
 
-from rlax_llm import preference_recipes, recipes
+from rlax_llm import control_recipes, preference_recipes, recipes
 from rlax_llm.coupled import Coupled
 from rlax_llm.objectives import Objective
 from rlax_llm.preferences import Preference
@@ -76,10 +76,10 @@ def head(*cells):
     return [row(*cells), row(*("---" for _ in cells))]
 
 
-def policies():
+def policies(module=recipes):
     """The policy objectives of the papers."""
     yield from head("recipe", "reference", *(field.replace("_", " ") for field in Objective._fields))
-    for name, function, objective in algorithms(recipes, Objective):
+    for name, function, objective in algorithms(module, Objective):
         yield row(f"`{name}`", reference(function), *(f"`{describe(choice)}`" for choice in objective))
 
 
@@ -109,7 +109,12 @@ def preferences():
 
 def page():
     """The whole page."""
-    sections = {"Policy objectives": policies, "The peers' variants": peers, "Preference losses": preferences}
+    sections = {
+        "Policy objectives": policies,
+        "The peers' variants": peers,
+        "Control objectives": lambda: policies(control_recipes),
+        "Preference losses": preferences,
+    }
     lines = [HEADER]
     for title, section in sections.items():
         lines += [f"## {title}", "", *section(), ""]

@@ -14,6 +14,7 @@ from typing import Any
 _HOMES = {
     "batch_credit": ("batch_std", "gdpo", "informative_share", "nonzero_share", "returns_to_go", "whitened"),
     "checks": (),
+    "control_recipes": ("a2c", "ppo", "ppo_penalty", "q_actor_critic", "reinforce"),
     "corrections": (
         "combined",
         "masked_importance",
@@ -23,6 +24,7 @@ _HOMES = {
         "truncated_importance",
     ),
     "coupled": ("Coupled", "clip_cov", "importance_corrected", "kl_cov", "off_policy_masked", "token_covariance"),
+    "credits": (),
     "distributions": (
         "Distribution",
         "categorical",
@@ -38,6 +40,9 @@ _HOMES = {
         "normal_kl",
         "normal_log_prob",
     ),
+    "envs": (),
+    "envs.environment": ("Box", "Discrete", "Environment", "Step"),
+    "envs.registry": ("make",),
     "fisher": (
         "conjugate_gradient",
         "damped",
@@ -106,9 +111,11 @@ _HOMES = {
     "log_probs": ("token_log_probs",),
     "mapping": ("map_in_cache",),
     "masked": ("masked_mean", "masked_variance", "unit_variance", "whiten"),
+    "models.actor_critic": ("ActorCritic", "from_apply", "perceptron", "recurrent"),
     "models.config": ("DecoderConfig", "LinearRope", "Llama3Rope"),
     "models.functional": ("functional",),
     "models.huggingface": ("write_model",),
+    "models.initialisers": ("orthogonal",),
     "models.loading": ("LanguageModel", "load_model"),
     "models.scoring": ("group_log_probs", "row_log_probs"),
     "models.tokenizer": ("Tokenizer",),
@@ -171,8 +178,16 @@ _HOMES = {
         "score_at_end",
         "soft_overlong_punishment",
     ),
+    "shuffling": ("permutation",),
     "token_returns": ("Steps", "decoupled_gae", "length_adaptive_trace", "token_steps"),
+    "train.collect": ("Runner", "rollout", "start_runner"),
+    "train.control": ("Collecting", "ControlState", "control_loop", "evaluate_greedily"),
     "train.policy": ("TrainState", "group_loop", "policy_loop", "supervised_loop"),
+    "train.scaling": ("Moments", "Scaling", "standardised", "unit_return", "unscaled"),
+    "train.updates": ("Learning", "Penalty", "Rollout", "Update", "gradient_update", "natural_update"),
+    "train.compiling": ("compiled_with_effort",),
+    "train.control_config": ("ControlConfig", "ControlProgram", "build", "resolve"),
+    "train.seeds": ("cores_as_devices", "on_devices", "over_seeds"),
     "trpo": (
         "backtracking_search",
         "full_step",
@@ -189,7 +204,7 @@ _HOMES = {
         "score_function",
         "unclipped",
     ),
-    "types": ("Completions", "PolicyBatch", "Scored"),
+    "types": ("Completions", "PolicyBatch", "Scored", "Trajectory"),
     "unpaired": (
         "LabelledBatch",
         "RunningMean",

@@ -29,7 +29,9 @@ class Distribution(NamedTuple):
         entropy: ``parameters → [...]``, nats.
         kl: ``(parameters, ref_parameters) → [...]``, KL(p‖ref), exact, nats.
         fisher: ``(parameters, tangents) → like parameters``, Fisher information times a vector, per distribution.
-        sample: ``(key, parameters) → actions``, one for each distribution.
+        noise: ``(key, parameters) → noise``, all the randomness of one sample each; only shapes are read, so a loop
+            draws it for many steps at once (``jax.ShapeDtypeStruct`` will do).
+        transform: ``(noise, parameters) → actions``; ``sample`` is both, with a key.
         mode: ``parameters → actions``, the likeliest.
     """
 
@@ -37,8 +39,13 @@ class Distribution(NamedTuple):
     entropy: Callable[[Parameters], jax.Array]
     kl: Callable[[Parameters, Parameters], jax.Array]
     fisher: Callable[[Parameters, Parameters], Parameters]
-    sample: Callable[[jax.Array, Parameters], jax.Array]
+    noise: Callable[[jax.Array, Parameters], jax.Array]
+    transform: Callable[[jax.Array, Parameters], jax.Array]
     mode: Callable[[Parameters], jax.Array]
+
+    def sample(self, key: jax.Array, parameters: Parameters) -> jax.Array:
+        """One action for each distribution, drawn with a key."""
+        return self.transform(self.noise(key, parameters), parameters)
 
 
 class _Softmax(NamedTuple):
@@ -68,7 +75,8 @@ def _softmax(where: str, logits: Any) -> _Softmax:
 def categorical_log_prob(logits: jax.Array, actions: jax.Array) -> jax.Array:
     """``log p_a = logit_a − log Σ_j exp(logit_j)``.
 
-    Limiting cases: ``−log K`` for equal logits; −inf, with gradient 0, for an impossible action. Adding one number to
+    Limiting cases: ``−log K`` for equal logits; −inf, with gradient 0, for an impossible action, and
+    for one that is none of the K. Adding one number to
     all logits changes nothing.
 
     Args:
@@ -90,8 +98,10 @@ def categorical_log_prob(logits: jax.Array, actions: jax.Array) -> jax.Array:
             f"categorical_log_prob: actions has shape {jnp.shape(actions)}, logits has {jnp.shape(logits)}; "
             f"give one action for each distribution, {jnp.shape(logits)[:-1]}."
         )
-    index = jnp.asarray(actions)[..., None]
-    chosen, possible = (jnp.take_along_axis(x, index, -1)[..., 0] for x in (softmax.log_probs, softmax.possible))
+    # Selected by comparison: the derivative of a gather is a scatter, which a CPU runs an element at a time.
+    taken = jnp.arange(softmax.possible.shape[-1]) == jnp.asarray(actions)[..., None]
+    chosen = jnp.where(taken, softmax.log_probs, 0.0).sum(-1)
+    possible = (taken & softmax.possible).any(-1)
     return jnp.where(possible, chosen, -jnp.inf)
 
 
@@ -170,8 +180,12 @@ def categorical_fisher(logits: jax.Array, tangents: jax.Array) -> jax.Array:
     return (softmax.probs * (tangents - mean)).astype(jnp.asarray(logits).dtype)
 
 
-def _categorical_sample(key: jax.Array, logits: jax.Array) -> jax.Array:
-    return jax.random.categorical(key, _wide(logits))
+def _gumbel_noise(key: jax.Array, logits: jax.Array) -> jax.Array:
+    return jax.random.gumbel(key, logits.shape, jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def _gumbel_argmax(noise: jax.Array, logits: jax.Array) -> jax.Array:
+    return jnp.argmax(_wide(logits) + noise, -1).astype(jnp.int32)
 
 
 categorical = Distribution(
@@ -179,7 +193,8 @@ categorical = Distribution(
     entropy=categorical_entropy,
     kl=categorical_kl,
     fisher=categorical_fisher,
-    sample=_categorical_sample,
+    noise=_gumbel_noise,
+    transform=_gumbel_argmax,
     mode=lambda logits: jnp.argmax(logits, -1),
 )
 
@@ -286,9 +301,14 @@ def normal_fisher(parameters: Pair, tangents: Pair) -> Pair:
     return of_mean, of_log_std
 
 
-def _normal_sample(key: jax.Array, parameters: Pair) -> jax.Array:
+def _normal_noise(key: jax.Array, parameters: Pair) -> jax.Array:
+    mean, _ = parameters
+    return jax.random.normal(key, mean.shape, jnp.promote_types(mean.dtype, jnp.float32))
+
+
+def _scaled_and_shifted(noise: jax.Array, parameters: Pair) -> jax.Array:
     mean, log_std = _pair("normal_sample", parameters)
-    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+    return mean + jnp.exp(log_std) * noise
 
 
 normal = Distribution(
@@ -296,7 +316,8 @@ normal = Distribution(
     entropy=normal_entropy,
     kl=normal_kl,
     fisher=normal_fisher,
-    sample=_normal_sample,
+    noise=_normal_noise,
+    transform=_scaled_and_shifted,
     mode=lambda parameters: jnp.asarray(parameters[0]),
 )
 

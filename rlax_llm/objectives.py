@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from rlax_llm import checks
 from rlax_llm.coupled import Coupled, chosen_only
-from rlax_llm.groups import Advantage
 from rlax_llm.kl import KlEstimator, k3
 from rlax_llm.ratios import Ratio
 from rlax_llm.trust_regions import TrustRegion, slopes
@@ -22,14 +21,14 @@ class Objective(NamedTuple):
     """Five functions; ``_replace`` states how one algorithm differs from another.
 
     Attributes:
-        advantage: ``Scored → [P, G]`` or ``[P, G, T]``, credit from scores.
+        advantage: ``Scored → [P, G]`` or ``[P, G, T]``, credit from scores; in control ``Trajectory → [T]``.
         ratio: ``(log_probs, old_log_probs, mask) → log_ratio``.
         trust_region: ``(log_ratio, advantages) → loss``, elementwise; or a ``Coupled``, which reads the whole batch.
         weighting: ``mask → weights``, the aggregation.
         kl: ``(log_probs, ref_log_probs) → loss``, or a ``Coupled``, or None where the loss has no KL term.
     """
 
-    advantage: Advantage
+    advantage: Callable[[Any], jax.Array]
     ratio: Ratio
     trust_region: TrustRegion | Coupled
     weighting: Weighting

@@ -69,3 +69,24 @@ class PolicyBatch(NamedTuple):
     mask: jax.Array
     weights: jax.Array
     ref_log_probs: jax.Array | None = None
+
+
+class Trajectory(NamedTuple):
+    """One stream of steps with what a critic says of them: what a control algorithm's credit sees.
+
+    Nothing behind an episode's end leaks into it: ``discounts`` is 0 where it terminated, ``traces`` where it was
+    truncated, and ``next_values`` belongs to the state the step led to, not to the next episode's first.
+
+    Attributes:
+        rewards: ``[T]`` float.
+        discounts: ``[T]``, γ, or 0 where the episode terminated.
+        traces: ``[T]``, 1, or 0 where the episode was truncated, and at the stream's last step.
+        values: ``[T]``, of the states in which the steps were taken, in the rewards' units.
+        next_values: ``[T]``, of the states that the steps led to.
+    """
+
+    rewards: jax.Array
+    discounts: jax.Array
+    traces: jax.Array
+    values: jax.Array
+    next_values: jax.Array

@@ -1,11 +1,13 @@
-"""The README's library example runs as it stands, on a small model in the place of the named one."""
+"""The README's library examples run as they stand, on a small model in the place of the named one."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 
 import rlax_llm
 from rlax_llm.train.configs import GrpoConfig
@@ -14,13 +16,28 @@ from rlax_llm.train.setup import build_model
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_library_example_runs(monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(example: str, names: dict) -> dict:
+    exec(compile(example, str(README), "exec"), names)
+    return names
+
+
+def test_the_language_model_example_runs(monkeypatch):
     monkeypatch.setattr(rlax_llm, "load_model", lambda name: build_model(GrpoConfig()), raising=False)
     scores = np.random.default_rng(0).random((3, 8)).astype(np.float32)
-    names = {"questions": ["1+2=", "12+34=", "5+5="], "scores": scores}
-    exec(compile(example, str(README), "exec"), names)
+    names = run(EXAMPLES[0], {"questions": ["1+2=", "12+34=", "5+5="], "scores": scores})
     completions, metrics = names["completions"], names["metrics"]
     assert completions.mask.sum(-1).min() >= 1
     assert all(np.isfinite(value) for value in metrics.values())
     assert int(names["state"].step) == 1
+
+
+def test_the_control_example_runs():
+    keys, rates = jax.random.split(jax.random.key(0), 3), np.array([1e-3, 1e-2], np.float32)
+    names = {"jax": jax, "optax": optax, "rl": rlax_llm, "keys": keys, "learning_rates": rates, "iterations": 2}
+    returns = run(EXAMPLES[1], names)["returns"]
+    assert returns.shape == (3, 2, 2)
+    assert (returns > 5).all()
+    assert len(EXAMPLES) == 2

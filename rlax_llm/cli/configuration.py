@@ -20,18 +20,21 @@ import tyro
 import yaml
 
 from rlax_llm.train.configs import Config
+from rlax_llm.train.control_settings import ControlConfig
 from rlax_llm.train.run_directory import RunDirectory
 
-_C = TypeVar("_C", bound=Config)
+Settings = Config | ControlConfig
 
-_MAY_CHANGE_ON_RESUME = ("steps",)
+_C = TypeVar("_C", bound=Settings)
+
+_MAY_CHANGE_ON_RESUME = ("steps", "total_steps")
 _NOT_IN_FILES = ("config", "resume")
 
 
 def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     """The settings that a command line asks for: defaults, then the file of ``--config``, then flags.
 
-    With ``--resume RUN_DIR`` the settings are that run's, and only ``--steps`` may differ.
+    With ``--resume RUN_DIR`` the settings are that run's, and only ``--steps`` (``--total-steps``) may differ.
 
     Args:
         kind: the configuration's class.
@@ -51,7 +54,7 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     return kind(**_flags_over(kind, read_yaml(kind, config_file) if config_file else {}, arguments, description))
 
 
-def read_yaml(kind: type[Config], path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_yaml(kind: type[Settings], path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings in a YAML file, checked against the fields of ``kind``.
 
     Raises:
@@ -67,7 +70,7 @@ def read_yaml(kind: type[Config], path: str | os.PathLike[str]) -> dict[str, Any
     return checked(kind, {} if content is None else content, path)
 
 
-def checked(kind: type[Config], content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def checked(kind: type[Settings], content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings of a file already read: its ``command``, if it names one, must be the one of ``kind``.
 
     Raises:
@@ -101,8 +104,12 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
 
 
-def _names(kind: type[Config]) -> list[str]:
+def _names(kind: type[Settings]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -117,7 +124,8 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 
 def _converted(where: str, value: Any, hint: Any) -> Any:
-    options = list(typing.get_args(hint)) if isinstance(hint, types.UnionType) else [hint]
+    # `Literal[…] | None` is a Union of typing's, `int | None` one of types'.
+    options = list(typing.get_args(hint)) if typing.get_origin(hint) in (types.UnionType, typing.Union) else [hint]
     if value is None and type(None) in options:
         return None
     wanted = next(option for option in options if option is not type(None))
@@ -125,6 +133,10 @@ def _converted(where: str, value: Any, hint: Any) -> Any:
         if value in typing.get_args(wanted):
             return value
         raise ValueError(f"{where} is {value!r}, wanted one of {', '.join(map(str, typing.get_args(wanted)))}.")
+    if typing.get_origin(wanted) is tuple:
+        if isinstance(value, list) and all(type(item) is int for item in value):
+            return tuple(value)
+        raise ValueError(f"{where} is {value!r}, wanted a list of whole numbers, such as [64, 64].")
     if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-5, without a point, as text.
         with contextlib.suppress(ValueError):
@@ -142,15 +154,16 @@ def _resumed(kind: type[_C], path: str, arguments: Sequence[str], description: s
     for name, value in settings.items():
         was = getattr(saved, name)
         if value != was and name not in _MAY_CHANGE_ON_RESUME:
-            flag = "--" + name.replace("_", "-")
+            changeable = next(_flag(known) for known in _names(kind) if known in _MAY_CHANGE_ON_RESUME)
             raise ValueError(
-                f"{flag} {value} conflicts with the run in {path}, where it is {was}; only --steps may change."
+                f"{_flag(name)} {value} conflicts with the run in {path}, where it is {was}; "
+                f"only {changeable} may change."
             )
     return kind(**settings)
 
 
 def _flags_over(
-    kind: type[Config], settings: Mapping[str, Any], arguments: Sequence[str], description: str
+    kind: type[Settings], settings: Mapping[str, Any], arguments: Sequence[str], description: str
 ) -> dict[str, Any]:
     """The flags' values where they are given, else those of ``settings``, else the defaults."""
     hints = typing.get_type_hints(kind)
@@ -164,7 +177,7 @@ def _flags_over(
         prog=f"rlax-llm {kind.command}",
         description=description,
         args=list(arguments),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
     )
     return {name: value for group in groups for name, value in vars(getattr(parsed, group)).items()}
 
@@ -181,13 +194,16 @@ def _tyro_field(field: dataclasses.Field[Any], hint: Any, settings: Mapping[str,
     default = settings.get(field.name, field.default)
     plain = [option for option in typing.get_args(hint) if option is not type(None)]
     metavar = metadata.get("metavar")
-    if metavar is None and isinstance(hint, types.UnionType):
+    if metavar is None and isinstance(hint, types.UnionType) and plain != [bool]:
         metavar = plain[0].__name__.upper()
     described = tyro.conf.arg(
         help=metadata["help"],
         metavar=metavar,
         help_behavior_hint=f"(default: {metadata['then']})" if default is None else None,
     )
+    if isinstance(default, bool):
+        # One flag, which turns it the other way; what is open can be turned both ways.
+        hint = tyro.conf.FlagCreatePairsOff[hint]
     if field.default is dataclasses.MISSING:
         hint = tyro.conf.Positional[hint]
     if default is dataclasses.MISSING:

@@ -1,4 +1,4 @@
-"""``rlax-llm``: the commands ``grpo``, ``sft``, ``eval`` and ``generate``.
+"""``rlax-llm``: the commands ``grpo``, ``sft``, ``eval``, ``generate`` and ``control``.
 
 JAX and all that builds on it is imported once a command runs, so that ``--help`` and a wrong flag answer at once.
 """
@@ -6,22 +6,24 @@ JAX and all that builds on it is imported once a command runs, so that ``--help`
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rlax_llm.cli.configuration import parse
-from rlax_llm.train.configs import Config, EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.cli.configuration import Settings, parse
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.train.control_settings import ControlConfig
 
 TRACEBACK_VARIABLE = "RLAX_LLM_TRACEBACK"
 
 
 class Command(NamedTuple):
-    """A command: its settings, the function of ``rlax_llm.train.runs`` that does it, and its help."""
+    """A command: its settings, ``module:function`` of ``rlax_llm.train`` that does it, and its help."""
 
-    settings: type[Config]
+    settings: type[Settings]
     run: str
     summary: str
     description: str
@@ -30,7 +32,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "grpo": Command(
         GrpoConfig,
-        "run_grpo",
+        "runs:run_grpo",
         "train a language model by reinforcement learning",
         """Train a language model by reinforcement learning: sample a group of completions for each prompt, reward them,
 and make those better than their group's average likelier. Everything about the run goes to one directory; Ctrl-C ends
@@ -45,7 +47,7 @@ Examples:
     ),
     "sft": Command(
         SftConfig,
-        "run_sft",
+        "runs:run_sft",
         "train a language model on prompts and their answers",
         """Train a language model on prompts and their answers (supervised fine-tuning); only the answers' tokens count.
 
@@ -56,7 +58,7 @@ Examples:
     ),
     "eval": Command(
         EvalConfig,
-        "run_eval",
+        "runs:run_eval",
         "measure a model on held-out prompts",
         """Measure a model's reward and accuracy on held-out prompts.
 
@@ -67,7 +69,7 @@ Examples:
     ),
     "generate": Command(
         GenerateConfig,
-        "run_generate",
+        "runs:run_generate",
         "print a model's answer to a prompt",
         """Print a model's answer to a prompt as it is generated; chat models get the prompt in their chat template.
 
@@ -76,6 +78,20 @@ Examples:
   rlax-llm generate --model runs/demo/model "12+34="
   rlax-llm generate --temperature 0.8 --samples 3 "Tell me a story."
 """.rstrip(),
+    ),
+    "control": Command(
+        ControlConfig,
+        "control_run:run_control",
+        "train policies in an environment, over many seeds at once",
+        """Train policies in an environment, over many seeds in one compiled program, and evaluate them greedily.
+Settings left open are tuned for the recipe and the environment. Ctrl-C ends a run cleanly.
+
+Examples:
+  rlax-llm control                                      PPO learns CartPole with 8 seeds
+  rlax-llm control --env Pendulum-v1 --recipe trpo --seeds 16 --render
+  rlax-llm control --recipe reinforce --weight td_residual --total-steps 100000
+  rlax-llm control --config mine.yaml --learning-rate 1e-3
+  rlax-llm control --resume runs/mine                   go on with a run that was interrupted""",
     ),
 }
 
@@ -112,7 +128,7 @@ def _usage() -> str:
         [
             "usage: rlax-llm COMMAND [flags]",
             "",
-            "Reinforcement learning of language models in JAX.",
+            "Reinforcement learning in JAX, of language models and in control.",
             "",
             "Commands:",
             *lines,
@@ -129,9 +145,8 @@ def _run(command: Command, words: Sequence[str]) -> None:
 
     compilation_cache.turn_on()
 
-    from rlax_llm.train import runs
-
-    run: Callable[[Any], object] = getattr(runs, command.run)
+    module, name = command.run.split(":")
+    run: Callable[[Any], object] = getattr(importlib.import_module(f"rlax_llm.train.{module}"), name)
     run(config)
 
 

@@ -39,7 +39,8 @@ _CONFIG_HELP = "YAML file of settings, keys as the flags with underscores; flags
 _CHOSEN = "chosen for the model"
 
 
-def _option(default: Any, group: str, text: str, then: str | None = None, metavar: str | None = None) -> Any:
+def option(default: Any, group: str, text: str, then: str | None = None, metavar: str | None = None) -> Any:
+    """A field with what the command line says of it: group, help, what happens where it is None, its metavar."""
     metadata = {"group": group, "help": text, "then": then, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -58,75 +59,75 @@ class GrpoConfig:
 
     command: ClassVar[str] = "grpo"
 
-    model: str = _option("char", "model", _MODEL_HELP, metavar="MODEL")
-    dtype: Literal["float32", "bfloat16"] = _option(
+    model: str = option("char", "model", _MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
-    remat: bool | None = _option(
+    remat: bool | None = option(
         None, "model", "Recompute activations in the backward pass: a tenth of the memory.", "on except for 'char'"
     )
 
-    task: str = _option("arithmetic", "task", _TASK_HELP, metavar="TASK")
-    data: str | None = _option(None, "task", _DATA_HELP, "the task", "FILE.jsonl")
-    reward: str | None = _option(None, "task", _REWARD_HELP, "the task's own", "MODULE:FUNCTION")
+    task: str = option("arithmetic", "task", _TASK_HELP, metavar="TASK")
+    data: str | None = option(None, "task", _DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = option(None, "task", _REWARD_HELP, "the task's own", "MODULE:FUNCTION")
 
-    recipe: Literal["grpo", "dr_grpo", "dapo", "rloo"] = _option(
+    recipe: Literal["grpo", "dr_grpo", "dapo", "rloo"] = option(
         "grpo", "objective", "Named objective: advantage, trust region, weighting and KL term."
     )
-    kl_coef: float | None = _option(
+    kl_coef: float | None = option(
         None, "objective", "Weight of the KL term; 0 needs no reference model.", "the recipe's"
     )
-    eps: float | None = _option(
+    eps: float | None = option(
         None, "objective", "Half-width of the ratio clip (its lower side in dapo).", "the recipe's"
     )
-    eps_high: float | None = _option(None, "objective", "Half-width of the clip above 1.", "the recipe's")
+    eps_high: float | None = option(None, "objective", "Half-width of the clip above 1.", "the recipe's")
 
-    groups: int | None = _option(None, "rollout", "Prompts per step.", _CHOSEN)
-    group_size: int | None = _option(None, "rollout", "Completions per prompt.", _CHOSEN)
-    max_prompt_tokens: int | None = _option(None, "rollout", "Longest prompt, tokens.", _CHOSEN)
-    max_new_tokens: int | None = _option(None, "rollout", "Longest completion, tokens.", _CHOSEN)
-    temperature: float = _option(1.0, "rollout", "Sampling temperature, above 0.")
-    top_k: int = _option(0, "rollout", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = _option(1.0, "rollout", "Sample among the likeliest tokens that hold this probability; 1 is off.")
+    groups: int | None = option(None, "rollout", "Prompts per step.", _CHOSEN)
+    group_size: int | None = option(None, "rollout", "Completions per prompt.", _CHOSEN)
+    max_prompt_tokens: int | None = option(None, "rollout", "Longest prompt, tokens.", _CHOSEN)
+    max_new_tokens: int | None = option(None, "rollout", "Longest completion, tokens.", _CHOSEN)
+    temperature: float = option(1.0, "rollout", "Sampling temperature, above 0.")
+    top_k: int = option(0, "rollout", "Sample among the k likeliest tokens; 0 is off.")
+    top_p: float = option(1.0, "rollout", "Sample among the likeliest tokens that hold this probability; 1 is off.")
 
-    steps: int | None = _option(None, "training", "Steps of reinforcement learning.", _CHOSEN)
-    warm_start_steps: int | None = _option(
+    steps: int | None = option(None, "training", "Steps of reinforcement learning.", _CHOSEN)
+    warm_start_steps: int | None = option(
         None, "training", "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
     )
-    micro_batch_groups: int | None = _option(
+    micro_batch_groups: int | None = option(
         None, "training", "Groups per micro-batch: less memory, same gradient.", "all groups at once"
     )
-    optimizer: str = _option(
+    optimizer: str = option(
         "adamw",
         "training",
         "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule.",
         metavar="OPTIMIZER",
     )
-    learning_rate: float | None = _option(None, "training", "Peak learning rate.", _CHOSEN)
-    schedule: Literal["constant", "cosine", "linear"] = _option(
+    learning_rate: float | None = option(None, "training", "Peak learning rate.", _CHOSEN)
+    schedule: Literal["constant", "cosine", "linear"] = option(
         "linear", "training", "Learning rate after the warm-up; cosine and linear end at 0."
     )
-    warmup_steps: int = _option(0, "training", "Steps over which the learning rate rises from 0.")
-    weight_decay: float = _option(0.0, "training", "Decoupled weight decay of adamw.")
-    clip_norm: float = _option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
-    seed: int = _option(0, "training", "Everything random follows from it.")
+    warmup_steps: int = option(0, "training", "Steps over which the learning rate rises from 0.")
+    weight_decay: float = option(0.0, "training", "Decoupled weight decay of adamw.")
+    clip_norm: float = option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
+    seed: int = option(0, "training", "Everything random follows from it.")
 
-    eval_every: int | None = _option(
+    eval_every: int | None = option(
         None, "run", "Steps between held-out evaluations; 0 is only first and last.", _CHOSEN
     )
-    eval_size: int | None = _option(None, "run", "Held-out prompts per evaluation.", _CHOSEN)
-    save_every: int = _option(50, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
-    out: str | None = _option(None, "run", _OUT_HELP, "runs/grpo-DATE-TIME", "DIR")
-    resume: str | None = _option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
+    eval_size: int | None = option(None, "run", "Held-out prompts per evaluation.", _CHOSEN)
+    save_every: int = option(50, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
+    out: str | None = option(None, "run", _OUT_HELP, "runs/grpo-DATE-TIME", "DIR")
+    resume: str | None = option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least(self, 1, "steps", "groups", "micro_batch_groups", "max_prompt_tokens", "max_new_tokens", "eval_size")
-        _at_least(self, 2, "group_size")
-        _at_least(self, 0, "warm_start_steps", "warmup_steps", "eval_every", "save_every", "top_k", "seed")
-        _at_least(self, 0, "weight_decay", "kl_coef")
-        _above_zero(self, "temperature", "learning_rate", "clip_norm", "eps", "eps_high")
+        at_least(self, 1, "steps", "groups", "micro_batch_groups", "max_prompt_tokens", "max_new_tokens", "eval_size")
+        at_least(self, 2, "group_size")
+        at_least(self, 0, "warm_start_steps", "warmup_steps", "eval_every", "save_every", "top_k", "seed")
+        at_least(self, 0, "weight_decay", "kl_coef")
+        above_zero(self, "temperature", "learning_rate", "clip_norm", "eps", "eps_high")
         _check_top_p(self)
         _check_task(self)
         if self.groups and self.micro_batch_groups and self.groups % self.micro_batch_groups:
@@ -146,16 +147,16 @@ class SftConfig:
 
     command: ClassVar[str] = "sft"
 
-    model: str = _option("char", "model", _MODEL_HELP, metavar="MODEL")
-    dtype: Literal["float32", "bfloat16"] = _option(
+    model: str = option("char", "model", _MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
-    remat: bool | None = _option(
+    remat: bool | None = option(
         None, "model", "Recompute activations in the backward pass: a tenth of the memory.", "on except for 'char'"
     )
 
-    task: str = _option("arithmetic", "task", _TASK_HELP, metavar="TASK")
-    data: str | None = _option(
+    task: str = option("arithmetic", "task", _TASK_HELP, metavar="TASK")
+    data: str | None = option(
         None,
         "task",
         "JSON lines file, instead of a task: 'prompt' and 'completion' keys in each line.",
@@ -163,44 +164,42 @@ class SftConfig:
         "FILE.jsonl",
     )
 
-    batch_size: int | None = _option(None, "training", "Examples per step.", _CHOSEN)
-    micro_batch_size: int | None = _option(
+    batch_size: int | None = option(None, "training", "Examples per step.", _CHOSEN)
+    micro_batch_size: int | None = option(
         None, "training", "Examples per micro-batch: less memory, same gradient.", "the whole batch at once"
     )
-    max_prompt_tokens: int | None = _option(None, "training", "Longest prompt, tokens.", _CHOSEN)
-    max_new_tokens: int | None = _option(None, "training", "Longest completion, tokens.", _CHOSEN)
-    steps: int | None = _option(None, "training", "Optimizer steps.", _CHOSEN)
-    optimizer: str = _option(
+    max_prompt_tokens: int | None = option(None, "training", "Longest prompt, tokens.", _CHOSEN)
+    max_new_tokens: int | None = option(None, "training", "Longest completion, tokens.", _CHOSEN)
+    steps: int | None = option(None, "training", "Optimizer steps.", _CHOSEN)
+    optimizer: str = option(
         "adamw",
         "training",
         "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule.",
         metavar="OPTIMIZER",
     )
-    learning_rate: float | None = _option(None, "training", "Peak learning rate.", _CHOSEN)
-    schedule: Literal["constant", "cosine", "linear"] = _option(
+    learning_rate: float | None = option(None, "training", "Peak learning rate.", _CHOSEN)
+    schedule: Literal["constant", "cosine", "linear"] = option(
         "constant", "training", "Learning rate after the warm-up; cosine and linear end at 0."
     )
-    warmup_steps: int = _option(0, "training", "Steps over which the learning rate rises from 0.")
-    weight_decay: float = _option(0.0, "training", "Decoupled weight decay of adamw.")
-    clip_norm: float = _option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
-    seed: int = _option(0, "training", "Everything random follows from it.")
+    warmup_steps: int = option(0, "training", "Steps over which the learning rate rises from 0.")
+    weight_decay: float = option(0.0, "training", "Decoupled weight decay of adamw.")
+    clip_norm: float = option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
+    seed: int = option(0, "training", "Everything random follows from it.")
 
-    eval_every: int | None = _option(
+    eval_every: int | None = option(
         None, "run", "Steps between held-out evaluations; 0 is only first and last.", _CHOSEN
     )
-    eval_size: int | None = _option(None, "run", "Held-out prompts per evaluation.", _CHOSEN)
-    save_every: int = _option(200, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
-    out: str | None = _option(None, "run", _OUT_HELP, "runs/sft-DATE-TIME", "DIR")
-    resume: str | None = _option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
+    eval_size: int | None = option(None, "run", "Held-out prompts per evaluation.", _CHOSEN)
+    save_every: int = option(200, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
+    out: str | None = option(None, "run", _OUT_HELP, "runs/sft-DATE-TIME", "DIR")
+    resume: str | None = option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least(
-            self, 1, "steps", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_new_tokens", "eval_size"
-        )
-        _at_least(self, 0, "warmup_steps", "eval_every", "save_every", "seed", "weight_decay")
-        _above_zero(self, "learning_rate", "clip_norm")
+        at_least(self, 1, "steps", "batch_size", "micro_batch_size", "max_prompt_tokens", "max_new_tokens", "eval_size")
+        at_least(self, 0, "warmup_steps", "eval_every", "save_every", "seed", "weight_decay")
+        above_zero(self, "learning_rate", "clip_norm")
         if self.batch_size and self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"sft: micro_batch_size is {self.micro_batch_size}, "
@@ -220,23 +219,23 @@ class GenerateConfig:
 
     prompt: str = dataclasses.field(metadata={"group": "prompt", "help": "The text to answer.", "metavar": "PROMPT"})
 
-    model: str = _option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
-    dtype: Literal["float32", "bfloat16"] = _option(
+    model: str = option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
 
-    max_new_tokens: int = _option(256, "sampling", "Longest completion, tokens.")
-    temperature: float = _option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
-    top_k: int = _option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = _option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
-    samples: int = _option(1, "sampling", "Number of answers; several need a temperature above 0.")
-    seed: int = _option(0, "sampling", "Everything random follows from it.")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
+    max_new_tokens: int = option(256, "sampling", "Longest completion, tokens.")
+    temperature: float = option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
+    top_k: int = option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
+    top_p: float = option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
+    samples: int = option(1, "sampling", "Number of answers; several need a temperature above 0.")
+    seed: int = option(0, "sampling", "Everything random follows from it.")
+    config: str | None = option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least(self, 1, "max_new_tokens", "samples")
-        _at_least(self, 0, "temperature", "top_k", "seed")
+        at_least(self, 1, "max_new_tokens", "samples")
+        at_least(self, 0, "temperature", "top_k", "seed")
         _check_top_p(self)
         _check_samples(self)
 
@@ -251,31 +250,31 @@ class EvalConfig:
 
     command: ClassVar[str] = "eval"
 
-    model: str = _option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
-    dtype: Literal["float32", "bfloat16"] = _option(
+    model: str = option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "model", "Number format of the parameters and of the computation."
     )
 
-    task: str = _option("arithmetic-words", "task", _TASK_HELP, metavar="TASK")
-    data: str | None = _option(None, "task", _DATA_HELP, "the task", "FILE.jsonl")
-    reward: str | None = _option(None, "task", _REWARD_HELP, "the task's own", "MODULE:FUNCTION")
-    size: int = _option(256, "task", "Held-out prompts.")
+    task: str = option("arithmetic-words", "task", _TASK_HELP, metavar="TASK")
+    data: str | None = option(None, "task", _DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = option(None, "task", _REWARD_HELP, "the task's own", "MODULE:FUNCTION")
+    size: int = option(256, "task", "Held-out prompts.")
 
-    max_prompt_tokens: int | None = _option(None, "sampling", "Longest prompt, tokens.", _CHOSEN)
-    max_new_tokens: int | None = _option(None, "sampling", "Longest completion, tokens.", _CHOSEN)
-    temperature: float = _option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
-    top_k: int = _option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = _option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
-    samples: int = _option(1, "sampling", "Completions per prompt; several need a temperature above 0.")
-    seed: int = _option(0, "sampling", "Everything random follows from it.")
+    max_prompt_tokens: int | None = option(None, "sampling", "Longest prompt, tokens.", _CHOSEN)
+    max_new_tokens: int | None = option(None, "sampling", "Longest completion, tokens.", _CHOSEN)
+    temperature: float = option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
+    top_k: int = option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
+    top_p: float = option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
+    samples: int = option(1, "sampling", "Completions per prompt; several need a temperature above 0.")
+    seed: int = option(0, "sampling", "Everything random follows from it.")
 
-    out: str | None = _option(None, "run", "Directory for summary.json and completions.jsonl.", "print only", "DIR")
-    config: str | None = _option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
+    out: str | None = option(None, "run", "Directory for summary.json and completions.jsonl.", "print only", "DIR")
+    config: str | None = option(None, "run", _CONFIG_HELP, "no file", "FILE.yaml")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least(self, 1, "size", "samples", "max_prompt_tokens", "max_new_tokens")
-        _at_least(self, 0, "temperature", "top_k", "seed")
+        at_least(self, 1, "size", "samples", "max_prompt_tokens", "max_new_tokens")
+        at_least(self, 0, "temperature", "top_k", "seed")
         _check_top_p(self)
         _check_samples(self)
         _check_task(self)
@@ -284,7 +283,7 @@ class EvalConfig:
 Config = GrpoConfig | SftConfig | GenerateConfig | EvalConfig
 
 
-def as_dict(config: Config) -> dict[str, Any]:
+def as_dict(config: Any) -> dict[str, Any]:
     """What a run's ``config.yaml`` holds: its command and every setting but where it is kept.
 
     >>> saved = as_dict(SftConfig(seed=3, out="runs/a"))
@@ -305,17 +304,19 @@ def filled_in(config: Config, chosen: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **missing)
 
 
-def _at_least(config: Any, bound: int, *names: str) -> None:
+def at_least(config: Any, bound: int, *names: str) -> None:
+    """Raise for a number below the bound or infinite; ``None`` and traced values are passed over."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (value >= bound and math.isfinite(value)):
+        if isinstance(value, (int, float)) and not (value >= bound and math.isfinite(value)):
             raise ValueError(f"{config.command}: {name} is {value}, wanted at least {bound}.")
 
 
-def _above_zero(config: Any, *names: str) -> None:
+def above_zero(config: Any, *names: str) -> None:
+    """Raise for a number that is not positive; ``None`` and traced values are passed over."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value > 0:
+        if isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"{config.command}: {name} is {value}, wanted a number greater than 0.")
 
 

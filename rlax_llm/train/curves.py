@@ -11,9 +11,10 @@ from rlax_llm.train.run_directory import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_INK, _FAINT, _GRID = "#1f4e79", "#9dbbd8", "#e4e7eb"
-_TEXT = "#30363d"
+INK, FAINT = "#1f4e79", "#9dbbd8"
+_GRID, _TEXT = "#e4e7eb", "#30363d"
 _MANY_POINTS = 12
 
 
@@ -53,22 +54,42 @@ def draw_curves(
     Raises:
         OSError: the disk is full.
     """
+    drawn = [(panel, points) for panel in panels if (points := _points(metrics, panel.key))]
+    figure, axes = panels_figure(title, len(drawn))
+    for place, (panel, points) in zip(axes, drawn, strict=True):
+        _draw_panel(place, panel, points)
+    save_figure(figure, path)
+
+
+def panels_figure(title: str, count: int) -> tuple[Figure, list[Axes]]:
+    """An empty figure of ``count`` panels, at most three in a row.
+
+    Args:
+        title: above the panels.
+        count: of none, the figure says so.
+    """
     # No pyplot: it keeps figures and a backend in global state, which a library has no business to touch.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    drawn = [(panel, points) for panel in panels if (points := _points(metrics, panel.key))]
-    columns = min(3, max(1, len(drawn)))
-    rows = max(1, math.ceil(len(drawn) / columns))
+    columns = min(3, max(1, count))
+    rows = max(1, math.ceil(count / columns))
     size = (max(4.0 * columns, 5.0), 2.9 * rows + 0.5)
     figure = Figure(size, dpi=130, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, color=_TEXT, fontweight="bold", x=0.012, ha="left")
-    for index, (panel, points) in enumerate(drawn):
-        _draw_panel(figure.add_subplot(rows, columns, index + 1), panel, points)
-    if not drawn:
+    if not count:
         figure.text(0.5, 0.45, "no steps yet", ha="center", va="center", color=_TEXT)
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as a PNG.
+
+    Raises:
+        OSError: the disk is full.
+    """
     with writing(path):
         figure.savefig(path, format="png")
 
@@ -90,16 +111,27 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _draw_panel(axes: Axes, panel: Panel, points: Sequence[tuple[float, float]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     steps, values = zip(*points, strict=True)
     if len(points) >= _MANY_POINTS:
-        axes.plot(steps, values, color=_FAINT, linewidth=0.9)
-        axes.plot(steps, _smoothed(values), color=_INK, linewidth=1.9)
+        axes.plot(steps, values, color=FAINT, linewidth=0.9)
+        axes.plot(steps, _smoothed(values), color=INK, linewidth=1.9)
     else:
-        axes.plot(steps, values, color=_INK, linewidth=1.6, marker="o", markersize=4)
+        axes.plot(steps, values, color=INK, linewidth=1.6, marker="o", markersize=4)
+    dress(axes, panel, "step")
+
+
+def dress(axes: Axes, panel: Panel, horizontal: str) -> None:
+    """Title, labels, bounds and grid of a panel that has been drawn.
+
+    Args:
+        axes: the panel's.
+        panel: what it shows.
+        horizontal: label of the horizontal axis.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(panel.title, fontsize=10.5, color=_TEXT, loc="left")
-    axes.set_xlabel("step", fontsize=9, color=_TEXT)
+    axes.set_xlabel(horizontal, fontsize=9, color=_TEXT)
     axes.set_ylabel(panel.unit, fontsize=9, color=_TEXT)
     if panel.bounds is not None:
         low, high = panel.bounds

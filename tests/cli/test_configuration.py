@@ -12,6 +12,7 @@ from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.control_settings import ControlConfig
 from rlax_llm.train.run_directory import RunDirectory
 
 
@@ -132,7 +133,7 @@ def test_a_mistyped_command_gets_a_hint(capsys):
     assert main(["gpro"]) == 2
     assert capsys.readouterr().err == "error: there is no command 'gpro'; did you mean 'grpo'?\n"
     assert main(["zzz"]) == 2
-    assert "there are grpo, sft, eval, generate." in capsys.readouterr().err
+    assert "there are grpo, sft, eval, generate, control." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -151,10 +152,10 @@ def test_help_has_every_setting_with_words_of_its_own(name, capsys):
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """In place of ``rlax_llm.train.runs``: it does what the test gives it."""
+    """In place of the modules that hold the commands: it does what the test gives it."""
     fake = types.ModuleType("rlax_llm.train.runs")
-    monkeypatch.setitem(sys.modules, "rlax_llm.train.runs", fake)
-    monkeypatch.setattr("rlax_llm.train.runs", fake, raising=False)
+    for name in ("runs", "control_run"):
+        monkeypatch.setitem(sys.modules, f"rlax_llm.train.{name}", fake)
     monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
     monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
     return fake
@@ -163,9 +164,15 @@ def runs(monkeypatch, tmp_path):
 def test_a_command_runs_with_its_settings(runs):
     seen = []
     for name, command in COMMANDS.items():
-        setattr(runs, command.run, seen.append)
+        setattr(runs, command.run.partition(":")[2], seen.append)
         assert main([name, "--seed", "5", *(["hi"] if name == "generate" else [])]) == 0
-    assert seen == [GrpoConfig(seed=5), SftConfig(seed=5), EvalConfig(seed=5), GenerateConfig("hi", seed=5)]
+    assert seen == [
+        GrpoConfig(seed=5),
+        SftConfig(seed=5),
+        EvalConfig(seed=5),
+        GenerateConfig("hi", seed=5),
+        ControlConfig(seed=5),
+    ]
 
 
 @pytest.mark.parametrize(

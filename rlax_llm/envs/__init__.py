@@ -1,0 +1,1 @@
+"""Environments: one at a time, pure, never resetting themselves."""

@@ -1,0 +1,188 @@
+"""From settings to a program: recipes by name, and ``build``.
+
+config = ControlConfig(env="Pendulum-v1", recipe="trpo")
+program = build(config)
+state, metrics = jax.lax.scan(program.step, program.init(key), jax.random.split(other_key, program.iterations))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_llm import control_recipes, credits, trust_regions
+from rlax_llm.envs.environment import Environment
+from rlax_llm.envs.registry import make
+from rlax_llm.fisher import natural_direction
+from rlax_llm.kl import doubling_coef
+from rlax_llm.masked import whiten
+from rlax_llm.models.actor_critic import ActorCritic, perceptron, recurrent
+from rlax_llm.objectives import Objective
+from rlax_llm.train.control import Collecting, ControlState, control_loop
+from rlax_llm.train.control_settings import ControlConfig, resolve
+from rlax_llm.train.scaling import standardised, unit_return, unscaled
+from rlax_llm.train.updates import (
+    Learning,
+    Metrics,
+    Penalty,
+    Update,
+    gradient_update,
+    natural_update,
+    plain_value_loss,
+    unnormalised,
+)
+from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.values import clipped_value_loss
+
+__all__ = ["RECIPES", "ControlConfig", "ControlProgram", "Recipe", "build", "resolve"]
+
+Recipe = Callable[[Any, ActorCritic, optax.GradientTransformation], Update]
+
+_SHRINK = 0.8
+_ADAM_EPS = 1e-5
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+class ControlProgram(NamedTuple):
+    """A training run as pure functions.
+
+    Attributes:
+        environment: one.
+        policy: acts and evaluates.
+        collecting: environments, horizon, discount, scalings.
+        init: ``key → state``.
+        step: ``(state, key) → (state, metrics)``, one rollout and one update.
+        iterations: how many steps the run takes.
+    """
+
+    environment: Environment
+    policy: ActorCritic
+    collecting: Collecting
+    init: Callable[[jax.Array], ControlState]
+    step: Callable[[ControlState, jax.Array], tuple[ControlState, Metrics]]
+    iterations: int
+
+
+def _weights(config: Any) -> dict[str, credits.Credit]:
+    return {
+        "total_return": credits.total_return,
+        "return_to_go": credits.return_to_go,
+        "return_minus_baseline": credits.return_minus_baseline,
+        "q_value": credits.q_value,
+        "gae": credits.gae(config.gae_lambda),
+        "td_residual": credits.td_residual,
+    }
+
+
+def _learning(config: Any) -> Learning:
+    plain = _is_off(config.value_clip_eps)
+    return Learning(
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        target=credits.lambda_return(config.gae_lambda),
+        value_loss=plain_value_loss if plain else clipped_value_loss(config.value_clip_eps),
+        value_coef=0.0 if config.value_coef is None else config.value_coef,
+        entropy_coef=0.0 if config.entropy_coef is None else config.entropy_coef,
+        normalise=whiten if config.normalise_advantages else unnormalised,
+        kl_limit=None if config.kl_limit is None or _is_off(config.kl_limit) else config.kl_limit,
+    )
+
+
+def _by_gradient(objective: Callable[[Any], Objective], penalty: Callable[[Any], Penalty | None]) -> Recipe:
+    def recipe(config: Any, policy: ActorCritic, optimizer: optax.GradientTransformation) -> Update:
+        return gradient_update(policy, objective(config), optimizer, _learning(config), penalty(config))
+
+    return recipe
+
+
+def _without_penalty(objective: Callable[[Any], Objective]) -> Recipe:
+    return _by_gradient(objective, lambda config: None)
+
+
+def _with_trust_region(trust_region: Callable[[Any], trust_regions.TrustRegion]) -> Recipe:
+    """PPO with another trust region."""
+    return _without_penalty(
+        lambda config: control_recipes.ppo(config.gae_lambda)._replace(trust_region=trust_region(config))
+    )
+
+
+def _trpo(config: Any, policy: ActorCritic, optimizer: optax.GradientTransformation) -> Update:
+    direction = natural_direction(config.kl_radius, config.damping, config.cg_iterations)
+    search = backtracking_search(improves_within(config.kl_radius), _SHRINK)
+    return natural_update(policy, credits.gae(config.gae_lambda), direction, search, optimizer, _learning(config))
+
+
+RECIPES: dict[str, Recipe] = {
+    "reinforce": _without_penalty(lambda config: control_recipes.reinforce(_weights(config)[config.weight])),
+    "q-actor-critic": _without_penalty(lambda config: control_recipes.q_actor_critic()),
+    "a2c": _without_penalty(lambda config: control_recipes.a2c(config.gae_lambda)),
+    "ppo": _without_penalty(lambda config: control_recipes.ppo(config.gae_lambda, config.clip_eps)),
+    "ppo-penalty": _by_gradient(
+        lambda config: control_recipes.ppo_penalty(config.gae_lambda),
+        lambda config: Penalty(doubling_coef(config.kl_target)),
+    ),
+    "dual-clip": _with_trust_region(lambda config: trust_regions.dual_clip(config.clip_eps)),
+    "cispo": _with_trust_region(
+        lambda config: trust_regions.cispo(ceiling=1 + config.clip_eps, floor=1 - config.clip_eps)
+    ),
+    "sapo": _with_trust_region(lambda config: trust_regions.sapo()),
+    "discovered-policy-optimisation": _with_trust_region(lambda config: trust_regions.discovered_policy_optimisation()),
+    "unclipped": _with_trust_region(lambda config: trust_regions.unclipped),
+    "trpo": _trpo,
+}
+"""Algorithms by name: ``(settings in full, policy, optimizer) → update``. ``vespo`` is not among the trust regions: its
+weights are of whole completions."""
+
+
+def _is_off(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _policy(config: Any, environment: Environment) -> ActorCritic:
+    if config.memory:
+        return recurrent(environment, config.hidden[0], config.memory)
+    return perceptron(environment, config.hidden, _ACTIVATIONS[config.activation], config.shared)
+
+
+def _optimizer(config: Any, iterations: int) -> optax.GradientTransformation:
+    rate, steps = config.learning_rate, iterations * config.epochs * config.minibatches
+    schedule = optax.linear_schedule(rate, 0.0, steps) if config.anneal_learning_rate else rate
+    adam = optax.adam(schedule, eps=_ADAM_EPS)
+    return adam if _is_off(config.max_grad_norm) else optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+
+
+def build(config: ControlConfig) -> ControlProgram:
+    """The program of one seed that settings describe; ``vmap`` its functions over keys for several.
+
+    Args:
+        config: the settings, ``resolve``d or not; floats may be traced.
+
+    Returns:
+        The program: ``jax.lax.scan(step, init(key), jax.random.split(other_key, iterations))`` is the run.
+
+    Raises:
+        ImportError: where the environment's package is missing.
+        ValueError: for an unknown environment, and for settings that contradict each other.
+
+    >>> program = build(ControlConfig(env="probe:constant_reward", total_steps=2048))
+    >>> program.environment.actions, program.iterations
+    (Discrete(n=2), 4)
+    """
+    full: Any = resolve(config)
+    environment = make(full.env)
+    policy = _policy(full, environment)
+    iterations = full.total_steps // (full.environments * full.horizon_steps)
+    collecting = Collecting(
+        full.environments,
+        full.horizon_steps,
+        full.discount,
+        standardised() if full.normalise_observations else unscaled,
+        unit_return() if full.normalise_rewards else unscaled,
+    )
+    update = RECIPES[full.recipe](full, policy, _optimizer(full, iterations))
+    init, step = control_loop(environment, policy, update, collecting)
+    return ControlProgram(environment, policy, collecting, init, step, iterations)

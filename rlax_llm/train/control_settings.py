@@ -1,0 +1,299 @@
+"""The settings of ``rlax-llm control``, and what stands for those that are left open: one table, recipe × environment.
+
+Plain values and no imports beyond the standard library, like ``configs``; ``control_config`` makes a program of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, ClassVar, Literal
+
+from rlax_llm.envs.names import nearest
+from rlax_llm.train.configs import above_zero, at_least, option
+
+_POLICY_GRADIENT: dict[str, Any] = {
+    "environments": 8,
+    "horizon_steps": 64,
+    "learning_rate": 3e-3,
+    "anneal_learning_rate": True,
+    "epochs": 1,
+    "minibatches": 1,
+    "entropy_coef": 0.01,
+}
+_PPO: dict[str, Any] = {
+    "environments": 4,
+    "horizon_steps": 128,
+    "learning_rate": 2.5e-4,
+    "anneal_learning_rate": True,
+    "epochs": 4,
+    "minibatches": 4,
+    "clip_eps": 0.2,
+    "value_clip_eps": 0.2,
+    "entropy_coef": 0.01,
+}
+_TRPO: dict[str, Any] = {
+    "environments": 2,
+    "horizon_steps": 512,
+    "gae_lambda": 0.98,
+    "learning_rate": 1e-3,
+    "anneal_learning_rate": False,
+    "epochs": 20,
+    "minibatches": 2,
+    "kl_radius": 0.01,
+    "damping": 1e-3,
+    "cg_iterations": 15,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "reinforce": _POLICY_GRADIENT | {"weight": "return_to_go"},
+    "q-actor-critic": _POLICY_GRADIENT | {"gae_lambda": 0.0},
+    "a2c": _POLICY_GRADIENT,
+    "ppo": _PPO,
+    "ppo-penalty": _PPO | {"kl_target": 0.01},
+    "dual-clip": _PPO,
+    "cispo": _PPO,
+    "sapo": _PPO,
+    "discovered-policy-optimisation": _PPO,
+    "unclipped": _PPO,
+    "trpo": _TRPO,
+}
+"""The recipes, and the settings that differ between them; these are right for CartPole."""
+
+_EVERYWHERE: dict[str, Any] = {
+    "total_steps": 500_000,
+    "discount": 0.99,
+    "gae_lambda": 0.95,
+    "max_grad_norm": 0.5,
+    "value_clip_eps": 0.0,
+    "value_coef": 0.5,
+    "entropy_coef": 0.0,
+    "kl_limit": 0.0,
+    "normalise_observations": False,
+    "normalise_rewards": False,
+    "normalise_advantages": True,
+    "hidden": (64, 64),
+    "shared": (),
+    "memory": 0,
+    "activation": "tanh",
+}
+
+_READ_BY = {
+    "weight": ("reinforce",),
+    "clip_eps": ("ppo", "dual-clip", "cispo"),
+    "kl_target": ("ppo-penalty",),
+    "kl_radius": ("trpo",),
+    "damping": ("trpo",),
+    "cg_iterations": ("trpo",),
+    "entropy_coef": tuple(name for name in FAMILIES if name != "trpo"),
+    "value_coef": tuple(name for name in FAMILIES if name != "trpo"),
+    "kl_limit": tuple(name for name in FAMILIES if name != "trpo"),
+}
+"""Settings that not every recipe reads."""
+
+_SWING = {"discount": 0.9, "learning_rate": 1e-3, "horizon_steps": 1024, "value_clip_eps": 0.0, "entropy_coef": 0.0}
+_GRIDS = {"environments": 64, "total_steps": 10_000_000, "activation": "relu"}
+
+_TUNED: list[tuple[str, str, dict[str, Any]]] = [
+    ("Pendulum-v1", "*", _SWING | {"total_steps": 200_000, "normalise_observations": True, "normalise_rewards": True}),
+    ("Pendulum-v1", "ppo", {"discount": 0.95, "anneal_learning_rate": False, "epochs": 10, "minibatches": 32}),
+    ("Pendulum-v1", "trpo", {"discount": 0.95, "gae_lambda": 0.95, "kl_radius": 0.02}),
+    ("Acrobot-v1", "*", {"environments": 16, "normalise_observations": True, "normalise_rewards": True}),
+    ("Acrobot-v1", "trpo", {"environments": 4}),
+    ("MountainCar-v0", "*", {"environments": 16, "normalise_observations": True, "normalise_rewards": True}),
+    ("MountainCarContinuous-v0", "*", {"normalise_observations": True, "normalise_rewards": True}),
+    ("*-MinAtar", "*", _GRIDS),
+    ("*-MinAtar", "ppo", {"learning_rate": 5e-3, "minibatches": 8}),
+    ("brax:*", "*", {"environments": 64, "normalise_observations": True, "normalise_rewards": True}),
+]
+"""(environment, recipe, what they want), as patterns; a later row wins over an earlier one, all over the recipe's."""
+
+_OUT_HELP = "Directory of the run: config.yaml, config.json, metrics.jsonl, curves.png, summary.json, checkpoints/."
+_RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --total-steps may change."
+_CONFIG_HELP = "YAML or JSON file of settings, keys as the flags with underscores; flags given beside it win over it."
+_THEN = "tuned for recipe and environment"
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Settings of ``rlax-llm control``: training in an environment, over several seeds at once.
+
+    A setting that is None is the recipe's and environment's own (``resolve``). Floats may be traced, so ``vmap`` runs
+    over them: ``jax.vmap(lambda lr: run(dataclasses.replace(config, learning_rate=lr)))``.
+
+    Raises:
+        ValueError: a value is out of its range, or there is no such recipe.
+
+    >>> ControlConfig(recipe="pppo")
+    Traceback (most recent call last):
+    ValueError: control: there is no recipe 'pppo', the nearest is 'ppo'; give one of reinforce, q-actor-critic, ...
+    """
+
+    command: ClassVar[str] = "control"
+
+    env: str = option(
+        "CartPole-v1",
+        "run",
+        "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors or "
+        "probe:NAME.",
+        metavar="NAME",
+    )
+    recipe: str = option("ppo", "run", f"Algorithm: {', '.join(FAMILIES)}.", metavar="NAME")
+    seeds: int = option(8, "run", "Independent runs, side by side in one program.")
+    total_steps: int | None = option(None, "run", "Environment steps of each seed.", _THEN)
+    seed: int = option(0, "run", "Everything random follows from it.")
+
+    environments: int | None = option(None, "rollout", "Environments of each seed, side by side.", _THEN)
+    horizon_steps: int | None = option(None, "rollout", "Steps of each environment between two updates.", _THEN)
+    discount: float | None = option(None, "rollout", "Discount of a step, from 0 to 1.", _THEN)
+    normalise_observations: bool | None = option(
+        None, "rollout", "Bring observations to mean 0 and variance 1, as seen so far.", _THEN
+    )
+    normalise_rewards: bool | None = option(
+        None, "rollout", "Divide rewards by the standard deviation of the discounted returns.", _THEN
+    )
+
+    weight: Literal["total_return", "return_to_go", "return_minus_baseline", "q_value", "gae", "td_residual"] | None = (
+        option(None, "objective", "Weight of the policy gradient in reinforce.", "return_to_go", "NAME")
+    )
+    gae_lambda: float | None = option(
+        None, "objective", "λ of the advantage estimate and of the critic's target, from 0 to 1.", _THEN
+    )
+    normalise_advantages: bool | None = option(
+        None, "objective", "Bring the advantages of a minibatch to mean 0 and variance 1.", "on"
+    )
+    entropy_coef: float | None = option(None, "objective", "Weight of the entropy, per nat.", _THEN)
+    value_coef: float | None = option(None, "objective", "Weight of the critic's loss.", _THEN)
+    value_clip_eps: float | None = option(
+        None, "objective", "Half-width of the critic's clip, in (scaled) rewards; 0 is off.", _THEN
+    )
+    clip_eps: float | None = option(None, "objective", "Half-width of the ratio clip: ppo, dual-clip, cispo.", _THEN)
+    kl_target: float | None = option(None, "objective", "KL that ppo-penalty steers to, nats.", _THEN)
+    kl_limit: float | None = option(
+        None, "objective", "KL to the old policy, nats, that ends an update early; 0 is off.", "off"
+    )
+    kl_radius: float | None = option(None, "objective", "Radius of the trust region of trpo, nats.", _THEN)
+    damping: float | None = option(None, "objective", "Added to the Fisher matrix's diagonal by trpo.", _THEN)
+    cg_iterations: int | None = option(None, "objective", "Conjugate-gradient iterations of trpo.", _THEN)
+
+    learning_rate: float | None = option(None, "training", "Adam's; of the critic alone in trpo.", _THEN)
+    anneal_learning_rate: bool | None = option(None, "training", "Bring the learning rate linearly to 0.", _THEN)
+    max_grad_norm: float | None = option(None, "training", "Largest global gradient norm; 0 is off.", _THEN)
+    epochs: int | None = option(
+        None, "training", "Times that each step is learnt from; by the critic alone in trpo.", _THEN
+    )
+    minibatches: int | None = option(None, "training", "Optimizer steps in an epoch.", _THEN)
+
+    hidden: tuple[int, ...] | None = option(
+        None,
+        "network",
+        "Widths of the hidden layers of actor and critic, or of the one before the memory.",
+        _THEN,
+        "INT",
+    )
+    shared: tuple[int, ...] | None = option(
+        None, "network", "Widths of layers that actor and critic share, in front of the others.", "none", "INT"
+    )
+    memory: int | None = option(None, "network", "Width of a gated recurrent unit; 0 is no memory.", "0")
+    activation: Literal["tanh", "relu"] | None = option(None, "network", "Of the hidden layers.", _THEN, "tanh|relu")
+
+    eval_steps: int = option(1000, "run", "Longest episode of the greedy evaluation at the end, steps; 0 is none.")
+    log_every: int | None = option(
+        None, "run", "Iterations (rollout and update) between two looks at the run.", "about 50 looks"
+    )
+    eval_episodes: int = option(16, "run", "Episodes of each seed in the greedy evaluation.")
+    render: bool = option(False, "run", "Write a greedy episode of the best seed to episode.gif.")
+    out: str | None = option(None, "run", _OUT_HELP, "runs/control-DATE-TIME", "DIR")
+    resume: str | None = option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = option(None, "run", _CONFIG_HELP, "no file", "FILE")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.recipe not in FAMILIES:
+            raise ValueError(
+                f"control: there is no recipe {self.recipe!r}{nearest(self.recipe, FAMILIES)}; "
+                f"give one of {', '.join(FAMILIES)}."
+            )
+        at_least(self, 1, "seeds", "total_steps", "environments", "horizon_steps", "epochs", "minibatches")
+        at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")
+        at_least(self, 0, "seed", "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
+        at_least(self, 0, "value_coef")
+        above_zero(self, "learning_rate", "clip_eps", "kl_target", "kl_radius")
+        for name in ("value_clip_eps", "kl_limit", "max_grad_norm"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not value >= 0:
+                raise ValueError(f"control: {name} is {value}, wanted at least 0, which is off.")
+        for name in ("discount", "gae_lambda"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not value <= 1:
+                raise ValueError(f"control: {name} is {value}, wanted a number from 0 to 1.")
+        for name in ("hidden", "shared"):
+            if any(width < 1 for width in getattr(self, name) or ()):
+                raise ValueError(f"control: {name} is {getattr(self, name)}, wanted widths of at least 1.")
+
+
+def resolve(config: ControlConfig) -> ControlConfig:
+    """The same settings with nothing left open: what is None becomes the recipe's and the environment's own.
+
+    A setting that the recipe does not read stays None. Resolving twice is resolving once.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The settings in full.
+
+    Raises:
+        ValueError: for a setting that the recipe does not read, and for settings that contradict each other.
+
+    >>> resolved = resolve(ControlConfig(learning_rate=0.5))
+    >>> resolved.learning_rate, resolved.clip_eps, resolved.kl_radius
+    (0.5, 0.2, None)
+    """
+    unread = [name for name, recipes in _READ_BY.items() if config.recipe not in recipes]
+    for name in unread:
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"control: {name} is given, and recipe {config.recipe} does not read it; leave it out, or take one of "
+                f"{', '.join(_READ_BY[name])}."
+            )
+    chosen = _EVERYWHERE | FAMILIES[config.recipe]
+    for environment, recipe, settings in _TUNED:
+        if fnmatch(config.env, environment) and fnmatch(_parent(config.recipe), recipe):
+            chosen |= settings
+    if config.memory:
+        chosen["hidden"] = (64,)
+        chosen["minibatches"] = min(chosen["minibatches"], config.environments or chosen["environments"])
+    missing = {name: value for name, value in chosen.items() if getattr(config, name) is None and name not in unread}
+    resolved = dataclasses.replace(config, **missing)
+    _check_together(resolved)
+    return resolved
+
+
+def _parent(recipe: str) -> str:
+    """The recipe whose tuned settings another shares: PPO's, where only the trust region differs."""
+    return "ppo" if FAMILIES[recipe].get("clip_eps") else recipe
+
+
+def _check_together(config: ControlConfig) -> None:
+    environments, horizon = config.environments or 1, config.horizon_steps or 1
+    if config.recipe == "trpo" and (config.memory or config.shared):
+        named = "memory" if config.memory else "shared"
+        raise ValueError(
+            f"control: {named} is {getattr(config, named)} with recipe trpo, whose actor and critic share nothing; "
+            f"leave {named} out, or take another recipe."
+        )
+    if config.memory and (config.shared or len(config.hidden or ()) != 1):
+        raise ValueError(
+            f"control: with memory {config.memory} hidden is {config.hidden} and shared is {config.shared}, "
+            "wanted one width in hidden and none in shared."
+        )
+    rows, named = (environments, "environments") if config.memory else (environments * horizon, "steps of a rollout")
+    if config.minibatches and rows % config.minibatches:
+        raise ValueError(f"control: minibatches is {config.minibatches}, wanted a divisor of the {rows} {named}.")
+    if config.total_steps is not None and config.total_steps < environments * horizon:
+        raise ValueError(
+            f"control: total_steps is {config.total_steps}, wanted at least one rollout: {environments} environments × "
+            f"{horizon} steps = {environments * horizon}."
+        )

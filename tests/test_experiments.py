@@ -1,0 +1,97 @@
+"""Each experiment runs in its quick form, and what is committed of its full one belongs together."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from experiments.common import interval, percent, reflowed, said
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+NAMES = (
+    "actor_critic",
+    "gae_lambda",
+    "policy_gradient_weights",
+    "ppo_against_trpo",
+    "rock_paper_scissors",
+    "trpo_line_search",
+)
+"""The first six claims about the subject; what else lies there is not of this form."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation() -> Iterator[None]:
+    """Programs that run once and small need no optimisation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def experiment(name: str) -> Any:
+    return importlib.import_module(f"experiments.{name}.__main__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_form_runs(name, tmp_path, capsys):
+    experiment(name).main(["--quick", "--out", str(tmp_path)])
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))["settings"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_text_says_what_the_committed_numbers_say(name):
+    numbers = json.loads((EXPERIMENTS / name / "numbers.json").read_text(encoding="utf-8"))
+    text = (EXPERIMENTS / name / "README.md").read_text(encoding="utf-8")
+    assert reflowed(experiment(name).report(numbers)) == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_numbers_come_from_the_settings_in_the_code(name):
+    numbers = json.loads((EXPERIMENTS / name / "numbers.json").read_text(encoding="utf-8"))
+    assert numbers["settings"] == json.loads(json.dumps(experiment(name).Settings()._asdict()))
+    assert numbers["settings"]["seeds"] >= 16
+    assert (EXPERIMENTS / name / "figure.png").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_numbers_are_finite(name):
+    def finite(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(finite(item) for item in value.values())
+        if isinstance(value, list):
+            return all(finite(item) for item in value)
+        return not isinstance(value, float) or math.isfinite(value)
+
+    assert finite(json.loads((EXPERIMENTS / name / "numbers.json").read_text(encoding="utf-8")))
+
+
+def test_interval_is_students():
+    # 2.131450 is the 97.5 % quantile at 15 degrees of freedom, that of sixteen seeds.
+    samples = list(range(16))
+    measured = interval([*samples, math.nan])
+    half = 2.131450 * statistics.stdev(samples) / 4
+    assert measured["samples"] == 16 and measured["mean"] == 7.5
+    assert measured["high"] == pytest.approx(7.5 + half, rel=1e-3)
+    assert measured["low"] == pytest.approx(7.5 - half, rel=1e-3)
+
+
+def test_interval_of_nothing():
+    assert interval([math.nan])["samples"] == 0
+    assert said(interval([math.nan])) == percent(interval([math.nan])) == "none"
+
+
+def test_words_for_an_interval():
+    measured = {"mean": -0.5, "low": -1.25, "high": 0.25}
+    assert said(measured) == "−0.50 (−1.25 to 0.25)"
+    assert percent(measured, 0) == "−50 % (−125 to 25)"

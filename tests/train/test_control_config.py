@@ -1,0 +1,242 @@
+"""Settings of a control run: what stands for those left open, what is refused, and that floats may be traced."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_llm import credits
+from rlax_llm.train import control_config
+from rlax_llm.train.control_config import RECIPES, ControlConfig, build, resolve
+from rlax_llm.train.control_settings import FAMILIES
+from rlax_llm.types import Trajectory
+
+TINY = ControlConfig(
+    env="probe:time_limit",
+    seeds=2,
+    total_steps=32,
+    environments=2,
+    horizon_steps=8,
+    epochs=2,
+    minibatches=2,
+    hidden=(4,),
+    learning_rate=1e-2,
+)
+OPEN = {
+    "weight": "reinforce",
+    "clip_eps": "ppo",
+    "kl_target": "ppo-penalty",
+    "kl_radius": "trpo",
+    "damping": "trpo",
+    "cg_iterations": "trpo",
+}
+PLACES = {"out", "resume", "config", "log_every"}
+
+
+def run(config):
+    program = build(config)
+    start, training = jax.random.split(jax.random.key(0))
+    state, metrics = jax.lax.scan(program.step, program.init(start), jax.random.split(training, program.iterations))
+    return state.params, metrics
+
+
+def compiled(function, *arguments):
+    """Compiled without optimisation: the programs here are used once."""
+    return jax.jit(function).lower(*arguments).compile(compiler_options={"xla_backend_optimization_level": "0"})
+
+
+def ran(config):
+    return compiled(lambda: run(config))()
+
+
+def assert_close(got, wanted):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_every_recipe_has_settings_and_a_function():
+    assert set(RECIPES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "brax:ant", "probe:time_limit"])
+@pytest.mark.parametrize("recipe", FAMILIES)
+def test_nothing_that_is_read_stays_open(recipe, env):
+    resolved = resolve(ControlConfig(env=env, recipe=recipe))
+    unread = {name for name, reader in OPEN.items() if reader != recipe} | (
+        {"entropy_coef", "value_coef", "kl_limit"} if recipe == "trpo" else set()
+    )
+    if recipe in ("dual-clip", "cispo"):
+        unread.remove("clip_eps")
+    for field in dataclasses.fields(resolved):
+        is_open = getattr(resolved, field.name) is None
+        assert is_open == (field.name in unread | PLACES), field.name
+    assert resolve(resolved) == resolved
+
+
+def test_what_is_given_wins_and_the_environment_wins_over_the_recipe():
+    assert resolve(ControlConfig(learning_rate=0.5, env="Pendulum-v1")).learning_rate == 0.5
+    cartpole, pendulum = (resolve(ControlConfig(env=env)) for env in ("CartPole-v1", "Pendulum-v1"))
+    assert (cartpole.discount, pendulum.discount) == (0.99, 0.95)
+    assert (cartpole.environments, cartpole.horizon_steps, cartpole.minibatches) == (4, 128, 4)
+    assert resolve(ControlConfig(env="Breakout-MinAtar", recipe="sapo")).learning_rate == 5e-3
+
+
+def test_what_other_peers_publish_for_cartpole():
+    resolved = resolve(ControlConfig())
+    assert (resolved.learning_rate, resolved.anneal_learning_rate, resolved.max_grad_norm) == (2.5e-4, True, 0.5)
+    assert (resolved.epochs, resolved.gae_lambda, resolved.clip_eps, resolved.value_clip_eps) == (4, 0.95, 0.2, 0.2)
+    assert (resolved.entropy_coef, resolved.value_coef, resolved.total_steps) == (0.01, 0.5, 500_000)
+
+
+def first(program):
+    """The first iteration: ``key → (state before, state after, metrics)``."""
+
+    def both(key):
+        start = program.init(key)
+        return start, *program.step(start, key)
+
+    return both
+
+
+@pytest.mark.parametrize("recipe", FAMILIES)
+def test_every_recipe_makes_a_program(recipe):
+    program = build(dataclasses.replace(TINY, recipe=recipe))
+    start, state, metrics = jax.eval_shape(first(program), jax.random.key(0))
+    assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, start)
+    assert program.iterations == 2
+    assert ("kl_coef" in metrics) == (recipe == "ppo-penalty")
+    assert ("cg_residual" in metrics) == (recipe == "trpo")
+
+
+@pytest.mark.parametrize("recipe", ["reinforce", "cispo", "ppo-penalty", "trpo"])
+def test_a_recipe_of_each_kind_learns_a_step(recipe):
+    key = jax.random.key(0)
+    start, state, _ = compiled(first(build(dataclasses.replace(TINY, recipe=recipe))), key)(key)
+    assert int(state.steps) == 16
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    pairs = zip(*map(jax.tree.leaves, (start.params, state.params)), strict=True)
+    assert any(not np.array_equal(before, after) for before, after in pairs)
+
+
+def test_the_weights_of_reinforce(monkeypatch):
+    found = []
+    monkeypatch.setattr(control_config, "gradient_update", lambda policy, objective, *_: found.append(objective))
+    monkeypatch.setattr(control_config, "control_loop", lambda *_: (None, None))
+    by_name = ("total_return", "return_to_go", "return_minus_baseline", "q_value", "td_residual")
+    for name in (*by_name, "gae"):
+        build(ControlConfig(recipe="reinforce", weight=name, gae_lambda=0.5))
+    assert [objective.advantage for objective in found[:5]] == [getattr(credits, name) for name in by_name]
+    row = jnp.arange(4.0)
+    trajectory = Trajectory(row, row / 4, row / 4, row**2, 1 + row)
+    assert_close(found[5].advantage(trajectory), credits.gae(0.5)(trajectory))
+
+
+BASE = {
+    "learning_rate": 1e-2,
+    "clip_eps": 0.01,
+    "gae_lambda": 0.9,
+    "entropy_coef": 0.01,
+    "discount": 0.99,
+    "value_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "kl_limit": 1.0,
+    "value_clip_eps": 0.1,
+}
+OTHER = {
+    "learning_rate": 3e-2,
+    "clip_eps": 0.3,
+    "gae_lambda": 0.0,
+    "entropy_coef": 0.5,
+    "discount": 0.5,
+    "value_coef": 5.0,
+    "max_grad_norm": 0.01,
+    "kl_limit": 1e-5,
+    "value_clip_eps": 0.001,
+}
+
+
+def assert_vmap_is_each_run_on_its_own(config, base, other):
+    """Row 0 is the base, row i changes one float: each row is the run on its own, and none is the base."""
+    rows = [base, *({**base, name: value} for name, value in other.items())]
+    stacked = {name: jnp.array([row[name] for row in rows]) for name in base}
+
+    def params_of(point):
+        return run(dataclasses.replace(config, **point))[0]
+
+    together = compiled(jax.vmap(params_of), stacked)(stacked)
+    single = compiled(params_of, jax.tree.map(lambda x: x[0], stacked))
+    for index, changed in enumerate(["nothing", *other]):
+        row = jax.tree.map(lambda x, i=index: x[i], together)
+        assert_close(row, single(jax.tree.map(lambda x, i=index: x[i], stacked)))
+        same = all(np.array_equal(leaf[index], leaf[0]) for leaf in jax.tree.leaves(together))
+        assert same == (changed == "nothing"), changed
+    assert_close(jax.tree.map(lambda x: x[0], together), ran(dataclasses.replace(config, **base))[0])
+
+
+def test_vmap_over_every_float():
+    assert_vmap_is_each_run_on_its_own(TINY, BASE, OTHER)
+
+
+def test_vmap_over_the_trust_region_of_trpo():
+    config = dataclasses.replace(TINY, recipe="trpo", total_steps=16)
+    other = {"kl_radius": 0.1, "damping": 1.0}
+    assert_vmap_is_each_run_on_its_own(config, {"kl_radius": 0.001, "damping": 0.1}, other)
+
+
+def test_memory_and_shared_layers_make_other_policies():
+    def shapes(**settings):
+        program = build(dataclasses.replace(TINY, **settings))
+        state = jax.eval_shape(program.init, jax.random.key(0))
+        return jax.eval_shape(program.step, state, jax.random.key(1))[0]
+
+    assert set(shapes().params) == {"actor", "critic"}
+    assert set(shapes(shared=(4,)).params) == {"actor", "critic", "torso"}
+    remembering = shapes(memory=3)
+    assert "cell" in remembering.params["torso"] and remembering.runner.carry.shape == (2, 3)
+    assert resolve(ControlConfig(memory=8)).hidden == (64,)
+    assert resolve(ControlConfig(memory=8, environments=2)).minibatches == 2
+
+
+def test_zero_is_off():
+    off = dataclasses.replace(TINY, max_grad_norm=0.0, kl_limit=0.0, value_clip_eps=0.0)
+    wide = dataclasses.replace(TINY, max_grad_norm=1e9, kl_limit=1e9, value_clip_eps=1e9)
+    (params, metrics), (wide_params, wide_metrics) = ran(off), ran(wide)
+    assert "stopped" in wide_metrics and "stopped" not in metrics
+    assert_close(params, wide_params)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "trop"}, "there is no recipe 'trop', the nearest is 'trpo'; give one of reinforce, "),
+        ({"seeds": 0}, "control: seeds is 0, wanted at least 1."),
+        ({"environments": 0}, "environments is 0"),
+        ({"eval_steps": -1}, "eval_steps is -1, wanted at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, wanted a number greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"discount": 1.5}, "discount is 1.5, wanted a number from 0 to 1."),
+        ({"gae_lambda": -0.5}, "gae_lambda is -0.5"),
+        ({"kl_limit": -1.0}, "kl_limit is -1.0, wanted at least 0, which is off."),
+        ({"hidden": (8, 0)}, r"hidden is \(8, 0\), wanted widths of at least 1"),
+        ({"minibatches": 3}, "minibatches is 3, wanted a divisor of the 512 steps of a rollout"),
+        ({"memory": 8, "minibatches": 3}, "minibatches is 3, wanted a divisor of the 4 environments"),
+        ({"total_steps": 511}, "total_steps is 511, wanted at least one rollout: 4 environments × 128 steps = 512"),
+        ({"memory": 8, "recipe": "trpo"}, "memory is 8 with recipe trpo, whose actor and critic share nothing"),
+        ({"shared": (8,), "recipe": "trpo"}, r"shared is \(8,\) with recipe trpo"),
+        ({"memory": 8, "hidden": (8, 8)}, r"with memory 8 hidden is \(8, 8\) and shared is \(\), wanted one width"),
+        ({"clip_eps": 0.1, "recipe": "trpo"}, "clip_eps is given, and recipe trpo does not read it; leave it out, or "),
+        ({"weight": "gae"}, "weight is given, and recipe ppo does not read it"),
+    ],
+)
+def test_mistakes_are_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message if "\\" in message else re.escape(message)) as raised:
+        resolve(ControlConfig(**settings))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_environment_names_the_nearest():
+    with pytest.raises(ValueError, match="no environment 'CartPol-v1', the nearest are 'CartPole-v1'"):
+        build(ControlConfig(env="CartPol-v1"))
