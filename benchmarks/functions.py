@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -30,22 +28,13 @@ from rlax_llm.types import Scored
 
 SHAPES = [(128, 4096), (4096, 64)]
 GAMMA, LAMBDA, EPS, BETA = 0.99, 0.95, 0.2, 0.1
-ABSENT = "not installed (pip install --no-deps rlax)"
+ABSENT = "not installed"
 NONE_THERE = "has no such function"
 
 
 def rlax_module(name: str) -> Any:
-    """One of rlax's modules, or None: its ``__init__`` needs distrax, and that a nightly TensorFlow Probability."""
-    if "rlax" not in sys.modules:
-        found = importlib.util.find_spec("rlax")
-        if found is None or found.submodule_search_locations is None:
-            return None
-        package, stand_in = types.ModuleType("rlax"), types.ModuleType("distrax")
-        package.__path__ = list(found.submodule_search_locations)
-        stand_in.__getattr__ = lambda _: object  # type: ignore[method-assign]
-        sys.modules["rlax"] = package
-        sys.modules.setdefault("distrax", stand_in)  # the modules used here read it in annotations alone
-    return importlib.import_module(f"rlax._src.{name}")
+    """One of rlax's modules, or None where it is not installed."""
+    return importlib.import_module(f"rlax._src.{name}") if importlib.util.find_spec("rlax") else None
 
 
 def streams(key: jax.Array, shape: tuple[int, int], time_axis: int) -> list[jax.Array]:

@@ -1,31 +1,16 @@
-"""Against rlax: its own functions, run on the same streams, values and gradients.
-
-The package's ``__init__`` imports distrax, and that a nightly TensorFlow Probability. The modules compared here need
-neither, so they are imported without it.
-"""
+"""Against rlax: its own functions, run on the same streams, values and gradients."""
 
 from __future__ import annotations
-
-import importlib
-import importlib.util
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rlax._src import multistep
+from rlax._src import vtrace as peer_vtrace
 
 from rlax_llm.off_policy import retrace, vtrace
 from rlax_llm.returns import discounted_returns, gae, lambda_returns, n_step_returns
-
-found = importlib.util.find_spec("rlax")
-assert found is not None and found.submodule_search_locations is not None, "pip install --no-deps rlax"
-package = types.ModuleType("rlax")
-package.__path__ = list(found.submodule_search_locations)
-sys.modules.setdefault("rlax", package)
-multistep = importlib.import_module("rlax._src.multistep")
-peer_vtrace = importlib.import_module("rlax._src.vtrace")
 
 pytestmark = pytest.mark.usefixtures("float64")
 
