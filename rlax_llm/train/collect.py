@@ -94,6 +94,14 @@ def start_runner(environment: Environment, policy: ActorCritic, environments: in
     return Runner(states, observations, zeros == 0, carry, zeros, jnp.zeros(environments, jnp.int32))
 
 
+def _drawn(environment: Environment, policy: ActorCritic, parameters: Any, key: jax.Array, shape: tuple) -> tuple:
+    """Everything random of a rollout ``[T, B]``: fresh episodes, the actions' noise, the environments' keys."""
+    reset_key, noise_key, step_key = jax.random.split(key, 3)
+    fresh = jax.vmap(jax.vmap(environment.reset))(jax.random.split(reset_key, shape))
+    all_steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shape[0], *x.shape), x.dtype), parameters)
+    return fresh, policy.distribution.noise(noise_key, all_steps), jax.random.split(step_key, shape)
+
+
 def rollout(
     environment: Environment,
     policy: ActorCritic,
@@ -117,16 +125,11 @@ def rollout(
     Returns:
         The runner after the last step, and the steps ``[T, B, …]``.
     """
-    shape = (horizon_steps, runner.starts.shape[0])
-    reset_key, noise_key, step_key = jax.random.split(key, 3)
-    fresh = jax.vmap(jax.vmap(environment.reset))(jax.random.split(reset_key, shape))
-    parameters = jax.eval_shape(lambda: policy.act(params, runner.carry, see(runner.observations))[0])
-    all_steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((horizon_steps, *x.shape), x.dtype), parameters)
-    noise = policy.distribution.noise(noise_key, all_steps)
+    environments = runner.starts.shape[0]
 
     def one(runner: Runner, given: tuple) -> tuple[Runner, Steps]:
         (fresh_states, fresh_observations), noise, keys = given
-        start = jax.tree.map(lambda leaf: _tiled(leaf, shape[1]), policy.carry)
+        start = jax.tree.map(lambda leaf: _tiled(leaf, environments), policy.carry)
         carry = _choose(runner.starts, start, runner.carry)
         parameters, carry = policy.act(params, carry, see(runner.observations))
         actions = policy.distribution.transform(noise, parameters)
@@ -134,22 +137,13 @@ def rollout(
         truncated = step.truncated & ~step.terminated
         ended = step.terminated | truncated
         returns, lengths = runner.returns + step.reward, runner.lengths + 1
-        taken = Steps(
-            runner.observations,
-            runner.starts,
-            parameters,
-            actions,
-            step.reward,
-            step.terminated,
-            truncated,
-            step.observation,
-            carry,
-            returns,
-            lengths,
-        )
+        seen = runner.observations, runner.starts, parameters, actions
+        happened = step.reward, step.terminated, truncated, step.observation
+        taken = Steps(*seen, *happened, carry, returns, lengths)
         states = _choose(ended, fresh_states, step.state)
         observations = _choose(ended, fresh_observations, step.observation)
         kept = jnp.where(ended, 0, returns), jnp.where(ended, 0, lengths)
         return Runner(states, observations, ended, carry, *kept), taken
 
-    return jax.lax.scan(one, runner, (fresh, noise, jax.random.split(step_key, shape)))
+    parameters = jax.eval_shape(lambda: policy.act(params, runner.carry, see(runner.observations))[0])
+    return jax.lax.scan(one, runner, _drawn(environment, policy, parameters, key, (horizon_steps, environments)))

@@ -80,6 +80,13 @@ def _trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, 
     return Trajectory(steps.rewards, discounts, traces, values, following.reshape(values.shape))
 
 
+def _learnt(policy: ActorCritic, see: Callable, steps: Steps, trajectory: Trajectory, carry: Any) -> Rollout:
+    """What an update reads of the steps."""
+    log_probs = policy.distribution.log_prob(steps.parameters, steps.actions)
+    seen = see(steps.observations)
+    return Rollout(seen, steps.starts, steps.actions, steps.parameters, log_probs, trajectory, carry)
+
+
 def _episodes(steps: Steps) -> Metrics:
     """Statistics of the episodes that ended in a rollout; NaN where none did."""
     ended = steps.terminated | steps.truncated
@@ -144,39 +151,20 @@ def control_loop(
         def see(observations: jax.Array) -> jax.Array:
             return observing.apply(state.observation_scale, observations)
 
-        runner, steps = rollout(
-            environment, policy, see, state.params, state.runner, rollout_key, collecting.horizon_steps
-        )
+        horizon = collecting.horizon_steps
+        runner, steps = rollout(environment, policy, see, state.params, state.runner, rollout_key, horizon)
         returns = _running_returns(steps, collecting.discount, state.discounted)
         reward_scale = rewarding.update(state.reward_scale, returns.reshape(-1))
         trajectory = _trajectory(policy, see, state.params, state.runner.carry, steps)
-        trajectory = trajectory._replace(
-            rewards=rewarding.apply(reward_scale, steps.rewards),
-            discounts=collecting.discount * trajectory.discounts,
-        )
-        log_probs = policy.distribution.log_prob(steps.parameters, steps.actions)
-        learnt = Rollout(
-            see(steps.observations),
-            steps.starts,
-            steps.actions,
-            steps.parameters,
-            log_probs,
-            trajectory,
-            state.runner.carry,
-        )
+        scaled = rewarding.apply(reward_scale, steps.rewards)
+        trajectory = trajectory._replace(rewards=scaled, discounts=collecting.discount * trajectory.discounts)
+        learnt = _learnt(policy, see, steps, trajectory, state.runner.carry)
         params, update_state, metrics = update.step(state.params, state.update, learnt, update_key)
         samples = steps.observations.reshape(-1, *environment.observation.shape)
-        observation_scale = observing.update(state.observation_scale, samples)
-        done = ControlState(
-            params,
-            update_state,
-            runner,
-            observation_scale,
-            reward_scale,
-            returns[-1],
-            state.steps + steps.rewards.size,
-        )
-        return done, metrics | _episodes(steps) | {"explained_variance": _explained(trajectory)}
+        scales = observing.update(state.observation_scale, samples), reward_scale
+        taken = state.steps + steps.rewards.size
+        metrics |= _episodes(steps) | {"explained_variance": _explained(trajectory)}
+        return ControlState(params, update_state, runner, *scales, returns[-1], taken), metrics
 
     return init, step
 

@@ -272,6 +272,16 @@ def gradient_update(
     return Update(init, step)
 
 
+def _own_critic(params: Params) -> Params:
+    """The critic's parameters, which are no others'."""
+    if set(params) != {"actor", "critic"}:
+        raise ValueError(
+            f"natural_update: the policy's parameters have the entries {sorted(params)}, wanted actor and critic "
+            "alone; a critic that shares parameters would move the policy out of its trust region."
+        )
+    return params["critic"]
+
+
 def natural_update(
     policy: ActorCritic,
     advantage: Credit,
@@ -300,12 +310,7 @@ def natural_update(
     checks.at_least_one("natural_update", epochs=learning.epochs, minibatches=learning.minibatches)
 
     def init(params: Params) -> optax.OptState:
-        if set(params) != {"actor", "critic"}:
-            raise ValueError(
-                f"natural_update: the policy's parameters have the entries {sorted(params)}, wanted actor and critic "
-                "alone; a critic that shares parameters would move the policy out of its trust region."
-            )
-        return optimizer.init(params["critic"])
+        return optimizer.init(_own_critic(params))
 
     def actor_step(params: Params, rows: Rows, carry: Any) -> tuple[Params, Metrics]:
         def acting(actor: Params) -> Any:
