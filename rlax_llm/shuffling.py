@@ -14,7 +14,7 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     """A keyed bijection of ``0 … n − 1``, the swap-or-not shuffle (Hoang, Morris, Rogaway, 2012), 16 rounds.
 
     In a round with a random k, x and its partner ``k − x mod n`` change places or stay, as a hash of the pair says.
-    Arithmetic on whole arrays only, where ``jax.random.permutation`` sorts: 10 times faster on a CPU. It mixes
+    Arithmetic on whole arrays only, where ``jax.random.permutation`` sorts, which is slow on a CPU. It mixes
     minibatches; its permutations are not all equally likely, and it is no cipher.
 
     Args:

@@ -86,13 +86,13 @@ class _Actor(nnx.Module):
 
 
 class _Stack(nnx.Module):
-    """A torso, or none, and what follows it."""
+    """A torso and what follows it."""
 
-    def __init__(self, torso: nnx.Module | None, head: nnx.Module):
+    def __init__(self, torso: nnx.Module, head: nnx.Module):
         self.torso, self.head = torso, head
 
     def __call__(self, x: jax.Array) -> Any:
-        return self.head(x if self.torso is None else self.torso(x))
+        return self.head(self.torso(x))
 
 
 def distribution_over(actions: Discrete | Box) -> Distribution:

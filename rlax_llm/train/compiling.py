@@ -12,7 +12,7 @@ CPU_EFFORT = 1
 def compiled_with_effort(lowered: Any, effort: int = CPU_EFFORT) -> Any:
     """``lowered.compile()``, on a CPU at a level of effort from 0 to 3 (the compiler's own choice is 3).
 
-    Level 1 compiles control programs in about two thirds of the time and runs them as fast within a few per cent;
+    Level 1 compiles control programs in about two thirds of the time and runs them within a tenth as fast;
     level 0 runs them three times slower. An accelerator's programs are compiled as always.
 
     Args:
