@@ -6,6 +6,7 @@ It runs in the peers' virtual environments, so it imports nothing of the reposit
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import platform
@@ -66,10 +67,32 @@ class FiveTuple:
         return observation, state, reward, terminated | truncated, {"discount": info["discount"]}
 
 
+def gram_schmidt(matrix: Any) -> tuple[Any, Any]:
+    """``q, r`` of a tall matrix, without LAPACK: as many matrix-vector products as it has columns, done twice."""
+    import jax
+    import jax.numpy as jnp
+
+    def column(index: Any, q: Any) -> Any:
+        vector = matrix[:, index]
+        for _ in range(2):
+            vector = vector - q @ (q.T @ vector)
+        return q.at[:, index].set(vector / jnp.linalg.norm(vector))
+
+    q = jax.lax.fori_loop(0, matrix.shape[1], column, jnp.zeros_like(matrix))
+    return q, q.T @ matrix
+
+
 def measure_jax(train: Callable, seeds: int, repeats: int) -> tuple[dict[str, Any], Any]:
-    """Times of ``jit(vmap(train))`` over ``seeds`` keys: tracing, compiling, one run (median), and its result."""
+    """Times of ``jit(vmap(train))`` over ``seeds`` keys: tracing, compiling, one run (median), and its result.
+
+    Many QR factorisations at once, as orthogonal initialisers ask for, hang on a CPU of few cores: above 8 seeds they
+    are done by ``gram_schmidt``.
+    """
     import jax
 
+    if seeds > 8 and jax.default_backend() == "cpu":
+        # The module that jax.random.orthogonal looks it up in; jax.numpy.linalg only hands it on.
+        importlib.import_module("jax._src.numpy.linalg").qr = gram_schmidt
     keys = jax.random.split(jax.random.PRNGKey(0), seeds)
     start = time.perf_counter()
     lowered = jax.jit(jax.vmap(train)).lower(keys)

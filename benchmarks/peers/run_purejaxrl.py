@@ -10,10 +10,10 @@ Needs jax, flax, optax, distrax, gymnax 1.x and six. The checkout is used as it 
 - Pendulum-v1, which has no published settings, runs the continuous script with its own settings and network
   (2 × 256): its Brax environment is the Gymnax one, and actions are clipped to that one's range, not to (−1, 1).
 
-The settings are those at the end of the two scripts, but for the number of steps; ``--envs``, ``--rollout`` and
-``--minibatches`` change them. ``return`` is the mean return of the episodes that ended in the last tenth of training,
-from the script's own log; ``greedy`` that of 128 episodes of the distribution's mode after training. Neither counts
-in the time.
+The settings are those at the end of the two scripts, for MinAtar those of its example notebook, but for the number of
+steps; ``--envs``, ``--rollout`` and ``--minibatches`` change them. ``return`` is the mean return of the episodes that
+ended in the last tenth of training, from the script's own log; ``greedy`` that of 128 episodes of the distribution's
+mode after training. Neither counts in the time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ COMMON = {"GAMMA": 0.99, "GAE_LAMBDA": 0.95, "CLIP_EPS": 0.2, "VF_COEF": 0.5, "M
 COMMON |= {"ACTIVATION": "tanh", "DEBUG": False}
 DISCRETE = {"LR": 2.5e-4, "NUM_ENVS": 4, "NUM_STEPS": 128, "NUM_MINIBATCHES": 4, "ENT_COEF": 0.01, "ANNEAL_LR": True}
 CONTINUOUS = {"LR": 3e-4, "NUM_ENVS": 2048, "NUM_STEPS": 10, "NUM_MINIBATCHES": 32, "ENT_COEF": 0.0, "ANNEAL_LR": False}
-SETTINGS = {"CartPole-v1": DISCRETE, "Pendulum-v1": CONTINUOUS | {"NORMALIZE_ENV": True}}
+MINATAR = DISCRETE | {"LR": 5e-3, "NUM_ENVS": 64, "NUM_MINIBATCHES": 8, "ACTIVATION": "relu"}
+SETTINGS = {"CartPole-v1": DISCRETE, "Acrobot-v1": DISCRETE, "Pendulum-v1": CONTINUOUS | {"NORMALIZE_ENV": True}}
+SETTINGS |= {"Breakout-MinAtar": MINATAR, "Asterix-MinAtar": MINATAR}
 
 
 class WithDefaults(FiveTuple):
