@@ -36,7 +36,7 @@ def late(metrics: dict) -> np.ndarray:
 
 
 def main() -> None:
-    made = arguments(__doc__, ["CartPole-v1", "Pendulum-v1"])
+    made = arguments(__doc__, ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar"])
     made.add_argument("--recipe", default="ppo")
     made.add_argument("--devices", type=positive, help="host devices of a CPU (default: one a core)")
     made.add_argument("--effort", type=positive, default=1, help="the compiler's level on a CPU")

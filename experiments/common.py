@@ -7,6 +7,7 @@ stands in ``numbers.json`` and nothing else, so that the two cannot disagree.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import textwrap
@@ -94,11 +95,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def write(out: Path, figure: Any, numbers: Mapping[str, Any], report: Callable[[Mapping[str, Any]], str]) -> None:
     """``figure.png``, ``numbers.json`` and ``README.md`` in ``out``, and the report on the terminal."""
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "figure.png", format="png")
+    save_small(figure, out / "figure.png")
     (out / "numbers.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = reflowed(report(json.loads((out / "numbers.json").read_text(encoding="utf-8"))))
     (out / "README.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def save_small(figure: Any, path: Path) -> None:
+    """A PNG of 128 colours: a third of the bytes, and no difference to the eye in a plot."""
+    from PIL import Image
+
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png")
+    Image.open(whole).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def reflowed(text: str) -> str:

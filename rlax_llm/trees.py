@@ -50,3 +50,33 @@ def dot(left: Tree, right: Tree) -> jax.Array:
     9.0
     """
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), widen(left), widen(right)))
+
+
+def joined(left: Tree, right: Tree) -> Tree:
+    """Recursive union of two nested dicts without a common leaf: what is trained and what is frozen, as one model.
+
+    Limiting case: None on one side passes the other through, whatever it is.
+
+    Args:
+        left: nested dict, or None.
+        right: nested dict, or None.
+
+    Returns:
+        A nested dict with the leaves of both.
+
+    Raises:
+        ValueError: naming a leaf that both have.
+
+    >>> joined({"layers": {"q": 1}}, {"layers": {"k": 2}, "norm": 3})
+    {'layers': {'q': 1, 'k': 2}, 'norm': 3}
+    """
+    if left is None or right is None:
+        return right if left is None else left
+    return _union(left, right, "")
+
+
+def _union(left: Tree, right: Tree, path: str) -> Tree:
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        raise ValueError(f"joined: both trees have a leaf {path!r}; leave it out of one.")
+    common = {name: _union(left[name], right[name], f"{path}/{name}".lstrip("/")) for name in left if name in right}
+    return left | right | common

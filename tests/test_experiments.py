@@ -18,13 +18,14 @@ from experiments.common import interval, percent, reflowed, said
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 NAMES = (
     "actor_critic",
+    "control_returns",
     "gae_lambda",
     "policy_gradient_weights",
     "ppo_against_trpo",
     "rock_paper_scissors",
     "trpo_line_search",
 )
-"""The first six claims about the subject; what else lies there is not of this form."""
+"""The first six claims about the subject, and the returns; what else lies there is not of this form."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -65,7 +65,7 @@ def script(environment: str) -> tuple[Any, Any, Any]:
     gymnax.make = lambda name: (FiveTuple(made), params)
     wrappers = importlib.import_module("purejaxrl.wrappers")
     sys.modules["wrappers"] = wrappers
-    if environment == "CartPole-v1":
+    if environment != "Pendulum-v1":
         return importlib.import_module("purejaxrl.ppo"), FiveTuple(made), params
     module: Any = importlib.import_module("purejaxrl.ppo_continuous_action")
     env = WithDefaults(made, params)
@@ -75,11 +75,12 @@ def script(environment: str) -> tuple[Any, Any, Any]:
     return module, env, params
 
 
-def greedy(module: Any, env: Any, params: Any, runner_state: Any) -> Any:
+def greedy(module: Any, env: Any, params: Any, runner_state: Any, activation: str) -> Any:
     """Mean return of the mode; observations are normalised where the script normalises them."""
     train_state, env_state = runner_state[:2]
     discrete = hasattr(env.action_space(params), "n")
-    network = module.ActorCritic(env.action_space(params).n if discrete else env.action_space(params).shape[0])
+    actions = env.action_space(params).n if discrete else env.action_space(params).shape[0]
+    network = module.ActorCritic(actions, activation=activation)
     states = {"params": train_state.params}
     if not discrete:  # the wrapper keeps a row of statistics for each environment; all rows are equal
         normaliser = env_state.env_state
@@ -88,7 +89,7 @@ def greedy(module: Any, env: Any, params: Any, runner_state: Any) -> Any:
     def act(state: Any, observation: Any, key: Any) -> Any:
         if not discrete:
             observation = (observation - state["mean"]) / (state["var"] + 1e-8) ** 0.5
-        return network.apply(state["params"], observation)[0].mode()
+        return network.apply(state["params"], observation.reshape(-1))[0].mode()
 
     return evaluate(env, params, act, states)
 
@@ -111,7 +112,7 @@ def main() -> None:
     times, result = measure_jax(train, args.seeds, args.repeats)
     log = result["metrics"]
     returns = spread("return", late_episodes(log["returned_episode_returns"], log["returned_episode"]))
-    returns |= spread("greedy", greedy(module, env, params, result["runner_state"]))
+    returns |= spread("greedy", greedy(module, env, params, result["runner_state"], settings["ACTIVATION"]))
     print_line("purejaxrl", args, config["NUM_UPDATES"] * update, times | returns | {"settings": settings})
 
 

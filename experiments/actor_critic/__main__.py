@@ -1,8 +1,8 @@
 """Actor-critics against REINFORCE on CartPole, return for each environment step.
 
 Everything is equal but the weight of the policy gradient and what the critic is trained on: network, rollouts, one Adam
-step a rollout, no entropy bonus, no normalisation of the weights. Each weight has the best of a few pairs of learning
-rates.
+step a rollout, no entropy bonus, no normalisation of the weights. Each weight has the best of a few lengths of rollout
+and pairs of learning rates: what bootstraps may learn from shorter rollouts, and so more often.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from rlax_llm.types import Trajectory
 
 
 class Settings(NamedTuple):
-    """Of all weights; ``steps`` for each seed and each pair of learning rates, the actor's and the critic's."""
+    """Of all weights; ``steps`` for each seed and each choice of a rollout's length and of the two learning rates, the
+    actor's and the critic's."""
 
     seeds: int = 16
     steps: int = 65_536
     environments: int = 8
-    horizon_steps: int = 64
+    horizons: tuple[int, ...] = (8, 64)
     discount: float = 0.99
     hidden: tuple[int, ...] = (32, 32)
     learning_rates: tuple[tuple[float, float], ...] = ((3e-3, 3e-2), (1e-2, 1e-2), (1e-2, 3e-2), (3e-2, 3e-2))
@@ -62,14 +63,14 @@ def one_of(credits: Sequence[Credit], index: jax.Array) -> Credit:
     return lambda trajectory: jnp.stack([credit(trajectory) for credit in credits])[index]
 
 
-def training(settings: Settings) -> Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]:
+def training(
+    settings: Settings, horizon_steps: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]:
     """``(key, number of the weight, learning rate) → metrics [U]``."""
     environment = make("CartPole-v1")
     policy = perceptron(environment, settings.hidden)
-    collecting = Collecting(
-        settings.environments, settings.horizon_steps, settings.discount, reward_scaling=unit_return()
-    )
-    updates = settings.steps // (settings.environments * settings.horizon_steps)
+    collecting = Collecting(settings.environments, horizon_steps, settings.discount, reward_scaling=unit_return())
+    updates = settings.steps // (settings.environments * horizon_steps)
     weights, targets = zip(*WEIGHTS.values())
 
     def train(key: jax.Array, index: jax.Array, rates: jax.Array) -> dict[str, jax.Array]:
@@ -86,24 +87,28 @@ def training(settings: Settings) -> Callable[[jax.Array, jax.Array, jax.Array], 
 
 
 def measure(settings: Settings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Curves of mean return ``[S, points]`` by weight at its best learning rate, and the numbers."""
-    over_rates = jax.vmap(training(settings), (None, None, 0))
-    over_weights = jax.vmap(over_rates, (None, 0, None))
-    run = jax.jit(jax.vmap(over_weights, (0, None, None)))
+    """Curves of mean return ``[S, points]`` by weight at its best choice, and the numbers."""
     keys = jax.random.split(jax.random.key(0), settings.seeds)
-    metrics = run(keys, jnp.arange(len(WEIGHTS)), jnp.array(settings.learning_rates))
-    returns = windowed(metrics, settings.points)
+
+    def of_horizon(steps: int) -> np.ndarray:
+        over_rates = jax.vmap(training(settings, steps), (None, None, 0))
+        over_weights = jax.vmap(over_rates, (None, 0, None))
+        run = jax.jit(jax.vmap(over_weights, (0, None, None)))
+        return windowed(run(keys, jnp.arange(len(WEIGHTS)), jnp.array(settings.learning_rates)), settings.points)
+
+    returns = np.concatenate([of_horizon(steps) for steps in settings.horizons], 2)
+    choices = [(steps, *rates) for steps in settings.horizons for rates in settings.learning_rates]
     average, late = np.nanmean(returns, -1), np.nanmean(returns[..., -settings.points // 10 :], -1)
     best = average.mean(0).argmax(-1)
     curves = {name: returns[:, row, best[row]] for row, name in enumerate(WEIGHTS)}
     reference = average[:, 1, best[1]]
     measured = {
         name: {
-            "learning rates": settings.learning_rates[best[row]],
+            "horizon, learning rates": choices[best[row]],
             "mean return over training": interval(average[:, row, best[row]]),
             "ahead of REINFORCE": interval(average[:, row, best[row]] - reference),
             "return at the end": interval(late[:, row, best[row]]),
-            "mean return over training by learning rate": [interval(x) for x in average[:, row].T],
+            "mean return over training by choice": [interval(x) for x in average[:, row].T],
         }
         for row, name in enumerate(WEIGHTS)
     }
@@ -139,7 +144,13 @@ def report(numbers: Mapping[str, Any]) -> str:
     behind = f" Behind it: {'; '.join(worse)}." if worse else ""
     tried = "; ".join("{:g}, {:g}".format(*pair) for pair in s["learning_rates"])
     rows = [
-        [name, "{:g}, {:g}".format(*x["learning rates"]), said(x[over], 0), said(x[ahead], 0), said(x[end], 0)]
+        [
+            name,
+            "{} · {:g}, {:g}".format(*x["horizon, learning rates"]),
+            said(x[over], 0),
+            said(x[ahead], 0),
+            said(x[end], 0),
+        ]
         for name, x in weights.items()
     ]
     return f"""# Actor-critic against REINFORCE, for each environment step
@@ -150,22 +161,21 @@ def report(numbers: Mapping[str, Any]) -> str:
 ({said(cut[over], 0)}; {said(plain[over], 0)} where not even a cut rollout is completed by the critic).{behind} A2C has
 {said(a2c[over], 0)}; REINFORCE with the same critic as a baseline only has {said(baseline[over], 0)}, which shows how
 much of the gain is the baseline's. The weights of one step lean on the critic alone: Q = r + γV, trained on TD targets,
-has {said(q[over], 0)}, and the TD residual {said(td[over], 0)}. Here their bias costs more than their low variance
-brings (each learning rate is in `numbers.json`).
+has {said(q[over], 0)}, and the TD residual {said(td[over], 0)} (each choice is in `numbers.json`).
 
-{table(["weight", "learning rates", over, ahead, end], rows)}
+{table(["weight", "rollout · learning rates", over, ahead, end], rows)}
 
-Mean and 95 % interval over {s["seeds"]} seeds; differences are taken seed by seed. Each weight has the best of the
-learning rates (actor, critic) {tried}, chosen on the same seeds. {s["environments"]} environments ×
-{s["horizon_steps"]} steps a rollout, one Adam step each, hidden layers {s["hidden"]}, γ = {s["discount"]}, rewards
-scaled by the running deviation of the returns. `python -m experiments.actor_critic`.
+Mean and 95 % interval over {s["seeds"]} seeds; differences are taken seed by seed. Each weight has the best of rollouts
+of {" or ".join(map(str, s["horizons"]))} steps and of the learning rates (actor, critic) {tried}, chosen on the same
+seeds. {s["environments"]} environments, one Adam step a rollout, hidden layers {s["hidden"]}, γ = {s["discount"]},
+rewards scaled by the running deviation of the returns. `python -m experiments.actor_critic`.
 """
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run it."""
     options = arguments(__file__, __doc__, given)
-    quick = Settings(2, 2048, 4, 64, hidden=(8,), learning_rates=((1e-2, 1e-2),), points=2)
+    quick = Settings(2, 2048, 4, (64,), hidden=(8,), learning_rates=((1e-2, 1e-2),), points=2)
     settings = quick if options.quick else Settings()
     curves, numbers = measure(settings)
     write(options.out, draw(settings, curves, numbers), numbers, report)

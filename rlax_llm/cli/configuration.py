@@ -21,14 +21,17 @@ import yaml
 
 from rlax_llm.train.configs import Config
 from rlax_llm.train.control_settings import ControlConfig
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.preference_settings import PreferenceSettings
 from rlax_llm.train.run_directory import RunDirectory
 
-Settings = Config | ControlConfig
+Settings = Config | ControlConfig | PreferenceSettings | PpoConfig
 
 _C = TypeVar("_C", bound=Settings)
 
 _MAY_CHANGE_ON_RESUME = ("steps", "total_steps")
 _NOT_IN_FILES = ("config", "resume")
+_GROUPS = ("prompt", "model", "task", "objective", "rollout", "sampling", "network", "training", "run")
 
 
 def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
@@ -171,7 +174,7 @@ def _flags_over(
     for field in dataclasses.fields(kind):
         entry = _tyro_field(field, hints[field.name], settings)
         groups.setdefault(field.metadata["group"], []).append(entry)
-    nested = [(name, _undocumented(name, fields)) for name, fields in groups.items()]
+    nested = [(name, _undocumented(name, groups[name])) for name in sorted(groups, key=_GROUPS.index)]
     parsed = tyro.cli(
         _undocumented(kind.__name__, nested),
         prog=f"rlax-llm {kind.command}",

@@ -1,4 +1,4 @@
-"""``rlax-llm``: the commands ``grpo``, ``sft``, ``eval``, ``generate`` and ``control``.
+"""``rlax-llm`` and its commands.
 
 JAX and all that builds on it is imported once a command runs, so that ``--help`` and a wrong flag answer at once.
 """
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from rlax_llm.cli.configuration import Settings, parse
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
 from rlax_llm.train.control_settings import ControlConfig
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
 
 TRACEBACK_VARIABLE = "RLAX_LLM_TRACEBACK"
 
@@ -55,6 +57,52 @@ Examples:
   rlax-llm sft --steps 300 --out runs/warm
   rlax-llm sft --model smollm2 --data answers.jsonl
   rlax-llm sft --resume runs/warm --steps 600           go on, and further than first asked""",
+    ),
+    "reward": Command(
+        RewardConfig,
+        "preference_runs:run_reward",
+        "train a reward model on preference pairs",
+        """Train a reward model: a language model whose head is replaced by one number, read at a completion's last
+token, which is to be larger for the chosen completion of a pair than for the rejected one (Bradley-Terry).
+
+Examples:
+  rlax-llm reward                                       a small character model learns to tell right sums from wrong
+  rlax-llm reward --model smollm2 --data pairs.jsonl --lora-rank 16 --out runs/judge""",
+    ),
+    "ppo": Command(
+        PpoConfig,
+        "ppo_run:run_ppo",
+        "train a language model by PPO against a reward model",
+        """Train a language model by PPO with four models: the policy, a value model, a frozen reference that the policy
+is kept close to, and a reward model (or reward functions, or both).
+
+Examples:
+  rlax-llm ppo                                          a small character model learns to add
+  rlax-llm ppo --model runs/warm/model --reward-model runs/judge/model
+  rlax-llm ppo --model smollm2 --data prompts.jsonl --reward my_rewards:score --lora-rank 16
+  rlax-llm ppo --resume runs/mine                       go on with a run that was interrupted""",
+    ),
+    "dpo": Command(
+        DpoConfig,
+        "preference_runs:run_dpo",
+        "train a language model on preference pairs",
+        """Train a language model on preference pairs, without a reward model: DPO and its relatives.
+
+Examples:
+  rlax-llm dpo --model runs/warm/model                  right sums preferred to wrong ones
+  rlax-llm dpo --model smollm2 --data pairs.jsonl --lora-rank 16
+  rlax-llm dpo --data pairs.parquet --recipe simpo --beta 2.5
+  rlax-llm dpo --data pairs.jsonl --recipe dpo:0.8,bco:0.2 --nll-coef 1""",
+    ),
+    "kto": Command(
+        KtoConfig,
+        "preference_runs:run_kto",
+        "train a language model on labelled completions",
+        """Train a language model on completions that are labelled desirable or not (KTO); no pairs are needed.
+
+Examples:
+  rlax-llm kto --model runs/warm/model                  right sums desirable, wrong ones not
+  rlax-llm kto --model smollm2 --data labels.jsonl --desirable-weight 4 --lora-rank 16""",
     ),
     "eval": Command(
         EvalConfig,

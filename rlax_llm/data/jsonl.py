@@ -1,4 +1,4 @@
-"""Data sets in JSON Lines: one object a line, with a ``prompt`` and any columns."""
+"""Data sets in JSON Lines, or any table that ``read_table`` reads: rows with a ``prompt`` and any columns."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlax_llm.data.messages import check_text
 from rlax_llm.data.rows import DataError, Row, split_rows
+from rlax_llm.data.tables import kind, listed, read_table
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """Rows of a JSON Lines file, read and checked one line at a time.
+    """Rows of a JSON Lines file or another table, read and checked one at a time.
 
     ``prompt`` is a string or a list of chat messages, alike in all rows. ``completion``, if there, is a string or a
-    single assistant message, whose content is then taken. Blank lines are passed over.
+    single assistant message, whose content is then taken.
 
     Args:
-        path: file in UTF-8.
+        path: as ``read_table`` takes it.
 
     Raises:
         DataError: naming the file and the line: not readable, not an object, no prompt, a prompt or completion of a
@@ -29,30 +31,19 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     ...     list(read_rows(file.name))
     [{'prompt': '1+1=', 'answer': 2}]
     """
-    path = Path(path)
     first: Row | None = None
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                text = _decoded(where, line, number)
-                if not text.strip():
-                    continue
-                row = _row(where, text)
-                first = first or row
-                _check_alike(where, first, row)
-                yield row
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if first is None:
-        raise DataError(f"{path}: the file has no rows; wanted one JSON object a line.")
+    for where, row in read_table(path):
+        _check(where, row)
+        first = first or row
+        _check_alike(where, first, row)
+        yield row
 
 
 def load(path: str | Path, held_out_size: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows of a JSON Lines file; rows of one prompt are never on both sides.
+    """Training and held-out rows of a file; rows of one prompt are never on both sides.
 
     Args:
-        path: file in UTF-8, see ``read_rows``.
+        path: see ``read_rows``.
         held_out_size: number of held-out rows.
         seed: chooses them.
 
@@ -66,44 +57,12 @@ def load(path: str | Path, held_out_size: int, seed: int) -> tuple[list[Row], li
     return split_rows(str(path), rows, keys, held_out_size, seed)
 
 
-def _decoded(where: str, line: bytes, number: int) -> str:
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8.") from error
-
-
-def _row(where: str, text: str) -> Row:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}); wanted one object a line."
-        ) from error
-    except (RecursionError, ValueError) as error:  # nested too deeply; a number with too many digits
-        raise DataError(f"{where}: JSON that Python cannot read ({error}).") from error
-    if not isinstance(row, dict):
-        raise DataError(f'{where}: {_kind(row)}, wanted an object such as {{"prompt": "..."}}.')
+def _check(where: str, row: Row) -> None:
     if "prompt" not in row:
-        raise DataError(f"{where}: no column 'prompt'; the columns are {_listed(row)}.")
-    _check_prompt(where, row["prompt"])
+        raise DataError(f"{where}: no column 'prompt'; the columns are {listed(row)}.")
+    check_text(where, "prompt", row["prompt"])
     if "completion" in row:
         row["completion"] = _completion(where, row["completion"])
-    return row
-
-
-def _check_prompt(where: str, prompt: Any) -> None:
-    if not isinstance(prompt, (str, list)):
-        raise DataError(f"{where}: the prompt is {_kind(prompt)}, wanted a string or a list of messages.")
-    if not prompt:
-        raise DataError(f"{where}: the prompt is empty.")
-    for index, message in enumerate(prompt if isinstance(prompt, list) else []):
-        if not isinstance(message, dict):
-            raise DataError(f"{where}: message {index} of the prompt is {_kind(message)}, wanted an object.")
-        for field in ("role", "content"):
-            if not isinstance(message.get(field), str):
-                kind = _kind(message[field]) if field in message else "missing"
-                raise DataError(f"{where}: message {index} of the prompt has {field!r} {kind}, wanted a string.")
 
 
 def _completion(where: str, completion: Any) -> str:
@@ -113,23 +72,13 @@ def _completion(where: str, completion: Any) -> str:
         content = completion[0].get("content")
         if completion[0].get("role") == "assistant" and isinstance(content, str):
             return content
-    raise DataError(f"{where}: the completion is {_kind(completion)}, wanted a string or one assistant message.")
+    raise DataError(f"{where}: the completion is {kind(completion)}, wanted a string or one assistant message.")
 
 
 def _check_alike(where: str, first: Row, row: Row) -> None:
     if row.keys() != first.keys():
-        raise DataError(f"{where}: the columns are {_listed(row)}, but the first row's are {_listed(first)}.")
+        raise DataError(f"{where}: the columns are {listed(row)}, but the first row's are {listed(first)}.")
     if isinstance(row["prompt"], str) != isinstance(first["prompt"], str):
         raise DataError(
-            f"{where}: the prompt is {_kind(row['prompt'])}, but the first row's is {_kind(first['prompt'])}."
+            f"{where}: the prompt is {kind(row['prompt'])}, but the first row's is {kind(first['prompt'])}."
         )
-
-
-def _listed(row: Row) -> str:
-    return ", ".join(row) or "none"
-
-
-def _kind(value: Any) -> str:
-    """A value's type in JSON, with its article."""
-    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), "null")

@@ -6,10 +6,11 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 Row = dict[str, Any]
 """``prompt`` (a string, or chat messages ``[{"role": ..., "content": ...}]``), ``completion`` where there is a
 demonstration (always a string), and any columns for the reward functions."""
@@ -29,13 +30,13 @@ def user_message(content: str) -> list[dict[str, str]]:
 
 
 def split_rows(
-    where: str, rows: Sequence[Row], keys: Sequence[Hashable], held_out_size: int, seed: int
-) -> tuple[list[Row], list[Row]]:
+    where: str, rows: Sequence[T], keys: Sequence[Hashable], held_out_size: int, seed: int
+) -> tuple[list[T], list[T]]:
     """Split rows at random so that no key is on both sides.
 
     Args:
         where: what errors call the data.
-        rows: at least two.
+        rows: at least two, of any type.
         keys: for each row, what makes it the same problem as another; at least two different ones.
         held_out_size: number of held-out rows. A key with more rows than are still wanted loses the others: they are on
             neither side.

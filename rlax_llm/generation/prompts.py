@@ -6,19 +6,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-
-def bucket(length: int) -> int:
-    """Smallest of 8, 12, 16, 24, 32, 48, 64, 96, … that is at least ``length``: at most half a prompt of padding.
-
-    >>> [bucket(n) for n in (1, 9, 13, 17, 100)]
-    [8, 12, 16, 24, 128]
-    """
-    width = 8
-    while width < length:
-        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
-    return width
+from rlax_llm.models.padding import bucket, longest, pad_left
 
 
 def pad_prompts(
@@ -44,12 +33,7 @@ def pad_prompts(
     """
     for row, prompt in enumerate(prompts):
         _check(row, prompt, vocab_size, max_prompt_tokens)
-    width = bucket(max(map(len, prompts), default=1))
-    tokens = np.full((len(prompts), width), pad_id, np.int32)
-    valid = np.zeros((len(prompts), width), bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = prompt
-        valid[row, width - len(prompt) :] = True
+    tokens, valid = pad_left(prompts, bucket(longest(prompts)), pad_id)
     return jnp.asarray(tokens), jnp.asarray(valid)
 
 

@@ -10,6 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.checks import at_least_one, positive
+from rlax_llm.envs.names import nearest
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
 RopeScaling = Callable[[np.ndarray], np.ndarray]
 
 
@@ -50,6 +55,44 @@ class Llama3Rope:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation (arXiv 2106.09685): ``x·W + (alpha / rank) · (x·A)·B`` in place of ``x·W``.
+
+    Limiting case: B = 0, where training starts, is the base model.
+
+    Attributes:
+        rank: columns of A and rows of B, r; at least 1.
+        alpha: the update's scale times the rank; greater than 0.
+        targets: the projections that have an adapter, in any order: q, k, v, o, gate, up, down.
+
+    >>> Lora(8, 16.0).scale
+    2.0
+    >>> Lora(8, 16.0, ("q", "gate_proj"))
+    Traceback (most recent call last):
+    ValueError: Lora: target 'gate_proj' is unknown, the nearest is 'gate'; give some of q, k, v, o, gate, up, down.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        at_least_one("Lora", rank=self.rank)
+        positive("Lora", alpha=self.alpha)
+        if not isinstance(self.targets, tuple) or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"Lora: targets is {self.targets!r}, wanted a tuple of different names, at least one.")
+        for name in self.targets:
+            if name not in TARGETS:
+                near = nearest(name.removesuffix("_proj"), TARGETS)
+                raise ValueError(f"Lora: target {name!r} is unknown{near}; give some of {', '.join(TARGETS)}.")
+
+    @property
+    def scale(self) -> float:
+        """What ``(x·A)·B`` is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Static shape of a decoder; hashable, so it can be a static argument of ``jit``.
 
@@ -68,6 +111,7 @@ class DecoderConfig:
         qkv_bias: biases on q, k and v (Qwen2).
         qk_norm: RMS norm over each query and key head (Qwen3).
         max_positions: longest sequence, tokens.
+        lora: an adapter that the layers read beside their own weights (``adapter_shapes``), or None.
     """
 
     vocab_size: int
@@ -84,6 +128,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     max_positions: int = 2_048
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -111,6 +156,22 @@ class DecoderConfig:
         layers = {name: (self.num_layers, *shape) for name, shape in block.items()}
         head = {} if self.tie_embeddings else {"head": (self.vocab_size, d)}
         return {"embed": (self.vocab_size, d), "layers": layers, "norm": (d,)} | head
+
+    @property
+    def scalar_shapes(self) -> dict[str, Any]:
+        """The tree of a model with a scalar in place of the head: ``parameter_shapes``, ``score [D]`` for ``head``."""
+        rest = {name: shape for name, shape in self.parameter_shapes.items() if name != "head"}
+        return rest | {"score": (self.hidden_size,)}
+
+    @property
+    def adapter_shapes(self) -> dict[str, Any]:
+        """The adapter's tree: ``layers/q_lora_a [L, in, r]`` and ``layers/q_lora_b [L, r, out]`` for each target."""
+        rank, targets = (self.lora.rank, self.lora.targets) if self.lora else (0, ())
+        layers: dict[str, tuple[int, ...]] = {}
+        for target in targets:
+            count, into, out = self.parameter_shapes["layers"][target]
+            layers |= {f"{target}_lora_a": (count, into, rank), f"{target}_lora_b": (count, rank, out)}
+        return {"layers": layers}
 
     def frequencies(self) -> jnp.ndarray:
         """Rotary frequencies ``[head_dim / 2]``, radians per token, float32."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -61,23 +62,32 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        for name, (_, *shape) in config.parameter_shapes["layers"].items():
+        for name, (_, *shape) in _layer_shapes(config).items():
             setattr(self, name, nnx.Param(_initial(rngs, name, tuple(shape))))
 
     def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
         """Map ``x [B, S, D]`` at ``positions [B, S]`` to the next residual stream and what ``attend`` carries."""
         attended, carried = self.attend(rms_norm(x, self.attention_norm[...], self.config.norm_eps), positions, attend)
-        x = x + linear(attended, self.o[...])
+        x = x + self.project("o", attended)
         h = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
-        gated = jax.nn.silu(linear(h, self.gate[...])) * linear(h, self.up[...])
-        return x + linear(gated, self.down[...]), carried
+        gated = jax.nn.silu(self.project("gate", h)) * self.project("up", h)
+        return x + self.project("down", gated), carried
+
+    def project(self, name: str, x: jax.Array) -> jax.Array:
+        """``x·W``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B``: W + A·B is never formed."""
+        projected, lora = linear(x, getattr(self, name)[...]), self.config.lora
+        if lora is None or name not in lora.targets:
+            return projected
+        a, b = getattr(self, f"{name}_lora_a")[...], getattr(self, f"{name}_lora_b")[...]
+        # An adapter may be wider than its base: bfloat16 would round its small steps away.
+        return projected + linear(linear(x, a) * lora.scale, b).astype(projected.dtype)
 
     def attend(self, h: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
         """Project to heads, norm (Qwen3), rotate and attend."""
         config, frequencies = self.config, self.config.frequencies()
 
         def heads(name: str) -> jax.Array:
-            projected = linear(h, getattr(self, name)[...])
+            projected = self.project(name, h)
             if config.qkv_bias:
                 projected = projected + getattr(self, f"{name}_bias")[...]
             split = projected.reshape(*projected.shape[:-1], -1, config.head_dim)
@@ -86,6 +96,10 @@ class Block(nnx.Module):
             return split if name == "v" else rotary(split, positions, frequencies)
 
         return attend(heads("q"), heads("k"), heads("v"))
+
+
+def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    return config.parameter_shapes["layers"] | config.adapter_shapes["layers"]
 
 
 def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -98,8 +112,23 @@ def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...]) -> jax.Array:
 
 @lru_cache
 def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
-    """``init(key)`` and ``apply(params, x, positions, attend)`` of one layer."""
-    return functional(lambda rngs: Block(config, rngs))
+    """``init(key)`` and ``apply(params, x, positions, attend)`` of one layer.
+
+    Raises:
+        ValueError: at trace time, where ``params`` are not the layer's, such as an adapter without ``config.lora``.
+    """
+    init, apply = functional(lambda rngs: Block(config, rngs))
+    wanted = set(_layer_shapes(config))
+
+    def checked(params: Params, *args: Any) -> Any:
+        if params.keys() != wanted:
+            raise ValueError(
+                f"decoder: the layers lack {sorted(wanted - params.keys())} and have {sorted(params.keys() - wanted)} "
+                f"beside what a config with lora {config.lora} wants; join the adapter, or merge it and take lora out."
+            )
+        return apply(params, *args)
+
+    return init, checked
 
 
 def init(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> Params:
@@ -114,7 +143,8 @@ def init(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.fl
         The nested dict of ``config.parameter_shapes``.
     """
     embed_key, head_key, layer_key = jax.random.split(key, 3)
-    layers = jax.vmap(block(config)[0])(jax.random.split(layer_key, config.num_layers))
+    base = replace(config, lora=None)
+    layers = jax.vmap(block(base)[0])(jax.random.split(layer_key, config.num_layers))
     table = (config.vocab_size, config.hidden_size)
     scale = config.hidden_size**-0.5
     params = {
@@ -132,13 +162,21 @@ def head(params: Params) -> jax.Array:
     return params.get("head", params["embed"])
 
 
-def positions_of(valid: jax.Array) -> jax.Array:
+def positions_of(valid: jax.Array, segments: jax.Array | None = None) -> jax.Array:
     """Position of each token among the valid ones of its row ``[B, T]``; 0 on padding before the first.
+
+    With ``segments`` it counts from the beginning of the own segment.
 
     >>> positions_of(jnp.array([[False, True, True, False]])).tolist()
     [[0, 0, 1, 1]]
+    >>> positions_of(jnp.ones((1, 4), bool), jnp.array([[1, 1, 1, 2]])).tolist()
+    [[0, 1, 2, 0]]
     """
-    return jnp.maximum(jnp.cumsum(valid, -1, dtype=jnp.int32) - 1, 0)
+    counted = jnp.maximum(jnp.cumsum(valid, -1, dtype=jnp.int32) - 1, 0)
+    if segments is None:
+        return counted
+    begins = jnp.diff(segments, axis=-1, prepend=segments[:, :1]) != 0
+    return counted - jax.lax.cummax(jnp.where(begins, counted, 0), axis=1)
 
 
 def mapped_attention(
@@ -149,10 +187,12 @@ def mapped_attention(
     return map_in_cache(form, (queries, segments), scores)
 
 
-def causal(valid: jax.Array) -> Attend:
-    """Attend to valid tokens of the own row ``[B, T]`` up to the query; carries the keys and values."""
+def causal(valid: jax.Array, segments: jax.Array | None = None) -> Attend:
+    """Attend to valid tokens of the own row ``[B, T]``, and segment, up to the query; carries the keys and values."""
     length = valid.shape[-1]
     allowed = (valid[:, None, :] & jnp.tril(jnp.ones((length, length), bool)))[:, None]
+    if segments is not None:
+        allowed &= (segments[:, :, None] == segments[:, None, :])[:, None]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         own = jax.vmap(segment)(k[:, None], v[:, None], allowed)
@@ -167,9 +207,16 @@ def layer_scan(params: Params, step: Callable[[Any, Params], Any], carry: Any, r
 
 
 def hidden_states(
-    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, remat: bool = False
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    remat: bool = False,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """Final hidden states, after the last norm; the distribution of token t + 1 is ``softmax(head · h[t])``.
+
+    Limiting case: with ``segments`` each one has the states that it has in a row of its own.
 
     Args:
         config: shapes.
@@ -177,11 +224,12 @@ def hidden_states(
         tokens: ``[B, T]`` int32.
         valid: ``[B, T]`` bool, False on padding, on either side.
         remat: recompute each layer in the backward pass: a tenth of the memory for a third more time.
+        segments: ``[B, T]`` int32, alike on the neighbouring tokens that may see one another; None is whole rows.
 
     Returns:
         ``[B, T, D]``.
     """
-    apply, positions, attend = block(config)[1], positions_of(valid), causal(valid)
+    apply, positions, attend = block(config)[1], positions_of(valid, segments), causal(valid, segments)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return apply(layer, x, positions, attend)[0], None
@@ -204,12 +252,12 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
     return jnp.matmul(x, head(params).T, preferred_element_type=jnp.float32)
 
 
-def group_hidden_states(
+def completion_states(
     config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, layout: tuple[int, int], remat: bool
 ) -> jax.Array:
-    """Hidden states that predict the completions of groups sharing a prompt, each prompt computed once.
+    """Hidden states around the completion tokens of groups sharing a prompt, each prompt computed once.
 
-    Limiting case: ``hidden_states(...)[:, prompt_width − 1 : −1]`` for any group size, values and gradients; with
+    Limiting case: ``hidden_states(...)[:, prompt_width − 1 :]`` for any group size, values and gradients; with
     prompts of 45 tokens and completions of 10 in groups of 8, at a third of its cost.
 
     Args:
@@ -221,7 +269,7 @@ def group_hidden_states(
         remat: recompute each layer in the backward pass.
 
     Returns:
-        ``[P · G, S, D]``: entry s predicts completion token s.
+        ``[P · G, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
     """
     group_size, width = layout
     apply, positions = block(config)[1], positions_of(valid)
@@ -246,5 +294,21 @@ def group_hidden_states(
     embedded = params["embed"][tokens[::group_size, :width]], params["embed"][tokens[:, width:]]
     (prompt, completion), _ = layer_scan(params, step, embedded, remat)
     last = jnp.broadcast_to(prompt[:, None, -1:], (groups, group_size, 1, prompt.shape[-1]))
-    x = jnp.concatenate([last, fold(completion)[:, :, :-1]], 2).reshape(groups * group_size, length, -1)
+    x = jnp.concatenate([last, fold(completion)], 2).reshape(groups * group_size, length + 1, -1)
     return rms_norm(x, params["norm"], config.norm_eps)
+
+
+def group_hidden_states(
+    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, layout: tuple[int, int], remat: bool
+) -> jax.Array:
+    """Hidden states ``[P · G, S, D]`` that predict the completions' tokens: ``completion_states`` but for the last.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        tokens: ``[P · G, prompt_width + S]`` int32.
+        valid: same shape, bool.
+        layout: ``(group_size, prompt_width)``, static.
+        remat: recompute each layer in the backward pass.
+    """
+    return completion_states(config, params, tokens, valid, layout, remat)[:, :-1]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +15,26 @@ import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.files import existing_directory, read_json, replacing, write_json
-from rlax_llm.models.huggingface_config import config_fields, read_config
+from rlax_llm.models.huggingface_config import config_fields, read_config, scalar_fields
+from rlax_llm.models.tensors import Tensor, check_tensor, open_tensors
 
-__all__ = ["read_config", "read_parameters", "stack_parameters", "write_model"]
+__all__ = [
+    "read_config",
+    "read_parameters",
+    "read_scalar_parameters",
+    "stack_parameters",
+    "tensor_name",
+    "write_model",
+    "write_scalar",
+]
 
 Parameters = dict[str, Any]
 SHARD_BYTES = 5_000_000_000
 _SLACK_BYTES = 16_000_000  # headers, tokenizer and configuration
 
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
+_TOP |= {"score": "score.weight"}
 _IGNORED = ("rotary_emb.inv_freq",)
-_DTYPES = ("F32", "BF16", "F16")
 # What a model directory may hold that a new model replaces.
 _MODEL_FILES = re.compile(
     r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|tokenizer.*|special_tokens_map\.json"
@@ -48,20 +57,41 @@ def read_parameters(directory: str | Path, config: DecoderConfig, dtype: Any = j
         FileNotFoundError: no such directory, no safetensors, or a shard of the index is missing.
         ValueError: a file is truncated or corrupt, or a tensor is missing, misshapen or unexpected.
     """
-    slots = _slots(config)
     with ExitStack() as stack:
-        tensors = _open_tensors(existing_directory(directory), stack)
-        _check_names(Path(directory), tensors, slots, config)
-        for name, slot in slots.items():
-            _check_tensor(tensors[name], name, slot.shape)
-        names = {(slot.leaf, slot.layer): name for name, slot in slots.items()}
+        tensors = _model_tensors(existing_directory(directory), stack)
+        if _TOP["score"] in tensors:
+            raise ValueError(
+                f"{directory} is a reward model (it has {_TOP['score']}), wanted a language model; "
+                "give the model that it was trained from."
+            )
+        return _read(Path(directory), tensors, config.parameter_shapes, dtype)
 
-        def fetch(leaf: str, layer: int | None) -> np.ndarray:
-            name = names[leaf, layer]
-            value = tensors[name].handle.get_tensor(name)
-            return value.T if slots[name].transposed else value
 
-        return stack_parameters(config, dtype, fetch)
+def read_scalar_parameters(directory: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Parameters:
+    """The parameters of a sequence-classification directory with one label: a reward or a value model.
+
+    Args:
+        directory: a model directory.
+        config: its shape; ``config.scalar_shapes`` is the tree that comes back.
+        dtype: of the arrays given back.
+
+    Raises:
+        FileNotFoundError: as ``read_parameters``.
+        ValueError: as ``read_parameters``; or there is no ``score.weight``, or it has more than one label.
+    """
+    with ExitStack() as stack:
+        tensors = _model_tensors(existing_directory(directory), stack)
+        score = tensors.get(_TOP["score"])
+        if score is None:
+            raise ValueError(
+                f"{directory} has no tensor {_TOP['score']}, wanted a reward model (a sequence classifier with one "
+                "label); train one, or give a directory that holds one."
+            )
+        if len(score.shape) == 2 and score.shape[0] != 1:
+            raise ValueError(
+                f"{directory}: num_labels is {score.shape[0]}, wanted 1, one score a sequence; use a reward model."
+            )
+        return _read(Path(directory), tensors, config.scalar_shapes, dtype)
 
 
 def stack_parameters(config: DecoderConfig, dtype: Any, fetch: Callable[[str, int | None], np.ndarray]) -> Parameters:
@@ -73,14 +103,17 @@ def stack_parameters(config: DecoderConfig, dtype: Any, fetch: Callable[[str, in
         fetch: ``(leaf, layer)`` to one array in the decoder's own layout, ``[in, out]`` for kernels; ``layer`` is None
             for the leaves outside the layers.
     """
+    return _filled(config.parameter_shapes, dtype, fetch)
 
+
+def _filled(shapes: Parameters, dtype: Any, fetch: Callable[[str, int | None], np.ndarray]) -> Parameters:
     def fill(leaf: str, shape: tuple[int, ...], stacked: bool) -> jax.Array:
         values = np.empty(shape, np.dtype(dtype))
         for layer in range(shape[0]) if stacked else (None,):
             values[... if layer is None else layer] = fetch(leaf, layer)
         return jnp.asarray(values)
 
-    shapes: Parameters = dict(config.parameter_shapes)
+    shapes = dict(shapes)
     layers = shapes.pop("layers")
     params: Parameters = {leaf: fill(leaf, shape, False) for leaf, shape in shapes.items()}
     return params | {"layers": {leaf: fill(leaf, shape, True) for leaf, shape in layers.items()}}
@@ -110,13 +143,53 @@ def write_model(
         FileExistsError: the directory holds other things than a model.
         OSError: the disk is full.
     """
-    _check_tree(config, params)
+    _check_tree("write_model", config.parameter_shapes, params)
+    _write(Path(directory), config_fields(config), params, _slots(config.parameter_shapes), tokenizer, shard_bytes)
+
+
+def write_scalar(
+    directory: str | Path,
+    config: DecoderConfig,
+    params: Parameters,
+    tokenizer: Any = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a reward or value model as a sequence-classification directory with one label, as ``write_model`` does.
+
+    transformers scores a row at its last token that is not the padding's id: where that is also the stop token, at
+    the token before it. See :func:`~rlax_llm.models.scalar.without_trailing`.
+
+    Args:
+        directory: created, or replaced where it holds a model and nothing else.
+        config: the decoder's shape.
+        params: its parameters, as ``config.scalar_shapes``.
+        tokenizer: a :class:`~rlax_llm.models.tokenizer.Tokenizer`, or None to write none; transformers takes batches
+            only where it names the padding's id.
+        shard_bytes: largest file.
+
+    Raises:
+        ValueError: the parameters do not fit the config, or no family of Hugging Face has this shape.
+        FileExistsError: the directory holds other things than a model.
+        OSError: the disk is full.
+    """
+    _check_tree("write_scalar", config.scalar_shapes, params)
+    _write(Path(directory), scalar_fields(config), params, _slots(config.scalar_shapes), tokenizer, shard_bytes)
+
+
+def _write(
+    directory: Path,
+    fields: dict[str, Any],
+    params: Parameters,
+    slots: dict[str, _Slot],
+    tokenizer: Any,
+    shard_bytes: int,
+) -> None:
     dtype = np.dtype(params["embed"].dtype)
     special = {} if tokenizer is None else tokenizer.special_ids()
-    fields = config_fields(config) | {"dtype": dtype.name, "torch_dtype": dtype.name} | special
-    shards = _shards(_slots(config), params, shard_bytes)
-    needed = sum(_nbytes(params, slot) for slots in shards for slot in slots.values())
-    with replacing(Path(directory), needed + _SLACK_BYTES, _is_model_file) as staging:
+    fields = fields | {"dtype": dtype.name, "torch_dtype": dtype.name} | special
+    shards = _shards(slots, params, shard_bytes)
+    needed = sum(_nbytes(params, slot) for part in shards for slot in part.values())
+    with replacing(directory, needed + _SLACK_BYTES, _is_model_file) as staging:
         if tokenizer is not None:
             tokenizer.save(staging)
         write_json(staging / "config.json", fields)
@@ -135,19 +208,28 @@ class _Slot(NamedTuple):
     transposed: bool
 
 
-def _slots(config: DecoderConfig) -> dict[str, _Slot]:
+def _slots(shapes: Parameters) -> dict[str, _Slot]:
     """Every tensor of the model by its name, in the order of the file."""
-    shapes: Parameters = dict(config.parameter_shapes)
+    shapes = dict(shapes)
     layers = shapes.pop("layers")
-    slots = {_TOP[leaf]: _Slot(leaf, None, shape, False) for leaf, shape in shapes.items()}
-    for layer in range(config.num_layers):
+    # The score is a linear map to one label: a row in the file, a vector here.
+    slots = {
+        _TOP[leaf]: _Slot(leaf, None, (1, *shape) if leaf == "score" else shape, False)
+        for leaf, shape in shapes.items()
+    }
+    for layer in range(layers["q"][0]):
         for leaf, (_, *shape) in layers.items():
             kernel = len(shape) == 2  # [in, out] here, [out, in] in torch
-            slots[_tensor_name(leaf, layer)] = _Slot(leaf, layer, tuple(shape[::-1] if kernel else shape), kernel)
+            slots[tensor_name(leaf, layer)] = _Slot(leaf, layer, tuple(shape[::-1] if kernel else shape), kernel)
     return slots
 
 
-def _tensor_name(leaf: str, layer: int) -> str:
+def tensor_name(leaf: str, layer: int) -> str:
+    """What Hugging Face calls a leaf of one layer.
+
+    >>> tensor_name("q", 3), tensor_name("q_bias", 3)
+    ('model.layers.3.self_attn.q_proj.weight', 'model.layers.3.self_attn.q_proj.bias')
+    """
     module, _, kind = leaf.partition("_")
     if leaf in _NORMS:
         return f"model.layers.{layer}.{_NORMS[leaf]}.weight"
@@ -157,14 +239,21 @@ def _tensor_name(leaf: str, layer: int) -> str:
     return f"model.layers.{layer}.{block}.{module}_proj.{kind or 'weight'}"
 
 
-class _Tensor(NamedTuple):
-    """An open file and one of its tensors."""
+def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dtype: Any) -> Parameters:
+    slots = _slots(shapes)
+    _check_names(directory, tensors, slots)
+    for name, slot in slots.items():
+        check_tensor(tensors[name], slot.shape)
+    names = {(slot.leaf, slot.layer): name for name, slot in slots.items()}
 
-    path: Path
-    handle: Any
+    def fetch(leaf: str, layer: int | None) -> np.ndarray:
+        slot, value = slots[names[leaf, layer]], tensors[names[leaf, layer]].read()
+        return value.T if slot.transposed else value
+
+    return _filled(shapes, dtype, fetch)
 
 
-def _open_tensors(directory: Path, stack: ExitStack) -> dict[str, _Tensor]:
+def _model_tensors(directory: Path, stack: ExitStack) -> dict[str, Tensor]:
     """Every tensor of the directory by name; the files stay open (and mapped) as long as ``stack``."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
@@ -176,31 +265,15 @@ def _open_tensors(directory: Path, stack: ExitStack) -> dict[str, _Tensor]:
             f"{directory} has neither {single.name} nor {index.name}; convert its weights to safetensors "
             "(transformers' save_pretrained does)."
         )
-    tensors: dict[str, _Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, {index.name} lists it; download the model again.")
-        handle = stack.enter_context(_open_file(file))
-        tensors |= {name: _Tensor(file, handle) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+        tensors |= stack.enter_context(open_tensors(file))
     return tensors
 
 
-@contextmanager
-def _open_file(file: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # jax brings ml_dtypes along, which is what gives numpy its bfloat16.
-        opened = safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not whole ({error}); download or export the model again.") from error
-    with opened as handle:
-        yield handle
-
-
-def _check_names(
-    directory: Path, found: Mapping[str, _Tensor], slots: Mapping[str, _Slot], config: DecoderConfig
-) -> None:
+def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[str, _Slot]) -> None:
     missing = [name for name in slots if name not in found]
     if missing:
         raise ValueError(
@@ -208,7 +281,7 @@ def _check_names(
             "download or export the model again."
         )
     # A tied head may be written twice, and old exports hold the rotary frequencies: both follow from the rest.
-    ignored = (*_IGNORED, _TOP["head"]) if config.tie_embeddings else _IGNORED
+    ignored = _IGNORED if _TOP["head"] in slots else (*_IGNORED, _TOP["head"])
     extra = [name for name in found if name not in slots and not name.endswith(ignored)]
     if extra:
         raise ValueError(
@@ -217,31 +290,16 @@ def _check_names(
         )
 
 
-def _check_tensor(tensor: _Tensor, name: str, wanted: tuple[int, ...]) -> None:
-    entry = tensor.handle.get_slice(name)
-    got, kind = tuple(entry.get_shape()), entry.get_dtype()
-    if got != wanted:
-        raise ValueError(
-            f"{tensor.path}: tensor {name} has shape {got}, config.json wants {wanted}; "
-            "use the config.json that belongs to these weights."
-        )
-    if kind not in _DTYPES:
-        raise ValueError(
-            f"{tensor.path}: tensor {name} has dtype {kind}, wanted one of {', '.join(_DTYPES)}; "
-            "use the weights that are not quantised."
-        )
-
-
 # Writing.
 
 
-def _check_tree(config: DecoderConfig, params: Parameters) -> None:
-    wanted = _by_path(dict(config.parameter_shapes), tuple)
+def _check_tree(where: str, shapes: Parameters, params: Parameters) -> None:
+    wanted = _by_path(shapes, tuple)
     got = _by_path(params, jnp.shape)
     for path in sorted(wanted.keys() | got.keys()):
         if wanted.get(path) != got.get(path):
             raise ValueError(
-                f"write_model: parameter {path} is {got.get(path, 'absent')}, the config wants "
+                f"{where}: parameter {path} is {got.get(path, 'absent')}, the config wants "
                 f"{wanted.get(path, 'none')}; give the parameters that belong to the config."
             )
 
@@ -290,6 +348,6 @@ def _nbytes(params: Parameters, slot: _Slot) -> int:
 
 def _tensor(params: Parameters, slot: _Slot) -> np.ndarray:
     if slot.layer is None:
-        return np.ascontiguousarray(params[slot.leaf])
+        return np.ascontiguousarray(params[slot.leaf]).reshape(slot.shape)
     value = np.asarray(params["layers"][slot.leaf][slot.layer])
     return np.ascontiguousarray(value.T if slot.transposed else value)

@@ -113,6 +113,21 @@ def config_fields(config: DecoderConfig) -> dict[str, Any]:
     } | extra
 
 
+def scalar_fields(config: DecoderConfig) -> dict[str, Any]:
+    """The content of config.json of a sequence classifier with one label: a reward model.
+
+    Raises:
+        ValueError: no family of Hugging Face has this shape.
+
+    >>> scalar_fields(DecoderConfig(64, 8, 16, 1, 2, 1, 4))["architectures"]
+    ['LlamaForSequenceClassification']
+    """
+    fields = config_fields(config)
+    (architecture,) = fields["architectures"]
+    labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return fields | labels | {"architectures": [architecture.replace("CausalLM", "SequenceClassification")]}
+
+
 def _family_fields(config: DecoderConfig) -> tuple[str, str, dict[str, Any]]:
     """``model_type``, architecture and the fields of that family alone."""
     if config.qkv_bias and config.qk_norm:

@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,18 @@ import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.gguf import read_gguf
-from rlax_llm.models.huggingface import Parameters, read_config, read_parameters, write_model
+from rlax_llm.models.huggingface import (
+    Parameters,
+    read_config,
+    read_parameters,
+    read_scalar_parameters,
+    write_model,
+)
 from rlax_llm.models.tokenizer import Tokenizer
 
 CACHE_VARIABLE = "RLAX_LLM_CACHE"
 _FORMAT = 1  # raise it when what is cached changes
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 _HUB_FILES += [
@@ -39,7 +47,7 @@ class LanguageModel(NamedTuple):
 
     Attributes:
         config: the decoder's shape, static.
-        params: its parameters, ``config.parameter_shapes``.
+        params: its parameters, ``config.parameter_shapes``; of a reward model ``config.scalar_shapes``.
         tokenizer: text to ids and back.
     """
 
@@ -70,10 +78,60 @@ def load_model(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageMo
         return _from_gguf(path, dtype)
     if name == "smollm2":
         return _from_gguf(_packaged(), dtype)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _from_directory(_downloaded(name), dtype)
+    if _HUB_NAME.fullmatch(name):
+        return _from_directory(_downloaded("load_model", name), dtype)
     raise FileNotFoundError(
         f"load_model: {name!r} is not a directory, a .gguf file, smollm2 or a hub name owner/name; check the path."
+    )
+
+
+def load_scalar(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageModel:
+    """Load a reward or value model: a sequence classifier with one label.
+
+    Args:
+        name_or_path: a Hugging Face directory, or ``owner/name`` on the Hugging Face hub.
+        dtype: of the parameters.
+
+    Returns:
+        The model; its parameters are ``config.scalar_shapes``, for ``models.scalar``.
+
+    Raises:
+        FileNotFoundError: there is no such model, or the hub cannot be reached.
+        ValueError: its files are broken, or describe another kind of model.
+    """
+    path, name = Path(name_or_path), str(name_or_path)
+    if path.is_dir():
+        return _from_directory(path, dtype, read_scalar_parameters)
+    if _HUB_NAME.fullmatch(name):
+        return _from_directory(_downloaded("load_scalar", name), dtype, read_scalar_parameters)
+    raise FileNotFoundError(
+        f"load_scalar: {name!r} is not a directory or a hub name owner/name, wanted a reward model; check the path."
+    )
+
+
+def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer) -> None:
+    """Raise unless every token has one id in both: a reward model reads the policy's ids as they are.
+
+    Args:
+        policy: the policy's tokenizer.
+        reward: the reward or value model's.
+
+    Raises:
+        ValueError: naming a token on which they differ.
+
+    >>> check_same_vocabulary(Tokenizer.characters("ab"), Tokenizer.characters("ba"))
+    Traceback (most recent call last):
+    ValueError: The reward model has another vocabulary than the policy: token 'a' is id 3 in its tokenizer and 2 in ...
+    """
+    own, other = policy.vocabulary(), reward.vocabulary()
+    if own == other:
+        return
+    token = min((own.items() ^ other.items()), key=lambda item: (item[1], item[0]))[0]
+    ids = [f"id {found[token]}" if token in found else "absent" for found in (other, own)]
+    raise ValueError(
+        f"The reward model has another vocabulary than the policy: token {token!r} is {ids[0]} in its tokenizer and "
+        f"{ids[1].removeprefix('id ')} in the policy's ({len(other)} tokens against {len(own)}); give a reward model "
+        "trained from a model with the policy's tokenizer."
     )
 
 
@@ -84,10 +142,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("rlax-llm"))
 
 
-def _from_directory(directory: Path, dtype: Any) -> LanguageModel:
+def _from_directory(
+    directory: Path, dtype: Any, read: Callable[[Path, DecoderConfig, Any], Parameters] = read_parameters
+) -> LanguageModel:
     config = read_config(directory)
     tokenizer = Tokenizer.from_directory(directory)
-    return LanguageModel(config, read_parameters(directory, config, dtype), tokenizer)
+    return LanguageModel(config, read(directory, config, dtype), tokenizer)
 
 
 def _packaged() -> Path:
@@ -141,7 +201,7 @@ def _keep(cached: Path, model: LanguageModel) -> None:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(where: str, name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
@@ -149,6 +209,6 @@ def _downloaded(name: str) -> Path:
     except Exception as error:  # the hub's own errors, the HTTP client's, and the network's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise FileNotFoundError(
-            f"load_model: {name} is no directory here and cannot be had from the Hugging Face hub "
+            f"{where}: {name} is no directory here and cannot be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason}); check the name and the network, or give a local directory."
         ) from error

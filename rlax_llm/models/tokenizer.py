@@ -10,6 +10,7 @@ from typing import Any
 
 PAD, EOS = "<|pad|>", "<|eos|>"
 Message = Mapping[str, Any]
+_TEXTS = 1000  # encoded at a time; the backend keeps ten times the text's memory
 
 
 class Tokenizer:
@@ -104,6 +105,14 @@ class Tokenizer:
         """Number of ids, special ones included; a model's embedding may have more rows."""
         return len(self._fast)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, special ones included, and its id.
+
+        >>> Tokenizer.characters("ab").vocabulary()["b"]
+        3
+        """
+        return dict(self._fast.get_vocab())
+
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts are chats."""
@@ -119,13 +128,34 @@ class Tokenizer:
         Traceback (most recent call last):
         ValueError: Tokenizer.encode: 'c' at position 2 is not in the alphabet 'ab'; add it or remove it from the text.
         """
+        self._check_alphabet(text)
+        return self._fast.encode(text, add_special_tokens=False)
+
+    def _check_alphabet(self, text: str) -> None:
         for position, character in enumerate(text if self._alphabet else ""):
             if character not in self._alphabet:
                 raise ValueError(
                     f"Tokenizer.encode: {character!r} at position {position} is not in the alphabet "
                     f"{self._alphabet!r}; add it or remove it from the text."
                 )
-        return self._fast.encode(text, add_special_tokens=False)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of every text, on all cores.
+
+        Raises:
+            ValueError: as ``encode``, for any of the texts.
+
+        >>> Tokenizer.characters("ab").encode_all(["ab", ""])
+        [[2, 3], []]
+        """
+        for text in texts if self._alphabet else ():
+            self._check_alphabet(text)
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS):
+            # The limit of length that it would warn of is the caller's business.
+            part = list(texts[start : start + _TEXTS])
+            ids += self._fast(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of token ids, no space touched; special tokens are left out unless ``skip_special`` is False.
@@ -137,38 +167,66 @@ class Tokenizer:
         return self._fast.decode(plain, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
 
     def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, ready for the model to continue.
+        """Token ids of a prompt, ready for the model to continue: of its ``prompt_text``.
+
+        Args:
+            prompt: text, or messages ``{"role": ..., "content": ...}``.
+
+        Raises:
+            ValueError: as ``prompt_text``.
+        """
+        return self.encode(self.prompt_text(prompt))
+
+    def prompt_text(self, prompt: str | Sequence[Message]) -> str:
+        """Text of a prompt, ready for the model to continue.
 
         With a chat template a string becomes one user message, and the template opens the assistant's turn. Without
-        one a string is encoded as it is.
+        one a string is what it is.
 
         Args:
             prompt: text, or messages ``{"role": ..., "content": ...}``.
 
         Raises:
             ValueError: messages without a chat template, or messages that the template does not take.
+
+        >>> Tokenizer.characters("ab").prompt_text("ab")
+        'ab'
         """
+        if isinstance(prompt, str) and not self.has_chat_template:
+            return prompt
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return self._rendered("prompt", messages, add_generation_prompt=True)
+
+    def conversation_text(self, messages: Sequence[Message]) -> str:
+        """Text that the chat template makes of whole turns; nothing is opened behind them.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``.
+
+        Raises:
+            ValueError: no chat template, or messages that it does not take.
+        """
+        return self._rendered("conversation", messages, add_generation_prompt=False)
+
+    def _rendered(self, what: str, messages: Sequence[Message], **settings: bool) -> str:
         if not self.has_chat_template:
-            if isinstance(prompt, str):
-                return self.encode(prompt)
             raise ValueError(
-                "Tokenizer.encode_prompt: the prompt is a list of messages and the tokenizer has no chat template; "
-                "give a string, or a model with a chat template."
+                f"Tokenizer: the {what} is a list of messages and the tokenizer has no chat template; give a string, "
+                "or a model with a chat template."
             )
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        if not messages or any("role" not in message or "content" not in message for message in messages):
+        # A table of fixed columns fills the fields that a message has not with null; a template takes them for there.
+        given = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        if not given or any("role" not in message or "content" not in message for message in given):
             raise ValueError(
-                f"Tokenizer.encode_prompt: the messages are {messages!r}, wanted a list of at least one "
-                "{'role': ..., 'content': ...}."
+                f"Tokenizer: the messages are {given!r}, wanted a list of at least one {{'role': ..., 'content': ...}}."
             )
         try:
-            text = self._fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self._fast.apply_chat_template(given, tokenize=False, **settings)
         except Exception as error:
             raise ValueError(
-                f"Tokenizer.encode_prompt: the chat template refuses the messages ({_one_line(error)}); "
+                f"Tokenizer: the chat template refuses the messages ({_one_line(error)}); "
                 "give the roles in the order that the model was trained on."
             ) from error
-        return self.encode(text)
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for one completion, fed id by id: see :class:`StreamDecoder`."""

@@ -16,7 +16,6 @@ import numpy as np
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
 from rlax_llm.train import checkpoints
 from rlax_llm.train.compiling import compiled_with_effort
-from rlax_llm.train.configs import as_dict
 from rlax_llm.train.control import ControlState, evaluate_greedily
 from rlax_llm.train.control_config import ControlConfig, ControlProgram, build, resolve
 from rlax_llm.train.control_curves import draw_control_curves
@@ -25,6 +24,7 @@ from rlax_llm.train.progress import Column, Progress
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 from rlax_llm.train.session import versions
+from rlax_llm.train.settings import as_dict
 from rlax_llm.train.spread import spread
 
 COLUMNS = (Column("episode_return", "return", "{:.1f}"), Column("steps_per_second", "steps/s", "{:,.0f}"))

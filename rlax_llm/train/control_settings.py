@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.envs.names import nearest
-from rlax_llm.train.configs import above_zero, at_least, option
+from rlax_llm.train.settings import above_zero, at_least, option
 
 _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,
@@ -134,15 +134,15 @@ class ControlConfig:
 
     env: str = option(
         "CartPole-v1",
-        "run",
+        "task",
         "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors or "
         "probe:NAME.",
         metavar="NAME",
     )
-    recipe: str = option("ppo", "run", f"Algorithm: {', '.join(FAMILIES)}.", metavar="NAME")
-    seeds: int = option(8, "run", "Independent runs, side by side in one program.")
-    total_steps: int | None = option(None, "run", "Environment steps of each seed.", _THEN)
-    seed: int = option(0, "run", "Everything random follows from it.")
+    recipe: str = option("ppo", "task", f"Algorithm: {', '.join(FAMILIES)}.", metavar="NAME")
+    seeds: int = option(8, "task", "Independent runs, side by side in one program.")
+    total_steps: int | None = option(None, "task", "Environment steps of each seed.", _THEN)
+    seed: int = option(0, "task", "Everything random follows from it.")
 
     environments: int | None = option(None, "rollout", "Environments of each seed, side by side.", _THEN)
     horizon_steps: int | None = option(None, "rollout", "Steps of each environment between two updates.", _THEN)

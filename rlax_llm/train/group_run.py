@@ -13,10 +13,10 @@ import numpy as np
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.models.functional import Params
-from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.rewards.calling import Scores, score
 from rlax_llm.train.configs import GrpoConfig
+from rlax_llm.train.learner import Learner
 from rlax_llm.train.policy import TrainState, group_loop
 from rlax_llm.train.rollouts import Rollout, Sampling, evaluate
 from rlax_llm.train.setup import build_objective, build_optimizer, build_sampler, build_schedule
@@ -27,17 +27,17 @@ class GroupPhase:
 
     Args:
         config: with every default filled in.
-        model: shape and tokenizer; its parameters are not read.
+        learner: what is trained.
         task: prompts, rewards and what counts as solved.
     """
 
-    def __init__(self, config: GrpoConfig, model: LanguageModel, task: Task):
-        self.config, self.model, self.task = config, model, task
+    def __init__(self, config: GrpoConfig, learner: Learner, task: Task):
+        self.config, self.learner, self.task = config, learner, task
         self.groups, self.group_size = config.groups or 0, config.group_size or 0
         self.objective, self.needs_reference = build_objective(config)
         self.schedule = build_schedule(config, config.learning_rate or 0.0, config.steps or 0)
         self.optimizer = build_optimizer(config, self.schedule)
-        self.sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
+        self.sampling = Sampling(learner.shape, learner.tokenizer, config.max_prompt_tokens or 0)
         sampler = build_sampler(config.temperature, config.top_k, config.top_p)
         self.request = self.sampling.request(sampler, config.max_new_tokens or 0, self.group_size)
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
@@ -46,11 +46,11 @@ class GroupPhase:
 
     def init(self, params: Params) -> TrainState:
         """State before the first step."""
-        return group_loop(group_log_probs(self.model.config, (1, 1)), self.objective, self.optimizer)[0](params)
+        return group_loop(group_log_probs(self.learner.config, (1, 1)), self.objective, self.optimizer)[0](params)
 
     def _update(self, prompt_width: int) -> Any:
         layout = (self.group_size, prompt_width)
-        log_probs = group_log_probs(self.model.config, layout, self.config.temperature, bool(self.config.remat))
+        log_probs = group_log_probs(self.learner.config, layout, self.config.temperature, bool(self.config.remat))
         micro_batches = self.groups // (self.config.micro_batch_groups or self.groups)
         return jax.jit(group_loop(log_probs, self.objective, self.optimizer, micro_batches)[1], donate_argnums=0)
 
@@ -58,7 +58,9 @@ class GroupPhase:
         """Completions of the prompts of step ``index`` (from 0): a function of parameters, seed and index."""
         chosen = batch_indices(len(self.task.train), self.groups, self.config.seed, index)
         rows = [self.task.train[i] for i in chosen]
-        return self.sampling.rollout(params, rows, jax.random.fold_in(self.key, index), self.request)
+        return self.sampling.rollout(
+            self.learner.whole(params), rows, jax.random.fold_in(self.key, index), self.request
+        )
 
     def step(
         self, state: TrainState, index: int, ref_params: Params | None
@@ -69,7 +71,9 @@ class GroupPhase:
         scores = score(self.task.rewards, rollout.rows, rollout.texts)
         scoring = time.perf_counter() - start
         by_group = jnp.asarray(scores.total.reshape(self.groups, self.group_size))
-        state, metrics = self.update(rollout.prompt_width)(state, rollout.completions, by_group, ref_params)
+        state, metrics = self.update(rollout.prompt_width)(
+            state, rollout.completions, by_group, ref_params, self.learner.frozen
+        )
         metrics = {name: float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
         described = describe(rollout, scores, self.task) | metrics | speeds(rollout, seconds)
@@ -79,7 +83,7 @@ class GroupPhase:
     def evaluate(self, params: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out reward and accuracy, and a record of each completion."""
         batch = min(len(self.task.held_out), self.groups * self.group_size)
-        result = evaluate(self.sampling, params, self.task, self.greedy, batch)
+        result = evaluate(self.sampling, self.learner.whole(params), self.task, self.greedy, batch)
         rows = [
             {"prompt": row["prompt"], "completion": text, "reward": float(value), "held_out": True}
             for row, text, value in zip(self.task.held_out, result.texts, result.scores.total, strict=True)

@@ -6,6 +6,7 @@ The weights are taken over the whole batch and the loss is a sum, so micro-batch
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import optax
 
 from rlax_llm.objectives import Objective, policy_loss
 from rlax_llm.ratios import token_ratio
+from rlax_llm.trees import joined
 from rlax_llm.trust_regions import score_function
 from rlax_llm.types import Completions, PolicyBatch, Scored
 from rlax_llm.weightings import token_mean
@@ -21,13 +23,14 @@ from rlax_llm.weightings import token_mean
 Params = Any
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 Metrics = dict[str, jax.Array]
+Loop = tuple[Callable[[Params], "TrainState"], Callable[..., tuple["TrainState", Metrics]]]
 
 
 class TrainState(NamedTuple):
     """What an optimizer step changes.
 
     Attributes:
-        params: any pytree.
+        params: what is trained, any pytree; what is not is a step's ``frozen``.
         opt_state: the optimizer's.
         step: scalar int32, optimizer steps taken.
     """
@@ -71,10 +74,48 @@ def summed_gradient(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
+def initial_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        optimizer: any Optax transformation.
+        params: any pytree.
+    """
+    return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+
+def descended(optimizer: optax.GradientTransformation, state: TrainState, gradient: Params) -> TrainState:
+    """The state one optimizer step further.
+
+    Args:
+        optimizer: the one that the state was made with.
+        state: before the step.
+        gradient: of the loss, like ``state.params``.
+    """
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+
+
+def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1) -> jax.Array:
+    """Log-probabilities of completions without a gradient, one micro-batch in memory at a time: a reference's.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        params: what ``log_probs`` reads, whole.
+        completions: ``[B, T]``.
+        micro_batches: divides the number of rows.
+
+    Returns:
+        ``[B, T]``, nats.
+    """
+    parts = jax.lax.map(lambda rows: log_probs(params, rows)[0], _split(completions, micro_batches))
+    return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
+
+
 def policy_loop(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
-) -> tuple[Callable[[Params], TrainState], Callable[..., tuple[TrainState, Metrics]]]:
-    """``init(params)`` and ``step(state, completions, advantages, ref_log_probs=None)`` for a policy objective.
+) -> Loop:
+    """``init(params)`` and ``step(state, completions, advantages, ref_log_probs=None, frozen=None)``.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
@@ -83,22 +124,24 @@ def policy_loop(
         micro_batches: parts that the rows are taken in; a part must hold whole groups.
 
     Returns:
-        The pair. ``step`` takes ``advantages [B, T]`` and returns the new state and scalar metrics: those of
-        ``policy_loss``, ``entropy`` (nats a token) and ``grad_norm`` before any clipping.
+        The pair. ``step`` takes ``advantages [B, T]``, and in ``frozen`` the parameters that are not trained, to be
+        joined with those that are; it returns the new state and scalar metrics: those of ``policy_loss``, ``entropy``
+        (nats a token) and ``grad_norm`` before any clipping.
     """
 
-    def init(params: Params) -> TrainState:
-        return TrainState(params, optimizer.init(params), jnp.int32(0))
-
     def step(
-        state: TrainState, completions: Completions, advantages: jax.Array, ref_log_probs: jax.Array | None = None
+        state: TrainState,
+        completions: Completions,
+        advantages: jax.Array,
+        ref_log_probs: jax.Array | None = None,
+        frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         weights = objective.weighting(completions.mask)
         uniform = token_mean(completions.mask)
 
         def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
             taken, advantages, weights, uniform, ref_log_probs = rows
-            current, entropy = log_probs(params, taken)
+            current, entropy = log_probs(joined(params, frozen), taken)
             batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs)
             value, metrics = policy_loss(objective, batch)
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
@@ -106,18 +149,15 @@ def policy_loop(
 
         rows = (completions, advantages, weights, uniform, ref_log_probs)
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics |= {"grad_norm": optax.global_norm(gradient)}
-        return TrainState(params, opt_state, state.step + 1), metrics
+        return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
 
-    return init, step
+    return partial(initial_state, optimizer), step
 
 
 def group_loop(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
-) -> tuple[Callable[[Params], TrainState], Callable[..., tuple[TrainState, Metrics]]]:
-    """``init(params)`` and ``step(state, completions, scores, ref_params=None)`` for groups of completions.
+) -> Loop:
+    """``init(params)`` and ``step(state, completions, scores, ref_params=None, frozen=None)`` for groups.
 
     ``scores [P, G]`` belong to the ``P · G`` rows of ``completions``; NaN marks a completion without a score: its
     advantage is 0, and only a KL term still moves it.
@@ -129,17 +169,18 @@ def group_loop(
         micro_batches: parts that the groups are taken in.
 
     Returns:
-        The pair; metrics are those of ``policy_loop`` and ``frac_reward_zero_std``, the share of groups without any
-        difference in score, which teach nothing.
+        The pair; ``ref_params`` are like ``params``, and joined with the same ``frozen``. Metrics are those of
+        ``policy_loop`` and ``frac_reward_zero_std``, the share of groups without any difference in score, which teach
+        nothing.
     """
     init, policy_step = policy_loop(log_probs, objective, optimizer, micro_batches)
 
-    def reference(ref_params: Params, completions: Completions) -> jax.Array:
-        parts = jax.lax.map(lambda rows: log_probs(ref_params, rows)[0], _split(completions, micro_batches))
-        return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
-
     def step(
-        state: TrainState, completions: Completions, scores: jax.Array, ref_params: Params | None = None
+        state: TrainState,
+        completions: Completions,
+        scores: jax.Array,
+        ref_params: Params | None = None,
+        frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         if scores.ndim != 2 or scores.size != completions.tokens.shape[0]:
             raise ValueError(
@@ -150,7 +191,9 @@ def group_loop(
             raise ValueError(
                 f"group_loop: micro_batches is {micro_batches}, wanted a divisor of the {scores.shape[0]} groups."
             )
-        ref_log_probs = None if ref_params is None else reference(ref_params, completions)
+        ref_log_probs = None
+        if ref_params is not None:
+            ref_log_probs = fixed_log_probs(log_probs, joined(ref_params, frozen), completions, micro_batches)
 
         def grouped(x: jax.Array) -> jax.Array:
             return x.reshape(*scores.shape, -1)
@@ -159,17 +202,15 @@ def group_loop(
         scored = Scored(scores, grouped(completions.log_probs), grouped(completions.mask), ref_grouped)
         advantages = objective.advantage(scored).reshape(completions.tokens.shape[0], -1)
         advantages = jnp.broadcast_to(advantages, completions.tokens.shape)
-        state, metrics = policy_step(state, completions, advantages, ref_log_probs)
+        state, metrics = policy_step(state, completions, advantages, ref_log_probs, frozen)
         spread = jnp.nanmax(scores, -1) - jnp.nanmin(scores, -1)
         return state, metrics | {"frac_reward_zero_std": (~(spread > 0)).mean()}
 
     return init, step
 
 
-def supervised_loop(
-    log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1
-) -> tuple[Callable[[Params], TrainState], Callable[..., tuple[TrainState, Metrics]]]:
-    """``init(params)`` and ``step(state, completions)``: maximum likelihood of given completions, by the token mean.
+def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Loop:
+    """``init(params)`` and ``step(state, completions, frozen=None)``: maximum likelihood, by the token mean.
 
     It is the policy loss with advantage 1, the score function and behaviour log-probabilities of 0.
 
@@ -184,9 +225,9 @@ def supervised_loop(
     objective = Objective(lambda scored: scored.scores, token_ratio, score_function, token_mean)
     init, policy_step = policy_loop(log_probs, objective, optimizer, micro_batches)
 
-    def step(state: TrainState, completions: Completions) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, completions: Completions, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
         given = completions._replace(log_probs=jnp.zeros(completions.tokens.shape))
-        state, metrics = policy_step(state, given, jnp.ones(completions.tokens.shape))
+        state, metrics = policy_step(state, given, jnp.ones(completions.tokens.shape), frozen=frozen)
         return state, {"loss": metrics["policy_loss"], "entropy": metrics["entropy"], "grad_norm": metrics["grad_norm"]}
 
     return init, step

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.data.batches import demonstration_rows
+from rlax_llm.data.encoding import Limits, encode_demonstrations, within
+from rlax_llm.data.preferences import Demonstration
 from rlax_llm.data.tasks import Row, Task
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
@@ -124,24 +126,15 @@ def demonstrations(sampling: Sampling, rows: Sequence[Row], max_new_tokens: int)
         max_new_tokens: columns for completions.
 
     Raises:
-        ValueError: naming a row whose completion is missing or too long.
+        ValueError: naming a row whose completion is missing, or that is too long.
     """
-    tokenizer = sampling.tokenizer
-    prompts = [tokenizer.encode_prompt(row["prompt"]) for row in rows]
-    tokens, valid = pad_prompts(prompts, tokenizer.pad_id, sampling.config.vocab_size, sampling.max_prompt_tokens)
-    answers = np.full((len(rows), max_new_tokens), tokenizer.pad_id, np.int32)
-    chosen = np.zeros(answers.shape, bool)
     for index, row in enumerate(rows):
         if "completion" not in row:
             raise ValueError(f"demonstrations: row {index} has no column 'completion'; supervised training needs one.")
-        ids = [*tokenizer.encode(row["completion"]), *tokenizer.eos_ids[:1]]
-        if len(ids) > max_new_tokens:
-            raise ValueError(
-                f"demonstrations: the completion of row {index} has {len(ids)} tokens, max_new_tokens is "
-                f"{max_new_tokens}; raise it."
-            )
-        answers[index, : len(ids)], chosen[index, : len(ids)] = ids, True
-    pairs = (tokens, answers), (valid, chosen), (jnp.zeros_like(valid), chosen)
-    tokens, valid, mask = (jnp.concatenate([left, jnp.asarray(right)], 1) for left, right in pairs)
-    unknown = jnp.zeros(tokens.shape)
-    return Completions(tokens, valid, mask, unknown, unknown - jnp.inf, jnp.zeros(len(rows), bool))
+    records = [Demonstration(row["prompt"], row["completion"], f"row {index}") for index, row in enumerate(rows)]
+    limits = Limits(sampling.max_prompt_tokens, max_new_tokens, sampling.config.vocab_size)
+    kept = within(encode_demonstrations(sampling.tokenizer, records), limits)
+    if kept.dropped:
+        reason, places = next(iter(kept.dropped.items()))
+        raise ValueError(f"demonstrations: {places[0]} has {reason}; raise the limit, or leave the row out.")
+    return demonstration_rows(kept.rows, sampling.tokenizer.pad_id, (None, max_new_tokens)).completions

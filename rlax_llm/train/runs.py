@@ -14,14 +14,16 @@ from rlax_llm.data.tasks import Task
 from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.models.loading import LanguageModel
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
 from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.interrupts import interruptible
+from rlax_llm.train.learner import Learner, language_learner
+from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.progress import Progress
 from rlax_llm.train.rollouts import Sampling, evaluate
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.session import Session, due, first_and_last, median, versions
+from rlax_llm.train.session import Session, due, first_and_last, median, task_of, versions
+from rlax_llm.train.settings import as_dict
 from rlax_llm.train.setup import (
     WARM_START_LEARNING_RATE,
     build_model,
@@ -48,27 +50,29 @@ def run_grpo(config: GrpoConfig) -> RunDirectory:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    model, task = build_model(config), build_task(config, config.eval_size or 1)
-    phase = GroupPhase(config, model, task)
-    warm_up = _warm_start(config, model, task) if config.warm_start_steps else None
+    task = build_task(config, config.eval_size or 1)
+    learner = language_learner(config, build_model(config), config.seed)
+    phase = GroupPhase(config, learner, task)
+    warm_up = warm_start(config, learner, task) if config.warm_start_steps else None
     session = Session(config, config.warm_start_steps or 0)
-    with session.finishing(model, lambda: _summary(session)), interruptible() as stop:
+    with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
         first = warm_up if warm_up is not None and session.step <= 0 else phase
-        session.begin(first.init(model.params))
+        session.begin(first.init(learner.params))
         if warm_up is not None and session.step < 0:
             run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
         if not stop() and session.step >= 0:
             _group_steps(session, phase, stop)
-    print(_farewell(session))
+    print(farewell(session))
     return session.directory
 
 
-def _warm_start(config: GrpoConfig, model: LanguageModel, task: Task) -> SupervisedPhase:
+def warm_start(config: GrpoConfig | PpoConfig, learner: Learner, task: Task) -> SupervisedPhase:
+    """The supervised steps before reinforcement learning."""
     schedule = optax.constant_schedule(
         WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
     )
     batch_size = with_defaults(SftConfig(model=config.model)).batch_size
-    return SupervisedPhase(config, model, task, schedule, batch_size)
+    return SupervisedPhase(config, learner, task, schedule, batch_size)
 
 
 def _group_steps(session: Session, phase: GroupPhase, stop: Callable[[], bool]) -> None:
@@ -96,22 +100,22 @@ def _group_steps(session: Session, phase: GroupPhase, stop: Callable[[], bool]) 
             progress.update(number, metrics)
 
 
-def _summary(session: Session) -> dict[str, Any]:
+def summary(session: Session) -> dict[str, Any]:
     """What came out: first and last values, and medians of the speeds."""
     metrics, config = session.directory.metrics(), session.config
-    summary: dict[str, Any] = {"command": config.command, "model": config.model, "task": config.data or config.task}
-    summary |= {"recipe": config.recipe} if isinstance(config, GrpoConfig) else {}
-    summary |= {"steps": session.step, "finished": session.step >= (config.steps or 0)}
+    told: dict[str, Any] = {"command": config.command, "model": config.model, "task": task_of(config)}
+    told |= {"recipe": recipe} if (recipe := getattr(config, "recipe", None)) else {}
+    told |= {"steps": session.step, "finished": session.step >= (config.steps or 0)}
     for key in ("reward", "held_out_accuracy", "held_out_reward", "held_out_loss", "loss"):
         first, last = first_and_last(metrics, key)
-        summary |= {f"first_{key}": first, f"last_{key}": last} if first is not None else {}
+        told |= {f"first_{key}": first, f"last_{key}": last} if first is not None else {}
     for key in ("tokens_per_second", "rollout_tokens_per_second", "update_tokens_per_second"):
         value = median(metrics, key)
-        summary |= {key: round(value, 1)} if value is not None else {}
-    return summary
+        told |= {key: round(value, 1)} if value is not None else {}
+    return told
 
 
-def _farewell(session: Session) -> str:
+def farewell(session: Session) -> str:
     """What a person wants to know at the end of a run: what changed, where it is, how to go on."""
     metrics, place = session.directory.metrics(), session.directory.path
     told = []
@@ -122,7 +126,7 @@ def _farewell(session: Session) -> str:
     lines = [", ".join(told)]
     if session.step < (session.config.steps or 0):
         lines += [f"Go on with: rlax-llm {session.config.command} --resume {place}"]
-    else:
+    elif session.config.command != "reward":
         lines += [f"Try it: rlax-llm generate --model {session.directory.model_path} PROMPT"]
     return "\n".join(lines)
 
@@ -140,27 +144,28 @@ def run_sft(config: SftConfig) -> RunDirectory:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    model, task = build_model(config), build_task(config, config.eval_size or 1)
+    task = build_task(config, config.eval_size or 1)
+    learner = language_learner(config, build_model(config), config.seed)
     steps, batch_size = config.steps or 0, config.batch_size or 1
     schedule = build_schedule(config, config.learning_rate or 0.0, steps)
     micro_batches = batch_size // (config.micro_batch_size or batch_size)
-    phase = SupervisedPhase(config, model, task, schedule, batch_size, micro_batches)
+    phase = SupervisedPhase(config, learner, task, schedule, batch_size, micro_batches)
     session = Session(config, 0)
 
     def held_out(params: Any) -> dict[str, Any]:
         metrics = {"held_out_loss": phase.held_out_loss(params)}
         if task.rewards:
             request = phase.sampling.request(greedy, config.max_new_tokens or 0)
-            result = evaluate(phase.sampling, params, task, request, batch_size)
+            result = evaluate(phase.sampling, learner.whole(params), task, request, batch_size)
             metrics |= {"held_out_accuracy": result.accuracy, "held_out_reward": result.reward}
         return metrics
 
-    with session.finishing(model, lambda: _summary(session)), interruptible() as stop:
-        session.begin(phase.init(model.params))
+    with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
+        session.begin(phase.init(learner.params))
         if session.position == 0:
-            session.log(held_out(model.params))
+            session.log(held_out(learner.params))
         run_steps(session, phase, steps, held_out, stop)
-    print(_farewell(session))
+    print(farewell(session))
     return session.directory
 
 
@@ -186,7 +191,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     result = evaluate(sampling, model.params, task, request, max(64 // config.samples, 1), config.seed)
     rows = [row for row in task.held_out for _ in range(config.samples)]
     values = np.reshape([task.solved(float(s)) for s in result.scores.total], (-1, config.samples))
-    summary: dict[str, Any] = {"command": "eval", "model": config.model, "task": config.data or config.task}
+    summary: dict[str, Any] = {"command": "eval", "model": config.model, "task": task_of(config)}
     summary |= {"prompts": len(task.held_out), "samples": config.samples, "held_out_reward": result.reward}
     summary |= {"held_out_accuracy": result.accuracy}
     summary |= {f"pass@{config.samples}": float(values.any(-1).mean())} if config.samples > 1 else {}

@@ -15,13 +15,14 @@ from typing import Any
 
 import jax
 
-from rlax_llm.models.huggingface import write_model
-from rlax_llm.models.loading import LanguageModel
 from rlax_llm.train import checkpoints
-from rlax_llm.train.configs import GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.configs import GrpoConfig, SftConfig
 from rlax_llm.train.curves import draw_curves
-from rlax_llm.train.policy import TrainState
+from rlax_llm.train.learner import Export
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.preference_settings import PreferenceSettings
 from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.settings import as_dict
 
 _REFERENCE = "reference"
 
@@ -35,9 +36,9 @@ class Session:
         state: after those steps; None until the run has begun.
     """
 
-    state: TrainState | None = None
+    state: Any = None
 
-    def __init__(self, config: GrpoConfig | SftConfig, warm_start_steps: int):
+    def __init__(self, config: GrpoConfig | SftConfig | PreferenceSettings | PpoConfig, warm_start_steps: int):
         self.started = time.perf_counter()
         self.config = config
         self.warm_start_steps = warm_start_steps
@@ -65,13 +66,13 @@ class Session:
         """Seconds that the run took so far, over all its processes."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
-    def begin(self, like: TrainState) -> None:
+    def begin(self, like: Any) -> None:
         """Take the last checkpoint's state, or ``like`` at the start of a run."""
         self.state = (
             checkpoints.restore(self.directory.checkpoints_path, self.position, like) if self.position else like
         )
 
-    def advance(self, state: TrainState, metrics: dict[str, Any]) -> None:
+    def advance(self, state: Any, metrics: dict[str, Any]) -> None:
         """One step was done: keep its state, log its metrics, and checkpoint where one is due."""
         self.state, self.position = state, self.position + 1
         self.log(metrics)
@@ -95,7 +96,7 @@ class Session:
         self.directory.log_metrics(self.step, metrics | {"wall_seconds": self.wall_seconds()})
 
     @contextmanager
-    def finishing(self, model: LanguageModel, summary: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    def finishing(self, export: Export, summary: Callable[[], dict[str, Any]]) -> Iterator[None]:
         """Write checkpoint, model, figure and summary at the end of the block, also where an error ends it.
 
         A second Ctrl-C writes nothing more: the last checkpoint and every line logged are there.
@@ -103,21 +104,26 @@ class Session:
         try:
             yield
         except Exception:
-            self._finish(model, summary)
+            self._finish(export, summary)
             raise
-        self._finish(model, summary)
+        self._finish(export, summary)
 
-    def _finish(self, model: LanguageModel, summary: Callable[[], dict[str, Any]]) -> None:
+    def _finish(self, export: Export, summary: Callable[[], dict[str, Any]]) -> None:
         state = self.state
         # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
         if state is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             if self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
                 self.save()
-            write_model(self.directory.model_path, model.config, state.params, model.tokenizer)
-        title = f"{self.config.command} · {self.config.model} · {self.config.data or self.config.task}"
+            export(state.params, self.directory.model_path)
+        title = f"{self.config.command} · {self.config.model} · {task_of(self.config)}"
         draw_curves(self.directory.curves_path, self.directory.metrics(), title)
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
         self.directory.write_summary(summary() | ending)
+
+
+def task_of(config: Any) -> str:
+    """What a run learns from, in a word: its file, its task, or the built-in one."""
+    return config.data or getattr(config, "task", "arithmetic")
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,9 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, load_model
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.objectives import Objective
-from rlax_llm.train.configs import EvalConfig, GrpoConfig, SftConfig, filled_in
+from rlax_llm.train.configs import EvalConfig, GrpoConfig, SftConfig
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.settings import OptimizerSettings, filled_in
 
 RECIPES: dict[str, Callable[..., Objective]] = {
     "grpo": recipes.grpo,
@@ -55,6 +57,22 @@ _PRETRAINED = {
     "eval_size": 128,
     "remat": True,  # no slower on a CPU (the memory of stored activations costs as much), and it fits elsewhere
 }
+_SMALL = {
+    "sft": {"steps": 500, "learning_rate": 2e-3},
+    "reward": {"steps": 300, "learning_rate": 1e-3},
+    "dpo": {"steps": 200, "learning_rate": 1e-4},
+    "kto": {"steps": 200, "learning_rate": 1e-4},
+    "ppo": {"batch_size": 256, "learning_rate": 3e-4},
+}
+_LARGE = {
+    "sft": {"steps": 500, "learning_rate": 2e-5},
+    "reward": {"max_new_tokens": 256, "learning_rate": 1e-5},
+    "dpo": {"max_new_tokens": 256, "learning_rate": 1e-6},
+    "kto": {"max_new_tokens": 256, "learning_rate": 1e-6},
+    "ppo": {"batch_size": 32, "learning_rate": 3e-6},
+}
+"""What differs by command, for 'char' and for other models."""
+_ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arXiv 2106.09685, appendix D)
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -65,16 +83,17 @@ def with_defaults(config: Any) -> Any:
     >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
     (128, 8)
     """
-    chosen = dict(_CHARACTER if config.model == "char" else _PRETRAINED)
-    if isinstance(config, SftConfig):
-        chosen |= {"steps": 500, "learning_rate": WARM_START_LEARNING_RATE if config.model == "char" else 2e-5}
+    small = config.model == "char"
+    chosen = dict(_CHARACTER if small else _PRETRAINED) | (_SMALL if small else _LARGE).get(config.command, {})
+    if getattr(config, "lora_rank", 0):
+        chosen["learning_rate"] *= _ADAPTERS_FASTER
     names = [name for name in chosen if hasattr(config, name)]
     return filled_in(config, {name: chosen[name] for name in names})
 
 
 def build_model(config: Any) -> LanguageModel:
     """The named model; ``char`` is a small decoder over the characters of the arithmetic task, from ``config.seed``."""
-    dtype = _DTYPES[config.dtype]
+    dtype = dtype_of(config)
     if config.model != "char":
         return load_model(config.model, dtype)
     tokenizer = Tokenizer.characters(ALPHABET)
@@ -82,7 +101,12 @@ def build_model(config: Any) -> LanguageModel:
     return LanguageModel(shape, decoder.init(shape, jax.random.key(config.seed), dtype), tokenizer)
 
 
-def build_task(config: GrpoConfig | SftConfig | EvalConfig, held_out_size: int) -> Task:
+def dtype_of(config: Any) -> Any:
+    """The number format that ``config.dtype`` names."""
+    return _DTYPES[config.dtype]
+
+
+def build_task(config: GrpoConfig | SftConfig | EvalConfig | PpoConfig, held_out_size: int) -> Task:
     """The task or data file, split by ``config.seed``."""
     reward = getattr(config, "reward", None)
     return load_task(config.task, data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed)
@@ -116,7 +140,7 @@ def build_objective(config: GrpoConfig) -> tuple[Objective, bool]:
     return recipe(**given), bool(given.get("kl_coef", default))
 
 
-def build_schedule(config: GrpoConfig | SftConfig, peak: float, steps: int) -> optax.Schedule:
+def build_schedule(config: OptimizerSettings, peak: float, steps: int) -> optax.Schedule:
     """Learning rate by optimizer step: a linear warm-up, then constant, cosine or linear to 0."""
     decay_steps = max(steps - config.warmup_steps, 1)
     shapes: dict[str, optax.Schedule] = {
@@ -131,7 +155,7 @@ def build_schedule(config: GrpoConfig | SftConfig, peak: float, steps: int) -> o
     return optax.join_schedules([warmup, shapes[config.schedule]], [config.warmup_steps])
 
 
-def build_optimizer(config: GrpoConfig | SftConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def build_optimizer(config: OptimizerSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW or the transformation that ``config.optimizer`` names.
 
     Raises:

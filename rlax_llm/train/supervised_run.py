@@ -10,14 +10,17 @@ import jax
 import numpy as np
 
 from rlax_llm.data.tasks import Task, batch_indices
-from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.train.configs import GrpoConfig, SftConfig
+from rlax_llm.train.learner import Learner
 from rlax_llm.train.policy import TrainState, supervised_loop
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.preference_phase import PreferencePhase
 from rlax_llm.train.progress import SUPERVISED_COLUMNS, Progress
 from rlax_llm.train.rollouts import Sampling, demonstrations
 from rlax_llm.train.session import Session, due
 from rlax_llm.train.setup import build_optimizer
+from rlax_llm.trees import joined
 
 
 def check_demonstrations(task: Task) -> None:
@@ -34,7 +37,7 @@ class SupervisedPhase:
 
     Args:
         config: of ``sft`` or ``grpo``.
-        model: shape and tokenizer; its parameters are not read.
+        learner: what is trained.
         task: rows with completions.
         schedule: learning rate by step.
         batch_size: rows a step.
@@ -43,18 +46,19 @@ class SupervisedPhase:
 
     def __init__(
         self,
-        config: GrpoConfig | SftConfig,
-        model: LanguageModel,
+        config: GrpoConfig | SftConfig | PpoConfig,
+        learner: Learner,
         task: Task,
         schedule: Any,
         batch_size: int,
         micro_batches: int = 1,
     ):
         check_demonstrations(task)
-        self.config, self.task, self.batch_size = config, task, batch_size
-        self.sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
+        self.config, self.learner, self.task, self.batch_size = config, learner, task, batch_size
+        self.columns = SUPERVISED_COLUMNS
+        self.sampling = Sampling(learner.shape, learner.tokenizer, config.max_prompt_tokens or 0)
         optimizer = build_optimizer(config, schedule)
-        self.log_probs = jax.jit(row_log_probs(model.config, bool(config.remat)))
+        self.log_probs = jax.jit(row_log_probs(learner.config, bool(config.remat)))
         self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
         self.update = jax.jit(step, donate_argnums=0)
 
@@ -65,7 +69,7 @@ class SupervisedPhase:
             batch = demonstrations(
                 self.sampling, rows[start : start + self.batch_size], self.config.max_new_tokens or 0
             )
-            total -= float(self.log_probs(params, batch)[0].sum())
+            total -= float(self.log_probs(joined(params, self.learner.frozen), batch)[0].sum())
             tokens += int(batch.mask.sum())
         return total / max(tokens, 1)
 
@@ -75,7 +79,7 @@ class SupervisedPhase:
         chosen = batch_indices(len(self.task.train), self.batch_size, self.config.seed, index)
         rows = [self.task.train[i] for i in chosen]
         batch = demonstrations(self.sampling, rows, self.config.max_new_tokens or 0)
-        state, metrics = self.update(state, batch)
+        state, metrics = self.update(state, batch, self.learner.frozen)
         metrics = {name: float(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - start
         return state, metrics | {"tokens_per_second": float(np.sum(batch.valid)) / seconds}
@@ -83,7 +87,7 @@ class SupervisedPhase:
 
 def run_steps(
     session: Session,
-    phase: SupervisedPhase,
+    phase: SupervisedPhase | PreferencePhase,
     last: int,
     evaluate: Callable[[Any], dict[str, Any]],
     stop: Callable[[], bool],
@@ -94,7 +98,8 @@ def run_steps(
     """
     warm = session.warm_start_steps > 0
     every = 0 if warm else phase.config.eval_every
-    with Progress(last, "warm start" if warm else "sft", SUPERVISED_COLUMNS, session.position) as progress:
+    title = "warm start" if warm else session.config.command
+    with Progress(last, title, phase.columns, session.position) as progress:
         while session.position < last and session.state is not None and not stop():
             state, metrics = phase.step(session.state, session.position)
             if due(session.position + 1, every, last):

@@ -11,9 +11,12 @@ import yaml
 from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig, as_dict
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
 from rlax_llm.train.control_settings import ControlConfig
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
 from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.settings import as_dict
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ def test_a_mistyped_command_gets_a_hint(capsys):
     assert main(["gpro"]) == 2
     assert capsys.readouterr().err == "error: there is no command 'gpro'; did you mean 'grpo'?\n"
     assert main(["zzz"]) == 2
-    assert "there are grpo, sft, eval, generate, control." in capsys.readouterr().err
+    assert "there are grpo, sft, reward, ppo, dpo, kto, eval, generate, control." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -154,7 +157,7 @@ def test_help_has_every_setting_with_words_of_its_own(name, capsys):
 def runs(monkeypatch, tmp_path):
     """In place of the modules that hold the commands: it does what the test gives it."""
     fake = types.ModuleType("rlax_llm.train.runs")
-    for name in ("runs", "control_run"):
+    for name in ("runs", "control_run", "preference_runs", "ppo_run"):
         monkeypatch.setitem(sys.modules, f"rlax_llm.train.{name}", fake)
     monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
     monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
@@ -169,6 +172,10 @@ def test_a_command_runs_with_its_settings(runs):
     assert seen == [
         GrpoConfig(seed=5),
         SftConfig(seed=5),
+        RewardConfig(seed=5),
+        PpoConfig(seed=5),
+        DpoConfig(seed=5),
+        KtoConfig(seed=5),
         EvalConfig(seed=5),
         GenerateConfig("hi", seed=5),
         ControlConfig(seed=5),

@@ -9,10 +9,11 @@ import pytest
 
 from rlax_llm.generation import engine
 from rlax_llm.generation.engine import Request, decode, generate, prefill, stream
-from rlax_llm.generation.prompts import bucket, pad_prompts
+from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.padding import bucket
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 
 V, GROUP = 13, 3

@@ -1,0 +1,200 @@
+"""Rows of token ids as ``Completions``: prompts padded on the left, completions on the right, in few widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.data.encoding import DemonstrationTokens, LabelledTokens, PairTokens
+from rlax_llm.data.rows import DataError
+from rlax_llm.models.padding import bucket, longest, pad_left, pad_right
+from rlax_llm.types import Completions
+from rlax_llm.unpaired import mismatched_rows
+
+Widths = tuple[int | None, int | None]
+AS_NEEDED: Widths = (None, None)
+
+
+class PairRows(NamedTuple):
+    """A batch of B pairs.
+
+    Attributes:
+        completions: ``[2B, T]``; row 2b is chosen, row 2b + 1 rejected, of one prompt.
+        prompt_width: the columns that hold prompts.
+        margins: ``[B]`` float32, in the units of rewards, or None where the pairs have none.
+    """
+
+    completions: Completions
+    prompt_width: int
+    margins: jax.Array | None
+
+
+class LabelledRows(NamedTuple):
+    """A batch of B labelled completions with B mismatched ones.
+
+    Attributes:
+        completions: ``[2B, T]``; row 2b is a prompt with its own completion, row 2b + 1 with another prompt's.
+        prompt_width: the columns that hold prompts.
+        desirable: ``[B]`` bool, the labels.
+    """
+
+    completions: Completions
+    prompt_width: int
+    desirable: jax.Array
+
+
+class DemonstrationRows(NamedTuple):
+    """A batch of B demonstrations.
+
+    Attributes:
+        completions: ``[B, T]``.
+        prompt_width: the columns that hold prompts.
+    """
+
+    completions: Completions
+    prompt_width: int
+
+
+def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDED) -> PairRows:
+    """Pairs as the learner reads them, two rows to a prompt: ``group_log_probs(config, (2, prompt_width))``.
+
+    Args:
+        rows: B pairs, at least one.
+        pad_id: the padding's id; it is masked.
+        widths: columns for prompts and for completions; None takes the bucket of the longest.
+
+    Raises:
+        DataError: no row, or one that is longer than its columns.
+
+    >>> batch = pair_rows([PairTokens([5, 6], [7, 1], [1], margin=0.5)], 0, widths=(3, 2))
+    >>> batch.completions.tokens.tolist(), batch.completions.mask.astype(int).tolist(), batch.margins.tolist()
+    ([[0, 5, 6, 7, 1], [0, 5, 6, 1, 0]], [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]], [0.5])
+    """
+    sides = [side for row in rows for side in (row.chosen, row.rejected)]
+    laid, width = _laid("pair_rows", [row.prompt for row in rows], sides, pad_id, widths)
+    margins = None if rows[0].margin is None else jnp.asarray([row.margin for row in rows], jnp.float32)
+    return PairRows(given(*laid), width, margins)
+
+
+def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = AS_NEEDED) -> LabelledRows:
+    """Labelled completions, each followed by its prompt with another row's completion: KTO's mismatched pairs.
+
+    They are taken over the whole batch, row b from row ``b − offset`` (cyclic). The offset is the smallest of those
+    with the fewest rows whose prompt is also the other row's: a completion of the same prompt is no mismatch. Where
+    such a row is left, its mismatched completion is masked out, and counts nowhere.
+
+    Args:
+        rows: B labelled completions, of at least two prompts.
+        pad_id: the padding's id; it is masked.
+        widths: columns for prompts and for completions; None takes the bucket of the longest.
+
+    Raises:
+        DataError: fewer than two prompts, or a row that is longer than its columns.
+
+    >>> rows = [LabelledTokens([prompt], [completion, 1], True) for prompt, completion in ((5, 6), (5, 7), (8, 9))]
+    >>> batch = labelled_rows(rows, 0, widths=(1, 2))
+    >>> batch.completions.tokens[1::2].tolist(), batch.completions.mask[1::2, 1].tolist()
+    ([[5, 9, 1], [5, 6, 1], [8, 7, 1]], [True, False, True])
+    """
+    prompts = [row.prompt for row in rows]
+    offset, meets = _mismatch(prompts)
+    other = mismatched_rows(len(rows), offset).tolist()
+    sides = [side for row, index in zip(rows, other) for side in (row.completion, rows[index].completion)]
+    (tokens, valid, mask), width = _laid("labelled_rows", prompts, sides, pad_id, widths)
+    mask[1::2] &= ~meets[:, None]
+    return LabelledRows(given(tokens, valid, mask), width, jnp.asarray([row.label for row in rows]))
+
+
+def demonstration_rows(
+    rows: Sequence[DemonstrationTokens], pad_id: int, widths: Widths = AS_NEEDED
+) -> DemonstrationRows:
+    """Demonstrations, one a row; ``mask`` is True on what is the assistant's.
+
+    Args:
+        rows: B demonstrations, at least one.
+        pad_id: the padding's id; it is masked.
+        widths: columns for prompts and for completions; None takes the bucket of the longest.
+
+    Raises:
+        DataError: no row, or one that is longer than its columns.
+
+    >>> batch = demonstration_rows([DemonstrationTokens([5], [6, 1])], 0, widths=(2, 3))
+    >>> batch.completions.tokens.tolist(), batch.completions.mask.astype(int).tolist()
+    ([[0, 5, 6, 1, 0]], [[0, 0, 1, 1, 0]])
+    """
+    prompts, sides = [row.prompt for row in rows], [row.completion for row in rows]
+    (tokens, valid, mask), width = _laid("demonstration_rows", prompts, sides, pad_id, widths)
+    mask[:, width:] &= pad_right([learnt_of(row) for row in rows], mask.shape[1] - width, 0)[0].astype(bool)
+    return DemonstrationRows(given(tokens, valid, mask), width)
+
+
+def learnt_of(row: DemonstrationTokens) -> list[bool]:
+    """For each id of the completion, whether it is learnt.
+
+    >>> learnt_of(DemonstrationTokens([5], [6, 1]))
+    [True, True]
+    """
+    return [True] * len(row.completion) if row.learnt is None else row.learnt
+
+
+def given(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completions:
+    """Completions that no sampler drew: no log-probabilities, nothing cut off.
+
+    Args:
+        tokens: ``[B, T]`` int32.
+        valid: ``[B, T]`` bool.
+        mask: ``[B, T]`` bool.
+
+    >>> given(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), np.ones((1, 2), bool)).thresholds.tolist()
+    [[-inf, -inf]]
+    """
+    # Made on the host: device arithmetic would be compiled for each width.
+    unknown, open_ended = np.zeros(tokens.shape, np.float32), np.full(tokens.shape, -np.inf, np.float32)
+    arrays = (tokens.astype(np.int32), valid, mask, unknown, open_ended, np.zeros(len(tokens), bool))
+    return Completions(*map(jnp.asarray, arrays))
+
+
+def _laid(
+    where: str, prompts: Sequence[list[int]], completions: Sequence[list[int]], pad_id: int, widths: Widths
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+    """Tokens, valid and mask, as many rows to a prompt as there are more completions; and the prompts' width."""
+    if not prompts:
+        raise DataError(f"{where}: no rows, wanted at least one.")
+    parts = []
+    for name, rows, width, pad in (
+        ("prompts", prompts, widths[0], pad_left),
+        ("completions", completions, widths[1], pad_right),
+    ):
+        most = longest(rows)
+        if width is not None and most > width:
+            raise DataError(f"{where}: {most} tokens for {width} columns of {name}; give more columns or shorter rows.")
+        parts.append(pad(rows, bucket(most) if width is None else width, pad_id))
+    (prompt, prompt_valid), (completion, valid) = parts
+    group_size = len(completions) // len(prompts)
+    prompt, prompt_valid = (np.repeat(x, group_size, 0) for x in (prompt, prompt_valid))
+    tokens = np.concatenate([prompt, completion], 1)
+    mask = np.concatenate([np.zeros_like(prompt_valid), valid], 1)
+    return (tokens, np.concatenate([prompt_valid, valid], 1), mask), prompt.shape[1]
+
+
+def _mismatch(prompts: Sequence[list[int]]) -> tuple[int, np.ndarray]:
+    """The offset with the fewest rows that meet their own prompt, and which rows do."""
+    names: dict[tuple[int, ...], int] = {}
+    own = np.array([names.setdefault(tuple(prompt), len(names)) for prompt in prompts])
+    if len(names) < 2:
+        raise DataError(
+            f"labelled_rows: {len(own)} rows of {len(names)} prompts; mismatched pairs need two prompts in a batch: "
+            "give a larger batch, or a loss without a reference point."
+        )
+    best, fewest = 1, len(own) + 1
+    for offset in range(1, len(own)):
+        meeting = int((own == np.roll(own, offset)).sum())
+        if meeting < fewest:
+            best, fewest = offset, meeting
+        if meeting == 0:
+            break
+    return best, own == np.roll(own, best)

@@ -1,0 +1,379 @@
+"""Rows of a table as records: pairs, labelled completions and demonstrations, in the columns that TRL reads.
+
+Every form is *standard* (strings) or *conversational* (lists of messages). Columns that a form does not name are kept.
+"""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers, check_text
+from rlax_llm.data.rows import DataError, Row, split_rows
+from rlax_llm.data.tables import kind, listed, read_table
+
+_FORMS = {
+    "a preference": ("prompt", "chosen", "rejected"),
+    "an unpaired preference": ("prompt", "completion", "label"),
+    "a demonstration": ("prompt", "completion"),
+    "a conversation": ("messages",),
+    "a text": ("text",),
+}
+_NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
+
+
+class Pair(NamedTuple):
+    """Two completions of one prompt, one preferred.
+
+    Attributes:
+        prompt: text or messages.
+        chosen: text or, after messages, one assistant message in a list.
+        rejected: as ``chosen``, another one.
+        margin: by how much it is preferred, in the units of rewards, or None where the table has no margins.
+        where: the row's place, for errors.
+        columns: the table's other columns.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    margin: float | None = None
+    where: str = "a pair"
+    columns: Mapping[str, Any] = _NO_COLUMNS
+
+
+class Labelled(NamedTuple):
+    """A completion that is desirable or not.
+
+    Attributes:
+        prompt: text or messages.
+        completion: text or, after messages, one assistant message in a list.
+        label: True where desirable.
+        where: the row's place, for errors.
+        columns: the table's other columns.
+    """
+
+    prompt: Text
+    completion: Text
+    label: bool
+    where: str = "a labelled completion"
+    columns: Mapping[str, Any] = _NO_COLUMNS
+
+
+class Demonstration(NamedTuple):
+    """A completion to imitate.
+
+    Attributes:
+        prompt: text or messages; ``Verbatim("")`` before a whole text.
+        completion: text or, after messages, assistant messages with what lies between them; the last is the
+            assistant's.
+        where: the row's place, for errors.
+        columns: the table's other columns.
+    """
+
+    prompt: Text
+    completion: Text
+    where: str = "a demonstration"
+    columns: Mapping[str, Any] = _NO_COLUMNS
+
+
+Record = TypeVar("Record", Pair, Labelled, Demonstration)
+
+
+def pair(where: str, row: Row) -> Pair:
+    """A pair from ``prompt, chosen, rejected``, or from ``chosen, rejected`` that both begin with the prompt.
+
+    An implicit prompt is the longest common beginning. Of messages it is whole messages. Of strings it is cut back by
+    one character where it would be the whole of either side, and by one space that it would end in, since tokens carry
+    the space before a word; it may end inside a word that both sides begin with. It is then ``Verbatim``, as are both
+    sides, for such strings hold their turns themselves.
+
+    Args:
+        where: the row's place, for errors.
+        row: the columns; ``margin``, if there and not null, is a finite number.
+
+    Raises:
+        DataError: naming the row: a column that is missing or of a wrong type, a completion that is empty or not one
+            of the assistant's, chosen equal to rejected, no common beginning, a margin that is not finite.
+
+    >>> pair("line 1", {"chosen": "1+1= 2", "rejected": "1+1= 3"})[:3]
+    ('1+1=', ' 2', ' 3')
+    """
+    used = _FORMS["a preference"]
+    _require(where, row, "a preference", used if "prompt" in row else used[1:])
+    for name in used[1:]:
+        check_text(where, name, row[name])
+    _check_different(where, row["chosen"], row["rejected"])
+    if "prompt" in row:
+        prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+        check_text(where, "prompt", prompt)
+    else:
+        prompt, chosen, rejected = _implicit(where, row["chosen"], row["rejected"])
+    if not isinstance(prompt, Verbatim):
+        chosen = answer_text(where, "chosen", chosen, prompt)
+        rejected = answer_text(where, "rejected", rejected, prompt)
+        _check_different(where, chosen, rejected)
+    return Pair(prompt, chosen, rejected, _margin(where, row.get("margin")), where, _others(row, (*used, "margin")))
+
+
+def labelled(where: str, row: Row) -> Labelled:
+    """A labelled completion from ``prompt, completion, label``, the label a boolean, 0 or 1.
+
+    Args:
+        where: the row's place, for errors.
+        row: the columns.
+
+    Raises:
+        DataError: naming the row: a column that is missing or of a wrong type, a completion that is empty or not one
+            of the assistant's, a label that is no boolean.
+
+    >>> labelled("line 1", {"prompt": "1+1=", "completion": "3", "label": 0}).label
+    False
+    """
+    used = _FORMS["an unpaired preference"]
+    _require(where, row, "an unpaired preference", used)
+    check_text(where, "prompt", row["prompt"])
+    completion, label = answer_text(where, "completion", row["completion"], row["prompt"]), row["label"]
+    if not isinstance(label, (bool, int, float)) or label not in (0, 1):
+        raise DataError(f"{where}: the label is {_shown(label)}, wanted true or false (1 or 0).")
+    return Labelled(row["prompt"], completion, bool(label), where, _others(row, used))
+
+
+def last_turn(where: str, row: Row) -> Demonstration:
+    """A demonstration from ``prompt, completion``, from ``messages`` or from ``text``.
+
+    Of ``messages``, the last one, the assistant's, is the completion, and all before it the prompt. A ``text`` is all
+    completion.
+
+    Args:
+        where: the row's place, for errors.
+        row: the columns.
+
+    Raises:
+        DataError: naming the row: a column that is missing or of a wrong type, a completion that is empty or not one
+            of the assistant's, a last message that is not, or nothing before it.
+
+    >>> turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    >>> last_turn("line 1", {"messages": turns})[:2] == (turns[:1], turns[1:])
+    True
+    """
+    if "messages" in row:
+        messages = _conversation(where, row["messages"])
+        completion = answer_text(where, "completion", messages[-1:], messages)
+        return Demonstration(messages[:-1], completion, where, _others(row, ("messages",)))
+    if "text" in row and "prompt" not in row:
+        if not isinstance(row["text"], str):
+            raise DataError(f"{where}: the text is {kind(row['text'])}, wanted a string.")
+        check_text(where, "text", row["text"])
+        return Demonstration(Verbatim(), Verbatim(row["text"]), where, _others(row, ("text",)))
+    used = _FORMS["a demonstration"]
+    _require(where, row, "a demonstration", used)
+    check_text(where, "prompt", row["prompt"])
+    completion = answer_text(where, "completion", row["completion"], row["prompt"])
+    return Demonstration(row["prompt"], completion, where, _others(row, used))
+
+
+def every_turn(where: str, row: Row) -> Demonstration:
+    """As ``last_turn``, but every message of the assistant is learnt from, not the last one alone.
+
+    Limiting case: ``last_turn`` where the assistant speaks once.
+
+    Args:
+        where: the row's place, for errors.
+        row: the columns.
+
+    Raises:
+        DataError: as ``last_turn``.
+
+    >>> turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user", "assistant")]
+    >>> [len(part) for part in every_turn("line 1", {"messages": turns})[:2]]
+    [1, 3]
+    """
+    if "messages" not in row:
+        return last_turn(where, row)
+    messages = _conversation(where, row["messages"])
+    first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    if first == 0:
+        raise DataError(f"{where}: the first message is the assistant's; wanted a message to answer before it.")
+    if any(message["role"] == "assistant" and not message["content"] for message in messages):
+        raise DataError(f"{where}: the completion is empty.")
+    return Demonstration(messages[:first], messages[first:], where, _others(row, ("messages",)))
+
+
+def read_pairs(path: str | Path, split: str = "train") -> list[Pair]:
+    """All pairs of a table.
+
+    Args:
+        path: as ``read_table`` takes it.
+        split: of a data set that has several.
+
+    Raises:
+        DataError: as ``read_table`` and ``pair``; margins in some rows and not in others.
+    """
+    pairs = [pair(where, row) for where, row in read_table(path, split)]
+    for other in pairs:
+        if (other.margin is None) != (pairs[0].margin is None):
+            has, first = ("no margin", "has one") if other.margin is None else ("a margin", "has none")
+            raise DataError(f"{other.where}: {has}, but the first row {first}; give one in all rows or in none.")
+    return pairs
+
+
+def read_labelled(path: str | Path, split: str = "train") -> list[Labelled]:
+    """All labelled completions of a table; a table of pairs gives two for each.
+
+    Args:
+        path: as ``read_table`` takes it.
+        split: of a data set that has several.
+
+    Raises:
+        DataError: as ``read_table``, ``labelled`` and ``pair``; labels all of one kind.
+    """
+    rows: list[Labelled] = []
+    for where, row in read_table(path, split):
+        rows += unpaired([pair(where, row)]) if "chosen" in row and "label" not in row else [labelled(where, row)]
+    if len({row.label for row in rows}) == 1:
+        raise DataError(
+            f"{path}: all {len(rows)} labels are {str(rows[0].label).lower()}; wanted desirable and undesirable ones."
+        )
+    return rows
+
+
+def read_demonstrations(
+    path: str | Path, split: str = "train", form: Callable[[str, Row], Demonstration] = last_turn
+) -> list[Demonstration]:
+    """All demonstrations of a table.
+
+    Args:
+        path: as ``read_table`` takes it.
+        split: of a data set that has several.
+        form: ``last_turn`` or ``every_turn``.
+
+    Raises:
+        DataError: as ``read_table`` and ``form``.
+    """
+    return [form(where, row) for where, row in read_table(path, split)]
+
+
+def unpaired(pairs: Iterable[Pair]) -> list[Labelled]:
+    """Two labelled completions of each pair: the chosen one is desirable, the rejected one not.
+
+    Args:
+        pairs: any number.
+
+    >>> [(row.completion, row.label) for row in unpaired([Pair("1+1=", "2", "3")])]
+    [('2', True), ('3', False)]
+    """
+    return [
+        Labelled(row.prompt, side, label, row.where, row.columns)
+        for row in pairs
+        for side, label in ((row.chosen, True), (row.rejected, False))
+    ]
+
+
+def split_records(
+    name: str, records: Sequence[Record], held_out_size: int, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records; those of one prompt are never on both sides.
+
+    An implicit prompt of strings goes by its characters: where it ends inside the completion, another pair of the same
+    question may have another one.
+
+    Args:
+        name: what errors call the data.
+        records: pairs, labelled completions or demonstrations; whole texts count as prompts of their own.
+        held_out_size: number of held-out records.
+        seed: not negative.
+
+    Raises:
+        DataError: as ``split_rows``.
+
+    >>> train, held_out = split_records("d", unpaired([Pair(c, "1", "2") for c in "abc"]), held_out_size=2, seed=0)
+    >>> {row.prompt for row in train} & {row.prompt for row in held_out}
+    set()
+    """
+    keys = [_key(record.prompt or record[1]) for record in records]
+    return split_rows(name, records, keys, held_out_size, seed)
+
+
+def _key(text: Any) -> str:
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
+
+
+def _check_different(where: str, chosen: Text, rejected: Text) -> None:
+    if chosen == rejected:
+        raise DataError(f"{where}: chosen and rejected are equal; a preference needs two different completions.")
+
+
+def _implicit(where: str, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        length = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        length -= length > 0 and chosen[length - 1] == " "
+        parts = [Verbatim(text) for text in (chosen[:length], chosen[length:], rejected[length:])]
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        length = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        parts = [chosen[:length], chosen[length:], rejected[length:]]
+    else:
+        raise DataError(f"{where}: chosen is {kind(chosen)} and rejected {kind(rejected)}; wanted two of a kind.")
+    if not parts[0]:
+        raise DataError(
+            f"{where}: no column 'prompt', and chosen and rejected have no common beginning to take for it."
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def _shared(left: Text, right: Text) -> int:
+    """Length of the common beginning; by bisection, so that a text is compared in a few steps."""
+    return bisect.bisect_left(range(min(len(left), len(right))), True, key=lambda n: left[: n + 1] != right[: n + 1])
+
+
+def _conversation(where: str, messages: Any) -> list[Message]:
+    if not isinstance(messages, list):
+        raise DataError(f"{where}: messages is {kind(messages)}, wanted a list of messages.")
+    check_text(where, "conversation", messages)
+    answers(where, "conversation", messages)
+    if len(messages) == 1:
+        raise DataError(f"{where}: the conversation has one message, the assistant's; wanted one to answer before it.")
+    return messages
+
+
+def _margin(where: str, margin: Any) -> float | None:
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+        raise DataError(f"{where}: the margin is {_shown(margin)}, wanted a number.")
+    if not math.isfinite(margin):
+        raise DataError(f"{where}: the margin is {margin}, wanted a finite number.")
+    return float(margin)
+
+
+def _require(where: str, row: Row, form: str, wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in row]
+    if missing:
+        near, columns = max(_FORMS.items(), key=lambda item: (_nearness(row, item[1]), item[0] == form))
+        hint = "" if near == form else f", nearest to {near} ({', '.join(columns)})"
+        raise DataError(
+            f"{where}: no column {missing[0]!r}; the columns are {listed(row)}{hint}, wanted those of {form} "
+            f"({', '.join(_FORMS[form])})."
+        )
+
+
+def _nearness(row: Row, columns: Sequence[str]) -> float:
+    """Mean over a form's columns of how much the likest column of the row is like it; misspelt ones count too."""
+    likeness = [
+        max((difflib.SequenceMatcher(None, name, str(own)).ratio() for own in row), default=0.0) for name in columns
+    ]
+    return sum(likeness) / len(likeness)
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (bool, int, float, str)) and len(repr(value)) < 40 else kind(value)
+
+
+def _others(row: Row, used: Sequence[str]) -> Mapping[str, Any]:
+    return {name: value for name, value in row.items() if name not in used} or _NO_COLUMNS

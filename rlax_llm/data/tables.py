@@ -1,0 +1,188 @@
+"""Rows of a table, each with its place: JSON Lines, Parquet, or a Hugging Face data set on disk or on the hub."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlax_llm.data.rows import DataError, Row
+
+_CHUNK = 1000  # rows of a Parquet file or data set in memory as Python objects
+_PARQUET = b"PAR1"
+_SAVED = ("state.json", "dataset_dict.json")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|csv|txt)$")
+_EXTRA = "pip install 'rlax-llm[datasets]'"
+
+
+def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Row]]:
+    """Rows with their places, such as ``("pairs.jsonl, line 3", {...})``, read as they are asked for.
+
+    A file is Parquet where it begins as one and JSON Lines otherwise, in UTF-8; blank lines are passed over. A
+    directory is what ``save_to_disk`` of the package ``datasets`` wrote. Anything else of the form ``owner/name`` is a
+    data set on the Hugging Face hub. Lines and rows are counted from 1.
+
+    Args:
+        path: file, directory or name.
+        split: of a data set that has several; a file has one.
+
+    Raises:
+        DataError: naming the file, and the line or row: not readable, not an object a line, without rows, no such
+            split; a package that is missing; a hub that cannot be reached.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.write(b'{"prompt": "1+1="}'), file.flush()
+    ...     [(where.removeprefix(file.name), row) for where, row in read_table(file.name)]
+    [(', line 1', {'prompt': '1+1='})]
+    """
+    place = Path(path)
+    if place.is_dir():
+        return _numbered(str(path), _directory(place, split))
+    if not place.exists() and _HUB_NAME.fullmatch(str(path)) and not _FILE.search(str(path)):
+        return _numbered(str(path), _hub(str(path), split))
+    return _file(place)
+
+
+def listed(row: Row) -> str:
+    """The columns of a row, for an error.
+
+    >>> listed({"prompt": "a", "answer": 1}), listed({})
+    ('prompt, answer', 'none')
+    """
+    return ", ".join(map(str, row)) or "none"
+
+
+def kind(value: Any) -> str:
+    """A value's type in JSON, with its article.
+
+    >>> [kind(value) for value in ("a", 1.5, True, None, [1])]
+    ['a string', 'a number', 'a boolean', 'null', 'a list']
+    """
+    if value is None:
+        return "null"
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def _numbered(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}, row {number}", row
+    if number == 0:
+        raise DataError(f"{name}: the table has no rows; wanted at least one.")
+
+
+def _file(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        with path.open("rb") as file:
+            parquet = file.read(len(_PARQUET)) == _PARQUET
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    yield from _numbered(str(path), _parquet(path)) if parquet else _json_lines(path)
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror or error}).")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    empty = True
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}, line {number}"
+                text = _decoded(where, line, number)
+                if text.strip():
+                    empty = False
+                    yield where, _object(where, text)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if empty:
+        raise DataError(f"{path}: the file has no rows; wanted one JSON object a line.")
+
+
+def _decoded(where: str, line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8.") from error
+
+
+def _object(where: str, text: str) -> Row:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON ({error.msg} at column {error.colno}); wanted one object a line."
+        ) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number with too many digits
+        raise DataError(f"{where}: JSON that Python cannot read ({error}).") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: {kind(row)}, wanted an object such as {{"prompt": "..."}}.')
+    return row
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
+    except ImportError as error:
+        raise DataError(f"{path}: a Parquet file needs the package pyarrow; {_EXTRA}.") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            for chunk in file.iter_batches(_CHUNK):
+                yield from chunk.to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({_one_line(error)}).") from error
+
+
+def _datasets(name: str) -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"{name}: a data set of the Hugging Face hub, or a directory, needs the package datasets; {_EXTRA}, or "
+            "give a JSON Lines file."
+        ) from error
+
+
+def _directory(path: Path, split: str) -> Iterator[Row]:
+    if not any((path / name).is_file() for name in _SAVED):
+        raise DataError(
+            f"{path}: cannot be read (a directory without {' or '.join(_SAVED)}, which save_to_disk writes)."
+        )
+    datasets = _datasets(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as a saved data set ({_one_line(error)}).") from error
+    if isinstance(loaded, dict):
+        if split not in loaded:
+            raise DataError(f"{path}: no split {split!r}; the splits are {', '.join(map(str, loaded))}.")
+        loaded = loaded[split]
+    yield from _dataset_rows(loaded)
+
+
+def _hub(name: str, split: str) -> Iterator[Row]:
+    datasets = _datasets(name)
+    try:
+        loaded = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the hub's own, requests' and fsspec's, none with a common parent
+        raise DataError(
+            f"{name}: neither a file here nor a data set that the Hugging Face hub gives with the split {split!r} "
+            f"({_one_line(error)}); check the name and the connection, or give a file."
+        ) from error
+    yield from _dataset_rows(loaded)
+
+
+def _dataset_rows(dataset: Any) -> Iterator[Row]:
+    for chunk in dataset.with_format("arrow").iter(_CHUNK):
+        yield from chunk.to_pylist()
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,253 @@
+"""Low-rank adapters (arXiv 2106.09685): their parameters, their merge into the base, and PEFT's directories of them.
+
+The decoder itself reads an adapter where its config has a ``Lora``: ``joined(adapter, base)`` are its parameters then.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.files import existing_directory, read_json, replacing, write_json
+from rlax_llm.models.functional import Params
+from rlax_llm.models.huggingface import tensor_name
+from rlax_llm.models.tensors import Tensor, check_tensor, open_tensors
+from rlax_llm.trees import joined
+
+_SLACK_BYTES = 1_000_000
+_SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FILES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|README\.md")
+_PREFIX = "base_model.model."
+_SCORE = f"{_PREFIX}score.weight"
+# Settings of PEFT that change the computation, and the values for which this decoder computes it.
+_NONE = (None, False, {}, [], "none")
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "modules_to_save": _NONE,
+    "bias": _NONE,
+    "use_dora": _NONE,
+    "use_qalora": _NONE,
+    "fan_in_fan_out": _NONE,
+    "lora_bias": _NONE,
+    "rank_pattern": _NONE,
+    "alpha_pattern": _NONE,
+    "layer_replication": _NONE,
+    "trainable_token_indices": _NONE,
+}
+
+
+def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """``A ~ U(−1/√in, 1/√in)`` and ``B = 0``, as PEFT draws them (Kaiming-uniform with a = √5): the base, exactly.
+
+    Args:
+        config: shapes, with its ``lora``.
+        key: a typed PRNG key.
+        dtype: of the adapter; float32 also over a bfloat16 base keeps small steps.
+
+    Returns:
+        The nested dict of ``config.adapter_shapes``.
+
+    Raises:
+        ValueError: ``config.lora`` is None.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, lora=Lora(3, 6.0, ("q",)))
+    >>> {name: leaf.shape for name, leaf in init_adapter(config, jax.random.key(0))["layers"].items()}
+    {'q_lora_a': (1, 4, 3), 'q_lora_b': (1, 3, 4)}
+    """
+    layers = {}
+    for target, one in zip(_lora("init_adapter", config).targets, jax.random.split(key, len(TARGETS)), strict=False):
+        a, b = (config.adapter_shapes["layers"][f"{target}_lora_{side}"] for side in "ab")
+        bound = a[1] ** -0.5
+        drawn = jax.random.uniform(one, a, jnp.promote_types(dtype, jnp.float32), -bound, bound)
+        layers |= {f"{target}_lora_a": drawn.astype(dtype), f"{target}_lora_b": jnp.zeros(b, dtype)}
+    return {"layers": layers}
+
+
+def merged(config: DecoderConfig, params: Params, adapter: Params) -> Params:
+    """``W + (alpha / rank) · A·B``: one model without adapter, for generation and export.
+
+    Limiting case: B = 0 is the base, bit for bit.
+
+    Args:
+        config: shapes, with its ``lora``; the result belongs to ``replace(config, lora=None)``.
+        params: the base's, ``config.parameter_shapes``.
+        adapter: ``config.adapter_shapes``; a ``score`` beside it is passed through.
+
+    Returns:
+        Parameters like ``params``, in their dtype; sums and products are of at least float32.
+
+    Raises:
+        ValueError: ``config.lora`` is None, or the adapter does not fit it.
+    """
+    lora = _lora("merged", config)
+    _check_tree("merged", config, adapter)
+    model = joined(params, adapter)
+    layers = dict(model["layers"])
+    for target in lora.targets:
+        weight, a, b = layers[target], layers.pop(f"{target}_lora_a"), layers.pop(f"{target}_lora_b")
+        wide = jnp.promote_types(jnp.result_type(weight, a, b), jnp.float32)
+        update = jnp.matmul(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
+        layers[target] = (weight.astype(wide) + lora.scale * update).astype(weight.dtype)
+    return model | {"layers": layers}
+
+
+def write_adapter(directory: str | Path, config: DecoderConfig, adapter: Params, base_model_name: str) -> None:
+    """Write an adapter as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    ``peft.PeftModel.from_pretrained`` loads it over a causal model, and over a sequence classifier with one label where
+    the adapter holds a ``score``.
+
+    Args:
+        directory: created, or replaced where it holds an adapter and nothing else.
+        config: shapes, with its ``lora``.
+        adapter: ``config.adapter_shapes``, and the trained ``score [D]`` of a scalar model.
+        base_model_name: path or hub name of the base, for ``adapter_config.json``.
+
+    Raises:
+        ValueError: ``config.lora`` is None, or the adapter does not fit it.
+        FileExistsError: the directory holds other things than an adapter.
+        OSError: the disk is full.
+    """
+    from safetensors.numpy import save_file
+
+    lora = _lora("write_adapter", config)
+    _check_tree("write_adapter", config, adapter)
+    tensors = {}
+    for target in lora.targets:
+        for side in "ab":
+            leaf = np.asarray(adapter["layers"][f"{target}_lora_{side}"])
+            tensors |= {_name(target, i, side): np.ascontiguousarray(leaf[i].T) for i in range(config.num_layers)}
+    if "score" in adapter:
+        tensors[_SCORE] = np.asarray(adapter["score"])[None]
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    with replacing(Path(directory), needed + _SLACK_BYTES, lambda name: _FILES.fullmatch(name) is not None) as staging:
+        write_json(staging / _SETTINGS, _settings(lora, base_model_name, "score" in adapter))
+        save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt"})
+
+
+def read_adapter(
+    directory: str | Path, config: DecoderConfig, dtype: Any = jnp.float32
+) -> tuple[DecoderConfig, Params]:
+    """An adapter that PEFT or ``write_adapter`` wrote.
+
+    Args:
+        directory: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        config: of the base; its own ``lora`` does not matter.
+        dtype: of the arrays given back.
+
+    Returns:
+        The config with the adapter's ``lora``, and the adapter: ``config.adapter_shapes``, and ``score [D]`` where the
+        file holds one.
+
+    Raises:
+        FileNotFoundError: no such directory, or one of its files is missing.
+        ValueError: a file is broken, asks for what the decoder does not compute, or does not fit the base.
+    """
+    path = existing_directory(directory) / _SETTINGS
+    raw = read_json(path)
+    _check_settings(path, raw)
+    file = path.with_name(_WEIGHTS)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {_WEIGHTS}; save the adapter again, as safetensors.")
+    with open_tensors(file) as tensors:
+        config = replace(config, lora=_lora_of(path, raw, tensors))
+        return config, _read_tensors(file, config, tensors, dtype)
+
+
+def _check_settings(path: Path, raw: Mapping[str, Any]) -> None:
+    # A classifier's score is read; peft lists it under all the names that it may have.
+    modules = [name for name in raw.get("modules_to_save") or [] if name not in ("score", "classifier")]
+    given = {**raw, "modules_to_save": modules}
+    for field, allowed in _ONLY.items():
+        if given.get(field) not in allowed:
+            wanted = "'LORA'" if field == "peft_type" else "none of it"
+            raise ValueError(f"{path}: {field} is {given.get(field)!r}, wanted {wanted}; merge it with peft instead.")
+
+
+def _lora(where: str, config: DecoderConfig) -> Lora:
+    if config.lora is None:
+        raise ValueError(
+            f"{where}: config.lora is None, wanted a Lora; give one with dataclasses.replace(config, lora=...)."
+        )
+    return config.lora
+
+
+def _check_tree(where: str, config: DecoderConfig, adapter: Params) -> None:
+    wanted, got = config.adapter_shapes["layers"], adapter.get("layers", {})
+    for name in sorted(wanted.keys() | got.keys()):
+        shape = jnp.shape(got[name]) if name in got else "absent"
+        if shape != wanted.get(name):
+            raise ValueError(
+                f"{where}: adapter leaf layers/{name} is {shape}, the config wants {wanted.get(name, 'none')}; "
+                "give the adapter that belongs to the config."
+            )
+
+
+def _name(target: str, layer: int, side: str) -> str:
+    return f"{_PREFIX}{tensor_name(target, layer).removesuffix('weight')}lora_{side.upper()}.weight"
+
+
+def _settings(lora: Lora, base_model_name: str, scalar: bool) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if scalar else "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "target_modules": [f"{target}_proj" for target in lora.targets],
+        "modules_to_save": ["score"] if scalar else None,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _lora_of(path: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lora:
+    """The targets are those that have a tensor: ``target_modules`` may be a pattern."""
+    targets = tuple(target for target in TARGETS if _name(target, 0, "a") in tensors)
+    rank, alpha = raw.get("r"), raw.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not targets:
+        raise ValueError(
+            f"{path}: r is {rank!r}, lora_alpha {alpha!r}, and the file has {len(targets)} of the targets "
+            f"{', '.join(TARGETS)} in layer 0, wanted two numbers and at least one target; save the adapter again."
+        )
+    # rsLoRA (arXiv 2312.03732) divides by the root of the rank.
+    return Lora(rank, alpha * math.sqrt(rank) if raw.get("use_rslora") else alpha, targets)
+
+
+def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tensor], dtype: Any) -> Params:
+    shapes, layers = config.adapter_shapes["layers"], {}
+    names = {leaf: [_name(*_leaf(leaf, i)) for i in range(config.num_layers)] for leaf in shapes}
+    wanted = {name for several in names.values() for name in several} | {_SCORE}
+    odd = sorted((wanted ^ tensors.keys()) - {_SCORE})
+    if odd:
+        raise ValueError(
+            f"{file}: tensor {odd[0]} is {'unexpected' if odd[0] in tensors else 'missing'} ({len(odd)} do not fit), "
+            f"wanted adapters of one kind on all {config.num_layers} layers of the base; give the base it was made for."
+        )
+    for leaf, (count, rows, columns) in shapes.items():
+        layers[leaf] = np.empty((count, rows, columns), np.dtype(dtype))
+        for i, name in enumerate(names[leaf]):
+            check_tensor(tensors[name], (columns, rows), _SETTINGS)
+            layers[leaf][i] = tensors[name].read().T
+    adapter: Params = {"layers": jax.tree.map(jnp.asarray, layers)}
+    if _SCORE not in tensors:
+        return adapter
+    check_tensor(tensors[_SCORE], (1, config.hidden_size))
+    return adapter | {"score": jnp.asarray(tensors[_SCORE].read()[0], dtype)}
+
+
+def _leaf(leaf: str, layer: int) -> tuple[str, int, str]:
+    target, _, side = leaf.partition("_lora_")
+    return target, layer, side

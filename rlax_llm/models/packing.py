@@ -1,0 +1,61 @@
+"""The learner's view of packed rows: several completions side by side, each seeing itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import hidden_states
+from rlax_llm.models.functional import Params
+from rlax_llm.models.scoring import _score
+from rlax_llm.types import Completions
+
+
+class Packed(NamedTuple):
+    """``Completions`` whose rows hold several prompts with their completions, one after another, then padding.
+
+    The loops of ``train/policy.py`` that take a row at a time (``supervised_loop``) take it as it is.
+
+    Attributes:
+        tokens: ``[B, T]`` int32.
+        valid: ``[B, T]`` bool, False on padding.
+        mask: ``[B, T]`` bool, True on what is learnt; never on the first token of a segment.
+        log_probs: ``[B, T]`` float32, nats.
+        thresholds: ``[B, T]`` float32, −inf.
+        truncated: ``[B]`` bool.
+        segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
+            positions within them are ``decoder.positions_of(valid, segments)``.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    mask: jax.Array
+    log_probs: jax.Array
+    thresholds: jax.Array
+    truncated: jax.Array
+    segments: jax.Array
+
+
+def packed_log_probs(
+    config: DecoderConfig, remat: bool = False
+) -> Callable[[Params, Any], tuple[jax.Array, jax.Array]]:
+    """``(params, packed) → (log_probs, entropy)`` for packed rows.
+
+    Limiting case: ``row_log_probs`` of the same prompts and completions in rows of their own, values and gradients.
+
+    Args:
+        config: shapes.
+        remat: recompute each layer in the backward pass.
+
+    Returns:
+        A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
+    """
+
+    def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
+        hidden = hidden_states(config, params, packed.tokens, packed.valid, remat, packed.segments)
+        return _score(params, hidden[:, :-1], Completions(*packed[:6]), 1.0)
+
+    return log_probs

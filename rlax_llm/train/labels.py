@@ -1,0 +1,199 @@
+"""Optimizer steps on labels, desirable or not, as pure ``(init, step)`` pairs: KTO and its relatives.
+
+Row 2b of a ``Completions`` is prompt b with its own completion, row 2b + 1 with another prompt's (*mismatched*), from
+which the reference point is taken: over the whole batch and before the gradient, so micro-batches change the memory and
+nothing else. A completion without a token is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_llm import checks
+from rlax_llm.implicit_rewards import Responses, Reward, log_prob, log_ratio
+from rlax_llm.preferences import per_response
+from rlax_llm.train.policy import (
+    LogProbs,
+    Loop,
+    Metrics,
+    Params,
+    TrainState,
+    descended,
+    fixed_log_probs,
+    initial_state,
+    summed_gradient,
+)
+from rlax_llm.train.preference import reads_reference, reference_log_probs
+from rlax_llm.trees import joined
+from rlax_llm.types import Completions
+from rlax_llm.unpaired import LabelledBatch, Unpaired, label_mean, reference_point, unpaired_loss
+from rlax_llm.weightings import token_mean
+
+ReferencePoint = Callable[[Reward, Callable[[], Responses]], tuple[jax.Array, Metrics]]
+
+
+def reference_point_of_mismatched(reward: Reward, mismatched: Callable[[], Responses]) -> tuple[jax.Array, Metrics]:
+    """KTO's reference point of the whole batch's mismatched rows, ``z0 = max(0, mean reward)`` (arXiv 2402.01306).
+
+    Args:
+        reward: the loss's own; it carries β.
+        mismatched: gives the mismatched rows, with the policy's and the reference's log-probabilities.
+
+    Returns:
+        z0 in the reward's units, and the metric ``kl``: the same of log-ratios in nats, which is ``z0/β`` for
+        ``kto(β)``.
+    """
+    rows = mismatched()
+    return reference_point(reward, rows), {"kl": reference_point(log_ratio(), rows)}
+
+
+def zero_reference(reward: Reward, mismatched: Callable[[], Responses]) -> tuple[jax.Array, Metrics]:
+    """A reference point of 0, as in the unpaired APO-zero (arXiv 2408.06266); no mismatched row is read.
+
+    Args:
+        reward: not read.
+        mismatched: not called.
+
+    Returns:
+        0, and no metric.
+    """
+    return jnp.zeros(()), {}
+
+
+def _check_labels(completions: Completions, desirable: jax.Array, micro_batches: int) -> int:
+    """Rows to a label, 1 or 2."""
+    rows, labels = completions.tokens.shape[0], desirable.size
+    if desirable.ndim != 1 or rows not in (labels, 2 * labels):
+        raise ValueError(
+            f"label_loop: desirable has shape {desirable.shape} for {rows} rows, wanted [B] for 2B rows (for B rows "
+            "without mismatched ones); give each prompt a label."
+        )
+    if labels % micro_batches:
+        raise ValueError(f"label_loop: micro_batches is {micro_batches}, wanted a divisor of the {labels} labels.")
+    return rows // labels
+
+
+def _label_sums(reward: Reward, responses: Responses, desirable: jax.Array) -> Metrics:
+    """Counts, and sums of rewards and log-probabilities, of each label."""
+    rewards = reward(responses.log_probs, responses.ref_log_probs, responses.mask)
+    totals = log_prob()(responses.log_probs, None, responses.mask)
+    sums: Metrics = {}
+    for label, rows in (("desirable", desirable), ("undesirable", ~desirable)):
+        counted = rows & responses.mask.any(-1)
+        sums |= {label: counted.sum(), f"{label}_reward": jnp.where(counted, rewards, 0.0).sum()}
+        sums |= {f"{label}_log_prob": jnp.where(counted, totals, 0.0).sum()}
+    return sums
+
+
+def _label_means(sums: Metrics) -> Metrics:
+    """The same as means, NaN where the batch has none of a label."""
+    means = dict(sums)
+    for label in ("desirable", "undesirable"):
+        means |= {name: sums[name] / sums[label] for name in (f"{label}_reward", f"{label}_log_prob")}
+    return means | {"margin": means["desirable_reward"] - means["undesirable_reward"]}
+
+
+def label_loop(
+    log_probs: LogProbs,
+    unpaired: Unpaired,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    reference: ReferencePoint = reference_point_of_mismatched,
+) -> Loop:
+    """``init(params)`` and ``step(state, completions, desirable, ref_log_probs, ref_params, frozen)``.
+
+    A first pass without a gradient takes the reference point over the mismatched rows of the *whole* batch; the
+    gradient is then that of the prompts' own completions, whatever the micro-batches. Limiting case: for a reference
+    that is the policy and class weights of 1, the loss is ½ for ``kto``.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats, of rows that share no
+            prompt (groups of 1): own and mismatched completions are taken apart.
+        unpaired: reward and link.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the labels are taken in.
+        desirable_weight: λ_D ≥ 0.
+        undesirable_weight: λ_U ≥ 0.
+        reference: ``reference_point_of_mismatched`` or ``zero_reference``; ``(reward, mismatched) → (z0, metrics)``.
+
+    Returns:
+        The pair. ``step`` takes ``desirable [B]`` bool, and ``completions`` of 2B rows: row 2b is prompt b's own, row
+        2b + 1 the mismatched one (``unpaired.mismatched_rows``); the B own ones do where ``reference`` reads no other.
+        The reference policy comes as ``ref_log_probs`` of all rows or as ``ref_params``, joined with the same
+        ``frozen``; each of the three may be None. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
+        where there are mismatched rows, ``kl`` (z0/β, nats); means over each label, NaN where the batch has none:
+        ``desirable_reward``, ``undesirable_reward``, ``desirable_log_prob``, ``undesirable_log_prob``, and the rewards'
+        ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats a completion token); ``grad_norm``
+        before any clipping.
+
+    Raises:
+        ValueError: for a negative class weight; at trace time, for rows that do not fit the labels or lack the
+            mismatched ones, labels that micro-batches do not divide, no reference where one is read, or two.
+
+    >>> from rlax_llm.unpaired import kto
+    >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
+    >>> rows = Completions(jnp.array([[0], [1]]), mask, mask, zeros, zeros, jnp.zeros(2, bool))
+    >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
+    >>> init, step = label_loop(bandit, kto(1.0), optax.sgd(8.0), reference=zero_reference)
+    >>> step(init(jnp.zeros(2)), rows, jnp.array([True, False]), ref_params=jnp.zeros(2))[0].params.tolist()
+    [1.0, -1.0]
+    """
+    checks.not_negative("label_loop", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    needs_reference = reads_reference(per_response(unpaired.reward))
+
+    def loss(params: Params, rows: tuple, point: jax.Array) -> tuple[jax.Array, Metrics]:
+        taken, ref_log_probs, desirable, weights, uniform = rows
+        current, entropy = log_probs(params, taken)
+        responses = Responses(current, taken.mask, ref_log_probs)
+        value, _ = unpaired_loss(unpaired, LabelledBatch(responses, desirable, weights), point)
+        metrics = {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
+        return value, jax.lax.stop_gradient(metrics | _label_sums(unpaired.reward, responses, desirable))
+
+    def step(
+        state: TrainState,
+        completions: Completions,
+        desirable: jax.Array,
+        ref_log_probs: jax.Array | None = None,
+        ref_params: Params | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        def score(params: Params, taken: Completions) -> jax.Array:
+            return fixed_log_probs(log_probs, joined(params, frozen), taken, micro_batches)
+
+        per_label = _check_labels(completions, desirable, micro_batches)
+        ref_log_probs = reference_log_probs(
+            "label_loop", needs_reference, score, completions, ref_log_probs, ref_params
+        )
+
+        def rows_from(first: int) -> tuple[Completions, jax.Array | None]:
+            return jax.tree.map(lambda x: x[first::per_label], (completions, ref_log_probs))
+
+        def mismatched() -> Responses:
+            if per_label == 1:
+                raise ValueError(
+                    f"label_loop: got {desirable.size} rows for {desirable.size} labels, wanted a mismatched row after "
+                    "each for the reference point; add them, or take zero_reference."
+                )
+            taken, ref = rows_from(1)
+            return Responses(score(state.params, taken), taken.mask, ref)
+
+        point, metrics = reference(unpaired.reward, mismatched)
+        own, ref = rows_from(0)
+        weights = label_mean(own.mask, desirable, desirable_weight, undesirable_weight)
+        gradient, sums = summed_gradient(
+            lambda params, rows: loss(joined(params, frozen), rows, point),
+            state.params,
+            (own, ref, desirable, weights, token_mean(own.mask)),
+            micro_batches,
+        )
+        metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
+        return descended(optimizer, state, gradient), metrics
+
+    return partial(initial_state, optimizer), step

@@ -1,0 +1,133 @@
+"""What of a model is trained, and what stays as it is: all weights, or adapters over frozen ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from rlax_llm.models.config import DecoderConfig, Lora
+from rlax_llm.models.functional import Params
+from rlax_llm.models.huggingface import write_model, write_scalar
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.lora import init_adapter, merged, write_adapter
+from rlax_llm.models.scalar import (
+    Initial,
+    Scalars,
+    init_scalar,
+    sequence_scores,
+    small_normal,
+    without_trailing,
+)
+from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.train.settings import ModelSettings
+
+Export = Callable[[Params, Path], None]
+
+_merged = jax.jit(merged, static_argnums=0)
+
+
+def completion_scores(tokenizer: Tokenizer, config: DecoderConfig, layout: tuple[int, int], remat: bool) -> Scalars:
+    """``sequence_scores`` where transformers reads them, so that a reward model that is written scores alike there.
+
+    That is the stop token, unless the tokenizer pads with it: then it is the token before.
+
+    Args:
+        tokenizer: the model's.
+        config: shapes.
+        layout: ``(group_size, prompt_width)``.
+        remat: recompute each layer in the backward pass.
+    """
+    scores, pad = sequence_scores(config, layout, remat), tokenizer.pad_id
+    if pad not in tokenizer.eos_ids:
+        return scores
+    return lambda params, completions: scores(params, without_trailing(completions, pad))
+
+
+class Learner(NamedTuple):
+    """A model as a run trains it.
+
+    Attributes:
+        name: what it was loaded as.
+        config: the decoder's shape, with its ``lora`` where adapters are trained.
+        params: what is trained, at its start.
+        frozen: what is not, or None.
+        tokenizer: the model's.
+    """
+
+    name: str
+    config: DecoderConfig
+    params: Params
+    frozen: Params | None
+    tokenizer: Tokenizer
+
+    @property
+    def shape(self) -> DecoderConfig:
+        """The shape without adapters: that of ``whole``."""
+        return dataclasses.replace(self.config, lora=None)
+
+    def whole(self, params: Params) -> Params:
+        """One model without adapters, for generation and export.
+
+        Args:
+            params: as trained so far, like ``self.params``.
+        """
+        return params if self.frozen is None else _merged(self.config, self.frozen, params)
+
+    def export(self, params: Params, path: Path) -> None:
+        """Write the whole model, and beside it the adapters where there are any.
+
+        Args:
+            params: as trained so far.
+            path: of the model's directory; that of its adapters lies beside it, ``model_adapter``.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        whole = self.whole(params)
+        (write_scalar if "score" in whole else write_model)(path, self.shape, whole, self.tokenizer)
+        if self.frozen is not None:
+            write_adapter(path.with_name(f"{path.name}_adapter"), self.config, params, self.name)
+
+
+def language_learner(settings: ModelSettings, model: LanguageModel, seed: int) -> Learner:
+    """The model's weights, or adapters over them where the settings ask for them.
+
+    Args:
+        settings: those of the model.
+        model: as loaded.
+        seed: draws the adapters.
+
+    Raises:
+        ValueError: targets that the decoder does not have.
+    """
+    if not settings.lora_rank:
+        return Learner(settings.model, model.config, model.params, None, model.tokenizer)
+    alpha = 2.0 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha
+    lora = Lora(settings.lora_rank, alpha, tuple(name.strip() for name in settings.lora_targets.split(",")))
+    config = dataclasses.replace(model.config, lora=lora)
+    adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1))
+    return Learner(settings.model, config, adapter, model.params, model.tokenizer)
+
+
+def scalar_learner(
+    settings: ModelSettings, model: LanguageModel, seed: int, initial: Initial = small_normal
+) -> Learner:
+    """The model with a scalar in place of its head; the score is always trained, the rest as in ``language_learner``.
+
+    Args:
+        settings: those of the model.
+        model: as loaded; a model that has a score keeps it.
+        seed: draws the score and the adapters.
+        initial: ``(key, shape, dtype) → score``, where the model has none.
+    """
+    params = model.params
+    params = params if "score" in params else init_scalar(params, jax.random.key(seed), initial)
+    learner = language_learner(settings, model._replace(params=params), seed)
+    if learner.frozen is None:
+        return learner
+    rest = {name: leaf for name, leaf in learner.frozen.items() if name != "score"}
+    return learner._replace(params=learner.params | {"score": params["score"]}, frozen=rest)

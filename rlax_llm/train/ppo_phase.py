@@ -1,0 +1,208 @@
+"""Four-model PPO as a phase of a session: roll out, score by functions and by a reward model, update both models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlax_llm.control_recipes import ppo
+from rlax_llm.data.rows import Row, batch_indices
+from rlax_llm.data.tasks import Task
+from rlax_llm.generation.engine import Request
+from rlax_llm.generation.sampling import greedy
+from rlax_llm.kl import fixed_coef, k1, k2, k3, proportional_coef
+from rlax_llm.masked import unit_variance
+from rlax_llm.models.functional import Params
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.scalar import token_values
+from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.rewards.calling import Scores, score
+from rlax_llm.shaping import missing_eos_penalty
+from rlax_llm.train.group_run import describe, records, speeds
+from rlax_llm.train.learner import Learner, completion_scores
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.progress import Column
+from rlax_llm.train.rlhf import RlhfLearning, RlhfState, rlhf_loop
+from rlax_llm.train.rlhf_credit import KlInReward, Shaping
+from rlax_llm.train.rollouts import Rollout, Sampling
+from rlax_llm.train.setup import build_optimizer, build_sampler, build_schedule
+from rlax_llm.train.updates import unnormalised
+from rlax_llm.values import clipped_value_loss
+
+COLUMNS = (
+    Column("objective/scores", "score"),
+    Column("held_out_reward", "held-out"),
+    Column("objective/kl", "KL", "{:.3f}"),
+    Column("loss/value_avg", "value loss"),
+    Column("tokens_per_second", "tokens/s", "{:,.0f}"),
+)
+_NAMES = {
+    "score": "objective/scores",
+    "kl": "objective/kl",
+    "non_score_reward": "objective/non_score_reward",
+    "rlhf_reward": "objective/rlhf_reward",
+    "entropy": "objective/entropy",
+    "approx_kl": "policy/approxkl_avg",
+    "clip_fraction": "policy/clipfrac_avg",
+    "policy_loss": "loss/policy_avg",
+    "value_loss": "loss/value_avg",
+    "value_clip_fraction": "val/clipfrac_avg",
+    "ratio": "val/ratio",
+    "ratio_var": "val/ratio_var",
+    "explained_variance": "val/explained_variance",
+}
+"""TRL's names, by the loop's."""
+_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+_REWARD_MODEL = "reward_model"
+
+
+class Models(NamedTuple):
+    """What a run of PPO has.
+
+    Attributes:
+        policy: trained; at its start it is the reference.
+        value: trained.
+        reward: a reward model with the policy's vocabulary, or None.
+    """
+
+    policy: Learner
+    value: Learner
+    reward: LanguageModel | None
+
+
+class PpoPhase:
+    """Steps of RLHF-PPO.
+
+    Args:
+        config: with every default filled in.
+        models: policy, value model and reward model.
+        task: prompts, and reward functions where there are any.
+    """
+
+    columns = COLUMNS
+
+    def __init__(self, config: PpoConfig, models: Models, task: Task):
+        self.config, self.models, self.task = config, models, task
+        self.rows, policy = (config.batch_size or 1) * config.group_size, models.policy
+        self.sampling = Sampling(policy.shape, policy.tokenizer, config.max_prompt_tokens or 0)
+        sampler = build_sampler(config.temperature, config.top_k, config.top_p)
+        self.request = self.sampling.request(sampler, config.max_new_tokens or 0, config.group_size)
+        self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
+        self.key = jax.random.key(config.seed)
+        self.schedule = self._schedule(config.learning_rate)
+        frozen = {"policy": policy.frozen, "value": models.value.frozen}
+        self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
+        self.update, self.judge = lru_cache(self._update), lru_cache(self._judge)
+
+    def _schedule(self, peak: float | None) -> optax.Schedule:
+        return build_schedule(self.config, peak or 0.0, self._optimizer_steps)
+
+    @property
+    def _optimizer_steps(self) -> int:
+        return (self.config.steps or 0) * self.config.epochs * self.config.minibatches
+
+    def _loop(self, layout: tuple[int, int]) -> Any:
+        config, remat = self.config, bool(self.config.remat)
+        log_probs = group_log_probs(self.models.policy.config, layout, config.temperature, remat)
+        values = token_values(self.models.value.config, layout, remat)
+        rates = {"policy": config.learning_rate, "value": config.value_learning_rate or config.learning_rate}
+        optimizers = {name: build_optimizer(config, self._schedule(rate)) for name, rate in rates.items()}
+        return rlhf_loop(log_probs, values, ppo(eps=config.eps), optimizers, shaping_of(config), learning_of(config))
+
+    def init(self, policy: Params) -> RlhfState:
+        """State before the first step, from the policy that is trained.
+
+        Args:
+            policy: like the policy's parameters.
+        """
+        return self._loop((1, 1))[0]({"policy": policy, "value": self.models.value.params})
+
+    def _update(self, prompt_width: int) -> Any:
+        return jax.jit(self._loop((self.config.group_size, prompt_width))[1], donate_argnums=0)
+
+    def _judge(self, group_size: int, prompt_width: int) -> Any:
+        assert self.models.reward is not None
+        tokenizer, shape = self.models.policy.tokenizer, self.models.reward.config
+        return jax.jit(completion_scores(tokenizer, shape, (group_size, prompt_width), False))
+
+    def score(self, rollout: Rollout, group_size: int) -> Scores:
+        """Scores by the functions and by the reward model, added up."""
+        rewards = self.task.rewards
+        found = score(rewards, rollout.rows, rollout.texts) if rewards else Scores(np.zeros(len(rollout.rows)), {})
+        if self.models.reward is None:
+            return found
+        judged = self.judge(group_size, rollout.prompt_width)(self.models.reward.params, rollout.completions)
+        by_name = found.by_name | {_REWARD_MODEL: np.asarray(judged, np.float32)}
+        return Scores(found.total + by_name[_REWARD_MODEL], by_name)
+
+    def rollout(self, policy: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
+        """Completions of rows by the policy."""
+        return self.sampling.rollout(self.models.policy.whole(policy), rows, key, request)
+
+    def step(
+        self, state: RlhfState, index: int, ref_params: Params | None
+    ) -> tuple[RlhfState, dict[str, Any], list[dict[str, Any]]]:
+        """Step ``index`` (from 0): the new state, its metrics, and records of some completions."""
+        chosen = batch_indices(len(self.task.train), self.config.batch_size or 1, self.config.seed, index)
+        key = jax.random.fold_in(self.key, index)
+        rollout = self.rollout(state.params["policy"], [self.task.train[i] for i in chosen], key, self.request)
+        start = time.perf_counter()
+        scores = self.score(rollout, self.config.group_size)
+        scoring = time.perf_counter() - start
+        update, keys = self.update(rollout.prompt_width), jax.random.fold_in(key, 1)
+        state, metrics = update(
+            state, rollout.completions, jnp.asarray(scores.total), keys, ref_params, None, self.frozen
+        )
+        named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+        seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
+        described = describe(rollout, scores, self.task) | named | speeds(rollout, seconds)
+        described["learning_rate"] = float(np.asarray(self.schedule(index * self.config.epochs)))
+        return state, described, records(rollout, scores, range(min(8, self.rows)))
+
+    def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
+        held_out, rows, totals = list(self.task.held_out), [], []
+        for start in range(0, len(held_out), self.rows):
+            taken = held_out[start : start + self.rows]
+            rollout = self.rollout(policy, taken, jax.random.key(start), self.greedy)
+            scores = self.score(rollout, 1)
+            rows += records(rollout, scores, range(len(taken)))
+            totals += scores.total.tolist()
+        metrics = {"held_out_reward": float(np.nanmean(totals))}
+        if self.task.rewards and self.models.reward is None:
+            metrics["held_out_accuracy"] = float(np.mean([self.task.solved(total) for total in totals]))
+        return metrics, [row | {"held_out": True} for row in rows]
+
+
+def shaping_of(config: PpoConfig) -> Shaping:
+    """From scores to advantages, as the settings say."""
+    control = fixed_coef if config.kl_target is None else proportional_coef(config.kl_target)
+    kl = KlInReward(config.kl_coef, _ESTIMATORS[config.kl_estimator], control)
+    return Shaping(
+        scores=partial(missing_eos_penalty, penalty=config.missing_eos_penalty),
+        kl=kl,
+        rewards=unit_variance if config.whiten_rewards else unnormalised,
+        discount=config.discount,
+        trace=config.policy_lambda,
+        value_trace=config.value_lambda,
+    )
+
+
+def learning_of(config: PpoConfig) -> RlhfLearning:
+    """Epochs, minibatches and the value model's loss, as the settings say."""
+    return RlhfLearning(
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        micro_batches=config.micro_batches,
+        group_size=config.group_size,
+        value_loss=clipped_value_loss(config.value_eps),
+        value_coef=config.value_coef,
+        warmup_steps=config.value_warmup_steps,
+    )

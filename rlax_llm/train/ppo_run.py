@@ -1,0 +1,132 @@
+"""The command ``ppo`` as a function of its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from rlax_llm.data import jsonl
+from rlax_llm.data.tasks import Task
+from rlax_llm.models import decoder
+from rlax_llm.models.functional import Params
+from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_scalar
+from rlax_llm.train.interrupts import interruptible
+from rlax_llm.train.learner import Learner, language_learner, scalar_learner
+from rlax_llm.train.ppo_phase import COLUMNS, Models, PpoPhase
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.progress import Progress
+from rlax_llm.train.rlhf import RlhfState
+from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.runs import farewell, summary, warm_start
+from rlax_llm.train.session import Session, due
+from rlax_llm.train.setup import build_model, build_task, dtype_of, with_defaults
+from rlax_llm.train.supervised_run import run_steps
+
+
+def run_ppo(config: PpoConfig) -> RunDirectory:
+    """Train policy and value model by PPO against a reward model, reward functions or both; leave a run directory.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    config = with_defaults(config)
+    task, models = _task(config), build_models(config)
+    phase = PpoPhase(config, models, task)
+    warm_up = warm_start(config, models.policy, task) if config.warm_start_steps else None
+    session = Session(config, config.warm_start_steps or 0)
+    with session.finishing(_export(models), lambda: summary(session)), interruptible() as stop:
+        first = warm_up if warm_up is not None and session.step <= 0 else phase
+        session.begin(first.init(models.policy.params))
+        if warm_up is not None and session.step < 0:
+            run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
+        if not stop() and session.step >= 0:
+            _steps(session, phase, stop)
+    print(farewell(session))
+    return session.directory
+
+
+def build_models(config: PpoConfig) -> Models:
+    """Policy, value model and reward model of the settings.
+
+    Raises:
+        ValueError: for a reward or value model of another vocabulary.
+    """
+    model = build_model(config)
+    reward = None if config.reward_model is None else _scalar(config.reward_model, model, config)
+    policy = language_learner(config, model, config.seed)
+    return Models(policy, _value(config, model, reward), reward)
+
+
+def _scalar(path: str, policy: LanguageModel, config: PpoConfig) -> LanguageModel:
+    loaded = load_scalar(path, dtype_of(config))
+    check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
+    return loaded
+
+
+def _value(config: PpoConfig, model: LanguageModel, reward: LanguageModel | None) -> Learner:
+    origin = config.value_model or ("policy" if reward is None else "reward")
+    if origin == "reward" and reward is not None:
+        start = reward
+    elif origin == "policy":
+        start = model
+    elif origin == "scratch":
+        fresh = decoder.init(model.config, jax.random.key(config.seed + 1), dtype_of(config))
+        start = model._replace(params=fresh)
+    else:
+        start = _scalar(origin, model, config)
+    # Training gives its arrays away: the value model's are its own.
+    start = start._replace(params=jax.tree.map(lambda x: x.copy(), start.params))
+    settings = dataclasses.replace(config, lora_rank=0, lora_alpha=None) if origin == "scratch" else config
+    return scalar_learner(settings, start, config.seed + 1, jax.nn.initializers.zeros)
+
+
+def _task(config: PpoConfig) -> Task:
+    if config.reward_model is None or config.reward is not None:
+        return build_task(config, config.eval_size or 1)
+    if config.data is not None:
+        return Task(config.data, *jsonl.load(config.data, config.eval_size or 1, config.seed), rewards=())
+    return dataclasses.replace(build_task(config, config.eval_size or 1), rewards=())
+
+
+def _export(models: Models) -> Callable[[Params, Path], None]:
+    def export(params: Params, path: Path) -> None:
+        if "policy" not in params:  # still in the warm start
+            return models.policy.export(params, path)
+        models.policy.export(params["policy"], path)
+        return models.value.export(params["value"], path.with_name("value_model"))
+
+    return export
+
+
+def _steps(session: Session, phase: PpoPhase, stop: Callable[[], bool]) -> None:
+    """Go on from the session's position to the last step, or until ``stop``."""
+    config, steps = phase.config, phase.config.steps or 0
+    state = session.state
+    assert state is not None
+    if session.step == 0:
+        policy = state.params if not isinstance(state, RlhfState) else state.params["policy"]
+        state = session.state = phase.init(policy)
+        metrics, rows = phase.evaluate(policy)
+        if session.warm_start_steps == 0:
+            session.log(metrics)
+        session.directory.log_completions([{"step": 0, **row} for row in rows])
+    reference = session.reference(state.params["policy"]) if config.kl_coef else None
+    with Progress(steps, "ppo", COLUMNS, first_step=session.step) as progress:
+        while session.step < steps and not stop():
+            state, metrics, rows = phase.step(state, session.step, reference)
+            number = session.step + 1
+            if due(number, config.eval_every, steps):
+                held_out, held_out_rows = phase.evaluate(state.params["policy"])
+                metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
+            session.directory.log_completions([{"step": number, **row} for row in rows])
+            session.advance(state, metrics)
+            progress.update(number, metrics)

@@ -1,0 +1,288 @@
+"""Optimizer steps on pairs of responses, of a policy and of a reward model, as pure ``(init, step)`` pairs.
+
+A pair is two consecutive rows of one ``Completions``: row 2b chosen, row 2b + 1 rejected, of one prompt. Weights are
+taken over the whole batch and losses are sums, so micro-batches change the memory and nothing else. A pair with an
+empty response is padding: nothing of it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_llm import checks
+from rlax_llm.implicit_rewards import Responses, log_prob
+from rlax_llm.links import Link, centred_rewards, shifted
+from rlax_llm.preferences import (
+    Preference,
+    PreferenceBatch,
+    Rewards,
+    pair_loss,
+    pair_mean,
+    preference_loss,
+)
+from rlax_llm.train.policy import (
+    LogProbs,
+    Loop,
+    Metrics,
+    Params,
+    TrainState,
+    descended,
+    fixed_log_probs,
+    initial_state,
+    summed_gradient,
+)
+from rlax_llm.trees import joined
+from rlax_llm.types import Completions
+from rlax_llm.weightings import Weighting, token_mean
+
+Scores = Callable[[Params, Completions], jax.Array]
+
+CHOSEN, REJECTED = slice(0, None, 2), slice(1, None, 2)
+
+
+def reads_reference(rewards: Rewards) -> bool:
+    """Whether rewards need a reference: whether they refuse a batch without one. Nothing is computed.
+
+    Args:
+        rewards: ``Preference.rewards``, or ``per_response(reward)``.
+
+    >>> from rlax_llm.preference_recipes import dpo, simpo
+    >>> reads_reference(dpo().rewards), reads_reference(simpo().rewards)
+    (True, False)
+    """
+    response = Responses(jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
+    try:
+        jax.eval_shape(rewards, PreferenceBatch(response, response, jnp.ones(1)))
+    except ValueError:
+        return True
+    return False
+
+
+def reference_log_probs(
+    where: str,
+    needed: bool,
+    score: Callable[[Params, Completions], jax.Array],
+    completions: Completions,
+    given: jax.Array | None,
+    ref_params: Params | None,
+) -> jax.Array | None:
+    """The reference's log-probabilities: as given, from its parameters, or None where none are read.
+
+    Args:
+        where: the loop, for errors.
+        needed: whether the rewards read them.
+        score: ``(params, completions) → [B, T]``, without a gradient; called only where needed.
+        completions: ``[B, T]``.
+        given: ``[B, T]`` or None.
+        ref_params: or None.
+
+    Returns:
+        ``[B, T]`` in nats, or None.
+
+    Raises:
+        ValueError: where they are needed and neither ``given`` nor ``ref_params`` is there, or where both are.
+    """
+    checks.same_shape(where, tokens=completions.tokens, ref_log_probs=given)
+    if given is not None and ref_params is not None:
+        raise ValueError(f"{where}: got both ref_log_probs and ref_params, wanted one reference; leave one out.")
+    if not needed:
+        return None
+    if given is None and ref_params is None:
+        raise ValueError(
+            f"{where}: the rewards read a reference, got neither ref_log_probs nor ref_params; give one of them, "
+            "or take rewards without a reference."
+        )
+    return given if ref_params is None else score(ref_params, completions)
+
+
+def _check_link(where: str, link: Link, micro_batches: int) -> None:
+    """Refuse micro-batches for a link that does not take a pair by itself: it would see a part for the whole."""
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    try:
+        by_pair = jax.eval_shape(link, scalar, scalar).shape == ()
+    except ValueError:
+        by_pair = False
+    if micro_batches > 1 and not by_pair:
+        raise ValueError(
+            f"{where}: micro_batches is {micro_batches} but the link reads the whole batch (as sorted_pairs does), "
+            "wanted 1; take the batch in one part, or a link of single pairs."
+        )
+
+
+def _pairs(where: str, completions: Completions, micro_batches: int) -> tuple[Completions, jax.Array]:
+    """The completions with padding masked, and the pairs' weights ``[B]``."""
+    rows = completions.tokens.shape[0]
+    if rows % 2 or (rows // 2) % micro_batches:
+        raise ValueError(
+            f"{where}: got {rows} rows in {micro_batches} micro_batches, wanted an even number of rows and a divisor "
+            "of the pairs; row 2b is chosen, row 2b + 1 rejected."
+        )
+    weights = pair_mean(completions.mask[CHOSEN], completions.mask[REJECTED])
+    return completions._replace(mask=completions.mask & jnp.repeat(weights != 0, 2)[:, None]), weights
+
+
+def _responses(
+    completions: Completions, log_probs: jax.Array, ref_log_probs: jax.Array | None, rows: slice
+) -> Responses:
+    reference = None if ref_log_probs is None else ref_log_probs[rows]
+    return Responses(log_probs[rows], completions.mask[rows], reference)
+
+
+def _total(responses: Responses) -> jax.Array:
+    return log_prob()(responses.log_probs, None, responses.mask)
+
+
+def preference_loop(
+    log_probs: LogProbs,
+    preference: Preference,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    token_weighting: Weighting = token_mean,
+) -> Loop:
+    """``init(params)`` and ``step(state, completions, margins, ref_log_probs, ref_params, frozen)``.
+
+    Limiting case: for a reference that is the policy, the loss is the link's at rewards of 0 (log 2 for ``dpo``).
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[2B, T]``, nats; may compute each prompt
+            once for both of its rows.
+        preference: rewards, link and weight of the likelihood term.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the pairs are taken in; 1 for a link that reads the whole batch, such as
+            ``sorted_pairs``, whose batch may hold no padding either.
+        token_weighting: aggregation of the chosen responses' likelihood, over the whole batch.
+
+    Returns:
+        The pair. All but two arguments of ``step`` may be None: ``margins [B]`` in the rewards' units; the reference,
+        as its log-probabilities ``[2B, T]`` or as its parameters (like ``params``, joined with the same ``frozen``);
+        and in ``frozen`` the parameters that are not trained. Rewards that read no reference compute none. Metrics:
+        ``loss`` and those of ``preference_loss``, the likelihood's ``nll`` included; ``chosen_log_prob`` and
+        ``rejected_log_prob`` (of whole responses, mean over pairs), ``entropy`` (nats a completion token), and
+        ``grad_norm`` before any clipping.
+
+    Raises:
+        ValueError: for micro-batches of a link that reads the whole batch; at trace time, for rows that are not pairs,
+            pairs that micro-batches do not divide, no reference where one is read, or two.
+
+    >>> from rlax_llm.preference_recipes import dpo
+    >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
+    >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, zeros, jnp.zeros(2, bool))
+    >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
+    >>> init, step = preference_loop(bandit, dpo(beta=1.0), optax.sgd(1.0))
+    >>> step(init(jnp.zeros(2)), pair, ref_params=jnp.zeros(2))[0].params.tolist()
+    [0.5, -0.5]
+    """
+    needs_reference = reads_reference(preference.rewards)
+    _check_link("preference_loop", preference.link, micro_batches)
+
+    def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
+        taken, ref_log_probs, weights, margins, token_weights, uniform = rows
+        current, entropy = log_probs(params, taken)
+        chosen, rejected = (_responses(taken, current, ref_log_probs, side) for side in (CHOSEN, REJECTED))
+        value, metrics = preference_loss(preference, PreferenceBatch(chosen, rejected, weights, margins, token_weights))
+        metrics |= {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
+        metrics |= {"chosen_log_prob": (weights * _total(chosen)).sum()}
+        metrics |= {"rejected_log_prob": (weights * _total(rejected)).sum()}
+        return value, jax.lax.stop_gradient(metrics)
+
+    def step(
+        state: TrainState,
+        completions: Completions,
+        margins: jax.Array | None = None,
+        ref_log_probs: jax.Array | None = None,
+        ref_params: Params | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        def score(params: Params, taken: Completions) -> jax.Array:
+            return fixed_log_probs(log_probs, joined(params, frozen), taken, micro_batches)
+
+        completions, weights = _pairs("preference_loop", completions, micro_batches)
+        checks.same_shape("preference_loop", pairs=weights, margins=margins)
+        ref_log_probs = reference_log_probs(
+            "preference_loop", needs_reference, score, completions, ref_log_probs, ref_params
+        )
+        token_weights = token_weighting(completions.mask[CHOSEN])
+        rows = (completions, ref_log_probs, weights, margins, token_weights, token_mean(completions.mask))
+        gradient, metrics = summed_gradient(
+            lambda params, rows: loss(joined(params, frozen), rows), state.params, rows, micro_batches
+        )
+        return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+
+    return partial(initial_state, optimizer), step
+
+
+def reward_loop(
+    scores: Scores,
+    link: Link,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    centring_coef: float = 0.0,
+) -> Loop:
+    """``init(params)`` and ``step(state, completions, margins=None, frozen=None)``: a reward model from pairs.
+
+    The loss is the mean over pairs of ``link(w − margin, l) + c (w + l)²`` (arXiv 2203.02155, 2307.09288, 2312.09244).
+    Limiting case: ``logistic`` without margins and with c = 0 is Bradley-Terry's, log 2 for equal scores.
+
+    Args:
+        scores: ``(params, completions) → [2B]``.
+        link: ``(chosen_rewards, rejected_rewards) → loss``.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the pairs are taken in; 1 for a link that reads the whole batch.
+        centring_coef: c ≥ 0, per squared score; margins do not move what it centres.
+
+    Returns:
+        The pair. ``step`` takes ``margins [B]`` in the scores' units, and in ``frozen`` the parameters that are not
+        trained. Metrics: ``loss``, ``accuracy`` (a tie is wrong) and ``margin``, means over pairs; ``min_reward``,
+        ``mean_reward`` and ``max_reward`` over responses; ``grad_norm`` before any clipping.
+
+    Raises:
+        ValueError: for micro-batches of a link that reads the whole batch, or a negative c; at trace time, for rows
+            that are not pairs, pairs that micro-batches do not divide, or scores that are not one a row.
+
+    >>> from rlax_llm.links import logistic
+    >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
+    >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, zeros, jnp.zeros(2, bool))
+    >>> init, step = reward_loop(lambda params, rows: params[rows.tokens[:, 0]], logistic, optax.sgd(1.0))
+    >>> step(init(jnp.zeros(2)), pair)[0].params.tolist()
+    [0.5, -0.5]
+    """
+    checks.not_negative("reward_loop", centring_coef=centring_coef)
+    _check_link("reward_loop", link, micro_batches)
+
+    def loss(values: jax.Array, weights: jax.Array, margins: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        demanding = link if margins is None else shifted(link, margins)
+        value, metrics = pair_loss(centred_rewards(demanding, centring_coef), values[CHOSEN], values[REJECTED], weights)
+        return value, {"loss": value, "accuracy": metrics["accuracy"], "margin": metrics["margin"]}
+
+    def step(
+        state: TrainState,
+        completions: Completions,
+        margins: jax.Array | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        completions, weights = _pairs("reward_loop", completions, micro_batches)
+        checks.same_shape("reward_loop", pairs=weights, margins=margins)
+        places = jnp.arange(completions.tokens.shape[0])
+
+        def of_rows(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
+            taken, weights, margins, own = rows
+            values = scores(joined(params, frozen), taken)
+            checks.same_shape("reward_loop", rows=own, scores=values)
+            value, metrics = loss(values, weights, margins)
+            # Each micro-batch fills in its own scores: their sum is all of them.
+            every = jnp.zeros(places.shape).at[own].set(values)
+            return value, jax.lax.stop_gradient(metrics | {"scores": every})
+
+        rows = (completions, weights, margins, places)
+        gradient, metrics = summed_gradient(of_rows, state.params, rows, micro_batches)
+        every, used = metrics.pop("scores"), jnp.repeat(weights != 0, 2)
+        metrics |= {"min_reward": jnp.min(every, where=used, initial=jnp.inf), "mean_reward": every.mean(where=used)}
+        metrics |= {"max_reward": jnp.max(every, where=used, initial=-jnp.inf)}
+        return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+
+    return partial(initial_state, optimizer), step

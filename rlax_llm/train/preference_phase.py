@@ -1,0 +1,118 @@
+"""Learning from preferences as a phase of a session: rows of tokens in, optimizer steps and held-out numbers out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlax_llm.data.rows import batch_indices
+from rlax_llm.models.functional import Params
+from rlax_llm.train.policy import Loop, TrainState
+from rlax_llm.train.preference_settings import PreferenceSettings
+from rlax_llm.train.progress import Column
+from rlax_llm.types import Completions
+
+
+class Rows(NamedTuple):
+    """A batch as a loop's ``step`` takes it.
+
+    Attributes:
+        completions: ``[rows, T]``.
+        prompt_width: the columns that hold prompts.
+        arguments: what else ``step`` takes of these rows, by name.
+    """
+
+    completions: Completions
+    prompt_width: int
+    arguments: dict[str, Any]
+
+
+class Method(NamedTuple):
+    """What distinguishes the commands.
+
+    Attributes:
+        loop: ``(optimizer, prompt_width, micro_batches) → (init, step)``.
+        collate: ``rows → Rows``.
+        names: the metrics' names in a run, by the loop's.
+        columns: of the progress display.
+    """
+
+    loop: Callable[[optax.GradientTransformation, int, int], Loop]
+    collate: Callable[[Sequence[Any]], Rows]
+    names: Mapping[str, str]
+    columns: tuple[Column, ...]
+
+
+class PreferencePhase:
+    """Steps of one method.
+
+    Args:
+        config: with every default filled in.
+        method: how.
+        train: encoded rows to learn from.
+        held_out: encoded rows to measure on.
+        optimizer: any Optax transformation.
+        fixed: arguments of every ``step``: the reference, and what is frozen.
+    """
+
+    def __init__(
+        self,
+        config: PreferenceSettings,
+        method: Method,
+        train: Sequence[Any],
+        held_out: Sequence[Any],
+        optimizer: optax.GradientTransformation,
+        fixed: Mapping[str, Any],
+    ):
+        self.config, self.method, self.optimizer = config, method, optimizer
+        self.train, self.held_out, self.fixed = train, held_out, fixed
+        self.columns = method.columns
+        self.batch_size = config.batch_size or 1
+        self.micro_batches = self.batch_size // (config.micro_batch_size or self.batch_size)
+        self.update = lru_cache(self._update)
+        self.measure = lru_cache(self._measure)
+
+    def init(self, params: Params) -> TrainState:
+        """State before the first step."""
+        return self.method.loop(self.optimizer, 1, 1)[0](params)
+
+    def _update(self, prompt_width: int) -> Callable[..., Any]:
+        return jax.jit(self.method.loop(self.optimizer, prompt_width, self.micro_batches)[1], donate_argnums=0)
+
+    def _measure(self, prompt_width: int) -> Callable[..., Any]:
+        step = self.method.loop(optax.identity(), prompt_width, 1)[1]
+        # The gradient's norm is the one number that needs the gradient: without it the compiler drops both.
+        return jax.jit(lambda *a, **k: {name: x for name, x in step(*a, **k)[1].items() if name != "grad_norm"})
+
+    def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        """Optimizer step ``index`` (from 0)."""
+        start = time.perf_counter()
+        places = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
+        rows = self.method.collate([self.train[i] for i in places])
+        state, metrics = self.update(rows.prompt_width)(state, rows.completions, **rows.arguments, **self.fixed)
+        named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
+        seconds = time.perf_counter() - start
+        return state, named | {"tokens_per_second": float(np.sum(rows.completions.valid)) / seconds}
+
+    def evaluate(self, params: Params) -> dict[str, float]:
+        """Held-out loss, and where there are any accuracy and margin: means over the rows."""
+        state = TrainState(params, optax.identity().init(params), jnp.int32(0))
+        found: list[dict[str, jax.Array]] = []
+        sizes: list[int] = []
+        for start in range(0, len(self.held_out), self.batch_size):
+            taken = self.held_out[start : start + self.batch_size]
+            rows = self.method.collate(taken)
+            found.append(self.measure(rows.prompt_width)(state, rows.completions, **rows.arguments, **self.fixed))
+            sizes.append(len(taken))
+        return {
+            f"held_out_{name}": float(np.average([batch[name] for batch in found], weights=sizes))
+            for name in ("loss", "accuracy", "margin")
+            if name in found[0]
+        }

@@ -1,0 +1,267 @@
+"""The commands ``reward``, ``dpo`` and ``kto`` as functions of their settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.data.batches import labelled_rows, pair_rows
+from rlax_llm.data.encoding import Encoded, Limits, encode_labelled, encode_pairs, within
+from rlax_llm.data.preferences import Labelled, Pair, read_labelled, read_pairs, split_records, unpaired
+from rlax_llm.data.tasks import load_task
+from rlax_llm.links import logistic
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.train.interrupts import interruptible
+from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, zero_reference
+from rlax_llm.train.learner import Learner, completion_scores, language_learner, scalar_learner
+from rlax_llm.train.policy import Loop, fixed_log_probs
+from rlax_llm.train.preference import preference_loop, reads_reference, reward_loop
+from rlax_llm.train.preference_phase import Method, PreferencePhase, Rows
+from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
+from rlax_llm.train.preference_setup import build_preference
+from rlax_llm.train.progress import Column
+from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.runs import farewell, summary
+from rlax_llm.train.session import Session
+from rlax_llm.train.setup import build_model, build_optimizer, build_schedule, with_defaults
+from rlax_llm.train.supervised_run import run_steps
+from rlax_llm.trees import joined
+from rlax_llm.unpaired import desirable_weight_range, kto
+
+_LOSS, _TOKENS = Column("loss", "loss", "{:.4f}"), Column("tokens_per_second", "tokens/s", "{:,.0f}")
+_HELD_OUT = Column("held_out_accuracy", "held-out accuracy")
+_PAIR_NAMES = {
+    "chosen_reward": "rewards/chosen",
+    "rejected_reward": "rewards/rejected",
+    "accuracy": "rewards/accuracies",
+    "margin": "rewards/margins",
+    "chosen_log_prob": "logps/chosen",
+    "rejected_log_prob": "logps/rejected",
+}
+_LABEL_NAMES = {
+    "desirable_reward": "rewards/chosen",
+    "undesirable_reward": "rewards/rejected",
+    "margin": "rewards/margins",
+    "desirable_log_prob": "logps/chosen",
+    "undesirable_log_prob": "logps/rejected",
+    "desirable": "count/chosen",
+    "undesirable": "count/rejected",
+}
+
+
+class Split(NamedTuple):
+    """Encoded rows.
+
+    Attributes:
+        train: to learn from.
+        held_out: to measure on; no prompt of theirs is in ``train``.
+    """
+
+    train: list[Any]
+    held_out: list[Any]
+
+
+def run_reward(config: RewardConfig) -> RunDirectory:
+    """Train a reward model on preference pairs, and leave a run directory.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    config = with_defaults(config)
+    model = build_model(config)
+    learner = scalar_learner(config, model, config.seed)
+    rows = _encoded(config, model, _pairs(config), encode_pairs)
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
+        scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), bool(config.remat))
+        return reward_loop(scores, logistic, optimizer, micro_batches, config.centring_coef)
+
+    columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
+    return _run(config, model, learner, Method(loop, lambda rows: _pair_batch(model, rows), {}, columns), rows)
+
+
+def run_dpo(config: DpoConfig) -> RunDirectory:
+    """Train a language model on preference pairs, and leave a run directory.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    preference = build_preference(config)
+    config = with_defaults(config)
+    model = build_model(config)
+    learner = language_learner(config, model, config.seed)
+    rows = _encoded(config, model, _pairs(config), encode_pairs)
+
+    def log_probs(prompt_width: int) -> Any:
+        return group_log_probs(learner.config, (2, prompt_width), remat=bool(config.remat))
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
+        return preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
+
+    columns = (_LOSS, Column("rewards/accuracies", "accuracy"), Column("rewards/margins", "margin"), _HELD_OUT, _TOKENS)
+    method = Method(loop, lambda rows: _pair_batch(model, rows), _PAIR_NAMES, columns)
+    needed = reads_reference(preference.rewards)
+    if needed and config.precompute_reference:
+        size = config.micro_batch_size or config.batch_size or 1
+        rows = Split(*(_referenced(model, learner, log_probs, part, size) for part in rows))
+    return _run(config, model, learner, method, rows, live_reference=needed and not config.precompute_reference)
+
+
+def run_kto(config: KtoConfig) -> RunDirectory:
+    """Train a language model on labelled completions, and leave a run directory.
+
+    Args:
+        config: the settings; those left open are chosen for the model.
+
+    Raises:
+        ValueError: for settings or input that cannot work, told in a sentence.
+    """
+    config = with_defaults(config)
+    model = build_model(config)
+    learner = language_learner(config, model, config.seed)
+    rows = _encoded(config, model, _labels(config), encode_labelled)
+    _warn_of_imbalance(config, rows.train)
+    reference = reference_point_of_mismatched if config.recipe == "kto" else zero_reference
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
+        log_probs = group_log_probs(learner.config, (1, prompt_width), remat=bool(config.remat))
+        weights = config.desirable_weight, config.undesirable_weight
+        return label_loop(log_probs, kto(config.beta), optimizer, micro_batches, *weights, reference)
+
+    def collate(rows: Sequence[Any]) -> Rows:
+        batch = labelled_rows(rows, model.tokenizer.pad_id)
+        return Rows(batch.completions, batch.prompt_width, {"desirable": batch.desirable})
+
+    columns = (_LOSS, Column("rewards/margins", "margin"), Column("kl", "KL"), _TOKENS)
+    return _run(config, model, learner, Method(loop, collate, _LABEL_NAMES, columns), rows, live_reference=True)
+
+
+def _run(
+    config: PreferenceSettings,
+    model: LanguageModel,
+    learner: Learner,
+    method: Method,
+    rows: Split,
+    live_reference: bool = False,
+) -> RunDirectory:
+    """The method's steps as a run."""
+    steps = config.steps or 0
+    optimizer = build_optimizer(config, build_schedule(config, config.learning_rate or 0.0, steps))
+    session = Session(config, 0)
+    fixed: dict[str, Any] = {"frozen": learner.frozen}
+    fixed |= {"ref_params": session.reference(learner.params)} if live_reference else {}
+    phase = PreferencePhase(config, method, rows.train, rows.held_out, optimizer, fixed)
+    with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
+        session.begin(phase.init(learner.params))
+        if session.position == 0:
+            session.log(phase.evaluate(learner.params))
+        run_steps(session, phase, steps, phase.evaluate, stop)
+    print(farewell(session))
+    return session.directory
+
+
+def _pairs(config: RewardConfig | DpoConfig) -> tuple[str, list[Pair]]:
+    """What the data is called, and its pairs."""
+    if config.data is not None:
+        return config.data, read_pairs(config.data)
+    return "arithmetic", _sums(config)
+
+
+def _labels(config: KtoConfig) -> tuple[str, list[Labelled]]:
+    if config.data is not None:
+        return config.data, read_labelled(config.data)
+    return "arithmetic", unpaired(_sums(config))
+
+
+def _sums(config: PreferenceSettings) -> list[Pair]:
+    """Right answers preferred to wrong ones, off by at most ten."""
+    task = load_task("arithmetic" if config.model == "char" else "arithmetic-words", held_out_size=1, seed=config.seed)
+    off = np.random.default_rng(config.seed).integers(1, 11, len(task.train))
+    return [
+        Pair(row["prompt"], row["completion"], str(int(row["completion"]) + int(by)))
+        for row, by in zip(task.train, off, strict=True)
+    ]
+
+
+def _encoded(
+    config: PreferenceSettings,
+    model: LanguageModel,
+    named: tuple[str, list[Any]],
+    encode: Callable[[Any, Any], list[Any]],
+) -> Split:
+    """The rows that fit, split; one line tells of those that do not."""
+    name, records = named
+    limits = Limits(config.max_prompt_tokens, config.max_new_tokens, model.config.vocab_size)
+    split = split_records(name, records, config.eval_size or 1, config.seed)
+    parts: list[Encoded[Any]] = [within(encode(model.tokenizer, part), limits) for part in split]
+    for part, what in zip(parts, ("training", "held-out"), strict=True):
+        if part.dropped:
+            print(f"{name}, {what}: {part.report()}", file=sys.stderr)
+    return Split(parts[0].rows, parts[1].rows)
+
+
+class _Referenced(NamedTuple):
+    """A pair with the reference's log-probabilities of its two completions, nats a token."""
+
+    tokens: Any
+    log_probs: tuple[np.ndarray, np.ndarray]
+
+
+def _pair_batch(model: LanguageModel, rows: Sequence[Any]) -> Rows:
+    known = isinstance(rows[0], _Referenced)
+    batch = pair_rows([row.tokens for row in rows] if known else rows, model.tokenizer.pad_id)
+    arguments: dict[str, Any] = {} if batch.margins is None else {"margins": batch.margins}
+    if known:
+        reference = np.zeros(batch.completions.tokens.shape, np.float32)
+        for place, values in enumerate(side for row in rows for side in row.log_probs):
+            reference[place, batch.prompt_width : batch.prompt_width + len(values)] = values
+        arguments["ref_log_probs"] = jnp.asarray(reference)
+    return Rows(batch.completions, batch.prompt_width, arguments)
+
+
+def _referenced(
+    model: LanguageModel, learner: Learner, log_probs: Callable[[int], Any], rows: Sequence[Any], size: int
+) -> list[_Referenced]:
+    """The pairs with the log-probabilities that the model gives them before training."""
+
+    def score(params: Any, frozen: Any, completions: Any, prompt_width: int) -> jax.Array:
+        return fixed_log_probs(log_probs(prompt_width), joined(params, frozen), completions)
+
+    compiled, found = jax.jit(score, static_argnums=3), []
+    for start in range(0, len(rows), size):
+        taken = rows[start : start + size]
+        batch = _pair_batch(model, taken)
+        values = np.asarray(compiled(learner.params, learner.frozen, batch.completions, batch.prompt_width))
+        own = values[:, batch.prompt_width :]
+        found += [
+            _Referenced(row, (own[2 * i, : len(row.chosen)], own[2 * i + 1, : len(row.rejected)]))
+            for i, row in enumerate(taken)
+        ]
+    return found
+
+
+def _warn_of_imbalance(config: KtoConfig, rows: Sequence[Any]) -> None:
+    """Say where the class weights are outside the range that KTO's authors recommend."""
+    desirable = sum(row.label for row in rows)
+    if not 0 < desirable < len(rows) or not config.undesirable_weight:
+        return
+    low, high = desirable_weight_range(desirable, len(rows) - desirable, config.undesirable_weight)
+    # Labels are counted, weights are typed: a hair's breadth outside is no reason to speak.
+    if not low / 1.01 <= config.desirable_weight <= high * 1.01:
+        print(
+            f"kto: {desirable} of {len(rows)} labels are desirable; recommended is a desirable_weight of {low:.3g} to "
+            f"{high:.3g} beside undesirable_weight {config.undesirable_weight:g}, it is {config.desirable_weight:g}.",
+            file=sys.stderr,
+        )

@@ -1,0 +1,342 @@
+"""Four-model PPO on completions as a pure ``(init, step)`` pair: policy, value model, frozen reference, and scores.
+
+The scores come from outside, from a reward model or any function. One step is one program: the reference's
+log-probabilities, rewards and advantages of the whole batch, then epochs of minibatches over policy and value model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_llm import checks
+from rlax_llm.kl import k2
+from rlax_llm.masked import masked_mean
+from rlax_llm.objectives import Objective, policy_loss
+from rlax_llm.shuffling import permutation
+from rlax_llm.train.policy import LogProbs, Metrics, Params, fixed_log_probs, summed_gradient
+from rlax_llm.train.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
+from rlax_llm.trees import joined
+from rlax_llm.trust_regions import slopes
+from rlax_llm.types import Completions, PolicyBatch
+from rlax_llm.values import ClippedValueLoss, clipped_value_loss, explained_variance
+from rlax_llm.weightings import token_mean
+
+Values = Callable[[Params, Completions], jax.Array]
+Optimizers = Mapping[str, optax.GradientTransformation]
+MODELS = ("policy", "value")
+
+
+class RlhfState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        params: what is trained, ``{"policy": …, "value": …}``.
+        opt_state: the optimizers', ``{"policy": …, "value": …}``.
+        step: scalar int32, batches learnt from.
+        kl_coef: scalar, β of the next batch.
+    """
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    kl_coef: jax.Array
+
+
+class RlhfLearning(NamedTuple):
+    """How often a batch of completions is learnt from, and how the value model is.
+
+    Attributes:
+        epochs: times that each row is learnt from.
+        minibatches: optimizer steps in an epoch.
+        micro_batches: parts that the rows of a minibatch are taken in; changes the memory and nothing else.
+        group_size: rows that stay together, where ``log_probs`` computes a prompt once for all its completions.
+        value_loss: ``(values, old_values, targets) → loss``, elementwise.
+        value_coef: weight of the value model's loss.
+        warmup_steps: first steps that teach the value model alone; may be traced.
+    """
+
+    epochs: int = 4
+    minibatches: int = 1
+    micro_batches: int = 1
+    group_size: int = 1
+    value_loss: ClippedValueLoss = clipped_value_loss(0.2)
+    value_coef: float | jax.Array = 0.1
+    warmup_steps: int | jax.Array = 0
+
+
+class Experience(NamedTuple):
+    """What the epochs read, the rows on axis 0.
+
+    Attributes:
+        completions: as sampled.
+        mask: ``[B, T]`` bool, the tokens that teach.
+        advantages: ``[B, T]``, normalised.
+        values: ``[B, T]``, before the first optimizer step.
+        targets: ``[B, T]``, the value model's.
+        ref_log_probs: ``[B, T]``, or None where the loss has no KL term.
+    """
+
+    completions: Completions
+    mask: jax.Array
+    advantages: jax.Array
+    values: jax.Array
+    targets: jax.Array
+    ref_log_probs: jax.Array | None
+
+
+class _Loop(NamedTuple):
+    """The arguments of ``rlhf_loop``."""
+
+    log_probs: LogProbs
+    values: Values
+    objective: Objective
+    optimizers: Optimizers
+    shaping: Shaping
+    learning: RlhfLearning
+
+
+def _check_settings(shaping: Shaping, learning: RlhfLearning) -> None:
+    counts = ("epochs", "minibatches", "micro_batches", "group_size")
+    checks.at_least_one("rlhf_loop", **{name: getattr(learning, name) for name in counts})
+    checks.not_negative("rlhf_loop", value_coef=learning.value_coef, warmup_steps=learning.warmup_steps)
+    checks.not_negative("rlhf_loop", **{"kl.coef": shaping.kl.coef, "discount": shaping.discount})
+    for name in ("trace", "value_trace"):
+        trace = getattr(shaping, name)
+        if isinstance(trace, (int, float)) and not 0 <= trace <= 1:
+            raise ValueError(f"rlhf_loop: {name} is {trace}, wanted a number from 0 to 1, or a function of the length.")
+
+
+def _check_batch(learning: RlhfLearning, completions: Completions, scores: jax.Array) -> None:
+    rows = completions.tokens.shape[0]
+    if jnp.shape(scores) != (rows,):
+        raise ValueError(
+            f"rlhf_loop: scores has shape {jnp.shape(scores)}, wanted [B] = ({rows},), one for each row of completions."
+        )
+    parts = learning.minibatches * learning.micro_batches * learning.group_size
+    if rows % parts:
+        raise ValueError(
+            f"rlhf_loop: minibatches {learning.minibatches} · micro_batches {learning.micro_batches} · group_size "
+            f"{learning.group_size} is {parts}, wanted a divisor of the batch's {rows} rows; change one of them."
+        )
+
+
+def _check_models(name: str, models: Mapping[str, Any]) -> None:
+    if set(models) != set(MODELS):
+        raise ValueError(f"rlhf_loop: {name} has the entries {sorted(models)}, wanted 'policy' and 'value'.")
+
+
+def _value_terms(learning: RlhfLearning, rows: Experience, values: jax.Array, weights: tuple) -> tuple:
+    """The value model's loss, and the share of tokens whose value its clip holds where it is."""
+    values = jnp.where(rows.mask, values, 0.0)
+
+    def loss(values: jax.Array, targets: jax.Array) -> jax.Array:
+        return learning.value_loss(values, rows.values, targets)
+
+    held = (slopes(loss, values, rows.targets) == 0) & (values != rows.targets)
+    total = (weights[0] * loss(values, rows.targets)).sum()
+    return total, {"value_loss": total, "value_clip_fraction": (weights[1] * held).sum()}
+
+
+def _loss(loop: _Loop, frozen: Params | None) -> Callable:
+    """``(params, (rows, weights)) → (loss, metrics)``, all of them sums over the rows."""
+
+    def loss(params: Params, part: tuple[Experience, tuple]) -> tuple[jax.Array, Metrics]:
+        rows, weights = part
+        models, old = joined(params, frozen), rows.completions.log_probs
+        current, entropy = loop.log_probs(models["policy"], rows.completions)
+        batch = PolicyBatch(current, old, rows.advantages, rows.mask, weights[0], rows.ref_log_probs)
+        total, metrics = policy_loss(loop.objective, batch)
+        now = loop.values(models["value"], rows.completions)
+        value_loss, value_metrics = _value_terms(loop.learning, rows, now, weights)
+
+        def by_token(x: jax.Array) -> jax.Array:
+            return jnp.where(rows.mask, weights[1] * x, 0.0).sum()
+
+        beyond = jnp.expm1(jnp.where(rows.mask, current - old, 0.0))  # the ratio less 1: its spread loses no digits
+        metrics |= {"entropy": by_token(entropy), "approx_kl": by_token(k2(current, old))} | value_metrics
+        metrics |= {"ratio": by_token(beyond), "ratio_var": by_token(jnp.square(beyond))}
+        return total + loop.learning.value_coef * value_loss, jax.lax.stop_gradient(metrics)
+
+    return loss
+
+
+def minibatch_rows(learning: RlhfLearning, rows: int, key: jax.Array) -> jax.Array:
+    """The rows of each optimizer step: in every epoch each row once, groups together, in an order of the epoch's own.
+
+    Args:
+        learning: its ``epochs``, ``minibatches`` and ``group_size`` are read.
+        rows: of the batch.
+        key: randomness; one minibatch needs none.
+
+    Returns:
+        ``[epochs · minibatches, rows / minibatches]`` int32.
+
+    >>> minibatch_rows(RlhfLearning(epochs=2), 3, jax.random.key(0)).tolist()
+    [[0, 1, 2], [0, 1, 2]]
+    """
+    if learning.minibatches == 1:  # one gradient of everything does not depend on the order
+        return jnp.broadcast_to(jnp.arange(rows), (learning.epochs, rows))
+    keys = jax.random.split(key, learning.epochs)
+    groups = jax.vmap(lambda key: permutation(key, rows // learning.group_size))(keys)
+    order = groups[..., None] * learning.group_size + jnp.arange(learning.group_size)
+    return order.reshape(learning.epochs * learning.minibatches, -1)
+
+
+def _descent(loop: _Loop, frozen: Params | None, warming: jax.Array) -> Callable:
+    """``((params, opt_state), rows) → …``, one optimizer step of each model; while ``warming`` of the value alone."""
+    loss = _loss(loop, frozen)
+
+    def minibatch(now: tuple, rows: Experience) -> tuple[tuple, Metrics]:
+        params, opt_state = now
+        part = (rows, (loop.objective.weighting(rows.mask), token_mean(rows.mask)))
+        gradient, metrics = summed_gradient(loss, params, part, loop.learning.micro_batches)
+        moved = {}
+        for name in MODELS:
+            updates, state = loop.optimizers[name].update(gradient[name], opt_state[name], params[name])
+            moved[name] = (optax.apply_updates(params[name], updates), state)
+        still = (params["policy"], opt_state["policy"])
+        moved["policy"] = jax.tree.map(lambda old, new: jnp.where(warming, old, new), still, moved["policy"])
+        norms = {"grad_norm": optax.global_norm(gradient["policy"])}
+        norms |= {"value_grad_norm": optax.global_norm(gradient["value"])}
+        return tuple({name: moved[name][i] for name in MODELS} for i in (0, 1)), metrics | norms
+
+    return minibatch
+
+
+def _fixed(loop: _Loop, function: LogProbs, model: Params, completions: Completions) -> jax.Array:
+    parts = loop.learning.minibatches * loop.learning.micro_batches
+    return fixed_log_probs(function, model, completions, parts)
+
+
+def _reference(loop: _Loop, completions: Completions, ref_params: Params, given: Any, frozen: Any) -> jax.Array | None:
+    """The reference's log-probabilities, or None where there is none and none is needed."""
+    if ref_params is None and given is None and loop.shaping.kl.charged:
+        raise ValueError(
+            "rlhf_loop: the KL in the reward needs ref_params or ref_log_probs, got neither; give one, or set "
+            "kl=KlInReward(0)."
+        )
+    if ref_params is not None and given is not None:
+        raise ValueError("rlhf_loop: got ref_params and ref_log_probs, wanted one of them; leave one out.")
+    checks.same_shape("rlhf_loop", mask=completions.mask, ref_log_probs=given)
+    if ref_params is None:
+        return given
+    return _fixed(loop, loop.log_probs, joined({"policy": ref_params}, frozen)["policy"], completions)
+
+
+def _experience(
+    loop: _Loop, state: RlhfState, completions: Completions, scores: jax.Array, ref_log_probs: Any, frozen: Any
+) -> tuple[Experience, Metrics]:
+    """What the epochs read of a batch, and what there is to say of it."""
+
+    def twice(params: Params, rows: Completions) -> tuple[jax.Array, jax.Array]:
+        values = loop.values(params, rows)
+        return values, values
+
+    def critic(completions: Completions) -> jax.Array:
+        return _fixed(loop, twice, joined(state.params, frozen)["value"], completions)
+
+    shaping, mask = loop.shaping, completions.mask & ~jnp.isnan(scores)[:, None]
+    values, bootstrap = shaping.ending(critic, completions)
+    values, bootstrap = jnp.where(mask, values, 0.0), jnp.where(mask.any(-1), bootstrap, 0.0)
+    rewards = token_rewards(shaping, scores, completions.log_probs, ref_log_probs, mask, state.kl_coef)
+    credit = token_credit(shaping, rewards, values, bootstrap, mask)
+    advantages = jnp.where(mask, shaping.advantages(credit.advantages, mask), 0.0)
+    in_loss = None if loop.objective.kl is None else ref_log_probs
+    return Experience(completions, mask, advantages, values, credit.targets, in_loss), {
+        "advantage_mean": masked_mean(credit.advantages, mask),
+        "explained_variance": explained_variance(values, credit.targets, mask),
+    }
+
+
+def _next_kl_coef(loop: _Loop, state: RlhfState, metrics: Metrics, still: jax.Array) -> jax.Array:
+    """β after a step; ``still`` where the policy was not to move, and so says nothing of β."""
+    if not loop.shaping.kl.charged:
+        return state.kl_coef
+    return jnp.where(still, state.kl_coef, loop.shaping.kl.control(state.kl_coef, metrics["kl"]))
+
+
+def rlhf_loop(
+    log_probs: LogProbs,
+    values: Values,
+    objective: Objective,
+    optimizers: Optimizers,
+    shaping: Shaping,
+    learning: RlhfLearning,
+) -> tuple[Callable[[Params], RlhfState], Callable[..., tuple[RlhfState, Metrics]]]:
+    """RLHF-PPO (arXiv 1909.08593, 2203.02155): ``init(params)`` and ``step(state, completions, scores, key, …)``.
+
+    A step's rewards, advantages and targets are fixed before its first optimizer step; each optimizer step then
+    descends ``policy_loss + value_coef · Σ weights · value_loss`` on a minibatch of rows. The old log-probabilities are
+    those in ``completions``, the sampler's. A row with a NaN score, or without a chosen token, teaches neither model.
+
+    The two models have each their optimizer, so that a warm-up leaves the policy's as it was before the first step,
+    its moments and its count included; β stays then too.
+
+    Limiting case: one epoch of one minibatch with both λ 1, values of 0 and unnormalised advantages is ``policy_loop``
+    on ``returns_to_go``.
+
+    Args:
+        log_probs: ``(policy, completions) → (log_probs, entropy)``, both ``[B, T]``, nats, at the sampler's
+            temperature; the reference is put through the same function.
+        values: ``(value model, completions) → [B, T]``, of the state before each token.
+        objective: of the policy, such as ``control_recipes.ppo()``; its ``advantage`` is not read.
+        optimizers: ``{"policy": …, "value": …}``, any Optax transformations.
+        shaping: from scores to advantages.
+        learning: epochs, minibatches and the value model's loss.
+
+    Returns:
+        The pair. ``init`` takes ``{"policy": …, "value": …}``. ``step(state, completions, scores [B], key,
+        ref_params=None, ref_log_probs=None, frozen=None)`` takes the reference as parameters like the policy's, or as
+        numbers ``[B, T]``; ``frozen`` has what is not trained, ``{"policy": …, "value": …}``, to be joined with
+        what is.
+        Metrics: those of ``reward_metrics``; ``kl_coef`` of this step, ``advantage_mean`` before it is normalised,
+        ``explained_variance`` of the values before the update; and means over the optimizer steps: those of
+        ``policy_loss``, ``value_loss``, ``value_clip_fraction``, ``entropy``, ``approx_kl`` (k2 of a token, nats),
+        ``ratio`` and ``ratio_var`` over tokens, ``grad_norm`` (the policy's) and ``value_grad_norm``.
+
+    Raises:
+        ValueError: for settings out of range; at trace time, for other models than these two, scores that are not
+            ``[B]``, minibatches that do not divide the rows, or a KL term without a reference.
+    """
+    loop = _Loop(log_probs, values, objective, optimizers, shaping, learning)
+    _check_settings(shaping, learning)
+    _check_models("optimizers", optimizers)
+
+    def init(params: Params) -> RlhfState:
+        _check_models("params", params)
+        opt_state = {name: optimizers[name].init(params[name]) for name in MODELS}
+        return RlhfState(params, opt_state, jnp.int32(0), jnp.asarray(shaping.kl.coef, float))
+
+    def step(
+        state: RlhfState,
+        completions: Completions,
+        scores: jax.Array,
+        key: jax.Array,
+        ref_params: Params | None = None,
+        ref_log_probs: jax.Array | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[RlhfState, Metrics]:
+        _check_batch(learning, completions, scores)
+        ref_log_probs = _reference(loop, completions, ref_params, ref_log_probs, frozen)
+        scores = shaping.scores(scores, completions.truncated)
+        metrics = reward_metrics(shaping, scores, completions, ref_log_probs, state.kl_coef)
+        batch, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
+        warming = state.step < learning.warmup_steps
+        minibatch = _descent(loop, frozen, warming)
+        (params, opt_state), steps = jax.lax.scan(
+            lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)),
+            (state.params, state.opt_state),
+            minibatch_rows(learning, len(scores), key),
+        )
+        learnt = jax.tree.map(jnp.mean, steps)
+        learnt |= {"ratio": 1 + learnt["ratio"], "ratio_var": learnt["ratio_var"] - jnp.square(learnt["ratio"])}
+        kl_coef = _next_kl_coef(loop, state, metrics, warming | ~batch.mask.any())
+        metrics |= described | learnt | {"kl_coef": state.kl_coef}
+        return RlhfState(params, opt_state, state.step + 1, kl_coef), metrics
+
+    return init, step

@@ -1,0 +1,168 @@
+"""What the commands' settings share: fields with their help, checks of ranges, and the groups of fields in common.
+
+Plain values, checked when made, no imports beyond the standard library. A field's ``metadata`` holds its ``help`` line,
+the ``group`` it is listed under, where the default is ``None`` what happens ``then``, and perhaps the ``metavar`` that
+stands for its value; ``rlax_llm.cli`` makes the command line and the checks of YAML files from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# Where a run is and which file began it are no part of what the run computes, so they stay out of its config.yaml.
+_PLACES = ("out", "resume", "config")
+
+MODEL_HELP = (
+    "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
+    "a Hugging Face directory (RUN_DIR/model of a run too), a .gguf file, or a Hugging Face hub id."
+)
+CHOSEN = "chosen for the model"
+CONFIG_HELP = "YAML file of settings, keys as the flags with underscores; flags given beside it win over it."
+_OUT_HELP = "Directory of the run: config.yaml, metrics.jsonl, completions.jsonl, curves.png, summary.json, model/."
+_RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --steps may change."
+
+
+def option(default: Any, group: str, text: str, then: str | None = None, metavar: str | None = None) -> Any:
+    """A field with what the command line says of it: group, help, what happens where it is None, its metavar."""
+    metadata = {"group": group, "help": text, "then": then, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model that is trained."""
+
+    model: str = option("char", "model", MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "model", "Number format of the parameters and of the computation."
+    )
+    remat: bool | None = option(
+        None, "model", "Recompute activations in the backward pass: a tenth of the memory.", "on except for 'char'"
+    )
+    lora_rank: int = option(
+        0, "model", "Train adapters of this rank instead of the weights; 0 trains the weights.", metavar="INT"
+    )
+    lora_alpha: float | None = option(None, "model", "An adapter counts alpha / rank times.", "twice the rank")
+    lora_targets: str = option(
+        "q,k,v,o,gate,up,down", "model", "Projections that have an adapter, with commas.", metavar="NAMES"
+    )
+
+    def check_model(self) -> None:
+        """Check the ranges of these fields."""
+        at_least(self, 0, "lora_rank")
+        above_zero(self, "lora_alpha")
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError(f"{getattr(self, 'command', '')}: lora_alpha is given without lora_rank; give both.")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How it is trained."""
+
+    steps: int | None = option(None, "training", "Training steps.", CHOSEN)
+    optimizer: str = option(
+        "adamw",
+        "training",
+        "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule.",
+        metavar="OPTIMIZER",
+    )
+    learning_rate: float | None = option(None, "training", "Peak learning rate.", CHOSEN)
+    schedule: Literal["constant", "cosine", "linear"] = option(
+        "linear", "training", "Learning rate after the warm-up; cosine and linear end at 0."
+    )
+    warmup_steps: int = option(0, "training", "Steps over which the learning rate rises from 0.")
+    weight_decay: float = option(0.0, "training", "Decoupled weight decay of adamw.")
+    clip_norm: float = option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
+    seed: int = option(0, "training", "Everything random follows from it.")
+
+    def check_optimizer(self) -> None:
+        """Check the ranges of these fields."""
+        at_least(self, 1, "steps")
+        at_least(self, 0, "warmup_steps", "weight_decay", "seed")
+        above_zero(self, "learning_rate", "clip_norm")
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """The rows of a step, where they come from a file."""
+
+    batch_size: int | None = option(None, "training", "Examples per step.", CHOSEN)
+    micro_batch_size: int | None = option(
+        None, "training", "Examples per micro-batch: less memory, same gradient.", "the whole batch at once"
+    )
+    max_prompt_tokens: int | None = option(None, "training", "Longest prompt, tokens.", CHOSEN)
+    max_new_tokens: int | None = option(None, "training", "Longest completion, tokens.", CHOSEN)
+
+    def check_batch(self) -> None:
+        """Check the ranges of these fields."""
+        at_least(self, 1, "batch_size", "micro_batch_size", "max_prompt_tokens", "max_new_tokens")
+        check_divides(self, "micro_batch_size", "batch_size")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is measured and kept on the way."""
+
+    eval_every: int | None = option(
+        None, "run", "Steps between held-out evaluations; 0 is only first and last.", CHOSEN
+    )
+    eval_size: int | None = option(None, "run", "Held-out prompts per evaluation.", CHOSEN)
+    save_every: int = option(50, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
+    out: str | None = option(None, "run", _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
+    resume: str | None = option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = option(None, "run", CONFIG_HELP, "no file", "FILE.yaml")
+
+    def check_run(self) -> None:
+        """Check the ranges of these fields."""
+        at_least(self, 1, "eval_size")
+        at_least(self, 0, "eval_every", "save_every")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """What a run's ``config.yaml`` holds: its command and every setting but where it is kept.
+
+    >>> from rlax_llm.train.configs import SftConfig
+    >>> saved = as_dict(SftConfig(seed=3, out="runs/a"))
+    >>> saved["command"], saved["seed"], "out" in saved
+    ('sft', 3, False)
+    """
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _PLACES}
+    return {"command": config.command, **settings}
+
+
+def filled_in(config: Any, chosen: Mapping[str, Any]) -> Any:
+    """The same settings with each ``None`` replaced by the value ``chosen`` for it, where there is one.
+
+    >>> from rlax_llm.train.configs import SftConfig
+    >>> filled_in(SftConfig(steps=5), {"steps": 100, "batch_size": 32}).batch_size
+    32
+    """
+    missing = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def at_least(config: Any, bound: int, *names: str) -> None:
+    """Raise for a number below the bound or infinite; ``None`` and traced values are passed over."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, (int, float)) and not (value >= bound and math.isfinite(value)):
+            raise ValueError(f"{config.command}: {name} is {value}, wanted at least {bound}.")
+
+
+def above_zero(config: Any, *names: str) -> None:
+    """Raise for a number that is not positive; ``None`` and traced values are passed over."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"{config.command}: {name} is {value}, wanted a number greater than 0.")
+
+
+def check_divides(config: Any, part: str, whole: str) -> None:
+    """Raise unless the setting ``part`` divides the setting ``whole``; what is None or 0 is passed over."""
+    size, total = getattr(config, part), getattr(config, whole)
+    if size and total and total % size:
+        raise ValueError(f"{config.command}: {part} is {size}, wanted a divisor of {whole}, which is {total}.")

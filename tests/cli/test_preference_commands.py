@@ -1,0 +1,96 @@
+"""``reward``, ``dpo``, ``kto`` and ``ppo`` as a person meets them: bad input is one sentence that names its place."""
+
+import json
+
+import jax
+import pytest
+
+from rlax_llm.cli.main import main
+from rlax_llm.models import decoder
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.huggingface import write_scalar
+from rlax_llm.models.scalar import init_scalar
+from rlax_llm.models.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(*rows):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def said(capsys, *words):
+    """What a failing command prints: one line, no traceback."""
+    assert main([*words, "--steps", "1"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ") and not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+GOOD = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+LABELLED = {"prompt": "1+1=", "completion": "2", "label": True}
+
+
+@pytest.mark.parametrize(
+    ("command", "rows", "message"),
+    [
+        ("dpo", [GOOD, GOOD | {"rejected": "2"}], "line 2: chosen and rejected are equal"),
+        ("dpo", [GOOD, GOOD | {"rejected": ""}], "line 2: the rejected is empty"),
+        ("reward", [{"prompt": "1+1=", "chosen": "2"}], "line 1: no column 'rejected'"),
+        ("dpo", [GOOD, GOOD | {"prompt": 3}], "line 2: the prompt is a number"),
+        ("reward", [GOOD | {"margin": 1.0}, GOOD | {"margin": "much"}], "line 2: the margin is "),
+        ("kto", [LABELLED, LABELLED | {"prompt": "2+2="}], "all 2 labels are true"),
+        ("kto", [LABELLED, LABELLED | {"label": "yes"}], "line 2: the label is "),
+        (
+            "dpo",
+            [GOOD, GOOD | {"prompt": "what?"}],
+            "line 2: Tokenizer.encode: 'w' at position 0 is not in the alphabet",
+        ),
+        ("dpo", [GOOD, GOOD], "1 different prompts in all"),
+    ],
+)
+def test_a_bad_row_is_named(file, capsys, command, rows, message):
+    assert message in said(capsys, command, "--data", file(*rows), "--eval-size", "1")
+
+
+def test_an_empty_file(file, capsys):
+    assert "the file has no rows" in said(capsys, "dpo", "--data", file())
+
+
+def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
+    rows = [GOOD | {"prompt": "1+" * i + "1="} for i in (1, 2, 30)]
+    message = said(capsys, "dpo", "--data", file(*rows), "--max-prompt-tokens", "2", "--eval-size", "1")
+    assert "no row to train on: 2 of 2 rows left out: 2 with a prompt of more than 2 tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("dpo", "--recipe", "dppo"), "there is no recipe 'dppo', the nearest are 'dpo'"),
+        (("dpo", "--recipe", "ipo", "--label-smoothing", "0.1"), "recipe ipo has no label_smoothing"),
+        (("dpo", "--recipe", "dpo,ipo"), "recipe ipo has a reward of its own"),
+        (("dpo", "--recipe", "dpo:much"), "the weight of recipe dpo is 'much'"),
+        (("dpo", "--lora-alpha", "8"), "lora_alpha is given without lora_rank"),
+        (("dpo", "--lora-rank", "2", "--lora-targets", "q,w"), "'w'"),
+        (("kto", "--beta", "0"), "beta is 0.0, wanted"),
+        (("ppo", "--kl-target", "0.1", "--kl-coef", "0"), "kl_target is given and kl_coef is 0"),
+        (("ppo", "--value-model", "reward"), "value_model is 'reward' and there is no reward_model"),
+        (("ppo", "--value-lambda", "1.5"), "value_lambda is 1.5"),
+        (("ppo", "--reward-model", "nowhere"), "'nowhere' is not a directory"),
+    ],
+)
+def test_a_setting_that_cannot_be(capsys, words, message):
+    assert message in said(capsys, *words)
+
+
+def test_a_reward_model_of_another_vocabulary(tmp_path, capsys):
+    tokenizer = Tokenizer.characters("abc")
+    config = DecoderConfig(tokenizer.vocab_size, 8, 8, 1, 2, 1, 4)
+    params = init_scalar(decoder.init(config, jax.random.key(0)), jax.random.key(1))
+    write_scalar(tmp_path / "judge", config, params, tokenizer)
+    message = said(capsys, "ppo", "--reward-model", str(tmp_path / "judge"))
+    assert "another vocabulary than the policy" in message

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlax_llm.data.messages import Verbatim
+from rlax_llm.data.preferences import (
+    Labelled,
+    Pair,
+    every_turn,
+    labelled,
+    last_turn,
+    pair,
+    read_demonstrations,
+    read_labelled,
+    read_pairs,
+    split_records,
+    unpaired,
+)
+from rlax_llm.data.rows import DataError
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+QUESTION = [{"role": "system", "content": "Be brief."}, user("1+1?")]
+TURNS = [*QUESTION, assistant("2"), user("Sure?"), assistant("Yes.")]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(*rows):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return written
+
+
+# Forms.
+
+
+def test_pairs_standard_and_conversational():
+    row = {"prompt": "1+1=", "chosen": "2", "rejected": "3", "margin": 1, "source": "a"}
+    assert pair("w", row) == Pair("1+1=", "2", "3", 1.0, "w", {"source": "a"})
+    row = {"prompt": QUESTION, "chosen": [assistant("2")], "rejected": [assistant("3")], "margin": None}
+    assert pair("w", row) == Pair(QUESTION, [assistant("2")], [assistant("3")], None, "w", {})
+
+
+def test_a_completion_takes_the_form_of_its_prompt():
+    assert pair("w", {"prompt": QUESTION, "chosen": "2", "rejected": [assistant("3")]})[:3] == (
+        QUESTION,
+        [assistant("2")],
+        [assistant("3")],
+    )
+    assert labelled("w", {"prompt": "1+1=", "completion": [assistant("2")], "label": True}).completion == "2"
+
+
+def test_an_implicit_prompt_of_messages_is_whole_messages():
+    row = {"chosen": [*TURNS[:4], assistant("Yes.")], "rejected": [*TURNS[:4], assistant("No.")]}
+    assert pair("w", row)[:3] == (TURNS[:4], [assistant("Yes.")], [assistant("No.")])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "parts"),
+    [
+        ("Q: 1+1? A: 2", "Q: 1+1? A: 3", ("Q: 1+1? A:", " 2", " 3")),
+        ("ab", "abc", ("a", "b", "bc")),
+        ("abc", "ab", ("a", "bc", "b")),
+        ("a b", "a b c", ("a", " b", " b c")),
+        ("a\nb", "a\nc", ("a\n", "b", "c")),
+    ],
+)
+def test_an_implicit_prompt_of_strings_leaves_something_on_both_sides(chosen, rejected, parts):
+    read = pair("w", {"chosen": chosen, "rejected": rejected})
+    assert read[:3] == parts
+    assert all(isinstance(part, Verbatim) for part in read[:3])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text("ab ", min_size=1), st.text("ab ", min_size=1))
+def test_an_implicit_prompt_is_the_longest_that_can_be(chosen, rejected):
+    try:
+        prompt, left, right, *_ = pair("w", {"chosen": chosen, "rejected": rejected})
+    except DataError:
+        assert (
+            chosen == rejected or chosen[0] != rejected[0] or min(len(chosen), len(rejected)) == 1 or chosen[0] == " "
+        )
+        return
+    assert (prompt + left, prompt + right) == (chosen, rejected)
+    assert prompt and left and right
+    longer = min(len(left), len(right)) == 1 or left[0] != right[0]
+    cut = left[0] == right[0] == " " and (min(len(left), len(right)) == 2 or left[1] != right[1])
+    assert longer or cut
+
+
+@pytest.mark.parametrize(("label", "meant"), [(True, True), (False, False), (1, True), (0, False), (1.0, True)])
+def test_labels_are_booleans_or_ones_and_noughts(label, meant):
+    row = {"prompt": "a", "completion": "b", "label": label, "n": 3}
+    assert labelled("w", row) == Labelled("a", "b", meant, "w", {"n": 3})
+    assert labelled("w", row).label is meant
+
+
+def test_demonstrations_of_every_form():
+    assert last_turn("w", {"prompt": "a", "completion": "b", "c": 1}) == ("a", "b", "w", {"c": 1})
+    assert last_turn("w", {"messages": TURNS, "c": 1}) == (TURNS[:-1], TURNS[-1:], "w", {"c": 1})
+    assert every_turn("w", {"messages": TURNS}) == (QUESTION, TURNS[2:], "w", {})
+    assert every_turn("w", {"messages": TURNS[:3]}) == last_turn("w", {"messages": TURNS[:3]})
+    assert every_turn("w", {"prompt": "a", "completion": "b"}) == last_turn("w", {"prompt": "a", "completion": "b"})
+    text = last_turn("w", {"text": "abc"})
+    assert (text.prompt, text.completion) == ("", "abc")
+    assert isinstance(text.prompt, Verbatim)
+
+
+def test_pairs_come_apart_into_labels():
+    pairs = [Pair("a", "b", "c", 0.5, "w", {"n": 1}), Pair("d", "e", "f")]
+    apart = unpaired(pairs)
+    assert apart[:2] == [Labelled("a", "b", True, "w", {"n": 1}), Labelled("a", "c", False, "w", {"n": 1})]
+    assert [row.label for row in apart] == [True, False, True, False]
+
+
+def test_files_of_each_form(write):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
+    path = write(*rows)
+    assert [row.where for row in read_pairs(path)] == [f"{path}, line 1", f"{path}, line 2"]
+    assert read_labelled(path) == unpaired(read_pairs(path))
+    path = write({"messages": TURNS})
+    assert len(read_demonstrations(path)[0].prompt) == 4
+    assert len(read_demonstrations(path, form=every_turn)[0].prompt) == 2
+
+
+# Errors.
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+LABEL = {"prompt": "a", "completion": "b", "label": True}
+SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "said"),
+    [
+        (
+            pair,
+            {"prompt": "a", "completion": "b", "label": True},
+            "no column 'chosen'; the columns are prompt, completion, label, nearest to an unpaired preference "
+            "(prompt, completion, label), wanted those of a preference (prompt, chosen, rejected).",
+        ),
+        (
+            pair,
+            {"prompt": "a", "chosen": "b", "reject": "c"},
+            "no column 'rejected'; the columns are prompt, chosen, reject, wanted those of a preference "
+            "(prompt, chosen, rejected).",
+        ),
+        (
+            labelled,
+            {"prompt": "a", "completion": "b"},
+            "no column 'label'; the columns are prompt, completion, nearest to a demonstration (prompt, completion), "
+            "wanted those of an unpaired preference (prompt, completion, label).",
+        ),
+        (
+            last_turn,
+            {},
+            "no column 'prompt'; the columns are none, wanted those of a demonstration (prompt, completion).",
+        ),
+        (pair, PAIR | {"chosen": 3}, "the chosen is a number, wanted a string or a list of messages."),
+        (pair, PAIR | {"prompt": None}, "the prompt is null, wanted a string or a list of messages."),
+        (pair, PAIR | {"prompt": ""}, "the prompt is empty."),
+        (pair, PAIR | {"rejected": ""}, "the rejected is empty."),
+        (pair, PAIR | {"rejected": []}, "the rejected is empty."),
+        (pair, PAIR | {"rejected": [assistant("")]}, "the rejected is empty."),
+        (
+            pair,
+            PAIR | {"rejected": "b"},
+            "chosen and rejected are equal; a preference needs two different completions.",
+        ),
+        (
+            pair,
+            PAIR | {"rejected": [assistant("b")]},
+            "chosen and rejected are equal; a preference needs two different completions.",
+        ),
+        (
+            pair,
+            {"chosen": "ab", "rejected": "bb"},
+            "no column 'prompt', and chosen and rejected have no common beginning to take for it.",
+        ),
+        (
+            pair,
+            {"chosen": "ab", "rejected": [assistant("b")]},
+            "chosen is a string and rejected a list; wanted two of a kind.",
+        ),
+        (
+            pair,
+            {"chosen": TURNS[:3], "rejected": [*QUESTION, assistant("3"), user("?")]},
+            "the last message of the rejected is the user's, wanted the assistant's.",
+        ),
+        (
+            pair,
+            {"chosen": TURNS[:3], "rejected": [*QUESTION, assistant("3"), user("?"), assistant("4")]},
+            "the rejected has 3 messages, wanted one, the assistant's.",
+        ),
+        (pair, PAIR | {"margin": "2"}, "the margin is '2', wanted a number."),
+        (pair, PAIR | {"margin": True}, "the margin is True, wanted a number."),
+        (pair, PAIR | {"margin": [1]}, "the margin is a list, wanted a number."),
+        (pair, PAIR | {"margin": float("nan")}, "the margin is nan, wanted a finite number."),
+        (pair, PAIR | {"margin": float("-inf")}, "the margin is -inf, wanted a finite number."),
+        (labelled, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)."),
+        (labelled, LABEL | {"label": 2}, "the label is 2, wanted true or false (1 or 0)."),
+        (labelled, LABEL | {"label": None}, "the label is null, wanted true or false (1 or 0)."),
+        (labelled, LABEL | {"completion": ""}, "the completion is empty."),
+        (
+            last_turn,
+            SHOWN | {"completion": [user("2")]},
+            "the last message of the completion is the user's, wanted the assistant's.",
+        ),
+        (
+            last_turn,
+            SHOWN | {"completion": [{"role": "assistant"}]},
+            "message 0 of the completion has 'content' missing, wanted a string.",
+        ),
+        (last_turn, SHOWN | {"prompt": ["hi"]}, "message 0 of the prompt is a string, wanted an object."),
+        (last_turn, {"messages": "hi"}, "messages is a string, wanted a list of messages."),
+        (last_turn, {"messages": []}, "the conversation is empty."),
+        (
+            last_turn,
+            {"messages": QUESTION},
+            "the last message of the conversation is the user's, wanted the assistant's.",
+        ),
+        (
+            last_turn,
+            {"messages": [assistant("2")]},
+            "the conversation has one message, the assistant's; wanted one to answer before it.",
+        ),
+        (
+            every_turn,
+            {"messages": [assistant("2"), *TURNS]},
+            "the first message is the assistant's; wanted a message to answer before it.",
+        ),
+        (every_turn, {"messages": [*QUESTION, assistant(""), *TURNS]}, "the completion is empty."),
+        (last_turn, {"messages": [*QUESTION, assistant("")]}, "the completion is empty."),
+        (last_turn, {"text": ["a"]}, "the text is a list, wanted a string."),
+        (last_turn, {"text": ""}, "the text is empty."),
+    ],
+)
+def test_a_bad_row_is_named(form, row, said):
+    with pytest.raises(DataError) as caught:
+        form("rows.jsonl, line 3", row)
+    assert str(caught.value) == f"rows.jsonl, line 3: {said}"
+
+
+def test_a_file_with_labels_of_one_kind_is_refused(write):
+    path = write(LABEL, LABEL | {"completion": "c"})
+    with pytest.raises(DataError) as caught:
+        read_labelled(path)
+    assert str(caught.value) == f"{path}: all 2 labels are true; wanted desirable and undesirable ones."
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [(1.5, None, "no margin, but the first row has one"), (None, 1.5, "a margin, but the first row has none")],
+)
+def test_margins_are_in_all_rows_or_in_none(write, first, second, said):
+    path = write(PAIR | {"margin": first}, PAIR | {"margin": second})
+    with pytest.raises(DataError) as caught:
+        read_pairs(path)
+    assert str(caught.value) == f"{path}, line 2: {said}; give one in all rows or in none."
+
+
+def test_errors_of_a_file_name_its_line(write):
+    path = write(PAIR, PAIR | {"rejected": "b"})
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: chosen and rejected are equal"):
+        read_pairs(path)
+
+
+# Splits.
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=20).filter(lambda keys: len(set(keys)) > 1), st.integers(0, 3))
+def test_no_prompt_is_on_both_sides(keys, seed):
+    records = unpaired(
+        [Pair([user(str(key))], [assistant(f"a{n}")], [assistant(f"b{n}")]) for n, key in enumerate(keys)]
+    )
+    train, held_out = split_records("d", records, 1, seed)
+    assert len(held_out) == 1
+    assert held_out[0].prompt not in [row.prompt for row in train]
+
+
+def test_whole_texts_are_split_by_themselves():
+    texts = [last_turn("w", {"text": text}) for text in "abcd"]
+    train, held_out = split_records("d", texts, 2, 0)
+    assert len(train) == len(held_out) == 2

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import errno
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rlax_llm.models import decoder
+from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.lora import init_adapter, merged, read_adapter, write_adapter
+from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.trees import joined
+from rlax_llm.types import Completions
+
+V, GROUP, WIDTH = 13, 2, 3
+BASES = {
+    "llama": DecoderConfig(V, 16, 24, 2, 4, 2, 4),
+    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, qkv_bias=True),
+    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm=True, tie_embeddings=False),
+}
+LORA = Lora(3, 5.0)
+LLAMA = replace(BASES["llama"], lora=LORA)
+CONFIGS = {name: replace(base, lora=LORA) for name, base in BASES.items()} | {
+    "some": replace(BASES["llama"], lora=Lora(2, 8.0, ("v", "down"))),
+}
+each = pytest.mark.parametrize("name", CONFIGS)
+
+
+def drawn(shapes, seed: int, dtype):
+    random = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        return jnp.asarray(random.normal(size=shape) * 0.3 + (path[-1].key.endswith("norm")), dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def both(config: DecoderConfig, dtype=jnp.float64):
+    """The base, and an adapter that is far from zero."""
+    return drawn(config.parameter_shapes, 0, dtype), drawn(config.adapter_shapes, 1, dtype)
+
+
+def lora_of(config: DecoderConfig) -> Lora:
+    assert config.lora is not None
+    return config.lora
+
+
+def rows(batch: int = 4, own: int = 4) -> Completions:
+    random = np.random.default_rng(2)
+    prompts = np.repeat(random.integers(0, V, (batch // GROUP, WIDTH)), GROUP, 0)
+    tokens = jnp.asarray(np.concatenate([prompts, random.integers(0, V, (batch, own))], 1))
+    valid = jnp.ones(tokens.shape, bool).at[-1, -1].set(False).at[-GROUP:, 0].set(False)
+    mask = valid.at[:, :WIDTH].set(False)
+    nothing = jnp.zeros(tokens.shape)
+    return Completions(tokens, valid, mask, nothing, nothing - jnp.inf, jnp.zeros(batch, bool))
+
+
+@partial(jax.jit, static_argnums=0)
+def both_paths(config, params):
+    """Hidden states row by row, and those of groups."""
+    completions = rows()
+    plain = decoder.hidden_states(config, params, completions.tokens, completions.valid)
+    grouped = decoder.group_hidden_states(
+        config, params, completions.tokens, completions.valid, (GROUP, WIDTH), remat=False
+    )
+    return jnp.where(completions.valid[..., None], plain, 0), grouped
+
+
+@pytest.mark.usefixtures("float64")
+@each
+def test_the_adapter_is_its_formula(name):
+    """W + (alpha / rank) · A·B, written out in numpy, through a decoder that knows no adapter."""
+    config = CONFIGS[name]
+    base, adapter = both(config)
+    lora, layers = lora_of(config), dict(base["layers"])
+    for target in lora.targets:
+        a, b = (np.asarray(adapter["layers"][f"{target}_lora_{side}"]) for side in "ab")
+        layers[target] = np.asarray(layers[target]) + lora.alpha / lora.rank * (a @ b)
+    plain = replace(config, lora=None)
+    wanted = both_paths(plain, base | {"layers": layers})
+    adapted = both_paths(config, joined(adapter, base))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-9), adapted, wanted)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=0, atol=1e-9), both_paths(plain, merged(config, base, adapter)), wanted
+    )
+    assert np.abs(wanted[0] - both_paths(plain, base)[0]).max() > 0.01
+
+
+def test_the_adapter_is_its_merge_in_float32():
+    base, adapter = both(LLAMA, jnp.float32)
+    adapted, whole = both_paths(LLAMA, joined(adapter, base)), both_paths(BASES["llama"], merged(LLAMA, base, adapter))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), adapted, whole)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_new_adapter_merges_to_the_base_bit_for_bit(name, dtype):
+    config = CONFIGS[name]
+    base, adapter = drawn(config.parameter_shapes, 0, dtype), init_adapter(config, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, merged(config, base, adapter), base)
+
+
+def test_a_new_adapter_computes_what_the_base_does_bit_for_bit():
+    base, adapter = drawn(LLAMA.parameter_shapes, 0, jnp.float32), init_adapter(LLAMA, jax.random.key(0))
+    adapted, plain = both_paths(LLAMA, joined(adapter, base)), both_paths(BASES["llama"], base)
+    jax.tree.map(np.testing.assert_array_equal, adapted, plain)
+
+
+def test_a_new_adapter_is_uniform_within_one_over_the_root_of_the_inputs():
+    config = DecoderConfig(V, 64, 100, 3, 4, 2, 16, lora=Lora(16, 16.0))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        layers = init_adapter(config, jax.random.key(0), dtype)["layers"]
+        assert jax.tree.map(lambda x: x.shape, {"layers": layers}) == config.adapter_shapes
+        assert {leaf.dtype for leaf in layers.values()} == {jnp.dtype(dtype)}
+    layers = init_adapter(config, jax.random.key(0))["layers"]
+    for target in TARGETS:
+        a, bound = np.asarray(layers[f"{target}_lora_a"]), config.parameter_shapes["layers"][target][1] ** -0.5
+        assert np.abs(a).max() <= bound
+        # Of n uniform numbers the largest is below 1 − 20 / n once in e^20 times; the mean square is bound² / 3.
+        assert np.abs(a).max() > bound * (1 - 20 / a.size)
+        np.testing.assert_allclose((a**2).mean(), bound**2 / 3, rtol=6 * math.sqrt(0.8 / a.size))
+        np.testing.assert_array_equal(layers[f"{target}_lora_b"], 0)
+    firsts = [float(layers[f"{target}_lora_a"][0, 0, 0]) for target in TARGETS]
+    assert len(set(firsts)) == len(TARGETS)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_gradient_is_the_chain_rule_from_the_full_one():
+    """∂A = s · ∂W · Bᵀ and ∂B = s · Aᵀ · ∂W, with ∂W the gradient of the merged model."""
+    base, adapter = both(LLAMA)
+    completions = rows()
+
+    def loss(config, params):
+        log_probs, entropy = group_log_probs(config, (GROUP, WIDTH), 0.9, remat=True)(params, completions)
+        return jnp.sin(log_probs).sum() + entropy.sum()
+
+    ours = jax.jit(jax.grad(lambda adapter: loss(LLAMA, joined(adapter, base))))(adapter)["layers"]
+    full = jax.jit(jax.grad(partial(loss, BASES["llama"])))(merged(LLAMA, base, adapter))["layers"]
+    for target in TARGETS:
+        a, b = (np.asarray(adapter["layers"][f"{target}_lora_{side}"]) for side in "ab")
+        slope, scale = np.asarray(full[target]), LORA.alpha / LORA.rank
+        np.testing.assert_allclose(ours[f"{target}_lora_a"], scale * slope @ b.swapaxes(1, 2), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(ours[f"{target}_lora_b"], scale * a.swapaxes(1, 2) @ slope, rtol=0, atol=1e-9)
+        assert np.abs(slope).max() > 1e-6
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_gradient_of_the_base_is_never_computed(remat):
+    """Neither the weights' products nor the head's; of one layer, so that a loop over layers hides nothing."""
+    vocab, own = 300, 16
+    base = DecoderConfig(vocab, 64, 128, 1, 4, 2, 16)
+    config = replace(base, lora=Lora(2, 4.0))
+    completions = rows(8, own)
+    tokens, computed = 8 * own, 8 * own + 4 * WIDTH
+
+    def flops(config, trained, frozen) -> float:
+        log_probs = group_log_probs(config, (GROUP, WIDTH), 1.0, remat)
+
+        def loss(trained, frozen):
+            return log_probs(joined(trained, frozen), completions)[0].sum()
+
+        costs = jax.jit(jax.grad(loss)).lower(trained, frozen).compile().cost_analysis()
+        assert costs is not None
+        return costs["flops"]
+
+    shapes = [drawn(tree, 0, jnp.float32) for tree in (config.parameter_shapes, config.adapter_shapes)]
+    full, low_rank = flops(base, shapes[0], None), flops(config, shapes[1], shapes[0])
+    layers = [config.parameter_shapes["layers"][target][1:] for target in TARGETS]
+    weights = sum(into * out for into, out in layers)
+    adapters = lora_of(config).rank * sum(into + out for into, out in layers)
+    spared = 2 * computed * weights + 2 * tokens * vocab * config.hidden_size
+    # The adapter's own products: forward (again where layers are recomputed), and two backward.
+    added = 2 * computed * adapters * (4 if remat else 3)
+    assert low_rank < full - spared + 1.1 * added
+
+
+def test_bfloat16_weights_with_a_float32_adapter_stay_bfloat16():
+    base, adapter = drawn(LLAMA.parameter_shapes, 0, jnp.bfloat16), drawn(LLAMA.adapter_shapes, 1, jnp.float32)
+    states = jax.eval_shape(partial(both_paths, LLAMA), joined(adapter, base))
+    for tree in (states, merged(LLAMA, base, adapter)):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_the_base_is_what_it_was():
+    assert LLAMA.parameter_shapes == BASES["llama"].parameter_shapes
+    assert BASES["llama"].adapter_shapes == {"layers": {}}
+    shapes = jax.eval_shape(partial(decoder.init, LLAMA), jax.random.key(0))
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == LLAMA.parameter_shapes
+    assert hash(LLAMA) == hash(replace(BASES["llama"], lora=Lora(3, 5.0)))
+
+
+def test_a_score_beside_the_adapter_is_passed_through():
+    base, adapter = both(LLAMA, jnp.float32)
+    whole = merged(LLAMA, base, adapter | {"score": jnp.arange(16.0)})
+    np.testing.assert_array_equal(whole["score"], np.arange(16.0))
+    assert whole["layers"].keys() == base["layers"].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 1.0), "Lora: rank is 0, wanted a whole number of at least 1."),
+        ((1, 0.0), "Lora: alpha is 0.0, wanted a number greater than 0."),
+        (
+            (1, 1.0, ("q_proj",)),
+            "Lora: target 'q_proj' is unknown, the nearest is 'q'; give some of q, k, v, o, gate, up, down.",
+        ),
+        (
+            (1, 1.0, ("v", "gatte")),
+            "Lora: target 'gatte' is unknown, the nearest is 'gate'; give some of q, k, v, o, gate, up, down.",
+        ),
+        ((1, 1.0, ("lm_head",)), "Lora: target 'lm_head' is unknown; give some of q, k, v, o, gate, up, down."),
+        ((1, 1.0, ()), "Lora: targets is (), wanted a tuple of different names, at least one."),
+        ((1, 1.0, ("q", "q")), "Lora: targets is ('q', 'q'), wanted a tuple of different names, at least one."),
+        ((1, 1.0, ["q"]), "Lora: targets is ['q'], wanted a tuple of different names, at least one."),
+    ],
+)
+def test_an_adapter_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ValueError) as caught:
+        Lora(*arguments)
+    assert str(caught.value) == message
+
+
+def test_a_config_without_lora_and_parameters_that_do_not_fit_are_named(tmp_path):
+    base, adapter = both(LLAMA, jnp.float32)
+    calls = {
+        "init_adapter": lambda config: init_adapter(config, jax.random.key(0)),
+        "merged": lambda config: merged(config, base, adapter),
+        "write_adapter": lambda config: write_adapter(tmp_path / "adapter", config, adapter, "base"),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError) as caught:
+            call(BASES["llama"])
+        assert str(caught.value) == (
+            f"{name}: config.lora is None, wanted a Lora; give one with dataclasses.replace(config, lora=...)."
+        )
+    other = replace(LLAMA, lora=Lora(2, 5.0))
+    for name in ("merged", "write_adapter"):
+        with pytest.raises(ValueError) as caught:
+            calls[name](other)
+        assert str(caught.value) == (
+            f"{name}: adapter leaf layers/down_lora_a is (2, 24, 3), the config wants (2, 24, 2); "
+            "give the adapter that belongs to the config."
+        )
+    with pytest.raises(ValueError, match=r"down_lora_a is absent, the config wants \(2, 24, 3\)"):
+        merged(LLAMA, base, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_decoder_says_which_leaves_of_the_adapter_are_amiss():
+    config = replace(BASES["llama"], lora=Lora(1, 1.0, ("q",)))
+    base, adapter = both(config, jnp.float32)
+    with pytest.raises(ValueError) as caught:
+        both_paths(config, base)
+    assert str(caught.value) == (
+        "decoder: the layers lack ['q_lora_a', 'q_lora_b'] and have [] beside what a config with lora "
+        "Lora(rank=1, alpha=1.0, targets=('q',)) wants; join the adapter, or merge it and take lora out."
+    )
+    with pytest.raises(ValueError, match=r"lack \[\] and have \['q_lora_a', 'q_lora_b'\] beside .* lora None wants"):
+        both_paths(BASES["llama"], joined(adapter, base))
+
+
+# Directories.
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    write_adapter(tmp_path / "adapter", LLAMA, both(LLAMA, jnp.float32)[1], "owner/base")
+    return tmp_path / "adapter"
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_export_then_import_is_the_identity(tmp_path, name, dtype):
+    config = CONFIGS[name]
+    _, adapter = both(config, dtype)
+    adapter |= {"score": jnp.arange(16, dtype=dtype)} if name == "qwen2" else {}
+    write_adapter(tmp_path / "adapter", config, adapter, "owner/base")
+    read, again = read_adapter(tmp_path / "adapter", replace(config, lora=None), dtype)
+    assert read == config
+    jax.tree.map(np.testing.assert_array_equal, again, adapter)
+
+
+def test_files_are_as_peft_wants_them(directory):
+    tensors = load_file(directory / "adapter_model.safetensors")
+    assert tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"].shape == (3, 16)
+    assert tensors["base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"].shape == (16, 3)
+    assert len(tensors) == 2 * 2 * len(TARGETS)
+    fields = json.loads((directory / "adapter_config.json").read_text())
+    assert (fields["peft_type"], fields["task_type"], fields["r"], fields["lora_alpha"]) == ("LORA", "CAUSAL_LM", 3, 5)
+    assert fields["base_model_name_or_path"] == "owner/base"
+    assert {path.name for path in directory.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def changed(directory: Path, **fields) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_the_scale_of_rank_stabilised_adapters_is_read(directory):
+    changed(directory, use_rslora=True, target_modules="all-linear")
+    config, _ = read_adapter(directory, BASES["llama"])
+    np.testing.assert_allclose(lora_of(config).scale, 5 / math.sqrt(3), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', wanted 'LORA'"),
+        ({"use_dora": True}, "use_dora is True, wanted none of it"),
+        ({"bias": "all"}, "bias is 'all', wanted none of it"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'], wanted none of it"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is {'q_proj': 3}, wanted none of it"),
+        ({"r": None}, "r is None, lora_alpha 5, and the file has 7 of the targets q, k, v, o, gate, up, down"),
+    ],
+)
+def test_what_the_decoder_does_not_compute_is_refused_by_name(directory, fields, words):
+    changed(directory, **fields)
+    with pytest.raises(ValueError) as caught:
+        read_adapter(directory, BASES["llama"])
+    assert words in str(caught.value)
+    assert str(directory / "adapter_config.json") in str(caught.value)
+
+
+def test_an_adapter_of_another_base_is_named(directory):
+    for base, words in [
+        (replace(BASES["llama"], num_layers=1), r"layers\.1\.mlp\.down_proj\.lora_A\.weight is unexpected \(14 do not"),
+        (replace(BASES["llama"], num_layers=3), r"layers\.2\.mlp\.down_proj\.lora_A\.weight is missing \(14 do not"),
+        (replace(BASES["llama"], intermediate_size=25), r"gate_proj\.lora_B\.weight has shape \(24, 3\), .* \(25, 3\)"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            read_adapter(directory, base)
+    save_file({"other": np.ones(2, np.float32)}, directory / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="the file has 0 of the targets"):
+        read_adapter(directory, BASES["llama"])
+
+
+def test_missing_and_broken_files_are_named(tmp_path, directory):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
+        read_adapter(tmp_path / "nowhere", BASES["llama"])
+    file = directory / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is not whole"):
+        read_adapter(directory, BASES["llama"])
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors; save the adapter again"):
+        read_adapter(directory, BASES["llama"])
+    (directory / "adapter_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config\.json"):
+        read_adapter(directory, BASES["llama"])
+
+
+def test_other_peoples_files_are_never_replaced_and_a_failure_changes_nothing(directory, monkeypatch):
+    adapter = both(LLAMA, jnp.float32)[1]
+    write_adapter(directory, LLAMA, adapter, "owner/other")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    def fail(*_args, **_kwargs):
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("safetensors.numpy.save_file", fail)
+        with pytest.raises(OSError, match="broken"):
+            write_adapter(directory, LLAMA, adapter, "owner/base")
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    (directory / "model.safetensors").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"model\.safetensors, which is no part of a model"):
+        write_adapter(directory, LLAMA, adapter, "owner/base")

@@ -1,0 +1,151 @@
+"""Whole runs of reward, dpo, kto and ppo with the embedded model, at the smallest size that still does everything."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlax_llm.models.loading import load_model, load_scalar
+from rlax_llm.train.ppo_run import run_ppo
+from rlax_llm.train.ppo_settings import PpoConfig
+from rlax_llm.train.preference_runs import run_dpo, run_kto, run_reward
+from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
+
+SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval_every": 2, "save_every": 1}
+CLOCKS = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation():
+    """Programs that run a few times need no optimisation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"{a}+1=", "chosen": str(a + 1), "rejected": str(a + 3), "margin": 0.5} for a in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def numbers(directory):
+    return [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in directory.metrics()]
+
+
+def leaves_equal(left, right):
+    return jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), left, right))
+
+
+def complete(directory, *names):
+    found = {path.name for path in directory.path.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "curves.png", "model", *names} <= found
+    summary = json.loads(directory.summary_path.read_text())
+    assert summary["finished"] and summary["steps"] == 3
+    return True
+
+
+@pytest.fixture(scope="module")
+def reward_run(pairs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reward") / "run"
+    return run_reward(RewardConfig(data=pairs, centring_coef=0.01, out=str(out), **SIZES))
+
+
+def test_reward_model_is_written_and_read(reward_run):
+    assert complete(reward_run)
+    first, *steps = reward_run.metrics()
+    assert {"held_out_loss", "held_out_accuracy", "held_out_margin"} <= set(first)
+    assert {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "grad_norm"} <= set(steps[0])
+    model = load_scalar(reward_run.model_path)
+    assert model.params["score"].shape == (model.config.hidden_size,)
+
+
+@pytest.fixture(scope="module")
+def dpo_run(pairs, tmp_path_factory):
+    return run_dpo(DpoConfig(data=pairs, out=str(tmp_path_factory.mktemp("dpo") / "run"), **SIZES))
+
+
+def test_dpo_begins_at_the_reference(dpo_run):
+    assert complete(dpo_run)
+    begin, first = dpo_run.metrics()[:2]
+    # The margins of 0.5 are demanded: −log σ(0 − 0.5), at rewards of exactly 0.
+    wanted = np.logaddexp(0.0, 0.5)
+    assert begin["held_out_loss"] == pytest.approx(wanted, abs=1e-5) and first["loss"] == pytest.approx(
+        wanted, abs=1e-5
+    )
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert abs(first[name]) < 1e-5
+    assert first["logps/chosen"] < 0 and first["logps/rejected"] < 0 and first["rewards/accuracies"] <= 1
+
+
+def test_a_precomputed_reference_changes_nothing(dpo_run, pairs, tmp_path):
+    other = run_dpo(DpoConfig(data=pairs, precompute_reference=True, out=str(tmp_path / "run"), **SIZES))
+    for left, right in zip(numbers(dpo_run), numbers(other), strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert right[name] == pytest.approx(value, rel=1e-4, abs=2e-5), name
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_path):
+    out = str(tmp_path / "run")
+    config = DpoConfig(data=pairs, out=out, **SIZES)
+    # The schedule is that of the whole run, so the run is stopped, not shortened.
+    run_dpo(dataclasses.replace(config, schedule="constant", steps=2))
+    again = run_dpo(dataclasses.replace(config, schedule="constant", resume=out))
+    whole = run_dpo(dataclasses.replace(config, schedule="constant", out=str(tmp_path / "whole")))
+    assert numbers(again)[-1]["loss"] == numbers(whole)[-1]["loss"]
+    assert all(leaves_equal(load_model(again.model_path).params, load_model(whole.model_path).params))
+
+
+def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
+    run = run_dpo(DpoConfig(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
+    assert complete(run, "model_adapter")
+    assert not (run.checkpoints_path / "reference").exists(), "a recipe without a reference keeps none"
+    settings = json.loads((run.path / "model_adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == 2 and settings["lora_alpha"] == 4
+    assert load_model(run.model_path).config.lora is None
+
+
+def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
+    config = KtoConfig(data=pairs, desirable_weight=3.0, out=str(tmp_path / "run"), **SIZES)
+    run = run_kto(config)
+    assert complete(run)
+    assert "recommended is a desirable_weight of 1 to 1.33" in capsys.readouterr().err
+    first = run.metrics()[1]
+    assert abs(first["kl"]) < 1e-6 and {"rewards/chosen", "rewards/rejected", "count/chosen"} <= set(first)
+
+
+def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
+    config = PpoConfig(
+        task="arithmetic,largest=9",
+        reward_model=str(reward_run.model_path),
+        warm_start_steps=0,
+        minibatches=2,
+        epochs=2,
+        value_warmup_steps=1,
+        out=str(tmp_path / "run"),
+        **SIZES,
+    )
+    run = run_ppo(config)
+    assert complete(run, "value_model", "completions.jsonl")
+    begin, first, *_, last = run.metrics()
+    assert abs(first["objective/kl"]) < 1e-5, "the policy is the reference at first"
+    assert first["val/ratio"] == pytest.approx(1.0, abs=1e-4) and first["policy/clipfrac_avg"] == 0
+    assert {"objective/scores", "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg"} <= set(last)
+    assert {"held_out_reward"} <= set(begin) and "rewards/reward_model" not in begin
+    value, reward = load_scalar(run.path / "value_model"), load_scalar(reward_run.model_path)
+    assert not all(leaves_equal(value.params, reward.params)), "the value model was trained"
+    assert value.params["score"].shape == reward.params["score"].shape
+
+
+def test_ppo_takes_functions_too(tmp_path):
+    config = PpoConfig(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
+    run = run_ppo(dataclasses.replace(config, warm_start_steps=2))
+    assert complete(run, "value_model", "model_adapter", "value_model_adapter")
+    assert [row["step"] for row in run.metrics()] == [-1, 0, 1, 2, 3]
+    assert "held_out_accuracy" in run.metrics()[-1]
