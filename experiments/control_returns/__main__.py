@@ -62,13 +62,13 @@ def is_finished(place: Path) -> bool:
 
 
 def measured(task: Task, directory: RunDirectory) -> dict[str, Any]:
-    """A run's returns, speed and learning curve."""
+    """A run's returns and learning curve."""
     summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
     rows = [row for row in directory.metrics() if row["episode_return"] is not None]
     numbers = {name: interval_of(summary, name) for name in ("final_return", "greedy_return")}
     curve = [[row["environment_steps"], short(row["episode_return"])] for row in rows]
     bands = [[short(x) for x in row["episode_return_interval"]] for row in rows]
-    return task._asdict() | numbers | {"steps_per_second": summary["steps_per_second"], "curve": curve, "bands": bands}
+    return task._asdict() | numbers | {"curve": curve, "bands": bands}
 
 
 def interval_of(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def report(numbers: Mapping[str, Any]) -> str:
     rows = [
         [
             *(x["env"], x["recipe"], f"{x['steps']:,}", said(x["final_return"], 1), said(x["greedy_return"], 1)),
-            *("" if x["goal"] is None else f"{x['goal']:,.0f}".replace("-", "−"), f"{x['steps_per_second']:,.0f}"),
+            "" if x["goal"] is None else f"{x['goal']:,.0f}".replace("-", "−"),
         ]
         for x in tasks
     ]
@@ -123,7 +123,7 @@ def report(numbers: Mapping[str, Any]) -> str:
     missed = [f"{x['recipe']} on {x['env']}" for x in quoted if x["greedy_return"]["mean"] < x["goal"]]
     verdict = f"{len(quoted) - len(missed)} of {len(quoted)}" + (f"; not by {', '.join(missed)}" if missed else "")
     others = "\n\n".join(f"{env}: {'; '.join(lines)}." for env, lines in beside.items())
-    head = ["task", "recipe", "steps", "return, last tenth of training", "greedy", "quoted", "steps/s"]
+    head = ["task", "recipe", "steps", "return, last tenth of training", "greedy", "quoted"]
     return f"""# Returns on control tasks
 
 ![Learning curves of all tasks](figure.png)
