@@ -8,9 +8,9 @@ stops a completion, so that all are of one length on both sides; float32, all co
 Each side works in a process of its own, a block of steps at a time, and the two take turns; TRL's clock is a
 callback's. `parts` splits a step into `rollout`, `scoring` and `update`: medians over the steps that count. In TRL the
 first two are the wall time of its `batch_generation` and of `get_reward` on the reward model, `update` is the rest of
-the step; ours leaves it to the update to compute the values, as TRL does, and takes the sampler's log-probabilities
-from the rollout, as TRL does. `scores` are the mean scores over all steps: the samples differ, their
-level does not. Memory is that of `preference_step.py`; XLA's is the update's.
+the step. Both take the policy's log-probabilities from the rollout, and compute values and reference in the update.
+`scores` are mean scores over all steps: the samples differ, but with `--learning-rate 0` and many prompts the means do
+not. Memory is as in `preference_step.py`; XLA's is the update's.
 
 TRL has a `PPOTrainer` until version 1.2.0, which can be put before a later one:
 
@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import os
 import statistics
 import tempfile
 import time
@@ -90,13 +91,12 @@ def our_loop(args: argparse.Namespace, config: Any) -> tuple[Callable, Callable]
     )
 
 
-def our_functions(args: argparse.Namespace, folder: Path) -> tuple[Any, Callable, Callable, Any]:
-    """State, ``rollout(policy, key)`` of the next prompts, ``judge(completions)``, and the compiled update."""
+def our_functions(args: argparse.Namespace, folder: Path) -> tuple[Any, Callable, Callable, tuple[Callable, Any]]:
+    """State, ``rollout(policy, index)`` of a step's prompts, ``judge(completions)``, and ``(update, its program)``."""
     import jax
     import jax.numpy as jnp
 
     from rlax_llm.generation.engine import Request, generate
-    from rlax_llm.generation.prompts import pad_prompts
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.models.huggingface import read_config, read_parameters, read_scalar_parameters
     from rlax_llm.models.scalar import sequence_scores
@@ -109,17 +109,14 @@ def our_functions(args: argparse.Namespace, folder: Path) -> tuple[Any, Callable
 
     def rollout(policy: Any, index: int) -> Any:
         batch = prompts[index * args.prompts : (index + 1) * args.prompts]
-        padded = pad_prompts(batch, sides.PAD, config.vocab_size, args.prompt_tokens)
-        assert padded[0].shape[1] == args.prompt_tokens
-        return generate(config, policy, padded, jax.random.key(index), request)
+        tokens = jnp.asarray(np.asarray(batch, np.int32))
+        return generate(config, policy, (tokens, jnp.ones(tokens.shape, bool)), jax.random.key(index), request)
 
     init, step = our_loop(args, config)
     state = init({"policy": jax.tree.map(jnp.copy, policy), "value": value})
     example = rollout(policy, 0)
-    lowered = jax.jit(step, donate_argnums=0).lower(
-        state, example, score(reward, example), jax.random.key(0), ref_params=policy
-    )
-    program = lowered.compile()
+    given = (example, score(reward, example), jax.random.key(0))
+    program = jax.jit(step, donate_argnums=0).lower(state, *given, ref_params=policy).compile()
 
     def update(state: Any, completions: Any, scores: Any, index: int) -> Any:
         return program(state, completions, scores, jax.random.key(index), ref_params=policy)
@@ -240,7 +237,7 @@ def theirs(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     trainer.log = keep
     trainer.add_callback(sides.step_clock(line, args, taken))
     trainer.remove_callback(transformers.PrinterCallback)  # its lines would stand among ours
-    trainer.accelerator.print = lambda *_: None
+    trainer.accelerator.print = lambda *_: None  # the same
     trainer.train()
     rest = [step - sum(own) for step, *own in zip(taken, *parts.values(), strict=True)]
     memory = {"imported": imported, "peak": sides.megabytes("VmHWM")}
@@ -266,6 +263,7 @@ def write_weights(args: argparse.Namespace, folder: Path) -> None:
 
 
 def check_peer() -> None:
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     if importlib.util.find_spec("trl") is None or importlib.util.find_spec("trl.experimental.ppo") is None:
         found = "none" if importlib.util.find_spec("trl") is None else importlib.metadata.version("trl")
         raise SystemExit(

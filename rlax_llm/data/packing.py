@@ -41,7 +41,20 @@ def pack(rows: Sequence[DemonstrationTokens], pad_id: int, width: int) -> Packed
     for row, length in zip(rows, lengths):
         if length > width:
             raise DataError(f"pack: {row.where} has {length} tokens, width is {width}; raise it or leave the row out.")
-    bins = [[rows[index] for index in members] for members in best_fit(lengths, width)]
+    return packed([[rows[index] for index in members] for members in best_fit(lengths, width)], pad_id, width)
+
+
+def packed(bins: Sequence[Sequence[DemonstrationTokens]], pad_id: int, width: int) -> Packed:
+    """Demonstrations that share rows, side by side.
+
+    Args:
+        bins: for each row its demonstrations, together at most ``width`` tokens.
+        pad_id: the padding's id; it is masked.
+        width: tokens to a row.
+
+    >>> packed([[DemonstrationTokens([5], [1]), DemonstrationTokens([6], [1])]], 0, 5).segments.tolist()
+    [[1, 1, 2, 2, 0]]
+    """
     tokens, valid = pad_right([_flat([*row.prompt, *row.completion] for row in own) for own in bins], width, pad_id)
     mask, _ = pad_right([_flat([False] * len(row.prompt) + learnt_of(row) for row in own) for own in bins], width, 0)
     numbered = [_flat([number] * length_of(row) for number, row in enumerate(own, start=1)) for own in bins]

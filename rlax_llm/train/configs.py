@@ -80,6 +80,7 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        self.check_model()
         self.check_optimizer()
         self.check_run()
         at_least(self, 1, "groups", "micro_batch_groups", "max_prompt_tokens", "max_new_tokens")
@@ -105,11 +106,18 @@ class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
     data: str | None = option(
         None,
         "task",
-        "JSON lines file, instead of a task: 'prompt' and 'completion' keys in each line.",
+        "Demonstrations, instead of a task: a .jsonl or .parquet file, a data set's directory or its hub id, with "
+        "columns prompt and completion, or messages, or text.",
         "the task",
-        "FILE.jsonl",
+        "DATA",
+    )
+    every_turn: bool = option(
+        False, "task", "Learn all that the assistant says in 'messages', not its last message alone."
     )
 
+    packed_tokens: int = option(
+        0, "training", "Width of rows that examples share, each seeing itself alone; 0 gives each a row.", metavar="INT"
+    )
     schedule: Literal["constant", "cosine", "linear"] = option(
         "constant", "training", "Learning rate after the warm-up; cosine and linear end at 0."
     )
@@ -119,8 +127,10 @@ class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
     def __post_init__(self) -> None:
         """Check the ranges."""
         self.check_optimizer()
+        self.check_model()
         self.check_run()
         self.check_batch()
+        at_least(self, 0, "packed_tokens")
 
 
 @dataclass(frozen=True)

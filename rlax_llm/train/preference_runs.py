@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.data.batches import labelled_rows, pair_rows
-from rlax_llm.data.encoding import Encoded, Limits, encode_labelled, encode_pairs, within
-from rlax_llm.data.preferences import Labelled, Pair, read_labelled, read_pairs, split_records, unpaired
+from rlax_llm.data.encoding import encode_labelled, encode_pairs
+from rlax_llm.data.preferences import Labelled, Pair, read_labelled, read_pairs, unpaired
 from rlax_llm.data.tasks import load_task
+from rlax_llm.generation.sampling import greedy
 from rlax_llm.links import logistic
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.train.examples import Split, of_records
 from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, zero_reference
 from rlax_llm.train.learner import Learner, completion_scores, language_learner, scalar_learner
@@ -26,6 +28,7 @@ from rlax_llm.train.preference_phase import Method, PreferencePhase, Rows
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
 from rlax_llm.train.preference_setup import build_preference
 from rlax_llm.train.progress import Column
+from rlax_llm.train.rollouts import Sampling
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.runs import farewell, summary
 from rlax_llm.train.session import Session
@@ -34,6 +37,7 @@ from rlax_llm.train.supervised_run import run_steps
 from rlax_llm.trees import joined
 from rlax_llm.unpaired import desirable_weight_range, kto
 
+_SAMPLES = 8
 _LOSS, _TOKENS = Column("loss", "loss", "{:.4f}"), Column("tokens_per_second", "tokens/s", "{:,.0f}")
 _HELD_OUT = Column("held_out_accuracy", "held-out accuracy")
 _PAIR_NAMES = {
@@ -55,18 +59,6 @@ _LABEL_NAMES = {
 }
 
 
-class Split(NamedTuple):
-    """Encoded rows.
-
-    Attributes:
-        train: to learn from.
-        held_out: to measure on; no prompt of theirs is in ``train``.
-    """
-
-    train: list[Any]
-    held_out: list[Any]
-
-
 def run_reward(config: RewardConfig) -> RunDirectory:
     """Train a reward model on preference pairs, and leave a run directory.
 
@@ -79,7 +71,7 @@ def run_reward(config: RewardConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = scalar_learner(config, model, config.seed)
-    rows = _encoded(config, model, _pairs(config), encode_pairs)
+    rows = of_records(_pairs(config), encode_pairs, learner, config)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
         scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), bool(config.remat))
@@ -102,7 +94,7 @@ def run_dpo(config: DpoConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = language_learner(config, model, config.seed)
-    rows = _encoded(config, model, _pairs(config), encode_pairs)
+    rows = of_records(_pairs(config), encode_pairs, learner, config)
 
     def log_probs(prompt_width: int) -> Any:
         return group_log_probs(learner.config, (2, prompt_width), remat=bool(config.remat))
@@ -131,7 +123,7 @@ def run_kto(config: KtoConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = language_learner(config, model, config.seed)
-    rows = _encoded(config, model, _labels(config), encode_labelled)
+    rows = of_records(_labels(config), encode_labelled, learner, config)
     _warn_of_imbalance(config, rows.train)
     reference = reference_point_of_mismatched if config.recipe == "kto" else zero_reference
 
@@ -167,9 +159,29 @@ def _run(
         session.begin(phase.init(learner.params))
         if session.position == 0:
             session.log(phase.evaluate(learner.params))
+            _log_samples(session, learner, learner.params, rows)
         run_steps(session, phase, steps, phase.evaluate, stop)
+        if session.position == steps:
+            _log_samples(session, learner, session.state.params, rows)
     print(farewell(session))
     return session.directory
+
+
+def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -> None:
+    """Greedy completions of some held-out prompts, for a person to read; a reward model has none."""
+    if "score" in params:
+        return
+    config, tokenizer = session.config, learner.tokenizer
+    sampling = Sampling(learner.shape, tokenizer, config.max_prompt_tokens or 0)
+    prompts = [_plain(row).prompt for row in rows.held_out[:_SAMPLES]]
+    request = sampling.request(greedy, config.max_new_tokens or 0)
+    drawn, _ = sampling.complete(learner.whole(params), prompts, jax.random.key(0), request)
+    session.directory.log_completions(
+        [
+            {"step": session.step, "prompt": tokenizer.decode(prompt), "completion": text, "held_out": True}
+            for prompt, text in zip(prompts, sampling.texts(drawn), strict=True)
+        ]
+    )
 
 
 def _pairs(config: RewardConfig | DpoConfig) -> tuple[str, list[Pair]]:
@@ -195,23 +207,6 @@ def _sums(config: PreferenceSettings) -> list[Pair]:
     ]
 
 
-def _encoded(
-    config: PreferenceSettings,
-    model: LanguageModel,
-    named: tuple[str, list[Any]],
-    encode: Callable[[Any, Any], list[Any]],
-) -> Split:
-    """The rows that fit, split; one line tells of those that do not."""
-    name, records = named
-    limits = Limits(config.max_prompt_tokens, config.max_new_tokens, model.config.vocab_size)
-    split = split_records(name, records, config.eval_size or 1, config.seed)
-    parts: list[Encoded[Any]] = [within(encode(model.tokenizer, part), limits) for part in split]
-    for part, what in zip(parts, ("training", "held-out"), strict=True):
-        if part.dropped:
-            print(f"{name}, {what}: {part.report()}", file=sys.stderr)
-    return Split(parts[0].rows, parts[1].rows)
-
-
 class _Referenced(NamedTuple):
     """A pair with the reference's log-probabilities of its two completions, nats a token."""
 
@@ -219,9 +214,13 @@ class _Referenced(NamedTuple):
     log_probs: tuple[np.ndarray, np.ndarray]
 
 
+def _plain(row: Any) -> Any:
+    return row.tokens if isinstance(row, _Referenced) else row
+
+
 def _pair_batch(model: LanguageModel, rows: Sequence[Any]) -> Rows:
     known = isinstance(rows[0], _Referenced)
-    batch = pair_rows([row.tokens for row in rows] if known else rows, model.tokenizer.pad_id)
+    batch = pair_rows([_plain(row) for row in rows], model.tokenizer.pad_id)
     arguments: dict[str, Any] = {} if batch.margins is None else {"margins": batch.margins}
     if known:
         reference = np.zeros(batch.completions.tokens.shape, np.float32)

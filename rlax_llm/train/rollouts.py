@@ -9,9 +9,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlax_llm.data.batches import demonstration_rows
-from rlax_llm.data.encoding import Limits, encode_demonstrations, within
-from rlax_llm.data.preferences import Demonstration
 from rlax_llm.data.tasks import Row, Task
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
@@ -62,13 +59,22 @@ class Sampling(NamedTuple):
         """Draw ``request.group_size`` completions of each row."""
         start = time.perf_counter()
         prompts = [self.tokenizer.encode_prompt(row["prompt"]) for row in rows]
+        drawn, width = self.complete(params, prompts, key, request)
+        seconds = time.perf_counter() - start
+        repeated = [row for row in rows for _ in range(request.group_size)]
+        return Rollout(repeated, drawn, self.texts(drawn), width, seconds)
+
+    def complete(
+        self, params: Params, prompts: Sequence[Sequence[int]], key: jax.Array, request: Request
+    ) -> tuple[Completions, int]:
+        """``request.group_size`` completions of each prompt's token ids, on the host, and the columns of prompts."""
         padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens)
         drawn = jax.device_get(generate(self.config, params, padded, key, request))
-        drawn = _trimmed(drawn, padded[0].shape[1], request.max_new_tokens)
-        seconds = time.perf_counter() - start
-        texts = [self.tokenizer.decode(tokens[mask]) for tokens, mask in zip(drawn.tokens, drawn.mask, strict=True)]
-        repeated = [row for row in rows for _ in range(request.group_size)]
-        return Rollout(repeated, drawn, texts, padded[0].shape[1], seconds)
+        return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
+
+    def texts(self, drawn: Completions) -> list[str]:
+        """What was completed, without special tokens."""
+        return [self.tokenizer.decode(tokens[mask]) for tokens, mask in zip(drawn.tokens, drawn.mask, strict=True)]
 
     def request(self, sampler: Sampler, max_new_tokens: int, group_size: int = 1) -> Request:
         """A request with the tokenizer's stop tokens."""
@@ -115,26 +121,3 @@ def evaluate(sampling: Sampling, params: Params, task: Task, request: Request, b
     solved = [task.solved(float(s)) for s in np.nan_to_num(scores.total, nan=-np.inf)]
     scored = scores.total[~np.isnan(scores.total)]
     return Evaluation(float(scored.mean()) if scored.size else float("nan"), float(np.mean(solved)), texts, scores)
-
-
-def demonstrations(sampling: Sampling, rows: Sequence[Row], max_new_tokens: int) -> Completions:
-    """``Completions`` that hold each row's own ``completion`` and a stop token, for supervised training.
-
-    Args:
-        sampling: the model's shape, tokenizer and prompt limit.
-        rows: each with a ``prompt`` and a ``completion``.
-        max_new_tokens: columns for completions.
-
-    Raises:
-        ValueError: naming a row whose completion is missing, or that is too long.
-    """
-    for index, row in enumerate(rows):
-        if "completion" not in row:
-            raise ValueError(f"demonstrations: row {index} has no column 'completion'; supervised training needs one.")
-    records = [Demonstration(row["prompt"], row["completion"], f"row {index}") for index, row in enumerate(rows)]
-    limits = Limits(sampling.max_prompt_tokens, max_new_tokens, sampling.config.vocab_size)
-    kept = within(encode_demonstrations(sampling.tokenizer, records), limits)
-    if kept.dropped:
-        reason, places = next(iter(kept.dropped.items()))
-        raise ValueError(f"demonstrations: {places[0]} has {reason}; raise the limit, or leave the row out.")
-    return demonstration_rows(kept.rows, sampling.tokenizer.pad_id, (None, max_new_tokens)).completions

@@ -15,6 +15,7 @@ from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.train.examples import of_file, of_task
 from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.learner import Learner, language_learner
@@ -32,7 +33,7 @@ from rlax_llm.train.setup import (
     build_task,
     with_defaults,
 )
-from rlax_llm.train.supervised_run import SupervisedPhase, run_steps
+from rlax_llm.train.supervised_run import SupervisedPhase, own_rows, run_steps, shared_rows
 
 
 def run_grpo(config: GrpoConfig) -> RunDirectory:
@@ -72,7 +73,9 @@ def warm_start(config: GrpoConfig | PpoConfig, learner: Learner, task: Task) -> 
         WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
     )
     batch_size = with_defaults(SftConfig(model=config.model)).batch_size
-    return SupervisedPhase(config, learner, task, schedule, batch_size)
+    return SupervisedPhase(
+        config, learner, of_task(task, learner, config), own_rows(config, learner), schedule, batch_size
+    )
 
 
 def _group_steps(session: Session, phase: GroupPhase, stop: Callable[[], bool]) -> None:
@@ -144,19 +147,22 @@ def run_sft(config: SftConfig) -> RunDirectory:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    task = build_task(config, config.eval_size or 1)
     learner = language_learner(config, build_model(config), config.seed)
+    task = None if config.data is not None else build_task(config, config.eval_size or 1)
+    examples = of_file(config, learner) if task is None else of_task(task, learner, config)
     steps, batch_size = config.steps or 0, config.batch_size or 1
     schedule = build_schedule(config, config.learning_rate or 0.0, steps)
     micro_batches = batch_size // (config.micro_batch_size or batch_size)
-    phase = SupervisedPhase(config, learner, task, schedule, batch_size, micro_batches)
+    form = (shared_rows if config.packed_tokens else own_rows)(config, learner)
+    phase = SupervisedPhase(config, learner, examples, form, schedule, batch_size, micro_batches)
     session = Session(config, 0)
+    sampling = Sampling(learner.shape, learner.tokenizer, config.max_prompt_tokens or 0)
 
     def held_out(params: Any) -> dict[str, Any]:
         metrics = {"held_out_loss": phase.held_out_loss(params)}
-        if task.rewards:
-            request = phase.sampling.request(greedy, config.max_new_tokens or 0)
-            result = evaluate(phase.sampling, learner.whole(params), task, request, batch_size)
+        if task is not None:
+            request = sampling.request(greedy, config.max_new_tokens or 0)
+            result = evaluate(sampling, learner.whole(params), task, request, batch_size)
             metrics |= {"held_out_accuracy": result.accuracy, "held_out_reward": result.reward}
         return metrics
 

@@ -1,74 +1,105 @@
-"""Supervised training as a run: the command ``sft``, and the warm start of ``grpo``."""
+"""Supervised training as a run: the command ``sft``, and the warm start of ``grpo`` and ``ppo``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rlax_llm.data.tasks import Task, batch_indices
+from rlax_llm.data.batches import demonstration_rows
+from rlax_llm.data.packing import best_fit, length_of, packed
+from rlax_llm.data.rows import batch_indices
+from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.train.configs import GrpoConfig, SftConfig
+from rlax_llm.train.examples import Split
 from rlax_llm.train.learner import Learner
 from rlax_llm.train.policy import TrainState, supervised_loop
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_phase import PreferencePhase
 from rlax_llm.train.progress import SUPERVISED_COLUMNS, Progress
-from rlax_llm.train.rollouts import Sampling, demonstrations
 from rlax_llm.train.session import Session, due
 from rlax_llm.train.setup import build_optimizer
 from rlax_llm.trees import joined
 
 
-def check_demonstrations(task: Task) -> None:
-    """Raise unless the task's rows hold answers to learn from."""
-    if "completion" not in task.train[0]:
-        raise ValueError(
-            f"task {task.name} has no column 'completion' to learn from; give rows that have one, "
-            "or set --warm-start-steps 0."
-        )
+class Form(NamedTuple):
+    """How examples become rows.
+
+    Attributes:
+        items: ``examples → items``; a batch is some of them.
+        collate: ``items → Completions``.
+        log_probs: ``(params, Completions) → (log_probs, entropy)``.
+    """
+
+    items: Callable[[list[Any]], list[Any]]
+    collate: Callable[[list[Any]], Any]
+    log_probs: Callable[..., Any]
+
+
+def own_rows(config: Any, learner: Learner) -> Form:
+    """Each example in a row of its own."""
+
+    def collate(rows: list[Any]) -> Any:
+        return demonstration_rows(rows, learner.tokenizer.pad_id, (None, config.max_new_tokens)).completions
+
+    return Form(list, collate, row_log_probs(learner.config, bool(config.remat)))
+
+
+def shared_rows(config: SftConfig, learner: Learner) -> Form:
+    """As many examples to a row of ``config.packed_tokens`` as fit; a batch counts rows."""
+    width, pad_id = config.packed_tokens, learner.tokenizer.pad_id
+
+    def items(rows: list[Any]) -> list[Any]:
+        lengths = [length_of(row) for row in rows]
+        if max(lengths) > width:
+            raise ValueError(f"sft: packed_tokens is {width}, the longest example has {max(lengths)}; give more.")
+        return [[rows[index] for index in members] for members in best_fit(lengths, width)]
+
+    log_probs = packed_log_probs(learner.config, bool(config.remat))
+    return Form(items, lambda bins: packed(bins, pad_id, width), log_probs)
 
 
 class SupervisedPhase:
     """Steps of maximum likelihood inside a session.
 
     Args:
-        config: of ``sft`` or ``grpo``.
+        config: of ``sft``, ``grpo`` or ``ppo``.
         learner: what is trained.
-        task: rows with completions.
+        examples: encoded demonstrations.
+        form: how they become rows.
         schedule: learning rate by step.
         batch_size: rows a step.
         micro_batches: parts that they are taken in.
     """
 
+    columns = SUPERVISED_COLUMNS
+
     def __init__(
         self,
         config: GrpoConfig | SftConfig | PpoConfig,
         learner: Learner,
-        task: Task,
+        examples: Split,
+        form: Form,
         schedule: Any,
         batch_size: int,
         micro_batches: int = 1,
     ):
-        check_demonstrations(task)
-        self.config, self.learner, self.task, self.batch_size = config, learner, task, batch_size
-        self.columns = SUPERVISED_COLUMNS
-        self.sampling = Sampling(learner.shape, learner.tokenizer, config.max_prompt_tokens or 0)
+        self.config, self.learner, self.form, self.batch_size = config, learner, form, batch_size
+        self.train, self.held_out = (form.items(part) for part in examples)
         optimizer = build_optimizer(config, schedule)
-        self.log_probs = jax.jit(row_log_probs(learner.config, bool(config.remat)))
+        self.log_probs = jax.jit(form.log_probs)
         self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
         self.update = jax.jit(step, donate_argnums=0)
 
     def held_out_loss(self, params: Any) -> float:
         """Negative log-likelihood of the held-out completions, nats a token."""
-        total, tokens, rows = 0.0, 0, list(self.task.held_out)
-        for start in range(0, len(rows), self.batch_size):
-            batch = demonstrations(
-                self.sampling, rows[start : start + self.batch_size], self.config.max_new_tokens or 0
-            )
+        total, tokens = 0.0, 0
+        for start in range(0, len(self.held_out), self.batch_size):
+            batch = self.form.collate(self.held_out[start : start + self.batch_size])
             total -= float(self.log_probs(joined(params, self.learner.frozen), batch)[0].sum())
             tokens += int(batch.mask.sum())
         return total / max(tokens, 1)
@@ -76,9 +107,8 @@ class SupervisedPhase:
     def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
-        chosen = batch_indices(len(self.task.train), self.batch_size, self.config.seed, index)
-        rows = [self.task.train[i] for i in chosen]
-        batch = demonstrations(self.sampling, rows, self.config.max_new_tokens or 0)
+        chosen = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
+        batch = self.form.collate([self.train[i] for i in chosen])
         state, metrics = self.update(state, batch, self.learner.frozen)
         metrics = {name: float(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - start

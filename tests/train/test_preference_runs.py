@@ -71,7 +71,8 @@ def dpo_run(pairs, tmp_path_factory):
 
 
 def test_dpo_begins_at_the_reference(dpo_run):
-    assert complete(dpo_run)
+    assert complete(dpo_run, "completions.jsonl")
+    assert [row["step"] for row in dpo_run.completions()] == [0] * 4 + [3] * 4
     begin, first = dpo_run.metrics()[:2]
     # The margins of 0.5 are demanded: −log σ(0 − 0.5), at rewards of exactly 0.
     wanted = np.logaddexp(0.0, 0.5)

@@ -1,0 +1,67 @@
+"""``sft`` on files: what becomes of their columns, and rows that examples share."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from rlax_llm.cli.main import main
+from rlax_llm.train.configs import SftConfig
+from rlax_llm.train.runs import run_sft
+
+CONFIG = SftConfig(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation():
+    """Programs that run a few times need no optimisation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
+    data = file(tmp_path / "sums.jsonl", [{"prompt": f"{a}+1=", "completion": str(a + 1)} for a in range(16)])
+    apart = run_sft(dataclasses.replace(CONFIG, data=data, out=str(tmp_path / "apart"))).metrics()
+    shared = run_sft(
+        dataclasses.replace(CONFIG, data=data, packed_tokens=24, lora_rank=2, out=str(tmp_path / "shared"))
+    )
+    assert shared.metrics()[0]["held_out_loss"] == pytest.approx(apart[0]["held_out_loss"], rel=1e-5)
+    assert shared.metrics()[-1]["held_out_loss"] < shared.metrics()[0]["held_out_loss"]
+    assert (shared.path / "model_adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_text_is_learnt_whole(tmp_path):
+    data = file(tmp_path / "texts.jsonl", [{"text": f"{a}+1"} for a in range(16)])
+    rows = run_sft(dataclasses.replace(CONFIG, data=data, out=str(tmp_path / "run"))).metrics()
+    assert rows[-1]["held_out_loss"] < rows[0]["held_out_loss"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "message"),
+    [
+        ([{"prompt": "1+1=", "completion": ""}] * 2, (), "line 1: the completion is empty"),
+        ([{"prompt": "1+1="}] * 2, (), "line 1: no column 'completion'"),
+        (
+            [{"prompt": f"{a}=", "completion": "1"} for a in range(3)],
+            ("--packed-tokens", "3"),
+            "packed_tokens is 3, the longest example has 4",
+        ),
+        (
+            [{"messages": [{"role": r, "content": str(a)} for r in ("user", "assistant")]} for a in range(3)],
+            (),
+            "no chat template",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(tmp_path, capsys, rows, flags, message):
+    data = file(tmp_path / "rows.jsonl", rows)
+    assert main(["sft", "--data", data, "--eval-size", "1", "--steps", "1", *flags]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
