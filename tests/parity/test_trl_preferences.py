@@ -67,6 +67,7 @@ class Model:
 
     training = True
     is_gradient_checkpointing = False
+    _modules = ()  # looked through for compiled parts, where peft is installed
 
     def __init__(self, *outputs: dict):
         self.outputs = list(outputs)
