@@ -93,7 +93,7 @@ def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = 
         widths: columns for prompts and for completions; None takes the bucket of the longest.
 
     Raises:
-        DataError: fewer than two prompts, or a row that is longer than its columns.
+        DataError: no row, or one that is longer than its columns.
 
     >>> rows = [LabelledTokens([prompt], [completion, 1], True) for prompt, completion in ((5, 6), (5, 7), (8, 9))]
     >>> batch = labelled_rows(rows, 0, widths=(1, 2))
@@ -102,7 +102,7 @@ def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = 
     """
     prompts = [row.prompt for row in rows]
     offset, meets = _mismatch(prompts)
-    other = mismatched_rows(len(rows), offset).tolist()
+    other = mismatched_rows(len(rows), offset).tolist() if len(rows) > 1 else [0] * len(rows)
     sides = [side for row, index in zip(rows, other) for side in (row.completion, rows[index].completion)]
     (tokens, valid, mask), width = _laid("labelled_rows", prompts, sides, pad_id, widths)
     mask[1::2] &= ~meets[:, None]
@@ -185,11 +185,6 @@ def _mismatch(prompts: Sequence[list[int]]) -> tuple[int, np.ndarray]:
     """The offset with the fewest rows that meet their own prompt, and which rows do."""
     names: dict[tuple[int, ...], int] = {}
     own = np.array([names.setdefault(tuple(prompt), len(names)) for prompt in prompts])
-    if len(names) < 2:
-        raise DataError(
-            f"labelled_rows: {len(own)} rows of {len(names)} prompts; mismatched pairs need two prompts in a batch: "
-            "give a larger batch, or a loss without a reference point."
-        )
     best, fewest = 1, len(own) + 1
     for offset in range(1, len(own)):
         meeting = int((own == np.roll(own, offset)).sum())

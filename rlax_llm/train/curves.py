@@ -35,6 +35,34 @@ PANELS = (
     Panel("kl", "KL to the reference", "nats per token"),
     Panel("entropy", "Entropy", "nats per token"),
 )
+_PAIRS = (
+    Panel("loss", "Loss", "mean over the batch"),
+    Panel("held_out_loss", "Held-out loss", "mean over rows"),
+    Panel("held_out_accuracy", "Held-out pairs ranked right", "fraction", (0.0, 1.0)),
+)
+_IMPLICIT = (
+    Panel("rewards/margins", "Margin of implicit rewards", "reward"),
+    Panel("logps/chosen", "Log-likelihood of chosen completions", "nats"),
+    Panel("logps/rejected", "Log-likelihood of rejected completions", "nats"),
+    Panel("kl", "KL by mismatched pairs", "nats per completion"),
+)
+_PPO = (
+    Panel("objective/scores", "Score", "mean per completion"),
+    Panel("held_out_reward", "Held-out score, greedy", "mean per completion"),
+    Panel("held_out_accuracy", "Held-out accuracy", "fraction of prompts", (0.0, 1.0)),
+    Panel("objective/kl", "KL to the reference", "nats per completion"),
+    Panel("loss/value_avg", "Value loss", "score²"),
+    Panel("val/explained_variance", "Values' explained variance", "fraction", (-1.0, 1.0)),
+    Panel("completion_length", "Completion length", "tokens"),
+    Panel("objective/entropy", "Entropy", "nats per token"),
+)
+BY_COMMAND = {
+    "reward": (*_PAIRS, Panel("margin", "Margin of scores", "score"), Panel("mean_reward", "Mean score", "score")),
+    "dpo": _PAIRS + _IMPLICIT,
+    "kto": _PAIRS + _IMPLICIT,
+    "ppo": _PPO,
+}
+"""What the figures of some commands show; ``PANELS`` are the others'."""
 
 
 def draw_curves(

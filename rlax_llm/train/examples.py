@@ -94,7 +94,7 @@ def of_task(task: Task, learner: Learner, config: Any) -> Split:
     if "completion" not in task.train[0]:
         raise ValueError(
             f"task {task.name} has no column 'completion' to learn from; give rows that have one, "
-            "or set --warm-start-steps 0."
+            "or, before reinforcement learning, set --warm-start-steps 0."
         )
     parts = [
         [Demonstration(row["prompt"], row["completion"], f"row {index}") for index, row in enumerate(rows)]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from rlax_llm.models.config import DecoderConfig, Lora
+from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.loading import LanguageModel
@@ -106,8 +106,9 @@ def language_learner(settings: ModelSettings, model: LanguageModel, seed: int) -
     """
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer)
+    targets = settings.lora_targets or ",".join(TARGETS)
     alpha = 2.0 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha
-    lora = Lora(settings.lora_rank, alpha, tuple(name.strip() for name in settings.lora_targets.split(",")))
+    lora = Lora(settings.lora_rank, alpha, tuple(name.strip() for name in targets.split(",")))
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1))
     return Learner(settings.model, config, adapter, model.params, model.tokenizer)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 from rlax_llm.control_recipes import ppo
-from rlax_llm.data.rows import Row, batch_indices
+from rlax_llm.data.rows import batch_indices
 from rlax_llm.data.tasks import Task
-from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.masked import unit_variance
@@ -70,11 +69,13 @@ class Models(NamedTuple):
         policy: trained; at its start it is the reference.
         value: trained.
         reward: a reward model with the policy's vocabulary, or None.
+        value_follows: the value model's body is the policy's where training begins, after a warm start.
     """
 
     policy: Learner
     value: Learner
     reward: LanguageModel | None
+    value_follows: bool
 
 
 class PpoPhase:
@@ -96,24 +97,28 @@ class PpoPhase:
         self.request = self.sampling.request(sampler, config.max_new_tokens or 0, config.group_size)
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
         self.key = jax.random.key(config.seed)
-        self.schedule = self._schedule(config.learning_rate)
+        self.schedule = self._schedule(config.learning_rate, config.value_warmup_steps)
         frozen = {"policy": policy.frozen, "value": models.value.frozen}
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
         self.update, self.judge = lru_cache(self._update), lru_cache(self._judge)
 
-    def _schedule(self, peak: float | None) -> optax.Schedule:
-        return build_schedule(self.config, peak or 0.0, self._optimizer_steps)
-
     @property
-    def _optimizer_steps(self) -> int:
-        return (self.config.steps or 0) * self.config.epochs * self.config.minibatches
+    def _updates(self) -> int:
+        """Optimizer steps of a step."""
+        return self.config.epochs * self.config.minibatches
+
+    def _schedule(self, peak: float | None, idle_steps: int = 0) -> optax.Schedule:
+        """Learning rate by optimizer step, of a model that learns from all steps but the first ``idle_steps``."""
+        config = dataclasses.replace(self.config, warmup_steps=self.config.warmup_steps * self._updates)
+        return build_schedule(config, peak or 0.0, ((config.steps or 0) - idle_steps) * self._updates)
 
     def _loop(self, layout: tuple[int, int]) -> Any:
         config, remat = self.config, bool(self.config.remat)
         log_probs = group_log_probs(self.models.policy.config, layout, config.temperature, remat)
         values = token_values(self.models.value.config, layout, remat)
-        rates = {"policy": config.learning_rate, "value": config.value_learning_rate or config.learning_rate}
-        optimizers = {name: build_optimizer(config, self._schedule(rate)) for name, rate in rates.items()}
+        value_schedule = self._schedule(config.value_learning_rate or config.learning_rate)
+        schedules = {"policy": self.schedule, "value": value_schedule}
+        optimizers = {name: build_optimizer(config, schedule) for name, schedule in schedules.items()}
         return rlhf_loop(log_probs, values, ppo(eps=config.eps), optimizers, shaping_of(config), learning_of(config))
 
     def init(self, policy: Params) -> RlhfState:
@@ -122,14 +127,18 @@ class PpoPhase:
         Args:
             policy: like the policy's parameters.
         """
-        return self._loop((1, 1))[0]({"policy": policy, "value": self.models.value.params})
+        value = self.models.value.params
+        if self.models.value_follows:
+            body = {name: leaf for name, leaf in policy.items() if name != "head"}
+            value = jax.tree.map(lambda x: x.copy(), body) | {"score": value["score"]}
+        return self._loop((1, 1))[0]({"policy": policy, "value": value})
 
     def _update(self, prompt_width: int) -> Any:
         return jax.jit(self._loop((self.config.group_size, prompt_width))[1], donate_argnums=0)
 
     def _judge(self, group_size: int, prompt_width: int) -> Any:
         assert self.models.reward is not None
-        tokenizer, shape = self.models.policy.tokenizer, self.models.reward.config
+        tokenizer, shape = self.models.reward.tokenizer, self.models.reward.config
         return jax.jit(completion_scores(tokenizer, shape, (group_size, prompt_width), False))
 
     def score(self, rollout: Rollout, group_size: int) -> Scores:
@@ -140,11 +149,7 @@ class PpoPhase:
             return found
         judged = self.judge(group_size, rollout.prompt_width)(self.models.reward.params, rollout.completions)
         by_name = found.by_name | {_REWARD_MODEL: np.asarray(judged, np.float32)}
-        return Scores(found.total + by_name[_REWARD_MODEL], by_name)
-
-    def rollout(self, policy: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
-        """Completions of rows by the policy."""
-        return self.sampling.rollout(self.models.policy.whole(policy), rows, key, request)
+        return Scores(np.nan_to_num(found.total) + by_name[_REWARD_MODEL], by_name)
 
     def step(
         self, state: RlhfState, index: int, ref_params: Params | None
@@ -152,7 +157,8 @@ class PpoPhase:
         """Step ``index`` (from 0): the new state, its metrics, and records of some completions."""
         chosen = batch_indices(len(self.task.train), self.config.batch_size or 1, self.config.seed, index)
         key = jax.random.fold_in(self.key, index)
-        rollout = self.rollout(state.params["policy"], [self.task.train[i] for i in chosen], key, self.request)
+        whole = self.models.policy.whole(state.params["policy"])
+        rollout = self.sampling.rollout(whole, [self.task.train[i] for i in chosen], key, self.request)
         start = time.perf_counter()
         scores = self.score(rollout, self.config.group_size)
         scoring = time.perf_counter() - start
@@ -163,15 +169,19 @@ class PpoPhase:
         named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
         described = describe(rollout, scores, self.task) | named | speeds(rollout, seconds)
-        described["learning_rate"] = float(np.asarray(self.schedule(index * self.config.epochs)))
+        taken = max(index - self.config.value_warmup_steps, 0) * self._updates
+        described["learning_rate"] = float(np.asarray(self.schedule(taken)))
+        if self.models.reward is not None:
+            described.pop("accuracy")  # a reward model's scores have no right and wrong
         return state, described, records(rollout, scores, range(min(8, self.rows)))
 
     def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
         held_out, rows, totals = list(self.task.held_out), [], []
+        whole = self.models.policy.whole(policy)
         for start in range(0, len(held_out), self.rows):
             taken = held_out[start : start + self.rows]
-            rollout = self.rollout(policy, taken, jax.random.key(start), self.greedy)
+            rollout = self.sampling.rollout(whole, taken, jax.random.key(start), self.greedy)
             scores = self.score(rollout, 1)
             rows += records(rollout, scores, range(len(taken)))
             totals += scores.total.tolist()

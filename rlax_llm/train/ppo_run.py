@@ -18,7 +18,6 @@ from rlax_llm.train.learner import Learner, language_learner, scalar_learner
 from rlax_llm.train.ppo_phase import COLUMNS, Models, PpoPhase
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.progress import Progress
-from rlax_llm.train.rlhf import RlhfState
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.runs import farewell, summary, warm_start
 from rlax_llm.train.session import Session, due
@@ -63,7 +62,12 @@ def build_models(config: PpoConfig) -> Models:
     model = build_model(config)
     reward = None if config.reward_model is None else _scalar(config.reward_model, model, config)
     policy = language_learner(config, model, config.seed)
-    return Models(policy, _value(config, model, reward), reward)
+    return Models(policy, _value(config, model, reward), reward, value_origin(config) == "policy")
+
+
+def value_origin(config: PpoConfig) -> str:
+    """What the value model starts from."""
+    return config.value_model or ("policy" if config.reward_model is None else "reward")
 
 
 def _scalar(path: str, policy: LanguageModel, config: PpoConfig) -> LanguageModel:
@@ -73,20 +77,21 @@ def _scalar(path: str, policy: LanguageModel, config: PpoConfig) -> LanguageMode
 
 
 def _value(config: PpoConfig, model: LanguageModel, reward: LanguageModel | None) -> Learner:
-    origin = config.value_model or ("policy" if reward is None else "reward")
-    if origin == "reward" and reward is not None:
-        start = reward
-    elif origin == "policy":
-        start = model
-    elif origin == "scratch":
+    """The value model, and what its adapters belong to."""
+    origin = value_origin(config)
+    if origin == "scratch":
         fresh = decoder.init(model.config, jax.random.key(config.seed + 1), dtype_of(config))
-        start = model._replace(params=fresh)
+        name, start = "scratch", model._replace(params=fresh)
+        config = dataclasses.replace(config, lora_rank=0, lora_alpha=None, lora_targets=None)
+    elif origin == "policy":
+        name, start = config.model, model
+    elif reward is not None and origin == "reward":
+        name, start = str(config.reward_model), reward
     else:
-        start = _scalar(origin, model, config)
+        name, start = origin, _scalar(origin, model, config)
+    learner = scalar_learner(config, start, config.seed + 1, jax.nn.initializers.zeros)
     # Training gives its arrays away: the value model's are its own.
-    start = start._replace(params=jax.tree.map(lambda x: x.copy(), start.params))
-    settings = dataclasses.replace(config, lora_rank=0, lora_alpha=None) if origin == "scratch" else config
-    return scalar_learner(settings, start, config.seed + 1, jax.nn.initializers.zeros)
+    return learner._replace(name=name, params=jax.tree.map(lambda x: x.copy(), learner.params))
 
 
 def _task(config: PpoConfig) -> Task:
@@ -113,9 +118,9 @@ def _steps(session: Session, phase: PpoPhase, stop: Callable[[], bool]) -> None:
     state = session.state
     assert state is not None
     if session.step == 0:
-        policy = state.params if not isinstance(state, RlhfState) else state.params["policy"]
-        state = session.state = phase.init(policy)
-        metrics, rows = phase.evaluate(policy)
+        # Not the session's state before its first step is done: until then the warm start's is what can be resumed.
+        state = phase.init(state.params) if session.warm_start_steps else state
+        metrics, rows = phase.evaluate(state.params["policy"])
         if session.warm_start_steps == 0:
             session.log(metrics)
         session.directory.log_completions([{"step": 0, **row} for row in rows])

@@ -13,7 +13,6 @@ from rlax_llm.train.settings import (
     RunSettings,
     above_zero,
     at_least,
-    check_divides,
     option,
 )
 
@@ -88,7 +87,15 @@ class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo: {name} is {getattr(self, name)}, wanted a number from 0 to 1.")
         check_top_p(self)
-        check_divides(self, "minibatches", "batch_size")
+        if self.batch_size and self.batch_size % (self.minibatches * self.micro_batches):
+            raise ValueError(
+                f"ppo: minibatches {self.minibatches} · micro_batches {self.micro_batches} do not divide batch_size, "
+                f"which is {self.batch_size}; change one of them."
+            )
+        if self.steps and self.value_warmup_steps >= self.steps:
+            raise ValueError(
+                f"ppo: value_warmup_steps is {self.value_warmup_steps} of {self.steps} steps; leave some to the policy."
+            )
         if self.data is not None and self.reward is None and self.reward_model is None:
             raise ValueError("ppo: data is given without reward or reward_model; give one of them.")
         if self.value_model == "reward" and self.reward_model is None:

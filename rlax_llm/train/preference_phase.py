@@ -111,8 +111,13 @@ class PreferencePhase:
             rows = self.method.collate(taken)
             found.append(self.measure(rows.prompt_width)(state, rows.completions, **rows.arguments, **self.fixed))
             sizes.append(len(taken))
-        return {
-            f"held_out_{name}": float(np.average([batch[name] for batch in found], weights=sizes))
-            for name in ("loss", "accuracy", "margin")
-            if name in found[0]
-        }
+        means = {name: np.average([batch[name] for batch in found], weights=sizes) for name in found[0]}
+        if "desirable" in found[0]:  # a batch may lack a label: each label's mean is over its own count
+            means["margin"] = _label_mean(found, "desirable") - _label_mean(found, "undesirable")
+        return {f"held_out_{name}": float(means[name]) for name in ("loss", "accuracy", "margin") if name in means}
+
+
+def _label_mean(found: Sequence[Mapping[str, jax.Array]], label: str) -> np.ndarray:
+    counts = np.array([batch[label] for batch in found], float)
+    rewards = np.nan_to_num(np.array([batch[f"{label}_reward"] for batch in found], float))
+    return (counts * rewards).sum() / counts.sum() if counts.any() else np.array(np.nan)

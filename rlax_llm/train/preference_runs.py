@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,14 +72,14 @@ def run_reward(config: RewardConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = scalar_learner(config, model, config.seed)
-    rows = of_records(_pairs(config), encode_pairs, learner, config)
+    rows = of_records(_pairs(config, model), encode_pairs, learner, config)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
         scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), bool(config.remat))
         return reward_loop(scores, logistic, optimizer, micro_batches, config.centring_coef)
 
     columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
-    return _run(config, model, learner, Method(loop, lambda rows: _pair_batch(model, rows), {}, columns), rows)
+    return _run(config, learner, Method(loop, lambda rows: _pair_batch(model, rows), {}, columns), rows)
 
 
 def run_dpo(config: DpoConfig) -> RunDirectory:
@@ -94,7 +95,7 @@ def run_dpo(config: DpoConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = language_learner(config, model, config.seed)
-    rows = of_records(_pairs(config), encode_pairs, learner, config)
+    rows = of_records(_pairs(config, model), encode_pairs, learner, config)
 
     def log_probs(prompt_width: int) -> Any:
         return group_log_probs(learner.config, (2, prompt_width), remat=bool(config.remat))
@@ -104,11 +105,14 @@ def run_dpo(config: DpoConfig) -> RunDirectory:
 
     columns = (_LOSS, Column("rewards/accuracies", "accuracy"), Column("rewards/margins", "margin"), _HELD_OUT, _TOKENS)
     method = Method(loop, lambda rows: _pair_batch(model, rows), _PAIR_NAMES, columns)
-    needed = reads_reference(preference.rewards)
-    if needed and config.precompute_reference:
-        size = config.micro_batch_size or config.batch_size or 1
-        rows = Split(*(_referenced(model, learner, log_probs, part, size) for part in rows))
-    return _run(config, model, learner, method, rows, live_reference=needed and not config.precompute_reference)
+    if not reads_reference(preference.rewards):
+        if config.precompute_reference:
+            raise ValueError(f"dpo: recipe {config.recipe} reads no reference; leave precompute_reference out.")
+        return _run(config, learner, method, rows)
+    if not config.precompute_reference:
+        return _run(config, learner, method, rows, live_reference=True)
+    size = config.micro_batch_size or config.batch_size or 1
+    return _run(config, learner, method, rows, prepare=partial(_referenced, model, learner, log_probs, size))
 
 
 def run_kto(config: KtoConfig) -> RunDirectory:
@@ -123,7 +127,7 @@ def run_kto(config: KtoConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = language_learner(config, model, config.seed)
-    rows = of_records(_labels(config), encode_labelled, learner, config)
+    rows = of_records(_labels(config, model), encode_labelled, learner, config)
     _warn_of_imbalance(config, rows.train)
     reference = reference_point_of_mismatched if config.recipe == "kto" else zero_reference
 
@@ -134,24 +138,30 @@ def run_kto(config: KtoConfig) -> RunDirectory:
 
     def collate(rows: Sequence[Any]) -> Rows:
         batch = labelled_rows(rows, model.tokenizer.pad_id)
-        return Rows(batch.completions, batch.prompt_width, {"desirable": batch.desirable})
+        # Without a reference point the mismatched completions are not read.
+        step = 2 if config.recipe == "apo_zero" else 1
+        completions = jax.tree.map(lambda x: x[::step], batch.completions)
+        return Rows(completions, batch.prompt_width, {"desirable": batch.desirable})
 
     columns = (_LOSS, Column("rewards/margins", "margin"), Column("kl", "KL"), _TOKENS)
-    return _run(config, model, learner, Method(loop, collate, _LABEL_NAMES, columns), rows, live_reference=True)
+    return _run(config, learner, Method(loop, collate, _LABEL_NAMES, columns), rows, live_reference=True)
 
 
 def _run(
     config: PreferenceSettings,
-    model: LanguageModel,
     learner: Learner,
     method: Method,
     rows: Split,
     live_reference: bool = False,
+    prepare: Callable[[Sequence[Any]], list[Any]] = list,
 ) -> RunDirectory:
-    """The method's steps as a run."""
+    """The method's steps as a run; ``prepare`` is done to both parts of the rows once the run has its directory."""
     steps = config.steps or 0
     optimizer = build_optimizer(config, build_schedule(config, config.learning_rate or 0.0, steps))
+    # What the loop refuses it refuses before there is a directory.
+    method.loop(optimizer, 1, (config.batch_size or 1) // (config.micro_batch_size or config.batch_size or 1))
     session = Session(config, 0)
+    began, rows = session.position, Split(*map(prepare, rows))
     fixed: dict[str, Any] = {"frozen": learner.frozen}
     fixed |= {"ref_params": session.reference(learner.params)} if live_reference else {}
     phase = PreferencePhase(config, method, rows.train, rows.held_out, optimizer, fixed)
@@ -161,7 +171,7 @@ def _run(
             session.log(phase.evaluate(learner.params))
             _log_samples(session, learner, learner.params, rows)
         run_steps(session, phase, steps, phase.evaluate, stop)
-        if session.position == steps:
+        if began < session.position == steps:
             _log_samples(session, learner, session.state.params, rows)
     print(farewell(session))
     return session.directory
@@ -184,22 +194,23 @@ def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -
     )
 
 
-def _pairs(config: RewardConfig | DpoConfig) -> tuple[str, list[Pair]]:
+def _pairs(config: RewardConfig | DpoConfig, model: LanguageModel) -> tuple[str, list[Pair]]:
     """What the data is called, and its pairs."""
     if config.data is not None:
         return config.data, read_pairs(config.data)
-    return "arithmetic", _sums(config)
+    return "arithmetic", _sums(config, model)
 
 
-def _labels(config: KtoConfig) -> tuple[str, list[Labelled]]:
+def _labels(config: KtoConfig, model: LanguageModel) -> tuple[str, list[Labelled]]:
     if config.data is not None:
         return config.data, read_labelled(config.data)
-    return "arithmetic", unpaired(_sums(config))
+    return "arithmetic", unpaired(_sums(config, model))
 
 
-def _sums(config: PreferenceSettings) -> list[Pair]:
+def _sums(config: PreferenceSettings, model: LanguageModel) -> list[Pair]:
     """Right answers preferred to wrong ones, off by at most ten."""
-    task = load_task("arithmetic" if config.model == "char" else "arithmetic-words", held_out_size=1, seed=config.seed)
+    form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
+    task = load_task(form, held_out_size=1, seed=config.seed)
     off = np.random.default_rng(config.seed).integers(1, 11, len(task.train))
     return [
         Pair(row["prompt"], row["completion"], str(int(row["completion"]) + int(by)))
@@ -231,7 +242,7 @@ def _pair_batch(model: LanguageModel, rows: Sequence[Any]) -> Rows:
 
 
 def _referenced(
-    model: LanguageModel, learner: Learner, log_probs: Callable[[int], Any], rows: Sequence[Any], size: int
+    model: LanguageModel, learner: Learner, log_probs: Callable[[int], Any], size: int, rows: Sequence[Any]
 ) -> list[_Referenced]:
     """The pairs with the log-probabilities that the model gives them before training."""
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlax_llm.train.settings import BatchSettings, ModelSettings, OptimizerSettings, RunSettings, at_least, option
+from rlax_llm.train.settings import (
+    BatchSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    above_zero,
+    at_least,
+    option,
+)
 
 _PAIRS_HELP = (
     "Preference pairs: a .jsonl or .parquet file, a data set's directory or its hub id, with columns prompt (or none, "
@@ -86,7 +94,10 @@ class DpoConfig(PreferenceSettings):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
+        above_zero(self, "beta")
         at_least(self, 0, "label_smoothing", "gamma", "nll_coef")
+        if self.label_smoothing is not None and self.label_smoothing >= 0.5:
+            raise ValueError(f"dpo: label_smoothing is {self.label_smoothing}, wanted a share below 0.5.")
 
 
 @dataclass(frozen=True)
@@ -110,4 +121,5 @@ class KtoConfig(PreferenceSettings):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
+        above_zero(self, "beta")
         at_least(self, 0, "desirable_weight", "undesirable_weight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,8 +123,17 @@ def _parsed(text: str) -> dict[str, float]:
             raise ValueError(f"dpo: there is no recipe {name!r}{nearest(name, known)}; give one of {', '.join(known)}.")
         if name in terms:
             raise ValueError(f"dpo: recipe {name} is there twice; give it once, with the sum of the weights.")
-        try:
-            terms[name] = float(weight) if weight else 1.0
-        except ValueError:
-            raise ValueError(f"dpo: the weight of recipe {name} is {weight!r}, wanted a number.") from None
+        terms[name] = _weight(name, weight)
+    if len(terms) == 1 and ":" in text:
+        raise ValueError(f"dpo: recipe {text!r} has a weight and nothing beside it; leave the weight out.")
     return terms
+
+
+def _weight(name: str, text: str) -> float:
+    try:
+        weight = float(text) if text else 1.0
+    except ValueError:
+        weight = math.nan
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ValueError(f"dpo: the weight of recipe {name} is {text!r}, wanted a number greater than 0.")
+    return weight

@@ -11,7 +11,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class RunDirectory:
             )
         with writing(run.config_path):
             run.path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(_plain(config, _as_it_is), sort_keys=False, allow_unicode=True)
             _write_at_once(run.config_path, text)
         return run
 
@@ -234,16 +234,26 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def _plain(value: Any) -> Any:
+def _null(value: float) -> None:
+    """JSON has no infinity and no NaN."""
+    del value
+
+
+def _as_it_is(value: float) -> float:
+    """YAML has both."""
+    return value
+
+
+def _plain(value: Any, not_finite: Callable[[float], float | None] = _null) -> Any:
     """The value with only what JSON has; ``.tolist()`` is what numpy's and JAX's arrays share."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, not_finite) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, not_finite) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return _plain(value.tolist(), not_finite)
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return not_finite(value)
     return value

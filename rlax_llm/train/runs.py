@@ -85,7 +85,7 @@ def _group_steps(session: Session, phase: GroupPhase, stop: Callable[[], bool]) 
     assert state is not None
     if session.step == 0:
         # The warm start's optimizer state has done its work; reinforcement learning begins with a fresh one.
-        state = session.state = phase.init(state.params)
+        state = session.state = phase.init(state.params) if session.warm_start_steps else state
         metrics, rows = phase.evaluate(state.params)
         if session.warm_start_steps == 0:
             session.log(metrics)

@@ -17,7 +17,7 @@ import jax
 
 from rlax_llm.train import checkpoints
 from rlax_llm.train.configs import GrpoConfig, SftConfig
-from rlax_llm.train.curves import draw_curves
+from rlax_llm.train.curves import BY_COMMAND, PANELS, draw_curves
 from rlax_llm.train.learner import Export
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import PreferenceSettings
@@ -116,7 +116,8 @@ class Session:
                 self.save()
             export(state.params, self.directory.model_path)
         title = f"{self.config.command} · {self.config.model} · {task_of(self.config)}"
-        draw_curves(self.directory.curves_path, self.directory.metrics(), title)
+        panels = BY_COMMAND.get(self.config.command, PANELS)
+        draw_curves(self.directory.curves_path, self.directory.metrics(), title, panels)
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
         self.directory.write_summary(summary() | ending)
 

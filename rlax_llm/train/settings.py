@@ -47,16 +47,21 @@ class ModelSettings:
         0, "model", "Train adapters of this rank instead of the weights; 0 trains the weights.", metavar="INT"
     )
     lora_alpha: float | None = option(None, "model", "An adapter counts alpha / rank times.", "twice the rank")
-    lora_targets: str = option(
-        "q,k,v,o,gate,up,down", "model", "Projections that have an adapter, with commas.", metavar="NAMES"
+    lora_targets: str | None = option(
+        None, "model", "Projections that have an adapter, as q,v.", "q,k,v,o,gate,up,down", "NAMES"
     )
 
     def check_model(self) -> None:
         """Check the ranges of these fields."""
         at_least(self, 0, "lora_rank")
         above_zero(self, "lora_alpha")
-        if self.lora_alpha is not None and not self.lora_rank:
-            raise ValueError(f"{getattr(self, 'command', '')}: lora_alpha is given without lora_rank; give both.")
+        command = getattr(self, "command", "")
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(self, name) is not None and not self.lora_rank:
+                raise ValueError(f"{command}: {name} is given without lora_rank; give both.")
+        if self.lora_rank and self.dtype != "float32":
+            # What is sampled from is the sum of base and adapter, which bfloat16 would round small steps out of.
+            raise ValueError(f"{command}: dtype is {self.dtype} beside lora_rank, wanted float32; leave one out.")
 
 
 @dataclass(frozen=True)

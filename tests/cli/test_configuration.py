@@ -247,3 +247,9 @@ def test_the_compilation_cache_is_the_users_or_the_one_given(monkeypatch, tmp_pa
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def test_a_setting_of_infinity_survives_the_run_directory(tmp_path):
+    out = str(tmp_path / "run")
+    RunDirectory.create(out, as_dict(SftConfig(clip_norm=float("inf"))))
+    assert _parse(SftConfig, "--resume", out).clip_norm == float("inf")

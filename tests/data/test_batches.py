@@ -122,16 +122,18 @@ def test_a_batch_of_one_width_needs_one_program():
         ),
         (pair_rows, [], "pair_rows: no rows, wanted at least one."),
         (demonstration_rows, [], "demonstration_rows: no rows, wanted at least one."),
-        (
-            labelled_rows,
-            [LabelledTokens([1], [2], True)] * 3,
-            "labelled_rows: 3 rows of 1 prompts; mismatched pairs need two prompts in a batch: give a larger batch, or "
-            "a loss without a reference point.",
-        ),
-        (labelled_rows, [], "labelled_rows: 0 rows of 0 prompts; mismatched pairs need two prompts"),
+        (labelled_rows, [], "labelled_rows: no rows, wanted at least one."),
     ],
 )
 def test_rows_that_do_not_fit_are_named(build, rows, said):
     with pytest.raises(DataError) as caught:
         build(rows, PAD, (2, 2))
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_of_one_prompt_has_no_mismatched_row(size):
+    batch = labelled_rows([LabelledTokens([1], [2, 3], True)] * size, PAD, (2, 2))
+    assert batch.completions.tokens.shape == (2 * size, 4)
+    assert batch.completions.mask[::2].sum(-1).tolist() == [2] * size
+    assert not batch.completions.mask[1::2].any()

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from rlax_llm.models.loading import load_model, load_scalar
-from rlax_llm.train.ppo_run import run_ppo
+from rlax_llm.train.ppo_phase import PpoPhase
+from rlax_llm.train.ppo_run import build_models, run_ppo
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_runs import run_dpo, run_kto, run_reward
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.train.setup import build_task, with_defaults
 
 SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval_every": 2, "save_every": 1}
 CLOCKS = ("seconds", "tokens_per_second")
@@ -121,6 +123,13 @@ def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
     assert abs(first["kl"]) < 1e-6 and {"rewards/chosen", "rewards/rejected", "count/chosen"} <= set(first)
 
 
+def test_without_a_reference_point_labels_of_one_prompt_do(pairs, tmp_path):
+    sizes = SIZES | {"batch_size": 2, "steps": 3}
+    run = run_kto(KtoConfig(data=pairs, recipe="apo_zero", out=str(tmp_path / "run"), **sizes))
+    assert complete(run) and "kl" not in run.metrics()[1]
+    assert run.metrics()[0]["held_out_margin"] == pytest.approx(0.0, abs=1e-5)
+
+
 def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
     config = PpoConfig(
         task="arithmetic,largest=9",
@@ -142,6 +151,41 @@ def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
     value, reward = load_scalar(run.path / "value_model"), load_scalar(reward_run.model_path)
     assert not all(leaves_equal(value.params, reward.params)), "the value model was trained"
     assert value.params["score"].shape == reward.params["score"].shape
+
+
+PPO = with_defaults(PpoConfig(task="arithmetic,largest=9", warm_start_steps=2, **SIZES))
+
+
+def test_ppo_rates_end_where_training_does():
+    config = dataclasses.replace(
+        PPO, steps=10, epochs=2, minibatches=2, value_warmup_steps=4, warmup_steps=1, learning_rate=1.0
+    )
+    phase = PpoPhase(config, build_models(config), build_task(config, 4))
+    # One step of warm-up is four optimizer steps; six steps teach the policy, 24 optimizer steps.
+    rates = np.array([float(phase.schedule(i)) for i in range(25)])
+    assert rates[3] == rates.max() == pytest.approx(1.0) and np.all(np.diff(rates[3:]) <= 0) and rates[24] < 0.06
+
+
+def test_the_value_model_starts_from_the_warm_started_policy():
+    config = dataclasses.replace(PPO, lora_rank=2, steps=2)
+    phase = PpoPhase(config, build_models(config), build_task(config, 4))
+    policy = jax.tree.map(lambda x: x + 1, phase.models.policy.params)
+    state = phase.init(policy)
+    assert all(leaves_equal(state.params["value"]["layers"], policy["layers"]))
+    assert not state.params["value"]["score"].any()
+
+
+def test_an_error_in_the_first_step_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+    config = dataclasses.replace(PPO, out=str(tmp_path / "run"), save_every=0)
+
+    def fail(*_):
+        raise ValueError("no luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PpoPhase, "step", fail)
+        with pytest.raises(ValueError, match="no luck"):
+            run_ppo(config)
+    assert complete(run_ppo(dataclasses.replace(config, resume=config.out)), "value_model")
 
 
 def test_ppo_takes_functions_too(tmp_path):
