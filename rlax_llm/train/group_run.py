@@ -18,6 +18,7 @@ from rlax_llm.rewards.calling import Scores, score
 from rlax_llm.train.configs import GrpoConfig
 from rlax_llm.train.learner import Learner
 from rlax_llm.train.policy import TrainState, group_loop
+from rlax_llm.train.progress import GROUP_COLUMNS
 from rlax_llm.train.rollouts import Rollout, Sampling, evaluate
 from rlax_llm.train.setup import build_objective, build_optimizer, build_sampler, build_schedule
 
@@ -31,7 +32,10 @@ class GroupPhase:
         task: prompts, rewards and what counts as solved.
     """
 
+    columns = GROUP_COLUMNS
+
     def __init__(self, config: GrpoConfig, learner: Learner, task: Task):
+        self.title = config.recipe
         self.config, self.learner, self.task = config, learner, task
         self.groups, self.group_size = config.groups or 0, config.group_size or 0
         self.objective, self.needs_reference = build_objective(config)
@@ -43,6 +47,10 @@ class GroupPhase:
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
         self.key = jax.random.key(config.seed)
         self.update = lru_cache(self._update)
+
+    def policy(self, state: TrainState) -> Params:
+        """What the policy's learner trains."""
+        return state.params
 
     def init(self, params: Params) -> TrainState:
         """State before the first step."""

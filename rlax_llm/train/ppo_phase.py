@@ -87,7 +87,7 @@ class PpoPhase:
         task: prompts, and reward functions where there are any.
     """
 
-    columns = COLUMNS
+    columns, title = COLUMNS, "ppo"
 
     def __init__(self, config: PpoConfig, models: Models, task: Task):
         self.config, self.models, self.task = config, models, task
@@ -101,6 +101,15 @@ class PpoPhase:
         frozen = {"policy": policy.frozen, "value": models.value.frozen}
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
         self.update, self.judge = lru_cache(self._update), lru_cache(self._judge)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a KL in the reward."""
+        return self.config.kl_coef > 0
+
+    def policy(self, state: RlhfState) -> Params:
+        """What the policy's learner trains."""
+        return state.params["policy"]
 
     @property
     def _updates(self) -> int:

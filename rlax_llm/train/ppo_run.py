@@ -13,16 +13,12 @@ from rlax_llm.data.tasks import Task
 from rlax_llm.models import decoder
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_scalar
-from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.learner import Learner, language_learner, scalar_learner
-from rlax_llm.train.ppo_phase import COLUMNS, Models, PpoPhase
+from rlax_llm.train.ppo_phase import Models, PpoPhase
 from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.progress import Progress
+from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.runs import farewell, summary, warm_start
-from rlax_llm.train.session import Session, due
 from rlax_llm.train.setup import build_model, build_task, dtype_of, with_defaults
-from rlax_llm.train.supervised_run import run_steps
 
 
 def run_ppo(config: PpoConfig) -> RunDirectory:
@@ -39,18 +35,7 @@ def run_ppo(config: PpoConfig) -> RunDirectory:
     """
     config = with_defaults(config)
     task, models = _task(config), build_models(config)
-    phase = PpoPhase(config, models, task)
-    warm_up = warm_start(config, models.policy, task) if config.warm_start_steps else None
-    session = Session(config, config.warm_start_steps or 0)
-    with session.finishing(_export(models), lambda: summary(session)), interruptible() as stop:
-        first = warm_up if warm_up is not None and session.step <= 0 else phase
-        session.begin(first.init(models.policy.params))
-        if warm_up is not None and session.step < 0:
-            run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
-        if not stop() and session.step >= 0:
-            _steps(session, phase, stop)
-    print(farewell(session))
-    return session.directory
+    return run_reinforced(models.policy, PpoPhase(config, models, task), _export(models))
 
 
 def build_models(config: PpoConfig) -> Models:
@@ -110,28 +95,3 @@ def _export(models: Models) -> Callable[[Params, Path], None]:
         return models.value.export(params["value"], path.with_name("value_model"))
 
     return export
-
-
-def _steps(session: Session, phase: PpoPhase, stop: Callable[[], bool]) -> None:
-    """Go on from the session's position to the last step, or until ``stop``."""
-    config, steps = phase.config, phase.config.steps or 0
-    state = session.state
-    assert state is not None
-    if session.step == 0:
-        # Not the session's state before its first step is done: until then the warm start's is what can be resumed.
-        state = phase.init(state.params) if session.warm_start_steps else state
-        metrics, rows = phase.evaluate(state.params["policy"])
-        if session.warm_start_steps == 0:
-            session.log(metrics)
-        session.directory.log_completions([{"step": 0, **row} for row in rows])
-    reference = session.reference(state.params["policy"]) if config.kl_coef else None
-    with Progress(steps, "ppo", COLUMNS, first_step=session.step) as progress:
-        while session.step < steps and not stop():
-            state, metrics, rows = phase.step(state, session.step, reference)
-            number = session.step + 1
-            if due(number, config.eval_every, steps):
-                held_out, held_out_rows = phase.evaluate(state.params["policy"])
-                metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
-            session.directory.log_completions([{"step": number, **row} for row in rows])
-            session.advance(state, metrics)
-            progress.update(number, metrics)

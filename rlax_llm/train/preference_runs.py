@@ -19,6 +19,7 @@ from rlax_llm.generation.sampling import greedy
 from rlax_llm.links import logistic
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import Split, of_records
 from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, zero_reference
@@ -31,7 +32,6 @@ from rlax_llm.train.preference_setup import build_preference
 from rlax_llm.train.progress import Column
 from rlax_llm.train.rollouts import Sampling
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.runs import farewell, summary
 from rlax_llm.train.session import Session
 from rlax_llm.train.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.train.supervised_run import run_steps

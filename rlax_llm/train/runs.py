@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from rlax_llm.data.tasks import Task
 from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import of_file, of_task
 from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.interrupts import interruptible
-from rlax_llm.train.learner import Learner, language_learner
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.progress import Progress
+from rlax_llm.train.learner import language_learner
+from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.rollouts import Sampling, evaluate
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.session import Session, due, first_and_last, median, task_of, versions
+from rlax_llm.train.session import Session, task_of, versions
 from rlax_llm.train.settings import as_dict
 from rlax_llm.train.setup import (
-    WARM_START_LEARNING_RATE,
     build_model,
     build_sampler,
     build_schedule,
@@ -53,85 +49,7 @@ def run_grpo(config: GrpoConfig) -> RunDirectory:
     config = with_defaults(config)
     task = build_task(config, config.eval_size or 1)
     learner = language_learner(config, build_model(config), config.seed)
-    phase = GroupPhase(config, learner, task)
-    warm_up = warm_start(config, learner, task) if config.warm_start_steps else None
-    session = Session(config, config.warm_start_steps or 0)
-    with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
-        first = warm_up if warm_up is not None and session.step <= 0 else phase
-        session.begin(first.init(learner.params))
-        if warm_up is not None and session.step < 0:
-            run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
-        if not stop() and session.step >= 0:
-            _group_steps(session, phase, stop)
-    print(farewell(session))
-    return session.directory
-
-
-def warm_start(config: GrpoConfig | PpoConfig, learner: Learner, task: Task) -> SupervisedPhase:
-    """The supervised steps before reinforcement learning."""
-    schedule = optax.constant_schedule(
-        WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
-    )
-    batch_size = with_defaults(SftConfig(model=config.model)).batch_size
-    return SupervisedPhase(
-        config, learner, of_task(task, learner, config), own_rows(config, learner), schedule, batch_size
-    )
-
-
-def _group_steps(session: Session, phase: GroupPhase, stop: Callable[[], bool]) -> None:
-    """Go on from the session's position to the last step, or until ``stop``."""
-    config, steps = phase.config, phase.config.steps or 0
-    state = session.state
-    assert state is not None
-    if session.step == 0:
-        # The warm start's optimizer state has done its work; reinforcement learning begins with a fresh one.
-        state = session.state = phase.init(state.params) if session.warm_start_steps else state
-        metrics, rows = phase.evaluate(state.params)
-        if session.warm_start_steps == 0:
-            session.log(metrics)
-        session.directory.log_completions([{"step": 0, **row} for row in rows])
-    reference = session.reference(state.params) if phase.needs_reference else None
-    with Progress(steps, config.recipe, first_step=session.step) as progress:
-        while session.step < steps and not stop():
-            state, metrics, rows = phase.step(state, session.step, reference)
-            number = session.step + 1
-            if due(number, config.eval_every, steps):
-                held_out, held_out_rows = phase.evaluate(state.params)
-                metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
-            session.directory.log_completions([{"step": number, **row} for row in rows])
-            session.advance(state, metrics)
-            progress.update(number, metrics)
-
-
-def summary(session: Session) -> dict[str, Any]:
-    """What came out: first and last values, and medians of the speeds."""
-    metrics, config = session.directory.metrics(), session.config
-    told: dict[str, Any] = {"command": config.command, "model": config.model, "task": task_of(config)}
-    told |= {"recipe": recipe} if (recipe := getattr(config, "recipe", None)) else {}
-    told |= {"steps": session.step, "finished": session.step >= (config.steps or 0)}
-    for key in ("reward", "held_out_accuracy", "held_out_reward", "held_out_loss", "loss"):
-        first, last = first_and_last(metrics, key)
-        told |= {f"first_{key}": first, f"last_{key}": last} if first is not None else {}
-    for key in ("tokens_per_second", "rollout_tokens_per_second", "update_tokens_per_second"):
-        value = median(metrics, key)
-        told |= {key: round(value, 1)} if value is not None else {}
-    return told
-
-
-def farewell(session: Session) -> str:
-    """What a person wants to know at the end of a run: what changed, where it is, how to go on."""
-    metrics, place = session.directory.metrics(), session.directory.path
-    told = []
-    for key, name in (("held_out_accuracy", "held-out accuracy"), ("held_out_loss", "held-out loss")):
-        first, last = first_and_last(metrics, key)
-        told += [f"{name} {first:.3f} → {last:.3f}"] if first is not None and last is not None else []
-    told += [f"{max(session.step, 0)} steps in {session.wall_seconds():.0f} s", f"written to {place}"]
-    lines = [", ".join(told)]
-    if session.step < (session.config.steps or 0):
-        lines += [f"Go on with: rlax-llm {session.config.command} --resume {place}"]
-    elif session.config.command != "reward":
-        lines += [f"Try it: rlax-llm generate --model {session.directory.model_path} PROMPT"]
-    return "\n".join(lines)
+    return run_reinforced(learner, GroupPhase(config, learner, task), learner.export)
 
 
 def run_sft(config: SftConfig) -> RunDirectory:

@@ -1,0 +1,80 @@
+"""Reinforcement learning as a run, whatever the phase: a warm start if there is one, then rollouts and updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from rlax_llm.train.configs import SftConfig
+from rlax_llm.train.endings import farewell, summary
+from rlax_llm.train.examples import of_task
+from rlax_llm.train.group_run import GroupPhase
+from rlax_llm.train.interrupts import interruptible
+from rlax_llm.train.learner import Export, Learner
+from rlax_llm.train.ppo_phase import PpoPhase
+from rlax_llm.train.progress import Progress
+from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.session import Session, due
+from rlax_llm.train.setup import WARM_START_LEARNING_RATE, with_defaults
+from rlax_llm.train.supervised_run import SupervisedPhase, own_rows, run_steps
+
+Phase = GroupPhase | PpoPhase
+
+
+def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirectory:
+    """Run a phase in a session of its own, and leave a run directory.
+
+    A signal ends the run after its step; an error ends it too. What was done so far is written in either case.
+
+    Args:
+        learner: the policy.
+        phase: of group policy optimisation or of PPO.
+        export: ``(params, path)``, writes the models.
+    """
+    config = phase.config
+    warm_up = _warm_start(learner, phase) if config.warm_start_steps else None
+    session = Session(config, config.warm_start_steps or 0)
+    with session.finishing(export, lambda: summary(session)), interruptible() as stop:
+        first = warm_up if warm_up is not None and session.step <= 0 else phase
+        session.begin(first.init(learner.params))
+        if warm_up is not None and session.step < 0:
+            run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
+        if not stop() and session.step >= 0:
+            _steps(session, phase, stop)
+    print(farewell(session))
+    return session.directory
+
+
+def _warm_start(learner: Learner, phase: Phase) -> SupervisedPhase:
+    config, task = phase.config, phase.task
+    peak = WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
+    batch_size = with_defaults(SftConfig(model=config.model)).batch_size
+    examples, form = of_task(task, learner, config), own_rows(config, learner)
+    return SupervisedPhase(config, learner, examples, form, optax.constant_schedule(peak), batch_size)
+
+
+def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
+    """Go on from the session's position to the last step, or until ``stop``."""
+    config, steps = phase.config, phase.config.steps or 0
+    state: Any = session.state  # of the phase's own kind, or the warm start's
+    if session.step == 0:
+        # The warm start's optimizer state has done its work. It stays the session's until a step is done: until then
+        # it is what can be resumed.
+        state = phase.init(state.params) if session.warm_start_steps else state
+        metrics, rows = phase.evaluate(phase.policy(state))
+        if session.warm_start_steps == 0:
+            session.log(metrics)
+        session.directory.log_completions([{"step": 0, **row} for row in rows])
+    reference = session.reference(phase.policy(state)) if phase.needs_reference else None
+    with Progress(steps, phase.title, phase.columns, session.step) as progress:
+        while session.step < steps and not stop():
+            state, metrics, rows = phase.step(state, session.step, reference)
+            number = session.step + 1
+            if due(number, config.eval_every, steps):
+                held_out, held_out_rows = phase.evaluate(phase.policy(state))
+                metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
+            session.directory.log_completions([{"step": number, **row} for row in rows])
+            session.advance(state, metrics)
+            progress.update(number, metrics)
