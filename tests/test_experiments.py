@@ -19,13 +19,14 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 NAMES = (
     "actor_critic",
     "control_returns",
+    "dpo_and_ipo",
     "gae_lambda",
     "policy_gradient_weights",
     "ppo_against_trpo",
     "rock_paper_scissors",
     "trpo_line_search",
 )
-"""The first six claims about the subject, and the returns; what else lies there is not of this form."""
+"""What is measured over seeds; what else lies there is not of this form."""
 
 
 @pytest.fixture(scope="module", autouse=True)
