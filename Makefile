@@ -1,6 +1,8 @@
 # `make demo` and `make test` set everything up by themselves; PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
+# Two processes and more share the tests, a file each at a time; a file's tests share its compiled programs.
+SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 PARITY_VENV ?= .venv-parity
 
@@ -28,7 +30,7 @@ demo: $(VENV)/.installed
 	$(BIN)/rlax-llm grpo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -38,7 +40,7 @@ lint: $(VENV)/.installed
 
 # Live comparisons with PyTorch, transformers and TRL, in an environment of their own.
 parity: $(PARITY_VENV)/.installed
-	$(PARITY_VENV)/bin/python -m pytest -p no:doctest tests/parity -o addopts=-q
+	$(PARITY_VENV)/bin/python -m pytest -p no:doctest tests/parity -o addopts=-q $(SHARED)
 
 clean:
 	rm -rf $(VENV) $(PARITY_VENV) runs .pytest_cache .ruff_cache

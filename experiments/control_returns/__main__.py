@@ -42,6 +42,8 @@ class Settings(NamedTuple):
         Task("Pendulum-v1", "ppo", 200_000, -250.0),
         Task("Pendulum-v1", "trpo", 100_000, -340.0),
         Task("MountainCarContinuous-v0", "ppo", 300_000, 90.0),
+        Task("Breakout-MinAtar", "ppo", 10_000_000, None),
+        Task("Asterix-MinAtar", "ppo", 10_000_000, None),
     )
 
 
