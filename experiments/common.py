@@ -66,6 +66,17 @@ def short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def plain(settings: Any) -> Any:
+    """What JSON keeps of settings, with the names of those in them.
+
+    >>> plain(Task("CartPole-v1", 0.99, 500, False))["limit_steps"]
+    500
+    """
+    if hasattr(settings, "_asdict"):
+        return {name: plain(value) for name, value in settings._asdict().items()}
+    return [plain(value) for value in settings] if isinstance(settings, (tuple, list)) else settings
+
+
 def said(measured: Mapping[str, Any], digits: int = 2, scale: float = 1.0) -> str:
     """``mean (low to high)``.
 

@@ -45,7 +45,7 @@ def wide(values: jax.Array) -> jax.Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
-def log_prob(beta: float = 1.0) -> Reward:
+def log_prob(beta: float | jax.Array = 1.0) -> Reward:
     """Scaled log-probability of the response, ``r = β Σ_t log π(y_t)`` (CPO, arXiv 2401.08417).
 
     Limiting case: ``log_ratio`` under a reference that gives every response the same probability, up to a constant.
@@ -71,7 +71,7 @@ def log_prob(beta: float = 1.0) -> Reward:
     return reward
 
 
-def log_ratio(beta: float = 1.0) -> Reward:
+def log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     """DPO's reward ``r = β Σ_t (log π(y_t) − log π_ref(y_t))`` (arXiv 2305.18290, eq. 5 without its constant).
 
     Limiting cases: 0 where the policy is the reference; ``log_prob`` of the per-token ``kl.k1``.
@@ -122,7 +122,7 @@ def length_normalised(reward: Reward) -> Reward:
     return normalised
 
 
-def mean_log_prob(beta: float = 1.0) -> Reward:
+def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
     """SimPO's reward ``r = β/|y| Σ_t log π(y_t)`` (arXiv 2405.14734, eq. 4): ``length_normalised(log_prob(beta))``.
 
     Limiting case: ``log_prob`` for a response of one token.
@@ -142,7 +142,7 @@ def mean_log_prob(beta: float = 1.0) -> Reward:
     return length_normalised(log_prob(beta))
 
 
-def mean_log_ratio(beta: float = 1.0) -> Reward:
+def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     """Log-ratio per token, ``r = β/|y| Σ_t (log π − log π_ref)``: ``length_normalised(log_ratio(beta))``.
 
     Limiting case: ``log_ratio`` for a response of one token.
@@ -185,7 +185,7 @@ def length_regularised(reward: Reward, length_coef: float) -> Reward:
     return regularised
 
 
-def sloped(reward: Reward, slope: Slope, beta: float) -> Reward:
+def sloped(reward: Reward, slope: Slope, beta: float | jax.Array) -> Reward:
     """f-DPO's reward ``r = β f′(π/π_ref)`` (arXiv 2309.16240), f′ written as a function of the log-ratio.
 
     Limiting cases: ``slope`` the identity is reverse KL, ``log_ratio(β)``; near 0 every slope here is the identity.

@@ -77,7 +77,7 @@ def hinge(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     return jax.nn.relu(1 - _difference("hinge", chosen_rewards, rejected_rewards))
 
 
-def squared(target: float) -> Link:
+def squared(target: jax.typing.ArrayLike) -> Link:
     """Regression of the margin, ``(Δ − target)²`` (IPO, arXiv 2310.12036, eq. 17, with ``target = 1/(2τ)``).
 
     Limiting case: 0 at Δ = target, so that a preference without noise has a finite optimum, which DPO's has not.

@@ -9,6 +9,8 @@ Those that differ from ``dpo`` by a link alone have no function of their own: ``
 
 from __future__ import annotations
 
+import jax
+
 from rlax_llm import checks
 from rlax_llm.implicit_rewards import (
     alpha_slope,
@@ -23,7 +25,7 @@ from rlax_llm.links import against_zero, logistic, shifted, sorted_pairs, square
 from rlax_llm.preferences import Preference, per_response, policy_against_reference
 
 
-def dpo(beta: float = 0.1) -> Preference:
+def dpo(beta: float | jax.Array = 0.1) -> Preference:
     """Direct Preference Optimisation, ``−log σ(β (log π/π_ref (w) − log π/π_ref (l)))`` (arXiv 2305.18290, eq. 7).
 
     Limiting case: log 2 where the policy is the reference.
@@ -43,7 +45,7 @@ def dpo(beta: float = 0.1) -> Preference:
     return Preference(per_response(log_ratio(beta)), logistic)
 
 
-def ipo(tau: float = 0.1) -> Preference:
+def ipo(tau: float | jax.Array = 0.1) -> Preference:
     """Identity Preference Optimisation, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
 
     The paper writes whole responses; per token is what its authors ran and TRL, HALOs and EasyDeL compute. On sums, as
@@ -66,7 +68,7 @@ def ipo(tau: float = 0.1) -> Preference:
     return Preference(per_response(mean_log_ratio()), squared(1 / (2 * tau)))
 
 
-def sppo(beta: float = 0.1) -> Preference:
+def sppo(beta: float | jax.Array = 0.1) -> Preference:
     """Self-Play Preference Optimisation with hard labels, ``(w − 1/(2β))² + (l + 1/(2β))²`` (arXiv 2405.00675, 4.7).
 
     Limiting case: 0 where both log-ratios are at their targets ±1/(2β).
@@ -88,7 +90,7 @@ def sppo(beta: float = 0.1) -> Preference:
     return Preference(per_response(log_ratio()), against_zero(squared(1 / (2 * beta))))
 
 
-def aot(beta: float = 0.1) -> Preference:
+def aot(beta: float | jax.Array = 0.1) -> Preference:
     """Alignment via Optimal Transport on pairs: sorted margins of the policy and of the reference (arXiv 2406.05882).
 
     Limiting case: ``dpo`` for a batch of one pair. The unpaired form sorts rewards instead:
@@ -109,7 +111,7 @@ def aot(beta: float = 0.1) -> Preference:
     return Preference(policy_against_reference(log_prob(beta)), sorted_pairs(logistic))
 
 
-def cpo(beta: float = 0.1, nll_coef: float = 0.0) -> Preference:
+def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
     """Contrastive Preference Optimisation: ``dpo`` without a reference, plus likelihood (arXiv 2401.08417).
 
     Limiting case: ``dpo`` under a uniform reference. The paper's likelihood term is ``nll_coef = 1`` with
@@ -131,7 +133,7 @@ def cpo(beta: float = 0.1, nll_coef: float = 0.0) -> Preference:
     return Preference(per_response(log_prob(beta)), logistic, nll_coef)
 
 
-def simpo(beta: float = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Preference:
+def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Preference:
     """SimPO, ``−log σ(β (log π(w)/|w| − log π(l)/|l|) − γ)`` (arXiv 2405.14734, eq. 6).
 
     Limiting case: γ = 0 is length-normalised ``cpo``. Peers differ: TRL keeps a likelihood term of weight 1 unless it
@@ -154,7 +156,7 @@ def simpo(beta: float = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Prefe
     return Preference(per_response(mean_log_prob(beta)), shifted(logistic, gamma), nll_coef)
 
 
-def alpha_po(alpha: float = 0.25, beta: float = 2.0, gamma: float = 0.5) -> Preference:
+def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 0.5) -> Preference:
     """AlphaPO: ``simpo`` with the reward bent to ``β (1 − p^−α)/α``, p per token (arXiv 2501.03884).
 
     Limiting case: α → 0 is ``simpo``.

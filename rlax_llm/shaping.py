@@ -52,7 +52,7 @@ def kl_in_reward(
     log_probs: jax.Array,
     ref_log_probs: jax.Array,
     mask: jax.Array,
-    kl_coef: float,
+    kl_coef: jax.typing.ArrayLike,
     estimator: KlEstimator = k1,
 ) -> jax.Array:
     """Subtract the KL from each chosen token's reward, ``r_t − kl_coef · KL_t`` (arXiv 1909.08593).

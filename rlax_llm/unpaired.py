@@ -56,7 +56,7 @@ class RunningMean(NamedTuple):
     seen: jax.Array
 
 
-def kto(beta: float = 0.1) -> Unpaired:
+def kto(beta: float | jax.Array = 0.1) -> Unpaired:
     """Kahneman-Tversky Optimisation: ``1 − σ(r − z0)`` where desirable, else ``1 − σ(z0 − r)`` (arXiv 2402.01306).
 
     ``z0`` is ``reference_point`` of mismatched pairs. Limiting case: with reference 0 it is the unpaired APO-zero
@@ -77,7 +77,7 @@ def kto(beta: float = 0.1) -> Unpaired:
     return Unpaired(log_ratio(beta), misranking)
 
 
-def bco(beta: float = 0.1) -> Unpaired:
+def bco(beta: float | jax.Array = 0.1) -> Unpaired:
     """Binary Classifier Optimisation: ``−log σ(±(r − δ))``, + where desirable (arXiv 2404.04656).
 
     ``δ`` is a running mean of the rewards. Limiting case: with reference 0, a pair gives ``against_zero(logistic)``.
@@ -173,8 +173,8 @@ def reference_point(reward: Reward, mismatched: Responses) -> jax.Array:
 def label_mean(
     mask: jax.Array,
     desirable: jax.Array,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    desirable_weight: float | jax.Array = 1.0,
+    undesirable_weight: float | jax.Array = 1.0,
 ) -> jax.Array:
     """Weights of the mean over responses with KTO's class weights, ``λ_D/B`` and ``λ_U/B``.
 

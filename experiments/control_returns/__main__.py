@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common import COLOURS, arguments, label, new_figure, said, short, table, write
+from experiments.common import COLOURS, arguments, label, new_figure, plain, said, short, table, write
 from rlax_llm.train.control_config import ControlConfig
 from rlax_llm.train.control_run import run_control
 from rlax_llm.train.run_directory import RunDirectory
@@ -156,7 +156,7 @@ def main(given: Sequence[str] | None = None) -> None:
         measured(task, finished_run(task, settings.seeds, runs / f"{task.env}-{task.recipe}"))
         for task in settings.tasks
     ]
-    numbers = {"settings": settings._asdict(), "tasks": tasks, "peers": peers(PEERS)}
+    numbers = {"settings": plain(settings), "tasks": tasks, "peers": peers(PEERS)}
     write(options.out, draw(settings, tasks), numbers, report)
 
 

@@ -283,6 +283,33 @@ def generate(
     return completions(*prompts, last, request)
 
 
+def generate_at_once(
+    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
+) -> Completions:
+    """``generate`` as one pure function to be jitted, scanned and vmapped: the cache has room for all tokens at once.
+
+    Limiting case: the completions of ``generate`` for the same key.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
+        key: a typed PRNG key.
+        request: sampler, stop tokens, longest completion, group size.
+
+    Returns:
+        ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
+
+    Raises:
+        ValueError: where prompt and completion could exceed the model's ``max_positions``.
+    """
+    limit = request.max_new_tokens
+    _check_lengths(config, prompts[0].shape[1], limit)
+    prompt, state = prefill(config, params, *prompts, key, request, limit)
+    state = decode(config, unstack(params), prompt, state, jnp.int32(limit), request)
+    return completions(*prompts, state, request)
+
+
 @partial(jax.jit, static_argnums=3)
 def completions(tokens: jax.Array, valid: jax.Array, state: Decoding, request: Request) -> Completions:
     """``Completions`` from prompts ``[P, W]`` and the last state of their generation."""

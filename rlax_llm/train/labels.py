@@ -103,8 +103,8 @@ def label_loop(
     unpaired: Unpaired,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    desirable_weight: float | jax.Array = 1.0,
+    undesirable_weight: float | jax.Array = 1.0,
     reference: ReferencePoint = reference_point_of_mismatched,
 ) -> Loop:
     """``init(params)`` and ``step(state, completions, desirable, ref_log_probs, ref_params, frozen)``.

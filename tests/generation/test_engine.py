@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.generation import engine
-from rlax_llm.generation.engine import Request, decode, generate, prefill, stream
+from rlax_llm.generation.engine import Request, decode, generate, generate_at_once, prefill, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models import decoder
@@ -187,6 +187,20 @@ def test_steps_of_a_stream_do_not_change_its_tokens():
         tokens = np.asarray(state.tokens)[:, : steps[-1]].copy()
         np.testing.assert_array_equal(tokens, whole.tokens[:, 8 : 8 + steps[-1]])
     assert steps == [1, 2, 3, 4]
+
+
+def test_one_program_draws_what_the_stream_draws_for_every_seed(small_rooms):
+    """Jitted, and vmapped over keys: rows that stop early wait for the seed that goes on longest."""
+    params, request = random_params(SMALL), Request(BOTH, (3, 4), 12, GROUP)
+    prompts, keys = pad_prompts(PROMPTS, 0, V), jax.random.split(jax.random.key(5), 4)
+    at_once = partial(generate_at_once, SMALL, params, prompts, request=request)
+    together = jax.jit(jax.vmap(lambda key: at_once(key=key)))(keys)
+    for seed, key in enumerate(keys):
+        for one, many in zip(generate(SMALL, params, prompts, key, request), together):
+            if one.dtype == jnp.float32:
+                np.testing.assert_allclose(many[seed], one, atol=1e-5)
+            else:
+                np.testing.assert_array_equal(many[seed], one)
 
 
 def test_greedy_completions_do_not_depend_on_the_rest_of_the_batch():
