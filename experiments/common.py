@@ -22,6 +22,7 @@ import numpy as np
 from rlax_llm.envs.environment import Environment
 from rlax_llm.models.actor_critic import ActorCritic, Params
 from rlax_llm.train.collect import Steps
+from rlax_llm.train.control import trajectory
 from rlax_llm.train.spread import student_quantile
 from rlax_llm.types import Trajectory
 
@@ -217,9 +218,5 @@ def returns_of_policy(
 
 def trajectory_of(policy: ActorCritic, params: Params, steps: Steps, discount: float) -> Trajectory:
     """Steps ``[T, B]`` with the critic's values, for credits along axis 0; the policy has no memory."""
-    values, next_values = (
-        policy.evaluate(params, (), observations, steps.starts)[1]
-        for observations in (steps.observations, steps.reached)
-    )
-    traces = 1.0 - steps.truncated.at[-1].set(True)
-    return Trajectory(steps.rewards, discount * (1.0 - steps.terminated), traces, values, next_values)
+    stream = trajectory(policy, lambda observations: observations, params, (), steps)
+    return stream._replace(discounts=discount * stream.discounts)

@@ -69,8 +69,20 @@ def _running_returns(steps: Steps, discount: float | jax.Array, before: jax.Arra
     return reverse_affine_scan(steps.rewards[::-1], decay[::-1], before)[::-1]
 
 
-def _trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, steps: Steps) -> Trajectory:
-    """Values of all states, and of all states that steps led to, each in one batch."""
+def trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, steps: Steps) -> Trajectory:
+    """What credits read of collected steps: values of all states, and of all that steps led to, each in one batch.
+
+    Args:
+        policy: its critic is asked.
+        see: ``observations → observations`` as the policy sees them, such as standardised ones.
+        params: the policy's.
+        carry: its memory ``[B, …]`` before the first step, ``()`` without one.
+        steps: ``[T, B]``.
+
+    Returns:
+        ``[T, B]``, for credits along axis 0, undiscounted: 0 only behind a terminal step; traces end where a step was
+        truncated, and at the last.
+    """
     values = policy.evaluate(params, carry, see(steps.observations), steps.starts)[1]
     flat_carry, reached = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps.carry, steps.reached))
     rows = reached.shape[0]
@@ -80,11 +92,11 @@ def _trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, 
     return Trajectory(steps.rewards, discounts, traces, values, following.reshape(values.shape))
 
 
-def _learnt(policy: ActorCritic, see: Callable, steps: Steps, trajectory: Trajectory, carry: Any) -> Rollout:
+def _learnt(policy: ActorCritic, see: Callable, steps: Steps, stream: Trajectory, carry: Any) -> Rollout:
     """What an update reads of the steps."""
     log_probs = policy.distribution.log_prob(steps.parameters, steps.actions)
     seen = see(steps.observations)
-    return Rollout(seen, steps.starts, steps.actions, steps.parameters, log_probs, trajectory, carry)
+    return Rollout(seen, steps.starts, steps.actions, steps.parameters, log_probs, stream, carry)
 
 
 def _episodes(steps: Steps) -> Metrics:
@@ -155,23 +167,23 @@ def control_loop(
         runner, steps = rollout(environment, policy, see, state.params, state.runner, rollout_key, horizon)
         returns = _running_returns(steps, collecting.discount, state.discounted)
         reward_scale = rewarding.update(state.reward_scale, returns.reshape(-1))
-        trajectory = _trajectory(policy, see, state.params, state.runner.carry, steps)
+        stream = trajectory(policy, see, state.params, state.runner.carry, steps)
         scaled = rewarding.apply(reward_scale, steps.rewards)
-        trajectory = trajectory._replace(rewards=scaled, discounts=collecting.discount * trajectory.discounts)
-        learnt = _learnt(policy, see, steps, trajectory, state.runner.carry)
+        stream = stream._replace(rewards=scaled, discounts=collecting.discount * stream.discounts)
+        learnt = _learnt(policy, see, steps, stream, state.runner.carry)
         params, update_state, metrics = update.step(state.params, state.update, learnt, update_key)
         samples = steps.observations.reshape(-1, *environment.observation.shape)
         scales = observing.update(state.observation_scale, samples), reward_scale
         taken = state.steps + steps.rewards.size
-        metrics |= _episodes(steps) | {"explained_variance": _explained(trajectory)}
+        metrics |= _episodes(steps) | {"explained_variance": _explained(stream)}
         return ControlState(params, update_state, runner, *scales, returns[-1], taken), metrics
 
     return init, step
 
 
-def _explained(trajectory: Trajectory) -> jax.Array:
-    targets = trajectory.rewards + trajectory.discounts * trajectory.next_values
-    return explained_variance(trajectory.values, targets, jnp.ones(targets.shape, bool))
+def _explained(stream: Trajectory) -> jax.Array:
+    targets = stream.rewards + stream.discounts * stream.next_values
+    return explained_variance(stream.values, targets, jnp.ones(targets.shape, bool))
 
 
 def evaluate_greedily(
