@@ -31,7 +31,7 @@ from experiments.positive_sentences.tasks import (
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.models.loading import LanguageModel, load_model
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.rollouts import Sampling
+from rlax_llm.train.rollouts import Rollout, Sampling
 
 METHODS = ("ppo", "dpo", "ipo", "kto")
 REFERENCE = "smollm2"
@@ -69,28 +69,30 @@ class Settings(NamedTuple):
     held_out: int = len(HELD_OUT)
 
 
-def completed(model: LanguageModel, topics: Sequence[str], each: int, settings: Settings, seed: int) -> Any:
+def completed(model: LanguageModel, topics: Sequence[str], each: int, settings: Settings, seed: int) -> Rollout:
     """The model's completions: a rollout of ``each`` a topic."""
     sampling = Sampling(model.config, model.tokenizer, 64)
     request = sampling.request(Categorical(), settings.new_tokens, each)
     return sampling.rollout(model.params, [{"prompt": prompt(x)} for x in topics], jax.random.key(seed), request)
 
 
-def grouped(texts: Sequence[str], size: int) -> list[list[str]]:
-    """Consecutive texts in lists of ``size``."""
-    return [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+def finished(rollout: Rollout) -> list[list[str]]:
+    """The texts of each prompt that ended by themselves."""
+    each = len(rollout.texts) // len(set(map(str, rollout.rows)))
+    kept = [None if cut else text for text, cut in zip(rollout.texts, rollout.completions.truncated, strict=True)]
+    return [[text for text in kept[start : start + each] if text] for start in range(0, len(kept), each)]
 
 
 def write_data(settings: Settings, place: Path) -> None:
-    """``texts.json`` of the reference's completions, and from them ``pairs``, ``labels`` and ``prompts.jsonl``."""
+    """``texts.json`` of the reference's finished completions, and from them ``pairs``, ``labels`` and ``prompts.jsonl``."""
     place.mkdir(parents=True, exist_ok=True)
     topics, kept = TOPICS[: settings.topics], place / "texts.json"
     if not kept.exists():
         model, texts = load_model(REFERENCE), []
         for start in range(0, len(topics), 8):
-            texts += completed(model, topics[start : start + 8], settings.samples, settings, 1 + start).texts
-            print(f"{len(texts)} of {len(topics) * settings.samples} completions")
-        kept.write_text(json.dumps(grouped(texts, settings.samples)), encoding="utf-8")
+            texts += finished(completed(model, topics[start : start + 8], settings.samples, settings, 1 + start))
+            print(f"completions of {len(texts)} of {len(topics)} topics")
+        kept.write_text(json.dumps(texts), encoding="utf-8")
     texts = json.loads(kept.read_text(encoding="utf-8"))
     write_rows(place / "pairs.jsonl", preference_rows(texts, topics, settings.pairs))
     write_rows(place / "labels.jsonl", label_rows(texts, topics))
