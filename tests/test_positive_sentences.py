@@ -43,7 +43,7 @@ def test_pairs_are_in_the_judges_order_and_readable(per_topic, tmp_path):
     # Five of the six pairs of four texts differ in score.
     assert len(pairs) == 2 * min(per_topic, 5)
     for pair in pairs:
-        better, worse = (positive([], [side[-1]["content"]])[0] for side in (pair.chosen, pair.rejected))
+        better, worse = (positive([], [dict(*side)["content"]])[0] for side in (pair.chosen, pair.rejected))
         assert better > worse
     assert [pair.prompt for pair in pairs[:: min(per_topic, 5)]] == [prompt(topic) for topic in TOPICS[:2]]
 

@@ -84,7 +84,7 @@ def finished(rollout: Rollout) -> list[list[str]]:
 
 
 def write_data(settings: Settings, place: Path) -> None:
-    """``texts.json`` of the reference's finished completions, and from them ``pairs``, ``labels`` and ``prompts.jsonl``."""
+    """The reference's finished completions in ``texts.json``; from them ``pairs``, ``labels`` and ``prompts.jsonl``."""
     place.mkdir(parents=True, exist_ok=True)
     topics, kept = TOPICS[: settings.topics], place / "texts.json"
     if not kept.exists():

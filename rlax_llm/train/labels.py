@@ -98,6 +98,36 @@ def _label_means(sums: Metrics) -> Metrics:
     return means | {"margin": means["desirable_reward"] - means["undesirable_reward"]}
 
 
+def _label_terms(log_probs: LogProbs, unpaired: Unpaired) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """``(params, rows, reference point) → (loss, metrics)``, all of them sums over the rows."""
+
+    def loss(params: Params, rows: tuple, point: jax.Array) -> tuple[jax.Array, Metrics]:
+        taken, ref_log_probs, desirable, weights, uniform = rows
+        current, entropy = log_probs(params, taken)
+        responses = Responses(current, taken.mask, ref_log_probs)
+        value, _ = unpaired_loss(unpaired, LabelledBatch(responses, desirable, weights), point)
+        metrics = {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
+        return value, jax.lax.stop_gradient(metrics | _label_sums(unpaired.reward, responses, desirable))
+
+    return loss
+
+
+def _interleaved(rows: tuple, count: int) -> list[tuple]:
+    """Every ``count``-th row from the first one, from the second one, and so on."""
+    return [jax.tree.map(lambda x, first=first: x[first::count], rows) for first in range(count)]
+
+
+def _mismatched(score: Callable[[Completions], jax.Array], rows: list[tuple], labels: int) -> Responses:
+    """The rows with another prompt's completion, and both policies' log-probabilities of them."""
+    if len(rows) == 1:
+        raise ValueError(
+            f"label_loop: got {labels} rows for {labels} labels, wanted a mismatched row after each for the reference "
+            "point; add them, or take zero_reference."
+        )
+    taken, ref_log_probs = rows[1]
+    return Responses(score(taken), taken.mask, ref_log_probs)
+
+
 def label_loop(
     log_probs: LogProbs,
     unpaired: Unpaired,
@@ -148,13 +178,7 @@ def label_loop(
     checks.not_negative("label_loop", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     needs_reference = reads_reference(per_response(unpaired.reward))
 
-    def loss(params: Params, rows: tuple, point: jax.Array) -> tuple[jax.Array, Metrics]:
-        taken, ref_log_probs, desirable, weights, uniform = rows
-        current, entropy = log_probs(params, taken)
-        responses = Responses(current, taken.mask, ref_log_probs)
-        value, _ = unpaired_loss(unpaired, LabelledBatch(responses, desirable, weights), point)
-        metrics = {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
-        return value, jax.lax.stop_gradient(metrics | _label_sums(unpaired.reward, responses, desirable))
+    loss = _label_terms(log_probs, unpaired)
 
     def step(
         state: TrainState,
@@ -168,30 +192,15 @@ def label_loop(
             return fixed_log_probs(log_probs, joined(params, frozen), taken, micro_batches)
 
         per_label = _check_labels(completions, desirable, micro_batches)
-        ref_log_probs = reference_log_probs(
-            "label_loop", needs_reference, score, completions, ref_log_probs, ref_params
-        )
-
-        def rows_from(first: int) -> tuple[Completions, jax.Array | None]:
-            return jax.tree.map(lambda x: x[first::per_label], (completions, ref_log_probs))
-
-        def mismatched() -> Responses:
-            if per_label == 1:
-                raise ValueError(
-                    f"label_loop: got {desirable.size} rows for {desirable.size} labels, wanted a mismatched row after "
-                    "each for the reference point; add them, or take zero_reference."
-                )
-            taken, ref = rows_from(1)
-            return Responses(score(state.params, taken), taken.mask, ref)
-
+        given = ("label_loop", needs_reference, score, completions, ref_log_probs, ref_params)
+        rows = _interleaved((completions, reference_log_probs(*given)), per_label)
+        mismatched = partial(_mismatched, partial(score, state.params), rows, desirable.size)
         point, metrics = reference(unpaired.reward, mismatched)
-        own, ref = rows_from(0)
+        own, ref = rows[0]
         weights = label_mean(own.mask, desirable, desirable_weight, undesirable_weight)
+        learnt = (own, ref, desirable, weights, token_mean(own.mask))
         gradient, sums = summed_gradient(
-            lambda params, rows: loss(joined(params, frozen), rows, point),
-            state.params,
-            (own, ref, desirable, weights, token_mean(own.mask)),
-            micro_batches,
+            lambda params, rows: loss(joined(params, frozen), rows, point), state.params, learnt, micro_batches
         )
         metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
         return descended(optimizer, state, gradient), metrics

@@ -137,6 +137,22 @@ def _total(responses: Responses) -> jax.Array:
     return log_prob()(responses.log_probs, None, responses.mask)
 
 
+def _pair_terms(log_probs: LogProbs, preference: Preference) -> Callable[[Params, tuple], tuple[jax.Array, Metrics]]:
+    """``(params, rows) → (loss, metrics)``, all of them sums over the rows."""
+
+    def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
+        taken, ref_log_probs, weights, margins, token_weights, uniform = rows
+        current, entropy = log_probs(params, taken)
+        chosen, rejected = (_responses(taken, current, ref_log_probs, side) for side in (CHOSEN, REJECTED))
+        value, metrics = preference_loss(preference, PreferenceBatch(chosen, rejected, weights, margins, token_weights))
+        metrics |= {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
+        metrics |= {"chosen_log_prob": (weights * _total(chosen)).sum()}
+        metrics |= {"rejected_log_prob": (weights * _total(rejected)).sum()}
+        return value, jax.lax.stop_gradient(metrics)
+
+    return loss
+
+
 def preference_loop(
     log_probs: LogProbs,
     preference: Preference,
@@ -180,15 +196,7 @@ def preference_loop(
     needs_reference = reads_reference(preference.rewards)
     _check_link("preference_loop", preference.link, micro_batches)
 
-    def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
-        taken, ref_log_probs, weights, margins, token_weights, uniform = rows
-        current, entropy = log_probs(params, taken)
-        chosen, rejected = (_responses(taken, current, ref_log_probs, side) for side in (CHOSEN, REJECTED))
-        value, metrics = preference_loss(preference, PreferenceBatch(chosen, rejected, weights, margins, token_weights))
-        metrics |= {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
-        metrics |= {"chosen_log_prob": (weights * _total(chosen)).sum()}
-        metrics |= {"rejected_log_prob": (weights * _total(rejected)).sum()}
-        return value, jax.lax.stop_gradient(metrics)
+    loss = _pair_terms(log_probs, preference)
 
     def step(
         state: TrainState,
@@ -214,6 +222,15 @@ def preference_loop(
         return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
 
     return partial(initial_state, optimizer), step
+
+
+def _score_terms(
+    link: Link, centring_coef: float, values: jax.Array, weights: jax.Array, margins: jax.Array | None
+) -> tuple[jax.Array, Metrics]:
+    """Loss and metrics of the scores ``[2B]``, sums over the pairs."""
+    demanding = link if margins is None else shifted(link, margins)
+    value, metrics = pair_loss(centred_rewards(demanding, centring_coef), values[CHOSEN], values[REJECTED], weights)
+    return value, {"loss": value, "accuracy": metrics["accuracy"], "margin": metrics["margin"]}
 
 
 def reward_loop(
@@ -254,11 +271,6 @@ def reward_loop(
     checks.not_negative("reward_loop", centring_coef=centring_coef)
     _check_link("reward_loop", link, micro_batches)
 
-    def loss(values: jax.Array, weights: jax.Array, margins: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        demanding = link if margins is None else shifted(link, margins)
-        value, metrics = pair_loss(centred_rewards(demanding, centring_coef), values[CHOSEN], values[REJECTED], weights)
-        return value, {"loss": value, "accuracy": metrics["accuracy"], "margin": metrics["margin"]}
-
     def step(
         state: TrainState,
         completions: Completions,
@@ -273,7 +285,7 @@ def reward_loop(
             taken, weights, margins, own = rows
             values = scores(joined(params, frozen), taken)
             checks.same_shape("reward_loop", rows=own, scores=values)
-            value, metrics = loss(values, weights, margins)
+            value, metrics = _score_terms(link, centring_coef, values, weights, margins)
             # Each micro-batch fills in its own scores: their sum is all of them.
             every = jnp.zeros(places.shape).at[own].set(values)
             return value, jax.lax.stop_gradient(metrics | {"scores": every})

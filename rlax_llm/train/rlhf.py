@@ -260,6 +260,20 @@ def _next_kl_coef(loop: _Loop, state: RlhfState, metrics: Metrics, still: jax.Ar
     return jnp.where(still, state.kl_coef, loop.shaping.kl.control(state.kl_coef, metrics["kl"]))
 
 
+def _learnt(
+    loop: _Loop, state: RlhfState, batch: Experience, key: jax.Array, frozen: Params | None, warming: jax.Array
+) -> tuple[tuple, Metrics]:
+    """Parameters and optimizer states after all epochs, and means over the optimizer steps."""
+    minibatch = _descent(loop, frozen, warming)
+    now, steps = jax.lax.scan(
+        lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)),
+        (state.params, state.opt_state),
+        minibatch_rows(loop.learning, batch.mask.shape[0], key),
+    )
+    learnt = jax.tree.map(jnp.mean, steps)
+    return now, learnt | {"ratio": 1 + learnt["ratio"], "ratio_var": learnt["ratio_var"] - jnp.square(learnt["ratio"])}
+
+
 def rlhf_loop(
     log_probs: LogProbs,
     values: Values,
@@ -327,14 +341,7 @@ def rlhf_loop(
         metrics = reward_metrics(shaping, scores, completions, ref_log_probs, state.kl_coef)
         batch, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
         warming = state.step < learning.warmup_steps
-        minibatch = _descent(loop, frozen, warming)
-        (params, opt_state), steps = jax.lax.scan(
-            lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)),
-            (state.params, state.opt_state),
-            minibatch_rows(learning, len(scores), key),
-        )
-        learnt = jax.tree.map(jnp.mean, steps)
-        learnt |= {"ratio": 1 + learnt["ratio"], "ratio_var": learnt["ratio_var"] - jnp.square(learnt["ratio"])}
+        (params, opt_state), learnt = _learnt(loop, state, batch, key, frozen, warming)
         kl_coef = _next_kl_coef(loop, state, metrics, warming | ~batch.mask.any())
         metrics |= described | learnt | {"kl_coef": state.kl_coef}
         return RlhfState(params, opt_state, state.step + 1, kl_coef), metrics
