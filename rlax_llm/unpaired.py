@@ -60,7 +60,8 @@ def kto(beta: float | jax.Array = 0.1) -> Unpaired:
     """Kahneman-Tversky Optimisation: ``1 − σ(r − z0)`` where desirable, else ``1 − σ(z0 − r)`` (arXiv 2402.01306).
 
     ``z0`` is ``reference_point`` of mismatched pairs. Limiting case: with reference 0 it is the unpaired APO-zero
-    (arXiv 2408.06266).
+    (arXiv 2408.06266). A response's expected loss is linear in ``σ(r − z0)``: the majority of its labels decides where
+    it goes, and the optimum is not the ``π_ref · exp(r/β)`` of ``dpo``.
 
     Args:
         beta: temperature β > 0, reward per nat.
