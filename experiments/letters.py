@@ -46,10 +46,10 @@ class Language(NamedTuple):
         sharpness: of preferences, nats per unit of reward: P(first preferred) = σ(sharpness · (r₁ − r₂)).
     """
 
-    letters: int = 6
+    letters: int = 5
     length: int = 4
     hidden: int = 32
-    layers: int = 2
+    layers: int = 1
     imitation_steps: int = 300
     sharpness: float = 4.0
 
@@ -163,8 +163,8 @@ def pair_accuracy(language: Language, model: Params, pairs: Completions) -> jax.
 class PpoSettings(NamedTuple):
     """PPO on the scores of a reward model: ``rows`` completions a step, ``epochs`` over them."""
 
-    steps: int = 200
-    rows: int = 128
+    steps: int = 150
+    rows: int = 64
     epochs: int = 4
     learning_rate: float = 5e-4
 
