@@ -116,7 +116,7 @@ def ratios(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, floa
 
 def configuration(args: argparse.Namespace, environment: str, seeds: int) -> None:
     """Measure every side of one configuration and print its line."""
-    commands = {"ours": args.ours} | dict(args.peer)
+    commands = ({} if args.only_peers else {"ours": args.ours}) | dict(args.peer)
     for name, command in commands.items():
         count = min(seeds, args.sequential_seeds) if name in SEQUENTIAL else seeds
         shared = ["--environment", environment, "--seeds", str(count), "--steps", str(args.steps)]
@@ -139,6 +139,7 @@ def main() -> None:
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON [ARGUMENTS]")
     made.add_argument("--ours", type=ours, default=ours(""), help="arguments more for control_ours.py")
+    made.add_argument("--only-peers", action="store_true", help="for returns that stand beside a run of ours")
     made.add_argument("--environments", nargs="+", default=["CartPole-v1", "Pendulum-v1"])
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 64])
     made.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
