@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     """
 
     seeds: int = 16
-    pairs: int = 8192
+    pairs: int = 16384
     passes: int = 2
     betas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     learning_rate: float = 5e-4

@@ -100,6 +100,7 @@ def draw(settings: Settings, numbers: Mapping[str, Any]) -> Any:
             sides = ([x[side] for x in curve] for side in ("low", "high"))
             panels[panel].fill_between(settings.pairs, *sides, color=colour, alpha=0.18, linewidth=0)
     panels[0].axhline(numbers["ceiling"]["mean"], color="black", linewidth=1, linestyle="--", label="the true reward")
+    panels[0].set_ylim(0.48, 0.95)
     for panel in panels:
         panel.set_xscale("log", base=2)
     label(panels[0], "Held-out pairs ordered as the judge did", "pairs trained on", "share")
@@ -130,7 +131,7 @@ has learnt from texts is worth pairs: from scratch the same {s["pairs"][-1]:,} g
 {table(head, rows)}
 
 Mean and 95 % interval over {s["seeds"]} seeds. Completions of {s["language"]["length"]} letters to prompts of two,
-drawn from a decoder of {s["language"]["layers"]} layers, {s["language"]["hidden"]} wide, that imitates texts; a judge
+drawn from a {s["language"]["layers"]}-layer decoder, {s["language"]["hidden"]} wide, that imitates texts; a judge
 prefers by σ({s["language"]["sharpness"]:g} · difference of rewards); {s["passes"]} passes over the pairs,
 {s["held_out"]:,} held out. `python -m experiments.reward_model`.
 """

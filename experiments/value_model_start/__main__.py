@@ -1,4 +1,7 @@
-"""What RLHF-PPO's value model starts as: the reward model, the policy with a new score, or a decoder from scratch."""
+"""What RLHF-PPO's value model starts as: the reward model, its body alone, the policy, or a decoder from scratch.
+
+A reward model has learnt to score whole completions; the states before a token were never its business.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from experiments.letters import (
 from rlax_llm.models import decoder
 from rlax_llm.models.scalar import init_scalar
 
-STARTS = ("reward model", "policy", "scratch")
+STARTS = ("reward model", "its body", "policy", "scratch")
 MEASURED = ("value_loss", "explained_variance", "rlhf_reward")
 
 
@@ -31,7 +34,7 @@ class Settings(NamedTuple):
     """``measured_every`` steps of PPO the policy's reward is summed over all completions."""
 
     seeds: int = 16
-    pairs: int = 8192
+    pairs: int = 16384
     beta: float = 0.8
     measured_every: int = 5
     ppo: PpoSettings = PpoSettings(steps=100)
@@ -49,7 +52,8 @@ def training(settings: Settings) -> Callable[[jax.Array], dict[str, Any]]:
             language, base, judged_pairs(language, base, judge, settings.pairs), fit, settings.pairs // 16
         )
         nothing = jax.nn.initializers.zeros
-        starts = (scorer, *(init_scalar(x, key, nothing) for x in (base, decoder.init(language.config, scratch))))
+        bodies = (scorer, base, decoder.init(language.config, scratch))
+        starts = (scorer, *(init_scalar(body, key, nothing) for body in bodies))
         loop = ppo_loop(language, settings.ppo, settings.beta)
         step = ppo_step(language, settings.ppo, loop, scorer, base)
 
@@ -71,30 +75,23 @@ def measure(settings: Settings) -> tuple[dict[str, dict[str, np.ndarray]], dict[
     """Curves ``[S, points]`` by start, and the numbers."""
     keys = jax.random.split(jax.random.key(0), settings.seeds)
     curves = jax.tree.map(np.asarray, jax.jit(jax.vmap(training(settings)))(keys))
-    half = settings.ppo.steps // settings.measured_every // 2
-
-    def quarter(name: str, quantity: str) -> np.ndarray:
-        return curves[name][quantity][:, : half // 2].mean(-1)
-
-    numbers = {
-        name: {
-            "value loss, first quarter": interval(quarter(name, "value_loss")),
-            "explained variance, first quarter": interval(quarter(name, "explained_variance")),
-            "penalised score, first quarter": interval(quarter(name, "rlhf_reward")),
-            "penalised score, last quarter": interval(curves[name]["rlhf_reward"][:, -half // 2 :].mean(-1)),
-            "true reward at the end": interval(curves[name]["reward"]),
-            "KL at the end": interval(curves[name]["kl"]),
-        }
-        for name in STARTS
+    points = settings.ppo.steps // settings.measured_every
+    parts = {"first quarter": slice(0, points // 4), "last quarter": slice(points - points // 4, points)}
+    quarters = {
+        f"{quantity}, {part}": {name: curves[name][key][:, places].mean(-1) for name in STARTS}
+        for part, places in parts.items()
+        for key, quantity in zip(MEASURED, ("value loss", "explained variance", "penalised score"))
     }
+    ends = {"true reward at the end": "reward", "KL at the end": "kl"}
+    measured = quarters | {what: {name: curves[name][key] for name in STARTS} for what, key in ends.items()}
+    numbers = {what: {name: interval(values) for name, values in by.items()} for what, by in measured.items()}
     ahead = {
-        name: {
-            quantity: interval(quarter(STARTS[0], quantity) - quarter(name, quantity))
-            for quantity in ("explained_variance", "rlhf_reward")
+        what: {
+            first: {name: interval(by[first] - by[name]) for name in STARTS if name != first} for first in STARTS[:2]
         }
-        for name in STARTS[1:]
+        for what, by in quarters.items()
     }
-    return curves, {"settings": plain(settings), "starts": numbers, "ahead": ahead}
+    return curves, {"settings": plain(settings), "measured": numbers, "ahead": ahead}
 
 
 def draw(settings: Settings, curves: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
@@ -116,29 +113,38 @@ def draw(settings: Settings, curves: Mapping[str, Mapping[str, np.ndarray]]) -> 
 
 def report(numbers: Mapping[str, Any]) -> str:
     """The text that goes with the numbers."""
-    s, starts, ahead = numbers["settings"], numbers["starts"], numbers["ahead"]
-    fits = [ahead[name]["explained_variance"]["low"] > 0 for name in STARTS[1:]]
-    pays = [ahead[name]["rlhf_reward"]["low"] > 0 for name in STARTS[1:]]
-    parts = [
-        f"against {name} its values explained {said(ahead[name]['explained_variance'])} more of the variance of the "
-        f"returns over the first quarter of training, and the penalised score was {said(ahead[name]['rlhf_reward'])} "
-        f"higher ({'a difference' if paid else 'no difference'} that the seeds tell from 0)"
-        for name, paid in zip(STARTS[1:], pays)
-    ]
-    verdict = "held" if all(fits) and all(pays) else "held for the values only" if all(fits) else "did not hold"
-    rows = [[quantity, *(said(starts[name][quantity], 3) for name in STARTS)] for quantity in starts[STARTS[0]]]
+    s, measured, ahead = numbers["settings"], numbers["measured"], numbers["ahead"]
+
+    others = STARTS[2:]
+
+    def against(what: str, first: str, names: Sequence[str] = others) -> str:
+        return ", ".join(f"{said(ahead[what][first][name])} against {name}" for name in names)
+
+    early, late = (f"explained variance, {part} quarter" for part in ("first", "last"))
+    wins = {
+        first: all(ahead[what][first][name]["low"] > 0 for what in (early, late) for name in others)
+        for first in STARTS[:2]
+    }
+    whole, body = STARTS[:2]
+    verdict = "held" if wins[whole] else "held for the reward model's body" if wins[body] else "did not hold"
+    rows = [[what, *(said(by[name]) for name in STARTS)] for what, by in measured.items()]
     return f"""# What the value model starts as
 
 ![Value loss, explained variance and reward over the steps](figure.png)
 
-**The claim {verdict}.** With the value model begun as the reward model: {"; ".join(parts)}.
+**The claim {verdict}.** Begun as the whole reward model, the value model's share of explained variance differed by
+{against(early, whole)} over the first quarter of training, and by {against(late, whole)} over the last. What a reward
+model says of half a completion was never trained. Begun as its body, with a score of 0 in the place of its own, the
+differences were {against(early, body)} over the first quarter, and {against(late, body)} over the last. The policy's
+penalised score over the first quarter differed by {against("penalised score, first quarter", whole)} for the whole
+reward model, by {against("penalised score, first quarter", body)} for its body.
 
 {table(["", *STARTS], rows)}
 
 Mean and 95 % interval over {s["seeds"]} seeds, differences seed by seed. RLHF-PPO of {s["ppo"]["steps"]} steps of
 {s["ppo"]["rows"]} completions, {s["ppo"]["epochs"]} epochs each, both models by Adam at
 {s["ppo"]["learning_rate"]:g}, falling to 0; β = {s["beta"]:g}; scores of a reward model of {s["pairs"]:,} pairs. The
-three differ in nothing but the value model's first parameters (the last two begin with values of 0).
+four differ in nothing but the value model's first parameters; all but the first begin with values of 0.
 `python -m experiments.value_model_start`.
 """
 
@@ -147,7 +153,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Run it."""
     options = arguments(__file__, __doc__, given)
     tiny = Language(letters=3, length=2, hidden=8, layers=1, imitation_steps=4)
-    quick = Settings(2, pairs=32, measured_every=1, ppo=PpoSettings(steps=8, rows=8), language=tiny)
+    quick = Settings(2, pairs=32, measured_every=1, ppo=PpoSettings(steps=4, rows=8), language=tiny)
     settings = quick if options.quick else Settings()
     curves, numbers = measure(settings)
     write(options.out, draw(settings, curves), numbers, report)
