@@ -147,6 +147,7 @@ def report(numbers: Mapping[str, Any]) -> str:
     ]
     even = next(line for line in alike if line["odds"][0] == line["odds"][1])
     worst = min(alike, key=lambda line: line["reward"]["mean"])
+    good, bad = given[-1]["odds"]
     head = ["desirable : undesirable", *(f"{w}: {what}" for w in WEIGHTS for what in ("reward", "KL"))]
     return f"""# KTO and the balance of its labels
 
@@ -154,8 +155,8 @@ def report(numbers: Mapping[str, Any]) -> str:
 
 **The claim {verdict}.** From {s["labels"]:,} labels, no pairs, the true reward rose from {said(before)} to
 {said(even["reward"])} where both kinds are equally many. With classes weighted so that they count alike the worst
-balance, {worst["odds"][0]}:{worst["odds"][1]}, still gained {said(worst["gain"])}. With weights of 1 the rarer kind is
-hardly heard: the outer rows tell what that costs.
+balance, {worst["odds"][0]}:{worst["odds"][1]}, still gained {said(worst["gain"])}. With weights of 1 the commoner kind
+has its way: at {good}:{bad} the reward ended at {said(given[-1]["reward"])}, at a KL of {said(given[-1]["kl"])} nats.
 
 {table(head, rows)}
 

@@ -55,9 +55,9 @@ class Settings(NamedTuple):
     seeds: int = 16
     pairs: int = 16384
     passes: int = 2
-    betas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    betas: tuple[float, ...] = (0.3, 0.8, 2.0)
     learning_rate: float = 5e-4
-    measured: int = 4
+    measured: int = 3
     ppo: PpoSettings = PpoSettings()
     language: Language = Language()
 
@@ -103,7 +103,7 @@ def frontier(settings: Settings) -> Callable[[jax.Array], dict[str, Exact]]:
 
             return jax.lax.scan(several, loop[0](base), jax.random.split(order, settings.measured))[1]
 
-        best = optimum(language, base, jnp.geomspace(0.03, 3.0, 40))
+        best = optimum(language, base, jnp.append(jnp.geomspace(0.03, 3.0, 40), 1e6))  # the last is the reference
         return {"PPO": jax.lax.map(by_ppo, betas), "DPO": jax.lax.map(by_dpo, betas), "optimum": best}
 
     return run
