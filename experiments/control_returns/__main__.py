@@ -141,7 +141,8 @@ episodes a seed. `python -m experiments.control_returns`.
 ## Beside them
 
 Peers at their own settings for the task, as the heads of `benchmarks/peers` say: return at the end of training, greedy
-return, runs (`benchmarks/results/control_returns.jsonl`).
+return, runs (`benchmarks/results/control_returns.jsonl`). rejax's for Pendulum update after every 10,000 steps and are
+made for longer runs.
 
 {others or "Not measured."}
 """
