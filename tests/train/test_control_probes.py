@@ -196,7 +196,7 @@ def forgetting(update: Update, stale: jax.Array) -> Update:
 @functools.cache
 def learnt(recipe: Callable[..., Update]) -> dict[Case, tuple[np.ndarray, np.ndarray]]:
     """Values and probabilities of the actions at the probe's observations, of all cases in one program."""
-    right = control._trajectory
+    right = control.trajectory
     tables()  # outside of the trace, as it is kept
 
     def run(number, form, mistake, wrap, discounts, stale, key):
@@ -206,7 +206,7 @@ def learnt(recipe: Callable[..., Update]) -> dict[Case, tuple[np.ndarray, np.nda
         collecting = Collecting(16, 8, jnp.where(discounts, DISCOUNTS[number], 1.0))
         update = forgetting(recipe(POLICY, form), stale)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(control, "_trajectory", mistaken)
+            patch.setattr(control, "trajectory", mistaken)
             return scanned(altered(number, wrap), POLICY, update, collecting, 250)(key)[0].params
 
     cases = RECIPES[recipe]
