@@ -26,7 +26,7 @@ from rlax_llm.models.decoder import init
 from rlax_llm.models.huggingface import write_model
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.recipes import grpo
-from rlax_llm.train.policy import group_loop
+from rlax_llm.train.group import group_loop
 from rlax_llm.weightings import token_mean
 
 

@@ -13,7 +13,7 @@ from rlax_llm.preferences import Preference
 from rlax_llm.presets import openrlhf, trl, verl
 
 # What an algorithm cannot be made without, for the table.
-NEEDED = {"max_new_tokens": 1024, "kl_coef": 0.001, "ceiling": 5.0}
+NEEDED = {"reward_weights": (1.0,), "max_new_tokens": 1024, "kl_coef": 0.001, "ceiling": 5.0}
 PEERS = {"TRL": trl, "verl": verl, "OpenRLHF": openrlhf}
 
 HEADER = """# Algorithms

@@ -133,7 +133,7 @@ def reflowed(text: str) -> str:
         return lines.replace("\0", " ")
 
     blocks = text.strip().split("\n\n")
-    return "\n\n".join(block if block[0] in "#!|" else filled(block) for block in blocks) + "\n"
+    return "\n\n".join(block if block[0] in "#!| " else filled(block) for block in blocks) + "\n"
 
 
 def new_figure(title: str, columns: int, rows: int = 1) -> tuple[Any, np.ndarray]:

@@ -200,7 +200,7 @@ class Exact(NamedTuple):
     kl: jax.Array
 
 
-def _everything(language: Language, prompt: jax.Array) -> Completions:
+def everything(language: Language, prompt: jax.Array) -> Completions:
     """Every completion of a prompt ``[2]``."""
     written = jnp.asarray(list(product(range(language.letters), repeat=language.length)), jnp.int32)
     return laid(jnp.broadcast_to(prompt, (len(written), PROMPT)), written)
@@ -208,7 +208,7 @@ def _everything(language: Language, prompt: jax.Array) -> Completions:
 
 def distribution(language: Language, params: Params, prompt: jax.Array) -> jax.Array:
     """Log-probabilities of every completion of a prompt."""
-    rows = _everything(language, prompt)
+    rows = everything(language, prompt)
     return jnp.where(rows.mask, language.log_probs(len(rows.tokens))(params, rows)[0], 0.0).sum(-1)
 
 
@@ -222,7 +222,7 @@ def exact(language: Language, params: Params, ref_params: Params) -> Exact:
 
     def one(prompt: jax.Array) -> Exact:
         log_p, log_ref = (distribution(language, x, prompt) for x in (params, ref_params))
-        return _against(log_p, log_ref, true_reward(_everything(language, prompt)))
+        return _against(log_p, log_ref, true_reward(everything(language, prompt)))
 
     return jax.tree.map(jnp.mean, jax.lax.map(one, language.prompts))
 
@@ -231,7 +231,7 @@ def optimum(language: Language, ref_params: Params, betas: jax.Array) -> Exact:
     """The same of π* ∝ π_ref · exp(r / β), ``[betas]`` each: the most reward that a KL buys."""
 
     def one(prompt: jax.Array) -> Exact:
-        log_ref, rewards = distribution(language, ref_params, prompt), true_reward(_everything(language, prompt))
+        log_ref, rewards = distribution(language, ref_params, prompt), true_reward(everything(language, prompt))
         return jax.vmap(lambda beta: _against(jax.nn.log_softmax(log_ref + rewards / beta), log_ref, rewards))(betas)
 
     return jax.tree.map(partial(jnp.mean, axis=0), jax.lax.map(one, language.prompts))

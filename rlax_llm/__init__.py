@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "batch_credit": ("batch_std", "gdpo", "informative_share", "nonzero_share", "returns_to_go", "whitened"),
+    "batch_credit": ("batch_std", "gdpo", "informative_share", "nonzero_share", "returns_to_go", "several", "whitened"),
     "checks": (),
     "control_recipes": ("a2c", "ppo", "ppo_penalty", "q_actor_critic", "reinforce"),
     "corrections": (
@@ -40,6 +40,7 @@ _HOMES = {
         "normal_kl",
         "normal_log_prob",
     ),
+    "entropy": ("stepped_coef",),
     "envs": (),
     "envs.environment": ("Box", "Discrete", "Environment", "Step"),
     "envs.registry": ("make",),
@@ -47,11 +48,13 @@ _HOMES = {
         "conjugate_gradient",
         "damped",
         "fisher_vector_product",
+        "linearize_by_reverse",
         "natural_direction",
         "natural_gradient",
     ),
-    "generation.engine": ("Request", "generate", "stream"),
+    "generation.engine": ("Request", "generate", "generate_at_once", "stream"),
     "generation.prompts": ("pad_prompts",),
+    "generation.turns": ("Tool", "calculator", "with_tools"),
     "generation.sampling": ("Categorical", "Draw", "greedy"),
     "groups": (
         "centred",
@@ -119,7 +122,7 @@ _HOMES = {
     "models.loading": ("LanguageModel", "check_same_vocabulary", "load_model", "load_scalar"),
     "models.lora": ("init_adapter", "merged", "read_adapter", "write_adapter"),
     "models.scalar": ("init_scalar", "sequence_scores", "token_values"),
-    "models.scoring": ("group_log_probs", "row_log_probs"),
+    "models.scoring": ("group_log_probs", "group_logits", "row_log_probs"),
     "models.tokenizer": ("Tokenizer",),
     "objectives": ("Objective", "policy_loss"),
     "off_policy": ("retrace", "truncated_ratio", "vtrace"),
@@ -185,7 +188,9 @@ _HOMES = {
     "train.collect": ("Runner", "rollout", "start_runner"),
     "train.control": ("Collecting", "ControlState", "control_loop", "evaluate_greedily"),
     "train.labels": ("label_loop", "reference_point_of_mismatched", "zero_reference"),
-    "train.policy": ("TrainState", "group_loop", "policy_loop", "supervised_loop"),
+    "train.group": ("GroupLearning", "GroupState", "every_completion", "group_loop", "group_trpo_loop"),
+    "train.language": ("Groups", "Prompts", "dynamic", "language_loop", "rounded", "sampled", "stale"),
+    "train.policy": ("TrainState", "policy_loop", "supervised_loop"),
     "train.preference": ("preference_loop", "reward_loop"),
     "train.rlhf": ("RlhfLearning", "RlhfState", "rlhf_loop"),
     "train.rlhf_credit": ("KlInReward", "Shaping"),

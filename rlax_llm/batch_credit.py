@@ -258,3 +258,23 @@ def gdpo(scores: jax.Array, weights: jax.Array, ddof: int = 1, eps: float = 1e-4
     total = jnp.tensordot(jnp.asarray(weights, each.dtype), each, 1)
     compared = jax.vmap(jax.vmap(has_rival))(scores).any(0)
     return divided_by_std(masked_deviation(total, compared), total, compared, ddof, eps)
+
+
+def several(weights: tuple[float, ...]) -> Advantage:
+    """``gdpo`` as an estimator of ``Scored`` whose scores are ``[K, P, G]``, or ``[P, G]`` for a single reward.
+
+    Args:
+        weights: one for each reward.
+
+    Returns:
+        An estimator ``Scored → [P, G]``.
+
+    >>> several((1.0,))(Scored(jnp.array([[[0.0, 1.0, 2.0]]]), None, None)).round(2).tolist()
+    [[-1.0, 0.0, 1.0]]
+    """
+
+    def advantage(scored: Scored) -> jax.Array:
+        scores = scored.scores[None] if scored.scores.ndim == 2 else scored.scores
+        return gdpo(scores, jnp.asarray(weights))
+
+    return advantage

@@ -49,11 +49,37 @@ class Direction(NamedTuple):
 DirectionRule = Callable[[Matvec, Tree], Direction]
 
 
+Linearize = Callable[[Callable[[Tree], Tree], Tree], tuple[Tree, Matvec]]
+
+
+def linearize_by_reverse(function: Callable[[Tree], Tree], primals: Tree) -> tuple[Tree, Matvec]:
+    """``jax.linearize`` for a function that has a reverse derivative alone, as one with a ``custom_vjp`` has.
+
+    The pullback is linear in its cotangent, so its transpose is the Jacobian itself: one more backward pass a product.
+    Limiting case: ``jax.linearize`` wherever that works.
+
+    Args:
+        function: of one pytree of floats.
+        primals: where.
+
+    Returns:
+        Its value, and a function from tangents of ``primals`` to those of the value.
+
+    >>> value, forwards = linearize_by_reverse(lambda x: x**2, jnp.array(3.0))
+    >>> float(value), float(forwards(jnp.array(1.0)))
+    (9.0, 6.0)
+    """
+    value, pullback = jax.vjp(function, primals)
+    _, forwards = jax.vjp(pullback, jax.tree.map(jnp.zeros_like, value))
+    return value, lambda tangent: forwards((tangent,))[0]
+
+
 def fisher_vector_product(
     policy: Callable[[Tree], Tree],
     params: Tree,
     fisher: Callable[[Tree, Tree], Tree],
     weights: jax.Array,
+    linearize: Linearize = jax.linearize,
 ) -> Matvec:
     """``F v = Σ_n w_n J_nᵀ F_n J_n v``: the Fisher information of a policy times a vector, in Gauss-Newton form.
 
@@ -70,6 +96,7 @@ def fisher_vector_product(
         params: pytree of floats.
         fisher: ``(parameters, tangents) → products``, such as ``categorical.fisher``.
         weights: ``[N…]`` ≥ 0; ``1/N`` for the mean. ``Σ weights · KL`` is the divergence that is expanded.
+        linearize: ``linearize_by_reverse`` where the policy has a reverse derivative alone.
 
     Returns:
         A function from a pytree like ``params`` to one.
@@ -83,7 +110,7 @@ def fisher_vector_product(
     [[1.0, -1.0]]
     """
     where, shape = "fisher_vector_product", jnp.shape(weights)
-    parameters, forwards = jax.linearize(policy, params)
+    parameters, forwards = linearize(policy, params)
     backwards = jax.linear_transpose(forwards, params)
     for leaf in jax.tree.leaves(parameters):
         if leaf.shape[: len(shape)] != shape:

@@ -53,7 +53,8 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     Returns:
         The scalar loss, and metrics ``policy_loss``, ``kl_old`` (k3 of KL(π_old‖π), by tokens at whatever level the
         ratio is), ``kl`` (k3 of the reference, where there is one) in nats, and ``clip_fraction``, the part to which
-        the trust region gives an advantage but no gradient: all weighted by ``weights``.
+        the trust region gives an advantage but no gradient, and of it ``clip_fraction_low`` (A < 0, the ratio too low
+        as a rule) and ``clip_fraction_high`` (A > 0): all weighted by ``weights``.
 
     Raises:
         ValueError: at trace time, for shapes that differ or a KL term without ``ref_log_probs``.
@@ -81,10 +82,13 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
         return _loss_of(objective.trust_region, log_ratio, batch, log_ratio, advantages)
 
     loss = weighted(trust_region(log_ratio, batch.advantages))
+    held, sign = slopes(trust_region, log_ratio, batch.advantages) == 0, jnp.sign(batch.advantages)
     metrics = {
         "policy_loss": loss,
         "kl_old": weighted(k3(batch.old_log_probs, batch.log_probs)),
-        "clip_fraction": weighted((slopes(trust_region, log_ratio, batch.advantages) == 0) & (batch.advantages != 0)),
+        "clip_fraction": weighted(held & (sign != 0)),
+        "clip_fraction_low": weighted(held & (sign < 0)),
+        "clip_fraction_high": weighted(held & (sign > 0)),
     }
     if batch.ref_log_probs is not None:
         metrics["kl"] = weighted(k3(batch.log_probs, batch.ref_log_probs))

@@ -231,3 +231,15 @@ def reinforce_plus_plus_baseline() -> Objective:
     True
     """
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus_baseline())
+
+
+def gdpo(reward_weights: tuple[float, ...]) -> Objective:
+    """GDPO (arXiv 2601.05242): several rewards, each a z-score in its group before they are added; the token mean.
+
+    Args:
+        reward_weights: one for each reward; the scores are ``[K, P, G]``.
+
+    >>> gdpo((1.0, 0.5)).weighting is token_mean
+    True
+    """
+    return dapo(0.2, 0.2)._replace(advantage=batch_credit.several(reward_weights))

@@ -15,7 +15,7 @@ import optax
 
 from rlax_llm import checks
 from rlax_llm.distributions import Distribution
-from rlax_llm.fisher import DirectionRule, Matvec, fisher_vector_product
+from rlax_llm.fisher import DirectionRule, Linearize, Matvec, fisher_vector_product
 from rlax_llm.trees import Tree, cast_like, dot
 from rlax_llm.trust_regions import unclipped
 
@@ -160,6 +160,7 @@ def policy_problem(
     actions: jax.Array,
     advantages: jax.Array,
     weights: jax.Array,
+    linearize: Linearize = jax.linearize,
 ) -> Problem:
     """TRPO's problem at ``params``: ``Σ w · (−A π/π_old)``, ``Σ w · KL(π_old‖π)`` and the Fisher-vector product.
 
@@ -174,6 +175,7 @@ def policy_problem(
         actions: one for each distribution.
         advantages: ``[N…]``.
         weights: ``[N…]`` ≥ 0, as ``Σ weights · loss``; ``1/N`` for the mean.
+        linearize: as ``fisher_vector_product`` takes it.
 
     Returns:
         The problem.
@@ -205,7 +207,9 @@ def policy_problem(
     def divergence(params: Tree) -> jax.Array:
         return total(distribution.kl(old, counted_policy(params)))
 
-    return Problem(surrogate, divergence, fisher_vector_product(policy, params, distribution.fisher, weights))
+    return Problem(
+        surrogate, divergence, fisher_vector_product(policy, params, distribution.fisher, weights, linearize)
+    )
 
 
 def _evaluate(

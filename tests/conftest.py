@@ -7,12 +7,26 @@ import pytest
 
 from rlax_llm.models.loading import LanguageModel, load_model
 
+SMALL = ("tests", "data", "rewards", "envs")
+"""Directories whose programs run in less time than they compile in."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A program that several tests build anew is compiled once."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs that run once and small need no optimisation: those of the equations, of experiments and of doctests."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    first = request.path.relative_to(request.config.rootpath).parts[0]
+    small = first == "rlax_llm" or request.path.parent.name in SMALL
+    jax.config.update("jax_disable_most_optimizations", small)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from rlax_llm.fisher import (
     conjugate_gradient,
     damped,
     fisher_vector_product,
+    linearize_by_reverse,
     natural_direction,
     natural_gradient,
 )
@@ -345,3 +346,21 @@ def identity_product(weights=None):
 def test_errors_say_what_got_wanted(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_reverse_derivative_is_enough():
+    """The Jacobian's products, and so Fisher's, without forward differentiation; and for a ``custom_vjp``."""
+
+    @jax.custom_vjp
+    def product(weights, x):
+        return x @ weights
+
+    product.defvjp(lambda w, x: (x @ w, (w, x)), lambda res, slope: (res[1].T @ slope, slope @ res[0].T))
+    random = np.random.default_rng(0)
+    x, weights = jnp.asarray(random.normal(size=(4, 3))), jnp.asarray(random.normal(size=(3, 5)))
+    tangent, counts = jnp.asarray(random.normal(size=(3, 5))), jnp.full(4, 0.25)
+    plain = fisher_vector_product(lambda w: jnp.tanh(x @ w), weights, categorical.fisher, counts)
+    own = fisher_vector_product(
+        lambda w: jnp.tanh(product(w, x)), weights, categorical.fisher, counts, linearize_by_reverse
+    )
+    np.testing.assert_allclose(own(tangent), plain(tangent), rtol=1e-12)

@@ -97,7 +97,7 @@ def test_micro_batches_add_up(name):
     np.testing.assert_allclose(sum(result[0] for result in results), value, rtol=1e-12)
     for key, total in metrics.items():
         np.testing.assert_allclose(
-            sum(result[1][key] for result in results), total, rtol=1e-6 if key == "clip_fraction" else 1e-12
+            sum(result[1][key] for result in results), total, rtol=1e-6 if "clip_fraction" in key else 1e-12
         )
     for i, result in enumerate(results):
         np.testing.assert_array_equal(result[2], gradient[i::parts])
@@ -165,6 +165,8 @@ def test_metrics_equal_their_formulas():
         "kl_old": ratio - 1 - np.log(ratio),
         "kl": np.exp(ref - log_probs) - 1 - (ref - log_probs),
         "clip_fraction": outside,
+        "clip_fraction_low": outside & (ratio < 1),
+        "clip_fraction_high": outside & (ratio > 1),
     }
     assert set(metrics) == set(expected)
     for key, values in expected.items():

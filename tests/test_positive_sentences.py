@@ -11,6 +11,7 @@ from experiments.positive_sentences import __main__ as experiment
 from experiments.positive_sentences.tasks import (
     HELD_OUT,
     TOPICS,
+    demonstration_rows,
     label_rows,
     positive,
     preference_rows,
@@ -18,12 +19,13 @@ from experiments.positive_sentences.tasks import (
     write_rows,
 )
 from rlax_llm.cli.configuration import parse
-from rlax_llm.data.preferences import read_labelled, read_pairs
+from rlax_llm.data.preferences import read_demonstrations, read_labelled, read_pairs
+from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
 
-CONFIGS = {"reward": RewardConfig, "ppo": PpoConfig, "dpo": DpoConfig, "kto": KtoConfig}
-TEXTS = [["I love the rain.", "It rains.", "I hate rain.", "Rain."], ["Bread.", "Good bread.", "Bread!", "Bad bread."]]
+CONFIGS = {"sft": SftConfig, "reward": RewardConfig, "ppo": PpoConfig, "dpo": DpoConfig, "kto": KtoConfig}
+TEXTS = [["I love the rain.", "It rains.", "I hate rain.", "Rain."], ["Bread.", "Great bread.", "Bread!", "Bad bread."]]
 
 
 def test_topics_are_shared_out():
@@ -36,11 +38,21 @@ def test_the_judge_is_a_reward_function():
     assert -1 <= worst < middle == 0 < best <= 1
 
 
+def test_demonstrations_are_first_sentences_about_the_topic(tmp_path):
+    said = [
+        ["Rain is coming down today. It is", "rain", '"The rain', "Snow is coming down today."],
+        ["No bread was left! So"],
+    ]
+    write_rows(tmp_path / "sft.jsonl", demonstration_rows(said, TOPICS[:2]))
+    rows = read_demonstrations(tmp_path / "sft.jsonl")
+    assert [dict(row.completion[-1])["content"] for row in rows] == ["Rain is coming down today.", "No bread was left!"]
+    assert [list(map(dict, row.prompt)) for row in rows] == [prompt(topic) for topic in TOPICS[:2]]
+
+
 @pytest.mark.parametrize("per_topic", [1, 3, 100])
 def test_pairs_are_in_the_judges_order_and_readable(per_topic, tmp_path):
     write_rows(tmp_path / "pairs.jsonl", preference_rows(TEXTS, TOPICS[:2], per_topic))
     pairs = read_pairs(tmp_path / "pairs.jsonl")
-    # Five of the six pairs of four texts differ in score.
     assert len(pairs) == 2 * min(per_topic, 5)
     for pair in pairs:
         better, worse = (positive([], [dict(*side)["content"]])[0] for side in (pair.chosen, pair.rejected))
@@ -48,17 +60,17 @@ def test_pairs_are_in_the_judges_order_and_readable(per_topic, tmp_path):
     assert [pair.prompt for pair in pairs[:: min(per_topic, 5)]] == [prompt(topic) for topic in TOPICS[:2]]
 
 
-def test_labels_are_desirable_above_the_median(tmp_path):
+def test_labels_follow_the_sign_of_the_score(tmp_path):
     write_rows(tmp_path / "labels.jsonl", label_rows(TEXTS, TOPICS[:2]))
     rows = read_labelled(tmp_path / "labels.jsonl")
-    assert [row.label for row in rows] == [True, False, False, False, False, True, False, False]
+    assert [row.label for row in rows] == [True, False, True, False]
 
 
 def test_the_commands_are_settings_of_the_command_line():
     place = Path("DATA")
     commands = experiment.commands(experiment.Settings(), place)
-    assert len(commands) == 1 + 4 * 3
+    assert list(commands)[:2] == ["sft", "reward"]
     for name, (command, *flags) in commands.items():
         config = parse(CONFIGS[command], flags, "")
-        assert dataclasses.asdict(config)["lora_rank"] == 8, name
-        assert config.steps == 24
+        assert dataclasses.asdict(config)["lora_rank"] == 16, name
+        assert config.learning_rate == (1e-3 if name == "sft" else 5e-4)

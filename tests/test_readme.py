@@ -10,7 +10,9 @@ import numpy as np
 import optax
 
 import rlax_llm
-from rlax_llm.train.configs import GrpoConfig
+from rlax_llm.models import decoder
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.setup import build_model
 
 README = Path(__file__).parent.parent / "README.md"
@@ -34,10 +36,30 @@ def test_the_language_model_example_runs(monkeypatch):
     assert int(names["state"].step) == 1
 
 
+def test_the_one_program_example_runs():
+    config = DecoderConfig(5, 16, 32, 1, 2, 2, 8)
+    names = {
+        "jax": jax,
+        "optax": optax,
+        "rl": rlax_llm,
+        "config": config,
+        "params": decoder.init(config, jax.random.key(0)),
+        "prompts": rlax_llm.Prompts(np.arange(5)[:, None], np.ones((5, 1), bool), np.arange(5)),
+        "reward": lambda completions, wanted: (completions.tokens[:, 1:] == wanted[:, None]).mean(-1),
+        "request": rlax_llm.Request(rlax_llm.Categorical(), (), 3, 4),
+        "log_probs": rlax_llm.group_log_probs(config, (4, 1)),
+        "steps": 2,
+        "keys": jax.random.split(jax.random.key(1), 2),
+        "learning_rates": np.array([1e-3, 1e-2], np.float32),
+    }
+    rewards = run(EXAMPLES[1], names)["rewards"]
+    assert rewards.shape == (2, 2) and np.isfinite(rewards).all()
+
+
 def test_the_control_example_runs():
     keys, rates = jax.random.split(jax.random.key(0), 3), np.array([1e-3, 1e-2], np.float32)
     names = {"jax": jax, "optax": optax, "rl": rlax_llm, "keys": keys, "learning_rates": rates, "iterations": 2}
-    returns = run(EXAMPLES[1], names)["returns"]
+    returns = run(EXAMPLES[2], names)["returns"]
     assert returns.shape == (3, 2, 2)
     assert (returns > 5).all()
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3

@@ -19,13 +19,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
-from rlax_llm.train.configs import Config
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.control_settings import ControlConfig
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import PreferenceSettings
 from rlax_llm.train.run_directory import RunDirectory
 
-Settings = Config | ControlConfig | PreferenceSettings | PpoConfig
+Settings = GrpoConfig | SftConfig | GenerateConfig | EvalConfig | ControlConfig | PreferenceSettings | PpoConfig
 
 _C = TypeVar("_C", bound=Settings)
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlax_llm.cli.configuration import Settings, parse
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.control_settings import ControlConfig
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
 
@@ -45,6 +46,7 @@ Examples:
   rlax-llm grpo --model smollm2 --task arithmetic-words --out runs/words
   rlax-llm grpo --data mine.jsonl --reward my_rewards:score --model ./my-model
   rlax-llm grpo --config mine.yaml --recipe dapo        settings of a file, one of them changed
+  rlax-llm grpo --recipe dapo --dynamic-rounds 8 --overlong-buffer 2 --epochs 2 --minibatches 2
   rlax-llm grpo --resume runs/words                     go on with a run that was interrupted""",
     ),
     "sft": Command(

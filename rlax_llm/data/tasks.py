@@ -13,7 +13,7 @@ from rlax_llm.data import arithmetic, gym, jsonl
 from rlax_llm.data.rows import DataError, Row, batch_indices
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
-from rlax_llm.rewards.loading import closest, load_reward
+from rlax_llm.rewards.loading import closest, load_rewards
 
 __all__ = ["DataError", "Row", "Task", "batch_indices", "full_score", "load_task"]
 
@@ -66,8 +66,9 @@ def load_task(
     Args:
         spec: ``arithmetic``, ``arithmetic-words`` or ``reasoning-gym:NAME``, with settings.
         data: JSON Lines file to take instead; ``spec`` is then not used.
-        reward: as ``load_reward`` takes it, instead of the task's own. A data file has none of its own, and needs one
-            unless it has a column ``completion`` to imitate; its task then has no rewards.
+        reward: as ``load_rewards`` takes it, instead of the task's own: one, or a sum with weights. A data file has
+            none of its own, and needs one unless it has a column ``completion`` to imitate; its task then has no
+            rewards.
         held_out_size: number of held-out rows.
         seed: chooses the rows and which are held out.
 
@@ -81,7 +82,7 @@ def load_task(
     """
     if seed < 0:
         raise DataError(f"load_task: seed is {seed}, wanted 0 or more.")
-    rewards = () if reward is None else (load_reward(reward),)  # first, for it fails fast
+    rewards = () if reward is None else load_rewards(reward)  # first, for it fails fast
     task = _built_in(spec, held_out_size, seed) if data is None else _file_task(data, held_out_size, seed)
     if rewards:
         task = Task(task.name, task.train, task.held_out, rewards)

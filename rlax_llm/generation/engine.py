@@ -97,7 +97,7 @@ def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
 
     def put(buffer: jax.Array, values: jax.Array, otherwise: float) -> jax.Array:
         values = jnp.where(state.alive, values, jnp.asarray(otherwise, values.dtype)).astype(buffer.dtype)
-        return jax.lax.dynamic_update_slice(buffer, values[:, None], (0, state.step))
+        return jax.lax.dynamic_update_slice_in_dim(buffer, values[:, None], state.step, 1)
 
     stopped = jnp.isin(draw.tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(state.alive)
     return state._replace(

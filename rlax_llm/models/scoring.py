@@ -71,3 +71,25 @@ def group_log_probs(
         return _score(params, hidden, completions, temperature)
 
     return log_probs
+
+
+def group_logits(
+    config: DecoderConfig, layout: tuple[int, int], temperature: float = 1.0, remat: bool = False
+) -> Callable[[Params, Completions], jax.Array]:
+    """``(params, completions) → [B, S, V]``: tempered logits behind each of the last ``S = T − prompt_width`` tokens.
+
+    They are held whole, as a Fisher matrix over them needs; ``group_log_probs`` never does. A sampler's top-k and top-p
+    are not applied. Limiting case: their log-softmax at the tokens is ``group_log_probs`` of a plain sampler.
+
+    Args:
+        config: shapes.
+        layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
+        temperature: the sampler's.
+        remat: recompute each layer in the backward pass.
+    """
+
+    def logits(params: Params, completions: Completions) -> jax.Array:
+        hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
+        return jnp.matmul(hidden, head(params).T, preferred_element_type=jnp.float32) / temperature
+
+    return logits

@@ -48,7 +48,8 @@ def grpo(
 ) -> Objective:
     """``GRPOTrainer`` with its defaults: ``loss_type="dapo"`` is the mean over tokens, and there is no KL term.
 
-    ``bnpo`` is the same with one micro-batch a step.
+    ``bnpo`` is the same with one micro-batch a step. With a ``beta``, later versions multiply the KL term by the ratio
+    unless ``use_bias_correction_kl=False``: that is ``grpo_corrected_kl``.
 
     Args:
         kl_coef: ``beta``, weight of k3 in the loss.
@@ -63,16 +64,18 @@ def grpo(
     return recipes.grpo(0)._replace(trust_region=region, weighting=token_mean, kl=penalty_or_none(k3, kl_coef))
 
 
-def grpo_corrected_kl(kl_coef: float) -> Objective:
-    """``use_bias_correction_kl``: k3 times the ratio of policy to sampler.
+def grpo_corrected_kl(kl_coef: float, eps: float = 0.2, eps_high: float | None = None) -> Objective:
+    """``use_bias_correction_kl``, the default of later versions: k3 times the ratio of policy to sampler.
 
     Args:
         kl_coef: ``beta``.
+        eps: as in ``grpo``.
+        eps_high: as in ``grpo``.
 
     >>> grpo_corrected_kl(0.1).weighting is token_mean
     True
     """
-    return grpo()._replace(kl=importance_corrected(kl_penalty(k3, kl_coef)))
+    return grpo(0.0, eps, eps_high)._replace(kl=importance_corrected(kl_penalty(k3, kl_coef)))
 
 
 def grpo_sequence_mean(kl_coef: float = 0.0, eps: float = 0.2) -> Objective:

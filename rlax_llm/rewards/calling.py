@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -18,25 +19,41 @@ class RewardError(ValueError):
     """A reward function that cannot be found, cannot be called, or returned something that is not a score."""
 
 
+def refuse(reason: str) -> NoReturn:
+    """Raise a ``RewardError`` that says ``reason``, chained to the exception that is being handled.
+
+    Args:
+        reason: one sentence on a row that could not be scored.
+
+    >>> refuse("reward 'f' raised KeyError on row 0.")
+    Traceback (most recent call last):
+    rlax_llm.rewards.calling.RewardError: reward 'f' raised KeyError on row 0.
+    """
+    raise RewardError(reason) from sys.exception()
+
+
 class Reward(NamedTuple):
     """A named reward function and its weight in the total.
 
     Attributes:
         name: what metrics and errors call it.
         function: ``f(prompts, completions, **columns) -> [N]`` numbers, ``None`` where it does not apply.
-        weight: factor of its scores in the total.
+        weight: factor of its scores in the total; 0 only logs them.
+        spec: what ``load_reward`` finds the function by, in any process; ``None`` for a function that was handed over.
     """
 
     name: str
     function: Callable[..., Any]
     weight: float = 1.0
+    spec: str | None = None
 
 
 class Scores(NamedTuple):
     """Scores of N completions.
 
     Attributes:
-        total: float32 ``[N]``, weighted sum over the functions that apply; NaN where none does.
+        total: float32 ``[N]``, weighted sum over the functions that apply; NaN where none of those whose weight is not
+            0 does.
         by_name: for each reward its own float32 ``[N]``, without weight; NaN where it does not apply.
     """
 
@@ -44,36 +61,63 @@ class Scores(NamedTuple):
     by_name: dict[str, np.ndarray]
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
+    """What a reward function is called with.
+
+    Attributes:
+        prompts: ``[N]``, strings or messages.
+        completions: ``[N]``, in the form of the prompts.
+        columns: the other columns of the rows, ``[N]`` each.
+    """
+
     prompts: list[Any]
     completions: list[Any]
     columns: dict[str, list[Any]]
 
-    def row(self, index: int) -> _Batch:
+    def row(self, index: int) -> Batch:
+        """The batch of row ``index`` alone.
+
+        Args:
+            index: from 0.
+        """
         pick = slice(index, index + 1)
         columns = {name: values[pick] for name, values in self.columns.items()}
-        return _Batch(self.prompts[pick], self.completions[pick], columns)
+        return Batch(self.prompts[pick], self.completions[pick], columns)
 
     def passed_to(self, function: Callable[..., Any]) -> Any:
+        """What ``function`` returns for this batch, called with lists that it may change.
+
+        Args:
+            function: ``f(prompts, completions, **columns)``.
+        """
         columns = {name: list(values) for name, values in self.columns.items()}
         return function(prompts=list(self.prompts), completions=list(self.completions), **columns)
 
 
-def score(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Scores:
+def score(
+    rewards: Sequence[Reward],
+    rows: Sequence[Mapping[str, Any]],
+    completions: Sequence[str],
+    failed: Callable[[str], None] = refuse,
+) -> Scores:
     """Score completions with every reward and add the scores up by weight.
 
     A function gets each completion as a string where the prompt is a string, and as
     ``[{"role": "assistant", "content": ...}]`` where it is a list of messages; every column of the rows but ``prompt``
-    and ``completion`` is passed on as a list.
+    and ``completion`` is passed on as a list. A function that raises is called again on each row alone; the rows on
+    which it raises are reported to ``failed`` and, if that returns, abstain.
 
     Args:
         rewards: at least one, names all different.
         rows: N rows with a ``prompt`` and one set of columns.
         completions: N generated texts, one for each row.
+        failed: called with one sentence that names the reward, the exception and the row; raises a ``RewardError``
+            if not given.
 
     Raises:
-        RewardError: naming the function and, where there is one, the row: an exception inside the function (chained),
-            a wrong number of scores, a score that is not a finite number, or columns it does not accept.
+        RewardError: naming the function and, where there is one, the row: an exception inside the function (chained)
+            if ``failed`` raises it or if every row raises, a wrong number of scores, a score that is not a finite
+            number, or columns it does not accept. A function's own ``RewardError`` passes as it is.
 
     >>> def length(prompts, completions, **_): return [len(text) for text in completions]
     >>> score([Reward("length", length, weight=0.5)], [{"prompt": "a"}, {"prompt": "b"}], ["xx", "xxxx"]).total
@@ -81,11 +125,13 @@ def score(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]], completi
     """
     _check_rewards(rewards)
     batch = _batch(rows, completions)
-    by_name = {reward.name: _scores(reward, batch) for reward in rewards}
+    by_name = {reward.name: _scores(reward, batch, failed) for reward in rewards}
     stacked = np.stack([by_name[reward.name] for reward in rewards]).astype(np.float64)  # [rewards, N]
     weights = np.array([reward.weight for reward in rewards])
     missing = np.isnan(stacked)
-    total = np.where(missing.all(axis=0), np.nan, weights @ np.where(missing, 0.0, stacked))
+    # A reward of weight 0 is only logged, so it does not decide whether a row has a score either.
+    unscored = missing[weights != 0].all(axis=0)
+    total = np.where(unscored, np.nan, weights @ np.where(missing, 0.0, stacked))
     return Scores(total.astype(np.float32), by_name)
 
 
@@ -131,7 +177,7 @@ def _check_rewards(rewards: Sequence[Reward]) -> None:
             raise RewardError(f"reward {reward.name!r} has weight {reward.weight}, wanted a finite number.")
 
 
-def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> _Batch:
+def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Batch:
     if len(rows) != len(completions):
         raise RewardError(f"score: {len(completions)} completions for {len(rows)} rows; give one for each row.")
     names = list(rows[0]) if rows else ["prompt"]
@@ -147,18 +193,87 @@ def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> _Ba
         for prompt, text in zip(prompts, completions)
     ]
     columns = {name: [row[name] for row in rows] for name in names if name not in _NOT_FORWARDED}
-    return _Batch(prompts, given, columns)
+    return Batch(prompts, given, columns)
 
 
-def _scores(reward: Reward, batch: _Batch) -> np.ndarray:
+def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None]) -> np.ndarray:
     wanted = len(batch.prompts)
     if wanted == 0:
         return np.zeros(0, np.float32)
     check_columns(reward, list(batch.columns))
     try:
         returned = batch.passed_to(reward.function)
+    except RewardError:  # the reward says itself that it cannot be used, so other rows are no way out
+        raise
     except Exception as error:
-        raise RewardError(_raised(reward, batch, error)) from error
+        return np.array(_row_by_row(reward, batch, error, failed), np.float32)
+    return np.array(_numbers(reward, returned, range(wanted)), np.float32)
+
+
+def _row_by_row(reward: Reward, batch: Batch, error: Exception, failed: Callable[[str], None]) -> list[float]:
+    """Scores of a batch on which the function raised ``error``, NaN for the rows on which it raises too."""
+    wanted, scores, raised = len(batch.prompts), [], 0
+    for index in range(wanted):
+        try:
+            scores.append(row_score(reward, batch.row(index), index))
+        except RewardError:
+            raise
+        except Exception as single:
+            raised += 1
+            scores.append(math.nan)
+            failed(f"reward {reward.name!r} raised {described(single)} on row {index}.")
+    if raised == wanted:
+        raise RewardError(scored_none(reward.name, described(error), wanted)) from error
+    if not raised:
+        failed(f"reward {reward.name!r} raised {described(error)} on the whole batch, but on no single row of it.")
+    return scores
+
+
+def row_score(reward: Reward, row: Batch, index: int) -> float:
+    """Score of one row, NaN where the function abstains.
+
+    Args:
+        reward: the function to call.
+        row: a batch of one.
+        index: what errors call the row.
+
+    Raises:
+        RewardError: what it returned is not one score. Exceptions inside the function pass as they are.
+
+    >>> row_score(Reward("size", lambda prompts, completions: [len(completions[0])]), Batch(["a"], ["bcd"], {}), 0)
+    3.0
+    """
+    return _numbers(reward, row.passed_to(reward.function), range(index, index + 1))[0]
+
+
+def described(error: BaseException) -> str:
+    """Type and message of an exception.
+
+    Args:
+        error: any exception.
+
+    >>> described(ValueError("no digits")), described(StopIteration())
+    ('ValueError: no digits', 'StopIteration')
+    """
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def scored_none(name: str, exception: str, rows: int) -> str:
+    """The sentence on a function that raised on every row.
+
+    Args:
+        name: of the reward.
+        exception: what it raised.
+        rows: number of rows.
+
+    >>> scored_none("f", "KeyError: 'unit'", 3)
+    "reward 'f' raised KeyError: 'unit' and scored none of the rows (3)."
+    """
+    return f"reward {name!r} raised {exception} and scored none of the rows ({rows})."
+
+
+def _numbers(reward: Reward, returned: Any, rows: range) -> list[float]:
+    wanted = len(rows)
     try:
         values = list(returned)
     except TypeError as error:
@@ -166,19 +281,7 @@ def _scores(reward: Reward, batch: _Batch) -> np.ndarray:
         raise RewardError(f"reward {reward.name!r} returned a {kind}, wanted a list of {wanted} scores.") from error
     if len(values) != wanted:
         raise RewardError(f"reward {reward.name!r} returned {len(values)} scores for {wanted} completions.")
-    return np.array([_number(reward, index, value) for index, value in enumerate(values)], np.float32)
-
-
-def _raised(reward: Reward, batch: _Batch, error: Exception) -> str:
-    """Say what the function raised, and on which row if calling it on single rows finds one."""
-    detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    for index in range(len(batch.prompts)):
-        try:
-            batch.row(index).passed_to(reward.function)
-        except Exception as single:
-            if type(single) is type(error):
-                return f"reward {reward.name!r} raised {detail} on row {index}."
-    return f"reward {reward.name!r} raised {detail} on the whole batch, but on no single row of it."
+    return [_number(reward, index, value) for index, value in zip(rows, values)]
 
 
 def _number(reward: Reward, index: int, returned: Any) -> float:

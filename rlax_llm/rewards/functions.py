@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _NUMBER = re.compile(
@@ -95,3 +95,74 @@ def _expected(answer: Any) -> str:
     if digits is None:
         raise ValueError(f"the answer {answer!r} holds no integer")
     return digits
+
+
+def matching(pattern: str) -> Callable[..., list[float]]:
+    """Reward function ``format=REGEX``: 1 where the pattern matches the whole completion, else 0.
+
+    Args:
+        pattern: regular expression, in which a dot matches a line break too.
+
+    Raises:
+        ValueError: not a regular expression.
+
+    >>> matching("<answer>.*</answer>")(["", ""], ["<answer>1\\n2</answer>", "So <answer>3</answer>"])
+    [1.0, 0.0]
+    """
+    try:
+        compiled = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from error
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        return [float(compiled.fullmatch(completion_text(given)) is not None) for given in completions]
+
+    return reward
+
+
+def word_limit(limit: int) -> Callable[..., list[float]]:
+    """Reward function ``words=LIMIT``: 0 up to ``limit`` words, then falling linearly to -1 at twice as many.
+
+    Args:
+        limit: number of words between white space, at least 1.
+
+    Raises:
+        ValueError: a limit below 1.
+
+    >>> word_limit(2)(["", "", "", ""], ["one two", "one two three", "1 2 3 4", "1 2 3 4 5"])
+    [0.0, -0.5, -1.0, -1.0]
+    """
+    if limit < 1:
+        raise ValueError(f"the limit is {limit}, wanted at least 1 word")
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        counts = [len(completion_text(given).split()) for given in completions]
+        return [max(-1.0, min(0.0, (limit - count) / limit)) for count in counts]
+
+    return reward
+
+
+def repeated(size: int) -> Callable[..., list[float]]:
+    """Reward function ``repetition=N``: minus the share of the runs of ``size`` words that occurred before.
+
+    Args:
+        size: number of words in a run, at least 1; a text of fewer words gets 0.
+
+    Raises:
+        ValueError: a size below 1.
+
+    >>> repeated(2)(["", "", ""], ["a b a b a", "a b c", "a"])
+    [-0.5, 0.0, 0.0]
+    """
+    if size < 1:
+        raise ValueError(f"the size is {size}, wanted at least 1 word")
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        return [_minus_repeated_share(completion_text(given).split(), size) for given in completions]
+
+    return reward
+
+
+def _minus_repeated_share(words: Sequence[str], size: int) -> float:
+    runs = list(zip(*(words[start:] for start in range(size))))
+    return (len(set(runs)) - len(runs)) / len(runs) if runs else 0.0

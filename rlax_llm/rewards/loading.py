@@ -1,4 +1,4 @@
-"""Finding a reward function by name: a built-in one, ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``."""
+"""Finding reward functions by name: built-in ones, ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``, with weights."""
 
 from __future__ import annotations
 
@@ -6,27 +6,97 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import math
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
+from rlax_llm.rewards import mathematics
 from rlax_llm.rewards.calling import Reward, RewardError
-from rlax_llm.rewards.functions import exact_answer, integer_answer
+from rlax_llm.rewards.functions import exact_answer, integer_answer, matching, repeated, word_limit
 
-BUILT_IN = {"exact_answer": exact_answer, "integer_answer": integer_answer}
+
+class Family(NamedTuple):
+    """Built-in reward functions that differ in one argument, written ``NAME=ARGUMENT``.
+
+    Attributes:
+        argument: what messages call the argument.
+        function: from the text of the argument to the reward function; raises ``ValueError`` where it does not fit.
+    """
+
+    argument: str
+    function: Callable[[str], Callable[..., Any]]
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a whole number") from error
+
+
+BUILT_IN = {"exact_answer": exact_answer, "integer_answer": integer_answer, "math_answer": mathematics.math_answer}
+FAMILIES = {
+    "format": Family("REGEX", matching),
+    "words": Family("LIMIT", lambda text: word_limit(_whole(text))),
+    "repetition": Family("N", lambda text: repeated(_whole(text))),
+}
+
+
+def load_rewards(spec: str) -> tuple[Reward, ...]:
+    """Reward functions and weights of a sum such as ``integer_answer + 0.2*format=<answer>.*</answer>``.
+
+    Args:
+        spec: terms with `` + `` between them, blanks on both sides; each is what ``load_reward`` takes, after
+            ``WEIGHT*`` if its weight is not 1. A weight of 0 only logs the scores. In a regular expression, write
+            ``[+]`` or ``\\+`` for a plus between blanks.
+
+    Raises:
+        RewardError: a weight that is not a finite number, two rewards of one name, or as ``load_reward``.
+
+    >>> [(reward.name, reward.weight) for reward in load_rewards("integer_answer + 0.2*format=<answer>.*</answer>")]
+    [('integer_answer', 1.0), ('format', 0.2)]
+    """
+    rewards = tuple(_term(spec, text.strip()) for text in spec.split(" + "))
+    names = [reward.name for reward in rewards]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RewardError(
+            f"rewards {spec!r}: two are named {twice!r}, wanted different names, for metrics go by them; put one of "
+            "them into a function with a name of its own."
+        )
+    return rewards
+
+
+def _term(spec: str, text: str) -> Reward:
+    if not text:
+        raise RewardError(f"rewards {spec!r}: there is an empty term, wanted a reward on both sides of each ' + '.")
+    # An asterisk after the name belongs to a regular expression or a path.
+    weighted = re.fullmatch(r"([^*=:]*)\*(.*)", text, re.DOTALL)
+    if weighted is None:
+        return load_reward(text)
+    try:
+        weight = float(weighted[1])
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise RewardError(f"rewards {spec!r}: the weight {weighted[1].strip()!r} is not a finite number.")
+    return load_reward(weighted[2].strip())._replace(weight=weight)
 
 
 def load_reward(spec: str) -> Reward:
     """Reward function that ``spec`` names, with weight 1.
 
     Args:
-        spec: ``exact_answer``, ``integer_answer``, ``MODULE:FUNCTION`` (looked up in the working directory first) or
-            ``FILE.py:FUNCTION``.
+        spec: ``exact_answer``, ``integer_answer``, ``math_answer``, ``format=REGEX``, ``words=LIMIT``,
+            ``repetition=N``, ``MODULE:FUNCTION`` (looked up in the working directory first) or ``FILE.py:FUNCTION``.
 
     Raises:
         RewardError: no such module, file or function (with the closest name there is), a module that fails while it is
-            imported (chained), or a name that is not a function.
+            imported (chained), a name that is not a function, an argument that does not fit, or math-verify missing.
 
     >>> load_reward("integer_answer").name
     'integer_answer'
@@ -35,12 +105,17 @@ def load_reward(spec: str) -> Reward:
     rlax_llm.rewards.calling.RewardError: reward 'rlax_llm.rewards.functions:exact_anser':
     rlax_llm.rewards.functions has no function 'exact_anser'; did you mean 'exact_answer'?
     """
-    place, colon, name = spec.rpartition(":")
-    if not colon and spec in BUILT_IN:
-        return Reward(spec, BUILT_IN[spec])
-    if not (place and name):
-        known = ", ".join(BUILT_IN)
-        hint = closest(spec, BUILT_IN)
+    family, equals, argument = spec.partition("=")
+    if spec == "math_answer":
+        mathematics.imported()  # now, not in the middle of a run or in the time of a worker's first row
+    if spec in BUILT_IN:
+        return Reward(spec, BUILT_IN[spec], spec=spec)
+    if equals and family in FAMILIES:
+        return _member(spec, family, argument)
+    place, _, name = spec.rpartition(":")
+    if not (place and name) or (equals and family.isidentifier() and not place.endswith(".py")):
+        known = ", ".join([*BUILT_IN, *(f"{family}={FAMILIES[family].argument}" for family in FAMILIES)])
+        hint = closest(family, [*BUILT_IN, *FAMILIES])
         raise RewardError(f"reward {spec!r}: wanted MODULE:FUNCTION, FILE.py:FUNCTION or one of {known}{hint}")
     module = _file_module(spec, Path(place)) if place.endswith(".py") else _named_module(spec, place)
     if not hasattr(module, name):
@@ -50,7 +125,14 @@ def load_reward(spec: str) -> Reward:
     if not callable(function):
         kind = type(function).__name__
         raise RewardError(f"reward {spec!r}: {name} is of type {kind}, wanted a function.")
-    return Reward(name, function)
+    return Reward(name, function, spec=spec)
+
+
+def _member(spec: str, family: str, argument: str) -> Reward:
+    try:
+        return Reward(family, FAMILIES[family].function(argument), spec=spec)
+    except ValueError as error:
+        raise RewardError(f"reward {spec!r}: {error}; it is written {family}={FAMILIES[family].argument}.") from error
 
 
 def _named_module(spec: str, name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The settings of the language-model commands as frozen dataclasses; those of control are in ``control_settings``."""
+"""The settings of ``sft``, ``generate`` and ``eval`` as frozen dataclasses, and what others share with them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from rlax_llm.train.settings import (
     ModelSettings,
     OptimizerSettings,
     RunSettings,
-    above_zero,
     at_least,
-    check_divides,
     option,
 )
 
@@ -28,68 +26,15 @@ TASK_HELP = (
     "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2."
 )
 DATA_HELP = "JSON lines file of your own, instead of a task: in each line a 'prompt', and columns for the reward."
-REWARD_HELP = (
-    "Reward, needed with --data: MODULE:FUNCTION or FILE.py:FUNCTION of signature "
-    "f(prompts, completions, **columns) -> floats, or exact_answer or integer_answer (column 'answer')."
+INTEGERS_HELP = (
+    "Ask for the sum of the integers in each 'answer' of the data, as m + n for m/n: a rule can check it (DAPO). "
+    "Rows whose answer has no such form are left out."
 )
-
-
-@dataclass(frozen=True)
-class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
-    """Settings of ``rlax-llm grpo``: reinforcement learning of a language model from groups of completions.
-
-    Raises:
-        ValueError: a value is out of its range, or two settings contradict each other.
-
-    >>> GrpoConfig(group_size=1)
-    Traceback (most recent call last):
-    ValueError: grpo: group_size is 1, wanted at least 2.
-    """
-
-    command: ClassVar[str] = "grpo"
-
-    task: str = option("arithmetic", "task", TASK_HELP, metavar="TASK")
-    data: str | None = option(None, "task", DATA_HELP, "the task", "FILE.jsonl")
-    reward: str | None = option(None, "task", REWARD_HELP, "the task's own", "MODULE:FUNCTION")
-
-    recipe: Literal["grpo", "dr_grpo", "dapo", "rloo"] = option(
-        "grpo", "objective", "Named objective: advantage, trust region, weighting and KL term."
-    )
-    kl_coef: float | None = option(
-        None, "objective", "Weight of the KL term; 0 needs no reference model.", "the recipe's"
-    )
-    eps: float | None = option(
-        None, "objective", "Half-width of the ratio clip (its lower side in dapo).", "the recipe's"
-    )
-    eps_high: float | None = option(None, "objective", "Half-width of the clip above 1.", "the recipe's")
-
-    groups: int | None = option(None, "rollout", "Prompts per step.", CHOSEN)
-    group_size: int | None = option(None, "rollout", "Completions per prompt.", CHOSEN)
-    max_prompt_tokens: int | None = option(None, "rollout", "Longest prompt, tokens.", CHOSEN)
-    max_new_tokens: int | None = option(None, "rollout", "Longest completion, tokens.", CHOSEN)
-    temperature: float = option(1.0, "rollout", "Sampling temperature, above 0.")
-    top_k: int = option(0, "rollout", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = option(1.0, "rollout", "Sample among the likeliest tokens that hold this probability; 1 is off.")
-
-    warm_start_steps: int | None = option(
-        None, "training", "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
-    )
-    micro_batch_groups: int | None = option(
-        None, "training", "Groups per micro-batch: less memory, same gradient.", "all groups at once"
-    )
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        self.check_model()
-        self.check_optimizer()
-        self.check_run()
-        at_least(self, 1, "groups", "micro_batch_groups", "max_prompt_tokens", "max_new_tokens")
-        at_least(self, 2, "group_size")
-        at_least(self, 0, "warm_start_steps", "top_k", "kl_coef")
-        above_zero(self, "temperature", "eps", "eps_high")
-        check_top_p(self)
-        _check_task(self)
-        check_divides(self, "micro_batch_groups", "groups")
+REWARD_HELP = (
+    "Reward, needed with --data: MODULE:FUNCTION or FILE.py:FUNCTION of signature f(prompts, completions, **columns) "
+    "-> floats; exact_answer, integer_answer or math_answer (column 'answer'); format=REGEX, words=LIMIT or "
+    "repetition=N; or a sum of them as 'integer_answer + 0.2*format=.*[0-9]'."
+)
 
 
 @dataclass(frozen=True)
@@ -184,6 +129,7 @@ class EvalConfig:
     task: str = option("arithmetic-words", "task", TASK_HELP, metavar="TASK")
     data: str | None = option(None, "task", DATA_HELP, "the task", "FILE.jsonl")
     reward: str | None = option(None, "task", REWARD_HELP, "the task's own", "MODULE:FUNCTION")
+    integer_answers: bool = option(False, "task", INTEGERS_HELP)
     size: int = option(256, "task", "Held-out prompts.")
 
     max_prompt_tokens: int | None = option(None, "sampling", "Longest prompt, tokens.", CHOSEN)
@@ -203,10 +149,7 @@ class EvalConfig:
         at_least(self, 0, "temperature", "top_k", "seed")
         check_top_p(self)
         _check_samples(self)
-        _check_task(self)
-
-
-Config = GrpoConfig | SftConfig | GenerateConfig | EvalConfig
+        check_task(self)
 
 
 def check_top_p(config: Any) -> None:
@@ -223,6 +166,9 @@ def _check_samples(config: Any) -> None:
         )
 
 
-def _check_task(config: Any) -> None:
+def check_task(config: Any) -> None:
+    """Raise where a data file has no reward."""
     if config.data is not None and config.reward is None:
         raise ValueError(f"{config.command}: data is given without reward, and a file has none of its own; give both.")
+    if getattr(config, "integer_answers", False) and config.data is None:
+        raise ValueError(f"{config.command}: integer_answers is given without data, whose answers it reads; give both.")

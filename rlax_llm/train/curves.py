@@ -31,7 +31,7 @@ PANELS = (
     Panel("reward", "Reward", "mean per completion"),
     Panel("held_out_accuracy", "Held-out accuracy", "fraction of prompts", (0.0, 1.0)),
     Panel("loss", "Loss", "nats per token"),
-    Panel("completion_length", "Completion length", "tokens"),
+    Panel("completions/mean_length", "Completion length", "tokens"),
     Panel("kl", "KL to the reference", "nats per token"),
     Panel("entropy", "Entropy", "nats per token"),
 )
@@ -53,7 +53,7 @@ _PPO = (
     Panel("objective/kl", "KL to the reference", "nats per completion"),
     Panel("loss/value_avg", "Value loss", "score²"),
     Panel("val/explained_variance", "Values' explained variance", "fraction", (-1.0, 1.0)),
-    Panel("completion_length", "Completion length", "tokens"),
+    Panel("completions/mean_length", "Completion length", "tokens"),
     Panel("objective/entropy", "Entropy", "nats per token"),
 )
 BY_COMMAND = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,16 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.data.tasks import Task, batch_indices
+from rlax_llm.generation.engine import generate
 from rlax_llm.generation.sampling import greedy
+from rlax_llm.generation.turns import calculator, with_tools
+from rlax_llm.groups import per_group, z_score
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.rewards.calling import Scores, score
-from rlax_llm.train.configs import GrpoConfig
+from rlax_llm.models.scoring import group_log_probs, group_logits
+from rlax_llm.rewards.calling import Scores
+from rlax_llm.shaping import overlong_filter
+from rlax_llm.train.gathering import Gatherer, Taken
+from rlax_llm.train.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
+from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.train.group_setup import TRPO, build_learning, build_objective, trust_region_step
+from rlax_llm.train.judging import Judge
 from rlax_llm.train.learner import Learner
-from rlax_llm.train.policy import TrainState, group_loop
 from rlax_llm.train.progress import GROUP_COLUMNS
 from rlax_llm.train.rollouts import Rollout, Sampling, evaluate
-from rlax_llm.train.setup import build_objective, build_optimizer, build_sampler, build_schedule
+from rlax_llm.train.setup import build_optimizer, build_sampler, build_schedule
+from rlax_llm.weightings import token_mean
+
+_TURNS = 4
+_TOOLS = {"calculator": calculator}
+_NAMES = {
+    "clip_fraction": "clip_ratio/region_mean",
+    "clip_fraction_low": "clip_ratio/low_mean",
+    "clip_fraction_high": "clip_ratio/high_mean",
+}
+"""TRL's names, by the loop's."""
 
 
 class GroupPhase:
@@ -30,90 +48,152 @@ class GroupPhase:
         config: with every default filled in.
         learner: what is trained.
         task: prompts, rewards and what counts as solved.
+        judge: scores rollouts of the task.
     """
 
     columns = GROUP_COLUMNS
 
-    def __init__(self, config: GrpoConfig, learner: Learner, task: Task):
+    def __init__(self, config: GrpoConfig, learner: Learner, task: Task, judge: Judge):
         self.title = config.recipe
-        self.config, self.learner, self.task = config, learner, task
+        self.config, self.learner, self.task, self.judge = config, learner, task, judge
         self.groups, self.group_size = config.groups or 0, config.group_size or 0
-        self.objective, self.needs_reference = build_objective(config)
-        self.schedule = build_schedule(config, config.learning_rate or 0.0, config.steps or 0)
+        self.updates = config.epochs * config.minibatches
+        self.chosen = None if config.recipe == TRPO else build_objective(config, judge.weights())
+        self.needs_reference = self.chosen is not None and self.chosen.needs_reference
+        self.schedule = build_schedule(config, config.learning_rate or 0.0, (config.steps or 0) * self.updates)
         self.optimizer = build_optimizer(config, self.schedule)
-        self.sampling = Sampling(learner.shape, learner.tokenizer, config.max_prompt_tokens or 0)
+        tool = None if config.tool is None else with_tools(learner.tokenizer, [_TOOLS[config.tool]], _TURNS)
+        limit = config.max_prompt_tokens or 0
+        self.sampling = Sampling(learner.shape, learner.tokenizer, limit, generate if tool is None else tool)
         sampler = build_sampler(config.temperature, config.top_k, config.top_p)
         self.request = self.sampling.request(sampler, config.max_new_tokens or 0, self.group_size)
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
         self.key = jax.random.key(config.seed)
+        self.gatherer = Gatherer(self.draw, self.groups, config.dynamic_rounds)
         self.update = lru_cache(self._update)
 
-    def policy(self, state: TrainState) -> Params:
+    def policy(self, state: GroupState) -> Params:
         """What the policy's learner trains."""
         return state.params
 
-    def init(self, params: Params) -> TrainState:
+    def init(self, params: Params) -> GroupState:
         """State before the first step."""
-        return group_loop(group_log_probs(self.learner.config, (1, 1)), self.objective, self.optimizer)[0](params)
+        return self._loop((1, 1))[0](params)
+
+    def _loop(self, layout: tuple[int, int]) -> GroupLoop:
+        shape, temperature, remat = self.learner.config, self.config.temperature, bool(self.config.remat)
+        if self.chosen is None:
+            logits, step = group_logits(shape, layout, temperature, remat), trust_region_step(self.config.radius)
+            teaching = overlong_filter if self.config.overlong_filter else every_completion
+            return group_trpo_loop(logits, per_group(z_score), token_mean, *step, teaching)
+        log_probs = group_log_probs(shape, layout, temperature, remat)
+        return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
 
     def _update(self, prompt_width: int) -> Any:
-        layout = (self.group_size, prompt_width)
-        log_probs = group_log_probs(self.learner.config, layout, self.config.temperature, bool(self.config.remat))
-        micro_batches = self.groups // (self.config.micro_batch_groups or self.groups)
-        return jax.jit(group_loop(log_probs, self.objective, self.optimizer, micro_batches)[1], donate_argnums=0)
+        return jax.jit(self._loop((self.group_size, prompt_width))[1], donate_argnums=0)
 
-    def rollout(self, params: Params, index: int) -> Rollout:
-        """Completions of the prompts of step ``index`` (from 0): a function of parameters, seed and index."""
-        chosen = batch_indices(len(self.task.train), self.groups, self.config.seed, index)
+    def draw(self, params: Params, number: int) -> Taken:
+        """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""
+        chosen = batch_indices(len(self.task.train), self.groups, self.config.seed, number)
         rows = [self.task.train[i] for i in chosen]
-        return self.sampling.rollout(
-            self.learner.whole(params), rows, jax.random.fold_in(self.key, index), self.request
-        )
+        whole = self.learner.whole(params)
+        if self.config.sampler_dtype is not None:
+            whole = _rounded(whole, self.config.sampler_dtype)
+        rollout = self.sampling.rollout(whole, rows, jax.random.fold_in(self.key, number), self.request)
+        return Taken(np.asarray(chosen), rollout, self.judge(rollout, self.group_size))
 
     def step(
-        self, state: TrainState, index: int, ref_params: Params | None
-    ) -> tuple[TrainState, dict[str, Any], list[dict[str, Any]]]:
+        self, state: GroupState, index: int, ref_params: Params | None
+    ) -> tuple[GroupState, dict[str, Any], list[dict[str, Any]]]:
         """Step ``index`` (from 0): the new state, its metrics, and records of one group's completions."""
-        rollout = self.rollout(state.params, index)
         start = time.perf_counter()
-        scores = score(self.task.rewards, rollout.rows, rollout.texts)
-        scoring = time.perf_counter() - start
-        by_group = jnp.asarray(scores.total.reshape(self.groups, self.group_size))
+        taken, told = self.gatherer(state.params, index)
+        rollout, gathering = taken.rollout, time.perf_counter() - start
         state, metrics = self.update(rollout.prompt_width)(
-            state, rollout.completions, by_group, ref_params, self.learner.frozen
+            state,
+            rollout.completions,
+            self._scores(taken),
+            ref_params,
+            self.learner.frozen,
+            jax.random.fold_in(jax.random.fold_in(self.key, index), 1),
         )
-        metrics = {name: float(value) for name, value in metrics.items()}
-        seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
-        described = describe(rollout, scores, self.task) | metrics | speeds(rollout, seconds)
-        described["learning_rate"] = float(np.asarray(self.schedule(index)))
-        return state, described, records(rollout, scores, range(self.group_size))
+        metrics = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+        seconds = {"rollout": rollout.seconds, "scoring": gathering - rollout.seconds}
+        seconds["update"] = time.perf_counter() - start - gathering
+        described = describe(rollout, taken.scores, self.task, self.group_size)
+        described |= metrics | told | speeds(rollout, seconds)
+        described["learning_rate"] = float(np.asarray(self.schedule(index * self.updates)))
+        return state, described, self.sampling.records(rollout, taken.scores, range(self.group_size))
+
+    def _scores(self, taken: Taken) -> jax.Array:
+        """What the update takes: totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""
+        if self.chosen is None or not self.chosen.several:
+            return jnp.asarray(taken.by_group())
+        return jnp.stack([x.reshape(self.groups, -1) for x in taken.scores.by_name.values()])
 
     def evaluate(self, params: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out reward and accuracy, and a record of each completion."""
-        batch = min(len(self.task.held_out), self.groups * self.group_size)
-        result = evaluate(self.sampling, self.learner.whole(params), self.task, self.greedy, batch)
-        rows = [
-            {"prompt": row["prompt"], "completion": text, "reward": float(value), "held_out": True}
-            for row, text, value in zip(self.task.held_out, result.texts, result.scores.total, strict=True)
-        ]
-        return {"held_out_accuracy": result.accuracy, "held_out_reward": result.reward}, rows
+        whole, batch = self.learner.whole(params), min(len(self.task.held_out), self.groups * self.group_size)
+        found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
+        return found.metrics(right_and_wrong=self.judge.model is None), found.records
+
+    def keep(self, place: Path, position: int) -> None:
+        """Write what a resumed run needs beside the checkpoint of a position."""
+        if self.config.dynamic_rounds:
+            for old in sorted(place.glob("surplus-*.npz"), key=lambda path: path.stat().st_mtime)[:-1]:
+                old.unlink()
+            place.mkdir(parents=True, exist_ok=True)
+            self.gatherer.save(_surplus(place, position))
+
+    def take_up(self, place: Path, position: int) -> None:
+        """Read it."""
+        self.gatherer.load(_surplus(place, position), self.task.train, self.sampling.texts)
 
 
-def describe(rollout: Rollout, scores: Scores, task: Task) -> dict[str, float]:
-    """Metrics of a rollout: reward and its parts, accuracy of the samples, lengths in tokens, truncated share."""
-    known = scores.total[~np.isnan(scores.total)]
-    lengths = rollout.lengths()
+def _surplus(place: Path, position: int) -> Path:
+    return place / f"surplus-{position}.npz"
+
+
+@partial(jax.jit, static_argnums=1)
+def _rounded(params: Params, dtype: str) -> Params:
+    return jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)
+
+
+def describe(rollout: Rollout, scores: Scores, task: Task, group_size: int = 1) -> dict[str, float]:
+    """Metrics of a rollout by TRL's names: rewards, accuracy of the samples, lengths in tokens, truncated share.
+
+    Rows without a chosen token, which fill a batch up, do not count.
+    """
+    there = rollout.lengths() > 0
+    totals = np.where(there, scores.total, np.nan)
+    known, (lengths, cut) = totals[~np.isnan(totals)], (x[there] for x in _lengths(rollout))
+    spread = _spread(totals.reshape(-1, group_size)) if group_size > 1 else known.std() if known.size else np.nan
     metrics = {
         "reward": float(known.mean()) if known.size else float("nan"),
-        "reward_std": float(known.std()) if known.size else float("nan"),
+        "reward_std": float(spread),
         "accuracy": float(np.mean([task.solved(float(s)) for s in known])) if known.size else float("nan"),
-        "completion_length": float(lengths.mean()),
-        "completion_length_max": float(lengths.max()),
-        "truncated_fraction": float(np.mean(rollout.completions.truncated)),
+        "completions/clipped_ratio": float(cut.mean()),
     }
+    for name, chosen in (("", lengths), ("terminated_", lengths[~cut])):
+        for kind, statistic in (("mean", np.mean), ("min", np.min), ("max", np.max)):
+            metrics[f"completions/{kind}_{name}length"] = float(statistic(chosen)) if chosen.size else 0.0
     if len(scores.by_name) > 1:
-        metrics |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in scores.by_name.items()}
+        for name, values in scores.by_name.items():
+            present = values[there & ~np.isnan(values)]
+            metrics[f"rewards/{name}/mean"] = float(present.mean()) if present.size else float("nan")
+            metrics[f"rewards/{name}/std"] = float(present.std(ddof=1)) if present.size > 1 else float("nan")
     return metrics
+
+
+def _lengths(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    return rollout.lengths(), np.asarray(rollout.completions.truncated)
+
+
+def _spread(groups: np.ndarray) -> float:
+    """Mean over groups of the standard deviation of their scores."""
+    several = [group[~np.isnan(group)] for group in groups]
+    stds = [group.std(ddof=1) for group in several if group.size > 1]
+    return float(np.mean(stds)) if stds else float("nan")
 
 
 def speeds(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
@@ -125,18 +205,3 @@ def speeds(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
         "update_tokens_per_second": read / seconds["update"],
         "tokens_per_second": sampled / sum(seconds.values()),
     } | {f"{name}_seconds": value for name, value in seconds.items()}
-
-
-def records(rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
-    """What ``completions.jsonl`` holds of some completions."""
-    lengths = rollout.lengths()
-    return [
-        {
-            "prompt": rollout.rows[i]["prompt"],
-            "completion": rollout.texts[i],
-            "reward": float(scores.total[i]),
-            "length": int(lengths[i]),
-            "truncated": bool(rollout.completions.truncated[i]),
-        }
-        for i in chosen
-    ]

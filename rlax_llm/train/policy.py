@@ -17,7 +17,7 @@ from rlax_llm.objectives import Objective, policy_loss
 from rlax_llm.ratios import token_ratio
 from rlax_llm.trees import joined
 from rlax_llm.trust_regions import score_function
-from rlax_llm.types import Completions, PolicyBatch, Scored
+from rlax_llm.types import Completions, PolicyBatch
 from rlax_llm.weightings import token_mean
 
 Params = Any
@@ -115,7 +115,7 @@ def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completion
 def policy_loop(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
 ) -> Loop:
-    """``init(params)`` and ``step(state, completions, advantages, ref_log_probs=None, frozen=None)``.
+    """``init(params)`` and ``step(state, completions, advantages, ref_log_probs=None, frozen=None, …)``.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
@@ -125,8 +125,9 @@ def policy_loop(
 
     Returns:
         The pair. ``step`` takes ``advantages [B, T]``, and in ``frozen`` the parameters that are not trained, to be
-        joined with those that are; it returns the new state and scalar metrics: those of ``policy_loss``, ``entropy``
-        (nats a token) and ``grad_norm`` before any clipping.
+        joined with those that are; ``factors [B, T]`` multiply the weights (a correction for the sampler), and
+        ``entropy_coef`` times the mean entropy of a token is taken off the loss. It returns the new state and scalar
+        metrics: those of ``policy_loss``, ``entropy`` (nats a token) and ``grad_norm`` before any clipping.
     """
 
     def step(
@@ -135,8 +136,11 @@ def policy_loop(
         advantages: jax.Array,
         ref_log_probs: jax.Array | None = None,
         frozen: Params | None = None,
+        factors: jax.Array | None = None,
+        entropy_coef: float | jax.Array = 0.0,
     ) -> tuple[TrainState, Metrics]:
         weights = objective.weighting(completions.mask)
+        weights = weights if factors is None else weights * factors
         uniform = token_mean(completions.mask)
 
         def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
@@ -145,68 +149,13 @@ def policy_loop(
             batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs)
             value, metrics = policy_loss(objective, batch)
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
-            return value, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
+            return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
 
         rows = (completions, advantages, weights, uniform, ref_log_probs)
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
         return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
 
     return partial(initial_state, optimizer), step
-
-
-def group_loop(
-    log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
-) -> Loop:
-    """``init(params)`` and ``step(state, completions, scores, ref_params=None, frozen=None)`` for groups.
-
-    ``scores [P, G]`` belong to the ``P · G`` rows of ``completions``; NaN marks a completion without a score: its
-    advantage is 0, and only a KL term still moves it.
-
-    Args:
-        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
-        objective: five functions.
-        optimizer: any Optax transformation.
-        micro_batches: parts that the groups are taken in.
-
-    Returns:
-        The pair; ``ref_params`` are like ``params``, and joined with the same ``frozen``. Metrics are those of
-        ``policy_loop`` and ``frac_reward_zero_std``, the share of groups without any difference in score, which teach
-        nothing.
-    """
-    init, policy_step = policy_loop(log_probs, objective, optimizer, micro_batches)
-
-    def step(
-        state: TrainState,
-        completions: Completions,
-        scores: jax.Array,
-        ref_params: Params | None = None,
-        frozen: Params | None = None,
-    ) -> tuple[TrainState, Metrics]:
-        if scores.ndim != 2 or scores.size != completions.tokens.shape[0]:
-            raise ValueError(
-                f"group_loop: scores has shape {scores.shape}, wanted [P, G] with P · G = "
-                f"{completions.tokens.shape[0]}, the rows of completions."
-            )
-        if scores.shape[0] % micro_batches:
-            raise ValueError(
-                f"group_loop: micro_batches is {micro_batches}, wanted a divisor of the {scores.shape[0]} groups."
-            )
-        ref_log_probs = None
-        if ref_params is not None:
-            ref_log_probs = fixed_log_probs(log_probs, joined(ref_params, frozen), completions, micro_batches)
-
-        def grouped(x: jax.Array) -> jax.Array:
-            return x.reshape(*scores.shape, -1)
-
-        ref_grouped = None if ref_log_probs is None else grouped(ref_log_probs)
-        scored = Scored(scores, grouped(completions.log_probs), grouped(completions.mask), ref_grouped)
-        advantages = objective.advantage(scored).reshape(completions.tokens.shape[0], -1)
-        advantages = jnp.broadcast_to(advantages, completions.tokens.shape)
-        state, metrics = policy_step(state, completions, advantages, ref_log_probs, frozen)
-        spread = jnp.nanmax(scores, -1) - jnp.nanmin(scores, -1)
-        return state, metrics | {"frac_reward_zero_std": (~(spread > 0)).mean()}
-
-    return init, step
 
 
 def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Loop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,15 +23,15 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.rewards.calling import Scores, score
 from rlax_llm.shaping import missing_eos_penalty
-from rlax_llm.train.group_run import describe, records, speeds
-from rlax_llm.train.learner import Learner, completion_scores
+from rlax_llm.train.group_run import describe, speeds
+from rlax_llm.train.judging import Judge
+from rlax_llm.train.learner import Learner
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.progress import Column
 from rlax_llm.train.rlhf import RlhfLearning, RlhfState, rlhf_loop
 from rlax_llm.train.rlhf_credit import KlInReward, Shaping
-from rlax_llm.train.rollouts import Rollout, Sampling
+from rlax_llm.train.rollouts import Sampling, evaluate
 from rlax_llm.train.setup import build_optimizer, build_sampler, build_schedule
 from rlax_llm.train.updates import unnormalised
 from rlax_llm.values import clipped_value_loss
@@ -59,7 +60,6 @@ _NAMES = {
 }
 """TRL's names, by the loop's."""
 _ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
-_REWARD_MODEL = "reward_model"
 
 
 class Models(NamedTuple):
@@ -100,7 +100,7 @@ class PpoPhase:
         self.schedule = self._schedule(config.learning_rate, config.value_warmup_steps)
         frozen = {"policy": policy.frozen, "value": models.value.frozen}
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
-        self.update, self.judge = lru_cache(self._update), lru_cache(self._judge)
+        self.update, self.judge = lru_cache(self._update), Judge(task.rewards, models.reward)
 
     @property
     def needs_reference(self) -> bool:
@@ -145,21 +145,6 @@ class PpoPhase:
     def _update(self, prompt_width: int) -> Any:
         return jax.jit(self._loop((self.config.group_size, prompt_width))[1], donate_argnums=0)
 
-    def _judge(self, group_size: int, prompt_width: int) -> Any:
-        assert self.models.reward is not None
-        tokenizer, shape = self.models.reward.tokenizer, self.models.reward.config
-        return jax.jit(completion_scores(tokenizer, shape, (group_size, prompt_width), False))
-
-    def score(self, rollout: Rollout, group_size: int) -> Scores:
-        """Scores by the functions and by the reward model, added up."""
-        rewards = self.task.rewards
-        found = score(rewards, rollout.rows, rollout.texts) if rewards else Scores(np.zeros(len(rollout.rows)), {})
-        if self.models.reward is None:
-            return found
-        judged = self.judge(group_size, rollout.prompt_width)(self.models.reward.params, rollout.completions)
-        by_name = found.by_name | {_REWARD_MODEL: np.asarray(judged, np.float32)}
-        return Scores(np.nan_to_num(found.total) + by_name[_REWARD_MODEL], by_name)
-
     def step(
         self, state: RlhfState, index: int, ref_params: Params | None
     ) -> tuple[RlhfState, dict[str, Any], list[dict[str, Any]]]:
@@ -169,7 +154,7 @@ class PpoPhase:
         whole = self.models.policy.whole(state.params["policy"])
         rollout = self.sampling.rollout(whole, [self.task.train[i] for i in chosen], key, self.request)
         start = time.perf_counter()
-        scores = self.score(rollout, self.config.group_size)
+        scores = self.judge(rollout, self.config.group_size)
         scoring = time.perf_counter() - start
         update, keys = self.update(rollout.prompt_width), jax.random.fold_in(key, 1)
         state, metrics = update(
@@ -177,27 +162,24 @@ class PpoPhase:
         )
         named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
-        described = describe(rollout, scores, self.task) | named | speeds(rollout, seconds)
+        described = describe(rollout, scores, self.task, self.config.group_size) | named | speeds(rollout, seconds)
         taken = max(index - self.config.value_warmup_steps, 0) * self._updates
         described["learning_rate"] = float(np.asarray(self.schedule(taken)))
         if self.models.reward is not None:
             described.pop("accuracy")  # a reward model's scores have no right and wrong
-        return state, described, records(rollout, scores, range(min(8, self.rows)))
+        return state, described, self.sampling.records(rollout, scores, range(min(8, self.rows)))
 
     def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
-        held_out, rows, totals = list(self.task.held_out), [], []
-        whole = self.models.policy.whole(policy)
-        for start in range(0, len(held_out), self.rows):
-            taken = held_out[start : start + self.rows]
-            rollout = self.sampling.rollout(whole, taken, jax.random.key(start), self.greedy)
-            scores = self.score(rollout, 1)
-            rows += records(rollout, scores, range(len(taken)))
-            totals += scores.total.tolist()
-        metrics = {"held_out_reward": float(np.nanmean(totals))}
-        if self.task.rewards and self.models.reward is None:
-            metrics["held_out_accuracy"] = float(np.mean([self.task.solved(total) for total in totals]))
-        return metrics, [row | {"held_out": True} for row in rows]
+        whole, batch = self.models.policy.whole(policy), min(len(self.task.held_out), self.rows)
+        found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
+        return found.metrics(right_and_wrong=self.models.reward is None), found.records
+
+    def keep(self, place: Path, position: int) -> None:
+        """All that a resumed run needs is in the state."""
+
+    def take_up(self, place: Path, position: int) -> None:
+        """All that a resumed run needs is in the state."""
 
 
 def shaping_of(config: PpoConfig) -> Shaping:

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import jax
 
-from rlax_llm.data import jsonl
-from rlax_llm.data.tasks import Task
 from rlax_llm.models import decoder
 from rlax_llm.models.functional import Params
-from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_scalar
+from rlax_llm.models.loading import LanguageModel
 from rlax_llm.train.learner import Learner, language_learner, scalar_learner
 from rlax_llm.train.ppo_phase import Models, PpoPhase
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.setup import build_model, build_task, dtype_of, with_defaults
+from rlax_llm.train.setup import build_model, dtype_of, judged_task, scalar_judge, with_defaults
 
 
 def run_ppo(config: PpoConfig) -> RunDirectory:
@@ -34,7 +32,7 @@ def run_ppo(config: PpoConfig) -> RunDirectory:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    task, models = _task(config), build_models(config)
+    task, models = judged_task(config), build_models(config)
     return run_reinforced(models.policy, PpoPhase(config, models, task), _export(models))
 
 
@@ -45,7 +43,7 @@ def build_models(config: PpoConfig) -> Models:
         ValueError: for a reward or value model of another vocabulary.
     """
     model = build_model(config)
-    reward = None if config.reward_model is None else _scalar(config.reward_model, model, config)
+    reward = None if config.reward_model is None else scalar_judge(config.reward_model, model, config)
     policy = language_learner(config, model, config.seed)
     return Models(policy, _value(config, model, reward), reward, value_origin(config) == "policy")
 
@@ -53,12 +51,6 @@ def build_models(config: PpoConfig) -> Models:
 def value_origin(config: PpoConfig) -> str:
     """What the value model starts from."""
     return config.value_model or ("policy" if config.reward_model is None else "reward")
-
-
-def _scalar(path: str, policy: LanguageModel, config: PpoConfig) -> LanguageModel:
-    loaded = load_scalar(path, dtype_of(config))
-    check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
-    return loaded
 
 
 def _value(config: PpoConfig, model: LanguageModel, reward: LanguageModel | None) -> Learner:
@@ -73,18 +65,10 @@ def _value(config: PpoConfig, model: LanguageModel, reward: LanguageModel | None
     elif reward is not None and origin == "reward":
         name, start = str(config.reward_model), reward
     else:
-        name, start = origin, _scalar(origin, model, config)
+        name, start = origin, scalar_judge(origin, model, config)
     learner = scalar_learner(config, start, config.seed + 1, jax.nn.initializers.zeros)
     # Training gives its arrays away: the value model's are its own.
     return learner._replace(name=name, params=jax.tree.map(lambda x: x.copy(), learner.params))
-
-
-def _task(config: PpoConfig) -> Task:
-    if config.reward_model is None or config.reward is not None:
-        return build_task(config, config.eval_size or 1)
-    if config.data is not None:
-        return Task(config.data, *jsonl.load(config.data, config.eval_size or 1, config.seed), rewards=())
-    return dataclasses.replace(build_task(config, config.eval_size or 1), rewards=())
 
 
 def _export(models: Models) -> Callable[[Params, Path], None]:

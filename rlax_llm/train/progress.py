@@ -27,7 +27,7 @@ class Column(NamedTuple):
 GROUP_COLUMNS = (
     Column("reward", "reward"),
     Column("held_out_accuracy", "held-out accuracy"),
-    Column("completion_length", "length", "{:.1f}"),
+    Column("completions/mean_length", "length", "{:.1f}"),
     Column("kl", "KL", "{:.4f}"),
     Column("tokens_per_second", "tokens/s", "{:,.0f}"),
 )
@@ -123,12 +123,26 @@ class Progress:
             if self._short or due or step >= self._total:
                 self._print_line(now)
 
+    @property
+    def live(self) -> bool:
+        """Whether the display is a terminal's."""
+        return self._live is not None
+
     def note(self, text: str) -> None:
         """Print a line of text above the display."""
         if self._live is not None:
             self._live.console.print(Text(text))
         else:
             print(text, file=self._stream, flush=True)
+
+    def show(self, table: RenderableType) -> None:
+        """Print a table above the display, or behind the last line."""
+        if self._live is not None:
+            self._live.console.print(table)
+            return
+        if self._pending:
+            self._print_line(self._clock())
+        Console(file=self._stream, width=120, color_system=None).print(table)
 
     def _print_line(self, now: float) -> None:
         numbers = "".join(f"  {label} {number}" for label, number in self._numbers())

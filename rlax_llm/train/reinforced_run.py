@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from rlax_llm.train.completions_table import completions_table
 from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import of_task
@@ -39,6 +40,8 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
     with session.finishing(export, lambda: summary(session)), interruptible() as stop:
         first = warm_up if warm_up is not None and session.step <= 0 else phase
         session.begin(first.init(learner.params))
+        session.beside = phase.keep
+        phase.take_up(session.directory.checkpoints_path, session.position)
         if warm_up is not None and session.step < 0:
             run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
         if not stop() and session.step >= 0:
@@ -67,9 +70,12 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
         if session.warm_start_steps == 0:
             session.log(metrics)
         session.directory.log_completions([{"step": 0, **row} for row in rows])
-    reference = session.reference(phase.policy(state)) if phase.needs_reference else None
+    every = getattr(config, "reference_every", 0)
+    reference = session.reference(phase.policy(state), every) if phase.needs_reference else None
     with Progress(steps, phase.title, phase.columns, session.step) as progress:
         while session.step < steps and not stop():
+            if every and phase.needs_reference and session.step % every == 0:
+                reference = session.reference(phase.policy(state), every)
             state, metrics, rows = phase.step(state, session.step, reference)
             number = session.step + 1
             if due(number, config.eval_every, steps):
@@ -78,3 +84,5 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             session.directory.log_completions([{"step": number, **row} for row in rows])
             session.advance(state, metrics)
             progress.update(number, metrics)
+            if number == steps or (progress.live and "held_out_reward" in metrics):
+                progress.show(completions_table(rows, f"step {number}"))

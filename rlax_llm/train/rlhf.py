@@ -17,7 +17,7 @@ from rlax_llm import checks
 from rlax_llm.kl import k2
 from rlax_llm.masked import masked_mean
 from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.shuffling import permutation
+from rlax_llm.train.minibatches import minibatch_rows
 from rlax_llm.train.policy import LogProbs, Metrics, Params, fixed_log_probs, summed_gradient
 from rlax_llm.train.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.trees import joined
@@ -165,28 +165,6 @@ def _loss(loop: _Loop, frozen: Params | None) -> Callable:
     return loss
 
 
-def minibatch_rows(learning: RlhfLearning, rows: int, key: jax.Array) -> jax.Array:
-    """The rows of each optimizer step: in every epoch each row once, groups together, in an order of the epoch's own.
-
-    Args:
-        learning: its ``epochs``, ``minibatches`` and ``group_size`` are read.
-        rows: of the batch.
-        key: randomness; one minibatch needs none.
-
-    Returns:
-        ``[epochs · minibatches, rows / minibatches]`` int32.
-
-    >>> minibatch_rows(RlhfLearning(epochs=2), 3, jax.random.key(0)).tolist()
-    [[0, 1, 2], [0, 1, 2]]
-    """
-    if learning.minibatches == 1:  # one gradient of everything does not depend on the order
-        return jnp.broadcast_to(jnp.arange(rows), (learning.epochs, rows))
-    keys = jax.random.split(key, learning.epochs)
-    groups = jax.vmap(lambda key: permutation(key, rows // learning.group_size))(keys)
-    order = groups[..., None] * learning.group_size + jnp.arange(learning.group_size)
-    return order.reshape(learning.epochs * learning.minibatches, -1)
-
-
 def _descent(loop: _Loop, frozen: Params | None, warming: jax.Array) -> Callable:
     """``((params, opt_state), rows) → …``, one optimizer step of each model; while ``warming`` of the value alone."""
     loss = _loss(loop, frozen)
@@ -264,11 +242,11 @@ def _learnt(
     loop: _Loop, state: RlhfState, batch: Experience, key: jax.Array, frozen: Params | None, warming: jax.Array
 ) -> tuple[tuple, Metrics]:
     """Parameters and optimizer states after all epochs, and means over the optimizer steps."""
-    minibatch = _descent(loop, frozen, warming)
+    minibatch, learning = _descent(loop, frozen, warming), loop.learning
     now, steps = jax.lax.scan(
         lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)),
         (state.params, state.opt_state),
-        minibatch_rows(loop.learning, batch.mask.shape[0], key),
+        minibatch_rows(batch.mask.shape[0], key, learning.epochs, learning.minibatches, learning.group_size),
     )
     learnt = jax.tree.map(jnp.mean, steps)
     return now, learnt | {"ratio": 1 + learnt["ratio"], "ratio_var": learnt["ratio_var"] - jnp.square(learnt["ratio"])}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,11 @@ from rlax_llm.data.tasks import Row, Task
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Sampler
+from rlax_llm.generation.turns import Generate
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.rewards.calling import Scores, score
+from rlax_llm.rewards.calling import Scores
 from rlax_llm.types import Completions
 
 
@@ -49,11 +50,13 @@ class Sampling(NamedTuple):
         config: the decoder's shape.
         tokenizer: the model's.
         max_prompt_tokens: a longer prompt is an error that names its row.
+        generate: the engine's, or one that calls tools (``generation.turns.with_tools``).
     """
 
     config: DecoderConfig
     tokenizer: Tokenizer
     max_prompt_tokens: int
+    generate: Generate = generate
 
     def rollout(self, params: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
         """Draw ``request.group_size`` completions of each row."""
@@ -69,12 +72,35 @@ class Sampling(NamedTuple):
     ) -> tuple[Completions, int]:
         """``request.group_size`` completions of each prompt's token ids, on the host, and the columns of prompts."""
         padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens)
-        drawn = jax.device_get(generate(self.config, params, padded, key, request))
+        drawn = jax.device_get(self.generate(self.config, params, padded, key, request))
         return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
 
     def texts(self, drawn: Completions) -> list[str]:
         """What was completed, without special tokens."""
         return [self.tokenizer.decode(tokens[mask]) for tokens, mask in zip(drawn.tokens, drawn.mask, strict=True)]
+
+    def records(self, rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
+        """What ``completions.jsonl`` holds of some completions.
+
+        Several rewards are told one by one. Where a tool answered, ``transcript`` is all that followed the prompt.
+        """
+        drawn, width, lengths = rollout.completions, rollout.prompt_width, rollout.lengths()
+        found = []
+        for i in chosen:
+            record = {
+                "prompt": rollout.rows[i]["prompt"],
+                "completion": rollout.texts[i],
+                "reward": float(scores.total[i]),
+                "length": int(lengths[i]),
+                "truncated": bool(drawn.truncated[i]),
+            }
+            if len(scores.by_name) > 1:
+                record["rewards"] = {name: float(values[i]) for name, values in scores.by_name.items()}
+            tokens, read, chose = (np.asarray(x)[i, width:] for x in (drawn.tokens, drawn.valid, drawn.mask))
+            if chose.any() and (read & ~chose).any():
+                record["transcript"] = self.tokenizer.decode(tokens[read])
+            found.append(record)
+        return found
 
     def request(self, sampler: Sampler, max_new_tokens: int, group_size: int = 1) -> Request:
         """A request with the tokenizer's stop tokens."""
@@ -83,41 +109,52 @@ class Sampling(NamedTuple):
 
 def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
     """Without the columns that no completion reached, in quarters of the limit: few widths to compile for."""
-    longest = int(np.asarray(completions.mask).sum(-1).max())
+    longest = int(np.asarray(completions.valid)[:, prompt_width:].sum(-1).max())
     quarter = max(-(-limit // 4), 16)
     width = prompt_width + min(limit, max(-(-longest // quarter), 1) * quarter)
     return Completions(*(x[:, :width] if x.ndim == 2 else x for x in completions))
 
 
 class Evaluation(NamedTuple):
-    """Scores of completions of held-out rows.
+    """Completions of held-out rows and their scores.
 
     Attributes:
-        reward: mean score of those that have one.
-        accuracy: share of completions that ``task.solved`` accepts.
-        texts: the completions.
-        scores: of each completion.
+        totals: of each completion, ``[B]``, NaN where it has no score.
+        solved: of each, whether the task accepts it.
+        records: what ``completions.jsonl`` holds of each.
     """
 
-    reward: float
-    accuracy: float
-    texts: list[str]
-    scores: Scores
+    totals: np.ndarray
+    solved: np.ndarray
+    records: list[dict[str, Any]]
+
+    def metrics(self, right_and_wrong: bool = True) -> dict[str, float]:
+        """Mean reward of those that have one, and the share that is solved where there is right and wrong."""
+        known = self.totals[~np.isnan(self.totals)]
+        found = {"held_out_reward": float(known.mean()) if known.size else float("nan")}
+        return found | ({"held_out_accuracy": float(self.solved.mean())} if right_and_wrong else {})
 
 
-def evaluate(sampling: Sampling, params: Params, task: Task, request: Request, batch: int, seed: int = 0) -> Evaluation:
+def evaluate(
+    sampling: Sampling,
+    params: Params,
+    task: Task,
+    judge: Callable[[Rollout, int], Scores],
+    request: Request,
+    batch: int,
+    seed: int = 0,
+) -> Evaluation:
     """Complete every held-out row, ``batch`` rows at a time, and score.
 
-    The last batch is filled up with the first rows, so that no further shape is compiled; those do not count.
+    The last batch is filled up with the first row, so that no further shape is compiled; that does not count.
     """
-    held_out, texts = list(task.held_out), []
+    held_out, totals, told = list(task.held_out), [], []
     for start in range(0, len(held_out), batch):
-        rows = held_out[start : start + batch]
-        filled = rows + [held_out[0]] * (min(batch, len(held_out)) - len(rows))
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        rollout = sampling.rollout(params, filled, key, request)
-        texts += rollout.texts[: len(rows) * request.group_size]
-    scores = score(task.rewards, [row for row in held_out for _ in range(request.group_size)], texts)
-    solved = [task.solved(float(s)) for s in np.nan_to_num(scores.total, nan=-np.inf)]
-    scored = scores.total[~np.isnan(scores.total)]
-    return Evaluation(float(scored.mean()) if scored.size else float("nan"), float(np.mean(solved)), texts, scores)
+        taken = held_out[start : start + batch]
+        filled = taken + [held_out[0]] * (min(batch, len(held_out)) - len(taken))
+        rollout = sampling.rollout(params, filled, jax.random.fold_in(jax.random.key(seed), start), request)
+        scores, count = judge(rollout, request.group_size), len(taken) * request.group_size
+        totals.append(scores.total[:count])
+        told += [row | {"held_out": True} for row in sampling.records(rollout, scores, range(count))]
+    joined = np.concatenate(totals)
+    return Evaluation(joined, np.array([task.solved(float(s)) for s in np.nan_to_num(joined, nan=-np.inf)]), told)

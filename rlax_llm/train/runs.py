@@ -6,16 +6,19 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.shaping import soft_overlong_punishment
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import of_file, of_task
 from rlax_llm.train.group_run import GroupPhase
+from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.train.group_setup import check_recipe
 from rlax_llm.train.interrupts import interruptible
+from rlax_llm.train.judging import Failures, Judge, pooled
 from rlax_llm.train.learner import language_learner
 from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.rollouts import Sampling, evaluate
@@ -27,6 +30,8 @@ from rlax_llm.train.setup import (
     build_sampler,
     build_schedule,
     build_task,
+    judged_task,
+    scalar_judge,
     with_defaults,
 )
 from rlax_llm.train.supervised_run import SupervisedPhase, own_rows, run_steps, shared_rows
@@ -46,10 +51,22 @@ def run_grpo(config: GrpoConfig) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
+    check_recipe(config)
     config = with_defaults(config)
-    task = build_task(config, config.eval_size or 1)
-    learner = language_learner(config, build_model(config), config.seed)
-    return run_reinforced(learner, GroupPhase(config, learner, task), learner.export)
+    model = build_model(config)
+    task, learner = judged_task(config), language_learner(config, model, config.seed)
+    judge_model = None if config.reward_model is None else scalar_judge(config.reward_model, model, config)
+    failures = Failures()
+    with pooled(task.rewards, config.reward_workers, config.reward_timeout, failures) as rewards:
+        judge = Judge(rewards, judge_model, _punishment(config), failures)
+        return run_reinforced(learner, GroupPhase(config, learner, task, judge), learner.export)
+
+
+def _punishment(config: GrpoConfig) -> tuple[str, Any] | None:
+    if not config.overlong_buffer:
+        return None
+    limit, buffer = config.max_new_tokens or 1, config.overlong_buffer
+    return "overlong", lambda lengths: soft_overlong_punishment(lengths, limit, buffer)
 
 
 def run_sft(config: SftConfig) -> RunDirectory:
@@ -80,8 +97,9 @@ def run_sft(config: SftConfig) -> RunDirectory:
         metrics = {"held_out_loss": phase.held_out_loss(params)}
         if task is not None:
             request = sampling.request(greedy, config.max_new_tokens or 0)
-            result = evaluate(sampling, learner.whole(params), task, request, batch_size)
-            metrics |= {"held_out_accuracy": result.accuracy, "held_out_reward": result.reward}
+            metrics |= evaluate(
+                sampling, learner.whole(params), task, Judge(task.rewards), request, batch_size
+            ).metrics()
         return metrics
 
     with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
@@ -112,19 +130,15 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     request = sampling.request(sampler, config.max_new_tokens or 0, config.samples)
     directory = None if config.out is None else RunDirectory.create(config.out, as_dict(config))
     start = time.perf_counter()
-    result = evaluate(sampling, model.params, task, request, max(64 // config.samples, 1), config.seed)
-    rows = [row for row in task.held_out for _ in range(config.samples)]
-    values = np.reshape([task.solved(float(s)) for s in result.scores.total], (-1, config.samples))
+    batch, judge = max(64 // config.samples, 1), Judge(task.rewards)
+    result = evaluate(sampling, model.params, task, judge, request, batch, config.seed)
     summary: dict[str, Any] = {"command": "eval", "model": config.model, "task": task_of(config)}
-    summary |= {"prompts": len(task.held_out), "samples": config.samples, "held_out_reward": result.reward}
-    summary |= {"held_out_accuracy": result.accuracy}
-    summary |= {f"pass@{config.samples}": float(values.any(-1).mean())} if config.samples > 1 else {}
+    summary |= {"prompts": len(task.held_out), "samples": config.samples} | result.metrics()
+    passed = result.solved.reshape(-1, config.samples).any(-1).mean()
+    summary |= {f"pass@{config.samples}": float(passed)} if config.samples > 1 else {}
     summary |= {"wall_seconds": round(time.perf_counter() - start, 1)}
     if directory is not None:
-        found = zip(rows, result.texts, result.scores.total, strict=True)
-        directory.log_completions(
-            [{"step": 0, "prompt": r["prompt"], "completion": t, "reward": float(s)} for r, t, s in found]
-        )
+        directory.log_completions([{"step": 0, **record} for record in result.records])
         directory.write_summary(summary | {"versions": versions()})
     for name, value in summary.items():
         print(f"{name:<20} {value:.4f}" if isinstance(value, float) else f"{name:<20} {value}")

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from rlax_llm.train import checkpoints
-from rlax_llm.train.configs import GrpoConfig, SftConfig
+from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.curves import BY_COMMAND, PANELS, draw_curves
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.learner import Export
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import PreferenceSettings
@@ -34,9 +36,11 @@ class Session:
         directory: the run's files.
         position: steps done, over all phases and all processes.
         state: after those steps; None until the run has begun.
+        beside: ``(checkpoints' folder, position)``, writes what a state does not hold; before each checkpoint.
     """
 
     state: Any = None
+    beside: Callable[[Path, int], None] = staticmethod(lambda place, position: None)
 
     def __init__(self, config: GrpoConfig | SftConfig | PreferenceSettings | PpoConfig, warm_start_steps: int):
         self.started = time.perf_counter()
@@ -80,16 +84,20 @@ class Session:
             self.save()
 
     def save(self) -> None:
-        """Checkpoint the state."""
+        """Checkpoint the state, after what is to be kept beside it."""
+        self.beside(self.directory.checkpoints_path, self.position)
         checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
 
-    def reference(self, params: Any) -> Any:
-        """The frozen reference: ``params`` when first asked for, kept on disk, and the same ever after."""
-        place = self.directory.checkpoints_path / _REFERENCE
-        if checkpoints.latest(place) is None:
-            checkpoints.save(place, 0, params)
+    def reference(self, params: Any, every: int = 0) -> Any:
+        """The frozen reference: ``params`` as they were at the last multiple of ``every`` steps; of 0, at the first.
+
+        It is kept on disk, and the same ever after.
+        """
+        place, wanted = self.directory.checkpoints_path / _REFERENCE, self.step - self.step % every if every else 0
+        if not (place / str(wanted)).exists():
+            checkpoints.save(place, wanted, params)
             return jax.tree.map(lambda x: x.copy(), params)
-        return checkpoints.restore(place, 0, params)
+        return checkpoints.restore(place, wanted, params)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Write the metrics of the step that ended."""

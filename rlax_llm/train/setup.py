@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
-import inspect
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import recipes
+from rlax_llm.data import jsonl
 from rlax_llm.data.arithmetic import ALPHABET
+from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.tasks import Task, load_task
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.loading import LanguageModel, load_model
+from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.objectives import Objective
-from rlax_llm.train.configs import EvalConfig, GrpoConfig, SftConfig
+from rlax_llm.train.configs import EvalConfig, SftConfig
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.settings import OptimizerSettings, filled_in
-
-RECIPES: dict[str, Callable[..., Objective]] = {
-    "grpo": recipes.grpo,
-    "dr_grpo": recipes.dr_grpo,
-    "dapo": recipes.dapo,
-    "rloo": recipes.rloo,
-}
 
 _CHARACTER = {
     "groups": 128,
@@ -74,6 +71,7 @@ _LARGE = {
 """What differs by command, for 'char' and for other models."""
 _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arXiv 2106.09685, appendix D)
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
+_CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model's
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -83,12 +81,27 @@ def with_defaults(config: Any) -> Any:
     >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
     (128, 8)
     """
-    small = config.model == "char"
+    small = _embedded(config.model)
     chosen = dict(_CHARACTER if small else _PRETRAINED) | (_SMALL if small else _LARGE).get(config.command, {})
+    if config.model != "char":
+        chosen["warm_start_steps"] = 0
     if getattr(config, "lora_rank", 0):
         chosen["learning_rate"] *= _ADAPTERS_FASTER
     names = [name for name in chosen if hasattr(config, name)]
     return filled_in(config, {name: chosen[name] for name in names})
+
+
+def _embedded(model: str) -> bool:
+    """Whether this is the character model, or a checkpoint of it, which a pretrained model's rates would not move."""
+    if model == "char":
+        return True
+    shape = Path(model, "config.json")
+    if not shape.is_file():
+        return False
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.loads(shape.read_text(encoding="utf-8"))
+        return (found.get("vocab_size"), found.get("hidden_size")) == (_CHARACTERS.vocab_size, _WIDTH)
+    return False
 
 
 def build_model(config: Any) -> LanguageModel:
@@ -96,9 +109,8 @@ def build_model(config: Any) -> LanguageModel:
     dtype = dtype_of(config)
     if config.model != "char":
         return load_model(config.model, dtype)
-    tokenizer = Tokenizer.characters(ALPHABET)
-    shape = DecoderConfig(tokenizer.vocab_size, 128, 512, 2, 4, 4, 32, max_positions=128)
-    return LanguageModel(shape, decoder.init(shape, jax.random.key(config.seed), dtype), tokenizer)
+    shape = DecoderConfig(_CHARACTERS.vocab_size, _WIDTH, 4 * _WIDTH, 2, 4, 4, _WIDTH // 4, max_positions=128)
+    return LanguageModel(shape, decoder.init(shape, jax.random.key(config.seed), dtype), _CHARACTERS)
 
 
 def dtype_of(config: Any) -> Any:
@@ -109,35 +121,36 @@ def dtype_of(config: Any) -> Any:
 def build_task(config: GrpoConfig | SftConfig | EvalConfig | PpoConfig, held_out_size: int) -> Task:
     """The task or data file, split by ``config.seed``."""
     reward = getattr(config, "reward", None)
-    return load_task(config.task, data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed)
+    task = load_task(config.task, data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed)
+    return _asked_for_integers(task) if getattr(config, "integer_answers", False) else task
 
 
-def build_objective(config: GrpoConfig) -> tuple[Objective, bool]:
-    """The recipe with the settings given for it, and whether it reads a frozen reference.
+def _asked_for_integers(task: Task) -> Task:
+    parts = [with_integer_answers(task.name, rows) for rows in (task.train, task.held_out)]
+    if left_out := sum(count for _, count in parts):
+        print(f"{task.name}: {left_out} rows have an answer without an integer form, and are left out.")
+    return dataclasses.replace(task, train=parts[0][0], held_out=parts[1][0])
+
+
+def judged_task(config: GrpoConfig | PpoConfig) -> Task:
+    """The task or data file; beside a reward model only with the Python rewards that were asked for."""
+    if config.reward_model is None or config.reward is not None:
+        return build_task(config, config.eval_size or 1)
+    if config.data is not None:
+        task = Task(config.data, *jsonl.load(config.data, config.eval_size or 1, config.seed), rewards=())
+        return _asked_for_integers(task) if getattr(config, "integer_answers", False) else task
+    return dataclasses.replace(build_task(config, config.eval_size or 1), rewards=())
+
+
+def scalar_judge(path: str, policy: LanguageModel, config: Any) -> LanguageModel:
+    """A sequence classifier with the policy's vocabulary.
 
     Raises:
-        ValueError: for a setting that the recipe does not have.
-
-    >>> build_objective(GrpoConfig(recipe="dapo", kl_coef=0.1))
-    Traceback (most recent call last):
-    ValueError: grpo: recipe dapo has no kl_coef; leave it out, or choose another recipe (grpo, rloo).
+        ValueError: for one of another vocabulary.
     """
-    recipe = RECIPES[config.recipe]
-    takes = inspect.signature(recipe).parameters
-    lower = "eps_low" if "eps_low" in takes else "eps"
-    given = {"kl_coef": config.kl_coef, lower: config.eps, "eps_high": config.eps_high}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in takes:
-            others = [known for known, other in RECIPES.items() if name in inspect.signature(other).parameters]
-            raise ValueError(
-                f"grpo: recipe {config.recipe} has no {name}; leave it out, or choose another recipe "
-                f"({', '.join(others)})."
-            )
-    if "max_new_tokens" in takes:
-        given["max_new_tokens"] = with_defaults(config).max_new_tokens
-    default = takes["kl_coef"].default if "kl_coef" in takes else 0
-    return recipe(**given), bool(given.get("kl_coef", default))
+    loaded = load_scalar(path, dtype_of(config))
+    check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
+    return loaded
 
 
 def build_schedule(config: OptimizerSettings, peak: float, steps: int) -> optax.Schedule:

@@ -14,8 +14,9 @@ from rlax_llm.data.packing import best_fit, length_of, packed
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
-from rlax_llm.train.configs import GrpoConfig, SftConfig
+from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.examples import Split
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.learner import Learner
 from rlax_llm.train.policy import TrainState, supervised_loop
 from rlax_llm.train.ppo_settings import PpoConfig

@@ -11,8 +11,9 @@ import yaml
 from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, GrpoConfig, SftConfig
+from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.control_settings import ControlConfig
+from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
 from rlax_llm.train.run_directory import RunDirectory
@@ -72,7 +73,7 @@ def test_a_prompt_may_be_in_the_file(settings_file):
         ("remat: 1", "remat is 1, wanted true or false"),
         ("model: [a]", r"model is \['a'\], wanted text"),
         ("seed: null", "seed is None, wanted a whole number"),
-        ("recipe: ppo", "recipe is 'ppo', wanted one of grpo, dr_grpo, dapo, rloo"),
+        ("kl_in: both", "kl_in is 'both', wanted one of loss, reward"),
         ("command: sft", "is of the command 'sft', not 'grpo'"),
         ("- a", "holds a list, wanted lines of 'setting: value'"),
         ("a: [", "mine.yaml is not YAML: .*line 1"),
@@ -97,7 +98,7 @@ def test_a_file_that_is_not_there():
         (lambda: GrpoConfig(top_p=1.5), "top_p is 1.5"),
         (lambda: GrpoConfig(data="a.jsonl"), "data is given without reward"),
         (lambda: EvalConfig(data="a.jsonl"), "eval: data is given without reward"),
-        (lambda: GrpoConfig(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of groups"),
+        (lambda: GrpoConfig(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of the"),
         (lambda: SftConfig(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
         (lambda: EvalConfig(samples=4), "samples is 4 at temperature 0, where all are the same"),
         (lambda: GenerateConfig("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),

@@ -56,6 +56,14 @@ def test_a_reward_of_ones_own_replaces_that_of_a_task(folder):
     assert [reward.name for reward in load_task("arithmetic", reward="mine:echo").rewards] == ["echo"]
 
 
+def test_a_sum_of_rewards_replaces_that_of_a_task(folder):
+    task = load_task("arithmetic", reward="0.5*exact_answer + 0*words=1", held_out_size=5)
+    assert [(reward.name, reward.weight) for reward in task.rewards] == [("exact_answer", 0.5), ("words", 0.0)]
+    found = score(task.rewards, task.held_out, [row["answer"] for row in task.held_out])
+    assert found.total.tolist() == [0.5] * 5
+    assert found.by_name["words"].tolist() == [0.0] * 5
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -3,6 +3,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlax_llm.rewards.calling import Reward, RewardError, check_columns, score
 
@@ -110,3 +112,84 @@ def test_arguments_that_do_not_belong_together_are_errors():
         "score: row 2 differs from row 0 in column 'answer'; all rows need the same."
     )
     assert message(good, rows=[{"answer": 1}], texts=["a"]) == "score: row 0 has no column 'prompt'."
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([None, -1.5, 0.0, 2.0])] * 3), min_size=1))
+def test_a_weight_of_0_logs_and_decides_nothing(table):
+    rows = [{"prompt": ""}] * len(table)
+    columns = list(zip(*table))
+    rewards = [
+        Reward(name, lambda prompts, completions, at=at, **_: list(columns[at]), weight)
+        for at, (name, weight) in enumerate([("a", 1.0), ("logged", 0.0), ("b", -2.0)])
+    ]
+    scores = score(rewards, rows, [""] * len(rows))
+    without = score([rewards[0], rewards[2]], rows, [""] * len(rows))
+    np.testing.assert_array_equal(scores.total, without.total)
+    np.testing.assert_array_equal(scores.by_name["logged"], np.array(columns[1], np.float32))
+    assert np.isnan(score([rewards[1]], rows, [""] * len(rows)).total).all()
+
+
+def number(prompts, completions, **_):
+    return [float(int(text)) for text in completions]
+
+
+def test_the_rows_that_raise_are_reported_and_abstain():
+    said = []
+    second = Reward("second", lambda prompts, completions, **_: [0.5] * len(prompts))
+    scores = score([reward(number), second], ROWS, ["4", "x", "6"], said.append)
+    np.testing.assert_array_equal(scores.by_name["f"], np.array([4, np.nan, 6], np.float32))
+    np.testing.assert_array_equal(scores.total, np.array([4.5, 0.5, 6.5], np.float32))
+    assert said == ["reward 'f' raised ValueError: invalid literal for int() with base 10: 'x' on row 1."]
+
+
+@given(st.lists(st.sampled_from(["7", "x"]), min_size=1, max_size=8))
+def test_a_row_is_scored_as_it_would_be_alone(texts):
+    said = []
+    rows = [{"prompt": ""}] * len(texts)
+    if "7" not in texts:
+        with pytest.raises(RewardError, match=rf"'x' and scored none of the rows \({len(texts)}\)\."):
+            score([reward(number)], rows, texts, said.append)
+    else:
+        total = score([reward(number)], rows, texts, said.append).total
+        assert [None if math.isnan(found) else found for found in total] == [{"7": 7}.get(text) for text in texts]
+    assert [sentence.rsplit(" ", 1)[1] for sentence in said] == [f"{i}." for i, text in enumerate(texts) if text == "x"]
+
+
+def test_rows_that_only_raise_together_are_reported_and_keep_their_scores():
+    def alone(prompts, completions, **_):
+        if len(prompts) > 1:
+            raise NotImplementedError
+        return [0.5]
+
+    said = []
+    assert score([reward(alone)], ROWS, TEXTS, said.append).total.tolist() == [0.5] * 3
+    assert said == ["reward 'f' raised NotImplementedError on the whole batch, but on no single row of it."]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([0.0, 1.0], "reward 'f' returned 2 scores for 1 completions."),
+        ([math.nan], "reward 'f' returned nan for row 1, wanted a finite number, or None to abstain."),
+    ],
+)
+def test_misuse_stays_an_error_row_by_row(returned, said):
+    def odd(prompts, completions, **_):
+        assert len(prompts) == 1
+        return returned if completions == ["1"] else [0.0]
+
+    with pytest.raises(RewardError) as caught:
+        score([reward(odd)], ROWS, TEXTS, lambda reason: None)
+    assert str(caught.value) == said
+
+
+def test_a_reward_that_says_it_cannot_be_used_is_not_tried_again():
+    calls = []
+
+    def missing(prompts, completions, **_):
+        calls.append(len(prompts))
+        raise RewardError("no such package")
+
+    with pytest.raises(RewardError, match=r"^no such package$"):
+        score([reward(missing)], ROWS, TEXTS, lambda reason: None)
+    assert calls == [3]

@@ -1,8 +1,10 @@
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlax_llm.rewards.functions import exact_answer, integer_answer, last_integer
+from rlax_llm.rewards.functions import exact_answer, integer_answer, last_integer, matching, repeated, word_limit
 
 RENDERINGS = [
     "{}",
@@ -64,3 +66,66 @@ def test_answers_are_compared_with_texts_and_messages():
 def test_an_answer_without_an_integer_is_an_error():
     with pytest.raises(ValueError, match="the answer 'many' holds no integer"):
         integer_answer([""], ["3"], answer=["many"])
+
+
+LETTERS = st.text("ab<>/ \n", max_size=12)
+
+
+@given(LETTERS, LETTERS, LETTERS)
+def test_a_format_is_matched_by_the_whole_completion(before, inside, after):
+    text = f"{before}<a>{inside}</a>{after}"
+    message = [{"role": "assistant", "content": text}]
+    expected = float(text[:3] == "<a>" and text[-4:] == "</a>")
+    assert matching("<a>.*</a>")(["", ""], [text, message]) == [expected] * 2
+    assert matching(re.escape(text))([""], [text]) == [1.0]
+    assert matching("a")([""], [f"a{inside}a"]) == [0.0]
+
+
+def literal_words(text, limit):
+    count = len(re.findall(r"\S+", text))
+    if count <= limit:
+        return 0.0
+    return -1.0 if count >= 2 * limit else -(count - limit) / limit
+
+
+@given(st.integers(0, 60), st.integers(1, 25), st.sampled_from([" ", "\n", " \t "]))
+@example(10, 5, " ")
+@example(5, 5, " ")
+def test_words_beyond_the_limit_cost_their_share_of_it(count, limit, space):
+    reward = word_limit(limit)
+    text, longer = space.join(["w"] * count), space.join(["w"] * (count + 1))
+    found, next_one = reward(["", ""], [text, longer])
+    assert found == pytest.approx(literal_words(text, limit), abs=1e-12)
+    assert next_one <= found
+    assert reward([""], [[{"role": "assistant", "content": text}]]) == [found]
+
+
+def literal_repetition(words, size):
+    starts = range(len(words) - size + 1)
+    again = [any(words[i : i + size] == words[j : j + size] for j in range(i)) for i in starts]
+    return -sum(again) / len(starts) if len(starts) else 0.0
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 5))
+def test_repetition_is_minus_the_share_of_runs_that_occurred_before(words, size):
+    (found,) = repeated(size)([""], [" ".join(words)])
+    assert found == pytest.approx(literal_repetition(words, size), abs=1e-12)
+    assert -1 < found <= 0
+    assert repeated(size)([""], [" ".join(f"{word}{i}" for i, word in enumerate(words))]) == [0.0]
+    if len(words) >= size:  # said twice, every run of the first time is a repeat in the second
+        (twice,) = repeated(size)([""], [" ".join(words * 2)])
+        runs = 2 * len(words) - size + 1
+        assert twice <= -(len(words) - size + 1) / runs + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("factory", "argument", "said"),
+    [
+        (matching, "[", "is not a regular expression"),
+        (word_limit, 0, "wanted at least 1 word"),
+        (repeated, 0, "wanted at least 1 word"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_errors(factory, argument, said):
+    with pytest.raises(ValueError, match=said):
+        factory(argument)

@@ -29,8 +29,9 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 from rlax_llm.preference_recipes import dpo
+from rlax_llm.train.group import GroupLearning, group_loop
 from rlax_llm.train.labels import label_loop
-from rlax_llm.train.policy import group_loop, policy_loop, supervised_loop
+from rlax_llm.train.policy import policy_loop, supervised_loop
 from rlax_llm.train.preference import preference_loop, reward_loop
 from rlax_llm.trees import joined
 from rlax_llm.types import Completions
@@ -72,7 +73,7 @@ FROZEN_LOOPS = {
         False,
     ),
     "group": (
-        lambda model: group_loop(model, recipes.grpo(0.1), optax.sgd(1.0), 2),
+        lambda model: group_loop(model, recipes.grpo(0.1), optax.sgd(1.0), GroupLearning(micro_batches=2)),
         lambda: (completions_of(7), jnp.arange(2.0 * PAIRS).reshape(2, PAIRS)),
         True,
     ),

@@ -27,7 +27,8 @@ from rlhf_tables import (
 )
 from scipy.special import log_softmax
 
-from rlax_llm.train.rlhf import RlhfLearning, minibatch_rows, rlhf_loop
+from rlax_llm.train.minibatches import minibatch_rows
+from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.train.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
 from rlax_llm.types import Completions
 
@@ -177,7 +178,7 @@ def test_epochs_are_optimizer_steps_on_the_papers_loss(minibatches):
     advantages = (advantages - chosen.mean()) / np.sqrt(chosen.var(ddof=1) + 1e-8)
 
     states = {name: FAST[name].init(params[name]) for name in params}
-    for order in np.asarray(minibatch_rows(learning, B, KEY)):
+    for order in np.asarray(minibatch_rows(B, KEY, *learning[:2], learning.group_size)):
         rows = jax.tree.map(lambda x, order=order: x[order], completions)
         gradient = jax.grad(paper_loss)(params, rows, advantages[order], now[order], targets[order], mask[order])
         for name in params:

@@ -34,8 +34,9 @@ from rlax_llm.kl import fixed_coef, k3, proportional_coef
 from rlax_llm.masked import unit_variance, whiten
 from rlax_llm.shaping import fixed_if_truncated, missing_eos_penalty
 from rlax_llm.token_returns import length_adaptive_trace
+from rlax_llm.train.minibatches import minibatch_rows
 from rlax_llm.train.policy import policy_loop
-from rlax_llm.train.rlhf import RlhfLearning, minibatch_rows, rlhf_loop
+from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.train.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
 from rlax_llm.train.updates import unnormalised
 from rlax_llm.trust_regions import score_function
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def test_an_epoch_takes_every_row_once_and_keeps_groups_together():
     learning = RlhfLearning(epochs=3, minibatches=2, group_size=2)
-    orders = np.asarray(minibatch_rows(learning, 12, KEY)).reshape(3, 6, 2)
+    orders = np.asarray(minibatch_rows(12, KEY, *learning[:2], learning.group_size)).reshape(3, 6, 2)
     np.testing.assert_array_equal(np.sort(orders.reshape(3, 12)), np.tile(np.arange(12), (3, 1)))
     np.testing.assert_array_equal(orders[..., 1], orders[..., 0] + 1)
     assert np.all(orders[..., 0] % 2 == 0)

@@ -1,0 +1,103 @@
+"""DAPO's transformation of data: answers that a rule can check, because they are integers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from rlax_llm.data.rows import DataError, Row
+
+_LETTERS = "mnpqrs"
+_WRAPPED = re.compile(r"\\boxed\{(.*)\}|\$(.*)\$|\\\((.*)\\\)", re.DOTALL)
+_DROPPED = re.compile(r"\\left|\\right|\\[,;! ]|\s|\{,\}|(?<=\d),(?=\d{3}(?!\d))")
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
+_FRACTION = re.compile(r"(-?)(?:\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
+_OTHERS = re.compile(r"\\(?:frac|sqrt|pi|cdot|times)(?![a-zA-Z])|[0-9{}()+*/-]")
+
+
+def integer_form(answer: str) -> tuple[str, int] | None:
+    r"""The form of a closed answer, letters in place of its integers, and the sum of those integers.
+
+    An integer is itself and has no form (""). Fractions and decimals are taken in lowest terms; a sign before a form
+    stays in it. What holds a letter, a power or a word has no integer form.
+
+    Reference: Yu et al. 2025, DAPO (arXiv 2503.14476), section 3.5, where a language model does the same.
+
+    Args:
+        answer: LaTeX or plain, such as ``\frac{3}{4}``, ``1,024``, ``$2\sqrt{3}$``, ``0.75``.
+
+    >>> integer_form("1,024"), integer_form(r"$\frac{6}{8}$"), integer_form("-0.5")
+    (('', 1024), ('\\frac{m}{n}', 7), ('-\\frac{m}{n}', 3))
+    >>> integer_form(r"\boxed{3 - 2\sqrt{5}}"), integer_form("x + 1"), integer_form("2^{10}")
+    (('m-n\\sqrt{p}', 10), None, None)
+    """
+    text = _plain(answer)
+    if _NUMBER.fullmatch(text):
+        return _of_fraction(Fraction(text))
+    if found := _FRACTION.fullmatch(text):
+        above, below = (int(a or b) for a, b in ((found[2], found[4]), (found[3], found[5])))
+        return _of_fraction(Fraction(above if not found[1] else -above, below)) if below else None
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if _OTHERS.sub("", text) or not 0 < len(numbers) <= len(_LETTERS):
+        return None
+    letters = iter(_LETTERS)
+    return re.sub(r"\d+", lambda _: next(letters), text), sum(numbers)
+
+
+def _plain(answer: str) -> str:
+    text = answer.strip().rstrip(".")
+    while found := _WRAPPED.fullmatch(text):
+        text = next(part for part in found.groups() if part is not None).strip()
+    text = re.sub(r"\\[dt]frac", r"\\frac", _DROPPED.sub("", text))
+    # What LaTeX reads as one argument, or as a symbol and a number, before letters stand in for the digits.
+    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", re.sub(r"\\sqrt(\d)", r"\\sqrt{\1}", text))
+    return re.sub(r"(\\(?:pi|cdot|times))(?=\d)", r"\1{}", text)
+
+
+def _of_fraction(value: Fraction) -> tuple[str, int]:
+    if value.denominator == 1:
+        return "", int(value)
+    return f"{'-' if value < 0 else ''}\\frac{{m}}{{n}}", abs(value.numerator) + value.denominator
+
+
+def with_integer_answers(where: str, rows: Sequence[Row]) -> tuple[list[Row], int]:
+    r"""Rows whose answers are integers, their prompts asking for them; and how many had no integer form.
+
+    Args:
+        where: what the rows are called, for errors.
+        rows: with columns ``prompt`` and ``answer``; a ``completion`` to imitate is dropped, for it is another one.
+
+    Raises:
+        DataError: a row without an ``answer``, or none that has an integer form.
+
+    >>> rows = [{"prompt": "3/4 of 1?", "answer": r"\frac{3}{4}"}, {"prompt": "A letter?", "answer": "x"}]
+    >>> with_integer_answers("it", rows)[0][0]["prompt"].splitlines()[1]
+    'The answer has the form $\\frac{m}{n}$ with positive integers m, n, in simplest terms. Give the value of m + n.'
+    """
+    kept = []
+    for number, row in enumerate(rows, 1):
+        if "answer" not in row:
+            raise DataError(f"{where}: row {number} has no column 'answer', which integer_answers reads.")
+        if (found := integer_form(str(row["answer"]))) is not None:
+            form, total = found
+            changed = {"prompt": _asking(row["prompt"], form), "answer": total}
+            kept.append({name: value for name, value in row.items() if name != "completion"} | changed)
+    if not kept:
+        raise DataError(f"{where}: no answer has an integer form, the first is {rows[0]['answer']!r}.")
+    return kept, len(rows) - len(kept)
+
+
+def _asking(prompt: str | list[dict[str, str]], form: str) -> str | list[dict[str, str]]:
+    """The prompt with the request for the sum of the integers in an answer of this form."""
+    if not form:
+        return prompt
+    letters = list(itertools.takewhile(lambda letter: re.search(rf"(?<![a-z]){letter}(?![a-z])", form), _LETTERS))
+    asked = (
+        f"\nThe answer has the form ${form}$ with positive integers {', '.join(letters)}, in simplest terms. "
+        f"Give the value of {' + '.join(letters)}."
+    )
+    if isinstance(prompt, str):
+        return prompt + asked
+    return [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + asked}]

@@ -1,0 +1,195 @@
+"""Groups of a step on the host: of one rollout, or of several until all of them teach (DAPO's dynamic sampling)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.models.functional import Params
+from rlax_llm.rewards.calling import Scores
+from rlax_llm.train.group import informative_groups
+from rlax_llm.train.rollouts import Rollout
+from rlax_llm.types import Completions
+
+
+class Taken(NamedTuple):
+    """Scored groups.
+
+    Attributes:
+        indices: of each group's prompt among the task's rows, ``[P]``.
+        rollout: of ``P · G`` rows.
+        scores: of each row.
+    """
+
+    indices: np.ndarray
+    rollout: Rollout
+    scores: Scores
+
+    @property
+    def group_size(self) -> int:
+        """Completions of a prompt, G."""
+        return len(self.rollout.rows) // len(self.indices)
+
+    def by_group(self) -> np.ndarray:
+        """Total scores ``[P, G]``."""
+        return self.scores.total.reshape(len(self.indices), -1)
+
+
+def selected(taken: Taken, groups: np.ndarray) -> Taken:
+    """Some of the groups, by their places."""
+    rows = (groups[:, None] * taken.group_size + np.arange(taken.group_size)).ravel()
+    rollout = taken.rollout
+    picked = rollout._replace(
+        rows=[rollout.rows[i] for i in rows],
+        completions=jax.tree.map(lambda x: np.asarray(x)[rows], rollout.completions),
+        texts=[rollout.texts[i] for i in rows],
+    )
+    scores = Scores(taken.scores.total[rows], {name: x[rows] for name, x in taken.scores.by_name.items()})
+    return Taken(taken.indices[groups], picked, scores)
+
+
+def _widened(rollout: Rollout, prompt_width: int, new_tokens: int) -> Completions:
+    """The completions with wider prompts, on the left, and wider completions, on the right."""
+    fillers = {"log_probs": 0.0, "thresholds": -np.inf}
+
+    def wide(name: str, x: np.ndarray) -> np.ndarray:
+        if x.ndim == 1:
+            return x
+        after = new_tokens - (x.shape[1] - rollout.prompt_width)
+        widths = ((0, 0), (prompt_width - rollout.prompt_width, after))
+        return np.pad(x, widths, constant_values=fillers.get(name, 0))
+
+    arrays: Any = {name: wide(name, np.asarray(x)) for name, x in rollout.completions._asdict().items()}
+    return Completions(**arrays)
+
+
+def together(parts: Sequence[Taken]) -> Taken:
+    """Several lots of groups as one, their prompts and completions padded to common widths."""
+    if len(parts) == 1:
+        return parts[0]
+    rollouts = [part.rollout for part in parts]
+    width = max(rollout.prompt_width for rollout in rollouts)
+    longest = max(rollout.completions.tokens.shape[1] - rollout.prompt_width for rollout in rollouts)
+    padded = [_widened(rollout, width, longest) for rollout in rollouts]
+    rollout = Rollout(
+        rows=[row for rollout in rollouts for row in rollout.rows],
+        completions=jax.tree.map(lambda *columns: np.concatenate(columns), *padded),
+        texts=[text for rollout in rollouts for text in rollout.texts],
+        prompt_width=width,
+        seconds=sum(rollout.seconds for rollout in rollouts),
+    )
+    names = parts[0].scores.by_name
+    by_name = {name: np.concatenate([part.scores.by_name[name] for part in parts]) for name in names}
+    scores = Scores(np.concatenate([part.scores.total for part in parts]), by_name)
+    return Taken(np.concatenate([part.indices for part in parts]), rollout, scores)
+
+
+def filled_up(taken: Taken, groups: int) -> Taken:
+    """As many groups as asked for: those that are missing have no chosen token and no score, and teach nothing."""
+    missing = groups - len(taken.indices)
+    if not missing:
+        return taken
+    empty = selected(taken, np.zeros(missing, int))
+    nothing = np.full_like(empty.scores.total, math.nan)
+    completions = empty.rollout.completions
+    completions = completions._replace(mask=jnp.zeros(completions.mask.shape, bool))
+    by_name = dict.fromkeys(empty.scores.by_name, nothing)
+    blank = Taken(empty.indices, empty.rollout._replace(completions=completions, seconds=0.0), Scores(nothing, by_name))
+    return together([taken, blank])
+
+
+class Gatherer:
+    """The groups of each step.
+
+    Args:
+        draw: ``(params, number of the rollout) → Taken``, a function of both.
+        groups: of a step.
+        most_rounds: rollouts of a step at most, until all its groups differ in score; 0 takes each rollout as it is.
+    """
+
+    def __init__(self, draw: Callable[[Params, int], Taken], groups: int, most_rounds: int):
+        self.draw, self.groups, self.most_rounds = draw, groups, most_rounds
+        self.drawn = 0  # rollouts so far
+        self.surplus: Taken | None = None  # informative groups left over from the last step
+
+    def __call__(self, params: Params, index: int) -> tuple[Taken, dict[str, float]]:
+        """The groups of step ``index`` (from 0), and metrics of what was thrown away.
+
+        Raises:
+            ValueError: no group differed in score in any round.
+        """
+        if not self.most_rounds:
+            return self.draw(params, index), {}
+        carried = [] if self.surplus is None else [self.surplus]
+        parts, means, seconds = self._rounds(params, carried)
+        if not parts:
+            raise ValueError(self._nothing(means))
+        found = together(parts)
+        count, sampled = len(found.indices), len(means) * self.groups
+        self.surplus = selected(found, np.arange(self.groups, count)) if count > self.groups else None
+        taken = filled_up(selected(found, np.arange(min(count, self.groups))), self.groups)
+        kept = count - sum(len(part.indices) for part in carried)
+        told = {
+            "sampling/rounds": float(len(means)),
+            "sampling/kept": kept / sampled if sampled else math.nan,
+            "sampling/filled": min(count, self.groups) / self.groups,
+            "sampling/surplus": float(max(count - self.groups, 0)),
+            "sampling/reward": float(np.mean(means)) if means else math.nan,
+        }
+        return taken._replace(rollout=taken.rollout._replace(seconds=seconds)), told
+
+    def _rounds(self, params: Params, carried: list[Taken]) -> tuple[list[Taken], list[float], float]:
+        """Informative groups, the carried ones first; the mean score of each round; seconds of generation."""
+        parts, means, seconds = list(carried), [], 0.0
+        while sum(len(part.indices) for part in parts) < self.groups and len(means) < self.most_rounds:
+            fresh = self.draw(params, self.drawn)
+            kept = np.flatnonzero(np.asarray(informative_groups(jnp.asarray(fresh.by_group()))))
+            parts += [selected(fresh, kept)] if len(kept) else []
+            means.append(float(np.nanmean(fresh.scores.total)))
+            self.drawn, seconds = self.drawn + 1, seconds + fresh.rollout.seconds
+        return parts, means, seconds
+
+    def _nothing(self, means: Sequence[float]) -> str:
+        return (
+            f"dynamic sampling: {len(means)} rounds of {self.groups} groups, and in none did the scores differ (their "
+            f"mean is {np.mean(means):.3g}: all solved or all failed); take prompts of another difficulty, larger "
+            "groups or a higher temperature, or leave dynamic_rounds out."
+        )
+
+    def save(self, path: Path) -> None:
+        """Write what the next step needs besides the parameters."""
+        arrays: dict[str, Any] = {"drawn": np.asarray(self.drawn)}
+        if self.surplus is not None:
+            kept = self.surplus
+            arrays |= {"indices": kept.indices, "prompt_width": np.asarray(kept.rollout.prompt_width)}
+            arrays |= {"total": kept.scores.total} | {f"score:{k}": v for k, v in kept.scores.by_name.items()}
+            arrays |= {f"tokens:{name}": np.asarray(x) for name, x in kept.rollout.completions._asdict().items()}
+        np.savez(path, **arrays)
+
+    def load(self, path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> None:
+        """Read it.
+
+        Args:
+            path: of ``save``.
+            rows: the task's, which ``indices`` count.
+            texts: what completions say.
+        """
+        if not path.exists():
+            return
+        with np.load(path) as found:
+            self.drawn, self.surplus = int(found["drawn"]), None
+            if "indices" not in found:
+                return
+            arrays: Any = {name: found[f"tokens:{name}"] for name in Completions._fields}
+            completions = Completions(**arrays)
+            indices, total = found["indices"], found["total"]
+            by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
+            repeated = [rows[i] for i in indices for _ in range(len(total) // len(indices))]
+            rollout = Rollout(repeated, completions, texts(completions), int(found["prompt_width"]), 0.0)
+            self.surplus = Taken(indices, rollout, Scores(total, by_name))

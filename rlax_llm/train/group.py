@@ -1,0 +1,309 @@
+"""Group policy optimisation on sampled completions, as pure ``(init, step)`` pairs: by gradients, and by TRPO.
+
+Advantages are fixed before the first optimizer step; then epochs of minibatches of whole groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_llm import checks
+from rlax_llm.corrections import Correction, sampler_metrics
+from rlax_llm.distributions import categorical
+from rlax_llm.fisher import DirectionRule, linearize_by_reverse
+from rlax_llm.groups import Advantage
+from rlax_llm.kl import KlControl, fixed_coef
+from rlax_llm.masked import masked_mean
+from rlax_llm.objectives import Objective
+from rlax_llm.shaping import informative
+from rlax_llm.train.minibatches import minibatch_rows
+from rlax_llm.train.policy import LogProbs, Metrics, Params, TrainState, fixed_log_probs, policy_loop
+from rlax_llm.trees import joined
+from rlax_llm.trpo import SearchRule, policy_problem, trpo_step
+from rlax_llm.types import Completions, Scored
+from rlax_llm.weightings import Weighting
+
+Teaching = Callable[[jax.Array, jax.Array], jax.Array]
+Logits = Callable[[Params, Completions], jax.Array]
+
+
+def every_completion(mask: jax.Array, truncated: jax.Array) -> jax.Array:
+    """The mask as it is: truncated completions teach too; ``shaping.overlong_filter`` is the other choice.
+
+    Args:
+        mask: ``[B, T]`` bool.
+        truncated: ``[B]`` bool, not read.
+
+    >>> every_completion(jnp.ones((1, 1), bool), jnp.ones(1, bool)).tolist()
+    [[True]]
+    """
+    del truncated
+    return mask
+
+
+class GroupLearning(NamedTuple):
+    """How a batch of groups is learnt from.
+
+    Attributes:
+        epochs: times that each group is learnt from.
+        minibatches: optimizer steps in an epoch, each on whole groups.
+        micro_batches: parts that the groups of a minibatch are taken in; changes the memory and nothing else.
+        teaching: ``(mask, truncated) → mask``, the tokens that teach.
+        correction: weights for a sampler that differs from the learner, whose log-probabilities are then taken anew
+            before the first optimizer step; None where the sampler's are the learner's.
+        entropy_coef: weight ≥ 0 of the bonus for the mean entropy of a token, at the start; may be traced.
+        entropy_control: ``(coef, entropy) → coef`` after each batch.
+    """
+
+    epochs: int = 1
+    minibatches: int = 1
+    micro_batches: int = 1
+    teaching: Teaching = every_completion
+    correction: Correction | None = None
+    entropy_coef: float | jax.Array = 0.0
+    entropy_control: KlControl = fixed_coef
+
+
+class GroupState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        params: what is trained, any pytree; what is not is a step's ``frozen``.
+        opt_state: the optimizer's.
+        step: scalar int32, optimizer steps taken.
+        entropy_coef: scalar, weight of the entropy bonus in the next step.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+    entropy_coef: jax.Array
+
+
+ONCE = GroupLearning()
+GroupLoop = tuple[Callable[[Params], GroupState], Callable[..., tuple[GroupState, Metrics]]]
+
+
+def _check(completions: Completions, scores: jax.Array, learning: GroupLearning, key: jax.Array | None) -> None:
+    rows, parts = completions.tokens.shape[0], learning.minibatches * learning.micro_batches
+    if scores.ndim not in (2, 3) or scores.shape[-2] * scores.shape[-1] != rows:
+        raise ValueError(
+            f"group_loop: scores has shape {scores.shape}, wanted [P, G] (or [K, P, G] for K rewards) with P · G = "
+            f"{rows}, the rows of completions."
+        )
+    if scores.shape[-2] % parts:
+        raise ValueError(
+            f"group_loop: minibatches {learning.minibatches} · micro_batches {learning.micro_batches} is {parts}, "
+            f"wanted a divisor of the {scores.shape[-2]} groups."
+        )
+    if learning.minibatches > 1 and key is None:
+        raise ValueError("group_loop: several minibatches are drawn at random and key is None; give step a key.")
+
+
+def group_advantages(
+    advantage: Advantage, completions: Completions, scores: jax.Array, ref_log_probs: jax.Array | None = None
+) -> jax.Array:
+    """Advantages ``[B, T]`` of completions in groups: an estimator of ``Scored`` in the layout of the rows.
+
+    Args:
+        advantage: ``Scored → [P, G]`` or ``[P, G, T]``.
+        completions: ``[B, T]``, B = P · G.
+        scores: ``[P, G]``, or ``[K, P, G]`` where the estimator takes several rewards.
+        ref_log_probs: ``[B, T]``, where the estimator reads a reference.
+    """
+
+    def grouped(x: jax.Array) -> jax.Array:
+        return x.reshape(*scores.shape[-2:], -1)
+
+    ref_grouped = None if ref_log_probs is None else grouped(ref_log_probs)
+    scored = Scored(scores, grouped(completions.log_probs), grouped(completions.mask), ref_grouped)
+    credit = advantage(scored).reshape(completions.tokens.shape[0], -1)
+    return jnp.broadcast_to(credit, completions.tokens.shape)
+
+
+def uninformative_share(scores: jax.Array) -> jax.Array:
+    """Share of groups without any difference in score, which teach nothing: TRL's ``frac_reward_zero_std``.
+
+    Args:
+        scores: ``[P, G]``, or ``[K, P, G]``: then a group without a difference in any of K rewards.
+
+    >>> float(uninformative_share(jnp.array([[0.0, 1.0], [1.0, 1.0]])))
+    0.5
+    """
+    return 1.0 - informative_groups(scores).mean()
+
+
+def informative_groups(scores: jax.Array) -> jax.Array:
+    """``[P]`` bool: the groups in which any reward differs.
+
+    Args:
+        scores: ``[P, G]``, or ``[K, P, G]`` of K rewards.
+
+    >>> informative_groups(jnp.array([[0.0, 1.0], [1.0, 1.0]])).tolist()
+    [True, False]
+    """
+    differs = jax.vmap(informative)(scores.reshape(-1, scores.shape[-1]))
+    return differs.reshape(-1, scores.shape[-2]).any(0)
+
+
+def _fixed(log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Any) -> Any:
+    """Log-probabilities without a gradient, or None where there is no model."""
+    if params is None:
+        return None
+    return fixed_log_probs(log_probs, params, completions, learning.minibatches * learning.micro_batches)
+
+
+def _corrected(
+    log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Params
+) -> tuple[Completions, jax.Array | None, Metrics]:
+    """Completions with the learner's own log-probabilities, the weights that make up for the sampler's, and metrics."""
+    if learning.correction is None:
+        return completions, None, {}
+    own = _fixed(log_probs, learning, completions, params)
+    factors = learning.correction(own, completions.log_probs, completions.mask)
+    described = sampler_metrics(own, completions.log_probs, completions.mask)
+    described |= {"correction_mean": masked_mean(factors, completions.mask)}
+    return completions._replace(log_probs=own), factors, {f"sampler/{name}": x for name, x in described.items()}
+
+
+def group_loop(
+    log_probs: LogProbs,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    learning: GroupLearning = ONCE,
+) -> GroupLoop:
+    """``init(params)`` and ``step(state, completions, scores, ref_params=None, frozen=None, key=None)`` for groups.
+
+    ``scores [P, G]`` belong to the ``P · G`` rows of ``completions``; NaN marks a completion without a score: its
+    advantage is 0, and only a KL term still moves it. The old log-probabilities are the sampler's, so the first
+    optimizer step has ratios of 1 where sampler and learner agree, and epochs and minibatches make the trust region
+    act. Limiting case: one epoch of one minibatch is ``policy_loop`` on ``group_advantages``.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        objective: five functions.
+        optimizer: any Optax transformation.
+        learning: epochs, minibatches and what else there is to choose.
+
+    Returns:
+        The pair; ``ref_params`` are like ``params``, and joined with the same ``frozen``; ``key`` orders minibatches.
+        Metrics are means over the optimizer steps of ``policy_loop``'s, and ``frac_reward_zero_std`` (see
+        ``uninformative_share``); with a correction ``sampler/…`` of ``sampler_metrics``, and with an entropy bonus
+        ``entropy_coef``.
+
+    Raises:
+        ValueError: for settings out of range; at trace time, for scores that do not fit the rows, minibatches that do
+            not divide the groups, or minibatches without a key.
+    """
+    counts = ("epochs", "minibatches", "micro_batches")
+    checks.at_least_one("group_loop", **{name: getattr(learning, name) for name in counts})
+    checks.not_negative("group_loop", entropy_coef=learning.entropy_coef)
+    start, policy_step = policy_loop(log_probs, objective, optimizer, learning.micro_batches)
+
+    def init(params: Params) -> GroupState:
+        return GroupState(*start(params), jnp.asarray(learning.entropy_coef, float))
+
+    def step(
+        state: GroupState,
+        completions: Completions,
+        scores: jax.Array,
+        ref_params: Params | None = None,
+        frozen: Params | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[GroupState, Metrics]:
+        _check(completions, scores, learning, key)
+        reference = None if ref_params is None else joined(ref_params, frozen)
+        ref_log_probs = _fixed(log_probs, learning, completions, reference)
+        advantages = group_advantages(objective.advantage, completions, scores, ref_log_probs)
+        taught, factors, described = _corrected(log_probs, learning, completions, joined(state.params, frozen))
+        taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
+
+        def minibatch(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
+            rows, advantages, ref_log_probs, factors = batch
+            return policy_step(now, rows, advantages, ref_log_probs, frozen, factors, state.entropy_coef)
+
+        batch = (taught, advantages, ref_log_probs, factors)
+        now, metrics = _epochs(minibatch, TrainState(*state[:3]), batch, learning, scores.shape[-1], key)
+        metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)}
+        metrics |= {"entropy_coef": state.entropy_coef} if learning.entropy_control is not fixed_coef else {}
+        return GroupState(*now, learning.entropy_control(state.entropy_coef, metrics["entropy"])), metrics
+
+    return init, step
+
+
+def _epochs(
+    minibatch: Callable, now: TrainState, batch: Any, learning: GroupLearning, group_size: int, key: jax.Array | None
+) -> tuple[TrainState, Metrics]:
+    """The state after all epochs, and means of the metrics."""
+    if learning.epochs * learning.minibatches == 1:  # nothing to gather
+        return minibatch(now, batch)
+    rows, key = jax.tree.leaves(batch)[0].shape[0], jax.random.key(0) if key is None else key
+    orders = minibatch_rows(rows, key, learning.epochs, learning.minibatches, group_size)
+    now, steps = jax.lax.scan(lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)), now, orders)
+    return now, jax.tree.map(jnp.mean, steps)
+
+
+def group_trpo_loop(
+    logits: Logits,
+    advantage: Advantage,
+    weighting: Weighting,
+    direction: DirectionRule,
+    search: SearchRule,
+    teaching: Teaching = every_completion,
+) -> GroupLoop:
+    """TRPO on completions: ``init`` and ``step`` as of ``group_loop``, a step being one natural-gradient step.
+
+    The surrogate is ``Σ weights · (−A · π/π_old)``, the divergence ``Σ weights · KL(π_old‖π)`` exact at every chosen
+    token, both over the same weights (of ``token_mean``: the KL of a token). π_old is the policy at the step's start.
+
+    Args:
+        logits: ``(params, completions) → [B, S, V]``, the tempered logits behind each of the last S tokens, which hold
+            all that was chosen.
+        advantage: ``Scored → [P, G]`` or ``[P, G, T]``.
+        weighting: ``mask → weights``.
+        direction: such as ``natural_direction(radius)``; its damping makes up for parameters without a slope, as an
+            adapter has at its start.
+        search: such as ``backtracking_search(improves_within(radius))``.
+        teaching: ``(mask, truncated) → mask``, the tokens that teach.
+
+    Returns:
+        The pair. Metrics are those of ``trpo_step``, ``entropy`` before it (nats a token) and
+        ``frac_reward_zero_std``.
+    """
+
+    def init(params: Params) -> GroupState:
+        return GroupState(params, (), jnp.int32(0), jnp.zeros(()))
+
+    def step(
+        state: GroupState,
+        completions: Completions,
+        scores: jax.Array,
+        ref_params: Params | None = None,
+        frozen: Params | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[GroupState, Metrics]:
+        del ref_params, key
+        _check(completions, scores, ONCE, None)
+        advantages = group_advantages(advantage, completions, scores)
+        mask = teaching(completions.mask, completions.truncated)
+
+        def policy(params: Params) -> jax.Array:
+            return logits(joined(params, frozen), completions)
+
+        old = policy(state.params)
+        tokens, credit, weights, chosen = (
+            x[:, -old.shape[1] :] for x in (completions.tokens, advantages, weighting(mask), completions.mask)
+        )
+        # Attention and the products over tokens have derivatives of their own, in reverse alone.
+        problem = policy_problem(policy, categorical, state.params, tokens, credit, weights, linearize_by_reverse)
+        params, metrics = trpo_step(state.params, problem, direction, search)
+        entropy = masked_mean(categorical.entropy(old), chosen)
+        metrics |= {"entropy": entropy, "frac_reward_zero_std": uninformative_share(scores)}
+        return GroupState(params, (), state.step + 1, state.entropy_coef), metrics
+
+    return init, step

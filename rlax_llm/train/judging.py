@@ -1,0 +1,108 @@
+"""Scores of a rollout: Python rewards, a reward model, and what their lengths cost, added up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.rewards.calling import Reward, Scores, refuse, score
+from rlax_llm.rewards.pool import RewardPool
+from rlax_llm.train.learner import completion_scores
+from rlax_llm.train.rollouts import Rollout
+
+REWARD_MODEL = "reward_model"
+Punishment = Callable[[np.ndarray], np.ndarray]
+
+
+class Judge:
+    """Scores rollouts.
+
+    Args:
+        rewards: Python functions; none is allowed beside a reward model.
+        model: a reward model with the policy's vocabulary, or None.
+        punishment: its name, and ``lengths [B] → scores [B]`` to be added (``soft_overlong_punishment``), or None.
+        failed: told in a sentence of a row that a function raised on; where it returns, that row has no score.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        model: LanguageModel | None = None,
+        punishment: tuple[str, Punishment] | None = None,
+        failed: Callable[[str], None] = refuse,
+    ):
+        self.rewards, self.model, self.punishment, self.failed = rewards, model, punishment, failed
+        self._program = lru_cache(self._compiled)
+
+    def weights(self) -> tuple[float, ...]:
+        """Of each entry of ``Scores.by_name``."""
+        return (*(reward.weight for reward in self.rewards), *[1.0] * bool(self.model), *[1.0] * bool(self.punishment))
+
+    def _compiled(self, group_size: int, prompt_width: int) -> Any:
+        assert self.model is not None
+        tokenizer, shape = self.model.tokenizer, self.model.config
+        return jax.jit(completion_scores(tokenizer, shape, (group_size, prompt_width), False))
+
+    def __call__(self, rollout: Rollout, group_size: int) -> Scores:
+        """Score each completion.
+
+        Args:
+            rollout: what was sampled.
+            group_size: its completions of a prompt.
+
+        Raises:
+            RewardError: a function that cannot be used, or raised where ``failed`` does not return.
+        """
+        nothing = Scores(np.zeros(len(rollout.rows), np.float32), {})
+        found = score(self.rewards, rollout.rows, rollout.texts, self.failed) if self.rewards else nothing
+        if self.model is not None:
+            judged = self._program(group_size, rollout.prompt_width)(self.model.params, rollout.completions)
+            judged = np.asarray(judged, np.float32)
+            found = Scores(np.nan_to_num(found.total) + judged, found.by_name | {REWARD_MODEL: judged})
+        if self.punishment is not None:
+            name, punish = self.punishment
+            cost = np.asarray(punish(rollout.lengths()), np.float32)
+            found = Scores(found.total + cost, found.by_name | {name: cost})
+        return found
+
+
+class Failures:
+    """Counts rows that a reward raised on, and tells of the first few."""
+
+    told = 3
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, reason: str) -> None:
+        """Tell of one."""
+        self.count += 1
+        if self.count <= self.told:
+            more = " Further ones are only counted (reward_failures)." if self.count == self.told else ""
+            print(f"warning: {reason}{more}", file=sys.stderr)
+
+
+@contextmanager
+def pooled(
+    rewards: Sequence[Reward], workers: int, timeout: float, failed: Callable[[str], None]
+) -> Iterator[tuple[Reward, ...]]:
+    """The rewards, each called in so many worker processes of its own; none for 0 workers.
+
+    Args:
+        rewards: that were loaded by name.
+        workers: processes of each.
+        timeout: seconds that one row may take.
+        failed: told of a row that took longer or raised.
+    """
+    with ExitStack() as stack:
+        if not workers:
+            yield tuple(rewards)
+            return
+        yield tuple(stack.enter_context(RewardPool(reward, workers, timeout, failed)).reward for reward in rewards)

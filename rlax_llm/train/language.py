@@ -1,0 +1,292 @@
+"""Reinforcement learning of a language model as one program: sample prompts, generate, score, learn.
+
+A *collector* is a pair ``init(params) → memory`` and ``collect(memory, params, key) → (memory, groups, metrics)``, and
+collectors wrap each other: ``dynamic`` throws uninformative groups away, ``stale`` and ``rounded`` put a distance
+between sampler and learner. ``language_loop`` joins one with an update such as ``group_loop``; scan it over keys for a
+run, and vmap that over seeds and over anything that may be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm import checks
+from rlax_llm.generation.engine import Request, generate_at_once
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.train.group import informative_groups
+from rlax_llm.train.policy import Metrics, Params
+from rlax_llm.trees import joined
+from rlax_llm.types import Completions
+
+Memory = Any
+Reward = Callable[[Completions, Any], jax.Array]
+
+
+class Prompts(NamedTuple):
+    """What a run draws its prompts from.
+
+    Attributes:
+        tokens: ``[N, W]`` int32, padded on the left.
+        valid: ``[N, W]`` bool.
+        columns: any pytree of arrays ``[N, …]`` that the reward reads: answers, for one.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    columns: Any = ()
+
+
+class Groups(NamedTuple):
+    """Completions with their scores.
+
+    Attributes:
+        completions: of ``P · G`` rows.
+        scores: ``[P, G]``, or ``[K, P, G]`` of K rewards.
+    """
+
+    completions: Completions
+    scores: jax.Array
+
+
+class Collector(NamedTuple):
+    """Where a loop's groups come from.
+
+    Attributes:
+        init: ``params → memory``.
+        collect: ``(memory, params, key) → (memory, groups, metrics)``.
+    """
+
+    init: Callable[[Params], Memory]
+    collect: Callable[[Memory, Params, jax.Array], tuple[Memory, Groups, Metrics]]
+
+
+class LanguageState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        learner: the update's state; its ``params`` are what is trained.
+        memory: the collector's.
+    """
+
+    learner: Any
+    memory: Memory
+
+
+def sampled(config: DecoderConfig, prompts: Prompts, reward: Reward, request: Request, groups: int) -> Collector:
+    """Fresh groups of prompts drawn with replacement; it has no memory.
+
+    Args:
+        config: shapes of the decoder.
+        prompts: to draw from.
+        reward: ``(completions, columns) → scores [B]`` or ``[K, B]``, in jnp; ``columns`` are those of each row's
+            prompt. NaN where a completion has no score.
+        request: sampler, stop tokens, longest completion and group size. A sampler made inside a function that is
+            traced (a ``functools.partial`` of ``inverse_cdf``, say) may close over a traced temperature.
+        groups: prompts of a step, P.
+
+    Raises:
+        ValueError: for a group size or a number of groups below 1.
+    """
+    checks.at_least_one("sampled", groups=groups, group_size=request.group_size)
+    prompts = jax.tree.map(jnp.asarray, prompts)
+
+    def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
+        which, draw = jax.random.split(key)
+        chosen = jax.random.randint(which, (groups,), 0, prompts.tokens.shape[0])
+        completions = generate_at_once(config, params, (prompts.tokens[chosen], prompts.valid[chosen]), draw, request)
+        rows = jnp.repeat(chosen, request.group_size)
+        scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))
+        return memory, Groups(completions, scores.reshape(*scores.shape[:-1], groups, -1)), {}
+
+    return Collector(lambda params: (), collect)
+
+
+def _by_group(groups: Groups) -> tuple[Any, jax.Array]:
+    """Completions ``[P, G, …]`` and scores ``[P, …, G]``: groups on axis 0."""
+    count = groups.scores.shape[-2]
+    rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), groups.completions)
+    return rows, jnp.moveaxis(groups.scores, -2, 0)
+
+
+def _flat(rows: Any, scores: jax.Array) -> Groups:
+    return Groups(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), jnp.moveaxis(scores, 0, -2))
+
+
+class Surplus(NamedTuple):
+    """Informative groups that wait for the next step.
+
+    Attributes:
+        groups: completions ``[2P, G, …]`` and scores ``[2P, …, G]``, of which the first ``kept`` are.
+        kept: scalar int32, below P between two steps.
+        inner: the wrapped collector's memory.
+    """
+
+    groups: Any
+    kept: jax.Array
+    inner: Memory
+
+
+def dynamic(collector: Collector, most_rounds: int = 8) -> Collector:
+    """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): collect until P groups are informative.
+
+    A surplus is carried over to the next step, with the log-probabilities of the policy that sampled it. After
+    ``most_rounds`` the batch is as full as it got: the places that stay empty have no chosen token and NaN scores, so
+    they count in no denominator.
+
+    Args:
+        collector: of P groups a round.
+        most_rounds: ≥ 1, rounds of generation in a step.
+
+    Returns:
+        A collector; metrics of it are ``sampling/rounds``, ``sampling/kept`` (the share of the sampled groups that
+        was informative), ``sampling/filled`` (the share of the batch) and ``sampling/surplus`` (groups).
+
+    Raises:
+        ValueError: for fewer than one round.
+    """
+    checks.at_least_one("dynamic", most_rounds=most_rounds)
+
+    def init(params: Params) -> Surplus:
+        inner = collector.init(params)
+        groups = jax.eval_shape(lambda key: _by_group(collector.collect(inner, params, key)[1]), jax.random.key(0))
+        empty = jax.tree.map(lambda x: jnp.zeros((2 * x.shape[0], *x.shape[1:]), x.dtype), groups)
+        return Surplus(_emptied(empty, jnp.int32(0)), jnp.int32(0), inner)
+
+    def collect(memory: Surplus, params: Params, key: jax.Array) -> tuple[Surplus, Groups, Metrics]:
+        wanted = memory.groups[1].shape[0] // 2
+
+        def more(now: tuple[Surplus, jax.Array, jax.Array]) -> tuple[Surplus, jax.Array, jax.Array]:
+            surplus, round_, kept = now
+            inner, groups, _ = collector.collect(surplus.inner, params, jax.random.fold_in(key, round_))
+            new, fits = _by_group(groups), informative_groups(groups.scores)
+            fresh = fits.sum(dtype=jnp.int32)
+            place = jnp.where(fits, surplus.kept + jnp.cumsum(fits) - 1, 2 * wanted)  # out of bounds: dropped
+            put = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), surplus.groups, new)
+            return Surplus(put, surplus.kept + fresh, inner), round_ + 1, kept + fresh
+
+        def unfilled(now: tuple) -> jax.Array:
+            return (now[0].kept < wanted) & (now[1] < most_rounds)
+
+        found, rounds, kept = jax.lax.while_loop(unfilled, more, (memory, jnp.int32(0), jnp.int32(0)))
+        taken = jax.tree.map(lambda x: x[:wanted], found.groups)
+        rest = jnp.maximum(found.kept - wanted, 0)
+        left = jax.tree.map(lambda x: jnp.roll(x, -wanted, 0), found.groups)
+        metrics = {
+            "sampling/rounds": rounds,
+            "sampling/kept": kept / jnp.maximum(rounds * wanted, 1),
+            "sampling/filled": jnp.minimum(found.kept, wanted) / wanted,
+            "sampling/surplus": rest,
+        }
+        return Surplus(_emptied(left, rest), rest, found.inner), _flat(*taken), metrics
+
+    return Collector(init, collect)
+
+
+def _emptied(groups: tuple[Completions, jax.Array], count: jax.Array) -> tuple[Completions, jax.Array]:
+    """The places from ``count`` on hold nothing: no chosen token, no score."""
+    rows, scores = groups
+    here = jnp.arange(scores.shape[0]) < count
+    scores = jnp.where(here.reshape(-1, *[1] * (scores.ndim - 1)), scores, jnp.nan)
+    return rows._replace(mask=rows.mask & here[:, None, None]), scores
+
+
+def stale(collector: Collector, every: int) -> Collector:
+    """Sample from parameters that are brought up to date at every ``every``-th step only.
+
+    Limiting case: ``every = 1`` is the collector itself.
+
+    Args:
+        collector: any.
+        every: ≥ 1, steps.
+
+    Raises:
+        ValueError: for fewer than one step.
+    """
+    checks.at_least_one("stale", every=every)
+
+    def collect(memory: tuple, params: Params, key: jax.Array) -> tuple[tuple, Groups, Metrics]:
+        inner, old, age = memory
+        used = jax.tree.map(lambda new, kept: jnp.where(age % every == 0, new, kept), params, old)
+        inner, groups, metrics = collector.collect(inner, used, key)
+        return (inner, used, age + 1), groups, metrics
+
+    return Collector(lambda params: (collector.init(params), params, jnp.int32(0)), collect)
+
+
+def rounded(collector: Collector, dtype: Any) -> Collector:
+    """Sample from parameters rounded to another number format: ``jnp.bfloat16``, as engines do.
+
+    Args:
+        collector: any.
+        dtype: of the sampler's weights; what it computes in is what they promote to.
+    """
+
+    def lower(params: Params) -> Params:
+        return jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)
+
+    return Collector(collector.init, lambda memory, params, key: collector.collect(memory, lower(params), key))
+
+
+def language_loop(
+    collector: Collector, update: tuple[Callable, Callable]
+) -> tuple[Callable[..., LanguageState], Callable[..., tuple[LanguageState, Metrics]]]:
+    """``init(params, frozen=None)`` and ``step(state, key, ref_params=None, frozen=None)``: all of RL in one program.
+
+    Args:
+        collector: where the groups come from: ``sampled``, or a wrapper around it.
+        update: ``(init, step)`` of ``group_loop`` or ``group_trpo_loop``.
+
+    Returns:
+        The pair. Metrics are the update's and the collector's, and ``reward``, ``reward_std``, ``completion_length``
+        (tokens) and ``truncated_fraction`` of what was learnt from.
+
+    >>> from rlax_llm import Categorical, DecoderConfig, Request, group_loop, recipes
+    >>> from rlax_llm.models import decoder
+    >>> from rlax_llm.models.scoring import group_log_probs
+    >>> import optax
+    >>> config = DecoderConfig(4, 8, 16, 1, 2, 2, 4)
+    >>> prompts = Prompts(jnp.array([[1], [2]]), jnp.ones((2, 1), bool), columns=jnp.array([2, 3]))
+    >>> def reward(completions, wanted): return (completions.tokens[:, 1:] == wanted[:, None]).mean(-1)
+    >>> collector = sampled(config, prompts, reward, Request(Categorical(), (), 2, group_size=4), groups=2)
+    >>> update = group_loop(group_log_probs(config, (4, 1)), recipes.dapo(), optax.adam(0.01))
+    >>> init, step = language_loop(collector, update)
+    >>> state = init(decoder.init(config, jax.random.key(0)))
+    >>> state, metrics = jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 3))
+    >>> metrics["reward"].shape
+    (3,)
+    """
+    start, learn = update
+
+    def init(params: Params, frozen: Params | None = None) -> LanguageState:
+        return LanguageState(start(params), collector.init(joined(params, frozen)))
+
+    def step(
+        state: LanguageState, key: jax.Array, ref_params: Params | None = None, frozen: Params | None = None
+    ) -> tuple[LanguageState, Metrics]:
+        draw, order = jax.random.split(key)
+        memory, groups, told = collector.collect(state.memory, joined(state.learner.params, frozen), draw)
+        learner, metrics = learn(state.learner, *groups, ref_params, frozen, order)
+        return LanguageState(learner, memory), metrics | told | described(groups)
+
+    return init, step
+
+
+def described(groups: Groups) -> Metrics:
+    """Mean and standard deviation of the scores, mean length in tokens, share of truncated completions.
+
+    Args:
+        groups: several rewards are added up; completions without a score or a token do not count.
+    """
+    totals = groups.scores.sum(0) if groups.scores.ndim == 3 else groups.scores
+    lengths = groups.completions.mask.sum(-1)
+    there = lengths > 0
+    return {
+        "reward": jnp.nanmean(totals),
+        "reward_std": jnp.nanstd(totals),
+        "completion_length": lengths.sum() / jnp.maximum(there.sum(), 1),
+        "truncated_fraction": (groups.completions.truncated & there).sum() / jnp.maximum(there.sum(), 1),
+    }

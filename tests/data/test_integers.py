@@ -1,0 +1,95 @@
+"""DAPO's integer answers: forms whose letters give the answer back, and rows that ask for the sum."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlax_llm.data.integers import integer_form, with_integer_answers
+from rlax_llm.data.rows import DataError
+from rlax_llm.rewards.functions import integer_answer
+
+WHOLE = st.integers(1, 10**6)
+TEMPLATES = [
+    r"{}\sqrt{{{}}}",
+    r"\frac{{{}+{}\sqrt{{{}}}}}{{{}}}",
+    r"{}\pi",
+    r"({}-{}\pi)/{}",
+    r"\sqrt{{{}}}-{}",
+    r"{}*{}",
+]
+
+
+@given(st.integers(-(10**9), 10**9))
+def test_an_integer_is_itself_however_it_is_written(n):
+    for written in (f"{n}", f"{n:,}", f"${n}$", f"\\boxed{{{n}}}", f" {n}. ", f"\\( {n} \\)", f"{n}.0"):
+        assert integer_form(written) == ("", n)
+
+
+@given(st.integers(-(10**4), 10**4), WHOLE)
+def test_a_fraction_is_the_sum_of_its_lowest_terms(above, below):
+    """Against the greatest common divisor; and alike in every spelling."""
+    common = math.gcd(above, below)
+    low, high = below // common, abs(above) // common
+    sign = "-" if above < 0 else ""
+    wanted = ("", above // below) if low == 1 else (sign + r"\frac{m}{n}", high + low)
+    a = abs(above)
+    for written in (f"{sign}{a}/{below}", rf"{sign}\frac{{{a}}}{{{below}}}", rf"${sign}\dfrac{{{a}}}{{{below}}}$"):
+        assert integer_form(written) == wanted
+
+
+@given(st.decimals(-1000, 1000, places=3, allow_nan=False))
+def test_a_decimal_is_the_fraction_that_it_is(number):
+    assert integer_form(f"{number:f}") == integer_form(f"{int(number * 1000)}/1000")
+
+
+@given(st.sampled_from(TEMPLATES), st.lists(WHOLE, min_size=4, max_size=4))
+def test_the_letters_of_a_form_give_the_answer_back(template, numbers):
+    used = numbers[: template.count("{}")]
+    answer = template.format(*used)
+    found = integer_form(answer)
+    assert found is not None
+    form, total = found
+    assert total == sum(used)
+    values = dict(zip("mnpqrs", map(str, used)))
+    letters = r"(?<![a-z])[mnpqrs](?![a-z])"
+    assert re.sub(letters, lambda letter: values[letter.group()], form).replace(r"\pi{}", r"\pi") == answer
+
+
+def test_latex_without_braces_reads_as_with_them():
+    assert integer_form(r"2\sqrt3") == integer_form(r"2\sqrt{3}") == (r"m\sqrt{n}", 5)
+    assert integer_form(r"\frac34") == integer_form(r"\frac{3}{4}")
+
+
+@pytest.mark.parametrize(
+    "answer", ["x+1", r"\pi", "", "(1,2)", "2^{10}", "two", r"5\text{ cm}", "1/0", r"\sin{2}", "50%"]
+)
+def test_what_a_rule_cannot_check_has_no_form(answer):
+    assert integer_form(answer) is None
+
+
+def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
+    rows = [
+        {"prompt": [{"role": "user", "content": "Area?"}], "answer": r"2\sqrt{3}", "completion": "2√3", "level": 1},
+        {"prompt": [{"role": "user", "content": "Count?"}], "answer": 7, "completion": "7", "level": 2},
+        {"prompt": [{"role": "user", "content": "Who?"}], "answer": "Ann", "completion": "Ann", "level": 3},
+    ]
+    before = json.dumps(rows)
+    kept, left_out = with_integer_answers("the rows", rows)
+    assert [row["level"] for row in kept] == [1, 2] and left_out == 1
+    assert kept[0]["prompt"][0]["content"].endswith("integers m, n, in simplest terms. Give the value of m + n.")
+    assert kept[1]["prompt"] == rows[1]["prompt"]
+    assert integer_answer(["", ""], ["m + n = 5", "7"], answer=[row["answer"] for row in kept]) == [1.0, 1.0]
+    assert all("completion" not in row for row in kept) and json.dumps(rows) == before
+
+
+def test_mistakes_are_told():
+    with pytest.raises(DataError, match="the rows: row 2 has no column 'answer'"):
+        with_integer_answers("the rows", [{"prompt": "1", "answer": 1}, {"prompt": "2"}])
+    with pytest.raises(DataError, match="the rows: no answer has an integer form, the first is 'x'"):
+        with_integer_answers("the rows", [{"prompt": "1", "answer": "x"}])

@@ -1,0 +1,288 @@
+"""Epochs, minibatches, corrections, filters and the entropy bonus of the group loop; TRPO on completions."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from arms import ARMS, G, P, T, bandit, completions_of, fixed, rollout, zero_params
+
+from rlax_llm import batch_credit, recipes
+from rlax_llm.corrections import truncated_importance
+from rlax_llm.entropy import stepped_coef
+from rlax_llm.fisher import natural_direction
+from rlax_llm.generation.engine import Request
+from rlax_llm.generation.sampling import Categorical
+from rlax_llm.groups import per_group, z_score
+from rlax_llm.kl import fixed_coef
+from rlax_llm.models import decoder
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.shaping import overlong_filter
+from rlax_llm.train.group import GroupLearning, group_advantages, group_loop, group_trpo_loop, uninformative_share
+from rlax_llm.train.language import Prompts, dynamic, sampled
+from rlax_llm.train.minibatches import minibatch_rows
+from rlax_llm.train.policy import policy_loop
+from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.weightings import token_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+KEY = jax.random.key(3)
+EVERY = {
+    "grpo": recipes.grpo(0),
+    "grpo_kl": recipes.grpo(0.01),
+    "dapo": recipes.dapo(),
+    "dr_grpo": recipes.dr_grpo(T),
+    "rloo": recipes.rloo(0.01),
+    "gspo": recipes.gspo(0.1, 0.1),
+    "gspo_token": recipes.gspo_token(0.1, 0.1),
+    "luspo": recipes.luspo(0.1, 0.1),
+    "gmpo": recipes.gmpo(),
+    "cispo": recipes.cispo(5.0),
+    "sapo": recipes.sapo(),
+    "vespo": recipes.vespo(),
+    "dppo_tv": recipes.dppo_tv(),
+    "dppo_kl": recipes.dppo_kl(),
+    "lite_ppo": recipes.lite_ppo(),
+    "opo": recipes.opo(),
+    "gpg": recipes.gpg(),
+    "reinforce_plus_plus": recipes.reinforce_plus_plus(0.001),
+    "reinforce_plus_plus_baseline": recipes.reinforce_plus_plus_baseline(),
+}
+
+
+def in_turn(objective, state, completions, scores, orders, optimizer, reference=None):
+    """The optimizer steps one by one, each by ``policy_loop`` on its rows."""
+    ref_log_probs = None if reference is None else bandit(reference, completions)[0]
+    advantages = group_advantages(objective.advantage, completions, scores, ref_log_probs)
+    step = policy_loop(bandit, objective, optimizer)[1]
+    seen = []
+    for order in orders:
+        rows, credit = jax.tree.map(lambda x, order=order: x[order], (completions, advantages))
+        state, metrics = step(state, rows, credit, None if ref_log_probs is None else ref_log_probs[order])
+        seen.append(metrics)
+    return state, {name: np.mean([x[name] for x in seen]) for name in seen[0]}
+
+
+@pytest.mark.parametrize("name", ["grpo_kl", "dapo", "rloo"])
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 2)])
+def test_a_batch_is_learnt_from_as_one_would_by_hand(name, epochs, minibatches):
+    params, completions, scores = fixed()
+    reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
+    init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), GroupLearning(epochs, minibatches))
+    state, metrics = step(init(params), completions, scores, reference, key=KEY)
+    orders = minibatch_rows(P * G, KEY, epochs, minibatches, G)
+    assert sorted(np.asarray(orders[:minibatches]).ravel()) == list(range(P * G))
+    start = policy_loop(bandit, EVERY[name], optax.adam(0.1))[0](params)
+    wanted, told = in_turn(EVERY[name], start, completions, scores, orders, optax.adam(0.1), reference)
+    np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
+    assert state.step == epochs * minibatches
+    for key, value in told.items():
+        np.testing.assert_allclose(metrics[key], value, rtol=1e-6, atol=1e-12)
+
+
+def climb(objective, key, learning, steps=60):
+    """A run on the arms: the score of each step."""
+    params = zero_params()
+    init, step = group_loop(bandit, objective, optax.adam(0.05), learning)
+
+    def one(state, key):
+        completions, scores = rollout(bandit, state.params, key)
+        return step(state, completions, scores, params, key=key)[0], scores.mean()
+
+    return jax.lax.scan(one, init(params), jax.random.split(key, steps))[1]
+
+
+@pytest.mark.parametrize("learning", [GroupLearning(2), GroupLearning(4, 2)], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_learns_from_eight_seeds(name, learning):
+    scores = jax.jit(jax.vmap(partial(climb, EVERY[name], learning=learning)))(jax.random.split(KEY, 8))
+    assert scores[:, 0].mean() < 0.4  # chance is 0.2
+    assert np.all(scores[:, -10:].mean(-1) >= 0.95)
+
+
+def test_a_sampler_that_is_the_learner_needs_no_correction():
+    params, completions, scores = fixed(drift=0.0)
+    plain, corrected = (
+        group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(correction=correction))
+        for correction in (None, truncated_importance(ceiling=2.0))
+    )
+    wanted = plain[1](plain[0](params), completions, scores)[0]
+    state, metrics = corrected[1](corrected[0](params), completions, scores)
+    np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
+    assert float(metrics["sampler/ratio_mean"]) == pytest.approx(1)
+    assert float(metrics["sampler/correction_mean"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4], [0, 1, 3]], ids=["another policy", "its nucleus"])
+def test_a_correction_recovers_the_gradient_of_the_learners_own_samples(kept):
+    """Samples of another policy with importance weights have the on-policy gradient in expectation: here exactly.
+
+    Of a top-p sampler the sum stops at its nucleus: no weight brings back what is never drawn.
+    """
+    learner, sampler = jnp.array([0.5, -0.2, 0.1, 0.3, -0.4]), jnp.array([0.1, 0.4, -0.3, 0.0, 0.2])
+    # Every arm once in a group of completions of one token, weighted by the sampler's probability in the score
+    # function's place: the expectation over the sampler as a sum.
+    arms = jnp.array(kept)
+    sampled = jax.nn.log_softmax(sampler[arms])
+    scores = jnp.array([[1.0, 0.0, 2.0, -1.0, 0.5]])[:, arms]
+    completions = completions_of(arms[:, None].astype(jnp.int32), sampled[:, None])
+
+    objective = recipes.gpg()._replace(advantage=lambda scored: scored.scores * len(kept) * jnp.exp(sampled))
+
+    def moved(correction):
+        init, step = group_loop(bandit, objective, optax.sgd(1.0), GroupLearning(correction=correction))
+        return step(init(zero_params(learner)), completions, scores)[0].params["logits"] - learner
+
+    wanted = jax.grad(lambda x: (jax.nn.softmax(x)[arms] * scores[0]).sum())(learner)
+    np.testing.assert_allclose(moved(truncated_importance(ceiling=1e9)), wanted, rtol=1e-6)  # weights are float32
+    assert np.abs(moved(None) - wanted).max() > 0.01
+
+
+def test_micro_batches_change_the_memory_and_nothing_else():
+    """Ten steps of a decoder on completions of several lengths, with micro-batches of 1, 2, 4 and all 8 groups."""
+    groups, letters, stop = 8, 5, 0
+    config = DecoderConfig(letters, 16, 32, 1, 2, 2, 8)
+    start = decoder.init(config, KEY, jnp.float64)
+    prompts = Prompts(jnp.arange(1, letters)[:, None], jnp.ones((letters - 1, 1), bool), jnp.arange(1, letters))
+
+    def reward(completions, wanted):
+        return ((completions.tokens[:, 1:] == wanted[:, None]) & completions.mask[:, 1:]).mean(-1)
+
+    collect = dynamic(sampled(config, prompts, reward, Request(Categorical(), (stop,), 5, G), groups))
+    drawn, scores = jax.jit(lambda key: collect.collect(collect.init(start), start, key)[1])(KEY)
+    assert drawn.mask.sum(-1).min() < drawn.mask.sum(-1).max()
+    ends = []
+    for micro_batches in (8, 4, 2, 1):
+        learning = GroupLearning(micro_batches=micro_batches, entropy_coef=0.01)
+        init, step = group_loop(group_log_probs(config, (G, 1)), recipes.dapo(), optax.adam(1e-2), learning)
+        steps = jax.jit(lambda state, step=step: jax.lax.scan(lambda now, _: step(now, drawn, scores), state, None, 10))
+        ends.append(steps(init(start)))
+    moved = jax.tree.map(jnp.subtract, ends[-1][0].params, start)
+    assert min(np.abs(x).max() for x in jax.tree.leaves(moved)) > 0.01
+    for state, metrics in ends[:-1]:
+        np.testing.assert_allclose(metrics["policy_loss"], ends[-1][1]["policy_loss"], rtol=0, atol=1e-9)
+        chex.assert_trees_all_close(state.params, ends[-1][0].params, rtol=0, atol=1e-8)
+
+
+def test_truncated_completions_can_be_left_out():
+    params, completions, scores = fixed()
+    completions = completions._replace(truncated=jnp.arange(P * G) % 2 == 0)
+    filtered = GroupLearning(teaching=overlong_filter)
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), filtered)
+    state, _ = step(init(params), completions, scores)
+    credit = group_advantages(recipes.dapo().advantage, completions, scores)
+    kept = completions._replace(mask=completions.mask & ~completions.truncated[:, None])
+    start, by_hand = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0))
+    wanted = by_hand(start(params), kept, credit)[0]
+    np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
+
+
+def test_the_entropy_bonus_climbs_the_entropy():
+    params, completions, _ = fixed()
+    scores = jnp.zeros((P, G))  # nothing else to learn
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(entropy_coef=0.5))
+    moved = step(init(params), completions, scores)[0].params["logits"] - params["logits"]
+
+    def entropy(logits):
+        return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum()
+
+    np.testing.assert_allclose(moved, 0.5 * jax.grad(entropy)(params["logits"]), rtol=1e-7)
+
+
+def test_the_bonus_is_steered_to_a_target():
+    learning = GroupLearning(entropy_coef=0.1, entropy_control=stepped_coef(1.0, 0.01))
+    params, completions, scores = fixed()
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(0.0), learning)
+    state, metrics = step(init(params), completions, scores)
+    assert float(metrics["entropy_coef"]) == pytest.approx(0.1)
+    change = -0.01 if metrics["entropy"] > 1 else 0.01
+    assert float(state.entropy_coef) == pytest.approx(0.1 + change)
+
+
+@pytest.mark.parametrize("entropy", [0.0, 0.3, 2.0])
+def test_stepped_coef_without_a_step_is_fixed_coef(entropy):
+    assert stepped_coef(0.3, 0.0)(0.7, entropy) == fixed_coef(0.7, entropy)
+    assert stepped_coef(0.3, 5.0)(0.7, 0.4) == 0  # never below
+
+
+def test_several_rewards():
+    params, completions, scores = fixed()
+    planes = jnp.stack([scores, scores**2])
+    objective = recipes.gdpo((1.0, 0.5))
+    init, step = group_loop(bandit, objective, optax.sgd(1.0))
+    state, metrics = step(init(params), completions, planes)
+    credit = batch_credit.gdpo(planes, jnp.array([1.0, 0.5])).reshape(-1, 1)
+    start, by_hand = policy_loop(bandit, objective, optax.sgd(1.0))
+    wanted = by_hand(start(params), completions, jnp.broadcast_to(credit, completions.tokens.shape))[0]
+    np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
+    assert metrics["frac_reward_zero_std"] == 0
+
+
+def test_a_group_is_uninformative_where_no_reward_differs():
+    scores = jnp.array([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [3.0, 3.0], [1.0, 2.0]]])
+    assert uninformative_share(scores) == pytest.approx(1 / 3)
+    assert uninformative_share(scores[0]) == pytest.approx(2 / 3)
+
+
+def logits_of(params, completions):
+    return jnp.broadcast_to(params["logits"], (*completions.tokens.shape, ARMS))
+
+
+def trpo(radius=0.01):
+    search = backtracking_search(improves_within(radius))
+    return group_trpo_loop(logits_of, per_group(z_score), token_mean, natural_direction(radius), search)
+
+
+def test_trpo_stays_in_its_radius_and_learns():
+    init, step = trpo(0.02)
+
+    def one(state, key):
+        completions, scores = rollout(bandit, state.params, key)
+        state, metrics = step(state, completions, scores)
+        return state, metrics | {"score": scores.mean()}
+
+    run = jax.jit(lambda key: jax.lax.scan(one, init(zero_params()), jax.random.split(key, 60)))
+    state, metrics = run(KEY)
+    assert np.all(np.asarray(metrics["kl"]) <= 0.02)
+    assert metrics["score"][-10:].mean() >= 0.95
+    assert state.step == 60
+
+
+def test_trpo_steps_along_the_natural_gradient():
+    """Along ``F⁻¹ g`` with the softmax's own Fisher matrix, as far as the quadratic model of the KL allows."""
+    params, completions, scores = fixed(drift=0.0)
+    radius = 1e-6
+    search = backtracking_search(improves_within(2 * radius))
+    loop = group_trpo_loop(
+        logits_of, per_group(z_score), token_mean, natural_direction(radius, damping=1e-9, iterations=50), search
+    )
+    moved = np.asarray(loop[1](loop[0](params), completions, scores)[0].params["logits"] - params["logits"])
+    p = np.asarray(jax.nn.softmax(params["logits"]))
+    fisher = np.diag(p) - np.outer(p, p)
+    start, by_hand = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0))
+    credit = group_advantages(recipes.dapo().advantage, completions, scores)
+    gradient = np.asarray(by_hand(start(params), completions, credit)[0].params["logits"] - params["logits"])
+    direction = np.linalg.pinv(fisher) @ gradient
+    wanted = direction * np.sqrt(2 * radius / (direction @ fisher @ direction))
+    np.testing.assert_allclose(moved - moved.mean(), wanted - wanted.mean(), rtol=1e-3, atol=1e-8)
+
+
+def test_mistakes_are_told():
+    params, completions, scores = fixed()
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(minibatches=3))
+    with pytest.raises(ValueError, match=r"minibatches 3 · micro_batches 1 is 3, wanted a divisor of the 4 groups"):
+        step(init(params), completions, scores, key=KEY)
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(minibatches=2))
+    with pytest.raises(ValueError, match="key is None"):
+        step(init(params), completions, scores)
+    with pytest.raises(ValueError, match="epochs"):
+        group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(0))
+    with pytest.raises(ValueError, match="entropy_coef"):
+        group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(entropy_coef=-1.0))

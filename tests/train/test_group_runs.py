@@ -1,0 +1,204 @@
+"""What ``rlax-llm grpo`` can be asked for, on the character model: each part in a run of few steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rlax_llm.rewards.calling import Reward
+from rlax_llm.rewards.functions import exact_answer
+from rlax_llm.train import runs
+from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.train.group_setup import RECIPES, build_learning, build_objective
+from rlax_llm.train.judging import Failures, Judge, pooled
+from rlax_llm.train.preference_runs import run_reward
+from rlax_llm.train.preference_settings import RewardConfig
+from rlax_llm.train.setup import build_task
+
+TINY = GrpoConfig(
+    task="arithmetic,largest=9",
+    groups=4,
+    group_size=4,
+    steps=3,
+    warm_start_steps=8,
+    eval_every=0,
+    eval_size=4,
+    save_every=0,
+)
+
+
+def ran(tmp_path, **changes):
+    config = dataclasses.replace(TINY, out=str(tmp_path / "run"), **changes)
+    directory = runs.run_grpo(config)
+    return directory, directory.metrics()[-1]
+
+
+def test_every_recipe_has_an_objective():
+    needed = {"ceiling": 3.0}
+    for name, recipe in RECIPES.items():
+        takes = recipe.__code__.co_varnames[: recipe.__code__.co_argcount]
+        given = {key: value for key, value in needed.items() if key in takes}
+        config = GrpoConfig(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
+        chosen = build_objective(config, (1.0, 0.5))
+        assert chosen.needs_reference, name
+        assert not build_objective(dataclasses.replace(config, kl_coef=0.0)).needs_reference, name
+    assert {"dapo", "gdpo", "trl:dr_grpo", "verl:gpg", "openrlhf:rloo"} <= set(RECIPES)
+
+
+def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
+    for recipe in ("dapo", "rloo", "grpo"):
+        loss, reward = (
+            build_objective(GrpoConfig(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
+            for place in ("loss", "reward")
+        )
+        assert loss.kl is not None and reward.kl is None
+        assert loss.advantage != reward.advantage
+    assert build_objective(GrpoConfig(recipe="grpo", kl_coef=0.1)).objective.kl is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"recipe": "cispo"}, "recipe cispo needs ceiling; give --ceiling"),
+        ({"recipe": "gspo", "ceiling": 2.0}, "recipe gspo has no ceiling; leave it out"),
+        ({"recipe": "opo", "eps": 0.1}, "recipe opo has no eps"),
+    ],
+)
+def test_settings_that_a_recipe_lacks_are_named(settings, told):
+    with pytest.raises(ValueError, match=told):
+        build_objective(GrpoConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"recipe": "trpo", "top_k": 5}, "trpo needs whole distributions"),
+        ({"recipe": "trpo", "epochs": 2}, "trpo has no epochs"),
+        ({"groups": 4, "minibatches": 3}, "minibatches is 3, wanted a divisor of groups"),
+        ({"overlong_buffer": 9, "max_new_tokens": 6}, "overlong_buffer is 9, wanted at most max_new_tokens, 6"),
+        ({"kl_in": "loss"}, "kl_in is given without kl_coef"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(settings, told):
+    with pytest.raises(ValueError, match=told):
+        GrpoConfig(**settings)
+
+
+def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
+    directory, row = ran(tmp_path, recipe="dapo", epochs=3, minibatches=2, learning_rate=1e-2, warm_start_steps=3)
+    rows = [row for row in directory.metrics() if row["step"] > 0]
+    assert max(row["kl_old"] for row in rows) > 1e-4 and max(row["clip_ratio/region_mean"] for row in rows) > 0
+    for each in rows:
+        parts = each["clip_ratio/low_mean"] + each["clip_ratio/high_mean"]
+        assert parts == pytest.approx(each["clip_ratio/region_mean"], rel=1e-5)
+    assert row["learning_rate"] > 0  # of a schedule that counts optimizer steps
+    assert build_learning(dataclasses.replace(TINY, epochs=3, minibatches=2)).micro_batches == 1
+    names = {"mean", "min", "max", "mean_terminated", "min_terminated", "max_terminated"}
+    assert {f"completions/{name}_length" for name in names} | {"completions/clipped_ratio"} <= set(row)
+    assert row["reward_std"] >= 0 and "frac_reward_zero_std" in row
+    assert directory.curves_path.stat().st_size > 0
+
+
+def test_dynamic_sampling_wastes_no_group_and_resumes(tmp_path):
+    settings = dataclasses.replace(TINY, recipe="dapo", dynamic_rounds=30, steps=4, save_every=1)
+    whole = runs.run_grpo(dataclasses.replace(settings, out=str(tmp_path / "whole")))
+    rows = [row for row in whole.metrics() if row["step"] > 0]
+    assert all(row["frac_reward_zero_std"] == 0 and row["sampling/filled"] == 1 for row in rows)
+    assert sum(row["sampling/surplus"] for row in rows) > 0
+    runs.run_grpo(dataclasses.replace(settings, steps=2, out=str(tmp_path / "half"), schedule="constant"))
+    again = runs.run_grpo(dataclasses.replace(settings, steps=4, resume=str(tmp_path / "half"), schedule="constant"))
+    constant = runs.run_grpo(dataclasses.replace(settings, out=str(tmp_path / "constant"), schedule="constant"))
+    for name in ("reward", "policy_loss", "sampling/rounds", "sampling/surplus"):
+        values = [[row[name] for row in run.metrics() if row["step"] > 0] for run in (again, constant)]
+        np.testing.assert_array_equal(*values)
+
+
+def test_a_task_without_differences_is_an_error(tmp_path):
+    (tmp_path / "same.py").write_text("def same(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
+    with pytest.raises(ValueError, match=r"2 rounds of 4 groups, and in none did the scores differ .*mean is 1: all"):
+        ran(tmp_path, reward=f"{tmp_path}/same.py:same", dynamic_rounds=2)
+
+
+def test_trpo_keeps_to_its_radius(tmp_path):
+    _, row = ran(tmp_path, recipe="trpo", radius=1e-3, temperature=0.8)
+    assert row["accepted"] == 1 and 0 < row["kl"] <= 1e-3 and row["improvement"] > 0
+
+
+def test_trpo_on_adapters(tmp_path):
+    _, row = ran(tmp_path, recipe="trpo", warm_start_steps=0, lora_rank=2)
+    assert row["kl"] <= 0.01
+
+
+def test_several_rewards_are_weighted_and_told_apart(tmp_path):
+    spec = "exact_answer + 0.5*format=[0-9]+ + 0*words=1"
+    _, row = ran(tmp_path, recipe="gdpo", reward=spec, overlong_buffer=2, overlong_filter=True)
+    for name in ("exact_answer", "format", "words", "overlong"):
+        assert np.isfinite(row[f"rewards/{name}/mean"]), name
+    total = row["rewards/exact_answer/mean"] + 0.5 * row["rewards/format/mean"] + row["rewards/overlong/mean"]
+    assert row["reward"] == pytest.approx(total, abs=1e-6)
+
+
+def test_a_reward_model_judges(tmp_path):
+    judge = run_reward(RewardConfig(steps=2, eval_size=4, batch_size=4, out=str(tmp_path / "judge")))
+    directory, row = ran(tmp_path, reward_model=str(judge.model_path))
+    assert np.isfinite(row["reward"]) and "held_out_accuracy" not in row
+    assert "held_out_reward" in directory.metrics()[-1]
+
+
+def test_the_reference_follows(tmp_path):
+    """With a refresh at every step the policy is its own reference, so its KL is 0 before each update."""
+    _, kept = ran(tmp_path / "a", kl_coef=0.1, learning_rate=1e-2)
+    _, row = ran(tmp_path / "b", kl_coef=0.1, learning_rate=1e-2, reference_every=1)
+    assert kept["kl"] > 1e-4 > row["kl"]
+
+
+def test_a_sampler_of_less_precision_is_corrected(tmp_path):
+    _, row = ran(tmp_path, sampler_dtype="bfloat16", correction="token", warm_start_steps=0)
+    assert 0 < row["sampler/kl_k3"] < 1e-2 and row["kl_old"] < 1e-6
+    assert row["sampler/correction_mean"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_reward_that_fails_on_a_row_loses_that_row_alone(tmp_path, capsys):
+    (tmp_path / "brittle.py").write_text(
+        "def brittle(prompts, completions, answer, **columns):\n    return [1 / (int(a) % 2) for a in answer]\n"
+    )
+    _, row = ran(tmp_path, reward=f"{tmp_path}/brittle.py:brittle")
+    assert row["reward"] == 1
+    assert "warning: reward 'brittle' raised ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_slow_rewards_run_in_processes(tmp_path):
+    _, row = ran(tmp_path, reward="exact_answer", reward_workers=1, steps=1)
+    assert np.isfinite(row["reward"])
+
+
+def test_rewards_without_workers_stay_as_they_are():
+    reward = Reward("exact_answer", exact_answer)
+    with pooled([reward], 0, 1.0, Failures()) as rewards:
+        assert rewards == (reward,)
+    assert Judge([reward._replace(weight=0.5)], None, ("overlong", np.negative)).weights() == (0.5, 1.0)
+
+
+def test_answers_can_be_turned_into_integers(tmp_path, capsys):
+    data = tmp_path / "sums.jsonl"
+    rows = [{"prompt": f"half of {n}", "answer": f"{n}/2"} for n in (1, 3, 5)] + [{"prompt": "who", "answer": "Ann"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"data": str(data), "reward": "integer_answer", "eval_size": 1, "seed": 1}
+    task = build_task(GrpoConfig(**given, integer_answers=True), 1)
+    rows = [*task.train, *task.held_out]
+    assert sorted(row["answer"] for row in rows) == [3, 5, 7]
+    assert all(row["prompt"].endswith("Give the value of m + n.") for row in rows)
+    assert "1 rows have an answer without an integer form" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="grpo: integer_answers is given without data"):
+        GrpoConfig(integer_answers=True)
+
+
+def test_completions_are_kept_with_their_rewards(tmp_path):
+    directory, _ = ran(tmp_path, steps=1)
+    rows = [row for row in directory.completions() if row["step"] == 1 and not row.get("held_out")]
+    assert len(rows) == TINY.group_size
+    assert {"prompt", "completion", "reward", "length", "truncated"} <= set(rows[0])
+    assert json.loads(directory.summary_path.read_text())["recipe"] == "grpo"
