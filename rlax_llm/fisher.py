@@ -160,8 +160,9 @@ def conjugate_gradient(
     """Solve ``A x = b`` from x = 0, for a symmetric positive definite A given by its products (Hestenes, Stiefel 1952).
 
     Stops after ``iterations`` products, or once ``‖b − A x‖ ≤ tolerance · ‖b‖``, or at a direction along which A has no
-    positive curvature: then x is what was reached before it. Limiting cases: b = 0 gives 0 without a product;
-    ``A = I`` takes one; exact arithmetic needs as many as A has distinct eigenvalues.
+    positive curvature beyond rounding (next to its largest so far): x is then what was reached before.
+    Limiting cases: b = 0 gives 0 without a product; ``A = I`` takes one; exact arithmetic needs as many as A has
+    distinct eigenvalues.
 
     Args:
         matvec: products with A, on pytrees like b.
@@ -184,26 +185,28 @@ def conjugate_gradient(
     checks.same_tree(where, b=b, products=jax.eval_shape(matvec, b))
     start = widen(b)
     norm = dot(start, start)
-    limit = jnp.square(tolerance) * norm
+    limit, rounding = jnp.square(tolerance) * norm, jnp.finfo(norm.dtype).eps
 
     def unsolved(state: tuple) -> jax.Array:
-        _, _, _, square, count, sound = state
+        *_, square, count, _, sound = state
         return sound & (square > limit) & (count < iterations)
 
     def iterate(state: tuple) -> tuple:
-        x, residual, direction, square, count, _ = state
+        x, residual, direction, square, count, largest, _ = state
         product = widen(matvec(cast_like(direction, b)))
-        curvature = dot(direction, product)
-        sound = curvature > 0
+        curvature, length = dot(direction, product), dot(direction, direction)
+        # A direction of a null space is left with the rounding of the others: a step along it has no bound.
+        sound = curvature > rounding * largest * length
         size = jnp.where(sound, square / jnp.where(sound, curvature, 1.0), 0.0)
         x = optax.tree.add_scale(x, size, direction)
         residual = jax.tree.map(lambda r, a: jnp.where(sound, r - size * a, r), residual, product)
         after = dot(residual, residual)
-        return x, residual, optax.tree.add_scale(residual, after / square, direction), after, count + 1, sound
+        onwards = optax.tree.add_scale(residual, after / square, direction)
+        return x, residual, onwards, after, count + 1, jnp.maximum(largest, curvature / length), sound
 
     zeros = jax.tree.map(jnp.zeros_like, start)
-    state = (zeros, start, start, norm, jnp.zeros((), jnp.int32), jnp.array(True))
-    x, _, _, square, count, _ = jax.lax.while_loop(unsolved, iterate, state)
+    state = (zeros, start, start, norm, jnp.zeros((), jnp.int32), jnp.zeros_like(norm), jnp.array(True))
+    x, _, _, square, count, *_ = jax.lax.while_loop(unsolved, iterate, state)
     relative = jnp.where(norm == 0, 0.0, jnp.sqrt(square / jnp.where(norm == 0, 1.0, norm)))
     return Solution(cast_like(x, b), relative, count)
 
