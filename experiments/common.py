@@ -11,7 +11,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +96,17 @@ def percent(measured: Mapping[str, Any], digits: int = 1) -> str:
         return "none"
     mean, low, high = (f"{100 * measured[name]:.{digits}f}".replace("-", "−") for name in ("mean", "low", "high"))
     return f"{mean} % ({low} to {high})"
+
+
+def verdict_of(parts: Iterable[bool]) -> str:
+    """Whether a claim of several parts held."""
+    held = list(parts)
+    return "held" if all(held) else "held in part" if any(held) else "did not hold"
+
+
+def each(parts: Mapping[str, bool]) -> str:
+    """A claim's parts in words, one by one."""
+    return "; ".join(f"{part}: {'yes' if held else 'no'}" for part, held in parts.items())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -145,6 +145,16 @@ def draw(numbers: Mapping[str, Any]) -> Any:
     return figure
 
 
+def samples(recipes: Mapping[str, Any]) -> str:
+    """Answers to the same prompts before and after."""
+    written = {name: one["samples"] for name, one in recipes.items()}
+    rows = [
+        [f"`{row[0]}`", *(f"`{text.strip()}`" for text in (row[1], *(rows[place][2] for rows in written.values())))]
+        for place, row in enumerate(next(iter(written.values())))
+    ]
+    return table(["", "before", *written], rows)
+
+
 def report(numbers: Mapping[str, Any]) -> str:
     """The text that goes with the numbers."""
     s, recipes = numbers["settings"], numbers["recipes"]
@@ -158,12 +168,6 @@ def report(numbers: Mapping[str, Any]) -> str:
         for how, by in (("of its samples", numbers["sampled"]), ("greedily", recipes))
     }
     verdict = "; ".join(f"the share that is right {how} rises by {', '.join(x) or 'none'}" for how, x in risen.items())
-    told = {name: x["samples"] for name, x in recipes.items()}
-    first = next(iter(told.values()))
-    samples = [
-        [f"`{row[0]}`", *(f"`{text.strip()}`" for text in (row[1], *(one[place][2] for one in told.values())))]
-        for place, row in enumerate(first)
-    ]
     rounds = recipes["DAPO"]["rounds"]["mean"]
     return f"""# chain_sum with SmolLM2-135M-Instruct
 
@@ -183,7 +187,7 @@ that, it answers in prose. One seed each; the intervals are over prompts and say
 
 ## Greedy answers on held-out prompts
 
-{table(["", "before", *told], samples)}
+{samples(recipes)}
 
 ## Commands
 

@@ -11,7 +11,20 @@ import jax
 import numpy as np
 
 from experiments.answers import Language, Training, Wrapper, base, right, trained
-from experiments.common import COLOURS, arguments, band, interval, label, new_figure, plain, said, table, write
+from experiments.common import (
+    COLOURS,
+    arguments,
+    band,
+    each,
+    interval,
+    label,
+    new_figure,
+    plain,
+    said,
+    table,
+    verdict_of,
+    write,
+)
 from rlax_llm import recipes
 from rlax_llm.objectives import Objective
 from rlax_llm.shaping import overlong_filter, soft_overlong_punishment
@@ -126,8 +139,6 @@ def verdicts(numbers: Mapping[str, Any]) -> dict[str, bool]:
 def report(numbers: Mapping[str, Any]) -> str:
     """The text that goes with the numbers."""
     s, parts = numbers["settings"], verdicts(numbers)
-    verdict = "held" if all(parts.values()) else "held in part" if any(parts.values()) else "did not hold"
-    told = "; ".join(f"{part}: {'yes' if held else 'no'}" for part, held in parts.items())
     rows = [[name, *(said(by[key]) for key in KEYS)] for name, by in numbers["ends"].items()]
     paired = [[name, *(said(by[key]) for key in KEYS)] for name, by in numbers["against"].items()]
     start = ", ".join(f"{head} {said(numbers['start'][key])}" for head, key in zip(HEADS[:4], KEYS))
@@ -135,7 +146,8 @@ def report(numbers: Mapping[str, Any]) -> str:
 
 ![Accuracy, entropy, wasted groups and truncated completions over the steps](figure.png)
 
-**The claim {verdict}** (paired differences to GRPO, whose interval must lie on the right side of 0): {told}.
+**The claim {verdict_of(parts.values())}** (paired differences to GRPO, whose interval must lie on the right side of 0):
+{each(parts)}.
 
 The last quarter of {s["training"]["steps"]} steps; at first {start}. Wasted groups are those without a difference in
 score among what was learnt from: with dynamic sampling, places that stayed empty.

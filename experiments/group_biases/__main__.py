@@ -15,7 +15,21 @@ import numpy as np
 import optax
 
 from experiments.answers import PROMPT, Language, Training, base, lengths, right, trained
-from experiments.common import COLOURS, arguments, band, bars, interval, label, new_figure, plain, said, table, write
+from experiments.common import (
+    COLOURS,
+    arguments,
+    band,
+    bars,
+    each,
+    interval,
+    label,
+    new_figure,
+    plain,
+    said,
+    table,
+    verdict_of,
+    write,
+)
 from rlax_llm import recipes
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
@@ -172,13 +186,12 @@ def draw(settings: Settings, curves: Mapping[str, Any], numbers: Mapping[str, An
     return figure
 
 
-def report(numbers: Mapping[str, Any]) -> str:
-    """The text that goes with the numbers."""
-    s, apart, ends, gain = numbers["settings"], numbers["push_apart"], numbers["ends"], numbers["entropy_gain"]
-    wasted, start = numbers["wasted"], numbers["entropy_start"]
-    parts = {
+def verdicts(numbers: Mapping[str, Any]) -> dict[str, bool]:
+    """What the field says of these algorithms, and whether the numbers bear it out."""
+    apart, ends, gain = numbers["push_apart"], numbers["ends"], numbers["entropy_gain"]
+    return {
         "groups whose scores are equal give no gradient": numbers["same"] == 0,
-        "entropy falls": ends["entropy"]["clip 0.2"]["high"] < start["low"],
+        "entropy falls": ends["entropy"]["clip 0.2"]["high"] < numbers["entropy_start"]["low"],
         "a higher upper clip keeps more of it": gain["0.2 / 0.28"]["low"] > 0,
         "the sequence mean pushes wrong answers to be longer than right ones": apart["sequence mean"]["low"] > 0,
         "in training wrong answers grow longer under it than under the token mean and a constant": all(
@@ -188,22 +201,27 @@ def report(numbers: Mapping[str, Any]) -> str:
             apart[name]["low"] <= 0 <= apart[name]["high"] for name in ("token mean", "constant")
         ),
     }
-    verdict = "held" if all(parts.values()) else "held in part" if any(parts.values()) else "did not hold"
-    told = "; ".join(f"{part}: {'yes' if held else 'no'}" for part, held in parts.items())
-    kinds = ("push_apart", "push_wrong", "push_right", "growth")
-    rows = [[name, *(said(numbers[kind][name], 3) for kind in kinds)] for name in apart]
-    clips = [
-        [name, *(said(ends[key][name], 3) for key in ("entropy", "accuracy_hard", "clip_fraction_high"))]
-        for name in ends["entropy"]
-    ]
-    sizes = numbers["pull"]
-    half, group = s["group_size"] // 2, s["group_size"]
-    ratio = {name: x[1]["mean"] / x[half]["mean"] for name, x in sizes.items()}
+
+
+def pulls(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """How much larger the advantages of a group with one right completion are than those of a half right one."""
+    half = numbers["settings"]["group_size"] // 2
+    return {name: x[1]["mean"] / x[half]["mean"] for name, x in numbers["pull"].items()}
+
+
+def report(numbers: Mapping[str, Any]) -> str:
+    """The text that goes with the numbers."""
+    s, ends, wasted, ratio = numbers["settings"], numbers["ends"], numbers["wasted"], pulls(numbers)
+    parts = verdicts(numbers)
+    weights = ("push_apart", "push_wrong", "push_right", "growth")
+    rows = [[name, *(said(numbers[kind][name], 3) for kind in weights)] for name in numbers["growth"]]
+    kept = ("entropy", "accuracy_hard", "clip_fraction_high")
+    clips = [[name, *(said(ends[key][name], 3) for key in kept)] for name in ends["entropy"]]
     return f"""# What group policy gradients do besides learning
 
 ![Share of wasted groups, push on length, size of advantages, entropy](figure.png)
 
-**The claim {verdict}.** {told}.
+**The claim {verdict_of(parts.values())}.** {each(parts)}.
 
 **Groups without a difference.** With every score replaced by its group's first, the gradient's norm is
 {numbers["same"]:g} for every seed. In training the share of such groups rises from {said(wasted["0"])} to
@@ -216,14 +234,14 @@ have nothing to learn. Beside it, by how many tokens wrong answers grow in train
 
 {table(["weighting", "wrong less right, tokens per unit of step", "wrong", "right", "growth of wrong ones"], rows)}
 
-**Difficulty.** The advantages of a group of {group} with one right completion are {ratio["divided by the std"]:.2f}
-times as large as those of a group of which half is right where they are divided by the std, and
-{ratio["centred"]:.2f} times where they are centred alone: the std lifts the prompts that are nearly always or nearly
+**Difficulty.** The advantages of a group of {s["group_size"]} with one right completion are
+{ratio["divided by the std"]:.2f} times as large as those of a group of which half is right where they are divided by
+the std, and {ratio["centred"]:.2f} times where they are centred alone: the std lifts the prompts that are nearly always or nearly
 never solved.
 
 **Entropy.** Training with {s["epochs"]} epochs of {s["minibatches"]} minibatches; entropy, accuracy on hard prompts
 and the share of tokens held by the upper clip in the last sixth of {s["training"]["steps"]} steps. At first the entropy
-is {said(start, 3)}.
+is {said(numbers["entropy_start"], 3)}.
 
 {table(["clip", "entropy, nats a token", "accuracy, hard", "upper clip"], clips)}
 

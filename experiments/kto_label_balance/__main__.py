@@ -15,7 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import COLOURS, arguments, bars, interval, label, new_figure, plain, said, table, write
+from experiments.common import (
+    COLOURS,
+    arguments,
+    bars,
+    interval,
+    label,
+    new_figure,
+    plain,
+    said,
+    table,
+    verdict_of,
+    write,
+)
 from experiments.letters import Language, drawn, exact, reference, repeated, some_prompts, true_reward
 from rlax_llm.train.labels import label_loop
 from rlax_llm.types import Completions
@@ -139,8 +151,7 @@ def report(numbers: Mapping[str, Any]) -> str:
     """The text that goes with the numbers."""
     s, before = numbers["settings"], numbers["before"]
     alike, given = (numbers["weights"][name] for name in WEIGHTS)
-    learnt = [line["gain"]["low"] > 0 for line in alike]
-    verdict = "held" if all(learnt) else "held in part" if any(learnt) else "did not hold"
+    verdict = verdict_of(line["gain"]["low"] > 0 for line in alike)
     rows = [
         [f"{one['odds'][0]}:{one['odds'][1]}", *(said(x[what]) for x in (one, other) for what in ("reward", "kl"))]
         for one, other in zip(alike, given)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.command_runs import run, told
-from experiments.common import COLOURS, arguments, interval, label, new_figure, plain, said, table, write
+from experiments.common import COLOURS, arguments, interval, label, new_figure, plain, said, table, verdict_of, write
 from experiments.positive_sentences.tasks import (
     HELD_OUT,
     LEAST,
@@ -255,7 +255,7 @@ def report(numbers: Mapping[str, Any]) -> str:
     before = runs[0]["score"]
     best = {method: best_of(numbers, method) for method in METHODS}
     rose = {method: one["gain"]["low"] > 0 for method, one in best.items()}
-    verdict = "held" if all(rose.values()) else "held in part" if any(rose.values()) else "did not hold"
+    verdict = verdict_of(rose.values())
     ways = ", ".join(f"{m.upper()} to {one['score']['mean']:.2f} at {one['kl']['mean']:.1f}" for m, one in best.items())
     rows = [[x["name"], *(said(x[what]) for what in ("score", "gain", "kl")), f"{x['tokens']:.1f}"] for x in runs]
     first, last = (f"{100 * judge[f'{x}_held_out_accuracy']:.0f} %" for x in ("first", "last"))
