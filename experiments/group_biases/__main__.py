@@ -236,8 +236,8 @@ have nothing to learn. Beside it, by how many tokens wrong answers grow in train
 
 **Difficulty.** The advantages of a group of {s["group_size"]} with one right completion are
 {ratio["divided by the std"]:.2f} times as large as those of a group of which half is right where they are divided by
-the std, and {ratio["centred"]:.2f} times where they are centred alone: the std lifts the prompts that are nearly always or nearly
-never solved.
+the std, and {ratio["centred"]:.2f} times where they are centred alone: the std lifts the prompts that are nearly
+always or nearly never solved.
 
 **Entropy.** Training with {s["epochs"]} epochs of {s["minibatches"]} minibatches; entropy, accuracy on hard prompts
 and the share of tokens held by the upper clip in the last sixth of {s["training"]["steps"]} steps. At first the entropy
