@@ -1,41 +1,45 @@
-"""Seconds per GRPO step on a tiny model: ours against TRL's ``GRPOTrainer``, same weights, tokenizer and settings.
+"""Seconds per GRPO step: ours against TRL's ``GRPOTrainer`` and Tunix's ``GRPOLearner``, same weights and settings.
 
 A step is a rollout (P prompts × G samples), a Python reward on the decoded texts, and one optimizer step (z-scored
-groups, clip 0.2, the mean over tokens, no KL, AdamW, gradients clipped at norm 1). The two alternate in blocks of
-steps, steady state only; TRL's clock is a callback's. Needs torch and TRL (the environment of `make parity`).
+groups, clip 0.2, the mean over tokens, no KL, AdamW, gradients clipped at norm 1). Every side is a process, and Tunix
+a virtual environment, of its own; they take turns in blocks of steps, steady state only. TRL's clock is a callback's,
+Tunix's that of the data set it reads. Tunix is left out where no ``--tunix`` is given.
+
+    python grpo_step.py --tunix PYTHON              # the python of an environment with google-tunix
+    python grpo_step.py --model smollm2 --prompts 4 --group-size 4 --tokens 24 --block 1 --repeats 5
+
+Needs torch and TRL (the environment of `make parity`).
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-import jax
+# JAX, torch and `common` are imported where they are used: each process is to hold its own side's libraries alone.
 import numpy as np
-import optax
-from common import parser, report, torch_model
+import sides
 
-from rlax_llm.generation.engine import Request, generate
-from rlax_llm.generation.prompts import pad_prompts
-from rlax_llm.generation.sampling import Categorical
-from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import init
-from rlax_llm.models.huggingface import write_model
-from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.recipes import grpo
-from rlax_llm.train.group import group_loop
-from rlax_llm.weightings import token_mean
+LETTERS = "abcdefghijklmn"
 
 
-def tiny_tokenizer():
-    """One token a character: a, b, c, …, and <pad> 0, <eos> 1."""
+def tiny_tokenizer() -> Any:
+    """One token a letter, and <pad> 0, <eos> 1."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {"<pad>": 0, "<eos>": 1} | {chr(ord("a") + i): 2 + i for i in range(14)}
+    vocab = {"<pad>": 0, "<eos>": 1} | {letter: 2 + i for i, letter in enumerate(LETTERS)}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
@@ -44,26 +48,73 @@ def tiny_tokenizer():
     )
 
 
-def reward(completions: list[str], **_) -> list[float]:
+def reward(completions: list[str], **_: Any) -> list[float]:
     return [text.count("a") / max(len(text), 1) for text in completions]
 
 
-def ours(config: DecoderConfig, params, tokenizer, prompts: list[str], args):
-    """A function that does one step, and returns its seconds."""
+def write_inputs(args: argparse.Namespace, folder: Path) -> dict[str, int]:
+    """The model, its tokenizer and the prompts that all sides read; the model's sizes."""
+    import jax
+
+    from rlax_llm.models.decoder import init
+    from rlax_llm.models.huggingface import write_model
+    from rlax_llm.models.loading import load_model
+
+    draw = np.random.default_rng(0)
+    letters = draw.choice(list(LETTERS), (512, args.prompt))
+    if args.model == "tiny":
+        config = sides.tiny_shape(args)
+        write_model(folder, config, init(config, jax.random.key(0)))
+        tiny_tokenizer().save_pretrained(folder)
+        prompts = ["".join(row) for row in letters]
+    else:
+        config, params, tokenizer = load_model("smollm2")
+        write_model(folder, config, params, tokenizer)
+        prompts = [" " + " ".join(row) for row in letters]  # a token each
+    (folder / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+    return {"width": config.hidden_size, "layers": config.num_layers, "vocab": config.vocab_size}
+
+
+def read_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def read_prompts(folder: Path) -> list[str]:
+    return json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+
+
+def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
+    """Our side's process."""
+    import jax
+    import optax
+
+    from rlax_llm.generation.engine import Request, generate
+    from rlax_llm.generation.prompts import pad_prompts
+    from rlax_llm.generation.sampling import Categorical
+    from rlax_llm.models.huggingface import read_config, read_parameters
+    from rlax_llm.models.scoring import group_log_probs
+    from rlax_llm.recipes import grpo
+    from rlax_llm.train.group import group_loop
+    from rlax_llm.weightings import token_mean
+
+    config, tokenizer, prompts = read_config(folder), read_tokenizer(folder), read_prompts(folder)
     request = Request(Categorical(), (tokenizer.eos_token_id,), args.tokens, args.group_size)
     objective = grpo(kl_coef=0)._replace(weighting=token_mean)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(args.learning_rate, weight_decay=0.0))
-    start, update = group_loop(group_log_probs(config, (args.group_size, args.prompt)), objective, optimizer)
-    update, state = jax.jit(update, donate_argnums=0), start(params)
+    scores_of = group_log_probs(config, (args.group_size, args.prompt))
+    start, update = group_loop(scores_of, objective, optimizer)
+    update, state = jax.jit(update, donate_argnums=0), start(read_parameters(folder, config))
     draw = np.random.default_rng(0)
 
     def step() -> float:
         nonlocal state
         began = time.perf_counter()
         chosen = [prompts[i] for i in draw.choice(len(prompts), args.prompts, replace=False)]
-        tokens, valid = pad_prompts(tokenizer(chosen)["input_ids"], 0, config.vocab_size)
+        batch = pad_prompts(tokenizer(chosen)["input_ids"], tokenizer.pad_token_id, config.vocab_size)
         key = jax.random.key(int(state.step))
-        drawn = jax.device_get(generate(config, state.params, (tokens, valid), key, request))
+        drawn = jax.device_get(generate(config, state.params, batch, key, request))
         texts = tokenizer.batch_decode(
             [row[mask] for row, mask in zip(drawn.tokens, drawn.mask, strict=True)], skip_special_tokens=True
         )
@@ -72,95 +123,107 @@ def ours(config: DecoderConfig, params, tokenizer, prompts: list[str], args):
         jax.device_get(metrics)
         return time.perf_counter() - began
 
-    return step
+    sides.serve(line, args, step)
+    line.send({"peak": sides.megabytes("VmHWM")})
 
 
-def theirs(folder: Path, tokenizer, prompts: list[str], args, between):
-    """Train with TRL; ``between()`` runs every ``block`` steps, outside of its clock. Returns seconds of each step."""
-    import torch
+def theirs(line: Connection, args: argparse.Namespace, folder: Path) -> None:
+    """TRL's side's process."""
+    sides.settle_torch()
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    class Clock(TrainerCallback):
-        def __init__(self):
-            self.taken, self.start = [], 0.0
-
-        def on_step_begin(self, *_, **__):
-            self.start = self.start or time.perf_counter()
-
-        def on_step_end(self, arguments, state, control, **__):
-            self.taken.append(time.perf_counter() - self.start)
-            if state.global_step % args.block == 0:
-                between()
-            self.start = time.perf_counter()  # what is between two steps, the next batch, belongs to the next
-
-    rows = args.prompts * args.group_size
     settings = GRPOConfig(
-        output_dir=str(folder / "out"),
-        per_device_train_batch_size=rows,
+        **sides.trainer_settings(args, folder, args.prompts * args.group_size),
         num_generations=args.group_size,
         max_completion_length=args.tokens,
-        max_steps=args.block * (args.blocks + 1),
-        learning_rate=args.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
+        max_steps=sides.total_steps(args),
         max_grad_norm=1.0,
         beta=0.0,
         gradient_checkpointing=False,
-        logging_steps=10_000,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        bf16=False,
-        use_cpu=True,
     )
-    clock = Clock()
-    model = torch_model(folder / "model", torch.float32)
     trainer = GRPOTrainer(
-        model=model,
+        model=sides.torch_model(folder, "AutoModelForCausalLM"),
         reward_funcs=reward,
         args=settings,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=tokenizer,
-        callbacks=[clock],
+        train_dataset=Dataset.from_dict({"prompt": read_prompts(folder)}),
+        processing_class=read_tokenizer(folder),
+        callbacks=[sides.step_clock(line, args, [])],
     )
-    trainer.train()
-    return clock.taken
+    with redirect_stdout(sys.stderr):  # its summary is no line of ours
+        trainer.train()
+    line.send({"peak": sides.megabytes("VmHWM")})
 
 
-def main() -> None:
-    made = parser(__doc__, repeats=1)
+class Tunix:
+    """Tunix's process, in an environment of its own; called and closed as a ``sides.Worker``."""
+
+    def __init__(self, python: Path, args: argparse.Namespace, folder: Path):
+        shared = ("prompts", "group_size", "prompt", "tokens", "learning_rate", "block")
+        settings = {name: getattr(args, name) for name in shared} | {"blocks": sides.blocks(args)}
+        script = Path(__file__).resolve().parent / "peers" / "run_tunix.py"
+        command = [str(python), str(script), str(folder), "--settings", json.dumps(settings)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        told = self._process.stdout.readline()
+        if not told:
+            raise SystemExit("Tunix's side ended before its last step; run peers/run_tunix.py by hand to see why.")
+        return json.loads(told)
+
+    def __call__(self) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return statistics.median(self._answer())
+
+    def close(self) -> dict[str, Any]:
+        found = self._answer()
+        self._process.wait()
+        return found
+
+
+def options() -> argparse.Namespace:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=sides.Help)
+    made.add_argument("--repeats", type=int, default=6, help="measured blocks of each side, after one to warm up")
+    made.add_argument("--model", choices=("tiny", "smollm2"), default="tiny", help="smollm2 is SmolLM2-135M")
+    made.add_argument("--tunix", type=Path, help="python of an environment with google-tunix")
     made.add_argument("--prompts", type=int, default=8)
     made.add_argument("--group-size", type=int, default=8)
     made.add_argument("--prompt", type=int, default=16, help="tokens")
     made.add_argument("--tokens", type=int, default=16, help="new tokens")
-    made.add_argument("--width", type=int, default=64)
-    made.add_argument("--layers", type=int, default=2)
-    made.add_argument("--learning-rate", type=float, default=1e-4)
-    made.add_argument("--block", type=int, default=10, help="steps of one side before the other's turn")
-    made.add_argument("--blocks", type=int, default=6, help="measured blocks, after one to warm up")
-    args = made.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    heads = args.width // 16
-    config = DecoderConfig(16, args.width, 4 * args.width, args.layers, heads, heads, 16, tie_embeddings=False)
-    params = init(config, jax.random.key(0))
-    tokenizer, draw = tiny_tokenizer(), np.random.default_rng(0)
-    prompts = ["".join(chr(ord("a") + c) for c in draw.integers(0, 14, args.prompt)) for _ in range(512)]
+    sides.shape_options(made, block=10)
+    made.set_defaults(vocab=2 + len(LETTERS), learning_rate=1e-4)
+    args = sides.checked(made, prompts=1, group_size=2, prompt=1, tokens=1)
+    if args.tunix and not os.access(args.tunix, os.X_OK):
+        made.error(f"--tunix {args.tunix} is no program; give the python of an environment with google-tunix")
+    if args.tunix and args.model != "tiny":
+        made.error("--tunix runs the tiny model only; leave it out")
+    return args
+
+
+def ratios(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: taken / seconds["ours"] for name, taken in seconds.items() if name != "ours"}
+
+
+def main() -> None:
+    args = options()
+    from common import interleaved, report
+
     with tempfile.TemporaryDirectory() as name:
-        write_model(Path(name) / "model", config, params)
-        step, own = ours(config, params, tokenizer, prompts, args), []
-        peers = theirs(Path(name), tokenizer, prompts, args, lambda: own.extend(step() for _ in range(args.block)))
-    medians = {
-        "ours": statistics.median(own[args.block :]),
-        "trl": statistics.median(peers[args.block :]),
-    }
-    shape = {"width": args.width, "layers": args.layers, "vocab": config.vocab_size}
-    run = {"prompts": args.prompts, "group_size": args.group_size, "prompt": args.prompt, "new_tokens": args.tokens}
-    counted = len(peers) - args.block
-    report("grpo_step", **shape, **run, steps=counted, seconds=medians, ratio=medians["trl"] / medians["ours"])
+        folder = Path(name)
+        shape = write_inputs(args, folder)
+        workers: dict[str, Any] = {"ours": sides.Worker(ours, args, folder), "trl": sides.Worker(theirs, args, folder)}
+        if args.tunix:
+            workers["tunix"] = Tunix(args.tunix, args, folder)
+        seconds = interleaved(workers, args.repeats)
+        memory = {side: worker.close()["peak"] for side, worker in workers.items()}
+    told = ("model", "prompts", "group_size", "prompt", "tokens", "block", "repeats")
+    shared = {option: getattr(args, option) for option in told}
+    report("grpo_step", **shape, **shared, seconds=seconds, ratio=ratios(seconds), peak_megabytes=memory)
 
 
 if __name__ == "__main__":
