@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,7 +12,10 @@ from rlax_llm.data.rows import DataError, Row
 
 _LETTERS = "mnpqrs"
 _WRAPPED = re.compile(r"\\boxed\{(.*)\}|\$(.*)\$|\\\((.*)\\\)", re.DOTALL)
-_DROPPED = re.compile(r"\\left|\\right|\\[,;! ]|\s|\{,\}|(?<=\d),(?=\d{3}(?!\d))")
+_DROPPED = re.compile(r"\\left|\\right|\\[,!]|(?<=\d)\{,\}(?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_SIDE_BY_SIDE = re.compile(r"\d\s+\d")
+_QUOTIENT = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+)")
 _NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
 _FRACTION = re.compile(r"(-?)(?:\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _OTHERS = re.compile(r"\\(?:frac|sqrt|pi|cdot|times)(?![a-zA-Z])|[0-9{}()+*/-]")
@@ -21,7 +25,8 @@ def integer_form(answer: str) -> tuple[str, int] | None:
     r"""The form of a closed answer, letters in place of its integers, and the sum of those integers.
 
     An integer is itself and has no form (""). Fractions and decimals are taken in lowest terms; a sign before a form
-    stays in it. What holds a letter, a power or a word has no integer form.
+    stays in it. What holds a letter, a power, a word, numbers side by side (a mixed number, a list) or, within a longer
+    form, a fraction that is not in lowest terms has no integer form.
 
     Reference: Yu et al. 2025, DAPO (arXiv 2503.14476), section 3.5, where a language model does the same.
 
@@ -40,7 +45,7 @@ def integer_form(answer: str) -> tuple[str, int] | None:
         above, below = (int(a or b) for a, b in ((found[2], found[4]), (found[3], found[5])))
         return _of_fraction(Fraction(above if not found[1] else -above, below)) if below else None
     numbers = [int(number) for number in re.findall(r"\d+", text)]
-    if _OTHERS.sub("", text) or not 0 < len(numbers) <= len(_LETTERS):
+    if _OTHERS.sub("", text) or not 0 < len(numbers) <= len(_LETTERS) or not _in_lowest_terms(text):
         return None
     letters = iter(_LETTERS)
     return re.sub(r"\d+", lambda _: next(letters), text), sum(numbers)
@@ -50,10 +55,20 @@ def _plain(answer: str) -> str:
     text = answer.strip().rstrip(".")
     while found := _WRAPPED.fullmatch(text):
         text = next(part for part in found.groups() if part is not None).strip()
-    text = re.sub(r"\\[dt]frac", r"\\frac", _DROPPED.sub("", text))
+    text = re.sub(r"\\[; ]", " ", _DROPPED.sub("", text))
+    if _SIDE_BY_SIDE.search(text):
+        return ""
+    # Within parentheses a comma may be that of a pair.
+    text = re.sub(r"\s", "", text if "(" in text else _THOUSANDS.sub("", text))
     # What LaTeX reads as one argument, or as a symbol and a number, before letters stand in for the digits.
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", re.sub(r"\\sqrt(\d)", r"\\sqrt{\1}", text))
+    text = re.sub(r"\\(frac|sqrt)(\d)", r"\\\1{\2}", re.sub(r"\\[dt]frac", r"\\frac", text))
+    text = re.sub(r"(\\frac\{\d+\})(\d)", r"\1{\2}", text)
     return re.sub(r"(\\(?:pi|cdot|times))(?=\d)", r"\1{}", text)
+
+
+def _in_lowest_terms(text: str) -> bool:
+    pairs = [[int(part) for part in found.groups() if part] for found in _QUOTIENT.finditer(text)]
+    return all(below > 1 and math.gcd(above, below) == 1 for above, below in pairs)
 
 
 def _of_fraction(value: Fraction) -> tuple[str, int]:

@@ -39,7 +39,7 @@ class Task:
         train: rows to train on.
         held_out: rows to evaluate on; no prompt of theirs is in ``train``.
         rewards: functions that score completions of these rows.
-        solved: whether a total score counts as right, for held-out accuracy.
+        solved: whether a score of the first reward counts as right, for accuracy.
     """
 
     name: str

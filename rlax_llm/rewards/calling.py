@@ -13,6 +13,9 @@ import numpy as np
 
 _NOT_FORWARDED = ("prompt", "completion", "prompts", "completions")
 _LARGEST = float(np.finfo(np.float32).max)
+FAILED: Any = type("Failed", (), {"__repr__": lambda _: "FAILED"})()
+"""In place of a score: the function was to give one and could not. A row without one counts for nothing, while one
+that a function abstains from (``None``) has the other functions' scores."""
 
 
 class RewardError(ValueError):
@@ -53,12 +56,37 @@ class Scores(NamedTuple):
 
     Attributes:
         total: float32 ``[N]``, weighted sum over the functions that apply; NaN where none of those whose weight is not
-            0 does.
-        by_name: for each reward its own float32 ``[N]``, without weight; NaN where it does not apply.
+            0 does, or any of them failed.
+        by_name: for each reward its own float32 ``[N]``, without weight; NaN where it does not apply or failed.
+        failed: bool ``[N]``, where a function whose weight is not 0 failed.
     """
 
     total: np.ndarray
     by_name: dict[str, np.ndarray]
+    failed: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """The first reward's own scores, which tell right from wrong; the total where no reward has a name."""
+        return next(iter(self.by_name.values()), self.total)
+
+    def rows(self, index: Any) -> Scores:
+        """Those of some rows.
+
+        Args:
+            index: of one axis, as NumPy takes it.
+        """
+        picked = {name: values[index] for name, values in self.by_name.items()}
+        return Scores(self.total[index], picked, self.failed[index])
+
+    def plus(self, name: str, values: np.ndarray) -> Scores:
+        """With one more reward of weight 1, which applies to every row.
+
+        Args:
+            name: of the reward.
+            values: its scores ``[N]``.
+        """
+        return Scores(self.total + values, self.by_name | {name: values}, self.failed)
 
 
 class Batch(NamedTuple):
@@ -128,11 +156,13 @@ def score(
     by_name = {reward.name: _scores(reward, batch, failed) for reward in rewards}
     stacked = np.stack([by_name[reward.name] for reward in rewards]).astype(np.float64)  # [rewards, N]
     weights = np.array([reward.weight for reward in rewards])
-    missing = np.isnan(stacked)
+    missing, counts = ~np.isfinite(stacked), weights != 0
     # A reward of weight 0 is only logged, so it does not decide whether a row has a score either.
-    unscored = missing[weights != 0].all(axis=0)
+    broken = np.asarray(np.isinf(stacked)[counts].any(axis=0))
+    unscored = missing[counts].all(axis=0) | broken
     total = np.where(unscored, np.nan, weights @ np.where(missing, 0.0, stacked))
-    return Scores(total.astype(np.float32), by_name)
+    by_name = {name: np.where(np.isinf(values), np.nan, values) for name, values in by_name.items()}
+    return Scores(total.astype(np.float32), by_name, broken)
 
 
 def check_columns(reward: Reward, columns: Sequence[str]) -> None:
@@ -211,7 +241,7 @@ def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None]) -> np.n
 
 
 def _row_by_row(reward: Reward, batch: Batch, error: Exception, failed: Callable[[str], None]) -> list[float]:
-    """Scores of a batch on which the function raised ``error``, NaN for the rows on which it raises too."""
+    """Scores of a batch on which the function raised ``error``, ∞ for the rows on which it raises too."""
     wanted, scores, raised = len(batch.prompts), [], 0
     for index in range(wanted):
         try:
@@ -220,7 +250,7 @@ def _row_by_row(reward: Reward, batch: Batch, error: Exception, failed: Callable
             raise
         except Exception as single:
             raised += 1
-            scores.append(math.nan)
+            scores.append(math.inf)
             failed(f"reward {reward.name!r} raised {described(single)} on row {index}.")
     if raised == wanted:
         raise RewardError(scored_none(reward.name, described(error), wanted)) from error
@@ -230,7 +260,7 @@ def _row_by_row(reward: Reward, batch: Batch, error: Exception, failed: Callable
 
 
 def row_score(reward: Reward, row: Batch, index: int) -> float:
-    """Score of one row, NaN where the function abstains.
+    """Score of one row, NaN where the function abstains, ∞ where it is ``FAILED``.
 
     Args:
         reward: the function to call.
@@ -285,8 +315,8 @@ def _numbers(reward: Reward, returned: Any, rows: range) -> list[float]:
 
 
 def _number(reward: Reward, index: int, returned: Any) -> float:
-    if returned is None:
-        return math.nan
+    if returned is None or returned is FAILED:
+        return math.nan if returned is None else math.inf
     value: Any = returned.item() if getattr(returned, "ndim", None) == 0 else returned
     where = f"reward {reward.name!r} returned {value!r} for row {index}"
     if not isinstance(value, numbers.Real):

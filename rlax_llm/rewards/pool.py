@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import inspect
 import math
 import multiprocessing
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rlax_llm.rewards.calling import Batch, Reward, RewardError, described, refuse, row_score, scored_none
+from rlax_llm.rewards.calling import FAILED, Batch, Reward, RewardError, described, refuse, row_score, scored_none
 from rlax_llm.rewards.loading import load_reward
 
 _LOADING = 120.0  # seconds for a worker to start and import its reward
@@ -34,6 +35,13 @@ class _Outcome(NamedTuple):
     raised: str = ""
     lost: str = ""
     refused: str = ""
+
+    @property
+    def answer(self) -> Any:
+        """What a reward function would return."""
+        if self.raised or self.lost:
+            return FAILED
+        return None if math.isnan(self.score) else self.score
 
 
 @dataclass
@@ -65,11 +73,11 @@ class _Worker:
 class RewardPool:
     """A reward function that is called in worker processes, row by row, with a time limit for each row.
 
-    A row that takes too long, or whose process ends, is reported to ``failed`` and, if that returns, abstains; the
-    worker is replaced. So is a row on which the function raises, unless it raises on every row. Workers import the
-    reward by its name and nothing else of the main program. They start with the ``with`` block and end with it, with
-    all that they started: a function may run programs (``subprocess``), but not ``multiprocessing``'s processes. One
-    call at a time.
+    A row that takes too long, or whose process ends, is reported to ``failed`` and, if that returns, is ``FAILED``; the
+    worker is replaced. So is a row on which the function raises, unless no row is left that did not fail.
+    Workers import the reward by its name and nothing else of the main program. They start with the ``with`` block and
+    end with it, with all that they started: a function may run programs (``subprocess``), but not
+    ``multiprocessing``'s processes. One call at a time.
 
     Attributes:
         reward: the reward with this pool for its function, for ``score``.
@@ -129,8 +137,8 @@ class RewardPool:
             wait([worker.process.sentinel], _GRACE if worker.idle else 0.0)
             worker.end()
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Scores in the order of the rows, ``None`` where the function abstains or a row failed."""
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Any]:
+        """Scores in the order of the rows, ``None`` where the function abstains, ``FAILED`` where a row failed."""
         if not self._open:
             raise RewardError(f"reward {self.reward.name!r}: its pool is not open; call it within a with block.")
         try:
@@ -141,7 +149,7 @@ class RewardPool:
                 self._end(worker)
             raise
         self._report(outcomes)
-        return [None if math.isnan(outcome.score) else outcome.score for outcome in outcomes]
+        return [outcome.answer for outcome in outcomes]
 
     def _outcomes(self, batch: Batch) -> list[_Outcome]:
         count = len(batch.prompts)
@@ -203,8 +211,10 @@ class RewardPool:
                 self._failed(outcome.lost)
             if outcome.raised:
                 self._failed(f"reward {self.reward.name!r} raised {outcome.raised} on row {index}.")
-        if outcomes and all(outcome.raised for outcome in outcomes):
-            raise RewardError(scored_none(self.reward.name, outcomes[0].raised, len(outcomes)))
+        if outcomes and all(outcome.answer is FAILED for outcome in outcomes):
+            first = outcomes[0]
+            sentence = scored_none(self.reward.name, first.raised, len(outcomes))
+            raise RewardError(sentence if first.raised else f"{first.lost[:-1]}, and no other row has a score either.")
 
 
 def _importable(reward: Reward) -> str:
@@ -217,14 +227,15 @@ def _importable(reward: Reward) -> str:
             return f"{module}:{name}"
     raise RewardError(
         f"reward {reward.name!r}: no import finds its function in another process; give RewardPool its name, "
-        "MODULE:FUNCTION or FILE.py:FUNCTION."
+        "MODULE:FUNCTION or FILE.py:FUNCTION (a task's own reward may have none: then leave the workers out)."
     )
 
 
 def _started(reward: Reward, folder: Path) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a process with JAX's threads does not survive fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, reward.name, reward.spec, folder), daemon=True)
+    by_main = threading.current_thread() is threading.main_thread()
+    process = context.Process(target=_work, args=(theirs, reward.name, reward.spec, folder, by_main), daemon=True)
     with _without_main():
         process.start()
     theirs.close()  # so that the end of the process ends the connection
@@ -242,10 +253,15 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(connection: Connection, name: str, spec: str, folder: Path) -> None:
-    """Load the reward, then score rows until the connection ends."""
+def _work(connection: Connection, name: str, spec: str, folder: Path, orphaned_dies: bool) -> None:
+    """Load the reward, then score rows until the connection ends.
+
+    With ``orphaned_dies`` the kernel ends it with the thread that started it, which must then be the main one.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # out of reach of Ctrl-C, which is for the main program, and a group to be killed as one
+    if orphaned_dies and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also where a function never lets a thread run
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.chdir(folder)
     try:
@@ -261,7 +277,7 @@ def _work(connection: Connection, name: str, spec: str, folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process, whatever it is doing, when the main program has been killed."""
+    """End this process and those that it started when the main program has been killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

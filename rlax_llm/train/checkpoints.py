@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ _KEPT = 2
 _UNFINISHED = "unfinished-"
 
 
-def save(path: str | os.PathLike[str], step: int, state: Any) -> None:
-    """Write ``state`` as checkpoint ``step`` under ``path`` and keep the last two.
+def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[int] | None = None) -> None:
+    """Write ``state`` as checkpoint ``step`` under ``path``, and remove those that are not kept.
 
     It is written beside and renamed when whole, so that a crash leaves the earlier ones as they were.
 
@@ -35,6 +35,7 @@ def save(path: str | os.PathLike[str], step: int, state: Any) -> None:
         path: directory of the checkpoints; made if need be.
         step: the number it is found by.
         state: pytree of JAX and numpy arrays, typed PRNG keys, ints, floats and bools.
+        kept: the steps to keep besides; the last two if None.
 
     Raises:
         TypeError: a leaf is none of these.
@@ -62,9 +63,19 @@ def save(path: str | os.PathLike[str], step: int, state: Any) -> None:
             with writing(root / str(step)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
-    for old in _steps(root)[:-_KEPT]:
-        if old != step:
-            shutil.rmtree(root / str(old))
+    there = steps(root)
+    for old in set(there) - {step, *(there[-_KEPT:] if kept is None else kept)}:
+        shutil.rmtree(root / str(old))
+
+
+def steps(path: str | os.PathLike[str]) -> list[int]:
+    """The steps that there are checkpoints of, in order.
+
+    >>> steps("no/such/directory")
+    []
+    """
+    root = Path(path)
+    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal()) if root.is_dir() else []
 
 
 def latest(path: str | os.PathLike[str]) -> int | None:
@@ -73,7 +84,7 @@ def latest(path: str | os.PathLike[str]) -> int | None:
     >>> latest("no/such/directory") is None
     True
     """
-    return max(_steps(Path(path)), default=None)
+    return max(steps(path), default=None)
 
 
 def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
@@ -120,10 +131,6 @@ def _checkpointer() -> Iterator[Any]:
             yield checkpointer
     finally:
         logger.disabled = was_disabled
-
-
-def _steps(root: Path) -> list[int]:
-    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal()) if root.is_dir() else []
 
 
 def _rename(unfinished: Path, final: Path) -> None:
@@ -184,7 +191,7 @@ def _damage_explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        others = [step for step in _steps(directory.parent) if step != int(directory.name)]
+        others = [step for step in steps(directory.parent) if step != int(directory.name)]
         advice = f"remove it to go on from step {others[-1]}" if others else "there is no other to go on from"
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(f"checkpoint {directory} is damaged ({reason}); {advice}.") from error

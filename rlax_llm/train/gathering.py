@@ -15,6 +15,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.rewards.calling import Scores
 from rlax_llm.train.group import informative_groups
 from rlax_llm.train.rollouts import Rollout
+from rlax_llm.train.run_directory import writing
 from rlax_llm.types import Completions
 
 
@@ -50,8 +51,7 @@ def selected(taken: Taken, groups: np.ndarray) -> Taken:
         completions=jax.tree.map(lambda x: np.asarray(x)[rows], rollout.completions),
         texts=[rollout.texts[i] for i in rows],
     )
-    scores = Scores(taken.scores.total[rows], {name: x[rows] for name, x in taken.scores.by_name.items()})
-    return Taken(taken.indices[groups], picked, scores)
+    return Taken(taken.indices[groups], picked, taken.scores.rows(rows))
 
 
 def _widened(rollout: Rollout, prompt_width: int, new_tokens: int) -> Completions:
@@ -84,9 +84,7 @@ def together(parts: Sequence[Taken]) -> Taken:
         prompt_width=width,
         seconds=sum(rollout.seconds for rollout in rollouts),
     )
-    names = parts[0].scores.by_name
-    by_name = {name: np.concatenate([part.scores.by_name[name] for part in parts]) for name in names}
-    scores = Scores(np.concatenate([part.scores.total for part in parts]), by_name)
+    scores = jax.tree.map(lambda *columns: np.concatenate(columns), *[part.scores for part in parts])
     return Taken(np.concatenate([part.indices for part in parts]), rollout, scores)
 
 
@@ -99,9 +97,20 @@ def filled_up(taken: Taken, groups: int) -> Taken:
     nothing = np.full_like(empty.scores.total, math.nan)
     completions = empty.rollout.completions
     completions = completions._replace(mask=jnp.zeros(completions.mask.shape, bool))
-    by_name = dict.fromkeys(empty.scores.by_name, nothing)
-    blank = Taken(empty.indices, empty.rollout._replace(completions=completions, seconds=0.0), Scores(nothing, by_name))
-    return together([taken, blank])
+    scores = Scores(nothing, dict.fromkeys(empty.scores.by_name, nothing), np.zeros(len(nothing), bool))
+    return together([taken, Taken(empty.indices, empty.rollout._replace(completions=completions, seconds=0.0), scores)])
+
+
+class Kept(NamedTuple):
+    """What dynamic sampling hands on from one step to the next.
+
+    Attributes:
+        drawn: rollouts so far.
+        surplus: informative groups that were left over, or None.
+    """
+
+    drawn: int = 0
+    surplus: Taken | None = None
 
 
 class Gatherer:
@@ -111,49 +120,61 @@ class Gatherer:
         draw: ``(params, number of the rollout) → Taken``, a function of both.
         groups: of a step.
         most_rounds: rollouts of a step at most, until all its groups differ in score; 0 takes each rollout as it is.
+        telling: ``Taken → [P, G]`` or ``[K, P, G]``, the scores that must differ.
+
+    Attributes:
+        kept: of the last step that ended; the caller sets it when a step has.
     """
 
-    def __init__(self, draw: Callable[[Params, int], Taken], groups: int, most_rounds: int):
-        self.draw, self.groups, self.most_rounds = draw, groups, most_rounds
-        self.drawn = 0  # rollouts so far
-        self.surplus: Taken | None = None  # informative groups left over from the last step
+    def __init__(
+        self,
+        draw: Callable[[Params, int], Taken],
+        groups: int,
+        most_rounds: int,
+        telling: Callable[[Taken], np.ndarray] = Taken.by_group,
+    ):
+        self.draw, self.groups, self.most_rounds, self.telling = draw, groups, most_rounds, telling
+        self.kept = Kept()
 
-    def __call__(self, params: Params, index: int) -> tuple[Taken, dict[str, float]]:
-        """The groups of step ``index`` (from 0), and metrics of what was thrown away.
+    def __call__(self, params: Params, index: int) -> tuple[Taken, dict[str, float], Kept]:
+        """The groups of step ``index`` (from 0), metrics of what was thrown away, and what the next step takes over.
 
         Raises:
             ValueError: no group differed in score in any round.
         """
         if not self.most_rounds:
-            return self.draw(params, index), {}
-        carried = [] if self.surplus is None else [self.surplus]
-        parts, means, seconds = self._rounds(params, carried)
+            taken = self.draw(params, index)
+            return taken, {"reward_failures": float(taken.scores.failed.sum())}, self.kept
+        carried = [] if self.kept.surplus is None else [self.kept.surplus]
+        parts, rounds = self._rounds(params, carried)
+        means = [float(np.nanmean(one.scores.total)) for one in rounds]
         if not parts:
             raise ValueError(self._nothing(means))
         found = together(parts)
         count, sampled = len(found.indices), len(means) * self.groups
-        self.surplus = selected(found, np.arange(self.groups, count)) if count > self.groups else None
+        surplus = selected(found, np.arange(self.groups, count)) if count > self.groups else None
         taken = filled_up(selected(found, np.arange(min(count, self.groups))), self.groups)
-        kept = count - sum(len(part.indices) for part in carried)
+        fresh = count - sum(len(part.indices) for part in carried)
         told = {
             "sampling/rounds": float(len(means)),
-            "sampling/kept": kept / sampled if sampled else math.nan,
+            "sampling/kept": fresh / sampled if sampled else math.nan,
             "sampling/filled": min(count, self.groups) / self.groups,
             "sampling/surplus": float(max(count - self.groups, 0)),
             "sampling/reward": float(np.mean(means)) if means else math.nan,
+            "reward_failures": float(sum(one.scores.failed.sum() for one in rounds)),
         }
-        return taken._replace(rollout=taken.rollout._replace(seconds=seconds)), told
+        seconds = sum(one.rollout.seconds for one in rounds)
+        kept = Kept(self.kept.drawn + len(rounds), surplus)
+        return taken._replace(rollout=taken.rollout._replace(seconds=seconds)), told, kept
 
-    def _rounds(self, params: Params, carried: list[Taken]) -> tuple[list[Taken], list[float], float]:
-        """Informative groups, the carried ones first; the mean score of each round; seconds of generation."""
-        parts, means, seconds = list(carried), [], 0.0
-        while sum(len(part.indices) for part in parts) < self.groups and len(means) < self.most_rounds:
-            fresh = self.draw(params, self.drawn)
-            kept = np.flatnonzero(np.asarray(informative_groups(jnp.asarray(fresh.by_group()))))
-            parts += [selected(fresh, kept)] if len(kept) else []
-            means.append(float(np.nanmean(fresh.scores.total)))
-            self.drawn, seconds = self.drawn + 1, seconds + fresh.rollout.seconds
-        return parts, means, seconds
+    def _rounds(self, params: Params, carried: list[Taken]) -> tuple[list[Taken], list[Taken]]:
+        """Informative groups, the carried ones first; and whole rollouts."""
+        parts, rounds = list(carried), []
+        while sum(len(part.indices) for part in parts) < self.groups and len(rounds) < self.most_rounds:
+            rounds.append(self.draw(params, self.kept.drawn + len(rounds)))
+            differ = np.flatnonzero(np.asarray(informative_groups(jnp.asarray(self.telling(rounds[-1])))))
+            parts += [selected(rounds[-1], differ)] if len(differ) else []
+        return parts, rounds
 
     def _nothing(self, means: Sequence[float]) -> str:
         return (
@@ -163,14 +184,18 @@ class Gatherer:
         )
 
     def save(self, path: Path) -> None:
-        """Write what the next step needs besides the parameters."""
-        arrays: dict[str, Any] = {"drawn": np.asarray(self.drawn)}
-        if self.surplus is not None:
-            kept = self.surplus
-            arrays |= {"indices": kept.indices, "prompt_width": np.asarray(kept.rollout.prompt_width)}
-            arrays |= {"total": kept.scores.total} | {f"score:{k}": v for k, v in kept.scores.by_name.items()}
-            arrays |= {f"tokens:{name}": np.asarray(x) for name, x in kept.rollout.completions._asdict().items()}
-        np.savez(path, **arrays)
+        """Write what the next step needs besides the parameters; it is there when whole."""
+        arrays: dict[str, Any] = {"drawn": np.asarray(self.kept.drawn)}
+        if self.kept.surplus is not None:
+            indices, rollout, scores = self.kept.surplus
+            arrays |= {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
+            arrays |= {"total": scores.total, "failed": scores.failed}
+            arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
+            arrays |= {f"tokens:{name}": np.asarray(x) for name, x in rollout.completions._asdict().items()}
+        unfinished = path.with_suffix(".unfinished")
+        with writing(path), unfinished.open("wb") as file:
+            np.savez(file, **arrays)
+        unfinished.rename(path)
 
     def load(self, path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> None:
         """Read it.
@@ -180,16 +205,15 @@ class Gatherer:
             rows: the task's, which ``indices`` count.
             texts: what completions say.
         """
-        if not path.exists():
-            return
         with np.load(path) as found:
-            self.drawn, self.surplus = int(found["drawn"]), None
+            drawn = int(found["drawn"])
             if "indices" not in found:
+                self.kept = Kept(drawn)
                 return
             arrays: Any = {name: found[f"tokens:{name}"] for name in Completions._fields}
             completions = Completions(**arrays)
-            indices, total = found["indices"], found["total"]
             by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
-            repeated = [rows[i] for i in indices for _ in range(len(total) // len(indices))]
+            scores, indices = Scores(found["total"], by_name, found["failed"]), found["indices"]
+            repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
             rollout = Rollout(repeated, completions, texts(completions), int(found["prompt_width"]), 0.0)
-            self.surplus = Taken(indices, rollout, Scores(total, by_name))
+            self.kept = Kept(drawn, Taken(indices, rollout, scores))

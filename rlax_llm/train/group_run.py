@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_log_probs, group_logits
 from rlax_llm.rewards.calling import Scores
 from rlax_llm.shaping import overlong_filter
+from rlax_llm.train import checkpoints
 from rlax_llm.train.gathering import Gatherer, Taken
 from rlax_llm.train.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
 from rlax_llm.train.group_settings import GrpoConfig
@@ -32,6 +34,7 @@ from rlax_llm.train.setup import build_optimizer, build_sampler, build_schedule
 from rlax_llm.weightings import token_mean
 
 _TURNS = 4
+_ORDER = 2**31 - 1  # folded into a step's key for its minibatches; smaller numbers are those of sampled tokens
 _TOOLS = {"calculator": calculator}
 _NAMES = {
     "clip_fraction": "clip_ratio/region_mean",
@@ -60,6 +63,11 @@ class GroupPhase:
         self.updates = config.epochs * config.minibatches
         self.chosen = None if config.recipe == TRPO else build_objective(config, judge.weights())
         self.needs_reference = self.chosen is not None and self.chosen.needs_reference
+        if config.reference_every and not self.needs_reference:
+            raise ValueError(
+                f"grpo: reference_every is {config.reference_every} and nothing reads a reference; give kl_coef, or "
+                "leave it out."
+            )
         self.schedule = build_schedule(config, config.learning_rate or 0.0, (config.steps or 0) * self.updates)
         self.optimizer = build_optimizer(config, self.schedule)
         tool = None if config.tool is None else with_tools(learner.tokenizer, [_TOOLS[config.tool]], _TURNS)
@@ -69,7 +77,7 @@ class GroupPhase:
         self.request = self.sampling.request(sampler, config.max_new_tokens or 0, self.group_size)
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
         self.key = jax.random.key(config.seed)
-        self.gatherer = Gatherer(self.draw, self.groups, config.dynamic_rounds)
+        self.gatherer = Gatherer(self.draw, self.groups, config.dynamic_rounds, self._telling)
         self.update = lru_cache(self._update)
 
     def policy(self, state: GroupState) -> Params:
@@ -107,7 +115,7 @@ class GroupPhase:
     ) -> tuple[GroupState, dict[str, Any], list[dict[str, Any]]]:
         """Step ``index`` (from 0): the new state, its metrics, and records of one group's completions."""
         start = time.perf_counter()
-        taken, told = self.gatherer(state.params, index)
+        taken, told, kept = self.gatherer(state.params, index)
         rollout, gathering = taken.rollout, time.perf_counter() - start
         state, metrics = self.update(rollout.prompt_width)(
             state,
@@ -115,39 +123,59 @@ class GroupPhase:
             self._scores(taken),
             ref_params,
             self.learner.frozen,
-            jax.random.fold_in(jax.random.fold_in(self.key, index), 1),
+            jax.random.fold_in(jax.random.fold_in(self.key, index), _ORDER),
         )
         metrics = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": gathering - rollout.seconds}
         seconds["update"] = time.perf_counter() - start - gathering
-        described = describe(rollout, taken.scores, self.task, self.group_size)
+        described = describe(rollout, taken.scores, self.task.solved if self.judge.graded else None, self.group_size)
         described |= metrics | told | speeds(rollout, seconds)
-        described["learning_rate"] = float(np.asarray(self.schedule(index * self.updates)))
+        if self.chosen is not None:
+            described["learning_rate"] = float(np.asarray(self.schedule(index * self.updates)))
+        self.gatherer.kept = kept  # now that the step cannot fail any more
         return state, described, self.sampling.records(rollout, taken.scores, range(self.group_size))
 
     def _scores(self, taken: Taken) -> jax.Array:
         """What the update takes: totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""
-        if self.chosen is None or not self.chosen.several:
+        if not self._several:
             return jnp.asarray(taken.by_group())
         return jnp.stack([x.reshape(self.groups, -1) for x in taken.scores.by_name.values()])
+
+    def _telling(self, taken: Taken) -> np.ndarray:
+        """What must differ in a group that teaches: scores as the recipe takes them, before length is punished."""
+        return self.judge.unpunished(taken.scores, self._several).reshape(-1, len(taken.indices), taken.group_size)
+
+    @property
+    def _several(self) -> bool:
+        return self.chosen is not None and self.chosen.several
 
     def evaluate(self, params: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out reward and accuracy, and a record of each completion."""
         whole, batch = self.learner.whole(params), min(len(self.task.held_out), self.groups * self.group_size)
         found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
-        return found.metrics(right_and_wrong=self.judge.model is None), found.records
+        return found.metrics(self.judge.graded), found.records
 
     def keep(self, place: Path, position: int) -> None:
         """Write what a resumed run needs beside the checkpoint of a position."""
         if self.config.dynamic_rounds:
-            for old in sorted(place.glob("surplus-*.npz"), key=lambda path: path.stat().st_mtime)[:-1]:
-                old.unlink()
             place.mkdir(parents=True, exist_ok=True)
             self.gatherer.save(_surplus(place, position))
+            needed = {_surplus(place, step) for step in (*checkpoints.steps(place), position)}
+            for old in set(place.glob("surplus-*.npz")) - needed:
+                old.unlink()
 
     def take_up(self, place: Path, position: int) -> None:
-        """Read it."""
-        self.gatherer.load(_surplus(place, position), self.task.train, self.sampling.texts)
+        """Read it.
+
+        Raises:
+            ValueError: it is not there; without it the same prompts would be drawn again.
+        """
+        if not self.config.dynamic_rounds or position <= (self.config.warm_start_steps or 0):
+            return
+        path = _surplus(place, position)
+        if not path.exists():
+            raise ValueError(f"grpo: {path} is missing, which belongs to its checkpoint; begin a new run.")
+        self.gatherer.load(path, self.task.train, self.sampling.texts)
 
 
 def _surplus(place: Path, position: int) -> Path:
@@ -159,9 +187,12 @@ def _rounded(params: Params, dtype: str) -> Params:
     return jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)
 
 
-def describe(rollout: Rollout, scores: Scores, task: Task, group_size: int = 1) -> dict[str, float]:
-    """Metrics of a rollout by TRL's names: rewards, accuracy of the samples, lengths in tokens, truncated share.
+def describe(
+    rollout: Rollout, scores: Scores, solved: Callable[[float], bool] | None, group_size: int = 1
+) -> dict[str, float]:
+    """Metrics of a rollout by TRL's names: rewards, lengths in tokens, truncated share; and the samples' accuracy.
 
+    Accuracy is the share of completions that are ``solved`` by their first reward; None has no right and wrong.
     Rows without a chosen token, which fill a batch up, do not count.
     """
     there = rollout.lengths() > 0
@@ -171,9 +202,11 @@ def describe(rollout: Rollout, scores: Scores, task: Task, group_size: int = 1) 
     metrics = {
         "reward": float(known.mean()) if known.size else float("nan"),
         "reward_std": float(spread),
-        "accuracy": float(np.mean([task.solved(float(s)) for s in known])) if known.size else float("nan"),
         "completions/clipped_ratio": float(cut.mean()),
     }
+    if solved is not None:
+        graded = scores.first[there & ~np.isnan(scores.first)]
+        metrics["accuracy"] = float(np.mean([solved(float(x)) for x in graded])) if graded.size else float("nan")
     for name, chosen in (("", lengths), ("terminated_", lengths[~cut])):
         for kind, statistic in (("mean", np.mean), ("min", np.min), ("max", np.max)):
             metrics[f"completions/{kind}_{name}length"] = float(statistic(chosen)) if chosen.size else 0.0

@@ -28,7 +28,10 @@ class Judge:
         rewards: Python functions; none is allowed beside a reward model.
         model: a reward model with the policy's vocabulary, or None.
         punishment: its name, and ``lengths [B] → scores [B]`` to be added (``soft_overlong_punishment``), or None.
-        failed: told in a sentence of a row that a function raised on; where it returns, that row has no score.
+        failed: told in a sentence of a row that a function failed on; where it returns, that row has no score.
+
+    Attributes:
+        graded: functions tell right from wrong; a reward model alone does not.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Judge:
         failed: Callable[[str], None] = refuse,
     ):
         self.rewards, self.model, self.punishment, self.failed = rewards, model, punishment, failed
+        self.graded = bool(rewards)
         self._program = lru_cache(self._compiled)
 
     def weights(self) -> tuple[float, ...]:
@@ -60,21 +64,31 @@ class Judge:
         Raises:
             RewardError: a function that cannot be used, or raised where ``failed`` does not return.
         """
-        nothing = Scores(np.zeros(len(rollout.rows), np.float32), {})
+        count = len(rollout.rows)
+        nothing = Scores(np.zeros(count, np.float32), {}, np.zeros(count, bool))
         found = score(self.rewards, rollout.rows, rollout.texts, self.failed) if self.rewards else nothing
         if self.model is not None:
             judged = self._program(group_size, rollout.prompt_width)(self.model.params, rollout.completions)
-            judged = np.asarray(judged, np.float32)
-            found = Scores(np.nan_to_num(found.total) + judged, found.by_name | {REWARD_MODEL: judged})
+            # Where all functions abstain the model's score stands alone; where one failed there is none.
+            known = np.where(found.failed, np.nan, np.nan_to_num(found.total))
+            found = found._replace(total=known).plus(REWARD_MODEL, np.asarray(judged, np.float32))
         if self.punishment is not None:
             name, punish = self.punishment
-            cost = np.asarray(punish(rollout.lengths()), np.float32)
-            found = Scores(found.total + cost, found.by_name | {name: cost})
+            found = found.plus(name, np.asarray(punish(rollout.written()), np.float32))
         return found
+
+    def unpunished(self, scores: Scores, several: bool) -> np.ndarray:
+        """Scores before length is punished, ``[K, N]``: the total, or each reward that counts where ``several``."""
+        name = None if self.punishment is None else self.punishment[0]
+        if not several:
+            return (scores.total - scores.by_name.get(name or "", 0.0))[None]
+        named = zip(scores.by_name.items(), self.weights(), strict=True)
+        counted = [values for (reward, values), weight in named if weight and reward != name]
+        return np.where(np.isnan(scores.total), np.nan, np.stack(counted))
 
 
 class Failures:
-    """Counts rows that a reward raised on, and tells of the first few."""
+    """Tells of the first few rows that a reward failed on."""
 
     told = 3
 
@@ -85,7 +99,7 @@ class Failures:
         """Tell of one."""
         self.count += 1
         if self.count <= self.told:
-            more = " Further ones are only counted (reward_failures)." if self.count == self.told else ""
+            more = " Further ones are only counted (metric reward_failures)." if self.count == self.told else ""
             print(f"warning: {reason}{more}", file=sys.stderr)
 
 
@@ -99,7 +113,7 @@ def pooled(
         rewards: that were loaded by name.
         workers: processes of each.
         timeout: seconds that one row may take.
-        failed: told of a row that took longer or raised.
+        failed: told of a row that took longer or raised; it has no score.
     """
     with ExitStack() as stack:
         if not workers:

@@ -162,18 +162,18 @@ class PpoPhase:
         )
         named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
-        described = describe(rollout, scores, self.task, self.config.group_size) | named | speeds(rollout, seconds)
+        solved = self.task.solved if self.judge.graded else None
+        described = describe(rollout, scores, solved, self.config.group_size) | named | speeds(rollout, seconds)
         taken = max(index - self.config.value_warmup_steps, 0) * self._updates
         described["learning_rate"] = float(np.asarray(self.schedule(taken)))
-        if self.models.reward is not None:
-            described.pop("accuracy")  # a reward model's scores have no right and wrong
+        described["reward_failures"] = float(scores.failed.sum())
         return state, described, self.sampling.records(rollout, scores, range(min(8, self.rows)))
 
     def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
         whole, batch = self.models.policy.whole(policy), min(len(self.task.held_out), self.rows)
         found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
-        return found.metrics(right_and_wrong=self.models.reward is None), found.records
+        return found.metrics(self.judge.graded), found.records
 
     def keep(self, place: Path, position: int) -> None:
         """All that a resumed run needs is in the state."""

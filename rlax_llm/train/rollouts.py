@@ -39,8 +39,12 @@ class Rollout(NamedTuple):
     seconds: float
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each completion ``[B]``."""
+        """Tokens that the model chose in each completion ``[B]``."""
         return np.asarray(self.completions.mask).sum(-1)
+
+    def written(self) -> np.ndarray:
+        """Tokens behind each prompt ``[B]``, a tool's answers among them: what the limit counts."""
+        return np.asarray(self.completions.valid)[:, self.prompt_width :].sum(-1)
 
 
 class Sampling(NamedTuple):
@@ -120,7 +124,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         totals: of each completion, ``[B]``, NaN where it has no score.
-        solved: of each, whether the task accepts it.
+        solved: of each, whether the task accepts it, by its first reward.
         records: what ``completions.jsonl`` holds of each.
     """
 
@@ -148,13 +152,14 @@ def evaluate(
 
     The last batch is filled up with the first row, so that no further shape is compiled; that does not count.
     """
-    held_out, totals, told = list(task.held_out), [], []
+    held_out, totals, firsts, told = list(task.held_out), [], [], []
     for start in range(0, len(held_out), batch):
         taken = held_out[start : start + batch]
         filled = taken + [held_out[0]] * (min(batch, len(held_out)) - len(taken))
         rollout = sampling.rollout(params, filled, jax.random.fold_in(jax.random.key(seed), start), request)
         scores, count = judge(rollout, request.group_size), len(taken) * request.group_size
         totals.append(scores.total[:count])
+        firsts.append(scores.first[:count])
         told += [row | {"held_out": True} for row in sampling.records(rollout, scores, range(count))]
-    joined = np.concatenate(totals)
-    return Evaluation(joined, np.array([task.solved(float(s)) for s in np.nan_to_num(joined, nan=-np.inf)]), told)
+    solved = [task.solved(float(score)) for score in np.nan_to_num(np.concatenate(firsts), nan=-np.inf)]
+    return Evaluation(np.concatenate(totals), np.array(solved), told)

@@ -91,13 +91,20 @@ class Session:
     def reference(self, params: Any, every: int = 0) -> Any:
         """The frozen reference: ``params`` as they were at the last multiple of ``every`` steps; of 0, at the first.
 
-        It is kept on disk, and the same ever after.
+        It is kept on disk as long as a checkpoint could be resumed that wants it, and the same ever after.
+
+        Raises:
+            FileNotFoundError: it is not there, and ``params`` are those of a later step.
         """
-        place, wanted = self.directory.checkpoints_path / _REFERENCE, self.step - self.step % every if every else 0
-        if not (place / str(wanted)).exists():
-            checkpoints.save(place, wanted, params)
-            return jax.tree.map(lambda x: x.copy(), params)
-        return checkpoints.restore(place, wanted, params)
+        place = self.directory.checkpoints_path / _REFERENCE
+        # Without a checkpoint a run is begun anew.
+        resumable = checkpoints.steps(self.directory.checkpoints_path) or [self.warm_start_steps]
+        needed = {_multiple(position - self.warm_start_steps, every) for position in resumable}
+        wanted = _multiple(self.step, every)
+        if wanted in checkpoints.steps(place) or (every and self.step != wanted):
+            return checkpoints.restore(place, wanted, params)
+        checkpoints.save(place, wanted, params, needed)
+        return jax.tree.map(lambda x: x.copy(), params)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Write the metrics of the step that ended."""
@@ -128,6 +135,10 @@ class Session:
         draw_curves(self.directory.curves_path, self.directory.metrics(), title, panels)
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
         self.directory.write_summary(summary() | ending)
+
+
+def _multiple(step: int, every: int) -> int:
+    return max(step - step % every, 0) if every else 0
 
 
 def task_of(config: Any) -> str:

@@ -27,7 +27,18 @@ TEMPLATES = [
 
 @given(st.integers(-(10**9), 10**9))
 def test_an_integer_is_itself_however_it_is_written(n):
-    for written in (f"{n}", f"{n:,}", f"${n}$", f"\\boxed{{{n}}}", f" {n}. ", f"\\( {n} \\)", f"{n}.0"):
+    latex = f"{n:,}".replace(",", r",\!")
+    for written in (
+        f"{n}",
+        f"{n:,}",
+        latex,
+        f"{n:,}".replace(",", "{,}"),
+        f"${n}$",
+        f"\\boxed{{{n}}}",
+        f" {n}. ",
+        f"\\( {n} \\)",
+        f"{n}.0",
+    ):
         assert integer_form(written) == ("", n)
 
 
@@ -63,11 +74,15 @@ def test_the_letters_of_a_form_give_the_answer_back(template, numbers):
 
 def test_latex_without_braces_reads_as_with_them():
     assert integer_form(r"2\sqrt3") == integer_form(r"2\sqrt{3}") == (r"m\sqrt{n}", 5)
-    assert integer_form(r"\frac34") == integer_form(r"\frac{3}{4}")
+    for written in (r"\frac34", r"\frac 34", r"\frac3{4}", r"\frac{3}4", r"\frac 3 {4}"):
+        assert integer_form(written) == integer_form(r"\frac{3}{4}") == (r"\frac{m}{n}", 7)
+    assert integer_form(r"2+\frac1{2}") == (r"m+\frac{n}{p}", 5)
 
 
 @pytest.mark.parametrize(
-    "answer", ["x+1", r"\pi", "", "(1,2)", "2^{10}", "two", r"5\text{ cm}", "1/0", r"\sin{2}", "50%"]
+    "answer",
+    ["1 1/2", "3 4", r"5\ 7/8", "1, 234", "(1,234)", r"\frac{10}{15}+\sqrt{2}", r"\frac{6}{8}\pi", r"2/4-\sqrt{3}"]
+    + ["x+1", r"\pi", "", "(1,2)", "2^{10}", "two", r"5\text{ cm}", "1/0", r"\sin{2}", "50%"],
 )
 def test_what_a_rule_cannot_check_has_no_form(answer):
     assert integer_form(answer) is None

@@ -133,12 +133,16 @@ def number(prompts, completions, **_):
     return [float(int(text)) for text in completions]
 
 
-def test_the_rows_that_raise_are_reported_and_abstain():
+def test_the_rows_that_raise_are_reported_and_have_no_score():
     said = []
     second = Reward("second", lambda prompts, completions, **_: [0.5] * len(prompts))
     scores = score([reward(number), second], ROWS, ["4", "x", "6"], said.append)
     np.testing.assert_array_equal(scores.by_name["f"], np.array([4, np.nan, 6], np.float32))
-    np.testing.assert_array_equal(scores.total, np.array([4.5, 0.5, 6.5], np.float32))
+    # The other reward alone would tell a right answer that could not be checked from one that could.
+    np.testing.assert_array_equal(scores.total, np.array([4.5, np.nan, 6.5], np.float32))
+    assert scores.failed.tolist() == [False, True, False]
+    logged = score([reward(number)._replace(weight=0.0), second], ROWS, ["4", "x", "6"], [].append)
+    assert logged.total.tolist() == [0.5] * 3 and not logged.failed.any()
     assert said == ["reward 'f' raised ValueError: invalid literal for int() with base 10: 'x' on row 1."]
 
 

@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from rlax_llm.rewards.calling import Reward, RewardError, score
+from rlax_llm.rewards.calling import FAILED, Reward, RewardError, score
 from rlax_llm.rewards.functions import exact_answer
 from rlax_llm.rewards.loading import load_reward
 from rlax_llm.rewards.pool import RewardPool
 
 SOURCE = """
-import os, subprocess, sys, time
+import os, re, subprocess, sys, time
 
 def act(prompts, completions, **_):
     (text,) = completions
@@ -23,6 +23,8 @@ def act(prompts, completions, **_):
     if text == "loop":
         while True:
             pass
+    if text == "backtrack":
+        re.match("(a+)+$", "a" * 60 + "b")  # holds the interpreter, so that no thread of it runs
     if text == "exit":
         os._exit(3)
     if text == "child":
@@ -50,7 +52,7 @@ from rlax_llm.rewards.pool import RewardPool
 assert __name__ == "__main__"
 pool = RewardPool("own_pool.py:act", 2, 60.0).__enter__()
 print(*(worker.process.pid for worker in pool._workers), pool([""], ["1"]), flush=True)
-pool([""] * 2, ["loop", "sleep"])
+pool([""] * 2, ["backtrack", "sleep"])
 """
 
 
@@ -86,15 +88,17 @@ def test_scores_keep_the_order_of_the_rows(folder):
     assert act(texts, workers=3) == [9.0, 0.0, None, 5.0, 1.0, 0.0, 3.0]
 
 
-def test_rows_that_take_too_long_abstain_and_their_workers_are_replaced(folder):
+def test_rows_that_take_too_long_have_no_score_and_their_workers_are_replaced(folder):
     said = []
-    assert act(["sleep", "1", "loop", "2", "3"], timeout=2.0, failed=said.append) == [None, 1.0, None, 2.0, 3.0]
+    assert act(["sleep", "1", "loop", "2", "3"], timeout=2.0, failed=said.append) == [FAILED, 1.0, FAILED, 2.0, 3.0]
     assert said == [f"reward 'act' took longer than 2 seconds on row {row}." for row in (0, 2)]
+    with pytest.raises(RewardError, match="took longer than 1 seconds on row 0, and no other row has a score either"):
+        act(["sleep", "loop"], timeout=1.0, failed=said.append)
 
 
-def test_a_row_that_ends_its_process_abstains(folder):
+def test_a_row_that_ends_its_process_has_no_score(folder):
     said = []
-    assert act(["1", "exit", "2"], workers=1, failed=said.append) == [1.0, None, 2.0]
+    assert act(["1", "exit", "2"], workers=1, failed=said.append) == [1.0, FAILED, 2.0]
     assert said == ["reward 'act' ended its process with exit code 3 on row 1."]
     with pytest.raises(RewardError, match="exit code 3 on row 0"):
         act(["exit"])
@@ -102,7 +106,7 @@ def test_a_row_that_ends_its_process_abstains(folder):
 
 def test_an_exception_names_its_row(folder):
     said = []
-    assert act(["1", "x", "2"], failed=said.append) == [1.0, None, 2.0]
+    assert act(["1", "x", "2"], failed=said.append) == [1.0, FAILED, 2.0]
     reason = "reward 'act' raised ValueError: could not convert string to float: 'x' on row 1."
     assert said == [reason]
     with pytest.raises(RewardError) as caught:
@@ -120,7 +124,7 @@ def test_a_pool_is_a_reward_like_any_other_and_goes_on_after_an_error(folder):
             score([pool.reward], rows, ["sleep", "two", "sleep"], said.append)
         scores = score([pool.reward, Reward("exact", exact_answer)], rows, ["0", "x", "none"], said.append)
     np.testing.assert_array_equal(scores.by_name["slow"], np.array([0, np.nan, np.nan], np.float32))
-    assert scores.total.tolist() == [1.0, 0.0, 0.0]
+    np.testing.assert_array_equal(scores.total, np.array([1, np.nan, 0], np.float32))
     assert [sentence.split(":")[0] for sentence in said] == ["reward 'slow' raised ValueError"]
 
 
@@ -137,7 +141,7 @@ def test_no_process_is_left_behind(folder):
     said = []
     with RewardPool("own_pool.py:act", 2, 2.0, said.append) as pool:
         pids = [int(pid) for pid in pool([""] * 2, ["pid", "pid"])]
-        assert pool([""] * 2, ["child", "1"]) == [None, 1.0]
+        assert pool([""] * 2, ["child", "1"]) == [FAILED, 1.0]
         pids += [int((folder / "child").read_text())]
         pids += [worker.process.pid for worker in pool._workers]
     assert all(ended(pid) for pid in pids)

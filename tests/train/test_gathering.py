@@ -30,7 +30,7 @@ def taken_of(scores, number=0, prompt_width=3, new_tokens=4) -> Taken:
     indices = 10 * number + np.arange(groups)
     named = [{"prompt": str(index)} for index in indices for _ in range(G)]
     rollout = Rollout(named, completions, [f"{number}-{row}" for row in range(rows)], prompt_width, 1.0)
-    return Taken(indices, rollout, Scores(scores.ravel(), {"mine": scores.ravel()}))
+    return Taken(indices, rollout, Scores(scores.ravel(), {"mine": scores.ravel()}, np.zeros(rows, bool)))
 
 
 def chosen_tokens(taken: Taken) -> list[list[int]]:
@@ -80,16 +80,18 @@ ROUNDS = ([[0, 1], [1, 1]], [[0, 1], [1, 0]], [[1, 0], [0, 1]], [[0, 0], [0, 1]]
 
 def test_surplus_groups_come_first_in_the_next_step(tmp_path):
     gather = Gatherer(scripted(ROUNDS), 2, 4)
-    first, told = gather(None, 0)
-    assert first.indices.tolist() == [0, 10] and gather.surplus is not None
+    first, told, kept = gather(None, 0)
+    assert gather.kept.drawn == 0  # a step that fails from here on has taken nothing
+    assert gather(None, 0)[0].indices.tolist() == first.indices.tolist() == [0, 10]
+    gather.kept = kept
     assert told["sampling/rounds"] == 2 and told["sampling/kept"] == 0.75 and told["sampling/surplus"] == 1
     gather.save(tmp_path / "kept.npz")
-    second, _ = gather(None, 1)
+    second, _, _ = gather(None, 1)
     assert second.indices.tolist() == [11, 20]
     again = Gatherer(scripted(ROUNDS), 2, 4)
     rows = [{"prompt": str(i)} for i in range(40)]
     again.load(tmp_path / "kept.npz", rows, lambda completions: ["1-2", "1-3"])
-    resumed, _ = again(None, 1)
+    resumed, _, _ = again(None, 1)
     assert resumed.indices.tolist() == second.indices.tolist()
     assert resumed.rollout.texts == second.rollout.texts and resumed.rollout.rows == second.rollout.rows
     for left, right in zip(resumed.rollout.completions, second.rollout.completions, strict=True):
@@ -97,12 +99,20 @@ def test_surplus_groups_come_first_in_the_next_step(tmp_path):
 
 
 def test_without_rounds_a_rollout_is_taken_as_it_is():
-    taken, told = Gatherer(scripted(ROUNDS), 2, 0)(None, 3)
-    assert taken.indices.tolist() == [30, 31] and told == {}
+    taken, told, _ = Gatherer(scripted(ROUNDS), 2, 0)(None, 3)
+    assert taken.indices.tolist() == [30, 31] and told == {"reward_failures": 0}
 
 
 def test_the_bound_ends_the_search():
-    taken, told = Gatherer(scripted([[[0, 1], [1, 1]], [[1, 1], [0, 0]]]), 2, 2)(None, 0)
+    taken, told, _ = Gatherer(scripted([[[0, 1], [1, 1]], [[1, 1], [0, 0]]]), 2, 2)(None, 0)
     assert told["sampling/filled"] == 0.5 and np.isnan(taken.by_group()[1]).all()
     with pytest.raises(ValueError, match="all solved or all failed"):
         Gatherer(scripted([[[1, 1], [1, 1]]]), 2, 1)(None, 0)
+
+
+def test_a_group_teaches_where_the_scores_that_tell_differ():
+    def first_row(taken):
+        return taken.by_group() * np.array([[1.0, 0.0]])  # as if the difference were a punishment's
+
+    taken, _, _ = Gatherer(scripted([[[1, 1], [1, 1]], [[0, 1], [0, 0]]]), 2, 2, first_row)(None, 0)
+    assert taken.by_group().tolist() == [[1, 1], [1, 1]]

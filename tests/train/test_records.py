@@ -39,7 +39,7 @@ def rollout(*rows: tuple[str, str, str]) -> Rollout:
 
 def test_the_transcript_holds_what_a_tool_answered():
     drawn = rollout(("1+1=", "[1+1]{2}2", "xxxxx...x"), ("1=", "1", "x"))
-    scores = Scores(np.array([1.0, 0.0]), {"right": np.array([1.0, 0.0])})
+    scores = Scores(np.array([1.0, 0.0]), {"right": np.array([1.0, 0.0])}, np.zeros(2, bool))
     with_call, without = SAMPLING.records(drawn, scores, range(2))
     assert (with_call["completion"], with_call["transcript"]) == ("[1+1]2", "[1+1]{2}2")
     assert with_call["length"] == 6
@@ -47,7 +47,7 @@ def test_the_transcript_holds_what_a_tool_answered():
 
 
 def test_several_rewards_are_told_one_by_one():
-    scores = Scores(np.array([0.75]), {"right": np.array([1.0]), "short": np.array([-0.5])})
+    scores = Scores(np.array([0.75]), {"right": np.array([1.0]), "short": np.array([-0.5])}, np.zeros(1, bool))
     (record,) = SAMPLING.records(rollout(("1=", "1", "x")), scores, range(1))
     assert record["reward"] == 0.75 and record["rewards"] == {"right": 1.0, "short": -0.5}
 
