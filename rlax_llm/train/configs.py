@@ -33,7 +33,7 @@ INTEGERS_HELP = (
 REWARD_HELP = (
     "Reward, needed with --data: MODULE:FUNCTION or FILE.py:FUNCTION of signature f(prompts, completions, **columns) "
     "-> floats; exact_answer, integer_answer or math_answer (column 'answer'); format=REGEX, words=LIMIT or "
-    "repetition=N; or a sum of them as 'integer_answer + 0.2*format=.*[0-9]'."
+    "repetition=N; or a sum of them as 'integer_answer + 0.2*format=.*[0-9]', whose first tells right from wrong."
 )
 
 

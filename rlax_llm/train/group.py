@@ -193,8 +193,9 @@ def group_loop(
     Returns:
         The pair; ``ref_params`` are like ``params``, and joined with the same ``frozen``; ``key`` orders minibatches.
         Metrics are means over the optimizer steps of ``policy_loop``'s, and ``frac_reward_zero_std`` (see
-        ``uninformative_share``); with a correction ``sampler/…`` of ``sampler_metrics``, and with an entropy bonus
-        ``entropy_coef``.
+        ``uninformative_share``); with a correction ``sampler/…`` of ``sampler_metrics``, and where the entropy bonus
+        is controlled ``entropy_coef``. A minibatch without a token to learn from is no step: it changes nothing and
+        counts in no mean.
 
     Raises:
         ValueError: for settings out of range; at trace time, for scores that do not fit the rows, minibatches that do
@@ -223,17 +224,28 @@ def group_loop(
         taught, factors, described = _corrected(log_probs, learning, completions, joined(state.params, frozen))
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
 
-        def minibatch(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
+        def learn(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
             rows, advantages, ref_log_probs, factors = batch
             return policy_step(now, rows, advantages, ref_log_probs, frozen, factors, state.entropy_coef)
 
         batch = (taught, advantages, ref_log_probs, factors)
-        now, metrics = _epochs(minibatch, TrainState(*state[:3]), batch, learning, scores.shape[-1], key)
+        now, metrics = _epochs(_taught(learn), TrainState(*state[:3]), batch, learning, scores.shape[-1], key)
         metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)}
         metrics |= {"entropy_coef": state.entropy_coef} if learning.entropy_control is not fixed_coef else {}
-        return GroupState(*now, learning.entropy_control(state.entropy_coef, metrics["entropy"])), metrics
+        coef = learning.entropy_control(state.entropy_coef, metrics["entropy"])
+        return GroupState(*now, jnp.where(taught.mask.any(), coef, state.entropy_coef)), metrics
 
     return init, step
+
+
+def _taught(learn: Callable) -> Callable:
+    """``learn`` where the batch has a token to learn from; else nothing, and metrics that are NaN."""
+
+    def nothing(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
+        metrics = jax.eval_shape(learn, now, batch)[1]
+        return now, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
+
+    return lambda now, batch: jax.lax.cond(batch[0].mask.any(), learn, nothing, now, batch)
 
 
 def _epochs(
@@ -244,8 +256,14 @@ def _epochs(
         return minibatch(now, batch)
     rows, key = jax.tree.leaves(batch)[0].shape[0], jax.random.key(0) if key is None else key
     orders = minibatch_rows(rows, key, learning.epochs, learning.minibatches, group_size)
-    now, steps = jax.lax.scan(lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)), now, orders)
-    return now, jax.tree.map(jnp.mean, steps)
+
+    def one(now: TrainState, order: jax.Array) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
+        picked = jax.tree.map(lambda x: x[order], batch)
+        now, metrics = minibatch(now, picked)
+        return now, (metrics, picked[0].mask.any())
+
+    now, (steps, counted) = jax.lax.scan(one, now, orders)
+    return now, jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
 
 
 def group_trpo_loop(

@@ -138,11 +138,15 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
 
     def _check_trpo(self) -> None:
         if self.recipe != "trpo":
+            if self.radius != GrpoConfig.radius:
+                raise ValueError(f"grpo: recipe {self.recipe} has no radius; leave it out, or choose trpo.")
             return
         if self.top_k or self.top_p < 1:
             raise ValueError("grpo: recipe trpo needs whole distributions; leave top_k and top_p out.")
         plain = {"epochs": 1, "minibatches": 1, "correction": "none", "entropy_coef": 0.0, "micro_batch_groups": None}
         plain |= {"kl_coef": None, "eps": None, "eps_high": None, "ceiling": None}
+        # Without a ratio nothing makes up for samples of other weights.
+        plain |= {"dynamic_rounds": 0, "sampler_dtype": None, "reference_every": 0}
         for name, default in plain.items():
             if getattr(self, name) not in (default, 0):
                 raise ValueError(f"grpo: recipe trpo has no {name}; leave it out.")

@@ -100,10 +100,16 @@ def build_objective(config: GrpoConfig, reward_weights: tuple[float, ...] = (1.0
     missing = [name for name, taken in takes.items() if taken.default is taken.empty and name not in given]
     if missing:
         raise ValueError(f"grpo: recipe {config.recipe} needs {missing[0]}; give --{missing[0].replace('_', '-')}.")
+    several = "reward_weights" in takes
+    if several and config.kl_in == "reward":
+        raise ValueError(
+            f"grpo: recipe {config.recipe} normalises each reward by itself and has no score to take a KL from; give "
+            "--kl-in loss."
+        )
     objective = recipe(**given)
     if not own_kl or config.kl_in is not None:
         objective = _with_kl(objective, weight, config.kl_in or "loss")
-    return Chosen(objective, weight > 0, "reward_weights" in takes)
+    return Chosen(objective, weight > 0, several)
 
 
 def _given(config: GrpoConfig, takes: Any) -> dict[str, Any]:

@@ -166,7 +166,6 @@ class PpoPhase:
         described = describe(rollout, scores, solved, self.config.group_size) | named | speeds(rollout, seconds)
         taken = max(index - self.config.value_warmup_steps, 0) * self._updates
         described["learning_rate"] = float(np.asarray(self.schedule(taken)))
-        described["reward_failures"] = float(scores.failed.sum())
         return state, described, self.sampling.records(rollout, scores, range(min(8, self.rows)))
 
     def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -184,6 +184,34 @@ def test_truncated_completions_can_be_left_out():
     np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
 
 
+def test_a_minibatch_without_a_token_is_no_step():
+    """Half the groups hold nothing: two minibatches are as one of the other half, whatever the optimizer remembers."""
+    params, completions, scores = fixed()
+    rows = jnp.arange(P * G) < P * G // 2
+    blank = completions._replace(mask=completions.mask & rows[:, None])
+    scores = jnp.where(rows.reshape(P, G), scores, jnp.nan)
+    optimizer = optax.adamw(0.1, weight_decay=0.1)
+    control = {"entropy_coef": 0.1, "entropy_control": stepped_coef(1.0, 0.01)}
+    keys = jax.random.split(KEY, 64)
+    orders = [minibatch_rows(P * G, key, 1, 2, G) for key in keys]
+    key = next(key for key, order in zip(keys, orders, strict=True) if rows[order].all(1).any())
+    init, step = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(minibatches=2, **control))
+    warm = step(init(params), completions, scores, key=KEY)[0]
+    found, metrics = step(warm, blank, scores, key=key)
+    half = jax.tree.map(lambda x: x[: P * G // 2], completions)
+    wanted, told = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(**control))[1](
+        warm, half, scores[: P // 2]
+    )
+    chex.assert_trees_all_close(found, wanted, rtol=1e-12)
+    assert found.step == warm.step + 1
+    for name in ("entropy", "policy_loss", "clip_fraction"):
+        np.testing.assert_allclose(metrics[name], told[name], rtol=1e-12)
+    nothing = completions._replace(mask=jnp.zeros_like(completions.mask))
+    left, metrics = step(warm, nothing, jnp.full_like(scores, jnp.nan), key=key)
+    chex.assert_trees_all_equal(left, warm)
+    assert np.isnan(metrics["entropy"])
+
+
 def test_the_entropy_bonus_climbs_the_entropy():
     params, completions, _ = fixed()
     scores = jnp.zeros((P, G))  # nothing else to learn

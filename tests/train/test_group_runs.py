@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import exact_answer
 from rlax_llm.train import runs
+from rlax_llm.train.gathering import Gatherer, Kept
+from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.group_setup import RECIPES, build_learning, build_objective
 from rlax_llm.train.judging import Failures, Judge, pooled
 from rlax_llm.train.preference_runs import run_reward
 from rlax_llm.train.preference_settings import RewardConfig
+from rlax_llm.train.session import Session
 from rlax_llm.train.setup import build_task
 
 TINY = GrpoConfig(
@@ -65,6 +71,7 @@ def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
         ({"recipe": "cispo"}, "recipe cispo needs ceiling; give --ceiling"),
         ({"recipe": "gspo", "ceiling": 2.0}, "recipe gspo has no ceiling; leave it out"),
         ({"recipe": "opo", "eps": 0.1}, "recipe opo has no eps"),
+        ({"recipe": "gdpo", "kl_coef": 0.1, "kl_in": "reward"}, "gdpo normalises each reward by itself"),
     ],
 )
 def test_settings_that_a_recipe_lacks_are_named(settings, told):
@@ -80,6 +87,9 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
         ({"groups": 4, "minibatches": 3}, "minibatches is 3, wanted a divisor of groups"),
         ({"overlong_buffer": 9, "max_new_tokens": 6}, "overlong_buffer is 9, wanted at most max_new_tokens, 6"),
         ({"kl_in": "loss"}, "kl_in is given without kl_coef"),
+        ({"recipe": "trpo", "dynamic_rounds": 3}, "trpo has no dynamic_rounds"),
+        ({"recipe": "trpo", "sampler_dtype": "bfloat16"}, "trpo has no sampler_dtype"),
+        ({"recipe": "dapo", "radius": 0.1}, "dapo has no radius"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings, told):
@@ -153,6 +163,48 @@ def test_the_reference_follows(tmp_path):
     _, kept = ran(tmp_path / "a", kl_coef=0.1, learning_rate=1e-2)
     _, row = ran(tmp_path / "b", kl_coef=0.1, learning_rate=1e-2, reference_every=1)
     assert kept["kl"] > 1e-4 > row["kl"]
+    with pytest.raises(ValueError, match="reference_every is 1 and nothing reads a reference"):
+        ran(tmp_path / "c", recipe="dapo", reference_every=1)
+
+
+def test_a_reference_is_there_as_long_as_a_checkpoint_may_want_it(tmp_path):
+    session = Session(dataclasses.replace(TINY, out=str(tmp_path / "run")), 8)
+    for step in range(9):
+        session.position = 8 + step
+        if step % 2 == 0:
+            session.reference({"w": jnp.full(2, float(step))}, 2)
+        if step == 3:
+            session.state = {"w": jnp.zeros(2)}
+            session.save()
+    session.position = 8 + 3
+    assert session.reference({"w": jnp.full(2, 3.0)}, 2)["w"].tolist() == [2.0, 2.0]
+    session.position = 8 + 5
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*reference/4"):
+        session.reference({"w": jnp.full(2, 5.0)}, 2)
+
+
+def test_the_surplus_of_every_checkpoint_is_kept(tmp_path):
+    """Also where a checkpoint could not be written, and its step's surplus is written once more."""
+    gatherer = Gatherer(lambda params, number: pytest.fail("nothing is drawn"), 2, 3)
+    unread = {"task": SimpleNamespace(train=[]), "sampling": SimpleNamespace(texts=None)}
+    phase: Any = SimpleNamespace(config=dataclasses.replace(TINY, dynamic_rounds=3), gatherer=gatherer, **unread)
+    for position in (10, 20, 30, 30, 40):
+        gatherer.kept = Kept(drawn=position)
+        GroupPhase.keep(phase, tmp_path, position)
+        if position < 30:
+            (tmp_path / str(position)).mkdir()
+    GroupPhase.take_up(phase, tmp_path, 20)
+    assert gatherer.kept == Kept(drawn=20)
+    with pytest.raises(ValueError, match=r"surplus-50\.npz is missing"):
+        GroupPhase.take_up(phase, tmp_path, 50)
+    GroupPhase.take_up(phase, tmp_path, 8)  # the end of the warm start, before anything was drawn
+
+
+def test_accuracy_is_that_of_the_first_reward(tmp_path):
+    """Neither a reward for the form nor the punishment of length makes an answer right or wrong."""
+    (tmp_path / "right.py").write_text("def right(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
+    _, row = ran(tmp_path, reward=f"0.5*{tmp_path}/right.py:right + format=never", steps=1, overlong_buffer=2)
+    assert row["accuracy"] == row["held_out_accuracy"] == 1 and row["reward"] <= 0.5
 
 
 def test_a_sampler_of_less_precision_is_corrected(tmp_path):
@@ -166,7 +218,7 @@ def test_a_reward_that_fails_on_a_row_loses_that_row_alone(tmp_path, capsys):
         "def brittle(prompts, completions, answer, **columns):\n    return [1 / (int(a) % 2) for a in answer]\n"
     )
     _, row = ran(tmp_path, reward=f"{tmp_path}/brittle.py:brittle")
-    assert row["reward"] == 1
+    assert row["reward"] == 1 and row["reward_failures"] > 0
     assert "warning: reward 'brittle' raised ZeroDivisionError" in capsys.readouterr().err
 
 

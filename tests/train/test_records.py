@@ -12,8 +12,9 @@ from rich.console import Console
 
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.rewards.calling import Scores
+from rlax_llm.rewards.calling import Reward, Scores
 from rlax_llm.train.completions_table import completions_table
+from rlax_llm.train.judging import Judge
 from rlax_llm.train.progress import Progress
 from rlax_llm.train.rollouts import Rollout, Sampling
 from rlax_llm.types import Completions
@@ -44,6 +45,13 @@ def test_the_transcript_holds_what_a_tool_answered():
     assert (with_call["completion"], with_call["transcript"]) == ("[1+1]2", "[1+1]{2}2")
     assert with_call["length"] == 6
     assert "transcript" not in without and "rewards" not in without
+
+
+def test_limits_count_what_a_tool_wrote():
+    drawn = rollout(("1+1=", "[1+1]{2}2", "xxxxx...x"), ("1=", "1", "x"))
+    judge = Judge([Reward("any", lambda prompts, completions: [0.0] * len(prompts))], None, ("length", lambda x: -x))
+    written = judge(drawn, 1).by_name["length"]
+    assert written[0] < -drawn.lengths()[0] and written[1] == -drawn.lengths()[1]
 
 
 def test_several_rewards_are_told_one_by_one():
