@@ -30,7 +30,7 @@ NAMES = (
     "value_model_start",
 )
 """What is measured over seeds; what else lies there is not of this form."""
-PRETRAINED = ("positive_sentences",)
+PRETRAINED = ("chain_sum", "positive_sentences")
 """On SmolLM2, one seed of several commands; they run for minutes even at their smallest."""
 
 
