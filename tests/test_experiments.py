@@ -19,6 +19,7 @@ NAMES = (
     "control_returns",
     "dpo_and_ipo",
     "gae_lambda",
+    "group_biases",
     "kl_estimators",
     "kto_label_balance",
     "policy_gradient_weights",

@@ -150,7 +150,8 @@ def report(numbers: Mapping[str, Any]) -> str:
 {each(parts)}.
 
 The last quarter of {s["training"]["steps"]} steps; at first {start}. Wasted groups are those without a difference in
-score among what was learnt from: with dynamic sampling, places that stayed empty.
+score among what was learnt from: with dynamic sampling, places that stayed empty. In DAPO the punishment of length
+counts as a difference.
 
 {table(["", *HEADS], rows)}
 
