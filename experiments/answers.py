@@ -187,18 +187,29 @@ def trained(
     wrap: Wrapper = lambda inner: inner,
     reward: Callable[..., jax.Array] = right,
 ) -> Callable[[jax.Array, Params], tuple[Params, Metrics]]:
-    """``(key, base) →`` the policy after training and its metrics, means over ``points`` windows."""
+    """``(key, base) →`` the policy after training and its metrics, means over ``points`` windows.
+
+    ``policy/…`` are of fresh completions at each window's end, of all prompts, whatever a collector picks.
+    """
     request = Request(Categorical(), (language.stop,), language.longest, training.group_size)
     collector = wrap(sampled(language.config, language.prompts, reward, request, training.groups))
     log_probs = group_log_probs(language.config, (training.group_size, PROMPT))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(training.learning_rate))
     update = group_loop(log_probs, objective, optimizer, learning)
     init, step = language_loop(measured(collector), update)
+    fresh = sampled(language.config, language.prompts, right, request, 2 * training.groups)
+
+    def looked_at(params: Params, key: jax.Array) -> Metrics:
+        groups = fresh.collect(fresh.init(params), params, key)[1]
+        metrics = told(groups) | {"truncated": groups.completions.truncated.mean()}
+        metrics["entropy"] = _share(log_probs(params, groups.completions)[1], groups.completions.mask)
+        return {f"policy/{name}": value for name, value in metrics.items()}
 
     def run(key: jax.Array, start: Params) -> tuple[Params, Metrics]:
         def window(state: Any, keys: jax.Array) -> tuple[Any, Metrics]:
             state, metrics = jax.lax.scan(step, state, keys)
-            return state, jax.tree.map(jnp.nanmean, metrics)
+            seen = looked_at(state.learner.params, jax.random.fold_in(keys[0], 2**31 - 1))
+            return state, jax.tree.map(jnp.nanmean, metrics) | seen
 
         keys = jax.random.split(key, (training.points, training.steps // training.points))
         state, metrics = jax.lax.scan(window, init(start), keys)

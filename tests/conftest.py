@@ -8,8 +8,20 @@ import pytest
 
 from rlax_llm.models.loading import LanguageModel, load_model
 
-SMALL = ("tests", "data", "rewards", "envs")
-"""Directories whose programs run in less time than they compile in."""
+LONG = {
+    "test_control.py",
+    "test_control_probes.py",
+    "test_control_run.py",
+    "test_examples.py",
+    "test_gguf.py",
+    "test_group_runs.py",
+    "test_huggingface.py",
+    "test_model_loading.py",
+    "test_preference_runs.py",
+    "test_runs.py",
+    "test_sft_runs.py",
+}
+"""Tests whose programs run for longer than they compile."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,11 +36,10 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that run once and small need no optimisation: those of the equations, of experiments and of doctests."""
+    """Programs that run once and small need no optimisation."""
     before = jax.config.read("jax_disable_most_optimizations")
-    first = request.path.relative_to(request.config.rootpath).parts[0]
-    small = first == "rlax_llm" or request.path.parent.name in SMALL
-    jax.config.update("jax_disable_most_optimizations", small)
+    long = request.path.name in LONG or {"cli", "parity"} & set(request.path.parts)
+    jax.config.update("jax_disable_most_optimizations", not long)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -34,7 +34,9 @@ from rlax_llm.trust_regions import clip
 from rlax_llm.types import Completions
 from rlax_llm.weightings import token_mean
 
-KEYS = ("accuracy", "entropy", "frac_reward_zero_std", "truncated_fraction", "length_wrong", "sampling/rounds")
+ACCURACY, ENTROPY, WASTED = "policy/accuracy", "policy/entropy", "frac_reward_zero_std"
+CUT, LENGTH, ROUNDS = "policy/truncated", "policy/length_wrong", "sampling/rounds"
+KEYS = (ACCURACY, ENTROPY, WASTED, CUT, LENGTH, ROUNDS)
 HEADS = ("accuracy", "entropy", "wasted groups", "truncated", "length of wrong answers", "rounds of sampling")
 
 
@@ -91,7 +93,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
         learning = GroupLearning(settings.epochs, settings.minibatches, teaching=variant.teaching)
         run = trained(language, settings.training, variant.objective, learning, variant.wrap, variant.reward)
         curves[name] = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(keys[1], starts)[1])
-        curves[name].setdefault("sampling/rounds", np.ones_like(curves[name]["accuracy"]))
+        curves[name].setdefault(ROUNDS, np.ones_like(curves[name][ACCURACY]))
     ends = {name: {key: ending(metrics[key]) for key in KEYS} for name, metrics in curves.items()}
     first = ends["GRPO"]
     return curves, {
@@ -125,14 +127,13 @@ def draw(settings: Settings, curves: Mapping[str, Mapping[str, np.ndarray]]) -> 
 
 def verdicts(numbers: Mapping[str, Any]) -> dict[str, bool]:
     """Whether each part does what it is for, by the paired difference to GRPO."""
-    against, ends = numbers["against"], numbers["ends"]
+    against = numbers["against"]
     return {
-        "clip-higher keeps entropy": against["clip-higher"]["entropy"]["low"] > 0,
-        "dynamic sampling wastes fewer groups": against["dynamic sampling"]["frac_reward_zero_std"]["high"] < 0,
-        "the token mean shortens wrong answers": against["token mean"]["length_wrong"]["high"] < 0,
-        "the punishment cuts truncation": against["overlong punishment"]["truncated_fraction"]["high"] < 0,
-        "all together are at least as accurate": against["DAPO, all parts"]["accuracy"]["high"] > 0
-        and ends["DAPO, all parts"]["accuracy"]["mean"] >= ends["GRPO"]["accuracy"]["mean"],
+        "clip-higher keeps entropy": against["clip-higher"][ENTROPY]["low"] > 0,
+        "dynamic sampling wastes fewer groups": against["dynamic sampling"][WASTED]["high"] < 0,
+        "the token mean shortens wrong answers": against["token mean"][LENGTH]["high"] < 0,
+        "the punishment cuts truncation": against["overlong punishment"][CUT]["high"] < 0,
+        "all together are no less accurate": against["DAPO, all parts"][ACCURACY]["high"] > 0,
     }
 
 
@@ -149,7 +150,8 @@ def report(numbers: Mapping[str, Any]) -> str:
 **The claim {verdict_of(parts.values())}** (paired differences to GRPO, whose interval must lie on the right side of 0):
 {each(parts)}.
 
-The last quarter of {s["training"]["steps"]} steps; at first {start}. Wasted groups are those without a difference in
+Fresh completions of all prompts, whatever was picked to learn from; the last quarter of {s["training"]["steps"]}
+steps; at first {start}. Wasted groups are those without a difference in
 score among what was learnt from: with dynamic sampling, places that stayed empty. In DAPO the punishment of length
 counts as a difference.
 
