@@ -133,7 +133,7 @@ def score(
     A function gets each completion as a string where the prompt is a string, and as
     ``[{"role": "assistant", "content": ...}]`` where it is a list of messages; every column of the rows but ``prompt``
     and ``completion`` is passed on as a list. A function that raises is called again on each row alone; the rows on
-    which it raises are reported to ``failed`` and, if that returns, abstain.
+    which it raises are reported to ``failed`` and, if that returns, have no score.
 
     Args:
         rewards: at least one, names all different.
