@@ -208,16 +208,13 @@ def _labels(config: KtoConfig, model: LanguageModel) -> tuple[str, list[Labelled
 
 
 def _sums(config: PreferenceSettings, model: LanguageModel) -> list[Pair]:
-    """Right answers preferred to wrong ones, off by at most ten, as often too small as too large."""
+    """Right answers preferred to those of other sums: neither their size nor their form gives them away."""
     form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
     task = load_task(form, held_out_size=1, seed=config.seed)
-    draw = np.random.default_rng(config.seed)
-    off = draw.integers(1, 11, len(task.train)) * draw.choice([-1, 1], len(task.train))
-    # Below zero there is no answer, and a reward model of sizes alone would do.
-    return [
-        Pair(row["prompt"], row["completion"], str(right + by if right + by >= 0 else right - by))
-        for row, right, by in zip(task.train, (int(row["completion"]) for row in task.train), off.tolist(), strict=True)
-    ]
+    right = np.array([int(row["completion"]) for row in task.train])
+    other = np.random.default_rng(config.seed).permutation(right)
+    wrong = np.where(other == right, right + 1, other).tolist()
+    return [Pair(row["prompt"], row["completion"], str(one)) for row, one in zip(task.train, wrong, strict=True)]
 
 
 class _Referenced(NamedTuple):
