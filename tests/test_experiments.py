@@ -17,6 +17,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 NAMES = (
     "actor_critic",
     "control_returns",
+    "dapo_ablation",
     "dpo_and_ipo",
     "gae_lambda",
     "group_biases",
