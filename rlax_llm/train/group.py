@@ -225,8 +225,7 @@ def group_loop(
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
 
         def learn(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
-            rows, advantages, ref_log_probs, factors = batch
-            return policy_step(now, rows, advantages, ref_log_probs, frozen, factors, state.entropy_coef)
+            return policy_step(now, *batch[:3], frozen, batch[3], state.entropy_coef)
 
         batch = (taught, advantages, ref_log_probs, factors)
         now, metrics = _epochs(_taught(learn), TrainState(*state[:3]), batch, learning, scores.shape[-1], key)
