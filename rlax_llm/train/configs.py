@@ -126,7 +126,9 @@ class EvalConfig:
         "float32", "model", "Number format of the parameters and of the computation."
     )
 
-    task: str = option("arithmetic-words", "task", TASK_HELP, metavar="TASK")
+    task: str | None = option(
+        None, "task", TASK_HELP, "arithmetic-words, or arithmetic for a model without a chat template", "TASK"
+    )
     data: str | None = option(None, "task", DATA_HELP, "the task", "FILE.jsonl")
     reward: str | None = option(None, "task", REWARD_HELP, "the task's own", "MODULE:FUNCTION")
     integer_answers: bool = option(False, "task", INTEGERS_HELP)

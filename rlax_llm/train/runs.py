@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -124,7 +125,11 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    model, task = build_model(config), build_task(config, config.size)
+    model = build_model(config)
+    if config.task is None:
+        form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
+        config = dataclasses.replace(config, task=form)
+    task = build_task(config, config.size)
     sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
     sampler = build_sampler(config.temperature, config.top_k, config.top_p)
     request = sampling.request(sampler, config.max_new_tokens or 0, config.samples)

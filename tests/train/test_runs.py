@@ -174,9 +174,7 @@ def test_sft_then_eval_and_generate(tmp_path, capsys):
     assert rows[-1]["held_out_loss"] < 0.8 * rows[0]["held_out_loss"]
     model = str(directory.model_path)
     capsys.readouterr()
-    summary = runs.run_eval(
-        EvalConfig(model=model, task="arithmetic", size=8, max_new_tokens=4, out=str(tmp_path / "eval"))
-    )
+    summary = runs.run_eval(EvalConfig(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
     assert summary["held_out_accuracy"] == rows[-1]["held_out_accuracy"], "both are greedy on the same split"
     assert len(runs.RunDirectory.reopen(tmp_path / "eval").completions()) == 8
     assert "held_out_accuracy" in capsys.readouterr().out
