@@ -121,9 +121,8 @@ def dtype_of(config: Any) -> Any:
 def build_task(config: GrpoConfig | SftConfig | EvalConfig | PpoConfig, held_out_size: int) -> Task:
     """The task or data file, split by ``config.seed``."""
     reward = getattr(config, "reward", None)
-    task = load_task(
-        config.task or "arithmetic", data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed
-    )
+    assert config.task is not None  # eval's is chosen with its model
+    task = load_task(config.task, data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed)
     return _asked_for_integers(task) if getattr(config, "integer_answers", False) else task
 
 
