@@ -26,9 +26,13 @@ LONG = {
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A program that several tests, processes of pytest or commands build anew is compiled once."""
+    """A program that several tests, processes of pytest or commands build anew is compiled once.
+
+    With ``JAX_COMPILATION_CACHE_DIR`` set, also once for all runs of the tests.
+    """
     base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "jax"
+    own = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "jax"
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", own)
     for name, value in (("compilation_cache_dir", str(cache)), ("persistent_cache_min_compile_time_secs", 0.2)):
         jax.config.update(f"jax_{name}", value)
         os.environ[f"JAX_{name.upper()}"] = str(value)
