@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rlax_llm.data.rows import DataError, Row, user_message
+from rlax_llm.naming import closest
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import completion_text
-from rlax_llm.rewards.loading import closest
 
 _DRAWS = 4  # entries generated for each held-out question wanted, at most
 _INSTRUCTION = "Give only the final answer."

@@ -11,9 +11,10 @@ from typing import Any
 
 from rlax_llm.data import arithmetic, gym, jsonl
 from rlax_llm.data.rows import DataError, Row, batch_indices
+from rlax_llm.naming import closest
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
-from rlax_llm.rewards.loading import closest, load_rewards
+from rlax_llm.rewards.loading import load_rewards
 
 __all__ = ["DataError", "Row", "Task", "batch_indices", "full_score", "load_task"]
 

@@ -14,6 +14,8 @@ from rlax_llm.train.settings import (
     OptimizerSettings,
     RunSettings,
     at_least,
+    check_temperature,
+    check_values,
     option,
 )
 
@@ -71,6 +73,7 @@ class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         self.check_optimizer()
         self.check_model()
         self.check_run()
@@ -105,8 +108,10 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         at_least(self, 1, "max_new_tokens", "samples")
-        at_least(self, 0, "temperature", "top_k", "seed")
+        at_least(self, 0, "temperature", "top_k")
+        check_temperature(self)
         check_top_p(self)
         _check_samples(self)
 
@@ -147,8 +152,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         at_least(self, 1, "size", "samples", "max_prompt_tokens", "max_new_tokens")
-        at_least(self, 0, "temperature", "top_k", "seed")
+        at_least(self, 0, "temperature", "top_k")
+        check_temperature(self)
         check_top_p(self)
         _check_samples(self)
         check_task(self)

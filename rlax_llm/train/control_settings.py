@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.envs.names import nearest
-from rlax_llm.train.settings import above_zero, at_least, option
+from rlax_llm.train.settings import LARGEST_COUNT, above_zero, at_least, check_values, option
 
 _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,
@@ -210,6 +210,7 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         if self.recipe not in FAMILIES:
             raise ValueError(
                 f"control: there is no recipe {self.recipe!r}{nearest(self.recipe, FAMILIES)}; "
@@ -217,7 +218,7 @@ class ControlConfig:
             )
         at_least(self, 1, "seeds", "total_steps", "environments", "horizon_steps", "epochs", "minibatches")
         at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")
-        at_least(self, 0, "seed", "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
+        at_least(self, 0, "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
         at_least(self, 0, "value_coef")
         above_zero(self, "learning_rate", "clip_eps", "kl_target", "kl_radius")
         for name in ("value_clip_eps", "kl_limit", "max_grad_norm"):
@@ -268,6 +269,7 @@ def resolve(config: ControlConfig) -> ControlConfig:
     missing = {name: value for name, value in chosen.items() if getattr(config, name) is None and name not in unread}
     resolved = dataclasses.replace(config, **missing)
     _check_together(resolved)
+    _check_sizes(resolved)
     return resolved
 
 
@@ -297,3 +299,20 @@ def _check_together(config: ControlConfig) -> None:
             f"control: total_steps is {config.total_steps}, wanted at least one rollout: {environments} environments × "
             f"{horizon} steps = {environments * horizon}."
         )
+
+
+def _check_sizes(config: ControlConfig) -> None:
+    """Raise for what 32 bits do not count: the steps of a rollout, optimizer steps, a layer's weights."""
+    environments, horizon = config.environments or 1, config.horizon_steps or 1
+    widths = [*(config.shared or ()), *(config.hidden or ()), 3 * config.memory if config.memory else 1]
+    layer = max(into * out for into, out in zip([1, *widths], widths))
+    updates = (config.total_steps or 1) // (environments * horizon) * (config.epochs or 1) * (config.minibatches or 1)
+    sizes = {
+        "seeds · environments · horizon_steps": config.seeds * environments * horizon,
+        "seeds · eval_episodes · eval_steps": config.seeds * config.eval_episodes * max(config.eval_steps, 1),
+        "seeds · the widths of two layers (shared, hidden, memory)": config.seeds * layer,
+        "the number of optimizer steps (total_steps, epochs, minibatches)": updates,
+    }
+    for named, size in sizes.items():
+        if size > LARGEST_COUNT:
+            raise ValueError(f"control: {named} is {size:,}, wanted at most {LARGEST_COUNT:,}; lower one of them.")

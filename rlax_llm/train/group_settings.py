@@ -14,6 +14,8 @@ from rlax_llm.train.settings import (
     above_zero,
     at_least,
     check_divides,
+    check_temperature,
+    check_values,
     option,
 )
 
@@ -104,6 +106,7 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         self.check_model()
         self.check_optimizer()
         self.check_run()
@@ -113,6 +116,7 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
         at_least(self, 0, "warm_start_steps", "top_k", "kl_coef", "entropy_coef", "entropy_target", "reference_every")
         at_least(self, 0, "reward_workers", "overlong_buffer", "dynamic_rounds")
         above_zero(self, "temperature", "eps", "eps_high", "ceiling", "radius", "reward_timeout")
+        check_temperature(self)
         check_top_p(self)
         if self.data is None or self.reward_model is None:
             check_task(self)

@@ -13,6 +13,8 @@ from rlax_llm.train.settings import (
     RunSettings,
     above_zero,
     at_least,
+    check_temperature,
+    check_values,
     option,
 )
 
@@ -76,6 +78,7 @@ class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         self.check_model()
         self.check_optimizer()
         self.check_run()
@@ -86,6 +89,7 @@ class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
         for name in ("discount", "policy_lambda", "value_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo: {name} is {getattr(self, name)}, wanted a number from 0 to 1.")
+        check_temperature(self)
         check_top_p(self)
         if self.batch_size and self.batch_size % (self.minibatches * self.micro_batches):
             raise ValueError(

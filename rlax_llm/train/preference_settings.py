@@ -12,6 +12,7 @@ from rlax_llm.train.settings import (
     RunSettings,
     above_zero,
     at_least,
+    check_values,
     option,
 )
 
@@ -34,6 +35,7 @@ class PreferenceSettings(RunSettings, BatchSettings, OptimizerSettings, ModelSet
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_values(self)
         self.check_model()
         self.check_optimizer()
         self.check_run()

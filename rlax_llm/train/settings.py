@@ -8,7 +8,8 @@ stands for its value; ``rlax_llm.cli`` makes the command line and the checks of 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,14 +17,30 @@ from typing import Any, Literal
 # Where a run is and which file began it are no part of what the run computes, so they stay out of its config.yaml.
 _PLACES = ("out", "resume", "config")
 
+LARGEST_SEED = 2**32 - 1
+"""JAX reads the last 32 bits of a seed and no more, so a larger one would be another's run."""
+LARGEST_COUNT = 2**31 - 1
+"""Steps, rows and tokens are counted in 32 bits."""
+_LARGEST_FLOAT, _SMALLEST_FLOAT = 3.4e38, 1.2e-38  # of float32
+_COLDEST = 1e-6  # below it, logits divided by a temperature leave float32
+_MAY_BE_INFINITE = ("clip_norm",)
+_MAY_BE_EMPTY = ("prompt",)
+_MAY_BE_LARGE = ("total_steps",)  # counted on the host
+
 MODEL_HELP = (
     "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
     "a Hugging Face directory (RUN_DIR/model of a run too), a .gguf file, or a Hugging Face hub id."
 )
 CHOSEN = "chosen for the model"
-CONFIG_HELP = "YAML file of settings, keys as the flags with underscores; flags given beside it win over it."
+CONFIG_HELP = (
+    "YAML file of settings, keys as the flags with underscores; flags given beside it win over it. It is code, as it "
+    "may name a reward and an optimizer, which are imported."
+)
 _OUT_HELP = "Directory of the run: config.yaml, metrics.jsonl, completions.jsonl, curves.png, summary.json, model/."
-_RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --steps may change."
+_RESUME_HELP = (
+    "Go on with an interrupted run from its directory, with its settings; only --steps may change. The directory is "
+    "code: what its config.yaml names as reward and optimizer is imported."
+)
 
 
 def option(default: Any, group: str, text: str, then: str | None = None, metavar: str | None = None) -> Any:
@@ -72,7 +89,7 @@ class OptimizerSettings:
     optimizer: str = option(
         "adamw",
         "training",
-        "'adamw', or MODULE:FUNCTION that returns an Optax transformation given a schedule.",
+        "'adamw', or MODULE:FUNCTION or FILE.py:FUNCTION that returns an Optax transformation given a schedule.",
         metavar="OPTIMIZER",
     )
     learning_rate: float | None = option(None, "training", "Peak learning rate.", CHOSEN)
@@ -87,7 +104,7 @@ class OptimizerSettings:
     def check_optimizer(self) -> None:
         """Check the ranges of these fields."""
         at_least(self, 1, "steps")
-        at_least(self, 0, "warmup_steps", "weight_decay", "seed")
+        at_least(self, 0, "warmup_steps", "weight_decay")
         above_zero(self, "learning_rate", "clip_norm")
 
 
@@ -150,20 +167,107 @@ def filled_in(config: Any, chosen: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **missing)
 
 
+def check_values(config: Any) -> None:
+    """Raise for a value that no setting takes: of another type, not finite, beyond what can be counted, empty text.
+
+    What is traced is passed over, and so is ``None`` where a setting may be left open. Every command's settings begin
+    their checks here.
+
+    Raises:
+        ValueError: naming the command and the setting.
+
+    >>> from rlax_llm.train.configs import SftConfig
+    >>> SftConfig(learning_rate=float("inf"))
+    Traceback (most recent call last):
+    ValueError: sft: learning_rate is inf, wanted a finite number.
+    >>> SftConfig(seed=2**32)
+    Traceback (most recent call last):
+    ValueError: sft: seed is 4294967296, wanted a whole number from 0 to 4294967295.
+    """
+    for name, types in _types(type(config)).items():
+        value = getattr(config, name)
+        wanted = None if value is None and type(None) in types else _wanted(name, value, types)
+        if wanted is not None:
+            raise ValueError(f"{config.command}: {name} is {value!r}, wanted {wanted}.")
+
+
+@functools.cache
+def _types(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """The types, or the choices, that each setting takes."""
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        options = typing.get_args(hints[field.name]) or (hints[field.name],)
+        found[field.name] = tuple(choice for option in options for choice in _choices(option) or (option,))
+    return found
+
+
+def _choices(option: Any) -> tuple[Any, ...]:
+    return typing.get_args(option) if typing.get_origin(option) is Literal else ()
+
+
+def _wanted(name: str, value: Any, types: tuple[Any, ...]) -> str | None:
+    """What a setting takes instead of the value, or None where it takes it."""
+    if value is None:
+        return "a value"
+    if int in types:
+        return _wanted_count(name, value)
+    if float in types:
+        return _wanted_number(name, value)
+    if str in types:
+        return _wanted_text(name, value)
+    choices = [choice for choice in types if isinstance(choice, str)]
+    return f"one of {', '.join(choices)}" if choices and value not in choices else None
+
+
+def _wanted_count(name: str, value: Any) -> str | None:
+    if isinstance(value, bool | float | str):
+        return "a whole number"
+    if not isinstance(value, int):
+        return None
+    if name == "seed":
+        return None if 0 <= value <= LARGEST_SEED else f"a whole number from 0 to {LARGEST_SEED}"
+    largest = LARGEST_COUNT**2 if name in _MAY_BE_LARGE else LARGEST_COUNT
+    return None if value <= largest else f"a whole number of at most {largest}"
+
+
+def _wanted_number(name: str, value: Any) -> str | None:
+    if isinstance(value, bool | str):
+        return "a number"
+    if not isinstance(value, int | float) or (value == float("inf") and name in _MAY_BE_INFINITE):
+        return None
+    # NaN compares with nothing.
+    return None if abs(value) <= _LARGEST_FLOAT else "a finite number"
+
+
+def _wanted_text(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return "text"
+    if not value.strip() and name not in _MAY_BE_EMPTY:
+        return "text that is not empty"
+    return "text without a NUL character" if "\0" in value else None
+
+
 def at_least(config: Any, bound: int, *names: str) -> None:
-    """Raise for a number below the bound or infinite; ``None`` and traced values are passed over."""
+    """Raise for a number below the bound; ``None`` and traced values are passed over."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, (int, float)) and not (value >= bound and math.isfinite(value)):
+        if isinstance(value, (int, float)) and not value >= bound:
             raise ValueError(f"{config.command}: {name} is {value}, wanted at least {bound}.")
 
 
 def above_zero(config: Any, *names: str) -> None:
-    """Raise for a number that is not positive; ``None`` and traced values are passed over."""
+    """Raise for a number that is not positive in float32; ``None`` and traced values are passed over."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, (int, float)) and not value > 0:
+        if isinstance(value, (int, float)) and not value >= _SMALLEST_FLOAT:
             raise ValueError(f"{config.command}: {name} is {value}, wanted a number greater than 0.")
+
+
+def check_temperature(config: Any) -> None:
+    """Raise for a temperature that is so near 0 that logits divided by it are infinite; 0 itself is greedy."""
+    if 0 < config.temperature < _COLDEST:
+        raise ValueError(f"{config.command}: temperature is {config.temperature}, wanted at least {_COLDEST}.")
 
 
 def check_divides(config: Any, part: str, whole: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.train.configs import EvalConfig, SftConfig
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.settings import OptimizerSettings, filled_in
+from rlax_llm.train.settings import LARGEST_COUNT, OptimizerSettings, filled_in
+from rlax_llm.user_code import named_function, told
 
 _CHARACTER = {
     "groups": 128,
@@ -70,6 +70,7 @@ _LARGE = {
 }
 """What differs by command, for 'char' and for other models."""
 _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arXiv 2106.09685, appendix D)
+_FACTORS = ("groups", "group_size", "batch_size", "samples")  # rows of a step
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model's
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -104,8 +105,70 @@ def _embedded(model: str) -> bool:
     return False
 
 
+def check_batch_of(config: Any) -> None:
+    """Raise where the tokens of one step are more than 32 bits count.
+
+    Args:
+        config: with every default filled in.
+
+    Raises:
+        ValueError: naming the settings that are multiplied.
+
+    >>> check_batch_of(with_defaults(GrpoConfig(group_size=10_000_000)))
+    Traceback (most recent call last):
+    ValueError: grpo: groups · group_size · tokens of a row is 48,640,000,000, wanted at most 2,147,483,647; ...
+    """
+    named = [name for name in _FACTORS if getattr(config, name, None)]
+    row = (getattr(config, "max_prompt_tokens", None) or 0) + config.max_new_tokens
+    row = max(row, getattr(config, "packed_tokens", 0))
+    tokens = row * math.prod(getattr(config, name) for name in named)
+    if tokens > LARGEST_COUNT:
+        raise ValueError(
+            f"{config.command}: {' · '.join([*named, 'tokens of a row'])} is {tokens:,}, wanted at most "
+            f"{LARGEST_COUNT:,}; lower one of them."
+        )
+
+
+def check_fits(config: Any, model: LanguageModel) -> None:
+    """Raise for settings beyond the model, before anything is sampled or trained: rows longer than its positions
+    reach, adapters wider than its matrices.
+
+    Args:
+        config: with every default filled in.
+        model: as loaded.
+
+    Raises:
+        ValueError: naming the setting, and what the model has.
+    """
+    shape = model.config
+    longest = (getattr(config, "max_prompt_tokens", None) or 0) + config.max_new_tokens
+    if hasattr(config, "max_prompt_tokens") and longest > shape.max_positions:
+        raise ValueError(
+            f"{config.command}: max_prompt_tokens {config.max_prompt_tokens} and max_new_tokens "
+            f"{config.max_new_tokens} are {longest} together, beyond the {shape.max_positions} positions of model "
+            f"{config.model}; lower one of them."
+        )
+    widest = max(shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
+    if getattr(config, "lora_rank", 0) > widest:
+        raise ValueError(
+            f"{config.command}: lora_rank is {config.lora_rank}, and model {config.model} has no matrix wider than "
+            f"{widest}; lower it."
+        )
+
+
 def build_model(config: Any) -> LanguageModel:
-    """The named model; ``char`` is a small decoder over the characters of the arithmetic task, from ``config.seed``."""
+    """The named model; ``char`` is a small decoder over the characters of the arithmetic task, from ``config.seed``.
+
+    Raises:
+        ValueError: as ``check_batch_of`` and ``check_fits``.
+    """
+    check_batch_of(config)
+    model = _model(config)
+    check_fits(config, model)
+    return model
+
+
+def _model(config: Any) -> LanguageModel:
     dtype = dtype_of(config)
     if config.model != "char":
         return load_model(config.model, dtype)
@@ -173,23 +236,27 @@ def build_optimizer(config: OptimizerSettings, schedule: optax.Schedule) -> opta
     """Clipping by global norm, then AdamW or the transformation that ``config.optimizer`` names.
 
     Raises:
-        ValueError: where ``MODULE:FUNCTION`` cannot be found or does not return an Optax transformation.
+        ValueError: as ``named_function``; where the function fails or does not return an Optax transformation.
     """
     if config.optimizer == "adamw":
         chosen = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay)
     else:
-        chosen = _imported(config.optimizer)(schedule)
-        if not isinstance(chosen, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-            raise ValueError(f"optimizer {config.optimizer} returned {type(chosen).__name__}, wanted Optax's.")
+        chosen = _made(config.optimizer, schedule)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), chosen)
 
 
-def _imported(spec: str) -> Callable[[optax.Schedule], Any]:
-    place, _, name = spec.partition(":")
+def _made(spec: str, schedule: optax.Schedule) -> Any:
+    """What a function of the user's makes of a schedule."""
+    factory = named_function("optimizer", spec)
     try:
-        return getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"optimizer {spec!r} was not found ({error}); give adamw or MODULE:FUNCTION.") from error
+        made = factory(schedule)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"optimizer {spec!r}: given a schedule, it raised {told(error)}.") from error
+    if not isinstance(made, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+        raise ValueError(
+            f"optimizer {spec!r}: given a schedule, it returned {type(made).__name__}, wanted an Optax transformation."
+        )
+    return made
 
 
 def build_sampler(temperature: float, top_k: int, top_p: float) -> Sampler:

@@ -48,8 +48,8 @@ def test_a_written_configuration_gives_the_same_run(tmp_path, dump):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("hidden: 64", r"hidden is 64, wanted a list of whole numbers, such as \[64, 64\]\."),
-        ("hidden: [64, a]", r"hidden is \[64, 'a'\], wanted a list of whole numbers"),
+        ("hidden: 64", r"hidden is '64', wanted a list of whole numbers, such as \[64, 64\]\."),
+        ("hidden: [64, a]", r"hidden is \['64', 'a'\], wanted a list of whole numbers"),
         ("weight: best", "weight is 'best', wanted one of total_return, return_to_go, "),
         ("learning_rate: fast", "learning_rate is 'fast', wanted a number"),
         ("clip: 0.1", "control has no setting 'clip'; did you mean "),

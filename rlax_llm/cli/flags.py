@@ -1,0 +1,106 @@
+"""The words of a command line as settings: ``--name value``, ``--name=value``, ``--name`` and ``--no-name``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from rlax_llm.cli.values import converted, is_list, is_truth
+
+
+def flag(name: str) -> str:
+    """How the command line writes a setting.
+
+    >>> flag("learning_rate")
+    '--learning-rate'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether ``-h`` or ``--help`` is among the flags.
+
+    >>> asks_for_help(["--steps", "3", "-h"]), asks_for_help(["--", "-h"])
+    (True, False)
+    """
+    flags = words[: words.index("--")] if "--" in words else words
+    return "-h" in flags or "--help" in flags
+
+
+def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
+    """The settings of ``kind`` that the words of a command line give; of a flag that is there twice, the last.
+
+    Args:
+        kind: a configuration's class, with its ``command``; a field without a default is a word without a flag.
+        words: those after the command's name. All after ``--`` are without a flag.
+
+    Raises:
+        ValueError: naming the flag: unknown (and the nearest known), without a value, or with one of a wrong type.
+
+    >>> from rlax_llm.train.configs import GenerateConfig
+    >>> read_flags(GenerateConfig, ["--samples", "3", "--temperature=0.5", "hello"])
+    {'samples': 3, 'temperature': 0.5, 'prompt': 'hello'}
+    >>> read_flags(GenerateConfig, ["--sample", "3"])
+    Traceback (most recent call last):
+    ValueError: generate has no flag --sample; did you mean --samples?
+    """
+    hints = typing.get_type_hints(kind)
+    places = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    known = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name not in places}
+    found: dict[str, Any] = {}
+    waiting, only_words = deque(words), False
+    while waiting:
+        word = waiting.popleft()
+        if word == "--" and not only_words:
+            only_words = True
+        elif word.startswith("--") and not only_words:
+            name, value = _setting(kind.command, known, word, waiting)
+            found[name] = value
+        else:
+            found[_place(kind.command, places, found, word)] = word
+    return found
+
+
+def _setting(command: str, known: dict[str, Any], word: str, waiting: deque[str]) -> tuple[str, Any]:
+    written, equals, text = word.partition("=")
+    name = written[2:].replace("-", "_")
+    negated = name.removeprefix("no_")
+    if name not in known and negated in known and is_truth(known[negated]):
+        if equals:
+            raise ValueError(f"{command}: {written} takes no value, got {text!r}; leave it out.")
+        return negated, False
+    if name not in known:
+        raise ValueError(f"{command} has no flag {written}; {_hint(command, name, known)}")
+    hint = known[name]
+    if is_truth(hint) and not equals:
+        return name, True
+    if is_list(hint):
+        return name, converted(written, text.split() if equals else _values(waiting), hint)
+    if not equals and (not waiting or waiting[0].startswith("--")):
+        raise ValueError(f"{command}: {written} has no value; give one, as {written} VALUE.")
+    return name, converted(written, text if equals else waiting.popleft(), hint)
+
+
+def _values(waiting: deque[str]) -> list[str]:
+    """The words up to the next flag."""
+    found = []
+    while waiting and not waiting[0].startswith("--"):
+        found.append(waiting.popleft())
+    return found
+
+
+def _hint(command: str, name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name.lower(), [*known, *(f"no_{x}" for x in known if is_truth(known[x]))], n=1)
+    return f"did you mean {flag(near[0])}?" if near else f"rlax-llm {command} --help lists them."
+
+
+def _place(command: str, places: Sequence[str], found: dict[str, Any], word: str) -> str:
+    free = [name for name in places if name not in found]
+    if free:
+        return free[0]
+    taken = f"one {places[0]}, in quotes where it has blanks" if places else "flags, which begin with --"
+    raise ValueError(f"{command}: the word {word!r} belongs to no flag, wanted {taken}.")

@@ -1,0 +1,121 @@
+"""Functions of a user's own by name: ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlax_llm.naming import closest
+
+_SHOWN = 300
+
+
+def named_function(what: str, spec: str, failure: type[ValueError] = ValueError) -> Callable[..., Any]:
+    """The function that ``spec`` names; its module, or file, is imported and so runs.
+
+    Modules of Python's own library are not imported: nothing in them is what is wanted (``os:system``).
+
+    Args:
+        what: what the function is to be, which the messages begin with.
+        spec: ``MODULE:FUNCTION``, looked up in the working directory first, or ``FILE.py:FUNCTION``.
+        failure: the class of what is raised.
+
+    Raises:
+        ValueError: no such module, file or function (with the closest name there is), a module that fails or leaves
+            while it is imported (chained), a name that is not a function.
+
+    >>> named_function("optimizer", "optax:sgdd")
+    Traceback (most recent call last):
+    ValueError: optimizer 'optax:sgdd': optax has no function 'sgdd'; did you mean 'sgd'?
+    >>> named_function("optimizer", "os:system")
+    Traceback (most recent call last):
+    ValueError: optimizer 'os:system': os is a module of Python itself, wanted one of yours.
+    """
+    place, _, name = spec.rpartition(":")
+    if not (place and name):
+        raise failure(f"{what} {spec!r}: wanted MODULE:FUNCTION or FILE.py:FUNCTION.")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else _by_name(place)
+    except _NotThere as error:
+        raise failure(f"{what} {spec!r}: {error}") from error.__cause__
+    if not hasattr(module, name):
+        functions = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
+        raise failure(f"{what} {spec!r}: {place} has no function {name!r}{closest(name, functions)}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise failure(f"{what} {spec!r}: {name} is of type {type(function).__name__}, wanted a function.")
+    return function
+
+
+class _NotThere(Exception):
+    """Why there is no module, as the end of a sentence."""
+
+
+def told(error: BaseException) -> str:
+    """The class of an exception of somebody else's code and what it says, in one line that is not long.
+
+    >>> told(KeyError("a")), told(SystemExit(3)), len(told(ValueError("x" * 5000)))
+    ("KeyError: 'a'", 'SystemExit: 3', 303)
+    """
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception:
+        return f"{type(error).__name__}, which cannot be printed"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _by_name(name: str) -> ModuleType:
+    top = name.partition(".")[0]
+    mine = Path.cwd() / top
+    if top in sys.stdlib_module_names and not (mine.is_dir() or mine.with_suffix(".py").is_file()):
+        raise _NotThere(f"{top} is a module of Python itself, wanted one of yours.")
+    try:
+        with _searched_first(Path.cwd()):
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise _failed(name, error) from error
+        hint = closest(name, [path.stem for path in Path.cwd().glob("*.py")])
+        raise _NotThere(f"there is no module {name!r} here or installed{hint}") from error
+    except (Exception, SystemExit) as error:
+        raise _failed(name, error) from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        hint = closest(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise _NotThere(f"there is no file {path}{hint}")
+    found = importlib.util.spec_from_file_location(f"{path.stem}@{path.resolve()}".replace(".", "_"), path)
+    if found is None or found.loader is None:
+        raise _NotThere(f"{path} cannot be imported.")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    try:
+        with _searched_first(path.resolve().parent):
+            found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[found.name]
+        raise _failed(str(path), error) from error
+    return module
+
+
+@contextlib.contextmanager
+def _searched_first(folder: Path) -> Iterator[None]:
+    """Have imports look in ``folder`` before anywhere else."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _failed(place: str, error: BaseException) -> _NotThere:
+    return _NotThere(f"importing {place} raised {told(error)}.")
