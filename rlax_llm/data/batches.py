@@ -75,9 +75,11 @@ def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDE
     ([[0, 5, 6, 7, 1], [0, 5, 6, 1, 0]], [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]], [0.5])
     """
     sides = [side for row in rows for side in (row.chosen, row.rejected)]
-    laid, width = _laid("pair_rows", [row.prompt for row in rows], sides, pad_id, widths)
+    (tokens, valid, mask), width = _laid("pair_rows", [row.prompt for row in rows], sides, pad_id, widths)
+    learnt = [own for row in rows for own in row.learnt]
+    mask[:, width:] &= _learnt(sides, learnt, mask.shape[1] - width)
     margins = None if rows[0].margin is None else jnp.asarray([row.margin for row in rows], jnp.float32)
-    return PairRows(given(*laid), width, margins)
+    return PairRows(given(tokens, valid, mask), width, margins)
 
 
 def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = AS_NEEDED) -> LabelledRows:
@@ -103,8 +105,10 @@ def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = 
     prompts = [row.prompt for row in rows]
     offset, meets = _mismatch(prompts)
     other = mismatched_rows(len(rows), offset).tolist() if len(rows) > 1 else [0] * len(rows)
-    sides = [side for row, index in zip(rows, other) for side in (row.completion, rows[index].completion)]
+    taken = [one for row, index in zip(rows, other) for one in (row, rows[index])]
+    sides = [row.completion for row in taken]
     (tokens, valid, mask), width = _laid("labelled_rows", prompts, sides, pad_id, widths)
+    mask[:, width:] &= _learnt(sides, [row.learnt for row in taken], mask.shape[1] - width)
     mask[1::2] &= ~meets[:, None]
     return LabelledRows(given(tokens, valid, mask), width, jnp.asarray([row.label for row in rows]))
 
@@ -128,17 +132,22 @@ def demonstration_rows(
     """
     prompts, sides = [row.prompt for row in rows], [row.completion for row in rows]
     (tokens, valid, mask), width = _laid("demonstration_rows", prompts, sides, pad_id, widths)
-    mask[:, width:] &= pad_right([learnt_of(row) for row in rows], mask.shape[1] - width, 0)[0].astype(bool)
+    mask[:, width:] &= _learnt(sides, [row.learnt for row in rows], mask.shape[1] - width)
     return DemonstrationRows(given(tokens, valid, mask), width)
 
 
-def learnt_of(row: DemonstrationTokens) -> list[bool]:
-    """For each id of the completion, whether it is learnt.
+def learnt_of(completion: Sequence[int], learnt: Sequence[bool] | None) -> list[bool]:
+    """For each id of a completion, whether it is learnt; None stands for all.
 
-    >>> learnt_of(DemonstrationTokens([5], [6, 1]))
+    >>> learnt_of([6, 1], None)
     [True, True]
     """
-    return [True] * len(row.completion) if row.learnt is None else row.learnt
+    return [True] * len(completion) if learnt is None else list(learnt)
+
+
+def _learnt(completions: Sequence[Sequence[int]], learnt: Sequence[Sequence[bool] | None], columns: int) -> np.ndarray:
+    """``learnt_of`` of every completion, in as many columns."""
+    return pad_right(list(map(learnt_of, completions, learnt)), columns, 0)[0].astype(bool)
 
 
 def given(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completions:

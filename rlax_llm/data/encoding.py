@@ -1,17 +1,18 @@
-"""Records of text as token ids: what a model would have read and written, prompt and completion encoded apart.
+"""Records of text as token ids: what a model reads and what it is to write.
 
-A completion's text is what the chat template adds behind the prompt's text with the assistant's turn opened, up to and
-with the first stop token: what generation would have produced. Text without a template is taken as it is. Since the two
-are encoded apart, no token lies across the boundary, whatever characters meet there; a stop token is appended to a
-completion that does not end in one.
+A completion's text is what a model has to write behind the prompt that generation reads, up to and with the first stop
+token (``data/conversations.py``). Text without a template is taken as it is, and begins as the tokenizer begins a text.
+The tokens are those of the whole text, so that no tokenizer puts a blank before an answer; the prompt's are those that
+generation reads, and no token lies across the boundary. A stop token is appended to a completion that has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from rlax_llm.data.messages import Message, Text, Verbatim
+from rlax_llm.data.conversations import Pieces, conversation_pieces
+from rlax_llm.data.messages import Text, Verbatim
 from rlax_llm.data.preferences import Demonstration, Labelled, Pair
 from rlax_llm.data.rows import DataError, user_message
 from rlax_llm.models.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ class PairTokens(NamedTuple):
         rejected: as ``chosen``.
         margin: as in ``Pair``.
         where: the row's place, for errors.
+        learnt: of chosen and of rejected, for each id whether it is the assistant's, or None where all are.
     """
 
     prompt: list[int]
@@ -33,6 +35,7 @@ class PairTokens(NamedTuple):
     rejected: list[int]
     margin: float | None = None
     where: str = "a pair"
+    learnt: tuple[list[bool] | None, list[bool] | None] = (None, None)
 
 
 class LabelledTokens(NamedTuple):
@@ -43,12 +46,14 @@ class LabelledTokens(NamedTuple):
         completion: ids, the last one a stop token.
         label: True where desirable.
         where: the row's place, for errors.
+        learnt: for each id of the completion whether it is the assistant's, or None where all are.
     """
 
     prompt: list[int]
     completion: list[int]
     label: bool
     where: str = "a labelled completion"
+    learnt: list[bool] | None = None
 
 
 class DemonstrationTokens(NamedTuple):
@@ -124,9 +129,21 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens
     sides = [(pair.where, pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
     ids = _encoded(tokenizer, sides)
     encoded = [
-        PairTokens(chosen.prompt, chosen.completion, rejected.completion, pair.margin, pair.where)
+        PairTokens(
+            chosen.prompt,
+            chosen.completion,
+            rejected.completion,
+            pair.margin,
+            pair.where,
+            (chosen.learnt, rejected.learnt),
+        )
         for pair, chosen, rejected in zip(pairs, ids[::2], ids[1::2], strict=True)
     ]
+    for chosen, rejected in zip(ids[::2], ids[1::2], strict=True):
+        if chosen.prompt != rejected.prompt:
+            raise DataError(
+                f"{chosen.where}: chosen and rejected answer different prompts; wanted two answers to one prompt."
+            )
     for row in encoded:
         if row.chosen == row.rejected:
             raise DataError(f"{row.where}: chosen and rejected have the same tokens; leave the row out.")
@@ -157,7 +174,8 @@ def encode_labelled(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[Labe
     """
     ids = _encoded(tokenizer, [(row.where, row.prompt, row.completion) for row in rows])
     return [
-        LabelledTokens(own.prompt, own.completion, row.label, row.where) for row, own in zip(rows, ids, strict=True)
+        LabelledTokens(own.prompt, own.completion, row.label, row.where, own.learnt)
+        for row, own in zip(rows, ids, strict=True)
     ]
 
 
@@ -222,25 +240,60 @@ def _too_long(prompt: int, completion: int, limits: Limits) -> str:
 
 
 Exchange = tuple[str, Text, Text]  # the row's place, prompt and completion
-Pieces = list[str]  # of text: prompt, answer, what lies between, answer, …
 
 
 def _encoded(tokenizer: Tokenizer, exchanges: Sequence[Exchange]) -> list[DemonstrationTokens]:
     stops = [tokenizer.decode([token], skip_special=False) for token in tokenizer.eos_ids]
     opened: dict[int, str] = {}
-    pieces = [_pieces(tokenizer, stops, exchange, opened) for exchange in exchanges]
+    rows = [_pieces(tokenizer, stops, exchange, opened) for exchange in exchanges]
     # The two sides of a pair have their prompt in common, and so have many rows.
-    texts = list(dict.fromkeys(text for row in pieces for text in row))
+    texts = list(dict.fromkeys(text for pieces in rows for text in (*_apart(pieces), "".join(pieces))))
     try:
         ids = dict(zip(texts, tokenizer.encode_all(texts), strict=True))
     except ValueError:
-        for (where, *_), row in zip(exchanges, pieces, strict=True):
-            _at(where, tokenizer.encode_all, row)
+        for (where, *_), pieces in zip(exchanges, rows, strict=True):
+            _at(where, tokenizer.encode_all, pieces)
         raise
     return [
-        _tokens(tokenizer, where, [ids[text] for text in row], isinstance(prompt, Verbatim) and not prompt)
-        for (where, prompt, _), row in zip(exchanges, pieces, strict=True)
+        _at(where, _tokens, tokenizer, _parts(tokenizer, pieces, ids), prompt, where)
+        for (where, prompt, _), pieces in zip(exchanges, rows, strict=True)
     ]
+
+
+def _apart(pieces: Pieces) -> Pieces:
+    """The pieces to encode alone: of two the first one, since the whole's tokens give the other."""
+    return pieces[:1] if len(pieces) == 2 else pieces
+
+
+def _parts(tokenizer: Tokenizer, pieces: Pieces, known: Mapping[str, list[int]]) -> list[list[int]]:
+    """The whole text's tokens, parted where its pieces are; no token lies across a boundary.
+
+    The first part is what a sampler reads, the prompt encoded alone. Where its tokens begin the whole's, the whole's
+    tokens it is. Elsewhere a token of the whole lies across the boundary (two line ends that meet are one token in
+    many vocabularies): the sampler will never have read it, so what follows is encoded as it stands behind the prompt.
+    """
+    if len(pieces) > 2 and _joined(known[piece] for piece in pieces) == known["".join(pieces)]:
+        return [known[piece] for piece in pieces]
+    text, parts = pieces[0], [known[pieces[0]]]
+    for piece in pieces[1:]:
+        text += piece
+        whole = known[text] if text in known else tokenizer.encode(text)
+        parts.append(_behind(tokenizer, _joined(parts), piece, whole))
+    return parts
+
+
+def _behind(tokenizer: Tokenizer, before: list[int], piece: str, whole: list[int]) -> list[int]:
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    wanted = tokenizer.decode(whole, skip_special=False)
+    for encode in (tokenizer.encode_inside, tokenizer.encode):
+        ids = encode(piece)
+        if tokenizer.decode([*before, *ids], skip_special=False) == wanted:
+            return ids
+    raise ValueError(
+        f"the tokenizer has no tokens for {piece[:40]!r} that spell it behind the text before it; end that text "
+        "elsewhere, at the end of a word or a line."
+    )
 
 
 Result = TypeVar("Result")
@@ -259,13 +312,17 @@ def _at(where: str, function: Callable[..., Result], *arguments: object) -> Resu
 def _pieces(tokenizer: Tokenizer, stops: Sequence[str], exchange: Exchange, opened: dict[int, str]) -> Pieces:
     """The text of an exchange; ``opened`` keeps what the template makes of each prompt, by its identity."""
     where, prompt, completion = exchange
-    if isinstance(prompt, Verbatim) or (not tokenizer.has_chat_template and isinstance(prompt, str)):
+    if not _templated(tokenizer, prompt):
         return [str(prompt), _at(where, _string, completion)]
     messages = user_message(prompt) if isinstance(prompt, str) else prompt
     answers = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     if id(prompt) not in opened:
         opened[id(prompt)] = _at(where, tokenizer.prompt_text, prompt)
-    return _at(where, _turns, tokenizer, stops, (list(messages), list(answers)), opened[id(prompt)])
+    return _at(where, conversation_pieces, tokenizer, stops, (messages, answers), opened[id(prompt)])
+
+
+def _templated(tokenizer: Tokenizer, prompt: Text) -> bool:
+    return not isinstance(prompt, Verbatim) and (tokenizer.has_chat_template or not isinstance(prompt, str))
 
 
 def _string(completion: Text) -> str:
@@ -274,49 +331,23 @@ def _string(completion: Text) -> str:
     return completion
 
 
-def _turns(
-    tokenizer: Tokenizer, stops: Sequence[str], turns: tuple[list[Message], list[Message]], prompt_text: str
-) -> Pieces:
-    """The whole conversation's text, cut at the beginning of each answer and behind the stop token that ends it."""
-    prompt, answers = turns
-    messages = prompt + answers
-    whole = tokenizer.conversation_text(messages)
-    pieces, done = [], 0
-    for index in range(len(prompt), len(messages)):
-        if messages[index]["role"] != "assistant":
-            continue
-        opened = prompt_text if index == len(prompt) else tokenizer.prompt_text(messages[:index])
-        last = index + 1 == len(messages)
-        closed = whole if last else tokenizer.conversation_text(messages[: index + 1])
-        if not (whole.startswith(opened) and whole.startswith(closed) and len(opened) < len(closed)):
-            raise ValueError(
-                "the chat template's text of the conversation does not begin with its text of the prompt; use a "
-                "template that writes earlier turns alike."
-            )
-        inside = [stop for stop in stops if stop in messages[index]["content"]]
-        if inside:
-            raise ValueError(f"the completion holds the stop token {inside[0]!r}; remove it from the text.")
-        answer = closed[len(opened) :]
-        ends = [answer.index(stop) + len(stop) for stop in stops if stop in answer]
-        end = len(opened) + min(ends, default=len(answer))
-        pieces += [whole[done : len(opened)], whole[len(opened) : end]]
-        done = end
-    return pieces
-
-
-def _tokens(tokenizer: Tokenizer, where: str, ids: list[list[int]], whole_text: bool) -> DemonstrationTokens:
-    prompt, *rest = ids
-    answers = rest[::2]
-    if whole_text:
+def _tokens(tokenizer: Tokenizer, parts: list[list[int]], prompt: Text, where: str) -> DemonstrationTokens:
+    whole_text = isinstance(prompt, Verbatim) and not prompt
+    read, *rest = parts if _templated(tokenizer, prompt) else _begun(tokenizer, parts)
+    if whole_text and not read:
         # Nothing comes before a text's first token, so that none can be asked to predict it.
-        prompt, answers = answers[0][:1], [answers[0][1:]]
-    if not prompt:
+        read, rest = rest[0][:1], [rest[0][1:]]
+    if not read:
         raise DataError(f"{where}: the prompt has no tokens; a completion needs at least one before it.")
-    if len(rest) == 1:
-        return DemonstrationTokens(prompt, _stopped(tokenizer, where, answers[0], whole_text), None, where)
     rest = [*rest[:-1], _stopped(tokenizer, where, rest[-1], whole_text)]
     learnt = [index % 2 == 0 for index, part in enumerate(rest) for _ in part]
-    return DemonstrationTokens(prompt, _joined(rest), learnt, where)
+    return DemonstrationTokens(read, _joined(rest), learnt if len(rest) > 1 else None, where)
+
+
+def _begun(tokenizer: Tokenizer, parts: list[list[int]]) -> list[list[int]]:
+    """The parts of a text, behind what the tokenizer begins a text with."""
+    count = len(tokenizer.begun(_joined(parts))) - len(_joined(parts))
+    return [tokenizer.begun(_joined(parts))[:count] + parts[0], *parts[1:]]
 
 
 def _joined(parts: Iterable[Sequence[int]]) -> list[int]:

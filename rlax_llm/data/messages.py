@@ -6,6 +6,7 @@ from typing import Any
 
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tables import kind
+from rlax_llm.models.chat import content_text, plain_message
 
 Message = dict[str, Any]
 Text = str | list[Message]
@@ -27,6 +28,9 @@ class Verbatim(str):
 def check_text(where: str, name: str, text: Any) -> None:
     """Raise unless ``text`` is a string or a list of messages with a role and a content each, and not empty.
 
+    A content is a string or a list of text parts; beside calls of tools it may be missing. Half of a character (a lone
+    surrogate, as a cut through an emoji leaves it) is in none of them: no tokenizer takes it.
+
     Args:
         where: the row, for the error.
         name: the column, for the error.
@@ -43,43 +47,75 @@ def check_text(where: str, name: str, text: Any) -> None:
         raise DataError(f"{where}: the {name} is {kind(text)}, wanted a string or a list of messages.")
     if not text:
         raise DataError(f"{where}: the {name} is empty.")
-    for index, message in enumerate(text if isinstance(text, list) else []):
-        if not isinstance(message, dict):
-            raise DataError(f"{where}: message {index} of the {name} is {kind(message)}, wanted an object.")
-        for field in ("role", "content"):
-            if not isinstance(message.get(field), str):
-                found = kind(message[field]) if field in message else "missing"
-                raise DataError(f"{where}: message {index} of the {name} has {field!r} {found}, wanted a string.")
+    if isinstance(text, str):
+        _check_whole(where, f"the {name}", text)
+        return
+    for index, message in enumerate(text):
+        _check_message(where, f"message {index} of the {name}", message)
+
+
+def _check_message(where: str, name: str, message: Any) -> None:
+    if not isinstance(message, dict):
+        raise DataError(f"{where}: {name} is {kind(message)}, wanted an object.")
+    for field in ("role", "content"):
+        value = message.get(field)
+        if field == "content" and (isinstance(value, list) or (value is None and message.get("tool_calls"))):
+            continue
+        if not isinstance(value, str):
+            found = kind(message[field]) if field in message else "missing"
+            raise DataError(f"{where}: {name} has {field!r} {found}, wanted a string.")
+    try:
+        _check_whole(where, name, content_text(plain_message(message)["content"]))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{where}: {name}: {error}") from error
+
+
+def _check_whole(where: str, name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {name} has half of a character, {text[error.start]!r} (a lone surrogate), at position "
+            f"{error.start}; write the character whole or remove it."
+        ) from None
 
 
 def answer_text(where: str, name: str, text: Any, prompt: Text) -> Text:
-    """One answer of the assistant, in the form of its prompt: a string, or a list of one message.
+    """An answer of the assistant, in the form of its prompt: a string, or a list of messages.
+
+    Several messages are several turns, tools' and users' among them, of which the last one is the assistant's.
 
     Args:
         where: the row, for the error.
         name: the column, for the error.
-        text: what the column holds: a string or one assistant message.
+        text: what the column holds: a string or messages.
         prompt: what it answers.
 
     Raises:
-        DataError: an answer that is empty, of a wrong type, not the assistant's, or of several messages.
+        DataError: an answer that is empty, of a wrong type or not the assistant's.
 
     >>> answer_text("line 1", "completion", [{"role": "assistant", "content": "2"}], "1+1=")
     '2'
     """
     check_text(where, name, text)
-    content = text if isinstance(text, str) else answers(where, name, text)[-1]["content"]
-    if not isinstance(text, str) and len(text) > 1:
-        raise DataError(f"{where}: the {name} has {len(text)} messages, wanted one, the assistant's.")
-    if not content:
+    if isinstance(text, str):
+        return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    last = answers(where, name, text)[-1]
+    content = plain_message(last)["content"]
+    if not content and not last.get("tool_calls"):
         raise DataError(f"{where}: the {name} is empty.")
-    if isinstance(prompt, str):
-        return content
-    return [{"role": "assistant", "content": content}] if isinstance(text, str) else text
+    return content if isinstance(prompt, str) and len(text) == 1 else text
 
 
 def answers(where: str, name: str, messages: list[Message]) -> list[Message]:
-    """The messages, if the last one is the assistant's.
+    """The messages, if the last one is the assistant's, and the one before it is not.
+
+    Args:
+        where: the row, for the error.
+        name: what the messages are, for the error.
+        messages: as ``check_text`` takes them.
 
     Raises:
         DataError: naming the row and whose the last message is.
@@ -91,4 +127,6 @@ def answers(where: str, name: str, messages: list[Message]) -> list[Message]:
         raise DataError(
             f"{where}: the last message of the {name} is the {messages[-1]['role']}'s, wanted the assistant's."
         )
+    if len(messages) > 1 and messages[-2]["role"] == "assistant":
+        raise DataError(f"{where}: the last two messages of the {name} are both the assistant's; join them into one.")
     return messages

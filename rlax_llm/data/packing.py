@@ -56,7 +56,8 @@ def packed(bins: Sequence[Sequence[DemonstrationTokens]], pad_id: int, width: in
     [[1, 1, 2, 2, 0]]
     """
     tokens, valid = pad_right([_flat([*row.prompt, *row.completion] for row in own) for own in bins], width, pad_id)
-    mask, _ = pad_right([_flat([False] * len(row.prompt) + learnt_of(row) for row in own) for own in bins], width, 0)
+    learnt = [_flat([False] * len(row.prompt) + learnt_of(row.completion, row.learnt) for row in own) for own in bins]
+    mask, _ = pad_right(learnt, width, 0)
     numbered = [_flat([number] * length_of(row) for number, row in enumerate(own, start=1)) for own in bins]
     segments, _ = pad_right(numbered, width, 0)
     return Packed(*given(tokens, valid, mask.astype(bool)), segments=jnp.asarray(segments))

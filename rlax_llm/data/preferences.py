@@ -201,7 +201,10 @@ def every_turn(where: str, row: Row) -> Demonstration:
     first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
     if first == 0:
         raise DataError(f"{where}: the first message is the assistant's; wanted a message to answer before it.")
-    if any(message["role"] == "assistant" and not message["content"] for message in messages):
+    said = [
+        message.get("content") or message.get("tool_calls") for message in messages if message["role"] == "assistant"
+    ]
+    if not all(said):
         raise DataError(f"{where}: the completion is empty.")
     return Demonstration(messages[:first], messages[first:], where, _others(row, ("messages",)))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rlax_llm.models import backend, chat
+from rlax_llm.models.backend import fast_class
+from rlax_llm.models.chat import Message, one_line
+
 PAD, EOS = "<|pad|>", "<|eos|>"
-Message = Mapping[str, Any]
 _TEXTS = 1000  # encoded at a time; the backend keeps ten times the text's memory
 
 
@@ -18,7 +21,8 @@ class Tokenizer:
 
     Args:
         fast: a ``transformers.PreTrainedTokenizerFast``.
-        eos_ids: every id that ends a completion, the tokenizer's own first; empty takes the tokenizer's own alone.
+        eos_ids: ids that end a completion, beside the tokenizer's own, which comes first, and the one that the chat
+            template writes behind an answer, which comes last.
 
     >>> tokenizer = Tokenizer.characters("0123456789+=")
     >>> tokenizer.encode("1+2=")
@@ -28,10 +32,10 @@ class Tokenizer:
     """
 
     def __init__(self, fast: Any, eos_ids: Iterable[int] = ()) -> None:
-        own = () if fast.eos_token_id is None else (fast.eos_token_id,)
+        own = (fast.eos_token_id, *(int(token) for token in eos_ids), chat.turn_end(fast))
         self._fast = fast
-        self._eos_ids = tuple(dict.fromkeys((*own, *(int(token) for token in eos_ids))))
-        self._alphabet = _alphabet(fast)
+        self._eos_ids = tuple(dict.fromkeys(token for token in own if token is not None))
+        self._alphabet = backend.alphabet(fast)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -51,7 +55,7 @@ class Tokenizer:
             fast = fast_class().from_pretrained(str(directory), local_files_only=True)
         except Exception as error:
             raise ValueError(
-                f"{directory}: the tokenizer cannot be read ({_one_line(error)}); download or export its files again."
+                f"{directory}: the tokenizer cannot be read ({one_line(error)}); download or export its files again."
             ) from error
         return cls(fast, _listed_eos(directory))
 
@@ -73,11 +77,11 @@ class Tokenizer:
             got = f"repeats {''.join(repeated)!r}" if repeated else "is empty"
             raise ValueError(f"Tokenizer.characters: the alphabet {got}, wanted distinct characters.")
         # The model is declared without an unknown token: nothing is ever mapped to one, which keeps decoding lossless.
-        backend = Backend(models.WordLevel({token: index for index, token in enumerate([PAD, EOS, *alphabet])}))
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        backend.decoder = decoders.Fuse()
+        words = Backend(models.WordLevel({token: index for index, token in enumerate([PAD, EOS, *alphabet])}))
+        words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        words.decoder = decoders.Fuse()
         # Text that spells a special token stays text.
-        return cls(fast_class()(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, split_special_tokens=True))
+        return cls(fast_class()(tokenizer_object=words, pad_token=PAD, eos_token=EOS, split_special_tokens=True))
 
     @property
     def pad_id(self) -> int:
@@ -122,22 +126,14 @@ class Tokenizer:
         """Token ids of ``text``; no special token is added.
 
         Raises:
-            ValueError: a character outside a character tokenizer's alphabet.
+            ValueError: a character outside a character tokenizer's alphabet, half of a character, or one that the
+                vocabulary has no token for.
 
         >>> Tokenizer.characters("ab").encode("abc")
         Traceback (most recent call last):
         ValueError: Tokenizer.encode: 'c' at position 2 is not in the alphabet 'ab'; add it or remove it from the text.
         """
-        self._check_alphabet(text)
-        return self._fast.encode(text, add_special_tokens=False)
-
-    def _check_alphabet(self, text: str) -> None:
-        for position, character in enumerate(text if self._alphabet else ""):
-            if character not in self._alphabet:
-                raise ValueError(
-                    f"Tokenizer.encode: {character!r} at position {position} is not in the alphabet "
-                    f"{self._alphabet!r}; add it or remove it from the text."
-                )
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of every text, on all cores.
@@ -148,40 +144,132 @@ class Tokenizer:
         >>> Tokenizer.characters("ab").encode_all(["ab", ""])
         [[2, 3], []]
         """
-        for text in texts if self._alphabet else ():
-            self._check_alphabet(text)
+        for text in texts:
+            self._check_characters(text)
         ids: list[list[int]] = []
         for start in range(0, len(texts), _TEXTS):
             # The limit of length that it would warn of is the caller's business.
             part = list(texts[start : start + _TEXTS])
-            ids += self._fast(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            try:
+                encoded = self._fast(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            except Exception as error:
+                raise ValueError(
+                    f"Tokenizer.encode: the tokenizer cannot encode the text ({one_line(error)}); remove what it does "
+                    "not know from the text, or give it a token for the unknown."
+                ) from error
+            ids += encoded["input_ids"]
         return ids
+
+    def _check_characters(self, text: str) -> None:
+        try:
+            coded = text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Tokenizer.encode: {text[error.start]!r} at position {error.start} is half of a character (a lone "
+                "surrogate); write the character whole or remove it from the text."
+            ) from None
+        for position, character in enumerate(text if self._alphabet else ""):
+            if character not in self._alphabet:
+                raise ValueError(
+                    f"Tokenizer.encode: {character!r} at position {position} is not in the alphabet "
+                    f"{self._alphabet!r}; add it or remove it from the text."
+                )
+        if len(coded.translate(None, self._unknown_bytes)) < len(coded):
+            unknown = set(self._unknown_bytes)
+            position = next(index for index, character in enumerate(text) if unknown & set(character.encode()))
+            raise ValueError(
+                f"Tokenizer.encode: the vocabulary has no token for {text[position]!r} at position {position}; remove "
+                "it from the text."
+            )
+
+    def encode_inside(self, text: str) -> list[int]:
+        """``encode`` of what stands inside a longer text: without the blank that some tokenizers put before a text.
+
+        Raises:
+            ValueError: as ``encode``.
+
+        >>> Tokenizer.characters("ab").encode_inside("ab")
+        [2, 3]
+        """
+        if self._blank_before and text:
+            for neighbour in backend.NEIGHBOURS:
+                alone, ids = self.encode_all([neighbour, neighbour + text])
+                if ids[: len(alone)] == alone:
+                    return ids[len(alone) :]
+        return self.encode(text)
+
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """Ids of a text behind the tokens that the tokenizer begins a text with, a beginning of sequence for most.
+
+        They are not put there twice. A conversation needs none: its chat template writes them.
+
+        Args:
+            ids: as ``encode`` gives them.
+
+        >>> Tokenizer.characters("ab").begun([2, 3])
+        [2, 3]
+        """
+        beginning = self._beginning
+        return list(ids) if list(ids[: len(beginning)]) == beginning else [*beginning, *ids]
+
+    @cached_property
+    def _beginning(self) -> list[int]:
+        return backend.beginning(self._fast)
+
+    @cached_property
+    def _blank_before(self) -> bool:
+        """Whether a text's tokens depend on its being a text's beginning, as SentencePiece's do."""
+        for text in backend.NEIGHBOURS:
+            try:
+                once, twice = self.encode_all([text, text + text])
+            except ValueError:
+                continue
+            if self.decode(once + once) != self.decode(twice):
+                return True
+        return False
+
+    @cached_property
+    def _unknown_bytes(self) -> bytes:
+        return backend.unknown_bytes(self._fast)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of token ids, no space touched; special tokens are left out unless ``skip_special`` is False.
 
-        What was encoded comes back exactly, except for bytes that the vocabulary has no token for.
+        What was encoded comes back exactly, but for what a tokenizer of other make changes in a text, its letters' case
+        for one.
+
+        Raises:
+            ValueError: what the backend does not take for ids.
         """
         # Numpy and JAX scalars are welcome; the backend wants plain ints.
         plain = [int(token) for token in ids]
-        return self._fast.decode(plain, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+        try:
+            return self._fast.decode(plain, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+        except Exception as error:
+            raise ValueError(
+                f"Tokenizer.decode: the tokenizer cannot decode the ids ({one_line(error)}); give ids of its own."
+            ) from error
 
     def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """Token ids of a prompt, ready for the model to continue: of its ``prompt_text``.
+
+        Text without a chat template begins as the tokenizer begins a text: with a beginning of sequence, for most.
 
         Args:
             prompt: text, or messages ``{"role": ..., "content": ...}``.
 
         Raises:
-            ValueError: as ``prompt_text``.
+            ValueError: as ``prompt_text`` and ``encode``.
         """
-        return self.encode(self.prompt_text(prompt))
+        ids = self.encode(self.prompt_text(prompt))
+        return ids if self.has_chat_template else self.begun(ids)
 
     def prompt_text(self, prompt: str | Sequence[Message]) -> str:
         """Text of a prompt, ready for the model to continue.
 
-        With a chat template a string becomes one user message, and the template opens the assistant's turn. Without
-        one a string is what it is.
+        With a chat template a string becomes one user message, and the template opens the assistant's turn; where the
+        last message is the assistant's, it is the beginning of the answer and stays open. Without a template a string
+        is what it is.
 
         Args:
             prompt: text, or messages ``{"role": ..., "content": ...}``.
@@ -194,8 +282,20 @@ class Tokenizer:
         """
         if isinstance(prompt, str) and not self.has_chat_template:
             return prompt
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return self._rendered("prompt", messages, add_generation_prompt=True)
+        given = self._messages("prompt", prompt)
+        continues = given[-1]["role"] == "assistant"
+        return (chat.continued if continues else chat.opened)(self._fast, given)
+
+    def opened_text(self, messages: Sequence[Message]) -> str:
+        """Text that the chat template makes of whole turns, and of the assistant's next turn opened behind them.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``.
+
+        Raises:
+            ValueError: no chat template, or messages that it does not take.
+        """
+        return chat.opened(self._fast, self._messages("conversation", messages))
 
     def conversation_text(self, messages: Sequence[Message]) -> str:
         """Text that the chat template makes of whole turns; nothing is opened behind them.
@@ -206,27 +306,32 @@ class Tokenizer:
         Raises:
             ValueError: no chat template, or messages that it does not take.
         """
-        return self._rendered("conversation", messages, add_generation_prompt=False)
+        return chat.closed(self._fast, self._messages("conversation", messages))
 
-    def _rendered(self, what: str, messages: Sequence[Message], **settings: bool) -> str:
+    def answer_frame(self, messages: Sequence[Message]) -> tuple[str, str] | None:
+        """What the chat template writes before and behind an answer to these messages; None where that cannot be seen.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``, those before the answer.
+
+        Raises:
+            ValueError: no chat template, or messages that it does not take.
+        """
+        return chat.frame(self._fast, self._messages("conversation", messages))
+
+    def _messages(self, what: str, prompt: str | Sequence[Message]) -> list[dict[str, Any]]:
         if not self.has_chat_template:
             raise ValueError(
                 f"Tokenizer: the {what} is a list of messages and the tokenizer has no chat template; give a string, "
                 "or a model with a chat template."
             )
-        # A table of fixed columns fills the fields that a message has not with null; a template takes them for there.
-        given = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        given = [chat.plain_message(message) for message in messages]
         if not given or any("role" not in message or "content" not in message for message in given):
             raise ValueError(
                 f"Tokenizer: the messages are {given!r}, wanted a list of at least one {{'role': ..., 'content': ...}}."
             )
-        try:
-            return self._fast.apply_chat_template(given, tokenize=False, **settings)
-        except Exception as error:
-            raise ValueError(
-                f"Tokenizer: the chat template refuses the messages ({_one_line(error)}); "
-                "give the roles in the order that the model was trained on."
-            ) from error
+        return given
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for one completion, fed id by id: see :class:`StreamDecoder`."""
@@ -295,31 +400,6 @@ class StreamDecoder:
         return piece
 
 
-def fast_class() -> Any:
-    """``transformers.PreTrainedTokenizerFast``, imported here so that ``import rlax_llm`` stays quick."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    given = os.environ.get(name)
-    # transformers warns, at its first import, that there is no torch; here there need be none.
-    os.environ[name] = "1"
-    try:
-        from transformers import PreTrainedTokenizerFast
-    finally:
-        os.environ.pop(name)
-        os.environ |= {} if given is None else {name: given}
-    return PreTrainedTokenizerFast
-
-
-def _alphabet(fast: Any) -> str:
-    """The alphabet of a character tokenizer, in id order; empty for every other kind."""
-    from tokenizers.models import WordLevel
-
-    model = fast.backend_tokenizer.model
-    special = set(fast.all_special_tokens)
-    tokens = [token for token, _ in sorted(fast.get_vocab().items(), key=lambda item: item[1]) if token not in special]
-    words = isinstance(model, WordLevel) and fast.unk_token is None
-    return "".join(tokens) if words and all(len(token) == 1 for token in tokens) else ""
-
-
 def _listed_eos(directory: Path) -> list[int]:
     """The stop ids that ``generation_config.json`` lists, in its order."""
     file = directory / "generation_config.json"
@@ -328,9 +408,5 @@ def _listed_eos(directory: Path) -> list[int]:
     try:
         listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not a JSON object ({_one_line(error)}); download or export it again.") from error
+        raise ValueError(f"{file} is not a JSON object ({one_line(error)}); download or export it again.") from error
     return [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -98,7 +98,7 @@ def test_an_implicit_prompt_is_the_longest_that_can_be(chosen, rejected):
     assert (prompt + left, prompt + right) == (chosen, rejected)
     assert prompt and left and right
     longer = min(len(left), len(right)) == 1 or left[0] != right[0]
-    cut = left[0] == right[0] == " " and (min(len(left), len(right)) == 2 or left[1] != right[1])
+    cut = left[0] == right[0] == " " and (min(len(left), len(right)) <= 2 or left[1] != right[1])
     assert longer or cut
 
 
@@ -203,8 +203,25 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
         ),
         (
             pair,
-            {"chosen": TURNS[:3], "rejected": [*QUESTION, assistant("3"), user("?"), assistant("4")]},
-            "the rejected has 3 messages, wanted one, the assistant's.",
+            {"chosen": TURNS[:3], "rejected": [*QUESTION, assistant("3"), user("?"), assistant("4"), assistant("5")]},
+            "the last two messages of the rejected are both the assistant's; join them into one.",
+        ),
+        (
+            labelled,
+            LABEL | {"prompt": "Say \ud83d"},
+            "the prompt has half of a character, '\\ud83d' (a lone surrogate), at position 4; write the character "
+            "whole or remove it.",
+        ),
+        (
+            labelled,
+            SHOWN | {"label": True, "completion": [assistant("\udc00")]},
+            "message 0 of the completion has half of a character, '\\udc00' (a lone surrogate), at position 0; write "
+            "the character whole or remove it.",
+        ),
+        (
+            last_turn,
+            SHOWN | {"completion": [{"role": "assistant", "content": [{"type": "image"}]}]},
+            "message 0 of the completion: the content of a message holds 'image', wanted text or parts of type 'text'.",
         ),
         (pair, PAIR | {"margin": "2"}, "the margin is '2', wanted a number."),
         (pair, PAIR | {"margin": True}, "the margin is True, wanted a number."),

@@ -208,3 +208,42 @@ def test_an_unfinished_character_comes_out_as_a_replacement(tokenizer):
     decoder = tokenizer.stream_decoder()
     assert decoder.push(tokenizer.encode("🦆")[0]) == ""
     assert decoder.flush() == "\ufffd"
+
+
+# Text that a tokenizer cannot take.
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\ud83d", r"'\\ud83d' at position 1 is half of a character \(a lone surrogate\)"),
+        ("ab\x13", r"the vocabulary has no token for '\\x13' at position 2"),
+        ("\U00080000", r"the vocabulary has no token for '\\U00080000' at position 0"),
+    ],
+)
+def test_smollm2_refuses_what_would_be_lost(tokenizer, text, words):
+    for encode in (tokenizer.encode, tokenizer.encode_prompt):
+        with pytest.raises(ValueError, match=r"the vocabulary has no|half of a character"):
+            encode(text)
+    with pytest.raises(ValueError, match=words):
+        tokenizer.encode_all(["fine", text])
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_smollm2_takes_a_text_whole_or_not_at_all(tokenizer, text):
+    try:
+        ids = tokenizer.encode(text)
+    except ValueError:
+        return
+    assert tokenizer.decode(ids, skip_special=False) == text
+
+
+def test_the_backends_errors_are_sentences():
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    tokenizer = Tokenizer(fast_class()(tokenizer_object=Backend(models.WordLevel({"ab": 0}, unk_token="[UNK]"))))
+    with pytest.raises(ValueError, match=r"cannot encode the text \(WordLevel error: Missing \[UNK\]"):
+        tokenizer.encode("b")
+    with pytest.raises(ValueError, match="cannot decode the ids"):
+        tokenizer.decode([-1])
