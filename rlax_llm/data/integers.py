@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rlax_llm.data.rows import DataError, Row
+from rlax_llm.rewards.golds import known_answer
 
 _LETTERS = "mnpqrs"
 _WRAPPED = re.compile(r"\\boxed\{(.*)\}|\$(.*)\$|\\\((.*)\\\)", re.DOTALL)
-_DROPPED = re.compile(r"\\left|\\right|\\[,!]|(?<=\d)\{,\}(?=\d)")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DROPPED = re.compile(r"\\left|\\right|\\!|^(-?)\\?\$(?=[\d.])")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\\!|\{,\}|\\,|[ \u00a0\u2009\u202f]|,)\d{3})+(?![\d])")
 _SIDE_BY_SIDE = re.compile(r"\d\s+\d")
 _QUOTIENT = re.compile(r"\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+)")
 _NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
@@ -55,11 +56,12 @@ def _plain(answer: str) -> str:
     text = answer.strip().rstrip(".")
     while found := _WRAPPED.fullmatch(text):
         text = next(part for part in found.groups() if part is not None).strip()
-    text = re.sub(r"\\[; ]", " ", _DROPPED.sub("", text))
+    # Within parentheses a comma may be that of a pair.
+    text = text if "(" in text else _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
+    text = re.sub(r"\\[,; ]", " ", _DROPPED.sub(r"\1", text))
     if _SIDE_BY_SIDE.search(text):
         return ""
-    # Within parentheses a comma may be that of a pair.
-    text = re.sub(r"\s", "", text if "(" in text else _THOUSANDS.sub("", text))
+    text = re.sub(r"\s", "", text)
     # What LaTeX reads as one argument, or as a symbol and a number, before letters stand in for the digits.
     text = re.sub(r"\\(frac|sqrt)(\d)", r"\\\1{\2}", re.sub(r"\\[dt]frac", r"\\frac", text))
     text = re.sub(r"(\\frac\{\d+\})(\d)", r"\1{\2}", text)
@@ -95,7 +97,7 @@ def with_integer_answers(where: str, rows: Sequence[Row]) -> tuple[list[Row], in
     for number, row in enumerate(rows, 1):
         if "answer" not in row:
             raise DataError(f"{where}: row {number} has no column 'answer', which integer_answers reads.")
-        if (found := integer_form(str(row["answer"]))) is not None:
+        if (found := integer_form(known_answer(row["answer"]) or "")) is not None:
             form, total = found
             changed = {"prompt": _asking(row["prompt"], form), "answer": total}
             kept.append({name: value for name, value in row.items() if name != "completion"} | changed)

@@ -6,18 +6,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlax_llm.rewards.golds import answer_text, known_answer
+
+_BLANK = r"[ \u00a0\u2009\u202f]|\\[,!:; ]|\\?\{,\}|,\\!|,"
 _NUMBER = re.compile(
     r"""
+    (?P<part>    # of a fraction, a power or a name
+        (?:[\d)}\]a-zA-Z]\s?/|[_^]|(?<=[\w)])\*\*)\s?[{(]?
+      | \\[dtc]?frac\s*(?:\{[^{}]*\}|\d)\s*\{?
+    )?
     (?P<sign>(?<![\w)\]}])[-\u2212\u2010\u2013\uff0d])?    # a dash right after a word or a bracket is an operator
-    [$\u20ac\u00a3]?
+    (?:\\?[$\u20ac\u00a3])?
     (?:
-        (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)
+        (?P<whole>[0-9]{1,3}(?:(?:BLANK)[0-9]{3})+(?![0-9])|[0-9]+)
         (?:\.(?P<fraction>[0-9]+))?
       | \.(?P<bare_fraction>[0-9]+)
     )
-    """,
+    (?:[eE](?P<exponent>[-+]?[0-9]{1,4})(?![\w]))?
+    """.replace("BLANK", _BLANK.replace(" ", "\\ ")),
     re.VERBOSE,
 )
+_LARGEST_EXPONENT = 1000
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
@@ -37,41 +46,69 @@ def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
 def last_integer(text: str) -> str | None:
     """Decimal digits, with a leading ``-`` if negative, of the last number in ``text``.
 
-    Commas between thousands, currency signs, Unicode minus signs, leading zeros and a fraction of zeros are read as
-    people write them. A dash right after a word or a closing bracket is an operator, not a sign. A string is returned
-    because it has no limit on its number of digits.
+    Commas or blanks between thousands, currency signs, Unicode minus signs, leading zeros, a fraction of zeros and a
+    power of ten are read as people write them. A dash right after a word or a closing bracket is an operator, not a
+    sign. A string is returned because it has no limit on its number of digits.
 
     Returns:
-        The integer in its shortest form; ``None`` if there is no number or the last one is not an integer.
+        The integer in its shortest form; ``None`` if there is no number, or the last one is not an integer, is part of
+        a fraction or a power, or is one of two different numbers with "or" between them.
 
     >>> last_integer("12 + 30 = 42."), last_integer("about -1,234.00"), last_integer("10-3"), last_integer("it is 2.5")
     ('42', '-1234', '3', None)
+    >>> last_integer("1e3 or 1 000"), last_integer("3 1/2"), last_integer("4 or 5")
+    ('1000', None, None)
     """
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
         return None
-    found = numbers[-1]
-    if (found["fraction"] or found["bare_fraction"] or "").strip("0"):
+    found = _integer(numbers[-1])
+    if len(numbers) > 1 and re.fullmatch(r"[\s,$*]*\bor\b[\s$*]*", text[numbers[-2].end() : numbers[-1].start()]):
+        return found if found == _integer(numbers[-2]) else None
+    return found
+
+
+def _integer(found: re.Match[str]) -> str | None:
+    if found["part"]:
         return None
-    digits = (found["whole"] or "0").replace(",", "").lstrip("0") or "0"
+    whole, fraction = re.sub(r"\D", "", found["whole"] or ""), found["fraction"] or found["bare_fraction"] or ""
+    exponent = int(found["exponent"] or 0)
+    if abs(exponent) > _LARGEST_EXPONENT:
+        return None
+    point = len(whole) + exponent
+    written = "0" * max(0, -point) + (whole + fraction).ljust(point, "0")
+    if written[max(point, 0) :].strip("0"):
+        return None
+    digits = written[: max(point, 0)].lstrip("0") or "0"
     return f"-{digits}" if found["sign"] and digits != "0" else digits
 
 
-def exact_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+def exact_answer(
+    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any
+) -> list[float | None]:
     """1 where the completion, stripped of surrounding white space, is the answer; else 0.
 
     Args:
         prompts: not used.
         completions: strings or assistant messages.
-        answer: column of right answers, compared as text.
+        answer: column of right answers, compared as text; a whole number is written without a fraction.
 
-    >>> exact_answer(["1+1=", "2+2="], ["2 ", "5"], answer=["2", "4"])
-    [1.0, 0.0]
+    Returns:
+        None where the answer is missing: null, NaN, empty, or neither text nor a number.
+
+    >>> exact_answer(["1+1=", "2+2=", ""], ["2 ", "5", "?"], answer=["2", 4.0, None])
+    [1.0, 0.0, None]
     """
-    return [float(completion_text(given).strip() == str(right).strip()) for given, right in zip(completions, answer)]
+    rights = [answer_text(right) for right in answer]
+    return [
+        None if right is None else float(completion_text(given).strip() == right)
+        for given, right in zip(completions, rights)
+    ]
 
 
-def integer_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
+def integer_answer(
+    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any
+) -> list[float | None]:
     """1 where the last number in the completion is the integer that the answer holds; else 0.
 
     Args:
@@ -79,22 +116,30 @@ def integer_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: S
         completions: strings or assistant messages.
         answer: column of right answers: integers, or text whose last number is one.
 
-    Raises:
-        ValueError: an answer holds no integer.
+    Returns:
+        None where the answer is missing or holds no integer.
 
-    >>> integer_answer(["", ""], ["17 + 25 = 42.", "Forty-one"], answer=["42", 41])
-    [1.0, 0.0]
+    >>> integer_answer(["", "", ""], ["17 + 25 = 42.", "Forty-one", "1"], answer=["42", 41, None])
+    [1.0, 0.0, None]
     """
+    rights = [expected_integer(right) for right in answer]
     return [
-        float(last_integer(completion_text(given)) == _expected(right)) for given, right in zip(completions, answer)
+        None if right is None else float(last_integer(completion_text(given)) == right)
+        for given, right in zip(completions, rights)
     ]
 
 
-def _expected(answer: Any) -> str:
-    digits = last_integer(str(answer))
-    if digits is None:
-        raise ValueError(f"the answer {answer!r} holds no integer")
-    return digits
+def expected_integer(answer: Any) -> str | None:
+    """The integer that an answer holds; ``None`` where it is missing or holds none.
+
+    Args:
+        answer: one value of a column.
+
+    >>> expected_integer("so #### 1,042"), expected_integer(1e22), expected_integer("3 1/2"), expected_integer(None)
+    ('1042', '10000000000000000000000', None, None)
+    """
+    text = known_answer(answer)
+    return None if text is None else last_integer(text)
 
 
 def matching(pattern: str) -> Callable[..., list[float]]:

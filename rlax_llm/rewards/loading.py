@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from rlax_llm.naming import closest
 from rlax_llm.rewards import mathematics
 from rlax_llm.rewards.calling import Reward, RewardError
-from rlax_llm.rewards.functions import exact_answer, integer_answer, matching, repeated, word_limit
+from rlax_llm.rewards.functions import exact_answer, expected_integer, integer_answer, matching, repeated, word_limit
+from rlax_llm.rewards.golds import answer_text
 from rlax_llm.user_code import named_function
 
 
@@ -34,6 +35,11 @@ def _whole(text: str) -> int:
 
 
 BUILT_IN = {"exact_answer": exact_answer, "integer_answer": integer_answer, "math_answer": mathematics.math_answer}
+_READ: dict[Callable[..., Any], Callable[[Any], bool]] = {
+    exact_answer: lambda answer: answer_text(answer) is not None,
+    integer_answer: lambda answer: expected_integer(answer) is not None,
+    mathematics.math_answer: mathematics.readable,
+}
 FAMILIES = {
     "format": Family("REGEX", matching),
     "words": Family("LIMIT", lambda text: word_limit(_whole(text))),
@@ -112,6 +118,20 @@ def load_reward(spec: str) -> Reward:
         hint = closest(family, [*BUILT_IN, *FAMILIES])
         raise RewardError(f"reward {spec!r}: wanted MODULE:FUNCTION, FILE.py:FUNCTION or one of {known}{hint}")
     return Reward(name, named_function("reward", spec, RewardError), spec=spec)
+
+
+def unread_answers(reward: Reward, answers: Iterable[Any]) -> list[Any]:
+    """The right answers that a built-in reward cannot read, so that their rows have no score from it.
+
+    Args:
+        reward: any; of other functions nothing is known, and the list is empty.
+        answers: the column ``answer``.
+
+    >>> unread_answers(load_reward("integer_answer"), ["42", None, "many", 3.0])
+    [None, 'many']
+    """
+    read = _READ.get(reward.function)
+    return [] if read is None else [answer for answer in answers if not read(answer)]
 
 
 def _member(spec: str, family: str, argument: str) -> Reward:

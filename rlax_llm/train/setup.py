@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import optax
 from rlax_llm.data import jsonl
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.data.integers import with_integer_answers
-from rlax_llm.data.tasks import Task, load_task
+from rlax_llm.data.tasks import DataError, Task, load_task
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
 from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.rewards.loading import unread_answers
 from rlax_llm.train.configs import EvalConfig, SftConfig
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
@@ -73,6 +75,7 @@ _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arX
 _FACTORS = ("groups", "group_size", "batch_size", "samples")  # rows of a step
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model's
+_ANSWERS_READ = 1000  # rows whose answers are looked at before a run; a formula takes a hundredth of a second
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -186,7 +189,30 @@ def build_task(config: GrpoConfig | SftConfig | EvalConfig | PpoConfig, held_out
     reward = getattr(config, "reward", None)
     assert config.task is not None  # eval's is chosen with its model
     task = load_task(config.task, data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed)
-    return _asked_for_integers(task) if getattr(config, "integer_answers", False) else task
+    return _told_of_answers(_asked_for_integers(task) if getattr(config, "integer_answers", False) else task)
+
+
+def _told_of_answers(task: Task) -> Task:
+    """The task, after a sentence for each reward that cannot read some of the first right answers.
+
+    Raises:
+        DataError: a reward that counts can read none.
+    """
+    answers = [row.get("answer") for row in [*task.held_out, *task.train][:_ANSWERS_READ]]
+    for reward in task.rewards:
+        unread = unread_answers(reward, answers)
+        if len(unread) == len(answers) and reward.weight:
+            raise DataError(
+                f"{task.name}: {reward.name} can read none of the {len(answers)} answers, wanted what it documents; "
+                f"the first is {unread[0]!r}. Correct the column 'answer', or give another reward."
+            )
+        if unread:
+            print(
+                f"{task.name}: {reward.name} cannot read the answer of {len(unread)} of {len(answers)} rows; it gives "
+                f"them no score. The first is {unread[0]!r}.",
+                file=sys.stderr,
+            )
+    return task
 
 
 def _asked_for_integers(task: Task) -> Task:

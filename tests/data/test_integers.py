@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +39,10 @@ def test_an_integer_is_itself_however_it_is_written(n):
         f" {n}. ",
         f"\\( {n} \\)",
         f"{n}.0",
+        f"{n:,}".replace(",", r"\,"),
+        f"{n:,}".replace(",", " "),
+        f"{n:,}".replace(",", "\u202f"),
+        f"-\\${-n:,}" if n < 0 else f"\\${n:,}",
     ):
         assert integer_form(written) == ("", n)
 
@@ -81,7 +86,25 @@ def test_latex_without_braces_reads_as_with_them():
 
 @pytest.mark.parametrize(
     "answer",
-    ["1 1/2", "3 4", r"5\ 7/8", "1, 234", "(1,234)", r"\frac{10}{15}+\sqrt{2}", r"\frac{6}{8}\pi", r"2/4-\sqrt{3}"]
+    [
+        "1 1/2",
+        r"3\,1/2",
+        r"3\,4",
+        "3{,}14",
+        "3,14",
+        "1.234.567",
+        "None",
+        "nan",
+        "True",
+        "1e5",
+        "3 4",
+        r"5\ 7/8",
+        "1, 234",
+        "(1,234)",
+        r"\frac{10}{15}+\sqrt{2}",
+        r"\frac{6}{8}\pi",
+        r"2/4-\sqrt{3}",
+    ]
     + ["x+1", r"\pi", "", "(1,2)", "2^{10}", "two", r"5\text{ cm}", "1/0", r"\sin{2}", "50%"],
 )
 def test_what_a_rule_cannot_check_has_no_form(answer):
@@ -101,6 +124,16 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
     assert kept[1]["prompt"] == rows[1]["prompt"]
     assert integer_answer(["", ""], ["m + n = 5", "7"], answer=[row["answer"] for row in kept]) == [1.0, 1.0]
     assert all("completion" not in row for row in kept) and json.dumps(rows) == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "total"),
+    [(42.0, 42), (np.float32(42), 42), (1e22, 10**22), (0.75, 7), (["7"], 7), ("12 000", 12000), (r"\$32,348", 32348)]
+    + [(None, None), (math.nan, None), (True, None), ("N/A", None), ("", None), (["4", "5"], None), ({"a": 1}, None)],
+)
+def test_answers_of_any_type_are_read_or_left_out(answer, total):
+    kept, left_out = with_integer_answers("it", [{"prompt": "?", "answer": 1}, {"prompt": "?", "answer": answer}])
+    assert ([row["answer"] for row in kept], left_out) == (([1], 1) if total is None else ([1, total], 0))
 
 
 def test_mistakes_are_told():

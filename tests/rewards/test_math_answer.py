@@ -71,7 +71,7 @@ def test_a_formula_that_takes_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr(parser, "extract_target_from_pred", slowly)
     monkeypatch.setattr("rlax_llm.rewards.mathematics._SECONDS", 1)
     before = signal.getsignal(signal.SIGALRM)
-    assert math_answer([""] * 3, ["slow", "4", "4"], answer=["4", "slow", "4"]) == [0.0, None, 1.0]
+    assert math_answer([""] * 3, [r"$\sqrt{slow}$", "4", "4"], answer=["4", r"\sqrt{slow}", "4"]) == [0.0, None, 1.0]
     assert signal.getsignal(signal.SIGALRM) is before
 
 

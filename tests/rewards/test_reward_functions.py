@@ -1,10 +1,14 @@
+import math
 import re
+from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rlax_llm.rewards.functions import exact_answer, integer_answer, last_integer, matching, repeated, word_limit
+from rlax_llm.rewards.loading import load_reward, unread_answers
 
 RENDERINGS = [
     "{}",
@@ -41,6 +45,15 @@ def test_any_rendering_of_any_integer_is_read(number, rendering, style, minus):
         ("1,2,3", "3"),
         ("1,2345", "2345"),
         ("12345,678", "678"),
+        ("1 234 567", "1234567"),
+        (r"1\,000", "1000"),
+        ("2.5e3", "2500"),
+        ("25e-1", None),
+        ("1e9999", None),
+        ("6/2", None),
+        ("x_2", None),
+        ("2**3", None),
+        ("3 km/5", None),
         ("-$5", "-5"),
         ("$1,000,000.00", "1000000"),
         ("007", "7"),
@@ -63,9 +76,61 @@ def test_answers_are_compared_with_texts_and_messages():
     assert exact_answer([""], [[]], answer=["x"]) == [0.0]
 
 
-def test_an_answer_without_an_integer_is_an_error():
-    with pytest.raises(ValueError, match="the answer 'many' holds no integer"):
-        integer_answer([""], ["3"], answer=["many"])
+@pytest.mark.parametrize(
+    ("answer", "completion", "exact", "integer"),
+    [
+        (42.0, "42", 1.0, 1.0),
+        (np.float32(42), "42", 1.0, 1.0),
+        (np.int64(42), " 42\n", 1.0, 1.0),
+        (Decimal("42.00"), "42", 1.0, 1.0),
+        (-0.0, "0", 1.0, 1.0),
+        (1e22, "10000000000000000000000", 1.0, 1.0),
+        (1e22, "22", 0.0, 0.0),
+        (["42"], "42", 1.0, 1.0),
+        ("42", "42.0", 0.0, 1.0),
+        (0.5, "0.5", 1.0, None),
+        (np.float32(0.1), "0.1", 1.0, None),
+        (None, "None", None, None),
+        (math.nan, "nan", None, None),
+        (math.inf, "inf", None, None),
+        (True, "True", None, None),
+        (np.False_, "0", None, None),
+        ("", "", None, None),
+        ("  ", "", None, None),
+        ([], "", None, None),
+        (["4", "5"], "4", None, None),
+        ({"value": 4}, "4", None, None),
+        ("N/A", "N/A", 1.0, None),
+        ("many", "3", 0.0, None),
+        ("3 1/2", "2", 0.0, None),
+        ("1/2", "2", 0.0, None),
+        ("2^{10}", "10", 0.0, None),
+        ("12 000", "12,000", 0.0, 1.0),
+        ("12 000", "0", 0.0, 0.0),
+        (r"\$32,348", "It is 32 348.", 0.0, 1.0),
+        ("10,\\!000", "10000", 0.0, 1.0),
+        ("5", "1e5", 0.0, 0.0),
+        ("100000", "1e5", 0.0, 1.0),
+        ("5", "4 or 5", 0.0, 0.0),
+        ("5", "5 or 5.0", 0.0, 1.0),
+        ("2", "1/2", 0.0, 0.0),
+        ("2", r"\frac{1}{2}", 0.0, 0.0),
+        ("10", "2^{10}", 0.0, 0.0),
+        ("7", "<answer>7</answer>", 0.0, 1.0),
+        ("... so 6 * 7 = <<6*7=42>>42\n#### 42", "42", 0.0, 1.0),
+    ],
+)
+def test_answers_of_any_type_and_completions_as_people_write_them(answer, completion, exact, integer):
+    assert exact_answer([""], [completion], answer=[answer]) == [exact]
+    assert integer_answer([""], [completion], answer=[answer]) == [integer]
+
+
+def test_a_list_of_answers_that_cannot_be_read():
+    answers = ["42", None, "many", 3.0]
+    assert unread_answers(load_reward("integer_answer"), answers) == [None, "many"]
+    assert unread_answers(load_reward("exact_answer"), answers) == [None]
+    assert unread_answers(load_reward("math_answer"), [*answers, r"\frac{"]) == [None, r"\frac{"]
+    assert unread_answers(load_reward("words=3"), answers) == []
 
 
 LETTERS = st.text("ab<>/ \n", max_size=12)

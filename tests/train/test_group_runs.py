@@ -248,6 +248,22 @@ def test_answers_can_be_turned_into_integers(tmp_path, capsys):
         GrpoConfig(integer_answers=True)
 
 
+def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsys):
+    data = tmp_path / "answers.jsonl"
+    rows = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(["1/2", None, r"\frac{", "7", "x + 1"])]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = GrpoConfig(data=str(data), reward="math_answer + 0*integer_answer", seed=1)
+    assert len(build_task(config, 1).train) == 4
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        f"{data}: math_answer cannot read the answer of 2 of 5 rows; it gives them no score. The first is " in told[0]
+    )
+    assert f"{data}: integer_answer cannot read the answer of 3 of 5 rows" in told[1] and len(told) == 2
+    data.write_text("".join(json.dumps(row | {"answer": None}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"answers\.jsonl: math_answer can read none of the 5 answers.*first is None"):
+        build_task(config, 1)
+
+
 def test_completions_are_kept_with_their_rewards(tmp_path):
     directory, _ = ran(tmp_path, steps=1)
     rows = [row for row in directory.completions() if row["step"] == 1 and not row.get("held_out")]
