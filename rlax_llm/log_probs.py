@@ -19,7 +19,7 @@ def _chunk_logits(hidden: jax.Array, targets: jax.Array, thresholds: jax.Array, 
     """Tempered logits of one chunk, in at least float32, −inf where top-k or top-p cut them."""
     head, temperature = softmax
     # Divided in float32, as the sampler does: hidden states divided in bfloat16 would move log-probabilities by 0.1.
-    logits = jnp.matmul(hidden, head.T, preferred_element_type=temperature.dtype) / temperature
+    logits = jnp.matmul(hidden, head.astype(hidden.dtype).T, preferred_element_type=temperature.dtype) / temperature
     # The chosen token was kept by the sampler, whatever the last bit of its logit says now.
     kept = (logits >= thresholds[:, None]) | (jnp.arange(head.shape[0]) == targets[:, None])
     return jnp.where(kept, logits, -jnp.inf)
@@ -70,7 +70,7 @@ def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tupl
         temperature_slope = -(slope * finite).sum()  # each row of slope sums to 0, so log p does for the logits
         slope = slope.astype(h.dtype)
         head_slope = jnp.matmul(slope.T, h, preferred_element_type=totals[0].dtype)
-        return (totals[0] + head_slope, totals[1] + temperature_slope), slope @ head
+        return (totals[0] + head_slope, totals[1] + temperature_slope), slope @ head.astype(h.dtype)
 
     zeros = jnp.zeros(head.shape, temperature.dtype), jnp.zeros_like(temperature)
     (head_gradient, temperature_gradient), hidden_gradient = jax.lax.scan(step, zeros, rows)
@@ -101,7 +101,7 @@ def token_log_probs(
 
     Args:
         hidden: ``[N, D]``.
-        head: ``[V, D]``.
+        head: ``[V, D]``; a wider one is rounded to the dtype of ``hidden``, its gradient is not.
         targets: ``[N]`` int32.
         temperature: > 0, dimensionless.
         thresholds: ``[N]`` float or None, not differentiated.

@@ -17,7 +17,16 @@ import jax.numpy as jnp
 from rlax_llm.generation.sampling import Draw, Sampler
 from rlax_llm.models.attention import Segment, attention, segment
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import block, causal, head, layer_scan, positions_of, rms_norm
+from rlax_llm.models.decoder import (
+    block,
+    causal,
+    embedding,
+    layer_scan,
+    narrowed,
+    positions_of,
+    rms_norm,
+    vocabulary_logits,
+)
 from rlax_llm.models.functional import Params
 from rlax_llm.types import Completions
 
@@ -88,7 +97,9 @@ def unstack(params: Params) -> Params:
     return params | {"layers": layers}
 
 
-_unstack = jax.jit(unstack)
+@partial(jax.jit, static_argnums=0)
+def _unrolled(config: DecoderConfig, params: Params) -> Params:
+    return unstack(narrowed(config, params))
 
 
 def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
@@ -111,7 +122,7 @@ def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
 
 
 def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
-    logits = jnp.matmul(hidden, head(params).T, preferred_element_type=jnp.float32)
+    logits = vocabulary_logits(params, hidden)
     return _record(state, request.sampler(jax.random.fold_in(state.key, state.step), logits), request.stop_ids)
 
 
@@ -140,7 +151,8 @@ def prefill(
         The prompts' cache and the state of ``P · G`` rows after one draw.
     """
     apply, positions, attend = block(config)[1], positions_of(valid), causal(valid)
-    x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), params["embed"][tokens], False)
+    embedded = embedding(config, params, tokens)
+    x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
     hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
     prompts, rows = tokens.shape[0], tokens.shape[0] * request.group_size
     shape = (prompts, request.group_size, config.num_kv_heads)
@@ -169,7 +181,7 @@ def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: De
     positions = jnp.repeat(prompt.valid.sum(-1, dtype=jnp.int32), group_size)[:, None] + at
     prompt_mask = prompt.valid[:, None, None, :]
     own_mask = jnp.broadcast_to(jnp.arange(room) <= at, (prompts, 1, 1, room))
-    x, caches = params["embed"][token], []
+    x, caches = embedding(config, params, token), []
     for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
 
         def attend(
@@ -251,7 +263,7 @@ def stream(
     room = min(FIRST_ROOM, limit)
     prompt, state = prefill(config, params, *prompts, key, request, room)
     yield state
-    unrolled, drawn = _unstack(params), 1
+    unrolled, drawn = _unrolled(config, params), 1
     while drawn < limit and bool(state.alive.any()):
         if drawn > room:
             room = min(2 * room, limit)
@@ -306,7 +318,7 @@ def generate_at_once(
     limit = request.max_new_tokens
     _check_lengths(config, prompts[0].shape[1], limit)
     prompt, state = prefill(config, params, *prompts, key, request, limit)
-    state = decode(config, unstack(params), prompt, state, jnp.int32(limit), request)
+    state = decode(config, _unrolled(config, params), prompt, state, jnp.int32(limit), request)
     return completions(*prompts, state, request)
 
 

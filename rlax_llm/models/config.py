@@ -112,6 +112,8 @@ class DecoderConfig:
         qk_norm: RMS norm over each query and key head (Qwen3).
         max_positions: longest sequence, tokens.
         lora: an adapter that the layers read beside their own weights (``adapter_shapes``), or None.
+        compute_dtype: number format of the products and activations, as "bfloat16"; None is that of the parameters.
+            Parameters keep theirs, and so do their gradients; norms, softmax and losses are float32 at least.
     """
 
     vocab_size: int
@@ -129,6 +131,7 @@ class DecoderConfig:
     qk_norm: bool = False
     max_positions: int = 2_048
     lora: Lora | None = None
+    compute_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -18,33 +18,34 @@ from flax import nnx
 
 from rlax_llm.mapping import map_in_cache
 from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
-from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.functional import Params, functional
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """``x / √(mean(x²) + eps) · weight`` over the last axis, computed in float32 (arXiv 1910.07467).
+    """``x / √(mean(x²) + eps) · weight`` over the last axis, computed in float32 (arXiv 1910.07467), in x's dtype.
 
     >>> rms_norm(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0).round(3).tolist()
     [0.84..., 1.13...]
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
-    return (wide * scale).astype(x.dtype) * weight
+    return (wide * scale * weight).astype(x.dtype)
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """``x · weight`` over the last axis, as one matrix product over all tokens.
+    """``x · weight`` over the last axis, as one matrix product over all tokens, in x's dtype.
 
+    A wider weight is rounded here, at its use, so that its gradient is summed over all uses in the weight's own dtype.
     Contracting batch and time as two axes makes XLA copy the transposed slope for the weight's derivative: a quarter of
     a small model's update.
 
     >>> linear(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
-    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1)
+    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
 class Block(nnx.Module):
@@ -80,7 +81,8 @@ class Block(nnx.Module):
             return projected
         a, b = getattr(self, f"{name}_lora_a")[...], getattr(self, f"{name}_lora_b")[...]
         # An adapter may be wider than its base: bfloat16 would round its small steps away.
-        return projected + linear(linear(x, a) * lora.scale, b).astype(projected.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, a.dtype))
+        return projected + linear(linear(wide, a) * lora.scale, b).astype(projected.dtype)
 
     def attend(self, h: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
         """Project to heads, norm (Qwen3), rotate and attend."""
@@ -89,7 +91,7 @@ class Block(nnx.Module):
         def heads(name: str) -> jax.Array:
             projected = self.project(name, h)
             if config.qkv_bias:
-                projected = projected + getattr(self, f"{name}_bias")[...]
+                projected = (projected + getattr(self, f"{name}_bias")[...]).astype(projected.dtype)
             split = projected.reshape(*projected.shape[:-1], -1, config.head_dim)
             if config.qk_norm and name != "v":
                 split = rms_norm(split, getattr(self, f"{name}_norm")[...], config.norm_eps)
@@ -160,6 +162,54 @@ def init(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.fl
 def head(params: Params) -> jax.Array:
     """The output embedding ``[V, D]``: the head's own, or the tied input embedding."""
     return params.get("head", params["embed"])
+
+
+def embedding(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """The first residual stream ``[…, D]`` of ``tokens``, in the dtype that is computed in.
+
+    It is rounded after the rows are taken, so that a row's gradient is summed over its tokens in the table's dtype.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, compute_dtype="bfloat16")
+    >>> embedding(config, {"embed": jnp.ones((5, 4))}, jnp.array([3])).dtype.name
+    'bfloat16'
+    """
+    taken = params["embed"][tokens]
+    return taken if config.compute_dtype is None else taken.astype(config.compute_dtype)
+
+
+def vocabulary_logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """``hidden · headᵀ``, ``[…, V]``: the product in hidden's dtype, its sums in float32.
+
+    >>> vocabulary_logits({"embed": jnp.ones((5, 4))}, jnp.ones((2, 4), jnp.bfloat16)).dtype.name
+    'float32'
+    """
+    return jnp.matmul(hidden, head(params).astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+
+
+def narrowed(config: DecoderConfig, params: Params) -> Params:
+    """The matrices in the dtype that they are computed in, for a sampler, which reads them at every token.
+
+    The numbers that come out are the same: what is rounded here would be rounded at each use. Norms and biases keep
+    their dtype, and so do adapters. Limiting case: without ``config.compute_dtype`` nothing changes.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``, and ``config.adapter_shapes`` where there is an adapter.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, compute_dtype="bfloat16")
+    >>> found = narrowed(config, {"embed": jnp.ones((5, 4)), "layers": {}, "norm": jnp.ones(4)})
+    >>> found["embed"].dtype.name, found["norm"].dtype.name
+    ('bfloat16', 'float32')
+    """
+    if config.compute_dtype is None:
+        return params
+    rounded = {"embed", "head", *TARGETS}
+
+    def chosen(name: str, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(config.compute_dtype) if name in rounded else leaf
+
+    layers = {name: chosen(name, leaf) for name, leaf in params["layers"].items()}
+    return {name: chosen(name, leaf) for name, leaf in params.items() if name != "layers"} | {"layers": layers}
 
 
 def positions_of(valid: jax.Array, segments: jax.Array | None = None) -> jax.Array:
@@ -234,7 +284,7 @@ def hidden_states(
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return apply(layer, x, positions, attend)[0], None
 
-    x, _ = layer_scan(params, step, params["embed"][tokens], remat)
+    x, _ = layer_scan(params, step, embedding(config, params, tokens), remat)
     return rms_norm(x, params["norm"], config.norm_eps)
 
 
@@ -248,8 +298,7 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
         tokens: ``[B, T]`` int32.
         valid: ``[B, T]`` bool, False on padding, on either side.
     """
-    x = hidden_states(config, params, tokens, valid)
-    return jnp.matmul(x, head(params).T, preferred_element_type=jnp.float32)
+    return vocabulary_logits(params, hidden_states(config, params, tokens, valid))
 
 
 def completion_states(
@@ -291,7 +340,7 @@ def completion_states(
         completion, _ = apply(layer, carry[1], positions[:, width:], attend)
         return (prompt, completion), None
 
-    embedded = params["embed"][tokens[::group_size, :width]], params["embed"][tokens[:, width:]]
+    embedded = tuple(embedding(config, params, part) for part in (tokens[::group_size, :width], tokens[:, width:]))
     (prompt, completion), _ = layer_scan(params, step, embedded, remat)
     last = jnp.broadcast_to(prompt[:, None, -1:], (groups, group_size, 1, prompt.shape[-1]))
     x = jnp.concatenate([last, fold(completion)], 2).reshape(groups * group_size, length + 1, -1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rlax_llm.log_probs import token_log_probs
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, head, hidden_states
+from rlax_llm.models.decoder import group_hidden_states, head, hidden_states, vocabulary_logits
 from rlax_llm.models.functional import Params
 from rlax_llm.types import Completions
 
@@ -90,6 +90,6 @@ def group_logits(
 
     def logits(params: Params, completions: Completions) -> jax.Array:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
-        return jnp.matmul(hidden, head(params).T, preferred_element_type=jnp.float32) / temperature
+        return vocabulary_logits(params, hidden) / temperature
 
     return logits

@@ -19,6 +19,7 @@ from rlax_llm.recurrence import reverse_affine_scan
 from rlax_llm.train.collect import Runner, Steps, rollout, start_runner
 from rlax_llm.train.scaling import Scaling, unscaled
 from rlax_llm.train.updates import Metrics, Rollout, Update
+from rlax_llm.trees import check_trainable
 from rlax_llm.types import Trajectory
 from rlax_llm.values import explained_variance
 
@@ -153,6 +154,7 @@ def control_loop(
     def init(key: jax.Array) -> ControlState:
         params_key, runner_key = jax.random.split(key)
         params = policy.init(params_key)
+        check_trainable("control_loop", params)
         runner = start_runner(environment, policy, collecting.environments, runner_key)
         scales = observing.init(environment.observation.shape), rewarding.init(())
         return ControlState(params, update.init(params), runner, *scales, jnp.zeros_like(runner.returns), jnp.int32(0))

@@ -23,7 +23,7 @@ from rlax_llm.objectives import Objective
 from rlax_llm.shaping import informative
 from rlax_llm.train.minibatches import minibatch_rows
 from rlax_llm.train.policy import LogProbs, Metrics, Params, TrainState, fixed_log_probs, policy_loop
-from rlax_llm.trees import joined
+from rlax_llm.trees import check_trainable, joined
 from rlax_llm.trpo import SearchRule, policy_problem, trpo_step
 from rlax_llm.types import Completions, Scored
 from rlax_llm.weightings import Weighting
@@ -294,6 +294,7 @@ def group_trpo_loop(
     """
 
     def init(params: Params) -> GroupState:
+        check_trainable("group_trpo_loop", params)
         return GroupState(params, (), jnp.int32(0), jnp.zeros(()))
 
     def step(

@@ -72,7 +72,7 @@ class GroupPhase:
         self.optimizer = build_optimizer(config, self.schedule)
         tool = None if config.tool is None else with_tools(learner.tokenizer, [_TOOLS[config.tool]], _TURNS)
         limit = config.max_prompt_tokens or 0
-        self.sampling = Sampling(learner.shape, learner.tokenizer, limit, generate if tool is None else tool)
+        self.sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate if tool is None else tool)
         sampler = build_sampler(config.temperature, config.top_k, config.top_p)
         self.request = self.sampling.request(sampler, config.max_new_tokens or 0, self.group_size)
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
@@ -104,7 +104,7 @@ class GroupPhase:
         """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""
         chosen = batch_indices(len(self.task.train), self.groups, self.config.seed, number)
         rows = [self.task.train[i] for i in chosen]
-        whole = self.learner.whole(params)
+        whole = self.learner.sampled(params)
         if self.config.sampler_dtype is not None:
             whole = _rounded(whole, self.config.sampler_dtype)
         rollout = self.sampling.rollout(whole, rows, jax.random.fold_in(self.key, number), self.request)
@@ -151,7 +151,7 @@ class GroupPhase:
 
     def evaluate(self, params: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out reward and accuracy, and a record of each completion."""
-        whole, batch = self.learner.whole(params), min(len(self.task.held_out), self.groups * self.group_size)
+        whole, batch = self.learner.sampled(params), min(len(self.task.held_out), self.groups * self.group_size)
         found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
         return found.metrics(self.judge.graded), found.records
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.functional import Params
@@ -24,10 +26,19 @@ from rlax_llm.models.scalar import (
 )
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.train.settings import ModelSettings
+from rlax_llm.trees import joined, widen
 
 Export = Callable[[Params, Path], None]
 
-_merged = jax.jit(merged, static_argnums=0)
+
+@partial(jax.jit, static_argnums=0)
+def _merged(config: DecoderConfig, base: Params, adapter: Params) -> Params:
+    """One model, in at least float32: an adapter's small steps do not fit into a narrow base."""
+    return merged(config, widen(base), adapter)
+
+
+def _narrow(params: Params) -> bool:
+    return any(jnp.finfo(leaf.dtype).bits < jnp.finfo(jnp.float32).bits for leaf in jax.tree.leaves(params))
 
 
 def completion_scores(tokenizer: Tokenizer, config: DecoderConfig, layout: tuple[int, int], remat: bool) -> Scalars:
@@ -70,12 +81,34 @@ class Learner(NamedTuple):
         return dataclasses.replace(self.config, lora=None)
 
     def whole(self, params: Params) -> Params:
-        """One model without adapters, for generation and export.
+        """One model without adapters, for generation and export, in float32 where adapters are added to it.
 
         Args:
             params: as trained so far, like ``self.params``.
         """
         return params if self.frozen is None else _merged(self.config, self.frozen, params)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether completions are drawn from adapters beside their base.
+
+        A base of bfloat16 has no room for the small steps of an adapter, and a wide copy of it would cost what the
+        narrow one saves.
+        """
+        return self.frozen is not None and _narrow(self.frozen)
+
+    @property
+    def sampled_shape(self) -> DecoderConfig:
+        """The shape of ``sampled``."""
+        return self.config if self._apart else self.shape
+
+    def sampled(self, params: Params) -> Params:
+        """What completions are drawn from: ``whole``, or adapters beside a narrow base.
+
+        Args:
+            params: as trained so far, like ``self.params``.
+        """
+        return joined(params, self.frozen) if self._apart else self.whole(params)
 
     def export(self, params: Params, path: Path) -> None:
         """Write the whole model, and beside it the adapters where there are any.
@@ -131,4 +164,5 @@ def scalar_learner(
     if learner.frozen is None:
         return learner
     rest = {name: leaf for name, leaf in learner.frozen.items() if name != "score"}
-    return learner._replace(params=learner.params | {"score": params["score"]}, frozen=rest)
+    score = {"score": widen(params["score"])}
+    return learner._replace(params=learner.params | score, frozen=rest)

@@ -15,7 +15,7 @@ import optax
 
 from rlax_llm.objectives import Objective, policy_loss
 from rlax_llm.ratios import token_ratio
-from rlax_llm.trees import joined
+from rlax_llm.trees import check_trainable, joined
 from rlax_llm.trust_regions import score_function
 from rlax_llm.types import Completions, PolicyBatch
 from rlax_llm.weightings import token_mean
@@ -80,7 +80,11 @@ def initial_state(optimizer: optax.GradientTransformation, params: Params) -> Tr
     Args:
         optimizer: any Optax transformation.
         params: any pytree.
+
+    Raises:
+        ValueError: for parameters narrower than float32.
     """
+    check_trainable("init", params)
     return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 

@@ -92,7 +92,7 @@ class PpoPhase:
     def __init__(self, config: PpoConfig, models: Models, task: Task):
         self.config, self.models, self.task = config, models, task
         self.rows, policy = (config.batch_size or 1) * config.group_size, models.policy
-        self.sampling = Sampling(policy.shape, policy.tokenizer, config.max_prompt_tokens or 0)
+        self.sampling = Sampling(policy.sampled_shape, policy.tokenizer, config.max_prompt_tokens or 0)
         sampler = build_sampler(config.temperature, config.top_k, config.top_p)
         self.request = self.sampling.request(sampler, config.max_new_tokens or 0, config.group_size)
         self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
@@ -151,7 +151,7 @@ class PpoPhase:
         """Step ``index`` (from 0): the new state, its metrics, and records of some completions."""
         chosen = batch_indices(len(self.task.train), self.config.batch_size or 1, self.config.seed, index)
         key = jax.random.fold_in(self.key, index)
-        whole = self.models.policy.whole(state.params["policy"])
+        whole = self.models.policy.sampled(state.params["policy"])
         rollout = self.sampling.rollout(whole, [self.task.train[i] for i in chosen], key, self.request)
         start = time.perf_counter()
         scores = self.judge(rollout, self.config.group_size)
@@ -170,7 +170,7 @@ class PpoPhase:
 
     def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
-        whole, batch = self.models.policy.whole(policy), min(len(self.task.held_out), self.rows)
+        whole, batch = self.models.policy.sampled(policy), min(len(self.task.held_out), self.rows)
         found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
         return found.metrics(self.judge.graded), found.records
 

@@ -16,7 +16,7 @@ from rlax_llm.train.ppo_phase import Models, PpoPhase
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.setup import build_model, dtype_of, judged_task, scalar_judge, with_defaults
+from rlax_llm.train.setup import build_model, judged_task, scalar_judge, with_defaults
 
 
 def run_ppo(config: PpoConfig) -> RunDirectory:
@@ -57,7 +57,7 @@ def _value(config: PpoConfig, model: LanguageModel, reward: LanguageModel | None
     """The value model, and what its adapters belong to."""
     origin = value_origin(config)
     if origin == "scratch":
-        fresh = decoder.init(model.config, jax.random.key(config.seed + 1), dtype_of(config))
+        fresh = decoder.init(model.config, jax.random.key(config.seed + 1))
         name, start = "scratch", model._replace(params=fresh)
         config = dataclasses.replace(config, lora_rank=0, lora_alpha=None, lora_targets=None)
     elif origin == "policy":

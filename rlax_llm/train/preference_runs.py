@@ -182,10 +182,10 @@ def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -
     if "score" in params:
         return
     config, tokenizer = session.config, learner.tokenizer
-    sampling = Sampling(learner.shape, tokenizer, config.max_prompt_tokens or 0)
+    sampling = Sampling(learner.sampled_shape, tokenizer, config.max_prompt_tokens or 0)
     prompts = [_plain(row).prompt for row in rows.held_out[:_SAMPLES]]
     request = sampling.request(greedy, config.max_new_tokens or 0)
-    drawn, _ = sampling.complete(learner.whole(params), prompts, jax.random.key(0), request)
+    drawn, _ = sampling.complete(learner.sampled(params), prompts, jax.random.key(0), request)
     session.directory.log_completions(
         [
             {"step": session.step, "prompt": tokenizer.decode(prompt), "completion": text, "held_out": True}

@@ -20,7 +20,7 @@ from rlax_llm.objectives import Objective, policy_loss
 from rlax_llm.train.minibatches import minibatch_rows
 from rlax_llm.train.policy import LogProbs, Metrics, Params, fixed_log_probs, summed_gradient
 from rlax_llm.train.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
-from rlax_llm.trees import joined
+from rlax_llm.trees import check_trainable, joined
 from rlax_llm.trust_regions import slopes
 from rlax_llm.types import Completions, PolicyBatch
 from rlax_llm.values import ClippedValueLoss, clipped_value_loss, explained_variance
@@ -301,6 +301,7 @@ def rlhf_loop(
 
     def init(params: Params) -> RlhfState:
         _check_models("params", params)
+        check_trainable("rlhf_loop", params)
         opt_state = {name: optimizers[name].init(params[name]) for name in MODELS}
         return RlhfState(params, opt_state, jnp.int32(0), jnp.asarray(shaping.kl.coef, float))
 

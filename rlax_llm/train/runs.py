@@ -92,14 +92,14 @@ def run_sft(config: SftConfig) -> RunDirectory:
     form = (shared_rows if config.packed_tokens else own_rows)(config, learner)
     phase = SupervisedPhase(config, learner, examples, form, schedule, batch_size, micro_batches)
     session = Session(config, 0)
-    sampling = Sampling(learner.shape, learner.tokenizer, config.max_prompt_tokens or 0)
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, config.max_prompt_tokens or 0)
 
     def held_out(params: Any) -> dict[str, Any]:
         metrics = {"held_out_loss": phase.held_out_loss(params)}
         if task is not None:
             request = sampling.request(greedy, config.max_new_tokens or 0)
             metrics |= evaluate(
-                sampling, learner.whole(params), task, Judge(task.rewards), request, batch_size
+                sampling, learner.sampled(params), task, Judge(task.rewards), request, batch_size
             ).metrics()
         return metrics
 

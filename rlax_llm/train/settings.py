@@ -55,7 +55,9 @@ class ModelSettings:
 
     model: str = option("char", "model", MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "model", "Number format of the parameters and of the computation."
+        "float32",
+        "model",
+        "Number format of the computation, and of a base under adapters; what is trained is float32.",
     )
     remat: bool | None = option(
         None, "model", "Recompute activations in the backward pass: a tenth of the memory.", "on except for 'char'"
@@ -76,9 +78,6 @@ class ModelSettings:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(self, name) is not None and not self.lora_rank:
                 raise ValueError(f"{command}: {name} is given without lora_rank; give both.")
-        if self.lora_rank and self.dtype != "float32":
-            # What is sampled from is the sum of base and adapter, which bfloat16 would round small steps out of.
-            raise ValueError(f"{command}: dtype is {self.dtype} beside lora_rank, wanted float32; leave one out.")
 
 
 @dataclass(frozen=True)

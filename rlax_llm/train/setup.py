@@ -27,7 +27,7 @@ from rlax_llm.rewards.loading import unread_answers
 from rlax_llm.train.configs import EvalConfig, SftConfig
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.settings import LARGEST_COUNT, OptimizerSettings, filled_in
+from rlax_llm.train.settings import LARGEST_COUNT, ModelSettings, OptimizerSettings, filled_in
 from rlax_llm.user_code import named_function, told
 
 _CHARACTER = {
@@ -76,7 +76,6 @@ _FACTORS = ("groups", "group_size", "batch_size", "samples")  # rows of a step
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model's
 _ANSWERS_READ = 1000  # rows whose answers are looked at before a run; a formula takes a hundredth of a second
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def with_defaults(config: Any) -> Any:
@@ -165,23 +164,34 @@ def build_model(config: Any) -> LanguageModel:
     Raises:
         ValueError: as ``check_batch_of`` and ``check_fits``.
     """
-    check_batch_of(config)
-    model = _model(config)
-    check_fits(config, model)
+    whole = with_defaults(config)
+    check_batch_of(whole)
+    model = _model(whole)
+    check_fits(whole, model)
     return model
 
 
 def _model(config: Any) -> LanguageModel:
-    dtype = dtype_of(config)
     if config.model != "char":
-        return load_model(config.model, dtype)
+        return computed_in(config.dtype, load_model(config.model, stored_in(config)))
     shape = DecoderConfig(_CHARACTERS.vocab_size, _WIDTH, 4 * _WIDTH, 2, 4, 4, _WIDTH // 4, max_positions=128)
-    return LanguageModel(shape, decoder.init(shape, jax.random.key(config.seed), dtype), _CHARACTERS)
+    params = decoder.init(shape, jax.random.key(config.seed), stored_in(config))
+    return computed_in(config.dtype, LanguageModel(shape, params, _CHARACTERS))
 
 
-def dtype_of(config: Any) -> Any:
-    """The number format that ``config.dtype`` names."""
-    return _DTYPES[config.dtype]
+def stored_in(config: Any) -> Any:
+    """The number format of a model's parameters: float32 where they are trained, else what is computed in.
+
+    >>> stored_in(SftConfig(dtype="bfloat16")), stored_in(SftConfig(dtype="bfloat16", lora_rank=8))
+    (dtype('float32'), dtype(bfloat16))
+    """
+    trained = isinstance(config, ModelSettings) and not config.lora_rank
+    return jnp.dtype(jnp.float32 if trained else config.dtype)
+
+
+def computed_in(dtype: str, model: LanguageModel) -> LanguageModel:
+    """The model with its products in ``dtype``; its parameters stay as they are."""
+    return model._replace(config=dataclasses.replace(model.config, compute_dtype=dtype))
 
 
 def build_task(config: GrpoConfig | SftConfig | EvalConfig | PpoConfig, held_out_size: int) -> Task:
@@ -238,9 +248,9 @@ def scalar_judge(path: str, policy: LanguageModel, config: Any) -> LanguageModel
     Raises:
         ValueError: for one of another vocabulary.
     """
-    loaded = load_scalar(path, dtype_of(config))
+    loaded = load_scalar(path, stored_in(config))
     check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
-    return loaded
+    return computed_in(config.dtype, loaded)
 
 
 def build_schedule(config: OptimizerSettings, peak: float, steps: int) -> optax.Schedule:

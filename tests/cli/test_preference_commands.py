@@ -81,7 +81,6 @@ def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
         (("dpo", "--recipe", "orpo", "--beta", "-1"), "beta is -1.0, wanted a number greater than 0"),
         (("dpo", "--label-smoothing", "0.7"), "label_smoothing is 0.7, wanted a share below 0.5"),
         (("dpo", "--lora-targets", "q"), "lora_targets is given without lora_rank"),
-        (("kto", "--lora-rank", "2", "--dtype", "bfloat16"), "dtype is bfloat16 beside lora_rank"),
         (("dpo", "--recipe", "simpo", "--precompute-reference"), "recipe simpo reads no reference"),
         (("dpo", "--recipe", "aot", "--micro-batch-size", "64"), "the link reads the whole batch"),
         (("kto", "--beta", "0"), "beta is 0.0, wanted"),
