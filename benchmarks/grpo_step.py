@@ -68,7 +68,7 @@ def write_inputs(args: argparse.Namespace, folder: Path) -> dict[str, int]:
         tiny_tokenizer().save_pretrained(folder)
         prompts = ["".join(row) for row in letters]
     else:
-        config, params, tokenizer = load_model("smollm2")
+        config, params, tokenizer, _ = load_model("smollm2")
         write_model(folder, config, params, tokenizer)
         prompts = [" " + " ".join(row) for row in letters]  # a token each
     (folder / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")

@@ -28,6 +28,9 @@ class LinearRope:
 
     factor: float
 
+    def __post_init__(self) -> None:
+        positive("LinearRope", factor=self.factor)
+
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
         """Scale ``[head_dim / 2]`` frequencies, radians per token."""
         return frequencies / self.factor
@@ -46,6 +49,15 @@ class Llama3Rope:
     low_freq_factor: float
     high_freq_factor: float
     original_max_positions: int
+
+    def __post_init__(self) -> None:
+        positive("Llama3Rope", factor=self.factor, low_freq_factor=self.low_freq_factor)
+        at_least_one("Llama3Rope", original_max_positions=self.original_max_positions)
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"Llama3Rope: high_freq_factor is {self.high_freq_factor}, wanted more than low_freq_factor "
+                f"{self.low_freq_factor}."
+            )
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
         """Scale ``[head_dim / 2]`` frequencies, radians per token."""
@@ -134,6 +146,10 @@ class DecoderConfig:
     compute_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        sizes += ("head_dim", "max_positions")
+        at_least_one("DecoderConfig", **{name: getattr(self, name) for name in sizes})
+        positive("DecoderConfig", rope_theta=self.rope_theta, norm_eps=self.norm_eps)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"DecoderConfig: num_kv_heads is {self.num_kv_heads}, wanted a divisor of num_heads {self.num_heads}."

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -35,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} has no {path.name}; download or export the model again.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download or export the model again.") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}, wanted a JSON object; download the model again.")
@@ -52,8 +55,8 @@ def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) 
     """A new directory to write in, which takes the place of ``directory`` when the block ends without an error.
 
     Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind. A
-    process that is killed leaves its ``.name-….partial`` beside it; killed in the instant between the two renames of a
-    replacement, also the old directory, whole, as ``.name-….old``.
+    process that is killed leaves its ``.name-….partial`` beside it, which the next one to write ``directory`` sweeps;
+    killed in the instant between the two renames of a replacement, also the old directory, whole, as ``.name-….old``.
 
     Args:
         directory: what to create or replace; its parents are created.
@@ -70,17 +73,59 @@ def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) 
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes:
         raise _disk_full(target, f"{free:,} bytes are free, {needed_bytes:,} are needed")
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".partial"))
+    with staged(target) as staging:
+        try:
+            yield staging
+            _finish(staging)
+            _move(staging, target)
+        except Exception as error:
+            if _is_full(error):
+                raise _disk_full(target, "it filled up while writing") from error
+            raise
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A new directory beside ``target``, which goes when the block ends unless it was renamed.
+
+    It is locked for the block, and the lock ends with the process. So what an older process left, killed in such a
+    block, is told from what a living one is writing, and is removed first.
+
+    Args:
+        target: whose name it bears, as ``.name-….partial``; its parent exists.
+
+    Raises:
+        OSError: the disk is full, or not writable.
+    """
+    for left in sorted(target.parent.glob(f".{glob.escape(target.name)}-*.partial")):
+        _sweep(left)
+    staging, lock = _locked(target)
     try:
         yield staging
-        _finish(staging)
-        _move(staging, target)
-    except Exception as error:
-        if _is_full(error):
-            raise _disk_full(target, "it filled up while writing") from error
-        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(target: Path) -> tuple[Path, int]:
+    while True:
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".partial"))
+        lock = os.open(staging, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody sweeps either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if staging.is_dir():  # another process may have swept it before it was locked
+            return staging, lock
+        os.close(lock)
+
+
+def _sweep(left: Path) -> None:
+    with contextlib.suppress(OSError):  # it is being written, is gone, or is another user's
+        lock = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+        finally:
+            os.close(lock)
 
 
 def _check_owned(target: Path, owned: Callable[[str], bool]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
+from rlax_llm.models.fields import Fields
 from rlax_llm.models.huggingface import Parameters, stack_parameters
+from rlax_llm.models.shards import check_layers
+from rlax_llm.models.tensors import finite
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
 
 _ARCHITECTURES = {"llama": {}, "qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
@@ -23,6 +26,9 @@ _MODULES = {
     "up": "ffn_up",
     "down": "ffn_down",
 }
+_SETTINGS = ("embedding_length", "context_length", "block_count", "feed_forward_length", "expert_count")
+_SETTINGS += ("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.sliding_window")
+_SETTINGS += ("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scaling.factor")
 _ROPE_FACTORS = "rope_freqs.weight"
 # token_type: 3 is a control token, 4 one that a user added; both are matched before the text is split.
 _CONTROL, _USER_DEFINED = 3, 4
@@ -82,6 +88,12 @@ class _File:
             raise ValueError(f"{self.path}: {key} is missing; convert or download the model again.")
         return value
 
+    def fields(self, names: Iterable[str]) -> Fields:
+        """Some metadata of the architecture, which are checked as those of a config.json are."""
+        found = {name: self.get(f"{{arch}}.{name}") for name in names}
+        raw = {name: value for name, value in found.items() if value is not None}
+        return Fields(self.path, raw, f"{self.architecture}.")
+
     def refuse(self, what: str, got: Any, wanted: str, do: str) -> ValueError:
         return ValueError(f"{self.path}: {what} is {got!r}, wanted {wanted}; {do}.")
 
@@ -90,31 +102,37 @@ def _config(file: _File) -> DecoderConfig:
     if file.architecture not in _ARCHITECTURES:
         wanted = " or ".join(_ARCHITECTURES)
         raise file.refuse("the architecture", file.architecture, wanted, "use a model of these families")
-    if file.get("{arch}.expert_count", 0):
-        raise file.refuse("expert_count", file["{arch}.expert_count"], "none", "use a dense model")
-    heads, hidden = file["{arch}.attention.head_count"], file["{arch}.embedding_length"]
-    head_dim = file.get("{arch}.attention.key_length", hidden // heads)
-    rotated = file.get("{arch}.rope.dimension_count", head_dim)
+    fields = file.fields(_SETTINGS)
+    if fields.raw.get("expert_count"):
+        raise file.refuse("expert_count", fields.raw["expert_count"], "none", "use a dense model")
+    heads, hidden = fields.size("attention.head_count"), fields.size("embedding_length")
+    head_dim = fields.size("attention.key_length", max(hidden // heads, 1))
+    rotated = fields.size("rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise file.refuse("rope.dimension_count", rotated, f"all {head_dim} of a head", "use another model")
-    theta = float(np.float32(file.get("{arch}.rope.freq_base", 10_000.0)))
-    length = file["{arch}.context_length"]
-    return DecoderConfig(
-        vocab_size=int(file.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in file.tensors else 0,
-        hidden_size=hidden,
-        intermediate_size=file["{arch}.feed_forward_length"],
-        num_layers=file["{arch}.block_count"],
-        num_heads=heads,
-        num_kv_heads=file.get("{arch}.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rope_theta=theta,
-        rope_scaling=_rope_scaling(file, theta, head_dim),
-        # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
-        norm_eps=float(str(np.float32(file["{arch}.attention.layer_norm_rms_epsilon"]))),
-        tie_embeddings="output.weight" not in file.tensors,
-        max_positions=min(length, file.get("{arch}.attention.sliding_window") or length),
-        **_ARCHITECTURES[file.architecture],
-    )
+    theta = float(np.float32(fields.number("rope.freq_base", 10_000.0)))
+    length = fields.size("context_length")
+    if "token_embd.weight" not in file.tensors:
+        raise ValueError(f"{file.path}: tensor token_embd.weight is missing; download the model again.")
+    try:
+        return DecoderConfig(
+            vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
+            hidden_size=hidden,
+            intermediate_size=fields.size("feed_forward_length"),
+            num_layers=fields.size("block_count"),
+            num_heads=heads,
+            num_kv_heads=fields.size("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            rope_theta=theta,
+            rope_scaling=_rope_scaling(file, theta, head_dim),
+            # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
+            norm_eps=float(str(np.float32(fields.number("attention.layer_norm_rms_epsilon")))),
+            tie_embeddings="output.weight" not in file.tensors,
+            max_positions=min(length, fields.count("attention.sliding_window", 0) or length),
+            **_ARCHITECTURES[file.architecture],
+        )
+    except ValueError as error:
+        raise error if str(file.path) in str(error) else ValueError(f"{file.path}: {error}") from error
 
 
 def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | None:
@@ -124,7 +142,7 @@ def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | Non
         raise file.refuse("rope.scaling.type", kind, "none or linear", "use a model without it")
     factors = file.tensors.get(_ROPE_FACTORS)
     if factors is None:
-        return LinearRope(float(file["{arch}.rope.scaling.factor"])) if kind == "linear" else None
+        return LinearRope(file.fields(_SETTINGS).number("rope.scaling.factor")) if kind == "linear" else None
     divisors = np.asarray(factors.data, np.float64)
     # Every published Llama 3 has these bounds; the tensor itself says whether this is one of them.
     scaling = Llama3Rope(float(divisors.max()), 1.0, 4.0, 8_192)
@@ -136,6 +154,7 @@ def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | Non
 
 def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
     shapes: Parameters = dict(config.parameter_shapes)
+    check_layers(file.path, config.num_layers, len(file.tensors))
     wanted = {_tensor_name(leaf, None) for leaf in shapes if leaf != "layers"}
     wanted |= {_tensor_name(leaf, layer) for leaf in shapes["layers"] for layer in range(config.num_layers)}
     missing, extra = sorted(wanted - file.tensors.keys()), sorted(file.tensors.keys() - wanted - {_ROPE_FACTORS})
@@ -152,7 +171,7 @@ def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
     def fetch(leaf: str, layer: int | None) -> np.ndarray:
         shape = shapes[leaf] if layer is None else shapes["layers"][leaf][1:]
         kernel = layer is not None and len(shape) == 2
-        value = _dequantised(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape)
+        value = _dequantised(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape, dtype)
         if leaf in heads:
             value = value.reshape(heads[leaf], config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(value.shape)
         return value.T if kernel else value
@@ -169,7 +188,7 @@ def _tensor_name(leaf: str, layer: int | None) -> str:
     return f"blk.{layer}.attn_{head}.bias" if kind == "bias" else f"blk.{layer}.attn_{leaf}.weight"
 
 
-def _dequantised(file: _File, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _dequantised(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     from gguf import dequantize
 
     tensor = file.tensors[name]
@@ -177,7 +196,7 @@ def _dequantised(file: _File, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if got != shape:
         raise ValueError(f"{file.path}: tensor {name} has shape {got}, the metadata wants {shape}; use another file.")
     try:
-        return dequantize(tensor.data, tensor.tensor_type)
+        return finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
     except NotImplementedError as error:
         got, wanted = tensor.tensor_type.name, "one that the gguf package dequantises"
         raise file.refuse(f"the quantisation of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
@@ -195,20 +214,22 @@ def _tokenizer(file: _File) -> Tokenizer:
 
     tokens, kinds = file["tokenizer.ggml.tokens"], file["tokenizer.ggml.token_type"]
     backend = _backend(pre, tokens, [_pair(merge) for merge in file["tokenizer.ggml.merges"]])
-    special = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    control = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     added = [token for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED]
     backend.add_tokens([AddedToken(token, normalized=False) for token in added])
 
-    def token(role: str) -> str | None:
-        index = file.get(f"tokenizer.ggml.{role}_token_id")
-        return None if index is None else tokens[index]
+    def special(role: str) -> int | None:
+        name = f"{role}_token_id"
+        fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")
+        return next(iter(fields.ids(name, len(tokens))), None)
 
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    named = {name: token(role) for name, role in names.items() if token(role) is not None}
+    ids = {name: special(role) for name, role in names.items()}
+    named = {name: tokens[index] for name, index in ids.items() if index is not None}
     fast = fast_class()(tokenizer_object=backend, model_max_length=file["{arch}.context_length"], **named)
     fast.chat_template = file.get("tokenizer.chat_template")
-    turns = (file.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom"))
+    turns = (special(role) for role in ("eot", "eom"))
     return Tokenizer(fast, [index for index in turns if index is not None])
 
 

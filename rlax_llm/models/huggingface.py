@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.files import existing_directory, read_json, replacing, write_json
-from rlax_llm.models.huggingface_config import config_fields, read_config, scalar_fields
-from rlax_llm.models.tensors import Tensor, check_tensor, open_tensors
+from rlax_llm.models.files import existing_directory, replacing, write_json
+from rlax_llm.models.huggingface_config import (
+    NOWHERE,
+    Origin,
+    config_fields,
+    read_config,
+    scalar_fields,
+    with_special_ids,
+)
+from rlax_llm.models.shards import check_layers, model_tensors
+from rlax_llm.models.tensors import Tensor, check_tensor, equal, finite
 
 __all__ = [
+    "has_score",
     "read_config",
     "read_parameters",
     "read_scalar_parameters",
     "stack_parameters",
     "tensor_name",
+    "with_own_head",
     "write_model",
     "write_scalar",
 ]
@@ -35,6 +46,7 @@ _SLACK_BYTES = 16_000_000  # headers, tokenizer and configuration
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 _TOP |= {"score": "score.weight"}
 _IGNORED = ("rotary_emb.inv_freq",)
+_TIE = "export the model again, or set tie_word_embeddings to true where the embedding is the head"
 # What a model directory may hold that a new model replaces.
 _MODEL_FILES = re.compile(
     r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|tokenizer.*|special_tokens_map\.json"
@@ -58,13 +70,53 @@ def read_parameters(directory: str | Path, config: DecoderConfig, dtype: Any = j
         ValueError: a file is truncated or corrupt, or a tensor is missing, misshapen or unexpected.
     """
     with ExitStack() as stack:
-        tensors = _model_tensors(existing_directory(directory), stack)
+        tensors = model_tensors(existing_directory(directory), stack)
         if _TOP["score"] in tensors:
             raise ValueError(
                 f"{directory} is a reward model (it has {_TOP['score']}), wanted a language model; "
                 "give the model that it was trained from."
             )
+        if _with_own_head(tensors, config) != config:
+            raise ValueError(
+                f"{tensors[_TOP['head']].path}: {_TOP['head']} is not the embedding, and the config ties them; give "
+                "the config with tie_embeddings=False, as with_own_head does."
+            )
         return _read(Path(directory), tensors, config.parameter_shapes, dtype)
+
+
+def has_score(directory: str | Path) -> bool:
+    """Whether a model directory is a sequence classifier's: a reward or a value model's.
+
+    Raises:
+        FileNotFoundError: as ``read_parameters``.
+        ValueError: a file is truncated or corrupt.
+    """
+    with ExitStack() as stack:
+        return _TOP["score"] in model_tensors(existing_directory(directory), stack)
+
+
+def with_own_head(directory: str | Path, config: DecoderConfig) -> DecoderConfig:
+    """The config, untied where the weights hold a head that differs from the embedding: what is in the file is meant.
+
+    Limiting cases: a head that equals the embedding, and none at all, leave the config as it is.
+
+    Args:
+        directory: a model directory.
+        config: as its config.json says.
+
+    Raises:
+        FileNotFoundError: as ``read_parameters``.
+        ValueError: a file is truncated or corrupt.
+    """
+    with ExitStack() as stack:
+        return _with_own_head(model_tensors(existing_directory(directory), stack), config)
+
+
+def _with_own_head(tensors: Mapping[str, Tensor], config: DecoderConfig) -> DecoderConfig:
+    head, embed = tensors.get(_TOP["head"]), tensors.get(_TOP["embed"])
+    if not config.tie_embeddings or head is None or embed is None or equal(head, embed):
+        return config
+    return replace(config, tie_embeddings=False)
 
 
 def read_scalar_parameters(directory: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Parameters:
@@ -80,7 +132,7 @@ def read_scalar_parameters(directory: str | Path, config: DecoderConfig, dtype: 
         ValueError: as ``read_parameters``; or there is no ``score.weight``, or it has more than one label.
     """
     with ExitStack() as stack:
-        tensors = _model_tensors(existing_directory(directory), stack)
+        tensors = model_tensors(existing_directory(directory), stack)
         score = tensors.get(_TOP["score"])
         if score is None:
             raise ValueError(
@@ -124,6 +176,7 @@ def write_model(
     config: DecoderConfig,
     params: Parameters,
     tokenizer: Any = None,
+    origin: Origin = NOWHERE,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a directory that transformers 4 and 5, and this library, load.
@@ -136,6 +189,7 @@ def write_model(
         config: the decoder's shape.
         params: its parameters, as ``config.parameter_shapes``.
         tokenizer: a :class:`~rlax_llm.models.tokenizer.Tokenizer`, or None to write none.
+        origin: what the directory that the model was trained from said of it, and is said again.
         shard_bytes: largest file; more than that is split, with an index.
 
     Raises:
@@ -144,7 +198,8 @@ def write_model(
         OSError: the disk is full.
     """
     _check_tree("write_model", config.parameter_shapes, params)
-    _write(Path(directory), config_fields(config), params, _slots(config.parameter_shapes), tokenizer, shard_bytes)
+    texts = _Texts(config_fields(config, origin), origin.generation, tokenizer)
+    _write(Path(directory), texts, params, _slots(config.parameter_shapes), shard_bytes)
 
 
 def write_scalar(
@@ -152,6 +207,7 @@ def write_scalar(
     config: DecoderConfig,
     params: Parameters,
     tokenizer: Any = None,
+    origin: Origin = NOWHERE,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a reward or value model as a sequence-classification directory with one label, as ``write_model`` does.
@@ -165,6 +221,7 @@ def write_scalar(
         params: its parameters, as ``config.scalar_shapes``.
         tokenizer: a :class:`~rlax_llm.models.tokenizer.Tokenizer`, or None to write none; transformers takes batches
             only where it names the padding's id.
+        origin: as for ``write_model``.
         shard_bytes: largest file.
 
     Raises:
@@ -173,26 +230,32 @@ def write_scalar(
         OSError: the disk is full.
     """
     _check_tree("write_scalar", config.scalar_shapes, params)
-    _write(Path(directory), scalar_fields(config), params, _slots(config.scalar_shapes), tokenizer, shard_bytes)
+    texts = _Texts(scalar_fields(config, origin), origin.generation, tokenizer)
+    _write(Path(directory), texts, params, _slots(config.scalar_shapes), shard_bytes)
 
 
-def _write(
-    directory: Path,
-    fields: dict[str, Any],
-    params: Parameters,
-    slots: dict[str, _Slot],
-    tokenizer: Any,
-    shard_bytes: int,
-) -> None:
-    dtype = np.dtype(params["embed"].dtype)
-    special = {} if tokenizer is None else tokenizer.special_ids()
-    fields = fields | {"dtype": dtype.name, "torch_dtype": dtype.name} | special
+class _Texts(NamedTuple):
+    """What is written beside the weights: the content of config.json and generation_config.json, and the tokenizer."""
+
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    tokenizer: Any
+
+    def save(self, directory: Path, dtype: str) -> None:
+        ids = {} if self.tokenizer is None else self.tokenizer.special_ids()
+        if self.tokenizer is not None:
+            self.tokenizer.save(directory)
+        config = {**self.config, "dtype": dtype, "torch_dtype": dtype}
+        write_json(directory / "config.json", with_special_ids(config, ids))
+        if self.generation or ids:
+            write_json(directory / "generation_config.json", with_special_ids(self.generation, ids))
+
+
+def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, _Slot], shard_bytes: int) -> None:
     shards = _shards(slots, params, shard_bytes)
     needed = sum(_nbytes(params, slot) for part in shards for slot in part.values())
     with replacing(directory, needed + _SLACK_BYTES, _is_model_file) as staging:
-        if tokenizer is not None:
-            tokenizer.save(staging)
-        write_json(staging / "config.json", fields)
+        texts.save(staging, np.dtype(params["embed"].dtype).name)
         _write_shards(staging, shards, params)
 
 
@@ -240,6 +303,7 @@ def tensor_name(leaf: str, layer: int) -> str:
 
 
 def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dtype: Any) -> Parameters:
+    check_layers(directory, shapes["layers"]["q"][0], len(tensors))
     slots = _slots(shapes)
     _check_names(directory, tensors, slots)
     for name, slot in slots.items():
@@ -247,30 +311,11 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
     names = {(slot.leaf, slot.layer): name for name, slot in slots.items()}
 
     def fetch(leaf: str, layer: int | None) -> np.ndarray:
-        slot, value = slots[names[leaf, layer]], tensors[names[leaf, layer]].read()
+        slot, tensor = slots[names[leaf, layer]], tensors[names[leaf, layer]]
+        value = finite(tensor.read(), dtype, tensor.path, tensor.name)
         return value.T if slot.transposed else value
 
     return _filled(shapes, dtype, fetch)
-
-
-def _model_tensors(directory: Path, stack: ExitStack) -> dict[str, Tensor]:
-    """Every tensor of the directory by name; the files stay open (and mapped) as long as ``stack``."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        files = [directory / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    else:
-        raise FileNotFoundError(
-            f"{directory} has neither {single.name} nor {index.name}; convert its weights to safetensors "
-            "(transformers' save_pretrained does)."
-        )
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, {index.name} lists it; download the model again.")
-        tensors |= stack.enter_context(open_tensors(file))
-    return tensors
 
 
 def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[str, _Slot]) -> None:
@@ -278,7 +323,7 @@ def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[st
     if missing:
         raise ValueError(
             f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(slots)} are), config.json wants it; "
-            "download or export the model again."
+            f"{_TIE if missing == [_TOP['head']] else 'download or export the model again'}."
         )
     # A tied head may be written twice, and old exports hold the rotary frequencies: both follow from the rest.
     ignored = _IGNORED if _TOP["head"] in slots else (*_IGNORED, _TOP["head"])

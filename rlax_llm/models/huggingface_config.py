@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
+from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import existing_directory, read_json
 
 
@@ -26,6 +29,8 @@ _FAMILIES = {
     "qwen2": _Family(32_768, num_kv_heads=32, qkv_bias=True),
     "qwen3": _Family(32_768, num_kv_heads=32, head_dim=128, qk_norm=True),
 }
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_DROPPED = ("auto_map", "num_labels", "id2label", "label2id", "problem_type")
 _WINDOW = 4_096  # where config.json does not say
 
 # Fields that change the computation, and the values for which this decoder computes it.
@@ -37,6 +42,7 @@ _ONLY = {
     "partial_rotary_factor": (None, 1),
     "quantization_config": (None,),
 }
+_SCALES = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 
 
 def read_config(directory: str | Path) -> DecoderConfig:
@@ -46,43 +52,98 @@ def read_config(directory: str | Path) -> DecoderConfig:
 
     Raises:
         FileNotFoundError: no such directory, or no config.json in it.
-        ValueError: the file is not JSON, lacks a size, or asks for what the decoder does not compute.
+        ValueError: the file is not JSON, lacks a size, has a field of another type, or asks for what the decoder does
+            not compute.
     """
     path = existing_directory(directory) / "config.json"
-    raw = read_json(path)
-    kind = raw.get("model_type")
-    if kind not in _FAMILIES:
-        raise _refused(path, "model_type", kind, " or ".join(_FAMILIES), "use a model of these families")
-    for field, allowed in _ONLY.items():
-        if raw.get(field) not in allowed:
-            raise _refused(path, field, raw[field], repr(allowed[-1]), "use a model without it")
+    return _decoder_config(Fields(path, read_json(path)))
+
+
+def _decoder_config(fields: Fields) -> DecoderConfig:
+    kind = fields.among("model_type", _FAMILIES, "use a model of these families")
+    for name, allowed in _ONLY.items():
+        if fields.raw.get(name) not in allowed:
+            raise fields.refused(name, repr(allowed[-1]), "use a model without it")
     family = _FAMILIES[kind]
-    heads, hidden = _size(path, raw, "num_attention_heads"), _size(path, raw, "hidden_size")
-    theta, scaling = _rope(path, raw)
+    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
+    theta, scaling = _rope(fields)
     shape: dict[str, Any] = {
-        "vocab_size": _size(path, raw, "vocab_size"),
+        "vocab_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "intermediate_size": _size(path, raw, "intermediate_size"),
-        "num_layers": _size(path, raw, "num_hidden_layers"),
+        "intermediate_size": fields.size("intermediate_size"),
+        "num_layers": fields.size("num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": _size(path, raw, "num_key_value_heads", family.num_kv_heads or heads),
-        "head_dim": _size(path, raw, "head_dim", family.head_dim or hidden // heads),
+        "num_kv_heads": fields.size("num_key_value_heads", family.num_kv_heads or heads),
+        "head_dim": fields.size("head_dim", family.head_dim or max(hidden // heads, 1)),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "norm_eps": float(raw.get("rms_norm_eps", 1e-6)),
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", False)),
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "tie_embeddings": fields.flag("tie_word_embeddings"),
         "qkv_bias": family.qkv_bias,
         "qk_norm": family.qk_norm,
-        "max_positions": _max_positions(path, raw, family.max_positions),
+        "max_positions": _max_positions(fields, family.max_positions),
     }
     try:
         return DecoderConfig(**shape)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{fields.path}: {error}") from error
 
 
-def config_fields(config: DecoderConfig) -> dict[str, Any]:
+class Origin(NamedTuple):
+    """What the directory that a model was read from said of it, beyond what the decoder needs.
+
+    A model that is trained and written says it again, so that others run it as they ran the one that it came from.
+
+    Attributes:
+        config: the content of config.json.
+        generation: the content of generation_config.json.
+    """
+
+    config: Mapping[str, Any] = MappingProxyType({})
+    generation: Mapping[str, Any] = MappingProxyType({})
+
+
+NOWHERE = Origin()
+
+
+def read_origin(directory: str | Path, vocab_size: int) -> Origin:
+    """What the two files of a directory say; of a generation_config.json that is not there, nothing.
+
+    Raises:
+        FileNotFoundError: no such directory, or no config.json in it.
+        ValueError: a file is not JSON, or the stop tokens are none of the vocabulary's.
+    """
+    path = existing_directory(directory) / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    Fields(path, generation).ids("eos_token_id", vocab_size)
+    return Origin(read_json(path.with_name("config.json")), generation)
+
+
+def with_special_ids(fields: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with a tokenizer's special ids where they are silent; and all its stop ids where they lack one.
+
+    >>> with_special_ids({"eos_token_id": 2, "top_p": 0.8}, {"eos_token_id": 2, "pad_token_id": 0})
+    {'eos_token_id': 2, 'top_p': 0.8, 'pad_token_id': 0}
+    >>> with_special_ids({"eos_token_id": 2}, {"eos_token_id": [2, 5]})
+    {'eos_token_id': [2, 5]}
+    """
+    stops = ids.get("eos_token_id")
+    changed = {} if _stops(stops) <= _stops(fields.get("eos_token_id")) else {"eos_token_id": stops}
+    silent = {name: value for name, value in ids.items() if fields.get(name) is None}
+    return {**fields, **silent, **changed}
+
+
+def _stops(ids: Any) -> set[int]:
+    listed = ids if isinstance(ids, list) else [ids]
+    return {one for one in listed if isinstance(one, int)}
+
+
+def config_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, Any]:
     """The content of config.json, in the names of transformers 4 and of 5.
+
+    Args:
+        config: the decoder's shape.
+        origin: its config.json is kept, field by field, where it describes this decoder.
 
     Raises:
         ValueError: no family of Hugging Face has this shape.
@@ -90,10 +151,28 @@ def config_fields(config: DecoderConfig) -> dict[str, Any]:
     >>> config_fields(DecoderConfig(64, 8, 16, 1, 2, 1, 4))["model_type"]
     'llama'
     """
-    kind, architecture, extra = _family_fields(config)
+    if not _describes(origin.config, config):
+        return _own_fields(config)
+    # Code of the origin's own (auto_map) and the labels of a classifier do not come along.
+    kept = {name: value for name, value in origin.config.items() if name not in _DROPPED}
+    architecture = f"{_CLASSES[kept['model_type']]}ForCausalLM"
+    return kept | {"architectures": [architecture], "tie_word_embeddings": config.tie_embeddings}
+
+
+def _describes(raw: Mapping[str, Any], config: DecoderConfig) -> bool:
+    """Whether a config.json is of this decoder, but for its head."""
+    try:
+        described = _decoder_config(Fields(Path("config.json"), raw))
+    except ValueError:
+        return False
+    return described == replace(config, tie_embeddings=described.tie_embeddings, lora=None)
+
+
+def _own_fields(config: DecoderConfig) -> dict[str, Any]:
+    kind, extra = _family_fields(config)
     scaling = _rope_fields(config.rope_scaling)
     return {
-        "architectures": [architecture],
+        "architectures": [f"{_CLASSES[kind]}ForCausalLM"],
         "model_type": kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -113,8 +192,12 @@ def config_fields(config: DecoderConfig) -> dict[str, Any]:
     } | extra
 
 
-def scalar_fields(config: DecoderConfig) -> dict[str, Any]:
+def scalar_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, Any]:
     """The content of config.json of a sequence classifier with one label: a reward model.
+
+    Args:
+        config: the decoder's shape.
+        origin: as for ``config_fields``.
 
     Raises:
         ValueError: no family of Hugging Face has this shape.
@@ -122,26 +205,26 @@ def scalar_fields(config: DecoderConfig) -> dict[str, Any]:
     >>> scalar_fields(DecoderConfig(64, 8, 16, 1, 2, 1, 4))["architectures"]
     ['LlamaForSequenceClassification']
     """
-    fields = config_fields(config)
+    fields = config_fields(config, origin)
     (architecture,) = fields["architectures"]
     labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return fields | labels | {"architectures": [architecture.replace("CausalLM", "SequenceClassification")]}
 
 
-def _family_fields(config: DecoderConfig) -> tuple[str, str, dict[str, Any]]:
-    """``model_type``, architecture and the fields of that family alone."""
+def _family_fields(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
+    """``model_type`` and the fields of that family alone."""
     if config.qkv_bias and config.qk_norm:
         raise ValueError(
             "config_fields: the config has qkv_bias and qk_norm, no Hugging Face family has both; drop one."
         )
     full = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.num_layers}
     if config.qkv_bias:
-        return "qwen2", "Qwen2ForCausalLM", full
+        return "qwen2", full
     if config.qk_norm:
-        return "qwen3", "Qwen3ForCausalLM", full
+        return "qwen3", full
     if config.hidden_size % config.num_heads:  # which Llama's own configuration refuses
-        return "mistral", "MistralForCausalLM", {"sliding_window": None}
-    return "llama", "LlamaForCausalLM", {"mlp_bias": False}
+        return "mistral", {"sliding_window": None}
+    return "llama", {"mlp_bias": False}
 
 
 def _rope_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -162,56 +245,62 @@ def _rope_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
     )
 
 
-def _refused(path: Path, field: str, got: Any, wanted: str, do: str) -> ValueError:
-    return ValueError(f"{path}: {field} is {got!r}, wanted {wanted}; {do}.")
-
-
-def _size(path: Path, raw: Mapping[str, Any], field: str, default: int | None = None) -> int:
-    value = default if raw.get(field) is None else raw[field]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refused(path, field, value, "a positive integer", "download or export the model again")
-    return value
-
-
-def _max_positions(path: Path, raw: Mapping[str, Any], default: int) -> int:
+def _max_positions(fields: Fields, default: int) -> int:
     """The longest sequence, in tokens, on which the attention of every layer is full."""
-    longest = _size(path, raw, "max_position_embeddings", default)
-    layers = raw.get("layer_types") or []
+    longest = fields.size("max_position_embeddings", default)
+    layers = fields.words("layer_types")
     unknown = sorted(set(layers) - {"full_attention", "sliding_attention"})
     if unknown:
-        raise _refused(path, "layer_types", unknown[0], "full_attention or sliding_attention", "use another model")
-    if raw["model_type"] == "mistral":
-        slides = True
-    else:
-        # Qwen's window applies to the layers from max_window_layers on; newer files list the layers instead.
-        listed = (
-            "sliding_attention" in layers if layers else raw.get("max_window_layers", 28) < raw["num_hidden_layers"]
-        )
-        slides = bool(raw.get("use_sliding_window")) and listed
-    if not slides or raw.get("sliding_window", _WINDOW) is None:
+        wanted = "full_attention or sliding_attention"
+        raise ValueError(f"{fields.path}: layer_types is {unknown[0]!r}, wanted {wanted}; use another model.")
+    slides = fields.raw["model_type"] == "mistral" or (fields.flag("use_sliding_window") and _slide(fields, layers))
+    if not slides or fields.raw.get("sliding_window", _WINDOW) is None:
         return longest
-    return min(longest, _size(path, raw, "sliding_window", _WINDOW))
+    return min(longest, fields.size("sliding_window", _WINDOW))
 
 
-def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _slide(fields: Fields, layers: Sequence[str]) -> bool:
+    """Whether a layer of Qwen's has the window."""
+    # Newer files list the layers; else it is those from max_window_layers on.
+    if layers:
+        return "sliding_attention" in layers
+    return fields.count("max_window_layers", 28) < fields.size("num_hidden_layers")
+
+
+def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """``rope_theta`` and the scaling, from ``rope_scaling`` (transformers 4) or ``rope_parameters`` (5)."""
-    fields: dict[str, Any] = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    theta = float(fields.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
-    kind = fields.get("rope_type", fields.get("type", "default"))
-    if fields.get("partial_rotary_factor") not in (None, 1):
-        got = fields["partial_rotary_factor"]
-        raise _refused(path, "partial_rotary_factor", got, "1", "use a model without it")
+    older, newer = fields.nested("rope_scaling"), fields.nested("rope_parameters")
+    rope = older if older.raw else newer
+    thetas = [place.number("rope_theta") for place in (rope, fields) if place.given("rope_theta")]
+    theta = thetas[0] if thetas else 10_000.0
+    for name, value in rope.raw.items():
+        if isinstance(value, dict):  # one rope for each type of layer
+            raise rope.refused(name, "one rope for all layers", "use a model without it")
+    if rope.raw.get("partial_rotary_factor") not in (None, 1):
+        raise rope.refused("partial_rotary_factor", "1", "use a model without it")
+    return theta, _scaling(fields, rope)
+
+
+def _scaling(fields: Fields, rope: Fields) -> RopeScaling | None:
+    # Old files say type; a factor without either could be of any rope.
+    silent = {} if "factor" in rope.raw else {"rope_type": "default"}
+    rope = replace(rope, raw=silent | ({"rope_type": rope.raw["type"]} if "type" in rope.raw else {}) | {**rope.raw})
+    kind = rope.raw.get("rope_type")
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise rope.refused("rope_type", "default, linear or llama3", "use a model without it")
+    for missing in _SCALES[kind]:
+        if missing not in rope.raw:
+            raise ValueError(f"{fields.path}: the {kind} rope lacks {missing!r}; download or export the model again.")
+    factor, *bounds = [rope.number(field) for field in _SCALES[kind]]
+    if kind == "linear":
+        return LinearRope(factor)
     # As in transformers: a length beside the scaling's own fields wins, and the model's own length is the default.
-    own = fields.get("original_max_position_embeddings") or raw.get("max_position_embeddings", 0)
-    length: int = raw.get("original_max_position_embeddings") or own
+    name = "original_max_position_embeddings"
+    places = [place for place in (fields, rope) if place.given(name)]
+    length = places[0].size(name) if places else fields.size("max_position_embeddings")
     try:
-        if kind == "default":
-            return theta, None
-        if kind == "linear":
-            return theta, LinearRope(float(fields["factor"]))
-        if kind == "llama3":
-            factor, low, high = (float(fields[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-            return theta, Llama3Rope(factor, low, high, length)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: the {kind} rope lacks {error}; download or export the model again.") from error
-    raise _refused(path, "rope_type", kind, "default, linear or llama3", "use a model without it")
+        return Llama3Rope(factor, bounds[0], bounds[1], length)
+    except ValueError as error:
+        raise ValueError(f"{fields.path}: {error}") from error

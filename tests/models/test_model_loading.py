@@ -11,6 +11,7 @@ import pytest
 
 from rlax_llm.models import loading
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.files import staged
 from rlax_llm.models.huggingface import write_model
 from rlax_llm.models.loading import LanguageModel, cache_directory, load_model
 from rlax_llm.models.tokenizer import Tokenizer
@@ -95,6 +96,44 @@ def test_a_cache_that_cannot_be_written_costs_only_the_time(tmp_path, cache, con
     with pytest.warns(UserWarning, match=r"m\.gguf was loaded but cannot be cached .*No room.*RLAX_LLM_CACHE"):
         assert same(load_model(tmp_path / "m.gguf"), tiny())
     assert not list(cache.iterdir())
+
+
+def damaged(entry: Path, how: str) -> None:
+    file = entry / "model.safetensors"
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "gone":
+        file.unlink()
+    else:
+        (entry / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "tokenizer"])
+def test_a_damaged_cache_is_made_again(tmp_path, cache, conversions, how):
+    (tmp_path / "m.gguf").write_bytes(b"weights")
+    load_model(tmp_path / "m.gguf")
+    (entry,) = cache.iterdir()
+    damaged(entry, how)
+    with pytest.warns(UserWarning, match=rf"{entry.name} is damaged and is made again \("):
+        assert same(load_model(tmp_path / "m.gguf"), tiny())
+    assert same(load_model(tmp_path / "m.gguf"), tiny())
+    assert len(conversions) == 2
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path, cache):
+    with staged(cache_entry(cache)) as living:
+        for left in (cache / ".entry-dead.partial", cache / ".entry.2-other.partial"):
+            left.mkdir()
+            (left / "model.safetensors").write_bytes(b"half")
+        loading._keep(cache / "entry", tiny())
+        assert living.is_dir()
+        assert {found.name for found in cache.iterdir()} == {"entry", ".entry.2-other.partial", living.name}
+    assert not living.exists()
+
+
+def cache_entry(cache: Path) -> Path:
+    cache.mkdir(exist_ok=True)
+    return cache / "entry"
 
 
 def test_the_cache_is_the_users_unless_the_environment_says_otherwise(monkeypatch):

@@ -107,11 +107,17 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_p
 
 def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
     run = run_dpo(DpoConfig(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
-    assert complete(run, "model_adapter")
+    assert complete(run, "model_adapter", "model_base")
     assert not (run.checkpoints_path / "reference").exists(), "a recipe without a reference keeps none"
     settings = json.loads((run.path / "model_adapter" / "adapter_config.json").read_text())
     assert settings["r"] == 2 and settings["lora_alpha"] == 4
     assert load_model(run.model_path).config.lora is None
+    # The base has no name to be found by, so it lies beside them, and the three agree.
+    whole, over_base = load_model(run.model_path), load_model(run.path / "model_adapter")
+    assert over_base.config == whole.config
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), over_base.params, whole.params)
+    base = load_model(run.path / "model_base").params["layers"]
+    assert not bool((base["q"] == whole.params["layers"]["q"]).all())
 
 
 def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
@@ -192,5 +198,7 @@ def test_ppo_takes_functions_too(tmp_path):
     config = PpoConfig(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
     run = run_ppo(dataclasses.replace(config, warm_start_steps=2))
     assert complete(run, "value_model", "model_adapter", "value_model_adapter")
+    pair = [load_scalar(run.path / name).params for name in ("value_model", "value_model_adapter")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *pair)
     assert [row["step"] for row in run.metrics()] == [-1, 0, 1, 2, 3]
     assert "held_out_accuracy" in run.metrics()[-1]
