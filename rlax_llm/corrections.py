@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.exponentials import exp_then_line, expm1_then_line
 from rlax_llm.kl import k1, k3
 from rlax_llm.masked import at_least_float32, masked_mean
 from rlax_llm.ratios import Ratio, sequence_ratio, token_ratio
@@ -60,7 +61,7 @@ def truncated_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = t
     _check("truncated_importance", ceiling, floor)
 
     def weights(old_log_probs: jax.Array, sampler_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-        importance = jnp.exp(_log_ratio(ratio, old_log_probs, sampler_log_probs, mask))
+        importance = exp_then_line(_log_ratio(ratio, old_log_probs, sampler_log_probs, mask))
         return jnp.where(mask, jnp.clip(importance, floor, ceiling), 0.0)
 
     return weights
@@ -90,7 +91,7 @@ def rejection(*, ceiling: float, floor: float = 0.0, ratio: Ratio = sequence_rat
     _check("rejection", ceiling, floor)
 
     def weights(old_log_probs: jax.Array, sampler_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-        importance = jnp.exp(_log_ratio(ratio, old_log_probs, sampler_log_probs, mask))
+        importance = exp_then_line(_log_ratio(ratio, old_log_probs, sampler_log_probs, mask))
         return jnp.where(mask & (floor <= importance) & (importance <= ceiling), 1.0, 0.0).astype(importance.dtype)
 
     return weights
@@ -202,11 +203,11 @@ def sampler_metrics(old_log_probs: jax.Array, sampler_log_probs: jax.Array, mask
         return jax.nn.logsumexp(x, where=mask) - jnp.log(jnp.maximum(mask.sum(), 1))
 
     metrics = {
-        "ratio_mean": jnp.exp(log_mean(log_ratio)),
+        "ratio_mean": exp_then_line(log_mean(log_ratio)),
         "ratio_min": jnp.exp(jnp.min(log_ratio, where=mask, initial=jnp.inf)),
-        "ratio_max": jnp.exp(jnp.max(log_ratio, where=mask, initial=-jnp.inf)),
+        "ratio_max": exp_then_line(jnp.max(log_ratio, where=mask, initial=-jnp.inf)),
         "ess": jnp.exp(2 * log_mean(log_ratio) - log_mean(2 * log_ratio)),
-        "chi2": jnp.expm1(log_mean(2 * log_ratio)),
+        "chi2": expm1_then_line(log_mean(2 * log_ratio)),
         "kl": masked_mean(k1(zeros, log_ratio), mask),
         "kl_k3": masked_mean(k3(zeros, log_ratio), mask),
     }

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks, kl
+from rlax_llm.exponentials import exp_then_line
 
 Parameters = Any
 Pair = tuple[jax.Array, jax.Array]
@@ -225,7 +226,7 @@ def normal_log_prob(parameters: Pair, actions: jax.Array) -> jax.Array:
     -0.5
     """
     mean, log_std = _pair("normal_log_prob", parameters, actions=actions)
-    return -0.5 * jnp.square((_wide(actions) - mean) * jnp.exp(-log_std)) - log_std - 0.5 * math.log(2 * math.pi)
+    return -0.5 * jnp.square((_wide(actions) - mean) * exp_then_line(-log_std)) - log_std - 0.5 * math.log(2 * math.pi)
 
 
 def normal_entropy(parameters: Pair) -> jax.Array:
@@ -272,7 +273,7 @@ def normal_kl(parameters: Pair, ref_parameters: Pair) -> jax.Array:
     """
     mean, log_std = _pair("normal_kl", parameters, ref_mean=ref_parameters[0])
     ref_mean, ref_log_std = _pair("normal_kl", ref_parameters)
-    return 0.5 * (kl.k3(2 * ref_log_std, 2 * log_std) + jnp.square((mean - ref_mean) * jnp.exp(-ref_log_std)))
+    return 0.5 * (kl.k3(2 * ref_log_std, 2 * log_std) + jnp.square((mean - ref_mean) * exp_then_line(-ref_log_std)))
 
 
 def normal_fisher(parameters: Pair, tangents: Pair) -> Pair:
@@ -296,7 +297,7 @@ def normal_fisher(parameters: Pair, tangents: Pair) -> Pair:
     """
     _, log_std = _pair("normal_fisher", parameters, mean_tangents=tangents[0], log_std_tangents=tangents[1])
     # Twice by 1/σ: 1/σ² alone may overflow, and 0 times infinity is NaN.
-    products = _wide(tangents[0]) * jnp.exp(-log_std) * jnp.exp(-log_std), 2 * _wide(tangents[1])
+    products = _wide(tangents[0]) * exp_then_line(-log_std) * exp_then_line(-log_std), 2 * _wide(tangents[1])
     of_mean, of_log_std = (x.astype(jnp.asarray(old).dtype) for x, old in zip(products, parameters, strict=True))
     return of_mean, of_log_std
 
@@ -308,7 +309,7 @@ def _normal_noise(key: jax.Array, parameters: Pair) -> jax.Array:
 
 def _scaled_and_shifted(noise: jax.Array, parameters: Pair) -> jax.Array:
     mean, log_std = _pair("normal_sample", parameters)
-    return mean + jnp.exp(log_std) * noise
+    return mean + exp_then_line(log_std) * noise
 
 
 normal = Distribution(

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks, kl
+from rlax_llm.exponentials import expm1_then_line
 
 Reward = Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
 Slope = Callable[[jax.Array], jax.Array]
 
-LARGEST_EXPONENT = 80.0  # exp(80) = 5.5e34 is still a float32
 SMALLEST_SURPRISE = 1e-7  # nats; the odds of a certain response are infinite
 
 
@@ -213,7 +213,7 @@ def alpha_slope(alpha: float) -> Slope:
     """Slope of the α-divergence, ``f′(u) = (u^(α−1) − 1)/(α − 1)`` at ``u = exp(log_ratio)``.
 
     Limiting cases: α → 1 is reverse KL, the log-ratio itself; α = 0 is forward KL, ``1 − 1/u``; α = 2 is χ², ``u − 1``.
-    The exponent is cut at 80, where float32 ends, and the gradient beyond is 0.
+    Far out the exponential goes on as its tangent (``exponentials``), so that value and slope are finite.
 
     Args:
         alpha: α, dimensionless.
@@ -228,8 +228,7 @@ def alpha_slope(alpha: float) -> Slope:
     def slope(log_ratio: jax.Array) -> jax.Array:
         logarithm = jnp.abs(alpha - 1) < 1e-6
         power = jnp.where(logarithm, 1.0, alpha - 1)
-        exponent = jnp.minimum(power * log_ratio, LARGEST_EXPONENT)
-        return jnp.where(logarithm, log_ratio, jnp.expm1(exponent) / power)
+        return jnp.where(logarithm, log_ratio, expm1_then_line(power * log_ratio) / power)
 
     return slope
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.exponentials import expm1_then_line
 from rlax_llm.masked import at_least_float32
 
 KlEstimator = Callable[[jax.Array, jax.Array], jax.Array]
@@ -66,7 +67,8 @@ def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
 
     As an on-policy loss its expected gradient is that of KL(π_ref‖π). Used by GRPO (arXiv 2402.03300, eq. 4).
 
-    Limiting cases: 0 where the two agree; equals ``k2`` to second order; ``k3 = k1 + expm1(−k1)``.
+    Limiting cases: 0 where the two agree; equals ``k2`` to second order; ``k3 = k1 + expm1(−k1)``. Where π has fallen
+    by more than ``exponentials.straight_from`` nats it goes on as its tangent, so that value and slope stay finite.
 
     Args:
         log_probs: any shape, nats.
@@ -79,7 +81,7 @@ def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     0.0
     """
     difference = k1(log_probs, ref_log_probs)
-    return jnp.expm1(-difference) + difference
+    return expm1_then_line(-difference) + difference
 
 
 def absolute(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.exponentials import exp_then_line
 
 Link = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -182,7 +183,7 @@ def discopop(temperature: float = 0.05) -> Link:
         delta = _difference("discopop", chosen, rejected)
         scaled = delta / temperature
         # One exponential: exp(−Δ) alone would overflow where m is 0.
-        exponential = jnp.exp(jax.nn.log_sigmoid(scaled) - delta)
+        exponential = exp_then_line(jax.nn.log_sigmoid(scaled) - delta)
         return jax.nn.softplus(-delta) * jax.nn.sigmoid(-scaled) + exponential
 
     return link

@@ -14,7 +14,7 @@ from rlax_llm.kl import KlEstimator, k3
 from rlax_llm.ratios import Ratio
 from rlax_llm.trust_regions import TrustRegion, slopes
 from rlax_llm.types import PolicyBatch
-from rlax_llm.weightings import Weighting
+from rlax_llm.weightings import Weighting, token_mean
 
 
 class Objective(NamedTuple):
@@ -40,6 +40,13 @@ def _loss_of(term: Callable | Coupled, log_ratio: jax.Array, batch: PolicyBatch,
     return term.loss(log_ratio, batch) if isinstance(term, Coupled) else term(*arguments)
 
 
+def _sums(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, jax.Array]:
+    """The weights of the loss and those of the metrics, the batch's own where none were given; 0 outside the mask."""
+    weights = objective.weighting(batch.mask) if batch.weights is None else batch.weights
+    uniform = token_mean(batch.mask) if batch.uniform is None else batch.uniform
+    return jnp.where(batch.mask, weights, 0.0), jnp.where(batch.mask, uniform, 0.0)
+
+
 def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss ``Σ weights · (trust_region(log_ratio, A) + kl)`` and its metrics, each a sum that adds over micro-batches.
 
@@ -48,31 +55,37 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
 
     Args:
         objective: five functions.
-        batch: arrays of one shape; ``weights`` come from ``objective.weighting`` on the whole batch.
+        batch: arrays of one shape; ``weights`` come from ``objective.weighting``, ``uniform`` from ``token_mean``, both
+            of the whole batch: give them where this is a part of it.
 
     Returns:
-        The scalar loss, and metrics ``policy_loss``, ``kl_old`` (k3 of KL(π_old‖π), by tokens at whatever level the
-        ratio is), ``kl`` (k3 of the reference, where there is one) in nats, and ``clip_fraction``, the part to which
-        the trust region gives an advantage but no gradient, and of it ``clip_fraction_low`` (A < 0, the ratio too low
-        as a rule) and ``clip_fraction_high`` (A > 0): all weighted by ``weights``.
+        The scalar loss, and metrics: ``policy_loss``, weighted as the loss is; and means over tokens, whatever the loss
+        weighs: ``kl_old`` (k3 of KL(π_old‖π), by tokens at whatever level the ratio is) and ``kl`` (k3 of the
+        reference, where there is one) in nats, ``clip_fraction``, the tokens that have an advantage and no gradient
+        from the trust region, and of them ``clip_fraction_low`` (A < 0, the ratio too low as a rule) and
+        ``clip_fraction_high`` (A > 0).
 
     Raises:
         ValueError: at trace time, for shapes that differ or a KL term without ``ref_log_probs``.
 
     >>> from rlax_llm import recipes
     >>> ones = jnp.ones((1, 2))
-    >>> batch = PolicyBatch(-ones, -ones, ones, ones > 0, ones / 2)
-    >>> float(policy_loss(recipes.dapo(), batch)[0])
-    -1.0
+    >>> loss, metrics = policy_loss(recipes.luspo(), PolicyBatch(-ones, -2 * ones, ones, ones > 0))
+    >>> round(float(loss), 4), float(metrics["clip_fraction"])
+    (-2.0008, 1.0)
     """
     checks.same_shape("policy_loss", **batch._asdict())
     if objective.kl is not None and batch.ref_log_probs is None:
         raise ValueError("policy_loss: objective.kl needs ref_log_probs, got None; give them, or set kl=None.")
 
-    batch = chosen_only(batch)
+    weights, uniform = _sums(objective, batch)
+    batch = chosen_only(batch._replace(weights=weights, uniform=uniform))
 
     def weighted(values: jax.Array) -> jax.Array:
-        return jnp.where(batch.mask, batch.weights * values, 0.0).sum()
+        return jnp.where(batch.mask, weights * values, 0.0).sum()
+
+    def mean(values: jax.Array) -> jax.Array:
+        return jnp.where(batch.mask, uniform * values, 0.0).sum()
 
     log_ratio = objective.ratio(batch.log_probs, batch.old_log_probs, batch.mask)
     # Positions that the policy did not choose are set to ratio 1 before exp: 0 · inf would be NaN in the gradient.
@@ -85,13 +98,13 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     held, sign = slopes(trust_region, log_ratio, batch.advantages) == 0, jnp.sign(batch.advantages)
     metrics = {
         "policy_loss": loss,
-        "kl_old": weighted(k3(batch.old_log_probs, batch.log_probs)),
-        "clip_fraction": weighted(held & (sign != 0)),
-        "clip_fraction_low": weighted(held & (sign < 0)),
-        "clip_fraction_high": weighted(held & (sign > 0)),
+        "kl_old": mean(k3(batch.old_log_probs, batch.log_probs)),
+        "clip_fraction": mean(held & (sign != 0)),
+        "clip_fraction_low": mean(held & (sign < 0)),
+        "clip_fraction_high": mean(held & (sign > 0)),
     }
     if batch.ref_log_probs is not None:
-        metrics["kl"] = weighted(k3(batch.log_probs, batch.ref_log_probs))
+        metrics["kl"] = mean(k3(batch.log_probs, batch.ref_log_probs))
         if objective.kl is not None:
             kl = _loss_of(objective.kl, log_ratio, batch, batch.log_probs, batch.ref_log_probs)
             loss = loss + weighted(kl)

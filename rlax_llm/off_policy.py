@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.exponentials import exp_then_line
 from rlax_llm.recurrence import cut_product
 from rlax_llm.returns import PerStep, multistep_errors, stream, td_targets
 
@@ -48,7 +49,7 @@ def truncated_ratio(log_ratio: jax.Array, ceiling: float = 1.0) -> jax.Array:
     """
     checks.positive("truncated_ratio", ceiling=ceiling)
     log_ratio = jnp.asarray(log_ratio, jnp.promote_types(jnp.result_type(log_ratio), jnp.float32))
-    return jnp.exp(jnp.minimum(log_ratio, jnp.log(ceiling)))
+    return exp_then_line(jnp.minimum(log_ratio, jnp.log(ceiling)))
 
 
 def _following(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.exponentials import exp_then_line
 from rlax_llm.implicit_rewards import Responses, Reward, mean_log_ratio, wide
 from rlax_llm.links import Link, shifted
 
@@ -205,7 +206,7 @@ def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax
     [1.0]
     """
     checks.same_shape("on_policy_weights", log_probs=log_probs, log_collisions=log_collisions, mask=mask)
-    return jax.lax.stop_gradient(jnp.exp(mean_log_ratio()(log_probs, log_collisions, mask)))
+    return jax.lax.stop_gradient(exp_then_line(mean_log_ratio()(log_probs, log_collisions, mask)))
 
 
 def pair_loss(

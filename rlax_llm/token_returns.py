@@ -31,7 +31,9 @@ def decoupled_gae(
         values: ``[T]`` or a scalar, the value of the state in which each step was taken.
         next_values: ``[T]`` or a scalar, the value of the state that each step led to.
         traces: the policy's λ, ``[T]`` or a scalar; 0 where the episode is truncated.
-        value_traces: the critic's λ, the same.
+        value_traces: the critic's λ. A scalar is cut where an array of ``traces`` is 0, so that no target reads across
+            a truncation; an array ``[T]`` is taken as it is, with its own zeros. (A policy's λ of 0 everywhere goes in
+            as a scalar, which cuts nothing.)
 
     Returns:
         Advantages ``[T]`` and the critic's targets ``[T]``, in the rewards' units.
@@ -41,7 +43,11 @@ def decoupled_gae(
 
     >>> [x.tolist() for x in decoupled_gae(jnp.array([0.0, 1.0]), 1.0, jnp.zeros(2), jnp.zeros(2), 0.5)]
     [[0.5, 1.0], [1.0, 1.0]]
+    >>> decoupled_gae(jnp.zeros(2), 1.0, 0.0, jnp.array([5.0, 0.0]), jnp.array([0.0, 1.0]))[1].tolist()  # truncated
+    [5.0, 0.0]
     """
+    if jnp.ndim(traces) and not jnp.ndim(value_traces):
+        value_traces = jnp.where(jnp.asarray(traces) == 0, 0.0, value_traces)
     advantages = gae(rewards, discounts, values, next_values, traces)
     return advantages, gae(rewards, discounts, values, next_values, value_traces) + values
 

@@ -1,19 +1,20 @@
 """Trust regions: ``(log_ratio, advantages) → loss``, elementwise over any layout.
 
 A loss that writes log π (REINFORCE) differs from one that writes the log-ratio by a constant, so it has the same
-gradient; hence one signature for all. Losses are minimised: they carry the minus sign. Write ``r = exp(log_ratio)``.
-Trust regions that read more than the log-ratio are in ``coupled``.
+gradient; hence one signature for all. Losses are minimised: they carry the minus sign. Write ``r = exp(log_ratio)``,
+which goes on as its tangent where its square would leave the format (``exponentials``): every value and slope is
+finite. Trust regions that read more than the log-ratio are in ``coupled``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.exponentials import exp_then_line, expm1_then_line
 from rlax_llm.kl import k3
 
 TrustRegion = Callable[[jax.Array, jax.Array], jax.Array]
@@ -62,7 +63,7 @@ def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     """Importance-weighted surrogate ``−A · exp(log_ratio)`` (TRPO's objective, arXiv 1502.05477, eq. 14).
 
     Limiting cases: same gradient as ``score_function`` where the log-ratio is 0; ``clip`` with an infinite width; 0
-    where the advantage is 0, also where the ratio would leave the format.
+    where the advantage is 0, however large the ratio.
 
     Args:
         log_ratio: any shape, nats.
@@ -75,23 +76,7 @@ def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     [-2.0]
     """
     checks.same_shape("unclipped", log_ratio=log_ratio, advantages=advantages)
-    # At most the format's largest number: inf · 0 would be NaN. Below it value and gradient are the formula's.
-    limits = jnp.finfo(jnp.result_type(log_ratio, 0.0))
-    largest = math.log(float(limits.max)) * (1 - float(limits.eps))
-    return -advantages * jnp.exp(jnp.minimum(log_ratio, largest))
-
-
-@jax.custom_jvp
-def _ratio(log_ratio: jax.Array) -> jax.Array:
-    # Beyond 80 the exponential leaves float32, and inf · 0 would be NaN, also in the gradient of the other branch.
-    return jnp.exp(jnp.minimum(log_ratio, 80.0))
-
-
-@_ratio.defjvp
-def _ratio_slope(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # The guard is not differentiated: beyond it the slope stays finite and keeps its sign, and a select is saved.
-    ratio = _ratio(*primals)
-    return ratio, ratio * tangents[0]
+    return -advantages * exp_then_line(log_ratio)
 
 
 def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
@@ -119,7 +104,7 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("clip", log_ratio=log_ratio, advantages=advantages)
-        ratio = _ratio(log_ratio)
+        ratio = exp_then_line(log_ratio)
         # fmin's derivative is one select; that of minimum shares ties between its sides and takes half as long again.
         return -jnp.fmin(ratio * advantages, jnp.clip(ratio, 1 - eps_low, 1 + high) * advantages)
 
@@ -181,7 +166,7 @@ def cispo(*, ceiling: float, floor: float = 0.0) -> TrustRegion:
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("cispo", log_ratio=log_ratio, advantages=advantages)
-        weights = jax.lax.stop_gradient(jnp.clip(_ratio(log_ratio), floor, ceiling))
+        weights = jax.lax.stop_gradient(jnp.clip(exp_then_line(log_ratio), floor, ceiling))
         return score_function(log_ratio, weights * advantages)
 
     return loss
@@ -211,7 +196,7 @@ def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("sapo", log_ratio=log_ratio, advantages=advantages)
         temperature = jnp.where(advantages > 0, temperature_positive, temperature_negative)
-        return -advantages * 4 / temperature * jax.nn.sigmoid(temperature * (_ratio(log_ratio) - 1))
+        return -advantages * 4 / temperature * jax.nn.sigmoid(temperature * (exp_then_line(log_ratio) - 1))
 
     return loss
 
@@ -248,8 +233,8 @@ def vespo(
         checks.same_shape("vespo", log_ratio=log_ratio, advantages=advantages)
         k = jnp.where(advantages < 0, k_negative, k_positive)
         decay = jnp.where(advantages < 0, lambda_negative, lambda_positive)
-        log_weights = k * jnp.minimum(log_ratio, 80.0) + decay * (1 - _ratio(log_ratio))
-        return score_function(log_ratio, jax.lax.stop_gradient(jnp.exp(log_weights)) * advantages)
+        log_weights = k * log_ratio + decay * (1 - exp_then_line(log_ratio))
+        return score_function(log_ratio, jax.lax.stop_gradient(exp_then_line(log_weights)) * advantages)
 
     return loss
 
@@ -285,7 +270,7 @@ def discovered_policy_optimisation(alpha: float = 2.0, beta: float = 0.6) -> Tru
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         checks.same_shape("discovered_policy_optimisation", log_ratio=log_ratio, advantages=advantages)
         # relu(x − bound · tanh(x / bound)) is x − soft_cap(x); where A ≥ 0 the first x cancels r A, which may be huge.
-        gain = jnp.expm1(jnp.minimum(log_ratio, 80.0)) * advantages
+        gain = expm1_then_line(log_ratio) * advantages
         log_gain = log_ratio * advantages
         kept = jnp.where(advantages < 0, gain - log_gain + _soft_cap(log_gain, beta), _soft_cap(gain, alpha))
         return -advantages - kept

@@ -59,16 +59,20 @@ class PolicyBatch(NamedTuple):
         advantages: same shape as ``log_probs``.
         mask: bool, True where the policy chose.
         weights: float, ``Σ weights · loss`` is the loss; taken once per optimizer step over the *whole* batch, which
-            is what makes micro-batches, data parallelism and packing exact.
+            is what makes micro-batches, data parallelism and packing exact. None takes the objective's weighting of
+            this batch's mask, which is right where the batch is whole.
         ref_log_probs: the frozen reference's, nats, or None where no term needs it.
+        uniform: float, ``token_mean`` of the whole batch's mask: what metrics are summed with, so that they are means
+            and fractions of tokens whatever the loss weighs. None takes that of this batch's mask.
     """
 
     log_probs: jax.Array
     old_log_probs: jax.Array
     advantages: jax.Array
     mask: jax.Array
-    weights: jax.Array
+    weights: jax.Array | None = None
     ref_log_probs: jax.Array | None = None
+    uniform: jax.Array | None = None
 
 
 class Trajectory(NamedTuple):

@@ -75,7 +75,7 @@ def batch_for(seed: int, drift: float = 0.4) -> PolicyBatch:
 
 
 def spoilt(batch: PolicyBatch, garbage: float) -> PolicyBatch:
-    return PolicyBatch(*(x if x is batch.mask else np.where(batch.mask, x, garbage) for x in batch))
+    return PolicyBatch(*(x if x is batch.mask or x is None else np.where(batch.mask, x, garbage) for x in batch))
 
 
 def token_terms(keep, weight):

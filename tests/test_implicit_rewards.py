@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rlax_llm.exponentials import straight_from
 from rlax_llm.implicit_rewards import (
     alpha_slope,
     forward_kl_slope,
@@ -145,7 +146,8 @@ NORMAL = st.floats(-80, 80).filter(lambda x: x == 0 or abs(x) > 1e-290)
 def test_slopes_are_one_family(x):
     np.testing.assert_allclose(SLOPES["alpha 1"](x), x, rtol=1e-12)
     np.testing.assert_allclose(SLOPES["alpha 0"](x), SLOPES["forward_kl"](x), rtol=1e-12)
-    np.testing.assert_allclose(SLOPES["near alpha 1"](x), x, rtol=3e-3)
+    # The exponent, 5e-5 x, may be too small for a normal number, which XLA makes 0.
+    np.testing.assert_allclose(SLOPES["near alpha 1"](x), x, rtol=3e-3, atol=1e-300)
     np.testing.assert_allclose(SLOPES["alpha 2"](x), math.expm1(x), rtol=1e-12)
     np.testing.assert_allclose(SLOPES["jensen_shannon"](x) - SLOPES["jensen_shannon"](-x), x, rtol=1e-9, atol=1e-12)
 
@@ -162,10 +164,10 @@ def test_every_slope_is_the_identity_near_zero(slope):
     np.testing.assert_allclose(steepness, 0.5 if slope is SLOPES["jensen_shannon"] else 1.0, rtol=1e-12)
 
 
-def test_the_exponent_is_cut_where_float32_ends():
-    slope = alpha_slope(2.0)
-    np.testing.assert_allclose(slope(jnp.float32(200)), np.exp(80.0), rtol=1e-5)
-    assert float(jax.grad(slope)(jnp.float32(200))) == 0
+def test_the_exponential_goes_on_as_its_tangent_where_squares_leave_float32():
+    slope, end = alpha_slope(2.0), straight_from(jnp.float32(0))
+    np.testing.assert_allclose(slope(jnp.float32(200)), np.exp(end) * (1 + 200 - end), rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(slope)(jnp.float32(200)), np.exp(end), rtol=1e-5)
 
 
 def test_alpha_may_be_traced():

@@ -11,6 +11,7 @@ from rlax_llm import recipes
 from rlax_llm.coupled import Coupled, dppo_kl, dppo_tv, gmpo, importance_corrected, off_policy_masked
 from rlax_llm.kl import k2, k3, kl_penalty
 from rlax_llm.objectives import policy_loss
+from rlax_llm.presets import trl
 from rlax_llm.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio
 from rlax_llm.trust_regions import (
     cispo,
@@ -24,7 +25,7 @@ from rlax_llm.trust_regions import (
     vespo,
 )
 from rlax_llm.types import PolicyBatch
-from rlax_llm.weightings import sequence_mean, sequence_sum, token_mean
+from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -56,8 +57,9 @@ def batch_for(objective, seed: int = 0, shape: tuple[int, int] = (6, 5), drift: 
     mask = random.random(shape) < 0.7
     mask[-1] = False
     advantages = np.broadcast_to(random.normal(size=(shape[0], 1)), shape)
-    weights = objective.weighting(mask)
-    return PolicyBatch(*map(jnp.asarray, (log_probs, old_log_probs, advantages, mask, weights, ref_log_probs)))
+    weights, uniform = objective.weighting(mask), token_mean(mask)
+    arrays = log_probs, old_log_probs, advantages, mask, weights, ref_log_probs, uniform
+    return PolicyBatch(*map(jnp.asarray, arrays))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -77,7 +79,7 @@ def test_what_the_policy_did_not_choose_is_never_read(name, garbage):
     objective = OBJECTIVES[name]
     batch = batch_for(objective)
     value, metrics, gradient = value_and_gradient(objective, batch)
-    fields = ("log_probs", "old_log_probs", "advantages", "weights", "ref_log_probs")
+    fields = ("log_probs", "old_log_probs", "advantages", "weights", "ref_log_probs", "uniform")
     for spoilt in (fields, *((field,) for field in fields)):
         changed = {field: jnp.where(batch.mask, getattr(batch, field), garbage) for field in spoilt}
         other_value, other_metrics, other_gradient = value_and_gradient(objective, batch._replace(**changed))
@@ -157,7 +159,7 @@ def test_metrics_equal_their_formulas():
     objective = recipes.grpo(0.3)
     batch = batch_for(objective)
     value, metrics, _ = value_and_gradient(objective, batch)
-    log_probs, old, advantages, mask, weights, ref = map(np.asarray, batch)
+    log_probs, old, advantages, mask, weights, ref, _ = map(np.asarray, batch)
     ratio = np.exp(log_probs - old)
     outside = ((advantages > 0) & (ratio > 1.2)) | ((advantages < 0) & (ratio < 0.8))
     expected = {
@@ -169,10 +171,51 @@ def test_metrics_equal_their_formulas():
         "clip_fraction_high": outside & (ratio > 1),
     }
     assert set(metrics) == set(expected)
-    for key, values in expected.items():
-        np.testing.assert_allclose(metrics[key], (weights * values)[mask].sum(), rtol=1e-12)
+    loss = (weights * expected.pop("policy_loss"))[mask].sum()
+    np.testing.assert_allclose(metrics["policy_loss"], loss, rtol=1e-12)
+    for key, values in expected.items():  # means of tokens, though the loss is a mean of rows
+        np.testing.assert_allclose(metrics[key], values[mask].mean(), rtol=1e-6)
     assert 0 < metrics["clip_fraction"] < 1
-    np.testing.assert_allclose(value, metrics["policy_loss"] + 0.3 * metrics["kl"], rtol=1e-12)
+    np.testing.assert_allclose(value, loss + 0.3 * (weights * expected["kl"])[mask].sum(), rtol=1e-12)
+
+
+EVERY_WEIGHTING = [
+    token_mean,
+    sequence_mean,
+    sequence_sum,
+    fixed_length(100),
+    trl.over_all_rows(),
+    trl.over_all_rows(7),
+]
+
+
+@pytest.mark.parametrize("weighting", EVERY_WEIGHTING)
+@pytest.mark.parametrize("mended", [False, True], ids=["of the weighting", "with a sampler's correction"])
+def test_metrics_are_of_tokens_whatever_the_loss_weighs(weighting, mended):
+    """All tokens clipped is a fraction of 1, and a KL is that of a token; in one batch and in parts of it."""
+    objective = recipes.dapo()._replace(weighting=weighting)
+    mask = jnp.arange(5) < jnp.array([5, 1, 3, 0])[:, None]
+    zero = jnp.zeros(mask.shape)
+    weights = weighting(mask) * (jnp.linspace(0.1, 3.0, 20).reshape(4, 5) if mended else 1.0)
+    batch = PolicyBatch(zero - 1, zero - 2, zero + 1, mask, weights, zero - 1.5, token_mean(mask))
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(4)]
+    summed = jax.tree.map(lambda *x: sum(x), *(policy_loss(objective, part)[1] for part in parts))
+    for metrics in (policy_loss(objective, batch)[1], policy_loss(objective, batch._replace(uniform=None))[1], summed):
+        found = [metrics[name] for name in ("clip_fraction", "clip_fraction_high", "clip_fraction_low")]
+        np.testing.assert_allclose(found, [1, 1, 0], rtol=1e-6)
+        np.testing.assert_allclose(metrics["kl_old"], np.e - 2, rtol=1e-6)
+        np.testing.assert_allclose(metrics["kl"], np.exp(-0.5) - 0.5, rtol=1e-6)
+
+
+@each
+def test_weights_may_be_left_out_of_a_whole_batch(name):
+    objective = OBJECTIVES[name]
+    batch = batch_for(objective)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        value_and_gradient(objective, batch._replace(weights=None, uniform=None)),
+        value_and_gradient(objective, batch),
+    )
 
 
 def test_without_a_kl_term_the_reference_is_measured_and_changes_nothing():
@@ -247,7 +290,7 @@ def test_sequence_level_objectives_are_the_papers(name, seed):
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6, atol=1e-12)
     # a clipped token is one whose advantage reaches no parameter
     unmoved = (np.asarray(gradient) == 0) & np.asarray(batch.mask) & (np.asarray(batch.advantages) != 0)
-    np.testing.assert_allclose(metrics["clip_fraction"], np.asarray(batch.weights)[unmoved].sum(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["clip_fraction"], unmoved.sum() / np.asarray(batch.mask).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gmpo", "off_policy", "gspo"])
@@ -256,7 +299,7 @@ def test_clip_fraction_counts_tokens_that_an_advantage_does_not_move(name):
     batch = batch_for(objective, drift=0.8)
     _, metrics, gradient = value_and_gradient(objective, batch)
     unmoved = (np.asarray(gradient) == 0) & np.asarray(batch.mask)
-    np.testing.assert_allclose(metrics["clip_fraction"], np.asarray(batch.weights)[unmoved].sum(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["clip_fraction"], unmoved.sum() / np.asarray(batch.mask).sum(), rtol=1e-6)
     assert 0 < metrics["clip_fraction"] < 1
 
 
@@ -288,7 +331,9 @@ def test_advantages_of_zero_take_tokens_out_of_the_policy_term_alone():
     losses = objective.trust_region(batch.log_probs - batch.old_log_probs, batch.advantages)
     expected = np.asarray(batch.weights * losses)[kept & np.asarray(batch.mask)].sum()
     np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-12)
-    np.testing.assert_allclose(value, expected + 0.3 * metrics["kl"], rtol=1e-12)
+    penalty = np.asarray(batch.weights * k3(batch.log_probs, batch.ref_log_probs))[np.asarray(batch.mask)].sum()
+    np.testing.assert_allclose(value, expected + 0.3 * penalty, rtol=1e-12)
+    np.testing.assert_allclose(metrics["kl"], value_and_gradient(objective, batch)[1]["kl"], rtol=1e-12)
 
 
 def test_a_coupled_kl_without_a_reference_is_named():

@@ -162,6 +162,31 @@ def test_decoupled_gae_is_two_estimates():
     )
 
 
+def test_neither_estimate_of_decoupled_gae_reads_across_a_truncation():
+    """Two streams in one are the two by themselves, for the policy and for the critic."""
+    random = np.random.default_rng(8)
+    rewards, values, next_values = random.normal(size=(3, STEPS))
+    discounts, traces = np.full(STEPS, 0.9), np.full(STEPS, 0.6)
+    traces[2] = 0.0
+    found = decoupled_gae(rewards, discounts, values, next_values, traces)
+    parts = [
+        decoupled_gae(*(x[cut] for x in (rewards, discounts, values, next_values)), 0.6)
+        for cut in (slice(0, 3), slice(3, None))
+    ]
+    for one, *others in zip(found, *parts, strict=True):
+        np.testing.assert_allclose(one, np.concatenate(others), rtol=1e-12)
+    for value_trace in (0.0, 0.5, 1.0):
+        cut = np.where(traces == 0, 0.0, value_trace)
+        np.testing.assert_array_equal(
+            decoupled_gae(rewards, discounts, values, next_values, traces, value_trace)[1],
+            decoupled_gae(rewards, discounts, values, next_values, traces, cut)[1],
+        )
+    # An array of the critic's own is taken as it is; a policy's λ of 0, as a scalar, cuts the critic nowhere.
+    uncut = decoupled_gae(rewards, discounts, values, next_values, traces, np.ones(STEPS))[1]
+    np.testing.assert_array_equal(uncut, decoupled_gae(rewards, discounts, values, next_values, 0.0)[1])
+    assert abs(uncut[0] - found[1][0]) > 0.1
+
+
 def test_one_stream_of_tokens_serves_policy_and_critic():
     mask = np.array([False, True, False, True, False, True, False])
     rewards, values = np.random.default_rng(7).normal(size=(2, STEPS))

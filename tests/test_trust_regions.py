@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from rlax_llm.exponentials import straight_from
 from rlax_llm.trust_regions import (
     cispo,
     clip,
@@ -171,12 +172,17 @@ def test_an_overflowing_ratio_without_advantage_has_no_loss():
         np.testing.assert_array_equal(slopes(unclipped, far, none), none)
 
 
-def test_unclipped_is_the_formula_up_to_the_end_of_the_format():
-    for far, dtype in ((88.7, jnp.float32), (709.7, jnp.float64)):
-        log_ratio = jnp.array([far, 2 - far], dtype)
+def test_unclipped_is_the_formula_up_to_where_squares_leave_the_format_and_then_its_tangent():
+    for end, dtype in ((35.4, jnp.float32), (283.9, jnp.float64)):
+        ones, log_ratio = jnp.ones(2, dtype), jnp.array([end, -end], dtype)
         expected = -np.exp(np.asarray(log_ratio, np.float64)).astype(dtype)
-        np.testing.assert_allclose(unclipped(log_ratio, jnp.ones(2, dtype)), expected, rtol=1e-5)
-        np.testing.assert_allclose(slopes(unclipped, log_ratio, jnp.ones(2, dtype)), expected, rtol=1e-5)
+        np.testing.assert_allclose(unclipped(log_ratio, ones), expected, rtol=1e-5)
+        np.testing.assert_allclose(slopes(unclipped, log_ratio, ones), expected, rtol=1e-5)
+        corner = straight_from(log_ratio)
+        beyond, steepness = corner + np.array([1.0, 1000.0]), -np.exp(corner)
+        values = unclipped(jnp.asarray(beyond, dtype), ones)
+        np.testing.assert_allclose(values, steepness * np.array([2.0, 1001.0]), rtol=1e-5)
+        np.testing.assert_allclose(slopes(unclipped, jnp.asarray(beyond, dtype), ones), steepness, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -150,7 +150,7 @@ def policy_loop(
         def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
             taken, advantages, weights, uniform, ref_log_probs = rows
             current, entropy = log_probs(joined(params, frozen), taken)
-            batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs)
+            batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs, uniform)
             value, metrics = policy_loss(objective, batch)
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
             return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}

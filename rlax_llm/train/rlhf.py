@@ -149,7 +149,7 @@ def _loss(loop: _Loop, frozen: Params | None) -> Callable:
         rows, weights = part
         models, old = joined(params, frozen), rows.completions.log_probs
         current, entropy = loop.log_probs(models["policy"], rows.completions)
-        batch = PolicyBatch(current, old, rows.advantages, rows.mask, weights[0], rows.ref_log_probs)
+        batch = PolicyBatch(current, old, rows.advantages, rows.mask, weights[0], rows.ref_log_probs, weights[1])
         total, metrics = policy_loss(loop.objective, batch)
         now = loop.values(models["value"], rows.completions)
         value_loss, value_metrics = _value_terms(loop.learning, rows, now, weights)

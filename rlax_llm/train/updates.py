@@ -203,12 +203,13 @@ def _control_loss(policy: ActorCritic, objective: Objective, learning: Learning,
         log_probs = policy.distribution.log_prob(parameters, rows.actions)
         advantages = learning.normalise(rows.advantages, mask)
         total, metrics = policy_loss(objective, PolicyBatch(log_probs, rows.log_probs, advantages, mask, weights))
-        value_loss = (weights * learning.value_loss(values, rows.values, rows.targets)).sum()
-        entropy = (weights * policy.distribution.entropy(parameters)).sum()
-        total = total + learning.value_coef * value_loss - learning.entropy_coef * entropy
+        value_losses = learning.value_loss(values, rows.values, rows.targets)
+        entropies = policy.distribution.entropy(parameters)
+        total = total + (weights * (learning.value_coef * value_losses - learning.entropy_coef * entropies)).sum()
         if penalized:
             total = total + kl_coef * (weights * policy.distribution.kl(rows.parameters, parameters)).sum()
-        return total, metrics | jax.lax.stop_gradient({"value_loss": value_loss, "entropy": entropy})
+        means = {"value_loss": value_losses.mean(), "entropy": entropies.mean()}
+        return total, metrics | jax.lax.stop_gradient(means)
 
     return loss
 
