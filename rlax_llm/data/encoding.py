@@ -9,7 +9,7 @@ generation reads, and no token lies across the boundary. A stop token is appende
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from rlax_llm.data.conversations import Pieces, conversation_pieces
 from rlax_llm.data.messages import Text, Verbatim
@@ -73,42 +73,6 @@ class DemonstrationTokens(NamedTuple):
 
 
 Tokens = TypeVar("Tokens", PairTokens, LabelledTokens, DemonstrationTokens)
-
-
-class Limits(NamedTuple):
-    """What rows must keep to; None is no limit.
-
-    Attributes:
-        max_prompt_tokens: longest prompt.
-        max_new_tokens: longest completion, stop token included.
-        vocab_size: ids lie below it.
-    """
-
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int | None = None
-    vocab_size: int | None = None
-
-
-class Encoded(NamedTuple, Generic[Tokens]):
-    """Rows that fit, and the places of those that do not.
-
-    Attributes:
-        rows: in their order.
-        dropped: for each reason the rows left out, by their places.
-    """
-
-    rows: list[Tokens]
-    dropped: dict[str, list[str]]
-
-    def report(self) -> str:
-        """One line on what was left out; empty where nothing was.
-
-        >>> Encoded([], {"a prompt of more than 8 tokens": ["line 1"]}).report()
-        '1 of 1 rows left out: 1 with a prompt of more than 8 tokens (the first is line 1)'
-        """
-        left_out = sum(map(len, self.dropped.values()))
-        reasons = (f"{len(places)} with {why} (the first is {places[0]})" for why, places in self.dropped.items())
-        return f"{left_out} of {left_out + len(self.rows)} rows left out: {', '.join(reasons)}" if left_out else ""
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens]:
@@ -193,50 +157,6 @@ def encode_demonstrations(tokenizer: Tokenizer, rows: Sequence[Demonstration]) -
     ([2], [3, 1])
     """
     return _encoded(tokenizer, [(row.where, row.prompt, row.completion) for row in rows])
-
-
-def within(rows: Sequence[Tokens], limits: Limits) -> Encoded[Tokens]:
-    """The rows that keep to the limits; the others are left out and counted, never cut.
-
-    Args:
-        rows: of one kind.
-        limits: in tokens.
-
-    Raises:
-        DataError: a token beyond the vocabulary, naming the row, or no row left.
-
-    >>> rows = [DemonstrationTokens([2], [3, 1]), DemonstrationTokens([2, 2], [3, 1], where="line 2")]
-    >>> kept = within(rows, Limits(max_prompt_tokens=1))
-    >>> len(kept.rows), kept.report()
-    (1, '1 of 2 rows left out: 1 with a prompt of more than 1 tokens (the first is line 2)')
-    """
-    kept = Encoded[Tokens]([], {})
-    for row in rows:
-        completions = (row.chosen, row.rejected) if isinstance(row, PairTokens) else (row.completion,)
-        largest = max(max(ids) for ids in (row.prompt, *completions))
-        if limits.vocab_size is not None and largest >= limits.vocab_size:
-            raise DataError(
-                f"{row.where}: token {largest} is beyond the model's vocabulary of {limits.vocab_size}; use the "
-                "model's own tokenizer."
-            )
-        reason = _too_long(len(row.prompt), max(map(len, completions)), limits)
-        if reason:
-            kept.dropped.setdefault(reason, []).append(row.where)
-        else:
-            kept.rows.append(row)
-    if not kept.rows:
-        raise DataError(
-            f"no row to train on: {kept.report() or 'there is none'}; raise max_prompt_tokens or max_new_tokens."
-        )
-    return kept
-
-
-def _too_long(prompt: int, completion: int, limits: Limits) -> str:
-    if limits.max_prompt_tokens is not None and prompt > limits.max_prompt_tokens:
-        return f"a prompt of more than {limits.max_prompt_tokens} tokens"
-    if limits.max_new_tokens is not None and completion > limits.max_new_tokens:
-        return f"a completion of more than {limits.max_new_tokens} tokens"
-    return ""
 
 
 Exchange = tuple[str, Text, Text]  # the row's place, prompt and completion

@@ -43,11 +43,12 @@ def load(
     Raises:
         DataError: reasoning-gym is not installed, no such task, settings that it refuses, too few different questions.
     """
-    for what, number, least in (("seed", seed, 0), ("size", size, 1), ("held_out_size", held_out_size, 1)):
+    for what, number, least in (("seed", seed, 0), ("size", size, 1), ("held_out_size", held_out_size, 0)):
         if not isinstance(number, int) or number < least:
             raise DataError(f"reasoning-gym:{name}: {what} is {number!r}, wanted a whole number of at least {least}.")
     settings = dict(config or {})
-    generator = _dataset(name, settings, size=_DRAWS * held_out_size, seed=_start(seed, 1))
+    # A generator has at least one entry, also where none is held out.
+    generator = _dataset(name, settings, size=max(_DRAWS * held_out_size, 1), seed=_start(seed, 1))
     held_out = list(itertools.islice(_unseen(_entries(name, generator), set()), held_out_size))
     seen = {entry["question"] for entry in held_out}
     if len(held_out) < held_out_size:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rlax_llm.data.rows import DataError, Row
+from rlax_llm.naming import closest
 from rlax_llm.rewards.golds import known_answer
 
 _LETTERS = "mnpqrs"
@@ -79,31 +80,33 @@ def _of_fraction(value: Fraction) -> tuple[str, int]:
     return f"{'-' if value < 0 else ''}\\frac{{m}}{{n}}", abs(value.numerator) + value.denominator
 
 
-def with_integer_answers(where: str, rows: Sequence[Row]) -> tuple[list[Row], int]:
-    r"""Rows whose answers are integers, their prompts asking for them; and how many had no integer form.
+def with_integer_answers(rows: Sequence[Row]) -> list[Row]:
+    r"""Rows whose answers are integers, their prompts asking for them; for ``Kept.then``.
 
     Args:
-        where: what the rows are called, for errors.
         rows: with columns ``prompt`` and ``answer``; a ``completion`` to imitate is dropped, for it is another one.
 
     Raises:
-        DataError: a row without an ``answer``, or none that has an integer form.
+        DataError: a row without an ``answer``, or whose answer has no integer form.
 
-    >>> rows = [{"prompt": "3/4 of 1?", "answer": r"\frac{3}{4}"}, {"prompt": "A letter?", "answer": "x"}]
-    >>> with_integer_answers("it", rows)[0][0]["prompt"].splitlines()[1]
+    >>> rows = [{"prompt": "3/4 of 1?", "answer": r"\frac{3}{4}"}]
+    >>> with_integer_answers(rows)[0]["prompt"].splitlines()[1]
     'The answer has the form $\\frac{m}{n}$ with positive integers m, n, in simplest terms. Give the value of m + n.'
     """
-    kept = []
-    for number, row in enumerate(rows, 1):
+    changed = []
+    for row in rows:
         if "answer" not in row:
-            raise DataError(f"{where}: row {number} has no column 'answer', which integer_answers reads.")
-        if (found := integer_form(known_answer(row["answer"]) or "")) is not None:
-            form, total = found
-            changed = {"prompt": _asking(row["prompt"], form), "answer": total}
-            kept.append({name: value for name, value in row.items() if name != "completion"} | changed)
-    if not kept:
-        raise DataError(f"{where}: no answer has an integer form, the first is {rows[0]['answer']!r}.")
-    return kept, len(rows) - len(kept)
+            raise DataError(
+                f"no column 'answer', which integer_answers reads; the columns are {', '.join(row)}"
+                f"{closest('answer', row)}"
+            )
+        found = integer_form(known_answer(row["answer"]) or "")
+        if found is None:
+            raise DataError(f"the answer {row['answer']!r} has no integer form; leave the row out.")
+        form, total = found
+        kept = {name: value for name, value in row.items() if name != "completion"}
+        changed.append(kept | {"prompt": _asking(row["prompt"], form), "answer": total})
+    return changed
 
 
 def _asking(prompt: str | list[dict[str, str]], form: str) -> str | list[dict[str, str]]:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlax_llm.data.messages import check_text
-from rlax_llm.data.rows import DataError, Row, split_rows
-from rlax_llm.data.tables import kind, listed, read_table
+from rlax_llm.data.rows import DataError, Row
+from rlax_llm.data.sifting import Kept, alike, sifted
+from rlax_llm.data.tables import kind, listed, read_table, whole
+from rlax_llm.naming import closest
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """Rows of a JSON Lines file or another table, read and checked one at a time.
+def read_rows(path: str | Path) -> Kept[Row]:
+    """Rows of a JSON Lines file or another table that can be used, and what was left out.
 
-    ``prompt`` is a string or a list of chat messages, alike in all rows. ``completion``, if there, is a string or a
-    single assistant message, whose content is then taken.
+    ``prompt`` is a string or a list of chat messages. ``completion``, if there, is a string or a single assistant
+    message, whose content is then taken. Left out are rows without a prompt, with a prompt or completion of a wrong
+    type, and those whose columns, or whose prompt's type, are not those of most rows.
 
     Args:
         path: as ``read_table`` takes it.
 
     Raises:
-        DataError: naming the file and the line: not readable, not an object, no prompt, a prompt or completion of a
-            wrong type, or columns that differ from the first row's; also for a file without rows.
+        DataError: as ``read_table``; no row can be used.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -31,38 +32,29 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     ...     list(read_rows(file.name))
     [{'prompt': '1+1=', 'answer': 2}]
     """
-    first: Row | None = None
-    for where, row in read_table(path):
-        _check(where, row)
-        first = first or row
-        _check_alike(where, first, row)
-        yield row
+    kept = sifted(str(path), read_table(path), _row)
+    return alike(alike(kept, frozenset, _other_columns), _prompt_kind, _other_prompt)
 
 
-def load(path: str | Path, held_out_size: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows of a file; rows of one prompt are never on both sides.
+def prompt_key(row: Row) -> str:
+    """What makes two rows the same problem.
 
     Args:
-        path: see ``read_rows``.
-        held_out_size: number of held-out rows.
-        seed: chooses them.
+        row: with a ``prompt``.
 
-    Raises:
-        DataError: as ``read_rows``; fewer than two different prompts; or nothing left to train on.
+    >>> prompt_key({"prompt": "1+1=", "answer": 2})
+    '"1+1="'
     """
-    rows = list(read_rows(path))
-    if len(rows) < 2:
-        raise DataError(f"{path}: the file has 1 row; wanted at least 2, one to train on and one to hold out.")
-    keys = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
-    return split_rows(str(path), rows, keys, held_out_size, seed)
+    return json.dumps(row["prompt"], sort_keys=True)
 
 
-def _check(where: str, row: Row) -> None:
+def _row(where: str, row: Row) -> Row:
     if "prompt" not in row:
-        raise DataError(f"{where}: no column 'prompt'; the columns are {listed(row)}.")
-    check_text(where, "prompt", row["prompt"])
+        raise DataError(f"{where}: no column 'prompt'; the columns are {listed(row)}{closest('prompt', row)}")
+    check_text(where, "prompt", whole(where, row)["prompt"])
     if "completion" in row:
         row["completion"] = _completion(where, row["completion"])
+    return row
 
 
 def _completion(where: str, completion: Any) -> str:
@@ -75,10 +67,13 @@ def _completion(where: str, completion: Any) -> str:
     raise DataError(f"{where}: the completion is {kind(completion)}, wanted a string or one assistant message.")
 
 
-def _check_alike(where: str, first: Row, row: Row) -> None:
-    if row.keys() != first.keys():
-        raise DataError(f"{where}: the columns are {listed(row)}, but the first row's are {listed(first)}.")
-    if isinstance(row["prompt"], str) != isinstance(first["prompt"], str):
-        raise DataError(
-            f"{where}: the prompt is {kind(row['prompt'])}, but the first row's is {kind(first['prompt'])}."
-        )
+def _other_columns(row: Row, usual: Row) -> str:
+    return f"the columns are {listed(row)}, but most rows' are {listed(usual)}."
+
+
+def _prompt_kind(row: Row) -> bool:
+    return isinstance(row["prompt"], str)
+
+
+def _other_prompt(row: Row, usual: Row) -> str:
+    return f"the prompt is {kind(row['prompt'])}, but most rows' is {kind(usual['prompt'])}."

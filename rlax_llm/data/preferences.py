@@ -15,8 +15,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers, check_text
-from rlax_llm.data.rows import DataError, Row, split_rows
-from rlax_llm.data.tables import kind, listed, read_table
+from rlax_llm.data.repeated import is_conversation, prompt_length, without_prompts
+from rlax_llm.data.rows import DataError, Row
+from rlax_llm.data.sifting import Kept, alike, apart, sifted
+from rlax_llm.data.tables import kind, listed, read_table, whole
+from rlax_llm.naming import closest
 
 _FORMS = {
     "a preference": ("prompt", "chosen", "rejected"),
@@ -83,16 +86,14 @@ class Demonstration(NamedTuple):
     columns: Mapping[str, Any] = _NO_COLUMNS
 
 
-Record = TypeVar("Record", Pair, Labelled, Demonstration)
-
-
 def pair(where: str, row: Row) -> Pair:
     """A pair from ``prompt, chosen, rejected``, or from ``chosen, rejected`` that both begin with the prompt.
 
-    An implicit prompt is the longest common beginning. Of messages it is whole messages. Of strings it is cut back by
-    one character where it would be the whole of either side, and by one space that it would end in, since tokens carry
-    the space before a word; it may end inside a word that both sides begin with. It is then ``Verbatim``, as are both
-    sides, for such strings hold their turns themselves.
+    Beside a ``prompt`` too, chosen and rejected may be whole conversations that hold it; the prompt is then what they
+    have in common. An implicit prompt is the longest common beginning. Of messages it is whole messages. Of strings it
+    is cut back by one character where it would be the whole of either side, and by one space that it would end in,
+    since tokens carry the space before a word; it may end inside a word that both sides begin with. It is then
+    ``Verbatim``, as are both sides, for such strings hold their turns themselves.
 
     Args:
         where: the row's place, for errors.
@@ -110,11 +111,14 @@ def pair(where: str, row: Row) -> Pair:
     for name in used[1:]:
         check_text(where, name, row[name])
     _check_different(where, row["chosen"], row["rejected"])
+    chosen, rejected = row["chosen"], row["rejected"]
+    prompt: Any = row.get("prompt")
     if "prompt" in row:
-        prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
         check_text(where, "prompt", prompt)
-    else:
-        prompt, chosen, rejected = _implicit(where, row["chosen"], row["rejected"])
+    if "prompt" not in row or (is_conversation(chosen) and is_conversation(rejected)):
+        prompt, chosen, rejected = _implicit(where, chosen, rejected)
+        if "prompt" in row:
+            prompt_length(where, "chosen and the rejected", row["prompt"], prompt)
     if not isinstance(prompt, Verbatim):
         chosen = answer_text(where, "chosen", chosen, prompt)
         rejected = answer_text(where, "rejected", rejected, prompt)
@@ -124,6 +128,8 @@ def pair(where: str, row: Row) -> Pair:
 
 def labelled(where: str, row: Row) -> Labelled:
     """A labelled completion from ``prompt, completion, label``, the label a boolean, 0 or 1.
+
+    A completion may be a whole conversation that begins with the prompt.
 
     Args:
         where: the row's place, for errors.
@@ -138,18 +144,17 @@ def labelled(where: str, row: Row) -> Labelled:
     """
     used = _FORMS["an unpaired preference"]
     _require(where, row, "an unpaired preference", used)
-    check_text(where, "prompt", row["prompt"])
-    completion, label = answer_text(where, "completion", row["completion"], row["prompt"]), row["label"]
+    (prompt, completion), label = _exchange(where, row), row["label"]
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
         raise DataError(f"{where}: the label is {_shown(label)}, wanted true or false (1 or 0).")
-    return Labelled(row["prompt"], completion, bool(label), where, _others(row, used))
+    return Labelled(prompt, completion, bool(label), where, _others(row, used))
 
 
 def last_turn(where: str, row: Row) -> Demonstration:
     """A demonstration from ``prompt, completion``, from ``messages`` or from ``text``.
 
     Of ``messages``, the last one, the assistant's, is the completion, and all before it the prompt. A ``text`` is all
-    completion.
+    completion. A ``completion`` may be a whole conversation that begins with the prompt.
 
     Args:
         where: the row's place, for errors.
@@ -174,9 +179,7 @@ def last_turn(where: str, row: Row) -> Demonstration:
         return Demonstration(Verbatim(), Verbatim(row["text"]), where, _others(row, ("text",)))
     used = _FORMS["a demonstration"]
     _require(where, row, "a demonstration", used)
-    check_text(where, "prompt", row["prompt"])
-    completion = answer_text(where, "completion", row["completion"], row["prompt"])
-    return Demonstration(row["prompt"], completion, where, _others(row, used))
+    return Demonstration(*_exchange(where, row), where, _others(row, used))
 
 
 def every_turn(where: str, row: Row) -> Demonstration:
@@ -209,37 +212,36 @@ def every_turn(where: str, row: Row) -> Demonstration:
     return Demonstration(messages[:first], messages[first:], where, _others(row, ("messages",)))
 
 
-def read_pairs(path: str | Path, split: str = "train") -> list[Pair]:
-    """All pairs of a table.
+def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
+    """The pairs of a table that can be used, and what was left out.
+
+    Left out are rows that ``pair`` refuses, and those that have a margin where most have none, or none where most do.
+    Strings that begin with the prompt beside them are taken without it (``without_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
         split: of a data set that has several.
 
     Raises:
-        DataError: as ``read_table`` and ``pair``; margins in some rows and not in others.
+        DataError: as ``read_table``; no row can be used.
     """
-    pairs = [pair(where, row) for where, row in read_table(path, split)]
-    for other in pairs:
-        if (other.margin is None) != (pairs[0].margin is None):
-            has, first = ("no margin", "has one") if other.margin is None else ("a margin", "has none")
-            raise DataError(f"{other.where}: {has}, but the first row {first}; give one in all rows or in none.")
-    return pairs
+    kept = alike(_read(path, split, pair), lambda row: row.margin is None, _other_margin)
+    return without_prompts(kept, ("chosen", "rejected"))
 
 
-def read_labelled(path: str | Path, split: str = "train") -> list[Labelled]:
-    """All labelled completions of a table; a table of pairs gives two for each.
+def read_labelled(path: str | Path, split: str = "train") -> Kept[Labelled]:
+    """The labelled completions of a table that can be used, and what was left out; a table of pairs gives two for each.
+
+    Strings that begin with the prompt beside them are taken without it (``without_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
         split: of a data set that has several.
 
     Raises:
-        DataError: as ``read_table``, ``labelled`` and ``pair``; labels all of one kind.
+        DataError: as ``read_table``; no row can be used; labels all of one kind.
     """
-    rows: list[Labelled] = []
-    for where, row in read_table(path, split):
-        rows += unpaired([pair(where, row)]) if "chosen" in row and "label" not in row else [labelled(where, row)]
+    rows = without_prompts(apart(_read(path, split, _labels)), ("completion",))
     if len({row.label for row in rows}) == 1:
         raise DataError(
             f"{path}: all {len(rows)} labels are {str(rows[0].label).lower()}; wanted desirable and undesirable ones."
@@ -249,8 +251,10 @@ def read_labelled(path: str | Path, split: str = "train") -> list[Labelled]:
 
 def read_demonstrations(
     path: str | Path, split: str = "train", form: Callable[[str, Row], Demonstration] = last_turn
-) -> list[Demonstration]:
-    """All demonstrations of a table.
+) -> Kept[Demonstration]:
+    """The demonstrations of a table that can be used, and what was left out.
+
+    Strings that begin with the prompt beside them are taken without it (``without_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
@@ -258,9 +262,9 @@ def read_demonstrations(
         form: ``last_turn`` or ``every_turn``.
 
     Raises:
-        DataError: as ``read_table`` and ``form``.
+        DataError: as ``read_table``; no row can be used.
     """
-    return [form(where, row) for where, row in read_table(path, split)]
+    return without_prompts(_read(path, split, form), ("completion",))
 
 
 def unpaired(pairs: Iterable[Pair]) -> list[Labelled]:
@@ -279,33 +283,46 @@ def unpaired(pairs: Iterable[Pair]) -> list[Labelled]:
     ]
 
 
-def split_records(
-    name: str, records: Sequence[Record], held_out_size: int, seed: int
-) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records; those of one prompt are never on both sides.
+def prompt_key(record: Pair | Labelled | Demonstration) -> str:
+    """What makes two records the same problem: their prompts, or of whole texts the text.
 
     An implicit prompt of strings goes by its characters: where it ends inside the completion, another pair of the same
     question may have another one.
 
     Args:
-        name: what errors call the data.
-        records: pairs, labelled completions or demonstrations; whole texts count as prompts of their own.
-        held_out_size: number of held-out records.
-        seed: not negative.
+        record: of any form.
 
-    Raises:
-        DataError: as ``split_rows``.
-
-    >>> train, held_out = split_records("d", unpaired([Pair(c, "1", "2") for c in "abc"]), held_out_size=2, seed=0)
-    >>> {row.prompt for row in train} & {row.prompt for row in held_out}
-    set()
+    >>> prompt_key(Pair("1+1=", "2", "3"))
+    '1+1='
     """
-    keys = [_key(record.prompt or record[1]) for record in records]
-    return split_rows(name, records, keys, held_out_size, seed)
-
-
-def _key(text: Any) -> str:
+    text = record.prompt or record[1]
     return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
+
+
+Read = TypeVar("Read")
+
+
+def _read(path: str | Path, split: str, form: Callable[[str, Row], Read]) -> Kept[Read]:
+    return sifted(str(path), read_table(path, split), lambda where, row: form(where, whole(where, row)))
+
+
+def _labels(where: str, row: Row) -> list[Labelled]:
+    return unpaired([pair(where, row)]) if "chosen" in row and "label" not in row else [labelled(where, row)]
+
+
+def _other_margin(row: Pair, usual: Pair) -> str:
+    return "no margin, but most rows have one." if row.margin is None else "a margin, but most rows have none."
+
+
+def _exchange(where: str, row: Row) -> tuple[Text, Text]:
+    """Prompt and completion, the completion without the prompt where it is a whole conversation."""
+    prompt, completion = row["prompt"], row["completion"]
+    check_text(where, "prompt", prompt)
+    check_text(where, "completion", completion)
+    if is_conversation(completion):
+        length = prompt_length(where, "completion", prompt, answers(where, "completion", completion))
+        prompt, completion = completion[:length], completion[length:]
+    return prompt, answer_text(where, "completion", completion, prompt)
 
 
 def _check_different(where: str, chosen: Text, rejected: Text) -> None:
@@ -362,7 +379,7 @@ def _require(where: str, row: Row, form: str, wanted: Sequence[str]) -> None:
         hint = "" if near == form else f", nearest to {near} ({', '.join(columns)})"
         raise DataError(
             f"{where}: no column {missing[0]!r}; the columns are {listed(row)}{hint}, wanted those of {form} "
-            f"({', '.join(_FORMS[form])})."
+            f"({', '.join(_FORMS[form])}){closest(missing[0], [name for name in row if name not in wanted])}"
         )
 
 

@@ -16,6 +16,9 @@ Row = dict[str, Any]
 demonstration (always a string), and any columns for the reward functions."""
 
 
+_NONE = "none (eval_size 0), or take those of a file (eval_data)."
+
+
 class DataError(ValueError):
     """A data set or task that cannot be read, built or split."""
 
@@ -36,31 +39,35 @@ def split_rows(
 
     Args:
         where: what errors call the data.
-        rows: at least two, of any type.
-        keys: for each row, what makes it the same problem as another; at least two different ones.
-        held_out_size: number of held-out rows. A key with more rows than are still wanted loses the others: they are on
-            neither side.
+        rows: at least one, of any type.
+        keys: for each row, what makes it the same problem as another; at least two different ones to hold any out.
+        held_out_size: number of held-out rows; 0 leaves all to train on. A key with more rows than are still wanted
+            loses the others: they are on neither side.
         seed: not negative; the split is a function of the arguments.
 
     Returns:
         Training rows in their order, and held-out rows in random order.
 
     Raises:
-        DataError: fewer than two keys, or a ``held_out_size`` that is not positive or leaves nothing to train on.
+        DataError: fewer than two keys of which some are to be held out, or a ``held_out_size`` that is negative or
+            leaves nothing to train on.
 
     >>> train, held_out = split_rows("letters", [{"prompt": c} for c in "aabc"], "aabc", held_out_size=1, seed=1)
     >>> {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
     set()
     """
+    for name, value in (("held_out_size", held_out_size), ("seed", seed)):
+        if value < 0:
+            raise DataError(f"{where}: {name} is {value}, wanted 0 or more.")
+    if held_out_size == 0:
+        return list(rows), []
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         groups[key].append(index)
     if len(groups) < 2:
-        raise DataError(f"{where}: {len(groups)} different prompts in all; holding some out needs at least 2.")
-    if held_out_size < 1:
-        raise DataError(f"{where}: {held_out_size} rows to hold out, wanted at least 1.")
-    if seed < 0:
-        raise DataError(f"{where}: seed is {seed}, wanted 0 or more.")
+        raise DataError(
+            f"{where}: {len(groups)} different prompts in all, and holding some out needs at least 2; hold out {_NONE}"
+        )
     shuffled = list(groups)
     held_out: list[int] = []
     for index in np.random.default_rng(seed).permutation(len(groups)).tolist():
@@ -69,7 +76,7 @@ def split_rows(
         held_out += groups.pop(shuffled[index])[: held_out_size - len(held_out)]
     if not groups:
         raise DataError(
-            f"{where}: holding out {held_out_size} of {len(rows)} rows leaves none to train on; hold out fewer."
+            f"{where}: holding out {held_out_size} of {len(rows)} rows leaves none to train on; hold out fewer, {_NONE}"
         )
     return [rows[index] for index in sorted(itertools.chain(*groups.values()))], [rows[index] for index in held_out]
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import importlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlax_llm.data.rows import DataError, Row
 
 _CHUNK = 1000  # rows of a Parquet file or data set in memory as Python objects
-_PARQUET = b"PAR1"
+_PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
+_HALF = re.compile("[\ud800-\udfff]")
+_START = 1024  # bytes within which an array begins
 _SAVED = ("state.json", "dataset_dict.json")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|csv|txt)$")
+_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|csv|txt|gz)$")
 _EXTRA = "pip install 'rlax-llm[datasets]'"
 
 
 def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Row]]:
     """Rows with their places, such as ``("pairs.jsonl, line 3", {...})``, read as they are asked for.
 
-    A file is Parquet where it begins as one and JSON Lines otherwise, in UTF-8; blank lines are passed over. A
-    directory is what ``save_to_disk`` of the package ``datasets`` wrote. Anything else of the form ``owner/name`` is a
-    data set on the Hugging Face hub. Lines and rows are counted from 1.
+    A file is Parquet where it begins as one and JSON Lines otherwise, in UTF-8, perhaps gzipped; blank lines are passed
+    over. A file that begins with ``[`` is one JSON array, whose elements are the rows. A directory is what
+    ``save_to_disk`` of the package ``datasets`` wrote. Anything else of the form ``owner/name`` is a data set on the
+    Hugging Face hub. Lines and rows are counted from 1.
 
     Args:
         path: file, directory or name.
@@ -69,6 +75,38 @@ def kind(value: Any) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
+def whole(where: str, row: Row) -> Row:
+    """The row, unless it holds half a character, such as an emoji cut in two, which no tokenizer and no file can take.
+
+    Args:
+        where: its place, for the error.
+        row: as JSON gave it.
+
+    Raises:
+        DataError: naming the place and the column.
+
+    >>> whole("line 1", {"prompt": "Hi \\ud83d"})
+    Traceback (most recent call last):
+    rlax_llm.data.rows.DataError: line 1: column 'prompt' holds half a character (\\ud83d); write it whole or remove it.
+    """
+    for name, value in row.items():
+        if half := _half(value) or _half(name):
+            raise DataError(
+                f"{where}: column {name!a} holds half a character (\\u{ord(half):x}); write it whole or remove it."
+            )
+    return row
+
+
+def _half(value: Any) -> str:
+    """A surrogate that is alone, in a string or anywhere inside lists and objects."""
+    if isinstance(value, str):
+        found = None if value.isascii() else _HALF.search(value)
+        return found[0] if found else ""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return next(filter(None, map(_half, value)), "") if isinstance(value, list) else ""
+
+
 def _numbered(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
     number = 0
     for number, row in enumerate(rows, start=1):
@@ -80,30 +118,63 @@ def _numbered(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
 def _file(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         with path.open("rb") as file:
-            parquet = file.read(len(_PARQUET)) == _PARQUET
+            start = file.read(len(_PARQUET))
     except OSError as error:
         raise _unreadable(path, error) from error
-    yield from _numbered(str(path), _parquet(path)) if parquet else _json_lines(path)
+    if start == _PARQUET:
+        yield from _numbered(str(path), _parquet(path))
+    else:
+        yield from _json(path, gzip.open if start.startswith(_GZIP) else open)
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror or error}).")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    empty = True
+def _json(path: Path, opened: Any) -> Iterator[tuple[str, Row]]:
+    """Rows of a file of JSON lines, or of one JSON array."""
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                text = _decoded(where, line, number)
-                if text.strip():
-                    empty = False
-                    yield where, _object(where, text)
+        with opened(path, "rb") as file:
+            array = file.read(_START).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+            file.seek(0)
+            if array:
+                yield from _numbered(str(path), _array(path, file.read()))
+            else:
+                yield from _lines(path, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}: cannot be read as gzip ({_one_line(error)}); compress or download it again."
+        ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Row]]:
+    empty = True
+    for number, line in enumerate(file, start=1):
+        where = f"{path}, line {number}"
+        text = _decoded(where, line, number)
+        if text.strip():
+            empty = False
+            yield where, _object(where, text)
     if empty:
         raise DataError(f"{path}: the file has no rows; wanted one JSON object a line.")
+
+
+def _array(path: Path, content: bytes) -> Iterator[Row]:
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}); the file begins with '[', "
+            "wanted one array of objects, or one object a line."
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: JSON that Python cannot read ({error}).") from error
+    for number, row in enumerate(rows, start=1):
+        yield _mapping(f"{path}, row {number}", row)
 
 
 def _decoded(where: str, line: bytes, number: int) -> str:
@@ -122,6 +193,10 @@ def _object(where: str, text: str) -> Row:
         ) from error
     except (RecursionError, ValueError) as error:  # nested too deeply; a number with too many digits
         raise DataError(f"{where}: JSON that Python cannot read ({error}).") from error
+    return _mapping(where, row)
+
+
+def _mapping(where: str, row: Any) -> Row:
     if not isinstance(row, dict):
         raise DataError(f'{where}: {kind(row)}, wanted an object such as {{"prompt": "..."}}.')
     return row

@@ -5,18 +5,37 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from rlax_llm.data import arithmetic, gym, jsonl
-from rlax_llm.data.rows import DataError, Row, batch_indices
+import numpy as np
+
+from rlax_llm.data import arithmetic, gym
+from rlax_llm.data.jsonl import prompt_key, read_rows
+from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
+from rlax_llm.data.sifting import Kept, numbered
 from rlax_llm.naming import closest
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
 from rlax_llm.rewards.loading import load_rewards
 
-__all__ = ["DataError", "Row", "Task", "batch_indices", "full_score", "load_task"]
+__all__ = [
+    "DataError",
+    "Held",
+    "Row",
+    "Task",
+    "batch_indices",
+    "file_task",
+    "full_score",
+    "load_task",
+    "some_of",
+]
+
+Use = Callable[[Sequence[Row]], Sequence[Row]]
+"""``rows → rows``, as ``Kept.then`` takes it: what a run makes of rows, or a ``DataError`` for one it cannot use."""
+
+T = TypeVar("T")
 
 _GYM = "reasoning-gym"
 _KNOWN = ("arithmetic", "arithmetic-words", f"{_GYM}:NAME")
@@ -37,28 +56,34 @@ class Task:
 
     Attributes:
         name: the specification or the file it came from.
-        train: rows to train on.
-        held_out: rows to evaluate on; no prompt of theirs is in ``train``.
+        train: rows to train on, with their places.
+        held_out: rows to evaluate on, likewise. Where they were split off, no prompt of theirs is in ``train``.
         rewards: functions that score completions of these rows.
         solved: whether a score of the first reward counts as right, for accuracy.
+        reports: lines on the rows that were left out.
     """
 
     name: str
-    train: Sequence[Row]
-    held_out: Sequence[Row]
+    train: Kept[Row]
+    held_out: Kept[Row]
     rewards: tuple[Reward, ...]
     solved: Callable[[float], bool] = full_score
+    reports: tuple[str, ...] = ()
+
+
+def every_row(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows, all of which can be used.
+
+    >>> every_row([{"prompt": "1+1="}])
+    [{'prompt': '1+1='}]
+    """
+    return rows
 
 
 def load_task(
-    spec: str,
-    *,
-    data: str | Path | None = None,
-    reward: str | None = None,
-    held_out_size: int = 100,
-    seed: int = 0,
+    spec: str, *, reward: str | None = None, held_out_size: int = 100, seed: int = 0, use: Use = every_row
 ) -> Task:
-    """Built-in task, or a JSON Lines file with a reward function.
+    """Built-in task.
 
     Settings follow the name: ``arithmetic,smallest=0,largest=20`` (the attributes of ``arithmetic.Problems``; sums of
     two-digit numbers if not given, for prompts of one length; ``arithmetic-words`` sums and differences from 2 to 20),
@@ -66,15 +91,13 @@ def load_task(
 
     Args:
         spec: ``arithmetic``, ``arithmetic-words`` or ``reasoning-gym:NAME``, with settings.
-        data: JSON Lines file to take instead; ``spec`` is then not used.
-        reward: as ``load_rewards`` takes it, instead of the task's own: one, or a sum with weights. A data file has
-            none of its own, and needs one unless it has a column ``completion`` to imitate; its task then has no
-            rewards.
-        held_out_size: number of held-out rows.
+        reward: as ``load_rewards`` takes it, instead of the task's own: one, or a sum with weights.
+        held_out_size: number of held-out rows, 0 for none.
         seed: chooses the rows and which are held out.
+        use: what is made of the rows, before the run begins; rows that it refuses are left out.
 
     Raises:
-        DataError: an unknown task (with the closest known), settings that do not fit, a file that cannot be used.
+        DataError: an unknown task (with the closest known), settings that do not fit, no row that can be used.
         RewardError: no such reward function, or one that does not accept the columns.
 
     >>> task = load_task("arithmetic,largest=9", held_out_size=10)
@@ -84,19 +107,97 @@ def load_task(
     if seed < 0:
         raise DataError(f"load_task: seed is {seed}, wanted 0 or more.")
     rewards = () if reward is None else load_rewards(reward)  # first, for it fails fast
-    task = _built_in(spec, held_out_size, seed) if data is None else _file_task(data, held_out_size, seed)
+    task = _built_in(spec, held_out_size, seed)
     if rewards:
         task = Task(task.name, task.train, task.held_out, rewards)
-    if not task.rewards and "completion" not in task.train[0]:
-        raise DataError(f"{data}: neither a reward function is given nor a column 'completion'; give one of them.")
     for function in task.rewards:
         check_columns(function, list(task.train[0]))
-    return task
+    train, held_out = task.train.then(use), task.held_out.then(use)
+    return replace(task, train=train, held_out=held_out, reports=_reports([train, held_out]))
 
 
-def _file_task(data: str | Path, held_out_size: int, seed: int) -> Task:
-    train, held_out = jsonl.load(data, held_out_size, seed)
-    return Task(str(data), train, held_out, rewards=())
+class Held(NamedTuple):
+    """Which rows of a file are held out.
+
+    Attributes:
+        size: how many; None is all of ``file``.
+        file: they are those of another file, or None.
+        seed: chooses them.
+    """
+
+    size: int | None
+    file: str | Path | None = None
+    seed: int = 0
+
+
+def file_task(data: str | Path, reward: str | None, held: Held, use: Use = every_row) -> Task:
+    """Rows of a JSON Lines file or another table, with a reward function.
+
+    Args:
+        data: as ``read_table`` takes it.
+        reward: as ``load_rewards`` takes it. None needs a column ``completion`` to imitate where no reward model
+            scores; the task then has no rewards.
+        held: which rows are held out.
+        use: what is made of the rows, before the run begins; rows that it refuses are left out.
+
+    Raises:
+        DataError: a file that cannot be used, or not split.
+        RewardError: no such reward function, or one that does not accept the columns.
+    """
+    rewards = () if reward is None else load_rewards(reward)  # first, for it fails fast
+    files = [read_rows(path).then(use) for path in (data, held.file) if path is not None]
+    for rows in files:
+        for function in rewards:
+            check_columns(function, list(rows[0]))
+    placed = [list(zip(rows, rows.places, strict=True)) for rows in files]
+    if held.file is None:
+        keys = [prompt_key(row) for row in files[0]]
+        train, held_out = split_rows(str(data), placed[0], keys, held.size or 0, held.seed)
+    else:
+        train, held_out = placed[0], some_of(placed[1], held.size, held.seed)
+    return Task(str(data), _part(data, train), _part(data, held_out), rewards, reports=_reports(files))
+
+
+def measured_task(data: str | Path, reward: str | None, held: Held, use: Use = every_row) -> Task:
+    """Rows of a file to measure on, and none to train on.
+
+    Args:
+        data: as ``read_table`` takes it.
+        reward: as ``load_rewards`` takes it.
+        held: how many rows at most, and what chooses them; ``file`` is not read.
+        use: what is made of the rows; rows that it refuses are left out.
+
+    Raises:
+        DataError: a file that cannot be used.
+        RewardError: no such reward function, or one that does not accept the columns.
+    """
+    task = file_task(data, reward, Held(0), use)
+    rows = list(zip(task.train, task.train.places, strict=True))
+    return replace(task, train=_part(data, []), held_out=_part(data, some_of(rows, held.size, held.seed)))
+
+
+def _part(name: str | Path, rows: Sequence[tuple[Row, str]]) -> Kept[Row]:
+    return Kept(str(name), [row for row, _ in rows], [place for _, place in rows])
+
+
+def some_of(rows: Sequence[T], size: int | None, seed: int) -> list[T]:
+    """As many rows as asked for, at random, in their order; all where there are no more.
+
+    Args:
+        rows: any number.
+        size: how many, or None for all.
+        seed: chooses them.
+
+    >>> some_of("abc", None, 0), len(some_of("abc", 2, 0))
+    (['a', 'b', 'c'], 2)
+    """
+    if size is None or size >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:size].tolist())]
+
+
+def _reports(parts: Sequence[Kept[Any]]) -> tuple[str, ...]:
+    return tuple(report for part in parts if (report := part.report()))
 
 
 def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
@@ -105,20 +206,24 @@ def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
         # Prompts of one length are the easier ones to learn; a range that ends before two digits begins at 0.
         short = isinstance(settings.get("largest"), int) and settings["largest"] <= 10
         problems = _problems(spec, {"smallest": 0 if short else 10, "largest": 99} | settings)
-        train, held_out = arithmetic.digit_rows(problems, held_out_size, seed)
-        return Task(spec, train, held_out, (Reward("exact_answer", exact_answer),))
+        parts = arithmetic.digit_rows(problems, held_out_size, seed)
+        return Task(spec, *_named(spec, parts), (Reward("exact_answer", exact_answer),))
     if name == "arithmetic-words":
         problems = _problems(spec, {"smallest": 2, "largest": 20, "operators": "+-"} | settings)
-        train, held_out = arithmetic.word_rows(problems, held_out_size, seed)
-        return Task(spec, train, held_out, (Reward("integer_answer", integer_answer),))
+        parts = arithmetic.word_rows(problems, held_out_size, seed)
+        return Task(spec, *_named(spec, parts), (Reward("integer_answer", integer_answer),))
     family, _, member = name.partition(":")
     if family == _GYM and member:
         if "seed" in settings:
             raise DataError(f"task {spec!r}: seed is not a setting; it is the run's own seed.")
         size = settings.pop("size", 1000)
-        train, held_out, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
-        return Task(spec, train, held_out, (reward,), solved=_nearly_full_score)
+        *parts, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
+        return Task(spec, *_named(spec, parts), (reward,), solved=_nearly_full_score)
     raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{closest(name, _KNOWN)}")
+
+
+def _named(spec: str, parts: Sequence[Any]) -> tuple[Kept[Row], Kept[Row]]:
+    return numbered(f"{spec}, training", parts[0]), numbered(f"{spec}, held-out", parts[1])
 
 
 def _nearly_full_score(score: float) -> bool:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from rlax_llm.naming import closest
+
 _NOT_FORWARDED = ("prompt", "completion", "prompts", "completions")
 _LARGEST = float(np.finfo(np.float32).max)
 FAILED: Any = type("Failed", (), {"__repr__": lambda _: "FAILED"})()
@@ -189,9 +191,11 @@ def check_columns(reward: Reward, columns: Sequence[str]) -> None:
     try:
         signature.bind(prompts=[], completions=[], **{name: [] for name in names})
     except TypeError as error:
+        wanted = [name for name, taken in signature.parameters.items() if taken.default is taken.empty]
+        absent = next((name for name in wanted if name not in ("prompts", "completions", *names)), "")
         raise RewardError(
             f"reward {reward.name!r} does not accept the columns of the data ({', '.join(names) or 'none'}): {error}; "
-            "it is called as f(prompts, completions, **columns)."
+            f"it is called as f(prompts, completions, **columns){closest(absent, names)}"
         ) from error
 
 

@@ -23,6 +23,7 @@ _TRAINED_MODEL_HELP = (
     "Language model: 'smollm2' (SmolLM2-135M-Instruct), a Hugging Face directory (RUN_DIR/model of a run), "
     "a .gguf file, or a Hugging Face hub id."
 )
+EVAL_SIZE = 256
 TASK_HELP = (
     "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
     "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2."
@@ -137,7 +138,9 @@ class EvalConfig:
     data: str | None = option(None, "task", DATA_HELP, "the task", "FILE.jsonl")
     reward: str | None = option(None, "task", REWARD_HELP, "the task's own", "MODULE:FUNCTION")
     integer_answers: bool = option(False, "task", INTEGERS_HELP)
-    size: int = option(256, "task", "Held-out prompts.")
+    size: int | None = option(
+        None, "task", "Prompts at most.", f"all of a file, {EVAL_SIZE} held-out ones of a built-in task"
+    )
 
     max_prompt_tokens: int | None = option(None, "sampling", "Longest prompt, tokens.", CHOSEN)
     max_new_tokens: int | None = option(None, "sampling", "Longest completion, tokens.", CHOSEN)

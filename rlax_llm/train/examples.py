@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rlax_llm.data.encoding import Limits, encode_demonstrations, within
-from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, read_demonstrations, split_records
-from rlax_llm.data.tasks import Task
+from rlax_llm.data.encoding import encode_demonstrations
+from rlax_llm.data.limits import Limits, within
+from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, prompt_key, read_demonstrations
+from rlax_llm.data.rows import Row, split_rows
+from rlax_llm.data.sifting import Kept
+from rlax_llm.data.tasks import Task, some_of
 from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.learner import Learner
+from rlax_llm.train.task_setup import tell
 
 Encode = Callable[[Any, Any], list[Any]]
 
@@ -20,39 +23,62 @@ class Split(NamedTuple):
 
     Attributes:
         train: to learn from.
-        held_out: to measure on; no prompt of theirs is in ``train``.
+        held_out: to measure on. Where they were split off, no prompt of theirs is in ``train``.
     """
 
     train: list[Any]
     held_out: list[Any]
 
 
-def encoded(name: str, parts: Sequence[Sequence[Any]], encode: Encode, learner: Learner, config: Any) -> Split:
-    """The rows that fit the limits; one line on standard error tells of those that do not.
+def encoded(kept: Kept[Any], encode: Encode, learner: Learner, config: Any) -> Kept[tuple[Any, Any]]:
+    """Records that can be encoded and fit the limits, each with its tokens; it is told which were left out.
 
     Args:
-        name: what the data is called.
-        parts: records to learn from, and records to measure on.
+        kept: records.
         encode: ``(tokenizer, records) → rows``.
         learner: gives tokenizer and vocabulary.
         config: gives ``max_prompt_tokens`` and ``max_new_tokens``.
 
     Raises:
-        ValueError: naming the row that cannot be encoded, or where no row is left.
+        ValueError: where no row is left.
     """
-    limits = Limits(config.max_prompt_tokens, config.max_new_tokens, learner.shape.vocab_size)
-    rows = [within(encode(learner.tokenizer, part), limits) for part in parts]
-    for part, what in zip(rows, ("training", "held-out"), strict=True):
-        if part.dropped:
-            print(f"{name}, {what}: {part.report()}", file=sys.stderr)
-    return Split(rows[0].rows, rows[1].rows)
+    check = within(Limits(config.max_prompt_tokens, config.max_new_tokens, learner.shape.vocab_size))
+
+    def tokens(records: Sequence[Any]) -> list[tuple[Any, Any]]:
+        return list(zip(records, encode(learner.tokenizer, records), strict=True))
+
+    def checked(rows: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
+        check([row for _, row in rows])
+        return rows
+
+    found = kept.then(tokens).then(checked)
+    tell(found.report())
+    return found
 
 
-def of_records(named: tuple[str, Sequence[Any]], encode: Encode, learner: Learner, config: Any) -> Split:
-    """Records split by prompt and encoded.
+def of_tables(read: Callable[[str], Kept[Any]], encode: Encode, learner: Learner, config: Any) -> Split:
+    """Encoded records of ``config.data``, split by prompt, or held-out ones from ``config.eval_data``.
 
     Args:
-        named: what the data is called, and its records.
+        read: ``path → records``.
+        encode: ``(tokenizer, records) → rows``.
+        learner: gives tokenizer and vocabulary.
+        config: gives the files, the limits, ``eval_size`` and ``seed``.
+
+    Raises:
+        ValueError: for a file that cannot be used; as ``of_records``.
+    """
+    if config.eval_data is None:
+        return of_records(read(config.data), encode, learner, config)
+    train, held_out = (encoded(read(path), encode, learner, config) for path in (config.data, config.eval_data))
+    return Split(_tokens(train), some_of(_tokens(held_out), config.eval_size, config.seed))
+
+
+def of_records(kept: Kept[Any], encode: Encode, learner: Learner, config: Any) -> Split:
+    """Records encoded and split by prompt.
+
+    Args:
+        kept: records.
         encode: ``(tokenizer, records) → rows``.
         learner: gives tokenizer and vocabulary.
         config: gives the limits, ``eval_size`` and ``seed``.
@@ -60,9 +86,13 @@ def of_records(named: tuple[str, Sequence[Any]], encode: Encode, learner: Learne
     Raises:
         ValueError: as ``encoded``; too few records to hold any out.
     """
-    name, records = named
-    parts = split_records(name, records, config.eval_size or 1, config.seed)
-    return encoded(name, parts, encode, learner, config)
+    found = encoded(kept, encode, learner, config)
+    keys = [prompt_key(record) for record, _ in found]
+    return Split(*split_rows(found.name, _tokens(found), keys, config.eval_size, config.seed))
+
+
+def _tokens(kept: Kept[tuple[Any, Any]]) -> list[Any]:
+    return [tokens for _, tokens in kept]
 
 
 def of_file(config: SftConfig, learner: Learner) -> Split:
@@ -73,15 +103,14 @@ def of_file(config: SftConfig, learner: Learner) -> Split:
         learner: gives tokenizer and vocabulary.
 
     Raises:
-        ValueError: for a file or row that cannot be used.
+        ValueError: for a file that cannot be used.
     """
-    path = config.data or ""
-    records = read_demonstrations(path, form=every_turn if config.every_turn else last_turn)
-    return of_records((path, records), encode_demonstrations, learner, config)
+    form = every_turn if config.every_turn else last_turn
+    return of_tables(lambda path: read_demonstrations(path, form=form), encode_demonstrations, learner, config)
 
 
 def of_task(task: Task, learner: Learner, config: Any) -> Split:
-    """A task's own answers as demonstrations.
+    """A task's own answers as demonstrations; held-out rows without answers are passed over.
 
     Args:
         task: rows with completions.
@@ -96,8 +125,11 @@ def of_task(task: Task, learner: Learner, config: Any) -> Split:
             f"task {task.name} has no column 'completion' to learn from; give rows that have one, "
             "or, before reinforcement learning, set --warm-start-steps 0."
         )
-    parts = [
-        [Demonstration(row["prompt"], row["completion"], f"row {index}") for index, row in enumerate(rows)]
-        for rows in (task.train, task.held_out)
-    ]
-    return encoded(task.name, parts, encode_demonstrations, learner, config)
+    parts = [_shown(part) for part in (task.train, task.held_out)]
+    return Split(*(_tokens(encoded(part, encode_demonstrations, learner, config)) for part in parts))
+
+
+def _shown(rows: Kept[Row]) -> Kept[Demonstration]:
+    placed = [(row, where) for row, where in zip(rows, rows.places, strict=True) if "completion" in row]
+    records = [Demonstration(row["prompt"], row["completion"], where) for row, where in placed]
+    return Kept(rows.name, records, [where for _, where in placed])

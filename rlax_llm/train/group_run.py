@@ -151,7 +151,7 @@ class GroupPhase:
 
     def evaluate(self, params: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out reward and accuracy, and a record of each completion."""
-        whole, batch = self.learner.sampled(params), min(len(self.task.held_out), self.groups * self.group_size)
+        whole, batch = self.learner.sampled(params), self.groups * self.group_size
         found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
         return found.metrics(self.judge.graded), found.records
 

@@ -170,8 +170,8 @@ class PpoPhase:
 
     def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
-        whole, batch = self.models.policy.sampled(policy), min(len(self.task.held_out), self.rows)
-        found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, batch)
+        whole = self.models.policy.sampled(policy)
+        found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, self.rows)
         return found.metrics(self.judge.graded), found.records
 
     def keep(self, place: Path, position: int) -> None:

@@ -16,7 +16,8 @@ from rlax_llm.train.ppo_phase import Models, PpoPhase
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.setup import build_model, judged_task, scalar_judge, with_defaults
+from rlax_llm.train.setup import build_model, scalar_judge, with_defaults
+from rlax_llm.train.task_setup import judged_task
 
 
 def run_ppo(config: PpoConfig) -> RunDirectory:
@@ -32,7 +33,8 @@ def run_ppo(config: PpoConfig) -> RunDirectory:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    task, models = judged_task(config), build_models(config)
+    models = build_models(config)
+    task = judged_task(config, models.policy)
     return run_reinforced(models.policy, PpoPhase(config, models, task), _export(models))
 
 

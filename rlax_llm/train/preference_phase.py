@@ -102,7 +102,9 @@ class PreferencePhase:
         return state, named | {"tokens_per_second": float(np.sum(rows.completions.valid)) / seconds}
 
     def evaluate(self, params: Params) -> dict[str, float]:
-        """Held-out loss, and where there are any accuracy and margin: means over the rows."""
+        """Held-out loss, and where there are any accuracy and margin: means over the rows; nothing of no rows."""
+        if not self.held_out:
+            return {}
         state = TrainState(params, optax.identity().init(params), jnp.int32(0))
         found: list[dict[str, jax.Array]] = []
         sizes: list[int] = []

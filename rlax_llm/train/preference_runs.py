@@ -13,14 +13,15 @@ import numpy as np
 
 from rlax_llm.data.batches import labelled_rows, pair_rows
 from rlax_llm.data.encoding import encode_labelled, encode_pairs
-from rlax_llm.data.preferences import Labelled, Pair, read_labelled, read_pairs, unpaired
+from rlax_llm.data.preferences import Pair, read_labelled, read_pairs, unpaired
+from rlax_llm.data.sifting import Kept, apart, numbered
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.links import logistic
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.train.endings import farewell, summary
-from rlax_llm.train.examples import Split, of_records
+from rlax_llm.train.examples import Split, of_records, of_tables
 from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, zero_reference
 from rlax_llm.train.learner import Learner, completion_scores, language_learner, scalar_learner
@@ -72,7 +73,7 @@ def run_reward(config: RewardConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = scalar_learner(config, model, config.seed)
-    rows = of_records(_pairs(config, model), encode_pairs, learner, config)
+    rows = _pairs(config, model, learner)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
         scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), bool(config.remat))
@@ -95,7 +96,7 @@ def run_dpo(config: DpoConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = language_learner(config, model, config.seed)
-    rows = of_records(_pairs(config, model), encode_pairs, learner, config)
+    rows = _pairs(config, model, learner)
 
     def log_probs(prompt_width: int) -> Any:
         return group_log_probs(learner.config, (2, prompt_width), remat=bool(config.remat))
@@ -127,7 +128,7 @@ def run_kto(config: KtoConfig) -> RunDirectory:
     config = with_defaults(config)
     model = build_model(config)
     learner = language_learner(config, model, config.seed)
-    rows = of_records(_labels(config, model), encode_labelled, learner, config)
+    rows = _labels(config, model, learner)
     _warn_of_imbalance(config, rows.train)
     reference = reference_point_of_mismatched if config.recipe == "kto" else zero_reference
 
@@ -179,7 +180,7 @@ def _run(
 
 def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -> None:
     """Greedy completions of some held-out prompts, for a person to read; a reward model has none."""
-    if "score" in params:
+    if "score" in params or not rows.held_out:
         return
     config, tokenizer = session.config, learner.tokenizer
     sampling = Sampling(learner.sampled_shape, tokenizer, config.max_prompt_tokens or 0)
@@ -194,27 +195,31 @@ def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -
     )
 
 
-def _pairs(config: RewardConfig | DpoConfig, model: LanguageModel) -> tuple[str, list[Pair]]:
-    """What the data is called, and its pairs."""
+def _pairs(config: RewardConfig | DpoConfig, model: LanguageModel, learner: Learner) -> Split:
     if config.data is not None:
-        return config.data, read_pairs(config.data)
-    return "arithmetic", _sums(config, model)
+        return of_tables(read_pairs, encode_pairs, learner, config)
+    return of_records(_sums(config, model), encode_pairs, learner, config)
 
 
-def _labels(config: KtoConfig, model: LanguageModel) -> tuple[str, list[Labelled]]:
+def _labels(config: KtoConfig, model: LanguageModel, learner: Learner) -> Split:
     if config.data is not None:
-        return config.data, read_labelled(config.data)
-    return "arithmetic", unpaired(_sums(config, model))
+        return of_tables(read_labelled, encode_labelled, learner, config)
+    return of_records(apart(_sums(config, model).then(_labelled_each)), encode_labelled, learner, config)
 
 
-def _sums(config: PreferenceSettings, model: LanguageModel) -> list[Pair]:
+def _labelled_each(pairs: Sequence[Pair]) -> list[Any]:
+    return [unpaired([pair]) for pair in pairs]
+
+
+def _sums(config: PreferenceSettings, model: LanguageModel) -> Kept[Pair]:
     """Right answers preferred to those of other sums: neither their size nor their form gives them away."""
     form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
     task = load_task(form, held_out_size=1, seed=config.seed)
     right = np.array([int(row["completion"]) for row in task.train])
     other = np.random.default_rng(config.seed).permutation(right)
     wrong = np.where(other == right, right + 1, other).tolist()
-    return [Pair(row["prompt"], row["completion"], str(one)) for row, one in zip(task.train, wrong, strict=True)]
+    pairs = [Pair(row["prompt"], row["completion"], str(one)) for row, one in zip(task.train, wrong, strict=True)]
+    return numbered("arithmetic", pairs)
 
 
 class _Referenced(NamedTuple):

@@ -133,7 +133,12 @@ class Evaluation(NamedTuple):
     records: list[dict[str, Any]]
 
     def metrics(self, right_and_wrong: bool = True) -> dict[str, float]:
-        """Mean reward of those that have one, and the share that is solved where there is right and wrong."""
+        """Mean reward of those that have one, and the share that is solved where there is right and wrong.
+
+        Nothing of no rows.
+        """
+        if not self.totals.size:
+            return {}
         known = self.totals[~np.isnan(self.totals)]
         found = {"held_out_reward": float(known.mean()) if known.size else float("nan")}
         return found | ({"held_out_accuracy": float(self.solved.mean())} if right_and_wrong else {})
@@ -148,14 +153,17 @@ def evaluate(
     batch: int,
     seed: int = 0,
 ) -> Evaluation:
-    """Complete every held-out row, ``batch`` rows at a time, and score.
+    """Complete every held-out row, at most ``batch`` rows at a time, and score; nothing where none is held out.
 
     The last batch is filled up with the first row, so that no further shape is compiled; that does not count.
     """
     held_out, totals, firsts, told = list(task.held_out), [], [], []
+    if not held_out:
+        return Evaluation(np.zeros(0), np.zeros(0, bool), [])
+    batch = min(batch, len(held_out))
     for start in range(0, len(held_out), batch):
         taken = held_out[start : start + batch]
-        filled = taken + [held_out[0]] * (min(batch, len(held_out)) - len(taken))
+        filled = taken + [held_out[0]] * (batch - len(taken))
         rollout = sampling.rollout(params, filled, jax.random.fold_in(jax.random.key(seed), start), request)
         scores, count = judge(rollout, request.group_size), len(taken) * request.group_size
         totals.append(scores.total[:count])

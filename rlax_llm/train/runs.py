@@ -30,12 +30,11 @@ from rlax_llm.train.setup import (
     build_model,
     build_sampler,
     build_schedule,
-    build_task,
-    judged_task,
     scalar_judge,
     with_defaults,
 )
 from rlax_llm.train.supervised_run import SupervisedPhase, own_rows, run_steps, shared_rows
+from rlax_llm.train.task_setup import build_measured, build_task, judged_task
 
 
 def run_grpo(config: GrpoConfig) -> RunDirectory:
@@ -55,7 +54,7 @@ def run_grpo(config: GrpoConfig) -> RunDirectory:
     check_recipe(config)
     config = with_defaults(config)
     model = build_model(config)
-    task, learner = judged_task(config), language_learner(config, model, config.seed)
+    task, learner = judged_task(config, model), language_learner(config, model, config.seed)
     judge_model = None if config.reward_model is None else scalar_judge(config.reward_model, model, config)
     failures = Failures()
     with pooled(task.rewards, config.reward_workers, config.reward_timeout, failures) as rewards:
@@ -83,8 +82,9 @@ def run_sft(config: SftConfig) -> RunDirectory:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
     config = with_defaults(config)
-    learner = language_learner(config, build_model(config), config.seed)
-    task = None if config.data is not None else build_task(config, config.eval_size or 1)
+    model = build_model(config)
+    learner = language_learner(config, model, config.seed)
+    task = None if config.data is not None else build_task(config, model)
     examples = of_file(config, learner) if task is None else of_task(task, learner, config)
     steps, batch_size = config.steps or 0, config.batch_size or 1
     schedule = build_schedule(config, config.learning_rate or 0.0, steps)
@@ -95,7 +95,7 @@ def run_sft(config: SftConfig) -> RunDirectory:
     sampling = Sampling(learner.sampled_shape, learner.tokenizer, config.max_prompt_tokens or 0)
 
     def held_out(params: Any) -> dict[str, Any]:
-        metrics = {"held_out_loss": phase.held_out_loss(params)}
+        metrics: dict[str, Any] = phase.evaluate(params)
         if task is not None:
             request = sampling.request(greedy, config.max_new_tokens or 0)
             metrics |= evaluate(
@@ -129,7 +129,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     if config.task is None:
         form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
         config = dataclasses.replace(config, task=form)
-    task = build_task(config, config.size)
+    task = build_measured(config, model)
     sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
     sampler = build_sampler(config.temperature, config.top_k, config.top_p)
     request = sampling.request(sampler, config.max_new_tokens or 0, config.samples)

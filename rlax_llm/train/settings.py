@@ -131,7 +131,12 @@ class RunSettings:
     eval_every: int | None = option(
         None, "run", "Steps between held-out evaluations; 0 is only first and last.", CHOSEN
     )
-    eval_size: int | None = option(None, "run", "Held-out prompts per evaluation.", CHOSEN)
+    eval_size: int | None = option(
+        None, "run", "Held-out prompts per evaluation; 0 holds out none.", "chosen for the model, or all of eval_data"
+    )
+    eval_data: str | None = option(
+        None, "run", "File of held-out rows, of the form of --data.", "rows of the data itself", "DATA"
+    )
     save_every: int = option(50, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
     out: str | None = option(None, "run", _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
     resume: str | None = option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
@@ -139,8 +144,14 @@ class RunSettings:
 
     def check_run(self) -> None:
         """Check the ranges of these fields."""
-        at_least(self, 1, "eval_size")
-        at_least(self, 0, "eval_every", "save_every")
+        at_least(self, 0, "eval_size", "eval_every", "save_every")
+        if self.eval_data is None:
+            return
+        command = getattr(self, "command", "")
+        if getattr(self, "data", None) is None:
+            raise ValueError(f"{command}: eval_data is given without data; give both.")
+        if self.eval_size == 0:
+            raise ValueError(f"{command}: eval_data is given and eval_size is 0; leave one out.")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.data import jsonl
 from rlax_llm.data.arithmetic import ALPHABET
-from rlax_llm.data.integers import with_integer_answers
-from rlax_llm.data.tasks import DataError, Task, load_task
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar, local_fields
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.rewards.loading import unread_answers
-from rlax_llm.train.configs import EvalConfig, SftConfig
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.settings import LARGEST_COUNT, ModelSettings, OptimizerSettings, filled_in
 from rlax_llm.user_code import named_function, told
 
@@ -72,12 +64,12 @@ _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arX
 _FACTORS = ("groups", "group_size", "batch_size", "samples")  # rows of a step
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model's
-_ANSWERS_READ = 1000  # rows whose answers are looked at before a run; a formula takes a hundredth of a second
 
 
 def with_defaults(config: Any) -> Any:
     """The settings with each that was left open filled in for the model.
 
+    >>> from rlax_llm.train.group_settings import GrpoConfig
     >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
     (128, 8)
     """
@@ -85,6 +77,8 @@ def with_defaults(config: Any) -> Any:
     chosen = dict(_CHARACTER if small else _PRETRAINED) | (_SMALL if small else _LARGE).get(config.command, {})
     if config.model != "char":
         chosen["warm_start_steps"] = 0
+    if getattr(config, "eval_data", None) is not None:
+        chosen.pop("eval_size")  # all of that file, unless asked otherwise
     if getattr(config, "lora_rank", 0):
         chosen["learning_rate"] *= _ADAPTERS_FASTER
     names = [name for name in chosen if hasattr(config, name)]
@@ -108,6 +102,7 @@ def check_batch_of(config: Any) -> None:
     Raises:
         ValueError: naming the settings that are multiplied.
 
+    >>> from rlax_llm.train.group_settings import GrpoConfig
     >>> check_batch_of(with_defaults(GrpoConfig(group_size=10_000_000)))
     Traceback (most recent call last):
     ValueError: grpo: groups · group_size · tokens of a row is 48,640,000,000, wanted at most 2,147,483,647; ...
@@ -184,54 +179,6 @@ def stored_in(config: Any) -> Any:
 def computed_in(dtype: str, model: LanguageModel) -> LanguageModel:
     """The model with its products in ``dtype``; its parameters stay as they are."""
     return model._replace(config=dataclasses.replace(model.config, compute_dtype=dtype))
-
-
-def build_task(config: GrpoConfig | SftConfig | EvalConfig | PpoConfig, held_out_size: int) -> Task:
-    """The task or data file, split by ``config.seed``."""
-    reward = getattr(config, "reward", None)
-    assert config.task is not None  # eval's is chosen with its model
-    task = load_task(config.task, data=config.data, reward=reward, held_out_size=held_out_size, seed=config.seed)
-    return _told_of_answers(_asked_for_integers(task) if getattr(config, "integer_answers", False) else task)
-
-
-def _told_of_answers(task: Task) -> Task:
-    """The task, after a sentence for each reward that cannot read some of the first right answers.
-
-    Raises:
-        DataError: a reward that counts can read none.
-    """
-    answers = [row.get("answer") for row in [*task.held_out, *task.train][:_ANSWERS_READ]]
-    for reward in task.rewards:
-        unread = unread_answers(reward, answers)
-        if len(unread) == len(answers) and reward.weight:
-            raise DataError(
-                f"{task.name}: {reward.name} can read none of the {len(answers)} answers, wanted what it documents; "
-                f"the first is {unread[0]!r}. Correct the column 'answer', or give another reward."
-            )
-        if unread:
-            print(
-                f"{task.name}: {reward.name} cannot read the answer of {len(unread)} of {len(answers)} rows; it gives "
-                f"them no score. The first is {unread[0]!r}.",
-                file=sys.stderr,
-            )
-    return task
-
-
-def _asked_for_integers(task: Task) -> Task:
-    parts = [with_integer_answers(task.name, rows) for rows in (task.train, task.held_out)]
-    if left_out := sum(count for _, count in parts):
-        print(f"{task.name}: {left_out} rows have an answer without an integer form, and are left out.")
-    return dataclasses.replace(task, train=parts[0][0], held_out=parts[1][0])
-
-
-def judged_task(config: GrpoConfig | PpoConfig) -> Task:
-    """The task or data file; beside a reward model only with the Python rewards that were asked for."""
-    if config.reward_model is None or config.reward is not None:
-        return build_task(config, config.eval_size or 1)
-    if config.data is not None:
-        task = Task(config.data, *jsonl.load(config.data, config.eval_size or 1, config.seed), rewards=())
-        return _asked_for_integers(task) if getattr(config, "integer_answers", False) else task
-    return dataclasses.replace(build_task(config, config.eval_size or 1), rewards=())
 
 
 def scalar_judge(path: str, policy: LanguageModel, config: Any) -> LanguageModel:

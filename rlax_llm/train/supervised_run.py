@@ -56,8 +56,9 @@ def shared_rows(config: SftConfig, learner: Learner) -> Form:
 
     def items(rows: list[Any]) -> list[Any]:
         lengths = [length_of(row) for row in rows]
-        if max(lengths) > width:
-            raise ValueError(f"sft: packed_tokens is {width}, the longest example has {max(lengths)}; give more.")
+        longest = max(lengths, default=0)
+        if longest > width:
+            raise ValueError(f"sft: packed_tokens is {width}, the longest example has {longest}; give more.")
         return [[rows[index] for index in members] for members in best_fit(lengths, width)]
 
     log_probs = packed_log_probs(learner.config, bool(config.remat))
@@ -96,14 +97,16 @@ class SupervisedPhase:
         self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
         self.update = jax.jit(step, donate_argnums=0)
 
-    def held_out_loss(self, params: Any) -> float:
-        """Negative log-likelihood of the held-out completions, nats a token."""
+    def evaluate(self, params: Any) -> dict[str, float]:
+        """Negative log-likelihood of the held-out completions, nats a token; nothing of no rows."""
+        if not self.held_out:
+            return {}
         total, tokens = 0.0, 0
         for start in range(0, len(self.held_out), self.batch_size):
             batch = self.form.collate(self.held_out[start : start + self.batch_size])
             total -= float(self.log_probs(joined(params, self.learner.frozen), batch)[0].sum())
             tokens += int(batch.mask.sum())
-        return total / max(tokens, 1)
+        return {"held_out_loss": total / max(tokens, 1)}
 
     def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         """Optimizer step ``index`` (from 0)."""

@@ -24,11 +24,11 @@ def file(tmp_path):
 
 
 def said(capsys, *words):
-    """What a failing command prints: one line, no traceback."""
+    """What a failing command prints: what was left out, and one line; no traceback."""
     assert main([*words, "--steps", "1"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error: ") and not any("Traceback" in line for line in lines)
-    return lines[-1]
+    return "\n".join(lines)
 
 
 GOOD = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
@@ -38,17 +38,25 @@ LABELLED = {"prompt": "1+1=", "completion": "2", "label": True}
 @pytest.mark.parametrize(
     ("command", "rows", "message"),
     [
-        ("dpo", [GOOD, GOOD | {"rejected": "2"}], "line 2: chosen and rejected are equal"),
-        ("dpo", [GOOD, GOOD | {"rejected": ""}], "line 2: the rejected is empty"),
+        (
+            "dpo",
+            [GOOD, GOOD | {"rejected": "2"}],
+            "1 of 2 rows left out: 1 because chosen and rejected are equal (",
+        ),
+        ("dpo", [GOOD, GOOD | {"rejected": ""}], "1 because the rejected is empty (line 2)"),
         ("reward", [{"prompt": "1+1=", "chosen": "2"}], "line 1: no column 'rejected'"),
-        ("dpo", [GOOD, GOOD | {"prompt": 3}], "line 2: the prompt is a number"),
-        ("reward", [GOOD | {"margin": 1.0}, GOOD | {"margin": "much"}], "line 2: the margin is "),
+        (
+            "dpo",
+            [GOOD, GOOD | {"prompt": 3}],
+            "1 because the prompt is a number, wanted a string or a list of",
+        ),
+        ("reward", [GOOD | {"margin": 1.0}, GOOD | {"margin": "much"}], "1 because the margin is 'much', wanted a"),
         ("kto", [LABELLED, LABELLED | {"prompt": "2+2="}], "all 2 labels are true"),
-        ("kto", [LABELLED, LABELLED | {"label": "yes"}], "line 2: the label is "),
+        ("kto", [LABELLED, LABELLED | {"label": "yes"}], "all 1 labels are true"),
         (
             "dpo",
             [GOOD, GOOD | {"prompt": "what?"}],
-            "line 2: Tokenizer.encode: 'w' at position 0 is not in the alphabet",
+            "1 because Tokenizer.encode: 'w' at position 0 is not in the alphabet",
         ),
         ("dpo", [GOOD, GOOD], "1 different prompts in all"),
     ],
@@ -64,7 +72,8 @@ def test_an_empty_file(file, capsys):
 def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
     rows = [GOOD | {"prompt": "1+" * i + "1="} for i in (1, 2, 30)]
     message = said(capsys, "dpo", "--data", file(*rows), "--max-prompt-tokens", "2", "--eval-size", "1")
-    assert "no row to train on: 2 of 2 rows left out: 2 with a prompt of more than 2 tokens" in message
+    assert "none of the 3 rows can be used" in message
+    assert "line 1: the prompt has 4 tokens, more than max_prompt_tokens 2" in message
 
 
 @pytest.mark.parametrize(

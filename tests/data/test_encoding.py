@@ -5,14 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlax_llm.data.encoding import (
-    DemonstrationTokens,
-    Limits,
-    PairTokens,
     encode_demonstrations,
     encode_labelled,
     encode_pair,
     encode_pairs,
-    within,
 )
 from rlax_llm.data.messages import Verbatim
 from rlax_llm.data.preferences import Demonstration, Labelled, Pair, every_turn, last_turn
@@ -221,57 +217,3 @@ def test_sides_that_the_template_makes_equal_are_refused(templated):
     with pytest.raises(DataError) as caught:
         encode_pair(templated(STRIPPING), Pair("a", "b", "b ", None, "line 2"))
     assert str(caught.value) == "line 2: chosen and rejected have the same tokens; leave the row out."
-
-
-# Limits.
-
-
-def rows():
-    return [
-        PairTokens([1] * 4, [2] * 2, [3] * 5, None, "line 1"),
-        PairTokens([1] * 9, [2] * 2, [3] * 9, None, "line 2"),
-        PairTokens([1] * 4, [2] * 2, [3] * 6, None, "line 3"),
-        PairTokens([1] * 4, [2] * 6, [3] * 2, None, "line 4"),
-        PairTokens([1] * 5, [2] * 5, [3] * 1, None, "line 5"),
-    ]
-
-
-def test_rows_that_are_too_long_are_left_out_counted_and_never_cut():
-    kept = within(rows(), Limits(max_prompt_tokens=5, max_new_tokens=5, vocab_size=4))
-    assert kept.rows == [rows()[0], rows()[4]]
-    assert kept.dropped == {
-        "a prompt of more than 5 tokens": ["line 2"],
-        "a completion of more than 5 tokens": ["line 3", "line 4"],
-    }
-    assert kept.report() == (
-        "3 of 5 rows left out: 1 with a prompt of more than 5 tokens (the first is line 2), 2 with a completion of "
-        "more than 5 tokens (the first is line 3)"
-    )
-
-
-def test_without_limits_nothing_is_left_out_and_nothing_reported():
-    kept = within(rows(), Limits())
-    assert kept.rows == rows()
-    assert kept.report() == ""
-
-
-def test_no_row_left_is_an_error():
-    with pytest.raises(DataError) as caught:
-        within(rows()[:1], Limits(max_prompt_tokens=3))
-    assert str(caught.value) == (
-        "no row to train on: 1 of 1 rows left out: 1 with a prompt of more than 3 tokens (the first is line 1); raise "
-        "max_prompt_tokens or max_new_tokens."
-    )
-    with pytest.raises(DataError, match="no row to train on: there is none; raise"):
-        within([], Limits())
-
-
-@pytest.mark.parametrize(
-    "row", [DemonstrationTokens([9], [1], None, "line 7"), DemonstrationTokens([1], [9], None, "line 7")]
-)
-def test_a_token_beyond_the_vocabulary_names_the_row(row):
-    with pytest.raises(DataError) as caught:
-        within([row], Limits(vocab_size=9))
-    assert str(caught.value) == (
-        "line 7: token 9 is beyond the model's vocabulary of 9; use the model's own tokenizer."
-    )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rlax_llm.data.integers import integer_form, with_integer_answers
 from rlax_llm.data.rows import DataError
+from rlax_llm.data.sifting import numbered
 from rlax_llm.rewards.functions import integer_answer
 
 WHOLE = st.integers(1, 10**6)
@@ -118,8 +119,10 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
         {"prompt": [{"role": "user", "content": "Who?"}], "answer": "Ann", "completion": "Ann", "level": 3},
     ]
     before = json.dumps(rows)
-    kept, left_out = with_integer_answers("the rows", rows)
-    assert [row["level"] for row in kept] == [1, 2] and left_out == 1
+    table = numbered("the rows", rows).then(with_integer_answers)
+    kept = list(table)
+    assert [row["level"] for row in kept] == [1, 2]
+    assert table.report() == "the rows: 1 of 3 rows left out: 1 because the answer 'Ann' has no integer form (row 3)"
     assert kept[0]["prompt"][0]["content"].endswith("integers m, n, in simplest terms. Give the value of m + n.")
     assert kept[1]["prompt"] == rows[1]["prompt"]
     assert integer_answer(["", ""], ["m + n = 5", "7"], answer=[row["answer"] for row in kept]) == [1.0, 1.0]
@@ -132,12 +135,14 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
     + [(None, None), (math.nan, None), (True, None), ("N/A", None), ("", None), (["4", "5"], None), ({"a": 1}, None)],
 )
 def test_answers_of_any_type_are_read_or_left_out(answer, total):
-    kept, left_out = with_integer_answers("it", [{"prompt": "?", "answer": 1}, {"prompt": "?", "answer": answer}])
+    rows = [{"prompt": "?", "answer": 1}, {"prompt": "?", "answer": answer}]
+    kept = numbered("it", rows).then(with_integer_answers)
+    left_out = len(kept.left_out)
     assert ([row["answer"] for row in kept], left_out) == (([1], 1) if total is None else ([1, total], 0))
 
 
 def test_mistakes_are_told():
-    with pytest.raises(DataError, match="the rows: row 2 has no column 'answer'"):
-        with_integer_answers("the rows", [{"prompt": "1", "answer": 1}, {"prompt": "2"}])
-    with pytest.raises(DataError, match="the rows: no answer has an integer form, the first is 'x'"):
-        with_integer_answers("the rows", [{"prompt": "1", "answer": "x"}])
+    with pytest.raises(DataError, match="the rows, row 1: no column 'answer', which integer_answers reads"):
+        numbered("the rows", [{"prompt": "1"}]).then(with_integer_answers)
+    with pytest.raises(DataError, match="the rows, row 1: the answer 'x' has no integer form"):
+        numbered("the rows", [{"prompt": "1", "answer": "x"}]).then(with_integer_answers)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rlax_llm.data.tasks import DataError, load_task
+from rlax_llm.data.tasks import DataError, Held, file_task, load_task, measured_task
 from rlax_llm.rewards.calling import RewardError, score
 
 
@@ -42,14 +42,54 @@ def test_settings_reach_the_task():
         load_task(f"reasoning-gym:chain_sum,{settings}")
 
 
-def test_a_file_comes_with_a_reward_and_goes_before_the_task(folder):
-    task = load_task("arithmetic", data="rows.jsonl", reward="mine.py:echo", held_out_size=2)
+def test_a_file_comes_with_a_reward(folder):
+    task = file_task("rows.jsonl", "mine.py:echo", Held(2))
     assert (task.name, len(task.train), len(task.held_out)) == ("rows.jsonl", 3, 2)
     assert score(task.rewards, task.train, ["x"] * 3).total.tolist() == [2.0] * 3
 
 
 def test_a_file_with_demonstrations_needs_no_reward(folder):
-    assert load_task("arithmetic", data="shown.jsonl", held_out_size=2).rewards == ()
+    assert file_task("shown.jsonl", None, Held(2)).rewards == ()
+
+
+def test_rows_are_held_out_or_not_or_those_of_another_file(folder):
+    place = folder / "rows.jsonl"
+    (folder / "one.jsonl").write_text(json.dumps({"prompt": "0", "answer": 0}))
+    for held, train, held_out in [
+        (Held(2), 3, 2),
+        (Held(0), 5, 0),
+        (Held(None, "one.jsonl"), 5, 1),
+        (Held(4, "rows.jsonl"), 5, 4),
+    ]:
+        task = file_task("rows.jsonl", "mine.py:echo", held)
+        assert (len(task.train), len(task.held_out)) == (train, held_out)
+    assert len(file_task("one.jsonl", "mine.py:echo", Held(0)).train) == 1, "one prompt is a data set"
+    assert list(task.held_out) == [row for row in task.train if row in list(task.held_out)], "in their order"
+    (folder / "other.jsonl").write_text(json.dumps({"prompt": "0", "anwser": 0}))
+    with pytest.raises(RewardError, match=r"missing a required argument: 'answer'.*; did you mean 'anwser'\?$"):
+        file_task(place, "mine.py:echo", Held(None, "other.jsonl"))
+    assert len(load_task("reasoning-gym:chain_sum,size=7", held_out_size=0).train) == 7
+    assert len(load_task("arithmetic,largest=9", held_out_size=0).train) == 100
+
+
+@pytest.mark.parametrize(("size", "measured"), [(None, 5), (256, 5), (2, 2)])
+def test_a_file_is_measured_whole_or_as_far_as_asked_for(folder, size, measured):
+    task = measured_task("rows.jsonl", "mine.py:echo", Held(size))
+    assert (len(task.train), len(task.held_out)) == (0, measured)
+
+
+def test_rows_that_a_run_cannot_use_are_left_out_before_it_begins(folder):
+    def without_threes(rows):
+        if any("3" in row["prompt"] for row in rows):
+            raise DataError("a three; leave it out.")
+        return rows
+
+    task = file_task("rows.jsonl", "mine.py:echo", Held(1), without_threes)
+    assert len(task.train) == 3
+    assert task.reports == ("rows.jsonl: 1 of 5 rows left out: 1 because a three (line 4)",)
+    task = load_task("arithmetic,largest=3", held_out_size=2, use=without_threes)
+    assert not any("3" in row["prompt"] for row in (*task.train, *task.held_out))
+    assert "arithmetic,largest=3, training: " in task.reports[0]
 
 
 def test_a_reward_of_ones_own_replaces_that_of_a_task(folder):
@@ -93,10 +133,8 @@ def test_a_specification_that_cannot_be_read_is_named(spec, said):
     assert str(caught.value) == f"task {spec!r}: {said}"
 
 
-def test_a_file_or_reward_that_does_not_fit_is_named(folder):
-    with pytest.raises(DataError, match=r"rows\.jsonl: neither a reward function is given nor a column 'completion'"):
-        load_task("arithmetic", data="rows.jsonl", held_out_size=1)
+def test_a_reward_that_does_not_fit_is_named(folder):
     with pytest.raises(RewardError, match=r"reward 'echo' does not accept .* \(none\): missing .*'answer'"):
-        load_task("arithmetic", data="shown.jsonl", reward="mine:echo", held_out_size=1)
+        file_task("shown.jsonl", "mine:echo", Held(1))
     with pytest.raises(DataError, match="load_task: seed is -1, wanted 0 or more"):
         load_task("arithmetic", seed=-1)

@@ -14,13 +14,13 @@ from rlax_llm.data.preferences import (
     labelled,
     last_turn,
     pair,
+    prompt_key,
     read_demonstrations,
     read_labelled,
     read_pairs,
-    split_records,
     unpaired,
 )
-from rlax_llm.data.rows import DataError
+from rlax_llm.data.rows import DataError, split_rows
 
 
 def user(content):
@@ -131,7 +131,7 @@ def test_files_of_each_form(write):
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
     path = write(*rows)
     assert [row.where for row in read_pairs(path)] == [f"{path}, line 1", f"{path}, line 2"]
-    assert read_labelled(path) == unpaired(read_pairs(path))
+    assert list(read_labelled(path)) == unpaired(read_pairs(path))
     path = write({"messages": TURNS})
     assert len(read_demonstrations(path)[0].prompt) == 4
     assert len(read_demonstrations(path, form=every_turn)[0].prompt) == 2
@@ -157,7 +157,13 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
             pair,
             {"prompt": "a", "chosen": "b", "reject": "c"},
             "no column 'rejected'; the columns are prompt, chosen, reject, wanted those of a preference "
-            "(prompt, chosen, rejected).",
+            "(prompt, chosen, rejected); did you mean 'reject'?",
+        ),
+        (
+            pair,
+            {"prompt": "a", "choosen": "b", "rejected": "c"},
+            "no column 'chosen'; the columns are prompt, choosen, rejected, wanted those of a preference "
+            "(prompt, chosen, rejected); did you mean 'choosen'?",
         ),
         (
             labelled,
@@ -281,19 +287,93 @@ def test_a_file_with_labels_of_one_kind_is_refused(write):
 
 @pytest.mark.parametrize(
     ("first", "second", "said"),
-    [(1.5, None, "no margin, but the first row has one"), (None, 1.5, "a margin, but the first row has none")],
+    [(1.5, None, "no margin, but most rows have one."), (None, 1.5, "a margin, but most rows have none.")],
 )
 def test_margins_are_in_all_rows_or_in_none(write, first, second, said):
-    path = write(PAIR | {"margin": first}, PAIR | {"margin": second})
-    with pytest.raises(DataError) as caught:
-        read_pairs(path)
-    assert str(caught.value) == f"{path}, line 2: {said}; give one in all rows or in none."
+    path = write(PAIR | {"margin": first}, PAIR | {"margin": second}, PAIR | {"margin": first})
+    kept = read_pairs(path)
+    assert [row.margin for row in kept] == [first, first]
+    assert kept.left_out == [(f"{path}, line 2", f"{path}, line 2: {said}")]
 
 
-def test_errors_of_a_file_name_its_line(write):
-    path = write(PAIR, PAIR | {"rejected": "b"})
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: chosen and rejected are equal"):
-        read_pairs(path)
+@pytest.mark.parametrize(
+    ("read", "good", "bad", "reason"),
+    [
+        (read_pairs, PAIR, PAIR | {"rejected": "b"}, "chosen and rejected are equal"),
+        (read_pairs, PAIR, PAIR | {"rejected": ""}, "the rejected is empty"),
+        (read_pairs, PAIR, PAIR | {"chosen": None}, "the chosen is null, wanted a string or a list of messages"),
+        (read_pairs, PAIR, PAIR | {"prompt": " \ud83d"}, r"column 'prompt' holds half a character (\ud83d)"),
+        (read_labelled, LABEL, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)"),
+        (read_labelled, PAIR, PAIR | {"rejected": "b"}, "chosen and rejected are equal"),
+        (read_demonstrations, SHOWN, SHOWN | {"completion": ""}, "the completion is empty"),
+        (read_demonstrations, {"messages": TURNS}, {"messages": []}, "the conversation is empty"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_left_out_counted_and_named(write, read, good, bad, reason):
+    other = good | {"label": False} if "label" in good else good
+    path = write(good, bad, other, bad)
+    kept = read(path)
+    assert set(kept.places) == {f"{path}, line 1", f"{path}, line 3"}
+    assert kept.report() == f"{path}: 2 of {len(kept) + 2} rows left out: 2 because {reason} (lines 2, 4)"
+
+
+# A prompt that the completions repeat.
+
+SHORT = [user("1+1?")]
+ASKED = "Human: 1+1? Assistant:"
+
+
+@pytest.mark.parametrize("prompt", [SHORT, "1+1?", " 1+1?\n", [*QUESTION]])
+def test_a_prompt_beside_whole_conversations_is_their_common_part(prompt):
+    begin = QUESTION if prompt == QUESTION else SHORT
+    row = {"prompt": prompt, "chosen": [*begin, assistant("2")], "rejected": [*begin, assistant("3")]}
+    assert pair("w", row)[:3] == (begin, [assistant("2")], [assistant("3")])
+    row = {"prompt": prompt, "completion": [*begin, assistant("2")], "label": True}
+    assert labelled("w", row)[:2] == last_turn("w", row)[:2] == (begin, [assistant("2")])
+
+
+def test_a_conversation_may_go_on_or_begin_earlier_than_its_prompt():
+    for prompt in ("1+1?", SHORT, "Sure?", QUESTION):
+        row = {"prompt": prompt, "chosen": TURNS, "rejected": [*TURNS[:4], assistant("No.")]}
+        assert pair("w", row)[:3] == (TURNS[:4], TURNS[4:], [assistant("No.")])
+    row = {"prompt": "1+1?", "completion": TURNS[:3]}
+    assert last_turn("w", row)[:2] == (QUESTION, TURNS[2:3])
+
+
+def test_a_prompt_of_another_conversation_is_refused():
+    sides = {"chosen": [*SHORT, assistant("2")], "rejected": [*SHORT, assistant("3")]}
+    for form, row in [
+        (pair, {"prompt": "2+2?"} | sides),
+        (pair, {"prompt": [user("2+2?")]} | sides),
+        (labelled, {"prompt": "2+2?", "completion": [*SHORT, assistant("2")], "label": 1}),
+    ]:
+        with pytest.raises(DataError, match="w: the prompt is not in the conversation of the c"):
+            form("w", row)
+
+
+def test_strings_that_begin_with_the_prompt_beside_them_are_taken_without_it(write):
+    rows = [{"prompt": f"{ASKED} ", "chosen": f"{ASKED} {n}", "rejected": f"{ASKED} no"} for n in range(3)]
+    path = write(*rows, {"prompt": ASKED, "chosen": "2", "rejected": "3"}, rows[0] | {"rejected": f"{ASKED} "})
+    kept = read_pairs(path)
+    assert [row[:3] for row in kept] == [(ASKED, f" {n}", " no") for n in range(3)]
+    assert all(isinstance(part, Verbatim) for part in kept[0][:3])
+    assert kept.report().splitlines() == [
+        f"{path}: chosen and rejected begin with the prompt, which is taken once and without a chat template",
+        f"{path}: 2 of 5 rows left out: 1 because chosen and rejected do not begin with the prompt, as most rows' do "
+        "(line 4); 1 because the rejected is empty behind the prompt (line 5)",
+    ]
+    assert [row.completion for row in read_labelled(write(*rows))][:2] == [" 0", " no"]
+    shown = read_demonstrations(write({"prompt": ASKED, "completion": f"{ASKED} 2"}))
+    assert shown[0][:2] == (ASKED, " 2")
+
+
+def test_a_completion_that_begins_with_its_prompt_by_chance_stays(write):
+    rows = [{"prompt": "1", "completion": f"1{n}"} for n in range(3)]
+    assert [row.completion for row in read_demonstrations(write(*rows))] == ["10", "11", "12"]
+    chance = {"prompt": "So what", "completion": "So what?"}
+    kept = read_demonstrations(write(chance, {"prompt": "Say it", "completion": "it"}))
+    assert [row.completion for row in kept] == ["So what?", "it"]
+    assert kept.report() == ""
 
 
 # Splits.
@@ -305,12 +385,12 @@ def test_no_prompt_is_on_both_sides(keys, seed):
     records = unpaired(
         [Pair([user(str(key))], [assistant(f"a{n}")], [assistant(f"b{n}")]) for n, key in enumerate(keys)]
     )
-    train, held_out = split_records("d", records, 1, seed)
+    train, held_out = split_rows("d", records, [prompt_key(record) for record in records], 1, seed)
     assert len(held_out) == 1
     assert held_out[0].prompt not in [row.prompt for row in train]
 
 
 def test_whole_texts_are_split_by_themselves():
     texts = [last_turn("w", {"text": text}) for text in "abcd"]
-    train, held_out = split_records("d", texts, 2, 0)
+    train, held_out = split_rows("d", texts, [prompt_key(text) for text in texts], 2, 0)
     assert len(train) == len(held_out) == 2

@@ -37,6 +37,13 @@ def test_arguments_of_a_batch_are_checked(arguments, said):
     assert str(caught.value) == said
 
 
+NONE = "none (eval_size 0), or take those of a file (eval_data)."
+
+
+def test_no_row_need_be_held_out():
+    assert split_rows("d", ["x"], ["a"], 0, 3) == (["x"], [])
+
+
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=40), st.integers(1, 12), st.integers(0, 3))
 def test_no_key_is_on_both_sides_of_a_split(keys, held_out_size, seed):
     rows = [{"prompt": str(key), "row": index} for index, key in enumerate(keys)]
@@ -56,10 +63,10 @@ def test_no_key_is_on_both_sides_of_a_split(keys, held_out_size, seed):
 @pytest.mark.parametrize(
     ("keys", "held_out_size", "seed", "said"),
     [
-        ("aa", 1, 0, "d: 1 different prompts in all; holding some out needs at least 2."),
-        ("ab", 0, 0, "d: 0 rows to hold out, wanted at least 1."),
+        ("aa", 1, 0, f"d: 1 different prompts in all, and holding some out needs at least 2; hold out {NONE}"),
+        ("ab", -1, 0, "d: held_out_size is -1, wanted 0 or more."),
         ("ab", 1, -1, "d: seed is -1, wanted 0 or more."),
-        ("abc", 3, 0, "d: holding out 3 of 3 rows leaves none to train on; hold out fewer."),
+        ("abc", 3, 0, f"d: holding out 3 of 3 rows leaves none to train on; hold out fewer, {NONE}"),
     ],
 )
 def test_arguments_of_a_split_are_checked(keys, held_out_size, seed, said):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 
@@ -8,9 +9,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from rlax_llm.data.jsonl import load
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tables import kind, read_table
+from rlax_llm.data.tasks import Held, file_task
 
 ROWS = [{"prompt": [{"role": "user", "content": f"{n}+1?"}], "margin": n / 2, "label": n % 2 == 0} for n in range(2500)]
 
@@ -33,8 +34,14 @@ def test_every_kind_of_table_gives_the_same_rows(tmp_path, table):
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
     splits = datasets.DatasetDict({"train": datasets.Dataset(table), "test": datasets.Dataset(table.slice(0, 1))})
     splits.save_to_disk(tmp_path / "splits")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf\r\n " + json.dumps(ROWS).encode()))
     for name, place in [
         ("a.jsonl", "line"),
+        ("a.jsonl.gz", "line"),
+        ("a.json", "row"),
+        ("b.json.gz", "row"),
         ("a.parquet", "row"),
         ("no_suffix", "row"),
         ("saved", "row"),
@@ -53,8 +60,9 @@ def test_rows_chosen_and_shuffled_by_datasets_come_in_that_order(tmp_path, table
 
 def test_a_task_can_be_a_parquet_file(tmp_path, table):
     parquet.write_table(table, tmp_path / "rows.parquet")
-    train, held_out = load(tmp_path / "rows.parquet", 10, 0)
-    assert sorted(row["margin"] for row in train + held_out) == [row["margin"] for row in ROWS]
+    task = file_task(tmp_path / "rows.parquet", None, Held(10))
+    rows = [*task.train, *task.held_out]
+    assert sorted(row["margin"] for row in rows) == [row["margin"] for row in ROWS]
 
 
 def test_blank_lines_and_a_byte_order_mark_are_passed_over_and_counted(tmp_path):
@@ -80,6 +88,17 @@ def test_bad_files_are_named(tmp_path, table):
     assert error("rows/none.jsonl") == "rows/none.jsonl: cannot be read (No such file or directory)."
     empty.write_text("\n")
     assert error(empty) == f"{empty}: the file has no rows; wanted one JSON object a line."
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode())[:-9])
+    assert error(tmp_path / "cut.gz").startswith(f"{tmp_path / 'cut.gz'}: cannot be read as gzip (Compressed file")
+    (tmp_path / "array.json").write_text('[{"prompt": "a"},\n{"prompt": ]')
+    assert error(tmp_path / "array.json") == (
+        f"{tmp_path / 'array.json'}, line 2: not JSON (Expecting value at column 12); the file begins with '[', "
+        "wanted one array of objects, or one object a line."
+    )
+    (tmp_path / "array.json").write_text('[{"prompt": "a"}, 3]')
+    assert error(tmp_path / "array.json").endswith('row 2: a number, wanted an object such as {"prompt": "..."}.')
+    (tmp_path / "array.json").write_text("[]")
+    assert error(tmp_path / "array.json").endswith("the table has no rows; wanted at least one.")
     broken.write_bytes(b"PAR1 and nothing")
     assert error(broken).startswith(f"{broken}: cannot be read as Parquet (")
     parquet.write_table(table.slice(0, 0), broken)

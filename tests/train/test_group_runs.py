@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import string
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import exact_answer
 from rlax_llm.train import runs
@@ -22,7 +24,7 @@ from rlax_llm.train.judging import Failures, Judge, pooled
 from rlax_llm.train.preference_runs import run_reward
 from rlax_llm.train.preference_settings import RewardConfig
 from rlax_llm.train.session import Session
-from rlax_llm.train.setup import build_task
+from rlax_llm.train.task_setup import build_task
 
 TINY = GrpoConfig(
     task="arithmetic,largest=9",
@@ -234,16 +236,24 @@ def test_rewards_without_workers_stay_as_they_are():
     assert Judge([reward._replace(weight=0.5)], None, ("overlong", np.negative)).weights() == (0.5, 1.0)
 
 
+def reader() -> Any:
+    """Of a model what reads prompts, of all characters."""
+    tokenizer = Tokenizer.characters(string.printable)
+    return SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=tokenizer.vocab_size))
+
+
 def test_answers_can_be_turned_into_integers(tmp_path, capsys):
     data = tmp_path / "sums.jsonl"
     rows = [{"prompt": f"half of {n}", "answer": f"{n}/2"} for n in (1, 3, 5)] + [{"prompt": "who", "answer": "Ann"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"data": str(data), "reward": "integer_answer", "eval_size": 1, "seed": 1}
-    task = build_task(GrpoConfig(**given, integer_answers=True), 1)
+    config = GrpoConfig(**given, integer_answers=True)
+    task = build_task(config, reader())
     rows = [*task.train, *task.held_out]
     assert sorted(row["answer"] for row in rows) == [3, 5, 7]
     assert all(row["prompt"].endswith("Give the value of m + n.") for row in rows)
-    assert "1 rows have an answer without an integer form" in capsys.readouterr().out
+    told = capsys.readouterr().err
+    assert "1 of 4 rows left out: 1 because the answer 'Ann' has no integer form (line 4)" in told
     with pytest.raises(ValueError, match="grpo: integer_answers is given without data"):
         GrpoConfig(integer_answers=True)
 
@@ -252,8 +262,8 @@ def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsy
     data = tmp_path / "answers.jsonl"
     rows = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(["1/2", None, r"\frac{", "7", "x + 1"])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = GrpoConfig(data=str(data), reward="math_answer + 0*integer_answer", seed=1)
-    assert len(build_task(config, 1).train) == 4
+    config = GrpoConfig(data=str(data), reward="math_answer + 0*integer_answer", eval_size=1, seed=1)
+    assert len(build_task(config, reader()).train) == 4
     told = capsys.readouterr().err.splitlines()
     assert (
         f"{data}: math_answer cannot read the answer of 2 of 5 rows; it gives them no score. The first is " in told[0]
@@ -261,7 +271,7 @@ def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsy
     assert f"{data}: integer_answer cannot read the answer of 3 of 5 rows" in told[1] and len(told) == 2
     data.write_text("".join(json.dumps(row | {"answer": None}) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"answers\.jsonl: math_answer can read none of the 5 answers.*first is None"):
-        build_task(config, 1)
+        build_task(config, reader())
 
 
 def test_completions_are_kept_with_their_rewards(tmp_path):

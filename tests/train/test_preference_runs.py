@@ -13,7 +13,8 @@ from rlax_llm.train.ppo_run import build_models, run_ppo
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_runs import run_dpo, run_kto, run_reward
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
-from rlax_llm.train.setup import build_task, with_defaults
+from rlax_llm.train.setup import with_defaults
+from rlax_llm.train.task_setup import build_task
 
 SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval_every": 2, "save_every": 1}
 CLOCKS = ("seconds", "tokens_per_second")
@@ -166,7 +167,8 @@ def test_ppo_rates_end_where_training_does():
     config = dataclasses.replace(
         PPO, steps=10, epochs=2, minibatches=2, value_warmup_steps=4, warmup_steps=1, learning_rate=1.0
     )
-    phase = PpoPhase(config, build_models(config), build_task(config, 4))
+    models = build_models(config)
+    phase = PpoPhase(config, models, build_task(config, models.policy))
     # One step of warm-up is four optimizer steps; six steps teach the policy, 24 optimizer steps.
     rates = np.array([float(phase.schedule(i)) for i in range(25)])
     assert rates[3] == rates.max() == pytest.approx(1.0) and np.all(np.diff(rates[3:]) <= 0) and rates[24] < 0.06
@@ -174,7 +176,8 @@ def test_ppo_rates_end_where_training_does():
 
 def test_the_value_model_starts_from_the_warm_started_policy():
     config = dataclasses.replace(PPO, lora_rank=2, steps=2)
-    phase = PpoPhase(config, build_models(config), build_task(config, 4))
+    models = build_models(config)
+    phase = PpoPhase(config, models, build_task(config, models.policy))
     policy = jax.tree.map(lambda x: x + 1, phase.models.policy.params)
     state = phase.init(policy)
     assert all(leaves_equal(state.params["value"]["layers"], policy["layers"]))

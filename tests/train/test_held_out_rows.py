@@ -1,0 +1,106 @@
+"""Rows that no command can use are left out before its first step; held-out rows may be none, or a file's."""
+
+import json
+
+import jax
+import pytest
+
+from rlax_llm.cli.main import main
+from rlax_llm.data.encoding import encode_pairs
+from rlax_llm.data.preferences import read_pairs
+from rlax_llm.train.configs import EvalConfig, SftConfig
+from rlax_llm.train.examples import of_tables
+from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.train.learner import language_learner
+from rlax_llm.train.preference_settings import DpoConfig
+from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.setup import build_model, with_defaults
+from rlax_llm.train.task_setup import build_measured, build_task
+
+LONG = "1+" * 30 + "1="
+PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+SHOWN = {"prompt": "1+1=", "completion": "2"}
+ROWS = {
+    "grpo": [{"prompt": "1+1=", "answer": "2"}, {"prompt": LONG, "answer": "31"}],
+    "ppo": [{"prompt": "1+1=", "answer": "2"}, {"prompt": "1 €", "answer": "31"}],
+    "sft": [SHOWN, SHOWN | {"completion": None}],
+    "dpo": [PAIR, PAIR | {"rejected": "2"}],
+    "reward": [PAIR, PAIR | {"rejected": ""}],
+    "kto": [SHOWN | {"label": True}, SHOWN | {"prompt": LONG, "label": True}, SHOWN | {"label": False}],
+}
+FLAGS = {
+    "grpo": "--reward exact_answer --groups 1 --group-size 2 --warm-start-steps 0",
+    "ppo": "--reward exact_answer --batch-size 1 --warm-start-steps 0",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compilation():
+    """Programs that run a few times need no optimisation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(name, rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("command", list(ROWS))
+def test_one_prompt_is_trained_on_and_the_row_that_cannot_be_is_named(tmp_path, file, capsys, command):
+    words = ["--eval-size", "0", "--steps", "1", "--max-new-tokens", "3", "--out", str(tmp_path / "run")]
+    words += FLAGS.get(command, "--batch-size 2").split()
+    assert main([command, "--data", file("rows.jsonl", ROWS[command]), *words]) == 0
+    assert f"rows.jsonl: 1 of {len(ROWS[command])} rows left out: 1 because " in (told := capsys.readouterr().err)
+    assert "(line 2)" in told
+    directory = RunDirectory.reopen(tmp_path / "run")
+    assert [row["step"] for row in directory.metrics()] == [0, 1]
+    summary = json.loads(directory.summary_path.read_text())
+    assert summary["finished"] and directory.curves_path.exists()
+    assert not any("held_out" in name for found in (summary, *directory.metrics()) for name in found)
+
+
+def test_held_out_rows_of_a_file_of_their_own(file):
+    data = file("train.jsonl", [{"prompt": f"{n}=", "answer": str(n)} for n in range(3)])
+    held_out = file("test.jsonl", [{"prompt": "0=", "answer": "0"}, {"prompt": LONG, "answer": "0"}])
+    config = with_defaults(GrpoConfig(data=data, eval_data=held_out, reward="exact_answer"))
+    task = build_task(config, build_model(config))
+    assert (len(task.train), [row["prompt"] for row in task.held_out]) == (3, ["0="])
+    assert task.reports[0].startswith(
+        f"{held_out}: 1 of 2 rows left out: 1 because the prompt has 62 tokens, more than"
+    )
+
+
+def test_held_out_pairs_of_a_file_of_their_own(file, capsys):
+    pairs = [PAIR | {"prompt": f"{n}+1="} for n in range(5)]
+    given = {"data": file("train.jsonl", pairs), "eval_data": file("test.jsonl", [*pairs, PAIR | {"chosen": "3"}])}
+    for size, count in ((None, 5), (3, 3), (9, 5)):
+        config = with_defaults(DpoConfig(**given, eval_size=size))
+        split = of_tables(read_pairs, encode_pairs, language_learner(config, build_model(config), 0), config)
+        assert (len(split.train), len(split.held_out)) == (5, count)
+    assert (
+        "test.jsonl: 1 of 6 rows left out: 1 because chosen and rejected are equal (line 6)" in capsys.readouterr().err
+    )
+
+
+def test_a_file_is_measured_whole(file):
+    data = file(
+        "test.jsonl", [{"prompt": f"{n}=", "answer": str(n)} for n in range(10)] + [{"prompt": LONG, "answer": ""}]
+    )
+    for size, count in ((None, 10), (256, 10), (4, 4)):
+        config = with_defaults(EvalConfig(model="char", data=data, reward="exact_answer", size=size))
+        assert len(build_measured(config, build_model(config)).held_out) == count
+
+
+def test_settings_of_held_out_rows_that_contradict_each_other():
+    with pytest.raises(ValueError, match="sft: eval_data is given without data; give both"):
+        SftConfig(eval_data="a.jsonl")
+    with pytest.raises(ValueError, match="sft: eval_data is given and eval_size is 0; leave one out"):
+        SftConfig(data="a.jsonl", eval_data="a.jsonl", eval_size=0)
