@@ -28,7 +28,10 @@ TASK_HELP = (
     "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
     "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2."
 )
-DATA_HELP = "JSON lines file of your own, instead of a task: in each line a 'prompt', and columns for the reward."
+DATA_HELP = (
+    "File of your own, instead of a task: .jsonl, .json or .parquet, gzipped if wanted, in each row a 'prompt' and "
+    "columns for the reward. Rows that cannot be used are left out, and told."
+)
 INTEGERS_HELP = (
     "Ask for the sum of the integers in each 'answer' of the data, as m + n for m/n: a rule can check it (DAPO). "
     "Rows whose answer has no such form are left out."

@@ -18,11 +18,13 @@ from rlax_llm.train.settings import (
 
 _PAIRS_HELP = (
     "Preference pairs: a .jsonl or .parquet file, a data set's directory or its hub id, with columns prompt (or none, "
-    "then what both begin with), chosen, rejected, and margin if wanted; strings or lists of messages."
+    "then what both begin with), chosen, rejected, and margin if wanted; strings or lists of messages. Rows that "
+    "cannot be used are left out, and told."
 )
 _LABELS_HELP = (
     "Labelled completions: a .jsonl or .parquet file, a data set's directory or its hub id, with columns prompt, "
-    "completion and label (true is desirable), or pairs with chosen and rejected; strings or lists of messages."
+    "completion and label (true is desirable), or pairs with chosen and rejected; strings or lists of messages. Rows "
+    "that cannot be used are left out, and told."
 )
 _BUILT_IN = "right and wrong sums of the arithmetic task"
 
