@@ -169,6 +169,7 @@ def _model(config: Any) -> LanguageModel:
 def stored_in(config: Any) -> Any:
     """The number format of a model's parameters: float32 where they are trained, else what is computed in.
 
+    >>> from rlax_llm.train.configs import SftConfig
     >>> stored_in(SftConfig(dtype="bfloat16")), stored_in(SftConfig(dtype="bfloat16", lora_rank=8))
     (dtype('float32'), dtype(bfloat16))
     """
