@@ -248,9 +248,9 @@ class _Calls:
         """The tokens of a tool's answer, in its tags."""
         answer, (before, behind) = tool.answer(text), self.answer_tags
         try:
-            return self.tokenizer.encode(before + answer + behind)
+            return self.tokenizer.encode_inside(before + answer + behind)
         except ValueError:  # an alphabet that lacks a character must not lose the rollout
-            return self.tokenizer.encode(before + "".join(filter(self._can_write, answer)) + behind)
+            return self.tokenizer.encode_inside(before + "".join(filter(self._can_write, answer)) + behind)
 
     def _can_write(self, text: str) -> bool:
         try:

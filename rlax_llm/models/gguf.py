@@ -210,7 +210,7 @@ def _tokenizer(file: _File) -> Tokenizer:
         raise file.refuse("tokenizer.ggml.model", model, "gpt2 (byte-level BPE)", do)
     if pre not in _PATTERNS:
         raise file.refuse("tokenizer.ggml.pre", pre, " or ".join(_PATTERNS), "use the Hugging Face directory")
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, processors
 
     tokens, kinds = file["tokenizer.ggml.tokens"], file["tokenizer.ggml.token_type"]
     backend = _backend(pre, tokens, [_pair(merge) for merge in file["tokenizer.ggml.merges"]])
@@ -224,6 +224,10 @@ def _tokenizer(file: _File) -> Tokenizer:
         fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")
         return next(iter(fields.ids(name, len(tokens))), None)
 
+    begin = token("bos")
+    if begin is not None and file.get("tokenizer.ggml.add_bos_token"):
+        special_ids = [(begin, file["tokenizer.ggml.bos_token_id"])]
+        backend.post_processor = processors.TemplateProcessing(single=[begin, "$A"], special_tokens=special_ids)
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
     ids = {name: special(role) for name, role in names.items()}
     named = {name: tokens[index] for name, index in ids.items() if index is not None}

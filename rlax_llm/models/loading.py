@@ -34,7 +34,7 @@ from rlax_llm.models.lora import base_name, is_adapter, merged, no_base, read_ad
 from rlax_llm.models.tokenizer import Tokenizer
 
 CACHE_VARIABLE = "RLAX_LLM_CACHE"
-_FORMAT = 1  # raise it when what is cached changes
+_FORMAT = 2  # raise it when what is cached changes
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]

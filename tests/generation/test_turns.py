@@ -3,6 +3,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from made_tokenizers import KINDS, metaspace
 
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
@@ -369,6 +370,19 @@ def test_tokens_that_cross_a_tag_are_kept_as_they_were_drawn():
     assert own.tolist() == [*tokenizer.encode("ü<c>é</c>!"), *tokenizer.encode("é"), STOP]
     assert tokenizer.vocabulary()[">!"] in own
     assert tokenizer.decode(completions.tokens[0, 8:][completions.valid[0, 8:]]) == "ü<c>é</c>!<result>éé</result>é"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_has_no_blank_before_it_that_nobody_wrote(kind):
+    """Tokenizers of SentencePiece's make put one before a text; here the answer stands inside of one."""
+    tokenizer = metaspace(kind)
+    script = Script(("two", "<c>yes</c>"), ("two <c>yes</c><r>yes</r>", "is."), tokenizer=tokenizer)
+    complete = with_tools(tokenizer, [Tool("same", "<c>", "</c>", str)], 2, ("<r>", "</r>"), complete=script)
+    config = DecoderConfig(tokenizer.vocab_size, 8, 8, 1, 1, 1, 4)
+    prompts = pad_prompts([tokenizer.encode("two")], 0, tokenizer.vocab_size)
+    completions = complete(config, {}, prompts, jax.random.key(0), Request(greedy, (STOP,), 60))
+    read = completions.valid[0] & ~completions.mask[0]
+    assert tokenizer.decode(completions.tokens[0][read]) == "two<r>yes</r>"
 
 
 def tag(opening: str, closing: str) -> Tool:

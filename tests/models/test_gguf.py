@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.gguf import read_gguf
+from rlax_llm.models.tokenizer import Tokenizer
 
 SPECIAL = ["<|end|>", "<|turn|>", "<think>"]
 BYTES = sorted(ByteLevel.alphabet())
@@ -152,6 +153,20 @@ def test_the_tokenizer_splits_digits_and_stops_at_every_stop_token(tmp_path):
     assert tokenizer.encode("hi hi12<think>hi") == ids
     assert tokenizer.decode(ids) == "hi hi12<think>hi"  # added by a user: matched, and printed
     assert tokenizer.encode_prompt("hi") == [TOKENS.index("hi"), 1]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_text_begins_as_the_file_says(tmp_path, adds):
+    def extra(writer):
+        writer.add_bos_token_id(1)
+        writer.add_add_bos_token(adds)
+
+    tokenizer = read_gguf(write(tmp_path / "m.gguf", extra=extra))[2]
+    tokenizer.save(tmp_path)
+    for own in (tokenizer, Tokenizer.from_directory(tmp_path)):
+        assert own.begun(own.encode("hi")) == [1] * adds + [TOKENS.index("hi")]
+        # The chat template writes what a chat begins with.
+        assert own.encode_prompt("hi") == [TOKENS.index("hi"), 1]
 
 
 @pytest.mark.parametrize(
