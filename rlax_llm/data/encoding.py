@@ -163,7 +163,8 @@ Exchange = tuple[str, Text, Text]  # the row's place, prompt and completion
 
 
 def _encoded(tokenizer: Tokenizer, exchanges: Sequence[Exchange]) -> list[DemonstrationTokens]:
-    stops = [tokenizer.decode([token], skip_special=False) for token in tokenizer.eos_ids]
+    # A model's file may list an id that its tokenizer has no text for.
+    stops = [text for token in tokenizer.eos_ids if (text := tokenizer.decode([token], skip_special=False))]
     opened: dict[int, str] = {}
     rows = [_pieces(tokenizer, stops, exchange, opened) for exchange in exchanges]
     # The two sides of a pair have their prompt in common, and so have many rows.

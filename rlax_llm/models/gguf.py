@@ -224,10 +224,10 @@ def _tokenizer(file: _File) -> Tokenizer:
         fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")
         return next(iter(fields.ids(name, len(tokens))), None)
 
-    begin = token("bos")
+    begin = special("bos")
     if begin is not None and file.get("tokenizer.ggml.add_bos_token"):
-        special_ids = [(begin, file["tokenizer.ggml.bos_token_id"])]
-        backend.post_processor = processors.TemplateProcessing(single=[begin, "$A"], special_tokens=special_ids)
+        written = [tokens[begin], "$A"]
+        backend.post_processor = processors.TemplateProcessing(single=written, special_tokens=[(written[0], begin)])
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
     ids = {name: special(role) for name, role in names.items()}
     named = {name: tokens[index] for name, index in ids.items() if index is not None}

@@ -11,8 +11,10 @@ from typing import Any
 from rlax_llm.models import backend, chat
 from rlax_llm.models.backend import fast_class
 from rlax_llm.models.chat import Message, one_line
+from rlax_llm.models.fields import Fields
 
 PAD, EOS = "<|pad|>", "<|eos|>"
+_LARGEST_ID = 2**31 - 1
 _TEXTS = 1000  # encoded at a time; the backend keeps ten times the text's memory
 
 
@@ -406,7 +408,8 @@ def _listed_eos(directory: Path) -> list[int]:
     if not file.is_file():
         return []
     try:
-        listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw.items()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is not a JSON object ({one_line(error)}); download or export it again.") from error
-    return [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    return Fields(file, raw).ids("eos_token_id", _LARGEST_ID)

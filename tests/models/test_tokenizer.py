@@ -115,9 +115,14 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="the tokenizer cannot be read"):
         Tokenizer.from_directory(tmp_path)
     CHARACTERS.save(tmp_path)
-    (tmp_path / "generation_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"generation_config\.json is not a JSON object"):
-        Tokenizer.from_directory(tmp_path)
+    for content, words in (
+        ("[]", r"generation_config\.json is not a JSON object"),
+        ('{"eos_token_id": [null]}', r"generation_config\.json: eos_token_id is \[None\], wanted token ids"),
+        ('{"eos_token_id": "abc"}', r"generation_config\.json: eos_token_id is 'abc', wanted token ids"),
+    ):
+        (tmp_path / "generation_config.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            Tokenizer.from_directory(tmp_path)
 
 
 # SmolLM2.
