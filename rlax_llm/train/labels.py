@@ -1,14 +1,16 @@
 """Optimizer steps on labels, desirable or not, as pure ``(init, step)`` pairs: KTO and its relatives.
 
 Row 2b of a ``Completions`` is prompt b with its own completion, row 2b + 1 with another prompt's (*mismatched*), from
-which the reference point is taken: over the whole batch and before the gradient, so micro-batches change the memory and
-nothing else. A completion without a token is padding.
+which KTO takes its reference point; BCO's is a running mean of the rewards, which the loop carries. Each is taken over
+the whole batch and before the gradient, so micro-batches change the memory and nothing else. A completion without a
+token is padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,6 @@ from rlax_llm.implicit_rewards import Responses, Reward, log_prob, log_ratio
 from rlax_llm.preferences import per_response
 from rlax_llm.train.policy import (
     LogProbs,
-    Loop,
     Metrics,
     Params,
     TrainState,
@@ -31,10 +32,50 @@ from rlax_llm.train.policy import (
 from rlax_llm.train.preference import reads_reference, reference_log_probs
 from rlax_llm.trees import joined
 from rlax_llm.types import Completions
-from rlax_llm.unpaired import LabelledBatch, Unpaired, label_mean, reference_point, unpaired_loss
+from rlax_llm.unpaired import (
+    LabelledBatch,
+    Unpaired,
+    label_mean,
+    reference_point,
+    running_mean,
+    unpaired_loss,
+    update_running_mean,
+)
 from rlax_llm.weightings import token_mean
 
 ReferencePoint = Callable[[Reward, Callable[[], Responses]], tuple[jax.Array, Metrics]]
+
+
+class CarriedReference(NamedTuple):
+    """A reference point with a memory of earlier batches.
+
+    Attributes:
+        init: ``() → memory``, any pytree.
+        step: ``(reward, own, mismatched, memory) → (z0, memory, metrics)``; ``own()`` and ``mismatched()`` give the
+            rows with the policy's and the reference's log-probabilities, in a pass of their own without a gradient.
+    """
+
+    init: Callable[[], Any]
+    step: Callable[[Reward, Callable[[], Responses], Callable[[], Responses], Any], tuple[jax.Array, Any, Metrics]]
+
+
+class LabelState(NamedTuple):
+    """What a step on labels changes.
+
+    Attributes:
+        params: what is trained, any pytree; what is not is a step's ``frozen``.
+        opt_state: the optimizer's.
+        step: scalar int32, optimizer steps taken.
+        memory: the reference point's, empty where it has none.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+    memory: Any = ()
+
+
+LabelLoop = tuple[Callable[[Params], LabelState], Callable[..., tuple[LabelState, Metrics]]]
 
 
 def reference_point_of_mismatched(reward: Reward, mismatched: Callable[[], Responses]) -> tuple[jax.Array, Metrics]:
@@ -63,6 +104,33 @@ def zero_reference(reward: Reward, mismatched: Callable[[], Responses]) -> tuple
         0, and no metric.
     """
     return jnp.zeros(()), {}
+
+
+def _after_rewards(
+    reward: Reward, own: Callable[[], Responses], mismatched: Callable[[], Responses], memory: Any
+) -> tuple[jax.Array, Any, Metrics]:
+    del mismatched
+    rows = own()
+    rewards = reward(rows.log_probs, rows.ref_log_probs, rows.mask)
+    memory = update_running_mean(memory, rewards, rows.mask.any(-1))
+    return memory.mean, memory, {}
+
+
+running_mean_reward = CarriedReference(running_mean, _after_rewards)
+"""BCO's δ (arXiv 2404.04656): the mean reward of all labels so far, the present batch's included, as peers take it."""
+
+
+def _with_memory(reference: ReferencePoint | CarriedReference) -> CarriedReference:
+    """A reference point of one batch as one that remembers nothing."""
+    if isinstance(reference, CarriedReference):
+        return reference
+
+    def step(reward: Reward, own: Any, mismatched: Callable[[], Responses], memory: Any) -> tuple:
+        del own
+        point, metrics = reference(reward, mismatched)
+        return point, memory, metrics
+
+    return CarriedReference(tuple, step)
 
 
 def _check_labels(completions: Completions, desirable: jax.Array, micro_batches: int) -> int:
@@ -135,8 +203,8 @@ def label_loop(
     micro_batches: int = 1,
     desirable_weight: float | jax.Array = 1.0,
     undesirable_weight: float | jax.Array = 1.0,
-    reference: ReferencePoint = reference_point_of_mismatched,
-) -> Loop:
+    reference: ReferencePoint | CarriedReference = reference_point_of_mismatched,
+) -> LabelLoop:
     """``init(params)`` and ``step(state, completions, desirable, ref_log_probs, ref_params, frozen)``.
 
     A first pass without a gradient takes the reference point over the mismatched rows of the *whole* batch; the
@@ -151,14 +219,15 @@ def label_loop(
         micro_batches: parts that the labels are taken in.
         desirable_weight: λ_D ≥ 0.
         undesirable_weight: λ_U ≥ 0.
-        reference: ``reference_point_of_mismatched`` or ``zero_reference``; ``(reward, mismatched) → (z0, metrics)``.
+        reference: ``reference_point_of_mismatched``, ``zero_reference`` (each ``(reward, mismatched) → (z0, metrics)``)
+            or ``running_mean_reward``, which the state carries from step to step: BCO's, with the recipe ``bco``.
 
     Returns:
         The pair. ``step`` takes ``desirable [B]`` bool, and ``completions`` of 2B rows: row 2b is prompt b's own, row
         2b + 1 the mismatched one (``unpaired.mismatched_rows``); the B own ones do where ``reference`` reads no other.
         The reference policy comes as ``ref_log_probs`` of all rows or as ``ref_params``, joined with the same
         ``frozen``; each of the three may be None. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
-        where there are mismatched rows, ``kl`` (z0/β, nats); means over each label, NaN where the batch has none:
+        where z0 is that of mismatched rows, ``kl`` (z0/β, nats); means over each label, NaN where the batch has none:
         ``desirable_reward``, ``undesirable_reward``, ``desirable_log_prob``, ``undesirable_log_prob``, and the rewards'
         ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats a completion token); ``grad_norm``
         before any clipping.
@@ -176,33 +245,38 @@ def label_loop(
     [1.0, -1.0]
     """
     checks.not_negative("label_loop", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
-    needs_reference = reads_reference(per_response(unpaired.reward))
+    needs_reference, compared = reads_reference(per_response(unpaired.reward)), _with_memory(reference)
+
+    def init(params: Params) -> LabelState:
+        return LabelState(*initial_state(optimizer, params), compared.init())
 
     loss = _label_terms(log_probs, unpaired)
 
     def step(
-        state: TrainState,
+        state: LabelState,
         completions: Completions,
         desirable: jax.Array,
         ref_log_probs: jax.Array | None = None,
         ref_params: Params | None = None,
         frozen: Params | None = None,
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[LabelState, Metrics]:
         def score(params: Params, taken: Completions) -> jax.Array:
             return fixed_log_probs(log_probs, joined(params, frozen), taken, micro_batches)
 
         per_label = _check_labels(completions, desirable, micro_batches)
         given = ("label_loop", needs_reference, score, completions, ref_log_probs, ref_params)
         rows = _interleaved((completions, reference_log_probs(*given)), per_label)
-        mismatched = partial(_mismatched, partial(score, state.params), rows, desirable.size)
-        point, metrics = reference(unpaired.reward, mismatched)
-        own, ref = rows[0]
+        still, (own, ref) = partial(score, state.params), rows[0]
+        mismatched = partial(_mismatched, still, rows, desirable.size)
+        point, memory, metrics = compared.step(
+            unpaired.reward, lambda: Responses(still(own), own.mask, ref), mismatched, state.memory
+        )
         weights = label_mean(own.mask, desirable, desirable_weight, undesirable_weight)
         learnt = (own, ref, desirable, weights, token_mean(own.mask))
         gradient, sums = summed_gradient(
             lambda params, rows: loss(joined(params, frozen), rows, point), state.params, learnt, micro_batches
         )
         metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
-        return descended(optimizer, state, gradient), metrics
+        return LabelState(*descended(optimizer, TrainState(*state[:3]), gradient), memory), metrics
 
-    return partial(initial_state, optimizer), step
+    return init, step

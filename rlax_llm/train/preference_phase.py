@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.models.functional import Params
+from rlax_llm.train.labels import LabelLoop, LabelState
 from rlax_llm.train.policy import Loop, TrainState
 from rlax_llm.train.preference_settings import PreferenceSettings
 from rlax_llm.train.progress import Column
@@ -44,7 +44,7 @@ class Method(NamedTuple):
         columns: of the progress display.
     """
 
-    loop: Callable[[optax.GradientTransformation, int, int], Loop]
+    loop: Callable[[optax.GradientTransformation, int, int], Loop | LabelLoop]
     collate: Callable[[Sequence[Any]], Rows]
     names: Mapping[str, str]
     columns: tuple[Column, ...]
@@ -73,13 +73,13 @@ class PreferencePhase:
     ):
         self.config, self.method, self.optimizer = config, method, optimizer
         self.train, self.held_out, self.fixed = train, held_out, fixed
-        self.columns = method.columns
+        self.columns, self.memory = method.columns, None
         self.batch_size = config.batch_size or 1
         self.micro_batches = self.batch_size // (config.micro_batch_size or self.batch_size)
         self.update = lru_cache(self._update)
         self.measure = lru_cache(self._measure)
 
-    def init(self, params: Params) -> TrainState:
+    def init(self, params: Params) -> TrainState | LabelState:
         """State before the first step."""
         return self.method.loop(self.optimizer, 1, 1)[0](params)
 
@@ -91,12 +91,13 @@ class PreferencePhase:
         # The gradient's norm is the one number that needs the gradient: without it the compiler drops both.
         return jax.jit(lambda *a, **k: {name: x for name, x in step(*a, **k)[1].items() if name != "grad_norm"})
 
-    def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+    def step(self, state: Any, index: int) -> tuple[Any, dict[str, Any]]:
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
         places = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
         rows = self.method.collate([self.train[i] for i in places])
         state, metrics = self.update(rows.prompt_width)(state, rows.completions, **rows.arguments, **self.fixed)
+        self.memory = getattr(state, "memory", None)
         named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - start
         return state, named | {"tokens_per_second": float(np.sum(rows.completions.valid)) / seconds}
@@ -105,7 +106,9 @@ class PreferencePhase:
         """Held-out loss, and where there are any accuracy and margin: means over the rows; nothing of no rows."""
         if not self.held_out:
             return {}
-        state = TrainState(params, optax.identity().init(params), jnp.int32(0))
+        state = self.method.loop(optax.identity(), 1, 1)[0](params)
+        if isinstance(state, LabelState) and self.memory is not None:
+            state = state._replace(memory=self.memory)
         found: list[dict[str, jax.Array]] = []
         sizes: list[int] = []
         for start in range(0, len(self.held_out), self.batch_size):

@@ -23,13 +23,13 @@ from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import Split, of_records, of_tables
 from rlax_llm.train.interrupts import interruptible
-from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, zero_reference
+from rlax_llm.train.labels import LabelLoop, label_loop, reference_point_of_mismatched
 from rlax_llm.train.learner import Learner, completion_scores, language_learner, scalar_learner
 from rlax_llm.train.policy import Loop, fixed_log_probs
 from rlax_llm.train.preference import preference_loop, reads_reference, reward_loop
 from rlax_llm.train.preference_phase import Method, PreferencePhase, Rows
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
-from rlax_llm.train.preference_setup import build_preference
+from rlax_llm.train.preference_setup import build_preference, build_unpaired
 from rlax_llm.train.progress import Column
 from rlax_llm.train.rollouts import Sampling
 from rlax_llm.train.run_directory import RunDirectory
@@ -37,7 +37,7 @@ from rlax_llm.train.session import Session
 from rlax_llm.train.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.train.supervised_run import run_steps
 from rlax_llm.trees import joined
-from rlax_llm.unpaired import desirable_weight_range, kto
+from rlax_llm.unpaired import desirable_weight_range
 
 _SAMPLES = 8
 _LOSS, _TOKENS = Column("loss", "loss", "{:.4f}"), Column("tokens_per_second", "tokens/s", "{:,.0f}")
@@ -130,17 +130,17 @@ def run_kto(config: KtoConfig) -> RunDirectory:
     learner = language_learner(config, model, config.seed)
     rows = _labels(config, model, learner)
     _warn_of_imbalance(config, rows.train)
-    reference = reference_point_of_mismatched if config.recipe == "kto" else zero_reference
+    loss, reference = build_unpaired(config)
 
-    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> LabelLoop:
         log_probs = group_log_probs(learner.config, (1, prompt_width), remat=bool(config.remat))
         weights = config.desirable_weight, config.undesirable_weight
-        return label_loop(log_probs, kto(config.beta), optimizer, micro_batches, *weights, reference)
+        return label_loop(log_probs, loss, optimizer, micro_batches, *weights, reference)
 
     def collate(rows: Sequence[Any]) -> Rows:
         batch = labelled_rows(rows, model.tokenizer.pad_id)
-        # Without a reference point the mismatched completions are not read.
-        step = 2 if config.recipe == "apo_zero" else 1
+        # Only KTO's reference point reads the mismatched completions.
+        step = 1 if reference is reference_point_of_mismatched else 2
         completions = jax.tree.map(lambda x: x[::step], batch.completions)
         return Rows(completions, batch.prompt_width, {"desirable": batch.desirable})
 

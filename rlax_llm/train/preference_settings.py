@@ -115,8 +115,11 @@ class KtoConfig(PreferenceSettings):
     command: ClassVar[str] = "kto"
 
     data: str | None = option(None, "task", _LABELS_HELP, _BUILT_IN, "DATA")
-    recipe: Literal["kto", "apo_zero"] = option(
-        "kto", "objective", "What rewards are compared with: the policy's KL (kto) or 0 (apo_zero)."
+    recipe: Literal["kto", "bco", "apo_zero"] = option(
+        "kto",
+        "objective",
+        "What rewards are compared with: the policy's KL (kto), 0 (apo_zero), or their mean so far, by the logistic "
+        "link (bco).",
     )
     beta: float = option(0.1, "objective", "β, reward per nat.")
     desirable_weight: float = option(1.0, "objective", "Weight of desirable completions.")

@@ -27,7 +27,15 @@ from rlax_llm.links import (
     weighted_sum,
 )
 from rlax_llm.preferences import Preference, per_response
-from rlax_llm.train.preference_settings import DpoConfig
+from rlax_llm.train.labels import (
+    CarriedReference,
+    ReferencePoint,
+    reference_point_of_mismatched,
+    running_mean_reward,
+    zero_reference,
+)
+from rlax_llm.train.preference_settings import DpoConfig, KtoConfig
+from rlax_llm.unpaired import Unpaired, bco, kto
 
 _LINKS: dict[str, Callable[..., Link]] = {
     "dpo": lambda: logistic,
@@ -55,6 +63,24 @@ _WHOLE: dict[str, Callable[..., Preference]] = {
     "cpo": lambda beta=0.1: recipes.cpo(beta, 1.0),
     "orpo": lambda beta=0.1: recipes.orpo(beta),
 }
+
+
+_UNPAIRED: dict[str, tuple[Callable[[float], Unpaired], ReferencePoint | CarriedReference]] = {
+    "kto": (kto, reference_point_of_mismatched),
+    "bco": (bco, running_mean_reward),
+    "apo_zero": (kto, zero_reference),
+}
+"""The losses of labels, and what each compares rewards with."""
+
+
+def build_unpaired(config: KtoConfig) -> tuple[Unpaired, ReferencePoint | CarriedReference]:
+    """The recipe of the settings and its reference point.
+
+    >>> build_unpaired(KtoConfig(recipe="bco"))[0].link.__name__
+    'logistic'
+    """
+    make, reference = _UNPAIRED[config.recipe]
+    return make(config.beta), reference
 
 
 def _with_link(link: Callable[..., Link]) -> Callable[..., Preference]:

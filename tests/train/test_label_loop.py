@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from preference_batches import log_sigma
+from preference_batches import log_sigma, numeric_gradient
 from preference_tables import (
     BETA,
     PAIRS,
@@ -31,10 +31,10 @@ from rlax_llm import links
 from rlax_llm.implicit_rewards import log_prob, log_ratio, mean_log_prob
 from rlax_llm.preference_recipes import aot
 from rlax_llm.preferences import per_response
-from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, zero_reference
+from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, running_mean_reward, zero_reference
 from rlax_llm.train.preference import reads_reference
 from rlax_llm.types import Completions
-from rlax_llm.unpaired import kto
+from rlax_llm.unpaired import bco, kto
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -110,6 +110,37 @@ def test_a_reference_point_of_zero_reads_no_mismatched_row(loss):
     assert_gradient(gradient, literal)
     both = one_step(loop, PARAMS, completions, LABELS, ref_params=REFERENCE)
     assert_same(both, (gradient, metrics))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_bco_compares_with_the_mean_reward_of_all_labels_so_far(micro_batches):
+    """Three batches, the second with a padded row: δ counts every reward once, by the policy that met it."""
+    init, step = label_loop(table, bco(BETA), optax.sgd(1.0), micro_batches, reference=running_mean_reward)
+    step, state, seen = jax.jit(step), init(PARAMS), []
+    for seed in range(3):
+        own = jax.tree.map(lambda x: x[::2], completions_of(seed))
+        if seed == 1:
+            own = own._replace(mask=own.mask.at[2].set(False))
+        there = np.asarray(own.mask).any(-1)
+        before = jax.tree.map(np.asarray, state.params)
+
+        def rewards(params, own=own) -> np.ndarray:
+            return BETA * (totals(params, own) - totals(REFERENCE, own))
+
+        seen += list(rewards(before)[there])
+        point = sum(seen) / len(seen)
+
+        def literal(params, point=point, there=there) -> float:
+            signed = np.where(LABELS, 1, -1) * (rewards(params) - point)
+            return np.mean([-log_sigma(x) for x in signed[there]])
+
+        state, metrics = step(state, own, jnp.asarray(LABELS), ref_params=REFERENCE)
+        np.testing.assert_allclose(metrics["reference"], point, rtol=1e-6)
+        np.testing.assert_allclose(metrics["loss"], literal(before), rtol=1e-6)
+        logits = np.array(before["logits"])
+        expected = numeric_gradient(lambda literal=literal, logits=logits: literal({"logits": logits}), logits)
+        np.testing.assert_allclose(before["logits"] - state.params["logits"], expected, rtol=0, atol=1e-7)
+        assert "kl" not in metrics and float(state.memory.seen) == len(seen)
 
 
 @pytest.mark.parametrize("desirable", [True, False])

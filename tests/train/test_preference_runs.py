@@ -137,6 +137,19 @@ def test_without_a_reference_point_labels_of_one_prompt_do(pairs, tmp_path):
     assert run.metrics()[0]["held_out_margin"] == pytest.approx(0.0, abs=1e-5)
 
 
+def test_bco_carries_its_running_mean_over_a_resume(pairs, tmp_path):
+    out = str(tmp_path / "run")
+    config = KtoConfig(data=pairs, recipe="bco", schedule="constant", learning_rate=1e-2, out=out, **SIZES)
+    run_kto(dataclasses.replace(config, steps=2))
+    again = run_kto(dataclasses.replace(config, resume=out))
+    whole = run_kto(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    assert complete(again) and numbers(again) == numbers(whole)
+    assert all(leaves_equal(load_model(again.model_path).params, load_model(whole.model_path).params))
+    begin, first, _, last = whole.metrics()
+    assert abs(first["reference"]) < 1e-6 and abs(last["reference"]) > 1e-4 and "kl" not in first
+    assert begin["held_out_loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+
 def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
     config = PpoConfig(
         task="arithmetic,largest=9",
