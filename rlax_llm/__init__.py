@@ -1,9 +1,10 @@
 """Reinforcement learning for language models as pure JAX functions.
 
 ``import rlax_llm as rl`` gives the flat public face: ``rl.gae``, ``rl.z_score``, ``rl.clip``, ``rl.k3``, ``rl.grpo()``,
-``rl.policy_loss``, ``rl.dpo()``, ``rl.trpo_step``, ``rl.generate``, ``rl.group_loop``. A recipe and the part that makes
-it may share a name: ``rl.cispo(5.0)`` is the objective, ``rl.trust_regions.cispo(ceiling=5.0)`` its trust region. Each
-name and module is imported when it is first used, so that importing the package costs nothing.
+``rl.policy_loss``, ``rl.dpo()``, ``rl.trpo_step``, ``rl.init_decoder``, ``rl.generate``, ``rl.group_loop``. Where a
+recipe and the part that makes it share a name, the flat name is the recipe: ``rl.cispo(5.0)`` is the objective,
+``rl.trust_regions.cispo(ceiling=5.0)`` its trust region; ``rl.gdpo`` the recipe, ``rl.batch_credit.gdpo`` its credit.
+Each name and module is imported when it is first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from rlax_llm.naming import closest
+
 _HOMES = {
-    "batch_credit": ("batch_std", "gdpo", "informative_share", "nonzero_share", "returns_to_go", "several", "whitened"),
+    "batch_credit": ("batch_std", "informative_share", "nonzero_share", "returns_to_go", "several", "whitened"),
     "checks": (),
     "control_recipes": ("a2c", "ppo", "ppo_penalty", "q_actor_critic", "reinforce"),
     "corrections": (
@@ -120,7 +123,9 @@ _HOMES = {
     "models.huggingface": ("write_model", "write_scalar"),
     "models.initialisers": ("orthogonal",),
     "models.loading": ("LanguageModel", "check_same_vocabulary", "load_model", "load_scalar"),
+    "models.decoder": ("logits",),
     "models.lora": ("init_adapter", "merged", "read_adapter", "write_adapter"),
+    "models.packing": ("Packed", "packed_log_probs"),
     "models.scalar": ("init_scalar", "sequence_scores", "token_values"),
     "models.scoring": ("group_log_probs", "group_logits", "row_log_probs"),
     "models.tokenizer": ("Tokenizer",),
@@ -147,6 +152,7 @@ _HOMES = {
         "dppo_kl",
         "dppo_tv",
         "dr_grpo",
+        "gdpo",
         "gmpo",
         "gpg",
         "grpo",
@@ -250,15 +256,17 @@ _HOMES = {
     ),
     "weightings": ("fixed_length", "sequence_mean", "sequence_sum", "token_mean", "top_entropy"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names}
+_HOME_OF |= {"init_decoder": ("models.decoder", "init")}  # ``init`` alone says what of only beside its module
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return import_module(f"rlax_llm.{name}")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'rlax_llm' has no attribute {name!r}")
-    value = getattr(import_module(f"rlax_llm.{_HOME_OF[name]}"), name)
+        raise AttributeError(f"module 'rlax_llm' has no attribute {name!r}{closest(name, __dir__())}")
+    home, own_name = _HOME_OF[name]
+    value = getattr(import_module(f"rlax_llm.{home}"), own_name)
     globals()[name] = value
     return value
 

@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 
 
+class NoReference(ValueError):
+    """A KL is wanted and there is no reference; a loop that has another name for it says so in its place."""
+
+
 def same_shape(where: str, **arrays: Any) -> None:
     """Raise unless all given arrays have one shape.
 

@@ -225,7 +225,7 @@ def reference_for(where: str, scored: Scored, kl_coef: float) -> jax.Array | Non
     if isinstance(kl_coef, (int, float)) and kl_coef == 0:
         return None
     if scored.ref_log_probs is None:
-        raise ValueError(f"{where}: ref_log_probs is None; give the reference's, or set kl_coef to 0.")
+        raise checks.NoReference(f"{where}: ref_log_probs is None; give the reference's, or set kl_coef to 0.")
     return scored.ref_log_probs
 
 

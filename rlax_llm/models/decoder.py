@@ -289,15 +289,16 @@ def hidden_states(
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     """All logits ``[B, T, V]`` in float32: for tests and small models; the learner uses ``token_log_probs`` instead.
 
     Args:
         config: shapes.
-        params: of ``config.parameter_shapes``.
+        params: of ``config.parameter_shapes``, from ``init`` or a loaded model.
         tokens: ``[B, T]`` int32.
-        valid: ``[B, T]`` bool, False on padding, on either side.
+        valid: ``[B, T]`` bool, False on padding, on either side; None where there is none.
     """
+    valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     return vocabulary_logits(params, hidden_states(config, params, tokens, valid))
 
 

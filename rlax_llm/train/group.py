@@ -158,6 +158,27 @@ def _fixed(log_probs: LogProbs, learning: GroupLearning, completions: Completion
     return fixed_log_probs(log_probs, params, completions, learning.minibatches * learning.micro_batches)
 
 
+def _reference_is_there(objective: Objective, ref_params: Params | None) -> None:
+    if objective.kl is not None and ref_params is None:
+        raise checks.NoReference(
+            "group_loop: objective.kl needs a reference, got ref_params None; give step ref_params=, the frozen "
+            "reference's parameters (the policy's at its start), or an objective with kl=None."
+        )
+
+
+def _credited(
+    advantage: Advantage, completions: Completions, scores: jax.Array, ref_log_probs: jax.Array | None
+) -> jax.Array:
+    """``group_advantages``, which may miss a reference too."""
+    try:
+        return group_advantages(advantage, completions, scores, ref_log_probs)
+    except checks.NoReference:
+        raise checks.NoReference(
+            "group_loop: objective.advantage takes a KL off the score and needs a reference, got ref_params None; give "
+            "step ref_params=, the frozen reference's parameters (the policy's at its start), or a kl_coef of 0."
+        ) from None
+
+
 def _corrected(
     log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Params
 ) -> tuple[Completions, jax.Array | None, Metrics]:
@@ -218,9 +239,10 @@ def group_loop(
         key: jax.Array | None = None,
     ) -> tuple[GroupState, Metrics]:
         _check(completions, scores, learning, key)
+        _reference_is_there(objective, ref_params)
         reference = None if ref_params is None else joined(ref_params, frozen)
         ref_log_probs = _fixed(log_probs, learning, completions, reference)
-        advantages = group_advantages(objective.advantage, completions, scores, ref_log_probs)
+        advantages = _credited(objective.advantage, completions, scores, ref_log_probs)
         taught, factors, described = _corrected(log_probs, learning, completions, joined(state.params, frozen))
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
 

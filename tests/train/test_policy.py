@@ -189,6 +189,13 @@ def test_errors():
         match=rf"group_loop: minibatches 1 · micro_batches {2 * P} is {2 * P}, wanted a divisor of the {P} groups",
     ):
         step(init(params), completions, scores)
-    init, step = group_loop(bandit, recipes.grpo(0.1), optax.sgd(1.0))
-    with pytest.raises(ValueError, match=r"objective\.kl needs ref_log_probs, got None"):
-        step(init(params), completions, scores)
+    for objective, part in (
+        (recipes.grpo(0.1), "kl"),
+        (recipes.rloo(), "advantage"),
+        (recipes.reinforce_plus_plus(), "advantage"),
+    ):
+        init, step = group_loop(bandit, objective, optax.sgd(1.0))
+        with pytest.raises(
+            ValueError, match=rf"group_loop: objective\.{part} .*got ref_params None; give step ref_params="
+        ):
+            step(init(params), completions, scores)

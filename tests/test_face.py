@@ -1,0 +1,53 @@
+"""The flat face: what a newcomer finds under ``rl.…``."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlax_llm as rl
+from rlax_llm import recipes
+from rlax_llm.objectives import Objective
+from rlax_llm.types import Completions
+
+
+def test_every_name_of_the_face_is_there():
+    for name in dir(rl):
+        assert getattr(rl, name) is not None, name
+
+
+def test_where_a_recipe_and_its_part_share_a_name_the_flat_name_is_the_recipe():
+    names = [name for name in vars(recipes) if not name.startswith("_") and recipes.__dict__[name] is not None]
+    made = [name for name in names if getattr(vars(recipes)[name], "__module__", "") == recipes.__name__]
+    for name in made:
+        if name != "penalty_or_none":
+            assert getattr(rl, name) is vars(recipes)[name], name
+    assert isinstance(rl.gdpo((1.0, 0.5)), Objective)
+    assert rl.batch_credit.gdpo is not rl.gdpo
+
+
+def test_a_name_that_is_not_there_is_told_with_the_nearest():
+    with pytest.raises(AttributeError, match="no attribute 'z_scores'; did you mean 'z_score'"):
+        _ = rl.z_scores
+
+
+def test_a_small_decoder_from_its_config_to_log_probabilities():
+    config = rl.DecoderConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4
+    )
+    params = rl.init_decoder(config, jax.random.key(0))
+    tokens = jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    logits = rl.logits(config, params, tokens)
+    assert logits.shape == (2, 4, 11)
+    mask = jnp.array([[False, True, True, True]] * 2)
+    zeros, every = jnp.zeros(tokens.shape), jnp.ones(tokens.shape, bool)
+    np.testing.assert_array_equal(logits, rl.logits(config, params, tokens, every))
+    plain = jax.nn.log_softmax(logits)[:, :-1]
+    chosen = jnp.take_along_axis(plain, tokens[:, 1:, None], -1)[..., 0]
+    completions = Completions(tokens, every, mask, zeros, zeros - jnp.inf, jnp.zeros(2, bool))
+    rows = rl.row_log_probs(config)(params, completions)[0]
+    packed = rl.packed_log_probs(config)(params, rl.Packed(*completions, segments=jnp.ones(tokens.shape, jnp.int32)))[0]
+    for found in (rows, packed):
+        np.testing.assert_allclose(found[:, 1:], chosen, rtol=1e-5, atol=1e-6)
