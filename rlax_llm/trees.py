@@ -64,6 +64,19 @@ def cast_like(tree: Tree, model: Tree) -> Tree:
     return jax.tree.map(lambda x, old: jnp.asarray(x, jnp.result_type(old)), tree, model)
 
 
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every number of every leaf of floats is finite: a scalar bool, true of a tree without any.
+
+    Args:
+        tree: pytree of arrays.
+
+    >>> bool(all_finite({"w": jnp.ones(2), "n": 3})), bool(all_finite([jnp.ones(2), jnp.array(jnp.inf)]))
+    (True, False)
+    """
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.array(True)
+
+
 def dot(left: Tree, right: Tree) -> jax.Array:
     """``Σ_i x_i y_i`` over all leaves, in at least float32 and never by a matmul, which accelerators may round.
 

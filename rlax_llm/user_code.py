@@ -60,11 +60,11 @@ class _NotThere(Exception):
 def told(error: BaseException) -> str:
     """The class of an exception of somebody else's code and what it says, in one line that is not long.
 
-    >>> told(KeyError("a")), told(SystemExit(3)), len(told(ValueError("x" * 5000)))
-    ("KeyError: 'a'", 'SystemExit: 3', 303)
+    >>> told(KeyError("a")), told(SystemExit(3)), told(StopIteration()), len(told(ValueError("x" * 5000)))
+    ("KeyError: 'a'", 'SystemExit: 3', 'StopIteration', 303)
     """
     try:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     except Exception:
         return f"{type(error).__name__}, which cannot be printed"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

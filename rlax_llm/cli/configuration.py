@@ -106,14 +106,19 @@ def _names(kind: type[Settings]) -> list[str]:
 
 
 def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
+    from rlax_llm.train.places import whole_paths  # here: rewards need numpy
+
     run = RunDirectory.reopen(path)
     content = read_mapping(run.config_path)
     if "command" not in content:
         raise ValueError(f"{run.config_path} has no line 'command: ...', so it is not what a run wrote; begin anew.")
     saved = kind(**checked(kind, content, run.config_path), out=path, resume=path)  # pyright: ignore[reportCallIssue]
     settings = dataclasses.asdict(saved) | dict(flags)
+    # The same file may be given in other words.
+    settings |= whole_paths(settings)
+    before = dataclasses.asdict(saved) | whole_paths(dataclasses.asdict(saved))
     for name, value in settings.items():
-        was = getattr(saved, name)
+        was = before[name]
         if value != was and name not in _MAY_CHANGE_ON_RESUME:
             changeable = next(flag(known) for known in _names(kind) if known in _MAY_CHANGE_ON_RESUME)
             raise ValueError(

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlax_llm.cli.configuration import Settings, parse
+from rlax_llm.cli.leaving import guarded, leaving_at_once
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.control_settings import ControlConfig
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
-
-TRACEBACK_VARIABLE = "RLAX_LLM_TRACEBACK"
 
 
 class Command(NamedTuple):
@@ -147,16 +144,19 @@ Examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 2 for a mistake told in one line, 130 after Ctrl-C.
+    """Run a command line and return its exit code.
+
+    It is 0; 1 where the training failed (a number is not finite, no completion had a score), 2 for a mistake, both told
+    in one line; 130, 143 or 129 for a run that Ctrl-C, SIGTERM or SIGHUP ended, cleanly or at once.
 
     Args:
         arguments: the words after ``rlax-llm``; those of the process if not given.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return _guarded(lambda: _do(words))
+    return guarded(lambda: _do(words))
 
 
-def _do(words: Sequence[str]) -> None:
+def _do(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
     elif words[0] == "--version":
@@ -164,11 +164,12 @@ def _do(words: Sequence[str]) -> None:
 
         print(f"rlax-llm {version('rlax-llm')}")
     elif words[0] in COMMANDS:
-        _run(COMMANDS[words[0]], words[1:])
+        return _run(COMMANDS[words[0]], words[1:])
     else:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
         raise ValueError(f"there is no command {words[0]!r}; {hint}")
+    return 0
 
 
 def _usage() -> str:
@@ -188,47 +189,18 @@ def _usage() -> str:
     )
 
 
-def _run(command: Command, words: Sequence[str]) -> None:
+def _run(command: Command, words: Sequence[str]) -> int:
+    """Do a command, and give its exit code: that of the signal which has ended its run, if one has."""
     config = parse(command.settings, words, command.description)
-
-    from rlax_llm.cli import compilation_cache
-
-    compilation_cache.turn_on()
-
     module, name = command.run.split(":")
-    run: Callable[[Any], object] = getattr(importlib.import_module(f"rlax_llm.train.{module}"), name)
-    run(config)
+    with leaving_at_once():
+        from rlax_llm.cli import compilation_cache
 
-
-def _guarded(action: Callable[[], None]) -> int:
-    """Do it, and turn what goes wrong into one line and an exit code."""
+        compilation_cache.turn_on()
+        run: Callable[[Any], object] = getattr(importlib.import_module(f"rlax_llm.train.{module}"), name)
     try:
-        action()
-        # Here and not at exit, where a reader that has gone could no longer be caught.
-        sys.stdout.flush()
+        done = run(config)
     except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) has gone: nothing is wrong, and Python must not flush to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename and not isinstance(error.filename, int):
-        text = f"{error.strerror}: {error.filename}"
-    else:
-        text = " ".join(str(error).split()) or type(error).__name__
-    frames = list(traceback.walk_tb(error.__traceback__))
-    # Our own errors say what to do. Others were not foreseen: where they come from is half of what they say.
-    ours = bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("rlax_llm")
-    return text if ours else f"{text} ({type(error).__name__}; {TRACEBACK_VARIABLE}=1 shows where)"
+        raise RuntimeError(f"{command.settings.command}: something called sys.exit({leave.code!r}).") from leave
+    number = getattr(done, "stopped_by", None)
+    return 0 if number is None else 128 + number

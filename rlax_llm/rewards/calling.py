@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from rlax_llm.naming import closest
+from rlax_llm.user_code import told
 
 _NOT_FORWARDED = ("prompt", "completion", "prompts", "completions")
 _LARGEST = float(np.finfo(np.float32).max)
@@ -239,12 +240,12 @@ def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None]) -> np.n
         returned = batch.passed_to(reward.function)
     except RewardError:  # the reward says itself that it cannot be used, so other rows are no way out
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return np.array(_row_by_row(reward, batch, error, failed), np.float32)
     return np.array(_numbers(reward, returned, range(wanted)), np.float32)
 
 
-def _row_by_row(reward: Reward, batch: Batch, error: Exception, failed: Callable[[str], None]) -> list[float]:
+def _row_by_row(reward: Reward, batch: Batch, error: BaseException, failed: Callable[[str], None]) -> list[float]:
     """Scores of a batch on which the function raised ``error``, ∞ for the rows on which it raises too."""
     wanted, scores, raised = len(batch.prompts), [], 0
     for index in range(wanted):
@@ -252,14 +253,14 @@ def _row_by_row(reward: Reward, batch: Batch, error: Exception, failed: Callable
             scores.append(row_score(reward, batch.row(index), index))
         except RewardError:
             raise
-        except Exception as single:
+        except (Exception, SystemExit) as single:
             raised += 1
             scores.append(math.inf)
-            failed(f"reward {reward.name!r} raised {described(single)} on row {index}.")
+            failed(f"reward {reward.name!r} raised {told(single)} on row {index}.")
     if raised == wanted:
-        raise RewardError(scored_none(reward.name, described(error), wanted)) from error
+        raise RewardError(scored_none(reward.name, told(error), wanted)) from error
     if not raised:
-        failed(f"reward {reward.name!r} raised {described(error)} on the whole batch, but on no single row of it.")
+        failed(f"reward {reward.name!r} raised {told(error)} on the whole batch, but on no single row of it.")
     return scores
 
 
@@ -278,18 +279,6 @@ def row_score(reward: Reward, row: Batch, index: int) -> float:
     3.0
     """
     return _numbers(reward, row.passed_to(reward.function), range(index, index + 1))[0]
-
-
-def described(error: BaseException) -> str:
-    """Type and message of an exception.
-
-    Args:
-        error: any exception.
-
-    >>> described(ValueError("no digits")), described(StopIteration())
-    ('ValueError: no digits', 'StopIteration')
-    """
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def scored_none(name: str, exception: str, rows: int) -> str:

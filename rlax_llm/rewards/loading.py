@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlax_llm.naming import closest
@@ -75,8 +76,7 @@ def load_rewards(spec: str) -> tuple[Reward, ...]:
 def _term(spec: str, text: str) -> Reward:
     if not text:
         raise RewardError(f"rewards {spec!r}: there is an empty term, wanted a reward on both sides of each ' + '.")
-    # An asterisk after the name belongs to a regular expression or a path.
-    weighted = re.fullmatch(r"([^*=:]*)\*(.*)", text, re.DOTALL)
+    weighted = _weighted(text)
     if weighted is None:
         return load_reward(text)
     try:
@@ -86,6 +86,31 @@ def _term(spec: str, text: str) -> Reward:
     if not math.isfinite(weight):
         raise RewardError(f"rewards {spec!r}: the weight {weighted[1].strip()!r} is not a finite number.")
     return load_reward(weighted[2].strip())._replace(weight=weight)
+
+
+def anchored(spec: str) -> str:
+    """The rewards of ``load_rewards`` by names that find them from any directory: files by their whole paths.
+
+    Args:
+        spec: as ``load_rewards`` takes it; a name that is no file here stays as it is.
+
+    >>> anchored("integer_answer + 0.5*no_such_file.py:score")
+    'integer_answer + 0.5*no_such_file.py:score'
+    """
+    return " + ".join(_anchored(text) for text in spec.split(" + "))
+
+
+def _anchored(text: str) -> str:
+    weight, rest = (f"{weighted[1]}*", weighted[2]) if (weighted := _weighted(text)) else ("", text)
+    place, _, name = rest.strip().rpartition(":")
+    # A module is looked up in the working directory first.
+    path = Path(place if place.endswith(".py") else f"{place}.py")
+    return f"{weight}{path.resolve()}:{name}" if place and path.is_file() else text
+
+
+def _weighted(text: str) -> re.Match[str] | None:
+    """``weight*reward``; an asterisk after the name belongs to a regular expression or a path."""
+    return re.fullmatch(r"([^*=:]*)\*(.*)", text, re.DOTALL)
 
 
 def load_reward(spec: str) -> Reward:

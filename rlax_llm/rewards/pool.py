@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import inspect
 import math
 import multiprocessing
@@ -21,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rlax_llm.rewards.calling import FAILED, Batch, Reward, RewardError, described, refuse, row_score, scored_none
+from rlax_llm.rewards.calling import FAILED, Batch, Reward, RewardError, refuse, row_score, scored_none
 from rlax_llm.rewards.loading import load_reward
+from rlax_llm.user_code import told
 
 _LOADING = 120.0  # seconds for a worker to start and import its reward
 _GRACE = 1.0  # seconds for an idle worker to end by itself
@@ -234,8 +234,7 @@ def _importable(reward: Reward) -> str:
 def _started(reward: Reward, folder: Path) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a process with JAX's threads does not survive fork
     ours, theirs = context.Pipe()
-    by_main = threading.current_thread() is threading.main_thread()
-    process = context.Process(target=_work, args=(theirs, reward.name, reward.spec, folder, by_main), daemon=True)
+    process = context.Process(target=_work, args=(theirs, reward.name, reward.spec, folder), daemon=True)
     with _without_main():
         process.start()
     theirs.close()  # so that the end of the process ends the connection
@@ -253,16 +252,9 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(connection: Connection, name: str, spec: str, folder: Path, orphaned_dies: bool) -> None:
-    """Load the reward, then score rows until the connection ends.
-
-    With ``orphaned_dies`` the kernel ends it with the thread that started it, which must then be the main one.
-    """
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # out of reach of Ctrl-C, which is for the main program, and a group to be killed as one
-    if orphaned_dies and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also where a function never lets a thread run
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(connection: Connection, name: str, spec: str, folder: Path) -> None:
+    """Load the reward, then score rows until the connection ends."""
+    _end_with_main_program()
     os.chdir(folder)
     try:
         reward = load_reward(spec)._replace(name=name)
@@ -276,14 +268,30 @@ def _work(connection: Connection, name: str, spec: str, folder: Path, orphaned_d
             connection.send(_outcome(reward, index, row))
 
 
-def _end_with_parent() -> None:
-    """End this process and those that it started when the main program has been killed."""
+def _end_with_main_program() -> None:
+    """Have this process, and those that it will start, end when the main program does, however it ends.
+
+    A process beside this one waits for that and kills their group: a thread could not, where a function never lets one
+    run. Its parent has ended, so that no function that waits for its own processes meets it.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    if not hasattr(os, "fork"):
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        return
+    os.setpgrp()  # out of reach of Ctrl-C, which is for the main program, and a group to be killed as one
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    # Of what is open only what tells of the end: no end of a pipe may stay open here.
+    for descriptor in {int(name) for name in os.listdir("/dev/fd")} - {parent.sentinel}:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _outcome(reward: Reward, index: int, row: Batch) -> _Outcome:
@@ -291,5 +299,5 @@ def _outcome(reward: Reward, index: int, row: Batch) -> _Outcome:
         return _Outcome(row_score(reward, row, index))
     except RewardError as error:
         return _Outcome(refused=str(error))
-    except Exception as error:
-        return _Outcome(raised=described(error))
+    except (Exception, SystemExit) as error:
+        return _Outcome(raised=told(error))

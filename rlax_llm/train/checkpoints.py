@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from rlax_llm.train.run_directory import writing
 
 _KEPT = 2
 _UNFINISHED = "unfinished-"
+_ENTRY = ("name", "shape", "dtype", "key_impl", "data_shape", "data_dtype", "crc32")
 
 
 def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[int] | None = None) -> None:
@@ -105,6 +107,7 @@ def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
         raise FileNotFoundError(f"there is no checkpoint {directory}; the last one there is of step {latest(path)}.")
     with _damage_explained(directory):
         manifest = _read(directory)["leaves"]
+        _check_manifest(manifest)
     wanted, treedef = jax.tree_util.tree_flatten_with_path(like)
     _check_same_leaves(directory, manifest, wanted)
     with _damage_explained(directory):
@@ -127,10 +130,28 @@ def _checkpointer() -> Iterator[Any]:
     logger = logging.getLogger("absl")
     was_disabled, logger.disabled = logger.disabled, True
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
             yield checkpointer
     finally:
         logger.disabled = was_disabled
+
+
+@contextlib.contextmanager
+def _without_late_reports() -> Iterator[None]:
+    """Pass over what TensorStore's threads report to an event loop that an error has closed, a traceback a leaf.
+
+    After an error that goes on, for some of them have not reported yet.
+    """
+    earlier = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+            earlier(found)
+
+    sys.unraisablehook = hook
+    yield
+    if sys.unraisablehook is hook:
+        sys.unraisablehook = earlier
 
 
 def _rename(unfinished: Path, final: Path) -> None:
@@ -221,6 +242,13 @@ def _read_arrays(directory: Path, manifest: list[dict[str, Any]]) -> list[Any]:
         impl = entry["key_impl"]
         values.append(jax.random.wrap_key_data(jnp.array(array), impl=impl) if impl else array)
     return values
+
+
+def _check_manifest(manifest: Any) -> None:
+    for entry in manifest:
+        missing = [name for name in _ENTRY if not isinstance(entry, dict) or name not in entry]
+        if missing:
+            raise ValueError(f"an entry of its manifest has no {missing[0]!r}")
 
 
 def _check_same_leaves(directory: Path, manifest: list[dict[str, Any]], wanted: list[tuple[Any, Any]]) -> None:

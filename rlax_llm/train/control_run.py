@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +14,19 @@ import numpy as np
 
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
 from rlax_llm.train import checkpoints
+from rlax_llm.train.closing import closing, done_all
 from rlax_llm.train.compiling import compiled_with_effort
 from rlax_llm.train.control import ControlState, evaluate_greedily
 from rlax_llm.train.control_config import ControlConfig, ControlProgram, build, resolve
 from rlax_llm.train.control_curves import draw_control_curves
-from rlax_llm.train.interrupts import interruptible
-from rlax_llm.train.progress import Column, Progress
+from rlax_llm.train.failures import RunFailed
+from rlax_llm.train.progress import Column, Progress, say
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 from rlax_llm.train.session import versions
 from rlax_llm.train.settings import as_dict
 from rlax_llm.train.spread import spread
+from rlax_llm.trees import all_finite
 
 COLUMNS = (Column("episode_return", "return", "{:.1f}"), Column("steps_per_second", "steps/s", "{:,.0f}"))
 _LOOKS = 50
@@ -38,10 +39,12 @@ class Bad(NamedTuple):
     Attributes:
         parameters: the policy's or the optimizer's.
         rewards: of the environments.
+        directions: of TRPO, which leaves the parameters as they are where it has none.
     """
 
     parameters: jax.Array
     rewards: jax.Array
+    directions: jax.Array
 
 
 class Compiled(NamedTuple):
@@ -68,11 +71,6 @@ def seed_keys(config: ControlConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     return keys[:, 0], keys[:, 1], keys[:, 2]
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
-
-
 def chunk(program: ControlProgram, most: int) -> Callable:
     """Up to ``most`` iterations of one seed as one function: ``(state, key, first, count) → (state, metrics, Bad)``.
 
@@ -93,12 +91,15 @@ def chunk(program: ControlProgram, most: int) -> Callable:
             state, found = program.step(state, jax.random.fold_in(key, first + index))
             metrics = jax.tree.map(lambda all_, x: all_.at[index].set(x), metrics, found)
             wrong = Bad(
-                ~_all_finite((state.params, state.update)), ~_all_finite((state.discounted, state.runner.returns))
+                ~all_finite((state.params, state.update)),
+                ~all_finite((state.discounted, state.runner.returns)),
+                ~all_finite(found.get("cg_residual", 0.0)),
             )
             bad = jax.tree.map(lambda old, now: jnp.where((old < 0) & now, first + index, old), bad, wrong)
             return state, metrics, bad
 
-        return jax.lax.fori_loop(0, count, one, (state, metrics, Bad(jnp.int32(-1), jnp.int32(-1))))
+        nothing = Bad(*[jnp.int32(-1)] * len(Bad._fields))
+        return jax.lax.fori_loop(0, count, one, (state, metrics, nothing))
 
     return advance
 
@@ -189,6 +190,7 @@ class ControlRun:
             (self.directory.path / "config.json").write_text(text, encoding="utf-8")
         else:
             self.directory = RunDirectory.reopen(self.config.resume)
+            self.directory.hold()
             self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
             self.directory.truncate_to(self.position)
 
@@ -235,7 +237,7 @@ class ControlRun:
         """Raise where a seed has left the finite numbers: naming the first to do so, and what."""
         found = [
             (int(iteration), int(seed), what)
-            for order, what, iterations in ((0, "reward", bad.rewards), (1, "parameter", bad.parameters))
+            for what, iterations in (("reward", bad.rewards), ("parameter", bad.parameters), ("step", bad.directions))
             for seed, iteration in enumerate(iterations)
             if iteration >= 0
         ]
@@ -244,7 +246,7 @@ class ControlRun:
             self.state = None
             self.stopped = f"a {what} of seed {seed} is not finite after iteration {iteration + 1}"
             advice = "look at the environment" if what == "reward" else "lower learning_rate or max_grad_norm"
-            raise ValueError(f"control: {self.stopped}; {advice}. What was written is in {self.directory.path}.")
+            raise RunFailed(f"control: {self.stopped}; {advice}. What was written is in {self.directory.path}.")
 
     def evaluate(self) -> None:
         """Greedy episodes by the trained policies, and a picture of one where that is asked for."""
@@ -264,31 +266,32 @@ class ControlRun:
             states = jax.tree.map(lambda x: np.asarray(x)[:, 0], states)
             gif(self.config.env, _until_still(states), self.directory.path / "episode.gif")
 
-    @contextmanager
-    def finishing(self) -> Iterator[None]:
-        """Write checkpoint, figure and summary at the end of the block, also where an error ends it."""
-        try:
-            yield
-        except Exception:
-            self._finish()
-            raise
-        self._finish()
+    def finish(self, failed: str | None) -> None:
+        """Write checkpoint, figure and summary.
 
-    def _finish(self) -> None:
+        Args:
+            failed: what an error says that has ended the run, or None.
+        """
+        self.stopped = self.stopped or failed
+        done_all(self._save, self._draw, lambda: self.directory.write_summary(self.summary()))
+
+    def _save(self) -> None:
         # An error inside a chunk leaves nothing of the donated state.
         alive = self.state is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
         if alive and self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
             checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
+
+    def _draw(self) -> None:
         title = f"control · {self.config.recipe} · {self.config.env} · {self.config.seeds} seeds"
         draw_control_curves(self.directory.curves_path, self.directory.metrics(), title)
-        self.directory.write_summary(self.summary())
 
     def summary(self) -> dict[str, Any]:
         """What came out."""
         steps = self.position * self.steps_per_iteration
         summary: dict[str, Any] = {"command": "control", "env": self.config.env, "recipe": self.config.recipe}
         summary |= {"seeds": self.config.seeds, "iterations": self.position, "environment_steps": steps}
-        summary |= {"finished": self.position >= self.program.iterations, "stopped": self.stopped}
+        summary |= {"finished": self.position >= self.program.iterations and self.stopped is None}
+        summary |= {"stopped": self.stopped}
         rows = [row for row in self.directory.metrics() if row["environment_steps"] > (1 - _FINAL_SHARE) * steps]
         seeds = [[math.nan if x is None else x for x in row["episode_return_seeds"]] for row in rows]
         if seeds:
@@ -337,11 +340,11 @@ def run_control(config: ControlConfig) -> RunDirectory:
         ValueError: for settings that cannot work, and a run that leaves the finite numbers, told in a sentence.
     """
     run = ControlRun(config)
-    with run.finishing(), interruptible() as stop:
+    with closing(run.directory, config.resume is None, run.finish) as stop:
         run.train(stop)
         if not stop():
             run.evaluate()
-    print(_farewell(run))
+    say(_farewell(run))
     return run.directory
 
 

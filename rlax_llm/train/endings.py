@@ -12,7 +12,8 @@ def summary(session: Session) -> dict[str, Any]:
     metrics, config = session.directory.metrics(), session.config
     told: dict[str, Any] = {"command": config.command, "model": config.model, "task": task_of(config)}
     told |= {"recipe": recipe} if (recipe := getattr(config, "recipe", None)) else {}
-    told |= {"steps": session.step, "finished": session.step >= (config.steps or 0)}
+    told |= {"steps": session.step, "finished": session.step >= (config.steps or 0) and session.failed is None}
+    told |= {"stopped": session.failed} if session.failed is not None else {}
     for key in ("reward", "held_out_accuracy", "held_out_reward", "held_out_loss", "loss"):
         first, last = first_and_last(metrics, key)
         told |= {f"first_{key}": first, f"last_{key}": last} if first is not None else {}

@@ -22,6 +22,7 @@ from rlax_llm.models.scoring import group_log_probs, group_logits
 from rlax_llm.rewards.calling import Scores
 from rlax_llm.shaping import overlong_filter
 from rlax_llm.train import checkpoints
+from rlax_llm.train.finite import watched
 from rlax_llm.train.gathering import Gatherer, Taken
 from rlax_llm.train.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
 from rlax_llm.train.group_settings import GrpoConfig
@@ -98,7 +99,7 @@ class GroupPhase:
         return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
 
     def _update(self, prompt_width: int) -> Any:
-        return jax.jit(self._loop((self.group_size, prompt_width))[1], donate_argnums=0)
+        return jax.jit(watched(self._loop((self.group_size, prompt_width))[1]), donate_argnums=0)
 
     def draw(self, params: Params, number: int) -> Taken:
         """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the step finish: the first asks, the second insists."""
+"""Signals that let the step finish: the first asks, the second insists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A second signal, which ends the program at once.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
 def _tell(text: str) -> None:
@@ -19,19 +32,36 @@ def _tell(text: str) -> None:
     except RuntimeError:
         # The signal came in the middle of another print to the same stream, which may not be entered twice.
         os.write(2, (text + "\n").encode())
+    except OSError:
+        pass  # the terminal has been closed, which is what the signal says
+
+
+class Stop:
+    """Whether a signal has asked for the end; called, it answers.
+
+    Attributes:
+        number: of the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether one has."""
+        return self.number is not None
 
 
 @contextlib.contextmanager
-def interruptible(tell: Callable[[str], None] = _tell) -> Iterator[Callable[[], bool]]:
-    """Within the block the first SIGINT or SIGTERM makes the yielded function true; the second raises.
+def interruptible(tell: Callable[[str], None] = _tell) -> Iterator[Stop]:
+    """Within the block the first SIGINT, SIGTERM or SIGHUP makes what is yielded answer true; the second raises.
 
-    Outside the main thread, where Python allows no handlers, the function stays false and signals do what they did.
+    Outside the main thread, where Python allows no handlers, it stays false and signals do what they did.
 
     Args:
         tell: is given a line for the user at the first signal; by default it goes to stderr.
 
     Raises:
-        KeyboardInterrupt: at the second signal.
+        Interrupted: at the second signal; it is a ``KeyboardInterrupt``.
 
     >>> with interruptible(tell=print) as stop:
     ...     for step in range(3):
@@ -39,24 +69,23 @@ def interruptible(tell: Callable[[str], None] = _tell) -> Iterator[Callable[[], 
     ...         if stop():
     ...             break
     Interrupted: finishing this step; press Ctrl-C again to stop at once.
-    >>> step
-    0
+    >>> step, stop.number == signal.SIGINT
+    (0, True)
     """
-    asked = False
+    stop = Stop()
 
     def handle(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+        if stop():
+            raise Interrupted(signal_number)
+        stop.number = signal_number
         tell("Interrupted: finishing this step; press Ctrl-C again to stop at once.")
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: asked
+        yield stop
         return
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
-        yield lambda: asked
+        yield stop
     finally:
         for number, handler in before.items():
             # None stands for a handler that was not set from Python; it cannot be put back.

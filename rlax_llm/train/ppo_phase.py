@@ -24,6 +24,7 @@ from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.shaping import missing_eos_penalty
+from rlax_llm.train.finite import watched
 from rlax_llm.train.group_run import describe, speeds
 from rlax_llm.train.judging import Judge
 from rlax_llm.train.learner import Learner
@@ -143,7 +144,7 @@ class PpoPhase:
         return self._loop((1, 1))[0]({"policy": policy, "value": value})
 
     def _update(self, prompt_width: int) -> Any:
-        return jax.jit(self._loop((self.config.group_size, prompt_width))[1], donate_argnums=0)
+        return jax.jit(watched(self._loop((self.config.group_size, prompt_width))[1]), donate_argnums=0)
 
     def step(
         self, state: RlhfState, index: int, ref_params: Params | None

@@ -13,6 +13,7 @@ import optax
 
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.models.functional import Params
+from rlax_llm.train.finite import watched
 from rlax_llm.train.labels import LabelLoop, LabelState
 from rlax_llm.train.policy import Loop, TrainState
 from rlax_llm.train.preference_settings import PreferenceSettings
@@ -84,7 +85,8 @@ class PreferencePhase:
         return self.method.loop(self.optimizer, 1, 1)[0](params)
 
     def _update(self, prompt_width: int) -> Callable[..., Any]:
-        return jax.jit(self.method.loop(self.optimizer, prompt_width, self.micro_batches)[1], donate_argnums=0)
+        step = self.method.loop(self.optimizer, prompt_width, self.micro_batches)[1]
+        return jax.jit(watched(step), donate_argnums=0)
 
     def _measure(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(optax.identity(), prompt_width, 1)[1]

@@ -22,7 +22,6 @@ from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import Split, of_records, of_tables
-from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.labels import LabelLoop, label_loop, reference_point_of_mismatched
 from rlax_llm.train.learner import Learner, completion_scores, language_learner, scalar_learner
 from rlax_llm.train.policy import Loop, fixed_log_probs
@@ -30,7 +29,7 @@ from rlax_llm.train.preference import preference_loop, reads_reference, reward_l
 from rlax_llm.train.preference_phase import Method, PreferencePhase, Rows
 from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
 from rlax_llm.train.preference_setup import build_preference, build_unpaired
-from rlax_llm.train.progress import Column
+from rlax_llm.train.progress import Column, say
 from rlax_llm.train.rollouts import Sampling
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.session import Session
@@ -162,11 +161,11 @@ def _run(
     # What the loop refuses it refuses before there is a directory.
     method.loop(optimizer, 1, (config.batch_size or 1) // (config.micro_batch_size or config.batch_size or 1))
     session = Session(config, 0)
-    began, rows = session.position, Split(*map(prepare, rows))
-    fixed: dict[str, Any] = {"frozen": learner.frozen}
-    fixed |= {"ref_params": session.reference(learner.params)} if live_reference else {}
-    phase = PreferencePhase(config, method, rows.train, rows.held_out, optimizer, fixed)
-    with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
+    with session.running(learner.export, lambda: summary(session)) as stop:
+        began, rows = session.position, Split(*map(prepare, rows))
+        fixed: dict[str, Any] = {"frozen": learner.frozen}
+        fixed |= {"ref_params": session.reference(learner.params)} if live_reference else {}
+        phase = PreferencePhase(config, method, rows.train, rows.held_out, optimizer, fixed)
         session.begin(phase.init(learner.params))
         if session.position == 0:
             session.log(phase.evaluate(learner.params))
@@ -174,7 +173,7 @@ def _run(
         run_steps(session, phase, steps, phase.evaluate, stop)
         if began < session.position == steps:
             _log_samples(session, learner, session.state.params, rows)
-    print(farewell(session))
+    say(farewell(session))
     return session.directory
 
 

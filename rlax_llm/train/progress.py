@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -39,6 +40,30 @@ SUPERVISED_COLUMNS = (
 
 _SHORT_RUN_STEPS = 20
 _SECONDS_BETWEEN_LINES = 2.0
+
+
+def say(text: str) -> None:
+    """Print a line on stdout; a terminal that was closed, or a full disk behind it, is no reason to end a run.
+
+    Args:
+        text: the line.
+
+    >>> say("done")
+    done
+    """
+    with _tolerant():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _tolerant() -> Iterator[None]:
+    """Pass over what cannot be shown; the reader of a pipe that has gone ends the run."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 class Progress:
@@ -104,7 +129,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """End it, with the last step on show."""
         if self._live is not None:
-            self._live.stop()
+            with _tolerant():
+                self._live.stop()
             self._live = None
         elif self._pending:
             self._print_line(self._clock())
@@ -130,25 +156,28 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line of text above the display."""
-        if self._live is not None:
-            self._live.console.print(Text(text))
-        else:
-            print(text, file=self._stream, flush=True)
+        with _tolerant():
+            if self._live is not None:
+                self._live.console.print(Text(text))
+            else:
+                print(text, file=self._stream, flush=True)
 
     def show(self, table: RenderableType) -> None:
         """Print a table above the display, or behind the last line."""
-        if self._live is not None:
-            self._live.console.print(table)
-            return
-        if self._pending:
-            self._print_line(self._clock())
-        Console(file=self._stream, width=120, color_system=None).print(table)
+        with _tolerant():
+            if self._live is not None:
+                self._live.console.print(table)
+                return
+            if self._pending:
+                self._print_line(self._clock())
+            Console(file=self._stream, width=120, color_system=None).print(table)
 
     def _print_line(self, now: float) -> None:
         numbers = "".join(f"  {label} {number}" for label, number in self._numbers())
         left = self._time_left(now)
         times = f"  elapsed {_duration(now - self._started)}" + (f"  left {_duration(left)}" if left else "")
-        print(f"{self._title} {self._step}/{self._total}{numbers}{times}", file=self._stream, flush=True)
+        with _tolerant():
+            print(f"{self._title} {self._step}/{self._total}{numbers}{times}", file=self._stream, flush=True)
         self._last_line = now
         self._pending = False
         # Cleared here and not at each step, so that a number of a step that was not printed is on the next line.

@@ -12,10 +12,9 @@ from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import of_task
 from rlax_llm.train.group_run import GroupPhase
-from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.learner import Export, Learner
 from rlax_llm.train.ppo_phase import PpoPhase
-from rlax_llm.train.progress import Progress
+from rlax_llm.train.progress import Progress, say
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.session import Session, due
 from rlax_llm.train.setup import WARM_START_LEARNING_RATE, with_defaults
@@ -37,7 +36,7 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
     config = phase.config
     warm_up = _warm_start(learner, phase) if config.warm_start_steps else None
     session = Session(config, config.warm_start_steps or 0)
-    with session.finishing(export, lambda: summary(session)), interruptible() as stop:
+    with session.running(export, lambda: summary(session)) as stop:
         first = warm_up if warm_up is not None and session.step <= 0 else phase
         session.begin(first.init(learner.params))
         session.beside = phase.keep
@@ -46,7 +45,7 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
             run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
         if not stop() and session.step >= 0:
             _steps(session, phase, stop)
-    print(farewell(session))
+    say(farewell(session))
     return session.directory
 
 
@@ -77,7 +76,7 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             if every and phase.needs_reference and session.step % every == 0:
                 reference = session.reference(phase.policy(state), every)
             state, metrics, rows = phase.step(state, session.step, reference)
-            number = session.step + 1
+            metrics, number = session.accept(metrics), session.step + 1
             if due(number, config.eval_every, steps):
                 held_out, held_out_rows = phase.evaluate(phase.policy(state))
                 metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])

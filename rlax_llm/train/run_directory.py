@@ -17,8 +17,11 @@ from typing import Any
 
 import yaml
 
+from rlax_llm.locks import Lock
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SHOWN = 200  # characters of a name or of another's message
 
 
 @contextlib.contextmanager
@@ -48,6 +51,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 class RunDirectory:
     """The files of one run; made with :meth:`create` or, to go on with a run, :meth:`reopen`.
 
+    Attributes:
+        path: of the directory.
+        stopped_by: number of the signal that asked the run to end, or None.
+
     >>> import tempfile
     >>> run = RunDirectory.create(tempfile.mkdtemp() + "/run", {"command": "grpo", "seed": 0})
     >>> run.log_metrics(1, {"reward": 0.5, "kl": float("nan")})
@@ -57,27 +64,79 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self.stopped_by: int | None = None
+        self._lock = Lock(self.path / ".lock")
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
-        """Make the directory, with its parents, and write ``config.yaml``.
+        """Make the directory, with its parents, hold it, and write ``config.yaml``.
+
+        A run that ended before its first step, and so left nothing but how it began, gives way to the new one.
 
         Raises:
             FileExistsError: there is a run in it already.
             NotADirectoryError: ``path`` is a file.
+            RuntimeError: another process is writing it.
         """
         run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise NotADirectoryError(f"{path} is a file; choose another --out.")
-        if run.config_path.exists() or run.metrics_path.exists():
+        with writing(run.config_path):
+            if run.path.exists() and not run.path.is_dir():
+                raise NotADirectoryError(f"{path} is a file; choose another --out.")
+            run.path.mkdir(parents=True, exist_ok=True)
+        run.hold()
+        if run._has_steps():
+            run.release()
             raise FileExistsError(
                 f"{path} already holds a run; choose another --out, or go on with it: --resume {path}"
             )
         with writing(run.config_path):
-            run.path.mkdir(parents=True, exist_ok=True)
+            for left in run._written():
+                left.unlink(missing_ok=True)
             text = yaml.safe_dump(_plain(config, _as_it_is), sort_keys=False, allow_unicode=True)
             _write_at_once(run.config_path, text)
         return run
+
+    def _written(self) -> tuple[Path, ...]:
+        """What a run writes before its first step ends, or at an end before it."""
+        return self.config_path, self.metrics_path, self.completions_path, self.curves_path, self.summary_path
+
+    def _has_steps(self) -> bool:
+        """Whether there is anything of a run but its beginning."""
+        if not (self.config_path.exists() or self.metrics_path.exists()):
+            return False
+        if self.checkpoints_path.is_dir() and any(entry.name.isdecimal() for entry in self.checkpoints_path.iterdir()):
+            return True
+        # The beginning is measured at step 0; a warm start's steps have numbers below it. What is damaged is a run.
+        try:
+            return any(row["step"] != 0 for row in self.metrics())
+        except ValueError:
+            return True
+
+    def hold(self) -> None:
+        """Keep other processes from writing here, until :meth:`release` or the end of this one, however it ends.
+
+        Raises:
+            RuntimeError: another one is writing; it is named.
+        """
+        with writing(self.path):
+            holder = self._lock.take()
+        if holder is not None:
+            raise RuntimeError(
+                f"{self.path} is being written by {f'process {holder}' if holder else 'another process'}; wait for its "
+                "end, or choose another --out."
+            )
+
+    def release(self) -> None:
+        """Let other processes write here."""
+        self._lock.release()
+
+    def abandon(self) -> None:
+        """Remove what a run that failed before it had begun has written, and the directory if nothing else is there."""
+        for path in self._written():
+            path.unlink(missing_ok=True)
+        self.release()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     @classmethod
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
@@ -158,11 +217,17 @@ class RunDirectory:
         """All rows of ``completions.jsonl``, read like :meth:`metrics`."""
         return [row for _, row in _lines(self.completions_path)]
 
-    def truncate_to(self, step: int) -> None:
-        """Drop the metrics and completions of later steps, so that a resumed run writes what an unbroken one would."""
-        for path in (self.metrics_path, self.completions_path):
+    def truncate_to(self, step: int, completions_step: int | None = None) -> None:
+        """Drop the metrics and completions of later steps, so that a resumed run writes what an unbroken one would.
+
+        Args:
+            step: the last to keep.
+            completions_step: the last to keep completions of, if not that.
+        """
+        last = step if completions_step is None else completions_step
+        for path, most in ((self.metrics_path, step), (self.completions_path, last)):
             if path.exists():
-                kept = b"".join(line for line, row in _lines(path) if row["step"] <= step)
+                kept = b"".join(line for line, row in _lines(path) if row["step"] <= most)
                 if kept != path.read_bytes():
                     with writing(path):
                         _write_at_once(path, kept.decode())
@@ -187,7 +252,13 @@ def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
         return f"no permission to write {path}; choose another --out."
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"cannot write {path}: a part of that path is a file; choose another --out."
+    if error.errno is not None and error.strerror:
+        return f"cannot write {str(path)[:_SHOWN]}: {error.strerror.lower()}; choose another --out."
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).split("\n")), "")[:_SHOWN] or type(error).__name__
 
 
 def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -228,9 +299,14 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append((line, json.loads(line)))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or delete that line.") from error
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not JSON ({_first_line(error)}); mend or delete that line."
+            ) from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"{path}, line {number} has no whole number 'step'; mend or delete that line.")
+        rows.append((line, row))
     return rows
 
 

@@ -18,9 +18,9 @@ from rlax_llm.train.examples import of_file, of_task
 from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.group_setup import check_recipe
-from rlax_llm.train.interrupts import interruptible
 from rlax_llm.train.judging import Failures, Judge, pooled
 from rlax_llm.train.learner import language_learner
+from rlax_llm.train.progress import say
 from rlax_llm.train.reinforced_run import run_reinforced
 from rlax_llm.train.rollouts import Sampling, evaluate
 from rlax_llm.train.run_directory import RunDirectory
@@ -103,12 +103,12 @@ def run_sft(config: SftConfig) -> RunDirectory:
             ).metrics()
         return metrics
 
-    with session.finishing(learner.export, lambda: summary(session)), interruptible() as stop:
+    with session.running(learner.export, lambda: summary(session)) as stop:
         session.begin(phase.init(learner.params))
         if session.position == 0:
             session.log(held_out(learner.params))
         run_steps(session, phase, steps, held_out, stop)
-    print(farewell(session))
+    say(farewell(session))
     return session.directory
 
 

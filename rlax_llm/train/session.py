@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from typing import Any
 import jax
 
 from rlax_llm.train import checkpoints
+from rlax_llm.train.closing import closing, done_all
 from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.curves import BY_COMMAND, PANELS, draw_curves
+from rlax_llm.train.failures import RunFailed
+from rlax_llm.train.finite import NOT_FINITE, turned
 from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.train.interrupts import Stop
 from rlax_llm.train.learner import Export
 from rlax_llm.train.ppo_settings import PpoConfig
 from rlax_llm.train.preference_settings import PreferenceSettings
@@ -36,10 +40,13 @@ class Session:
         directory: the run's files.
         position: steps done, over all phases and all processes.
         state: after those steps; None until the run has begun.
+        failed: what the error says that is ending the run, or None.
         beside: ``(checkpoints' folder, position)``, writes what a state does not hold; before each checkpoint.
     """
 
     state: Any = None
+    failed: str | None = None
+    _kept: Any = None  # structure, shapes and dtypes of the last checkpoint's state
     beside: Callable[[Path, int], None] = staticmethod(lambda place, position: None)
 
     def __init__(self, config: GrpoConfig | SftConfig | PreferenceSettings | PpoConfig, warm_start_steps: int):
@@ -52,14 +59,17 @@ class Session:
             self.directory = RunDirectory.create(out, as_dict(config))
         else:
             self.directory = RunDirectory.reopen(config.resume)
+            self.directory.hold()
             self._go_on()
 
     def _go_on(self) -> None:
         """Take the position of the last checkpoint, and drop what was logged after it."""
         self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
-        self.directory.truncate_to(self.step if self.position else self.step - 1)
-        seconds = [row["wall_seconds"] for row in self.directory.metrics() if row.get("wall_seconds") is not None]
-        self.earlier_seconds = float(seconds[-1]) if seconds else 0.0
+        # The completions of step 0 are drawn once the warm start has ended, and so again where that is the last step.
+        last = self.step if self.position else self.step - 1
+        self.directory.truncate_to(last, last if self.step > 0 else -1)
+        seconds = [row.get("wall_seconds") for row in self.directory.metrics()]
+        self.earlier_seconds = next((float(x) for x in reversed(seconds) if isinstance(x, (int, float))), 0.0)
 
     @property
     def step(self) -> int:
@@ -72,9 +82,36 @@ class Session:
 
     def begin(self, like: Any) -> None:
         """Take the last checkpoint's state, or ``like`` at the start of a run."""
-        self.state = (
-            checkpoints.restore(self.directory.checkpoints_path, self.position, like) if self.position else like
+        self.state = like
+        if self.position:
+            self.state = checkpoints.restore(self.directory.checkpoints_path, self.position, like)
+            self._kept = jax.tree.map(_shape, self.state)
+
+    def accept(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of a step whose numbers are finite, without the one that says so; before it is evaluated or kept.
+
+        Raises:
+            RunFailed: loss, gradient or parameters are not finite.
+        """
+        what = turned(metrics)
+        if what is None:
+            return {name: value for name, value in metrics.items() if name != NOT_FINITE}
+        step = self.step + 1
+        number = f"step {step}" if step > 0 else f"warm-start step {self.position + 1}"
+        verb = "are" if what == "parameters" else "is"
+        setting = "radius" if getattr(self.config, "recipe", None) == "trpo" else "learning_rate"
+        raise RunFailed(
+            f"{self.config.command}: the {what} of {number} {verb} not finite, and nothing of that step is kept; begin "
+            f"anew with a lower {setting}. {self._left()}"
         )
+
+    def _left(self) -> str:
+        """What there is after an error in an update."""
+        kept = checkpoints.latest(self.directory.checkpoints_path)
+        if kept is None:
+            return "There was no checkpoint yet."
+        after = f"step {kept - self.warm_start_steps}" if kept > self.warm_start_steps else f"warm-start step {kept}"
+        return f"{self.directory.model_path} is the model after {after}, the last checkpoint."
 
     def advance(self, state: Any, metrics: dict[str, Any]) -> None:
         """One step was done: keep its state, log its metrics, and checkpoint where one is due."""
@@ -87,6 +124,7 @@ class Session:
         """Checkpoint the state, after what is to be kept beside it."""
         self.beside(self.directory.checkpoints_path, self.position)
         checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
+        self._kept = jax.tree.map(_shape, self.state)
 
     def reference(self, params: Any, every: int = 0) -> Any:
         """The frozen reference: ``params`` as they were at the last multiple of ``every`` steps; of 0, at the first.
@@ -101,8 +139,13 @@ class Session:
         resumable = checkpoints.steps(self.directory.checkpoints_path) or [self.warm_start_steps]
         needed = {_multiple(position - self.warm_start_steps, every) for position in resumable}
         wanted = _multiple(self.step, every)
-        if wanted in checkpoints.steps(place) or (every and self.step != wanted):
+        if wanted in checkpoints.steps(place):
             return checkpoints.restore(place, wanted, params)
+        if max(self.step, 0) != wanted:
+            raise FileNotFoundError(
+                f"there is no checkpoint {place / str(wanted)}: the reference that this run is measured against, the "
+                f"policy of step {wanted}; put it back, or begin a new run."
+            )
         checkpoints.save(place, wanted, params, needed)
         return jax.tree.map(lambda x: x.copy(), params)
 
@@ -110,31 +153,47 @@ class Session:
         """Write the metrics of the step that ended."""
         self.directory.log_metrics(self.step, metrics | {"wall_seconds": self.wall_seconds()})
 
-    @contextmanager
-    def finishing(self, export: Export, summary: Callable[[], dict[str, Any]]) -> Iterator[None]:
-        """Write checkpoint, model, figure and summary at the end of the block, also where an error ends it.
+    def running(self, export: Export, summary: Callable[[], dict[str, Any]]) -> AbstractContextManager[Stop]:
+        """A block that yields what a signal makes true, at whose end checkpoint, model, figure and summary are written.
 
-        A second Ctrl-C writes nothing more: the last checkpoint and every line logged are there.
+        So they are where an error ends it (see ``closing``): the model is then that of the last checkpoint where the
+        state is lost.
         """
-        try:
-            yield
-        except Exception:
-            self._finish(export, summary)
-            raise
-        self._finish(export, summary)
 
-    def _finish(self, export: Export, summary: Callable[[], dict[str, Any]]) -> None:
-        state = self.state
-        # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
-        if state is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-            if self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
-                self.save()
+        def finish(failed: str | None) -> None:
+            self.failed = failed
+            done_all(lambda: self._write_model(export), self._draw, lambda: self._write_summary(summary()))
+
+        return closing(self.directory, self.config.resume is None, finish)
+
+    def _write_model(self, export: Export) -> None:
+        state, place = self.state, self.directory.checkpoints_path
+        if state is None:
+            return
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
+            state = self._last_kept()
+        elif self.position and checkpoints.latest(place) != self.position:
+            self.save()
+        if state is not None:
             export(state.params, self.directory.model_path)
+
+    def _last_kept(self) -> Any:
+        step = checkpoints.latest(self.directory.checkpoints_path)
+        return None if step is None else checkpoints.restore(self.directory.checkpoints_path, step, self._kept)
+
+    def _draw(self) -> None:
         title = f"{self.config.command} · {self.config.model} · {task_of(self.config)}"
         panels = BY_COMMAND.get(self.config.command, PANELS)
         draw_curves(self.directory.curves_path, self.directory.metrics(), title, panels)
+
+    def _write_summary(self, summary: dict[str, Any]) -> None:
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
-        self.directory.write_summary(summary() | ending)
+        self.directory.write_summary(summary | ending)
+
+
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
 
 
 def _multiple(step: int, every: int) -> int:

@@ -16,6 +16,7 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar, local_fields
 from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.train.places import located
 from rlax_llm.train.settings import LARGEST_COUNT, ModelSettings, OptimizerSettings, filled_in
 from rlax_llm.user_code import named_function, told
 
@@ -67,13 +68,13 @@ _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model'
 
 
 def with_defaults(config: Any) -> Any:
-    """The settings with each that was left open filled in for the model.
+    """The settings with each that was left open filled in for the model, and its files by their whole paths.
 
     >>> from rlax_llm.train.group_settings import GrpoConfig
     >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
     (128, 8)
     """
-    small = _embedded(config.model)
+    config, small = located(config), _embedded(config.model)
     chosen = dict(_CHARACTER if small else _PRETRAINED) | (_SMALL if small else _LARGE).get(config.command, {})
     if config.model != "char":
         chosen["warm_start_steps"] = 0

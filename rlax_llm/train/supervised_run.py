@@ -16,6 +16,7 @@ from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.examples import Split
+from rlax_llm.train.finite import watched
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.learner import Learner
 from rlax_llm.train.policy import TrainState, supervised_loop
@@ -95,7 +96,7 @@ class SupervisedPhase:
         optimizer = build_optimizer(config, schedule)
         self.log_probs = jax.jit(form.log_probs)
         self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
-        self.update = jax.jit(step, donate_argnums=0)
+        self.update = jax.jit(watched(step), donate_argnums=0)
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """Negative log-likelihood of the held-out completions, nats a token; nothing of no rows."""
@@ -136,6 +137,7 @@ def run_steps(
     with Progress(last, title, phase.columns, session.position) as progress:
         while session.position < last and session.state is not None and not stop():
             state, metrics = phase.step(session.state, session.position)
+            metrics = session.accept(metrics)
             if due(session.position + 1, every, last):
                 metrics |= evaluate(state.params)
             session.advance(state, metrics)

@@ -16,9 +16,10 @@ from PIL import Image
 from scipy import stats
 
 from rlax_llm.envs.registry import make
-from rlax_llm.train import checkpoints, control_config, control_curves, control_run
+from rlax_llm.train import checkpoints, closing, control_config, control_curves, control_run
 from rlax_llm.train.control_config import ControlConfig
 from rlax_llm.train.control_run import run_control
+from rlax_llm.train.interrupts import Stop
 from rlax_llm.train.run_directory import RunDirectory
 from rlax_llm.train.spread import spread, student_quantile
 
@@ -94,15 +95,20 @@ def test_the_episode_of_the_picture_has_no_repetition_at_its_end():
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(whole, tmp_path, monkeypatch, capsys):
-    asked = []
+    class Impatient(Stop):
+        asked = 0
+
+        def __call__(self):
+            self.asked += 1
+            return self.asked > 2
 
     @contextmanager
     def impatient():
-        yield lambda: len(asked) > 1 or asked.append(True)
+        yield Impatient()
 
     config = dataclasses.replace(TINY, out=str(tmp_path / "a"))
     with monkeypatch.context() as patched:
-        patched.setattr(control_run, "interruptible", impatient)
+        patched.setattr(closing, "interruptible", impatient)
         run_control(config)
     halfway = RunDirectory.reopen(tmp_path / "a")
     summary = json.loads(halfway.summary_path.read_text())
@@ -143,13 +149,13 @@ def test_a_run_that_leaves_the_finite_numbers_stops_and_keeps_what_it_wrote(whic
 
 def test_the_first_seed_to_fail_is_named(tmp_path):
     run = control_run.ControlRun(dataclasses.replace(TINY, out=str(tmp_path / "a")))
-    run._refuse_not_finite(control_run.Bad(np.array([-1, -1]), np.array([-1, -1])))
+    run._refuse_not_finite(control_run.Bad(*[np.array([-1, -1])] * 3))
     with pytest.raises(ValueError, match="control: a parameter of seed 1 is not finite after iteration 4;"):
-        run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([5, -1])))
+        run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([5, -1]), np.array([-1, -1])))
     with pytest.raises(
         ValueError, match="control: a reward of seed 0 is not finite after iteration 4; look at the env"
     ):
-        run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([3, -1])))
+        run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([3, -1]), np.array([-1, -1])))
 
 
 def test_seeds_are_shared_out_over_devices(whole):

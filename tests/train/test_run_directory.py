@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import resource
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +23,73 @@ def run(tmp_path):
 
 def test_config_comes_back_and_a_second_run_is_refused(run):
     assert RunDirectory.reopen(run.path).config() == CONFIG
+    run.log_metrics(1, {})
+    with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()}; wait for its end, or"):
+        RunDirectory.create(run.path, CONFIG)
+    run.release()
     with pytest.raises(FileExistsError, match=r"already holds a run; choose another --out, or .*--resume"):
         RunDirectory.create(run.path, CONFIG)
+    assert not run.path.joinpath(".lock").exists()
+
+
+def test_one_process_at_a_time_goes_on_with_a_run(run):
+    run.release()
+    first, second = RunDirectory.reopen(run.path), RunDirectory.reopen(run.path)
+    first.hold()
+    with pytest.raises(RuntimeError, match="is being written by process"):
+        second.hold()
+    first.release()
+    second.hold()
+    third = RunDirectory.reopen(run.path)
+    with pytest.raises(RuntimeError, match="is being written by process"):
+        third.hold()
+    second.release()
+
+
+def test_a_lock_ends_with_its_process(run):
+    """As it does after SIGKILL: the kernel closes what the process had open."""
+    run.release()
+    program = f"import os; from rlax_llm.train.run_directory import RunDirectory as R; R({str(run.path)!r}).hold()"
+    subprocess.run([sys.executable, "-c", f"{program}; os._exit(9)"], check=False)
+    assert run.path.joinpath(".lock").exists()
+    again = RunDirectory.reopen(run.path)
+    again.hold()
+    again.release()
+
+
+def test_a_run_without_a_step_gives_way_to_a_new_one(run):
+    (run.path / "notes.txt").write_text("mine")
+    run.log_metrics(0, {"held_out_loss": 1.0})
+    run.release()
+    again = RunDirectory.create(run.path, {"command": "sft"})
+    assert again.config() == {"command": "sft"} and again.metrics() == []
+    assert (run.path / "notes.txt").read_text() == "mine"
+    again.log_metrics(-3, {"loss": 1.0})  # a warm start's
+    again.release()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        RunDirectory.create(run.path, CONFIG)
+
+
+def test_a_run_that_had_not_begun_leaves_only_what_was_there_before(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    RunDirectory.create(tmp_path, CONFIG).abandon()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+    RunDirectory.create(tmp_path / "new", CONFIG).abandon()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("line", ['{"loss": 1}', "[1]", '{"step": "x"}', '{"step": 1.5}', '{"step": true}', "1"])
+def test_a_line_without_its_step_is_named(run, line):
+    run.log_metrics(1, {})
+    run.metrics_path.write_text(run.metrics_path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 has no whole number 'step'; mend or delete"):
+        run.truncate_to(5)
+
+
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+    for path in (tmp_path / ("x" * 300), "/proc/x"):
+        with pytest.raises(OSError, match=r"^cannot write .*; choose another --out\.$"):
+            RunDirectory.create(path, CONFIG)
 
 
 def test_places_that_are_no_run(tmp_path):

@@ -1,0 +1,69 @@
+"""How a run's directory is closed, whatever ends the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rlax_llm.train.failures import sentence
+from rlax_llm.train.interrupts import Stop, interruptible
+from rlax_llm.train.run_directory import RunDirectory
+
+
+@contextmanager
+def closing(directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> Iterator[Stop]:
+    """Yield what a signal makes true, and have ``finish`` write what there is at the end of the block.
+
+    An error has it written too, and is raised. A new run that fails before anything was measured leaves nothing. A
+    second signal writes nothing more: the last checkpoint and every line logged are there.
+
+    Args:
+        directory: held until then.
+        new: the run is not one that is gone on with.
+        finish: is given what the error says, or None.
+    """
+    with interruptible() as stop:
+        try:
+            try:
+                yield stop
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                _end_after(sentence(error), directory, new, finish)
+                raise
+            finish(None)
+        finally:
+            directory.stopped_by = stop.number
+            directory.release()
+
+
+def _end_after(failed: str, directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> None:
+    """Write what there is after an error, which is the one to be told of."""
+    if new and not (directory.metrics_path.exists() or directory.completions_path.exists()):
+        directory.abandon()
+        return
+    try:
+        finish(failed)
+    except Exception as error:
+        if sentence(error) != failed:
+            print(f"warning: {sentence(error)}", file=sys.stderr)
+
+
+def done_all(*actions: Callable[[], None]) -> None:
+    """Do all of them, whichever fails, and raise the first error.
+
+    >>> def fail():
+    ...     raise OSError("no room")
+    >>> done_all(fail, lambda: print("written"))
+    Traceback (most recent call last):
+    OSError: no room
+    """
+    errors = []
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]

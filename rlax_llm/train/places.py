@@ -1,0 +1,53 @@
+"""Where the files of a run are, in names that hold from any directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlax_llm.rewards.loading import anchored
+
+_FILES = ("data", "held_out", "model", "reward_model", "value_model")
+_CODE = ("reward", "optimizer")
+_NAMES = ("char", "smollm2", "policy", "reward", "scratch")
+"""What the commands themselves mean by a word, whatever file has it for its name."""
+
+
+def located(config: Any) -> Any:
+    """The settings with each file and directory that is there by its whole path, so that a run can go on from anywhere.
+
+    Args:
+        config: settings of any command.
+
+    >>> from rlax_llm.train.configs import SftConfig
+    >>> located(SftConfig(model="char", data="no/such.jsonl")).data
+    'no/such.jsonl'
+    """
+    return dataclasses.replace(config, **whole_paths({name: getattr(config, name, None) for name in (*_FILES, *_CODE)}))
+
+
+def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings those that name a file or a directory that is there, with its whole path.
+
+    A name that is no file here (of a model or a task) is left out; so is a module in a package.
+
+    Args:
+        settings: values by name.
+
+    >>> whole_paths({"model": "char", "data": "no/such.jsonl", "seed": 3, "reward": None})
+    {}
+    """
+    files = {name: settings[name] for name in _FILES if settings.get(name) is not None}
+    found = {name: os.path.abspath(value) for name, value in files.items() if value not in _NAMES and _is_there(value)}
+    code = {name: settings[name] for name in _CODE if settings.get(name) is not None}
+    return found | {name: anchored(spec) for name, spec in code.items()}
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        return False
