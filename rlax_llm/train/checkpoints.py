@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.train.run_directory import writing
+from rlax_llm.train.run_directory import DISK_FULL, writing
 
 _KEPT = 2
 _UNFINISHED = "unfinished-"
@@ -61,7 +61,9 @@ def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[i
         for half in root.glob(_UNFINISHED + "*"):
             shutil.rmtree(half, ignore_errors=True)
         # TensorStore reports a full disk as a ValueError that only its text tells from others.
-        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        reasons = {number: os.strerror(number) for number in DISK_FULL}
+        full = [number for number, text in reasons.items() if text in str(error)]
+        if full or getattr(error, "errno", None) in DISK_FULL:
             with writing(root / str(step)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise

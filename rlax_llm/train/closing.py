@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rlax_llm.train.failures import sentence
+from rlax_llm.train.failures import RunFailed, sentence
 from rlax_llm.train.interrupts import Stop, interruptible
 from rlax_llm.train.run_directory import RunDirectory
 
@@ -30,7 +30,7 @@ def closing(directory: RunDirectory, new: bool, finish: Callable[[str | None], N
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                _end_after(sentence(error), directory, new, finish)
+                _end_after(error, directory, new, finish)
                 raise
             finish(None)
         finally:
@@ -38,16 +38,17 @@ def closing(directory: RunDirectory, new: bool, finish: Callable[[str | None], N
             directory.release()
 
 
-def _end_after(failed: str, directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> None:
+def _end_after(error: BaseException, directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> None:
     """Write what there is after an error, which is the one to be told of."""
-    if new and not (directory.metrics_path.exists() or directory.completions_path.exists()):
+    failed, begun = sentence(error), directory.metrics_path.exists() or directory.completions_path.exists()
+    if new and not begun and not isinstance(error, RunFailed):
         directory.abandon()
         return
     try:
         finish(failed)
-    except Exception as error:
-        if sentence(error) != failed:
-            print(f"warning: {sentence(error)}", file=sys.stderr)
+    except Exception as another:
+        if sentence(another) != failed:
+            print(f"warning: {sentence(another)}", file=sys.stderr)
 
 
 def done_all(*actions: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from rlax_llm.train.control_config import ControlConfig, ControlProgram, build, 
 from rlax_llm.train.control_curves import draw_control_curves
 from rlax_llm.train.failures import RunFailed
 from rlax_llm.train.progress import Column, Progress, say
-from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.train.run_directory import RunDirectory, writing
 from rlax_llm.train.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 from rlax_llm.train.session import versions
 from rlax_llm.train.settings import as_dict
@@ -187,7 +187,8 @@ class ControlRun:
             out = self.config.out or f"runs/control-{time.strftime('%Y%m%d-%H%M%S')}"
             self.directory = RunDirectory.create(out, as_dict(self.config))
             text = json.dumps(as_dict(self.config), indent=2, ensure_ascii=False) + "\n"
-            (self.directory.path / "config.json").write_text(text, encoding="utf-8")
+            with writing(self.directory.path / "config.json"):
+                (self.directory.path / "config.json").write_text(text, encoding="utf-8")
         else:
             self.directory = RunDirectory.reopen(self.config.resume)
             self.directory.hold()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlax_llm.train.run_directory import writing
@@ -118,8 +119,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the disk is full.
     """
+    beside = Path(f"{os.fspath(path)}.part")
     with writing(path):
-        figure.savefig(path, format="png")
+        try:
+            figure.savefig(beside, format="png")
+            os.replace(beside, path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rlax_llm.models.loading import LanguageModel
-from rlax_llm.rewards.calling import Reward, Scores, refuse, score
+from rlax_llm.rewards.calling import Reward, RewardError, Scores, refuse, score
 from rlax_llm.rewards.pool import RewardPool
 from rlax_llm.train.learner import completion_scores
 from rlax_llm.train.rollouts import Rollout
@@ -43,6 +43,8 @@ class Judge:
     ):
         self.rewards, self.model, self.punishment, self.failed = rewards, model, punishment, failed
         self.graded = bool(rewards)
+        if rewards and model is None and not any(reward.weight for reward in rewards):
+            raise RewardError("rewards: every weight is 0, wanted one that counts; give one of them another weight.")
         self._program = lru_cache(self._compiled)
 
     def weights(self) -> tuple[float, ...]:
@@ -71,7 +73,7 @@ class Judge:
             judged = self._program(group_size, rollout.prompt_width)(self.model.params, rollout.completions)
             # Where all functions abstain the model's score stands alone; where one failed there is none.
             known = np.where(found.failed, np.nan, np.nan_to_num(found.total))
-            found = found._replace(total=known).plus(REWARD_MODEL, np.asarray(judged, np.float32))
+            found = found._replace(total=known).plus(REWARD_MODEL, _finite(np.asarray(judged, np.float32)))
         if self.punishment is not None:
             name, punish = self.punishment
             found = found.plus(name, np.asarray(punish(rollout.written()), np.float32))
@@ -85,6 +87,14 @@ class Judge:
         named = zip(scores.by_name.items(), self.weights(), strict=True)
         counted = [values for (reward, values), weight in named if weight and reward != name]
         return np.where(np.isnan(scores.total), np.nan, np.stack(counted))
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    """A reward model's scores, unless one is not a number."""
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise RewardError(f"the reward model's score of row {row} is {scores[row]}, wanted a finite number.")
+    return scores
 
 
 class Failures:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from rlax_llm.train.completions_table import completions_table
 from rlax_llm.train.configs import SftConfig
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import of_task
+from rlax_llm.train.failures import RunFailed
 from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.learner import Export, Learner
 from rlax_llm.train.ppo_phase import PpoPhase
@@ -71,12 +74,17 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
         session.directory.log_completions([{"step": 0, **row} for row in rows])
     every = getattr(config, "reference_every", 0)
     reference = session.reference(phase.policy(state), every) if phase.needs_reference else None
+    unscored = 0
     with Progress(steps, phase.title, phase.columns, session.step) as progress:
         while session.step < steps and not stop():
             if every and phase.needs_reference and session.step % every == 0:
                 reference = session.reference(phase.policy(state), every)
             state, metrics, rows = phase.step(state, session.step, reference)
             metrics, number = session.accept(metrics), session.step + 1
+            unscored += math.isnan(metrics["reward"])
+            if unscored == 1 and math.isnan(metrics["reward"]):
+                told = f"{config.command}: no completion of step {number} has a score, and none is learnt from."
+                print(f"warning: {told} Further such steps are not told of.", file=sys.stderr)
             if due(number, config.eval_every, steps):
                 held_out, held_out_rows = phase.evaluate(phase.policy(state))
                 metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
@@ -85,3 +93,19 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             progress.update(number, metrics)
             if number == steps or (progress.live and "held_out_reward" in metrics):
                 progress.show(completions_table(rows, f"step {number}"))
+    if session.step >= steps:
+        _check_scored(session)
+
+
+def _check_scored(session: Session) -> None:
+    """Raise where no completion of the whole run had a score: nothing was learnt from any reward.
+
+    Raises:
+        RunFailed: so it is.
+    """
+    rows = [row for row in session.directory.metrics() if row["step"] > 0]
+    if all(row.get("reward") is None for row in rows):
+        raise RunFailed(
+            f"{session.config.command}: no completion had a score in any of the {len(rows)} steps, so none was "
+            "learnt from; look at what the reward needs of the data (an answer that it cannot read is no score)."
+        )

@@ -19,7 +19,7 @@ import yaml
 
 from rlax_llm.locks import Lock
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SHOWN = 200  # characters of a name or of another's message
 
@@ -98,7 +98,8 @@ class RunDirectory:
 
     def _written(self) -> tuple[Path, ...]:
         """What a run writes before its first step ends, or at an end before it."""
-        return self.config_path, self.metrics_path, self.completions_path, self.curves_path, self.summary_path
+        settings = (self.config_path, self.path / "config.json")
+        return *settings, self.metrics_path, self.completions_path, self.curves_path, self.summary_path
 
     def _has_steps(self) -> bool:
         """Whether there is anything of a run but its beginning."""
@@ -243,7 +244,7 @@ class RunDirectory:
 
 
 def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
-    if error.errno in _DISK_FULL:
+    if error.errno in DISK_FULL:
         return (
             f"no space left on the disk while writing {path}; what was written before is intact: "
             "free some space and go on with --resume."

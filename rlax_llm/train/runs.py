@@ -136,7 +136,12 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     directory = None if config.out is None else RunDirectory.create(config.out, as_dict(config))
     start = time.perf_counter()
     batch, judge = max(64 // config.samples, 1), Judge(task.rewards)
-    result = evaluate(sampling, model.params, task, judge, request, batch, config.seed)
+    try:
+        result = evaluate(sampling, model.params, task, judge, request, batch, config.seed)
+    except BaseException:
+        if directory is not None:
+            directory.abandon()
+        raise
     summary: dict[str, Any] = {"command": "eval", "model": config.model, "task": task_of(config)}
     summary |= {"prompts": len(task.held_out), "samples": config.samples} | result.metrics()
     passed = result.solved.reshape(-1, config.samples).any(-1).mean()
@@ -145,6 +150,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     if directory is not None:
         directory.log_completions([{"step": 0, **record} for record in result.records])
         directory.write_summary(summary | {"versions": versions()})
+        directory.release()
     for name, value in summary.items():
         print(f"{name:<20} {value:.4f}" if isinstance(value, float) else f"{name:<20} {value}")
     return summary

@@ -25,6 +25,8 @@ def act(prompts, completions, **_):
             pass
     if text == "backtrack":
         re.match("(a+)+$", "a" * 60 + "b")  # holds the interpreter, so that no thread of it runs
+    if text == "leave":
+        sys.exit(0)
     if text == "exit":
         os._exit(3)
     if text == "child":
@@ -52,7 +54,7 @@ from rlax_llm.rewards.pool import RewardPool
 assert __name__ == "__main__"
 pool = RewardPool("own_pool.py:act", 2, 60.0).__enter__()
 print(*(worker.process.pid for worker in pool._workers), pool([""], ["1"]), flush=True)
-pool([""] * 2, ["backtrack", "sleep"])
+pool([""] * 2, ["backtrack", "child"])
 """
 
 
@@ -165,13 +167,40 @@ def test_an_interrupt_ends_what_was_under_way(folder):
         signal.signal(signal.SIGALRM, before)
 
 
+def written(path, seconds=60.0):
+    """What a file holds, once it is there."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.02)
+    return pytest.fail(f"no {path.name}")
+
+
+def test_a_row_that_leaves_the_program_has_no_score(folder):
+    """``sys.exit`` is an exception that ends a program without a word."""
+    said = []
+    with pytest.raises(RewardError, match=r"reward 'act' raised SystemExit: 0 and scored none of the rows \(2\)"):
+        act(["leave", "leave"], workers=1, failed=said.append)
+    assert act(["leave", "1"], workers=1, failed=said.append) == [FAILED, 1.0]
+    act_on_one = load_reward("own_pool.py:act").function
+    reward = Reward("own", lambda prompts, completions, **_: [act_on_one(None, [text])[0] for text in completions])
+    with pytest.raises(RewardError, match=r"reward 'own' raised SystemExit: 0 and scored none"):
+        score([reward], [{"prompt": ""}] * 2, ["leave"] * 2, said.append)
+    assert score([reward], [{"prompt": ""}] * 2, ["leave", "1"], said.append).failed.tolist() == [True, False]
+    (folder / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(RewardError, match=r"importing leaving\.py raised SystemExit: 0"):
+        load_reward("leaving.py:act")
+
+
 def test_workers_end_with_a_main_program_that_was_killed_and_never_run_it_again(folder):
     (folder / "script.py").write_text(SCRIPT)  # it has no `if __name__ == "__main__"`
     with subprocess.Popen([sys.executable, "script.py"], stdout=subprocess.PIPE, text=True) as program:
         first, second, found = program.stdout.readline().split()
+        child = written(folder / "child")
         os.kill(program.pid, signal.SIGKILL)
     assert found == "[1.0]"
-    assert ended(int(first)) and ended(int(second))
+    assert ended(int(first)) and ended(int(second)) and ended(int(child))
 
 
 @pytest.mark.parametrize(

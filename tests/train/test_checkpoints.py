@@ -1,5 +1,9 @@
 """Checkpoints: restored bits, the last two kept, and what is said when one is damaged or does not fit."""
 
+import os
+import resource
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +132,41 @@ def test_damage_is_seen(tmp_path):
     (tmp_path / "2" / "manifest" / "metadata").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.restore(tmp_path, 2, state)
+
+
+def test_an_entry_that_lacks_something_is_damage(tmp_path):
+    checkpoints.save(tmp_path, 1, {"w": jnp.zeros(2)})
+    manifest = tmp_path / "1" / "manifest" / "metadata"
+    manifest.write_text(manifest.read_text().replace('"crc32"', '"crc"'))
+    with pytest.raises(ValueError, match=r"1 is damaged \(an entry of its manifest has no 'crc32'\); there"):
+        checkpoints.restore(tmp_path, 1, {"w": jnp.zeros(2)})
+
+
+def test_half_of_the_arrays_is_one_sentence_and_no_traceback(tmp_path, capfd):
+    state = {f"w{i}": jnp.arange(3000.0) + i for i in range(30)}
+    checkpoints.save(tmp_path, 1, state)
+    for file in (tmp_path / "1").rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"1 is damaged \("):
+        checkpoints.restore(tmp_path, 1, state)
+    time.sleep(0.2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_one(tmp_path, capfd):
+    state = {f"w{i}": jnp.arange(3000.0) + i for i in range(30)}
+    checkpoints.save(tmp_path, 1, state)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=r"no space left on the disk while writing .*2; what was written before"):
+            checkpoints.save(tmp_path, 2, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    time.sleep(0.2)
+    assert "Traceback" not in capfd.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
+    _assert_same(checkpoints.restore(tmp_path, 1, state), state)
 
 
 def test_a_missing_checkpoint_and_a_leaf_of_no_use(tmp_path):

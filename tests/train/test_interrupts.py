@@ -8,17 +8,17 @@ import pytest
 from rlax_llm.train.interrupts import interruptible
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_and_the_second_raises(number):
     told = []
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(KeyboardInterrupt), interruptible(told.append) as stop:
         assert not stop()
         signal.raise_signal(number)
-        assert stop()
+        assert stop() and stop.number == number
         assert told == ["Interrupted: finishing this step; press Ctrl-C again to stop at once."]
         signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_by_default_the_user_is_told_on_stderr(capsys):

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from rlax_llm.models.loading import load_model, load_scalar
+from rlax_llm.train import checkpoints, session
+from rlax_llm.train.failures import RunFailed
+from rlax_llm.train.finite import NOT_FINITE
 from rlax_llm.train.ppo_phase import PpoPhase
 from rlax_llm.train.ppo_run import build_models, run_ppo
 from rlax_llm.train.ppo_settings import PpoConfig
@@ -208,6 +211,29 @@ def test_an_error_in_the_first_step_leaves_a_run_that_goes_on(tmp_path, monkeypa
         with pytest.raises(ValueError, match="no luck"):
             run_ppo(config)
     assert complete(run_ppo(dataclasses.replace(config, resume=config.out)), "value_model")
+
+
+@pytest.mark.parametrize("command", ["reward", "dpo", "kto", "ppo"])
+def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, monkeypatch):
+    run, kind = {"reward": (run_reward, RewardConfig), "dpo": (run_dpo, DpoConfig), "kto": (run_kto, KtoConfig)}.get(
+        command, (run_ppo, None)
+    )
+    config = dataclasses.replace(PPO, warm_start_steps=0) if kind is None else kind(data=pairs, **SIZES)
+    seen = []
+
+    def second(metrics):
+        seen.append(metrics[NOT_FINITE])
+        return "parameters" if len(seen) == 2 else None
+
+    monkeypatch.setattr(session, "turned", second)
+    out = tmp_path / "run"
+    with pytest.raises(
+        RunFailed, match=rf"{command}: the parameters of step 2 are not finite.* is the model after step 1"
+    ):
+        run(dataclasses.replace(config, out=str(out)))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["steps"], summary["finished"], seen) == (1, False, [0.0, 0.0])
+    assert (out / "model" / "model.safetensors").is_file() and checkpoints.latest(out / "checkpoints") == 1
 
 
 def test_ppo_takes_functions_too(tmp_path):

@@ -13,6 +13,23 @@ class Terminal(io.StringIO):
         return True
 
 
+class Gone(io.StringIO):
+    """A terminal that was closed, or a full disk."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+def test_what_cannot_be_shown_ends_no_run():
+    assert _run(3, 0.1, Gone(OSError(5, "Input/output error"))) == []
+    with pytest.raises(BrokenPipeError):
+        _run(3, 0.1, Gone(BrokenPipeError()))
+
+
 def _run(steps, seconds, stream, metrics=lambda step: {"reward": 0.5}, **settings):
     now = [0.0]
     with Progress(steps, "grpo", stream=stream, clock=lambda: now[0], **settings) as progress:

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from rlax_llm.models.loading import load_model
-from rlax_llm.rewards.calling import RewardError
-from rlax_llm.train import judging, runs
+from rlax_llm.rewards.calling import Reward, RewardError
+from rlax_llm.rewards.functions import exact_answer
+from rlax_llm.train import checkpoints, judging, runs, session
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.train.failures import RunFailed
+from rlax_llm.train.finite import NOT_FINITE
+from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.preference_settings import DpoConfig
 from rlax_llm.train.setup import with_defaults
@@ -114,6 +119,67 @@ def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
     assert [row["step"] for row in directory.metrics()][-1] == 2
     assert json.loads(directory.summary_path.read_text())["steps"] == 2
     assert (directory.checkpoints_path / "5").is_dir() and directory.model_path.is_dir()
+
+
+def test_completions_of_the_beginning_are_written_once(whole, tmp_path, monkeypatch):
+    """Where the checkpoint that a run goes on from is the warm start's last."""
+    config = dataclasses.replace(TINY, out=str(tmp_path / "cut"))
+
+    def fail(*_):
+        raise ValueError("no luck")
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="no luck"):
+        patched.setattr(GroupPhase, "step", fail)
+        runs.run_grpo(config)
+    resumed = runs.run_grpo(dataclasses.replace(config, resume=config.out))
+    assert resumed.completions() == whole.completions() and numbers(resumed) == numbers(whole)
+    assert json.loads(resumed.summary_path.read_text())["finished"]
+
+
+def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(whole, tmp_path, monkeypatch):
+    seen = []
+
+    def second(metrics):
+        seen.append(metrics[NOT_FINITE])
+        return "gradient" if len(seen) == TINY.warm_start_steps + 2 else None
+
+    monkeypatch.setattr(session, "turned", second)
+    out = tmp_path / "run"
+    with pytest.raises(RunFailed, match=r"grpo: the gradient of step 2 is not finite.*is the model after step 1, the"):
+        runs.run_grpo(dataclasses.replace(TINY, out=str(out)))
+    directory = runs.RunDirectory.reopen(out)
+    summary = json.loads(directory.summary_path.read_text())
+    assert (summary["steps"], summary["finished"]) == (1, False) and "not finite" in summary["stopped"]
+    assert [row["step"] for row in directory.metrics()][-1] == 1
+    assert checkpoints.latest(directory.checkpoints_path) == TINY.warm_start_steps + 1
+    assert seen == [0.0] * len(seen)
+    kept = checkpoints._read(directory.checkpoints_path.absolute() / "4")["leaves"]
+    sums = {entry["name"]: entry["crc32"] for entry in kept if entry["name"].startswith("params/")}
+    exported = jax.tree_util.tree_leaves_with_path({"params": load_model(directory.model_path).params})
+    assert sums == {checkpoints._name(path): checkpoints._checksum(np.asarray(leaf)) for path, leaf in exported}
+    monkeypatch.undo()
+    resumed = runs.run_grpo(dataclasses.replace(TINY, out=str(out), resume=str(out)))
+    assert numbers(resumed) == numbers(whole) and same_parameters(resumed, whole)
+
+
+def test_a_run_in_which_nothing_was_scored_has_failed(tmp_path, capsys):
+    (tmp_path / "silent.py").write_text("def silent(prompts, completions, **_):\n    return [None] * len(prompts)\n")
+    config = dataclasses.replace(TINY, reward=f"{tmp_path}/silent.py:silent", steps=2, out=str(tmp_path / "run"))
+    with pytest.raises(RunFailed, match="grpo: no completion had a score in any of the 2 steps"):
+        runs.run_grpo(config)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not summary["finished"] and "no completion had a score" in summary["stopped"]
+    assert capsys.readouterr().err.count("warning: grpo: no completion of step 1 has a score") == 1
+    with pytest.raises(RewardError, match="every weight is 0"):
+        judging.Judge([Reward("exact_answer", exact_answer, 0.0)])
+
+
+def test_a_reference_that_is_gone_is_named(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole.path, out)
+    shutil.rmtree(out / "checkpoints" / "reference")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*reference/0: the reference that this run is"):
+        runs.run_grpo(dataclasses.replace(TINY, steps=6, out=str(out), resume=str(out)))
 
 
 def test_a_checkpoint_of_the_character_model_is_trained_like_it(whole, tmp_path):
