@@ -25,6 +25,22 @@ class Verbatim(str):
     __slots__ = ()
 
 
+def begun_answer(prompt: str | list[Message]) -> str:
+    """The beginning of the answer that a prompt holds: its last message's text where that is the assistant's, else ''.
+
+    Args:
+        prompt: a string, or messages.
+
+    >>> begun_answer([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>"}])
+    '<think>'
+    >>> begun_answer("2+2=")
+    ''
+    """
+    if isinstance(prompt, str) or prompt[-1].get("role") != "assistant":
+        return ""
+    return content_text(prompt[-1].get("content") or "")
+
+
 def check_text(where: str, name: str, text: Any) -> None:
     """Raise unless ``text`` is a string or a list of messages with a role and a content each, and not empty.
 

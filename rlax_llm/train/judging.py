@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlax_llm.data.messages import begun_answer
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import Reward, RewardError, Scores, refuse, score
 from rlax_llm.rewards.pool import RewardPool
@@ -57,7 +58,7 @@ class Judge:
         return jax.jit(completion_scores(tokenizer, shape, (group_size, prompt_width), False))
 
     def __call__(self, rollout: Rollout, group_size: int) -> Scores:
-        """Score each completion.
+        """Score each completion. A function reads the whole answer, the beginning that a prompt may hold included.
 
         Args:
             rollout: what was sampled.
@@ -68,7 +69,9 @@ class Judge:
         """
         count = len(rollout.rows)
         nothing = Scores(np.zeros(count, np.float32), {}, np.zeros(count, bool))
-        found = score(self.rewards, rollout.rows, rollout.texts, self.failed) if self.rewards else nothing
+        pairs = zip(rollout.rows, rollout.texts, strict=True)
+        answers = [begun_answer(row["prompt"]) + text for row, text in pairs]
+        found = score(self.rewards, rollout.rows, answers, self.failed) if self.rewards else nothing
         if self.model is not None:
             judged = self._program(group_size, rollout.prompt_width)(self.model.params, rollout.completions)
             # Where all functions abstain the model's score stands alone; where one failed there is none.

@@ -54,6 +54,16 @@ def test_limits_count_what_a_tool_wrote():
     assert written[0] < -drawn.lengths()[0] and written[1] == -drawn.lengths()[1]
 
 
+def test_a_reward_reads_the_beginning_that_the_prompt_gave():
+    begun = [{"role": "user", "content": "1="}, {"role": "assistant", "content": "[1"}]
+    drawn = rollout(("1=", "1]", "xx"), ("1=", "1", "x"))
+    drawn = drawn._replace(rows=[{"prompt": begun}, drawn.rows[1]])
+    seen = []
+    Judge([Reward("any", lambda prompts, completions: seen.extend(completions) or [0.0] * 2)])(drawn, 1)
+    assert seen == [[{"role": "assistant", "content": "[11]"}], "1"]
+    assert drawn.texts == ["1]", "1"]
+
+
 def test_several_rewards_are_told_one_by_one():
     scores = Scores(np.array([0.75]), {"right": np.array([1.0]), "short": np.array([-0.5])}, np.zeros(1, bool))
     (record,) = SAMPLING.records(rollout(("1=", "1", "x")), scores, range(1))
