@@ -71,6 +71,8 @@ def told(error: BaseException) -> str:
 
 
 def _by_name(name: str) -> ModuleType:
+    if not all(name.split(".")):
+        raise _NotThere(f"{name!r} is no module's name; write it as package.module, or as a file.py.")
     top = name.partition(".")[0]
     mine = Path.cwd() / top
     if top in sys.stdlib_module_names and not (mine.is_dir() or mine.with_suffix(".py").is_file()):

@@ -48,6 +48,9 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
 
         show(kind, description)
     flags = read_flags(kind, arguments)
+    for name in _NOT_IN_FILES:
+        if name in flags and (not flags[name].strip() or "\0" in flags[name]):
+            raise ValueError(f"{flag(name)} is {flags[name]!r}, wanted a path.")
     if "config" in flags and "resume" in flags:
         raise ValueError("--config and --resume are both given; a resumed run keeps its own settings.")
     if "resume" in flags:
