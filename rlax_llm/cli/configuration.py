@@ -93,15 +93,15 @@ def checked(kind: type[Settings], content: Mapping[str, Any], path: str | os.Pat
             if value != kind.command:
                 raise ValueError(f"{path} is of the command {shortened(value)}, not {kind.command!r}.")
         elif key not in known:
-            raise ValueError(f"{path}: {kind.command} has no setting {shortened(key)}; {_nearest(key, known)}")
+            raise ValueError(f"{path}: {kind.command} has no setting {shortened(key)}; {_nearest(kind, key, known)}")
         else:
             settings[key] = converted(f"{path}: {key}", value, hints[key])
     return settings
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(kind: type[Settings], name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+    return f"did you mean {near[0]!r}?" if near else f"rlax-llm {kind.command} --help lists them."
 
 
 def _names(kind: type[Settings]) -> list[str]:

@@ -231,7 +231,7 @@ DATA: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "empty.jsonl"),
     "one.jsonl": (json.dumps(_ROWS), "one.jsonl"),
     "open.jsonl": ('{"prompt": "1+1="}\n{"prompt": \n', "open.jsonl, line "),
-    "list.jsonl": ("[1, 2]\n", "line 1"),
+    "list.jsonl": ("[1, 2]\n", "list.jsonl, row 1"),
     "word.jsonl": ('"prompt"\n', "line 1"),
     "column.jsonl": ('{"promt": "1+1=", "answer": 2}\n' * 2, "prompt"),
     "number.jsonl": ('{"prompt": 3, "answer": 2}\n' * 2, "line 1"),

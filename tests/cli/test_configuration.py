@@ -64,7 +64,7 @@ def test_a_prompt_may_be_in_the_file(settings_file):
     [
         ("learning_rte: 1", r"mine.yaml: grpo has no setting 'learning_rte'; did you mean 'learning_rate'\?"),
         ("learning-rate: 1", r"did you mean 'learning_rate'\?"),
-        ("zzz: 1", "has no setting 'zzz'; there are model, "),
+        ("zzz: 1", "has no setting 'zzz'; rlax-llm grpo --help lists them"),
         ("resume: runs/a", "has no setting 'resume'"),
         ("steps: many", r"mine.yaml: steps is 'many', wanted a whole number\."),
         ("steps: 1.5", "steps is '1.5', wanted a whole number"),
