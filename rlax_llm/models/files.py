@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download or export the model again.") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds a {type(raw).__name__}, wanted a JSON object; download the model again.")
+        raise ValueError(f"{path} is not a JSON object but a {type(raw).__name__}; download or export the model again.")
     return raw
 
 
@@ -56,7 +56,8 @@ def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) 
 
     Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind. A
     process that is killed leaves its ``.name-….partial`` beside it, which the next one to write ``directory`` sweeps;
-    killed in the instant between the two renames of a replacement, also the old directory, whole, as ``.name-….old``.
+    killed in the instant between the two renames of a replacement, also the old directory, whole, as ``.name-….old``,
+    which is swept once there is a new one.
 
     Args:
         directory: what to create or replace; its parents are created.
@@ -152,9 +153,15 @@ def _finish(staging: Path) -> None:
 
 
 def _move(staging: Path, target: Path) -> None:
-    if not target.exists():
+    if target.exists():
+        _replace(staging, target)
+    else:
         staging.rename(target)
-        return
+    for old in target.parent.glob(f".{glob.escape(target.name)}-*.old"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(staging: Path, target: Path) -> None:
     # Two renames, because a directory that is not empty cannot be renamed over; the old one is put back on failure.
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=".old"))
     target.rename(old)
@@ -163,7 +170,6 @@ def _move(staging: Path, target: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_full(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.models.chat import one_line
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.huggingface import Parameters, stack_parameters
@@ -56,9 +57,18 @@ def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig
         ValueError: the file is truncated, or holds an architecture, a rope, a tensor, a quantisation or a tokenizer
             that is not supported.
     """
-    file = _File(Path(path))
-    config = _config(file)
-    return config, _parameters(file, config, dtype), _tokenizer(file)
+    try:
+        file = _File(Path(path))
+        config = _config(file)
+        return config, _parameters(file, config, dtype), _tokenizer(file)
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # bytes that are no text, merges that no vocabulary holds: whatever damage causes
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{path} is not a whole GGUF model ({one_line(error)}); convert or download it again."
+        ) from error
 
 
 class _File:
@@ -114,25 +124,22 @@ def _config(file: _File) -> DecoderConfig:
     length = fields.size("context_length")
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{file.path}: tensor token_embd.weight is missing; download the model again.")
-    try:
-        return DecoderConfig(
-            vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
-            hidden_size=hidden,
-            intermediate_size=fields.size("feed_forward_length"),
-            num_layers=fields.size("block_count"),
-            num_heads=heads,
-            num_kv_heads=fields.size("attention.head_count_kv", heads),
-            head_dim=head_dim,
-            rope_theta=theta,
-            rope_scaling=_rope_scaling(file, theta, head_dim),
-            # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
-            norm_eps=float(str(np.float32(fields.number("attention.layer_norm_rms_epsilon")))),
-            tie_embeddings="output.weight" not in file.tensors,
-            max_positions=min(length, fields.count("attention.sliding_window", 0) or length),
-            **_ARCHITECTURES[file.architecture],
-        )
-    except ValueError as error:
-        raise error if str(file.path) in str(error) else ValueError(f"{file.path}: {error}") from error
+    return DecoderConfig(
+        vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
+        hidden_size=hidden,
+        intermediate_size=fields.size("feed_forward_length"),
+        num_layers=fields.size("block_count"),
+        num_heads=heads,
+        num_kv_heads=fields.size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rope_theta=theta,
+        rope_scaling=_rope_scaling(file, theta, head_dim),
+        # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
+        norm_eps=float(str(np.float32(fields.number("attention.layer_norm_rms_epsilon")))),
+        tie_embeddings="output.weight" not in file.tensors,
+        max_positions=min(length, fields.count("attention.sliding_window", 0) or length),
+        **_ARCHITECTURES[file.architecture],
+    )
 
 
 def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | None:

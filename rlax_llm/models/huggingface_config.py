@@ -113,10 +113,12 @@ def read_origin(directory: str | Path, vocab_size: int) -> Origin:
         FileNotFoundError: no such directory, or no config.json in it.
         ValueError: a file is not JSON, or the stop tokens are none of the vocabulary's.
     """
-    path = existing_directory(directory) / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    Fields(path, generation).ids("eos_token_id", vocab_size)
-    return Origin(read_json(path.with_name("config.json")), generation)
+    path = existing_directory(directory) / "config.json"
+    config, generation = Fields(path, read_json(path)), Fields(path.with_name("generation_config.json"), {})
+    if generation.path.is_file():
+        generation = replace(generation, raw=read_json(generation.path))
+    (generation if generation.raw else config).ids("eos_token_id", vocab_size)
+    return Origin(config.raw, generation.raw)
 
 
 def with_special_ids(fields: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:

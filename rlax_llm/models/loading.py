@@ -206,13 +206,17 @@ def _from_directory(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path,
 
 def _read_tokenizer(directory: Path, rows: int) -> Tokenizer:
     tokenizer = Tokenizer.from_directory(directory)
+    _check_rows(directory / "tokenizer.json", tokenizer, rows)
+    return tokenizer
+
+
+def _check_rows(file: Path, tokenizer: Tokenizer, rows: int) -> None:
     token, last = max(tokenizer.vocabulary().items(), key=lambda item: item[1])
     if last >= rows:
         raise ValueError(
-            f"{directory / 'tokenizer.json'}: token {token!r} has id {last}, the model's embedding has {rows} rows; "
+            f"{file}: token {token!r} has id {last}, the model's embedding has {rows} rows; "
             "give the tokenizer that belongs to the model."
         )
-    return tokenizer
 
 
 # Adapters.
@@ -303,6 +307,7 @@ def _from_gguf(path: Path, dtype: Any) -> LanguageModel:
             warnings.warn(f"load_model: {cached} is damaged and is made again ({error})", stacklevel=4)
             shutil.rmtree(cached, ignore_errors=True)
     model = LanguageModel(*read_gguf(path, dtype))
+    _check_rows(path, model.tokenizer, model.config.vocab_size)
     try:
         _keep(cached, model)
     except OSError as error:

@@ -12,6 +12,7 @@ from rlax_llm.models import backend, chat
 from rlax_llm.models.backend import fast_class
 from rlax_llm.models.chat import Message, one_line
 from rlax_llm.models.fields import Fields
+from rlax_llm.models.files import read_json
 
 PAD, EOS = "<|pad|>", "<|eos|>"
 _LARGEST_ID = 2**31 - 1
@@ -41,7 +42,8 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
-        """Read ``tokenizer.json``, its settings and chat template, and the stop ids of ``generation_config.json``.
+        """Read ``tokenizer.json``, its settings and chat template, and the stop ids of ``generation_config.json``,
+        or of ``config.json`` where that is absent.
 
         Raises:
             FileNotFoundError: the directory or its ``tokenizer.json`` is missing.
@@ -403,13 +405,8 @@ class StreamDecoder:
 
 
 def _listed_eos(directory: Path) -> list[int]:
-    """The stop ids that ``generation_config.json`` lists, in its order."""
-    file = directory / "generation_config.json"
-    if not file.is_file():
-        return []
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        raw.items()
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not a JSON object ({one_line(error)}); download or export it again.") from error
-    return Fields(file, raw).ids("eos_token_id", _LARGEST_ID)
+    """The stop ids that ``generation_config.json`` lists, in its order; without such a file, ``config.json``."""
+    for file in (directory / "generation_config.json", directory / "config.json"):
+        if file.is_file():
+            return Fields(file, read_json(file)).ids("eos_token_id", _LARGEST_ID)
+    return []

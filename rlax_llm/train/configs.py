@@ -21,7 +21,7 @@ from rlax_llm.train.settings import (
 
 _TRAINED_MODEL_HELP = (
     "Language model: 'smollm2' (SmolLM2-135M-Instruct), a Hugging Face directory (RUN_DIR/model of a run), "
-    "a .gguf file, or a Hugging Face hub id."
+    "a directory of adapters (RUN_DIR/model_adapter), a .gguf file, or a Hugging Face hub id."
 )
 EVAL_SIZE = 256
 TASK_HELP = (

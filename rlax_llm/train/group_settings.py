@@ -45,7 +45,11 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
     reward: str | None = option(None, "task", REWARD_HELP, "the task's own", "REWARD")
     integer_answers: bool = option(False, "task", INTEGERS_HELP)
     reward_model: str | None = option(
-        None, "task", "Reward model whose score is added: a sequence classifier's directory.", "none", "DIR"
+        None,
+        "task",
+        "Reward model whose score is added: a sequence classifier's directory, or its adapters'.",
+        "none",
+        "DIR",
     )
     reward_workers: int = option(0, "task", "Processes that call slow rewards, a row at a time; 0 is none.")
     reward_timeout: float = option(30.0, "task", "Seconds that such a call may take; then the row has no score.")

@@ -35,7 +35,11 @@ class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
         None, "task", REWARD_HELP, "the task's own, none beside a reward model", "MODULE:FUNCTION"
     )
     reward_model: str | None = option(
-        None, "task", "Reward model: RUN_DIR/model of a reward run, or another sequence classifier.", "none", "DIR"
+        None,
+        "task",
+        "Reward model: RUN_DIR/model of a reward run (or its model_adapter), or another sequence classifier.",
+        "none",
+        "DIR",
     )
     value_model: str | None = option(
         None,

@@ -29,7 +29,8 @@ _MAY_BE_LARGE = ("total_steps",)  # counted on the host
 
 MODEL_HELP = (
     "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
-    "a Hugging Face directory (RUN_DIR/model of a run too), a .gguf file, or a Hugging Face hub id."
+    "a Hugging Face directory (RUN_DIR/model of a run too), a directory of adapters (RUN_DIR/model_adapter), a .gguf "
+    "file, or a Hugging Face hub id."
 )
 CHOSEN = "chosen for the model"
 CONFIG_HELP = (

@@ -326,6 +326,17 @@ def test_a_failed_last_rename_puts_the_old_model_back(tmp_path, model, monkeypat
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("killed_between_the_renames", [False, True])
+def test_what_a_killed_process_left_is_swept_by_the_next_to_write(tmp_path, model, killed_between_the_renames):
+    for left in (".model-a.partial", ".model-b.old", ".other-c.partial"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "model.safetensors").write_bytes(b"half")
+    if killed_between_the_renames:
+        shutil.rmtree(model)
+    write_model(model, LLAMA, parameters(LLAMA))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model", ".other-c.partial"}
+
+
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1_000))

@@ -110,3 +110,15 @@ def test_an_untied_head_is_written_as_one(tmp_path):
     write_model(tmp_path / "trained", free, PARAMS | {"head": 2 * PARAMS["embed"]}, TOKENIZER, origin)
     assert read_config(tmp_path / "trained") == free
     assert read(tmp_path / "trained" / "config.json")["model_type"] == "mistral"
+
+
+def test_stop_tokens_are_those_of_config_json_where_there_is_no_other_file(tmp_path):
+    published(tmp_path / "base", MISTRAL | {"eos_token_id": [1, 4]})
+    (tmp_path / "base" / "generation_config.json").unlink()
+    model = load_model(tmp_path / "base")
+    assert model.tokenizer.eos_ids == (1, 4)
+    write_model(tmp_path / "trained", *model)
+    assert read(tmp_path / "trained" / "generation_config.json")["eos_token_id"] == [1, 4]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(MISTRAL | {"eos_token_id": "x"}))
+    with pytest.raises(ValueError, match=r"config\.json: eos_token_id is 'x', wanted token ids from 0 to 11"):
+        load_model(tmp_path / "base")
