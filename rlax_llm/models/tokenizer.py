@@ -16,6 +16,7 @@ from rlax_llm.models.files import read_json
 
 PAD, EOS = "<|pad|>", "<|eos|>"
 _LARGEST_ID = 2**31 - 1
+_OF_LOADING = ("is_local", "local_files_only")  # how it was read here, which transformers 5 writes beside the rest
 _TEXTS = 1000  # encoded at a time; the backend keeps ten times the text's memory
 
 
@@ -349,6 +350,10 @@ class Tokenizer:
         fields = json.loads(settings.read_text(encoding="utf-8"))
         # transformers 5 writes a class name that transformers 4 does not know; both know this one.
         fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # So is the new name of the further special tokens: transformers 4 cannot read a list there.
+        if isinstance(fields.get("extra_special_tokens"), list):
+            fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+        fields = {name: value for name, value in fields.items() if name not in _OF_LOADING}
         settings.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         stops = json.dumps(self.special_ids(), indent=2) + "\n"
         (target / "generation_config.json").write_text(stops, encoding="utf-8")

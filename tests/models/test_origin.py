@@ -122,3 +122,15 @@ def test_stop_tokens_are_those_of_config_json_where_there_is_no_other_file(tmp_p
     (tmp_path / "base" / "config.json").write_text(json.dumps(MISTRAL | {"eos_token_id": "x"}))
     with pytest.raises(ValueError, match=r"config\.json: eos_token_id is 'x', wanted token ids from 0 to 11"):
         load_model(tmp_path / "base")
+
+
+def test_further_special_tokens_have_the_name_that_both_versions_of_transformers_read(tmp_path):
+    """transformers 5 writes a list where 4 reads an object, and how it was told to read the directory."""
+    TOKENIZER.save(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(read(settings) | {"additional_special_tokens": ["7", "8"], "custom": 3}))
+    Tokenizer.from_directory(tmp_path).save(tmp_path)
+    found = read(settings)
+    assert (found["additional_special_tokens"], found["custom"]) == (["7", "8"], 3)
+    assert not {"extra_special_tokens", "is_local", "local_files_only"} & found.keys()
+    assert Tokenizer.from_directory(tmp_path)._fast.extra_special_tokens == ["7", "8"]
