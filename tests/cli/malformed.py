@@ -310,3 +310,39 @@ RUNS: dict[str, tuple[str | bytes, str]] = {
     "range": ("command: grpo\nsteps: 0\n", "steps"),
 }
 """What ``config.yaml`` of a directory given to ``--resume`` holds, and what is named."""
+
+_SHAPE: dict[str, Any] = {"model_type": "llama", "vocab_size": 19, "hidden_size": 8, "intermediate_size": 8}
+_SHAPE |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-6}
+
+
+def _shape(**changed: Any) -> str:
+    return json.dumps(_SHAPE | changed)
+
+
+MODELS: dict[str, tuple[str | bytes, str]] = {
+    "m_empty": ("", "config.json"),
+    "m_text": ("llama", "config.json"),
+    "m_list": ("[]", "config.json"),
+    "m_null": ("null", "config.json"),
+    "m_cut": ('{"model_type": "llama", ', "config.json"),
+    "m_binary": (b"\x00\xff\xfe\x80" * 10, "config.json"),
+    "m_deep": ("[" * 200_000, "config.json"),
+    "m_nothing": ("{}", "model_type"),
+    "m_kind": (_shape(model_type="gpt2"), "gpt2"),
+    "m_kinds": (_shape(model_type=["llama"]), "model_type"),
+    "m_text_size": (_shape(hidden_size="8"), "hidden_size"),
+    "m_no_size": (_shape(hidden_size=None), "hidden_size"),
+    "m_negative": (_shape(num_hidden_layers=-1), "num_hidden_layers"),
+    "m_layers": (_shape(num_hidden_layers=10**7), "m_layers"),
+    "m_heads": (_shape(num_attention_heads=3, num_key_value_heads=2), "m_heads"),
+    "m_scaling": (_shape(rope_scaling="linear"), "rope_scaling"),
+    "m_scalings": (_shape(rope_scaling=["linear"]), "rope_scaling"),
+    "m_factor": (_shape(rope_scaling={"rope_type": "linear", "factor": "x"}), "factor"),
+    "m_no_factor": (_shape(rope_scaling={"rope_type": "linear", "factor": 0}), "factor"),
+    "m_theta": (_shape(rope_theta=[1]), "rope_theta"),
+    "m_theta_text": (_shape(rope_theta="abc"), "rope_theta"),
+    "m_eps": (_shape(rms_norm_eps=None), "rms_norm_eps"),
+    "m_layer_types": (_shape(layer_types=5), "layer_types"),
+    "m_no_files": (_shape(), "m_no_files"),
+}
+"""What ``config.json`` of a directory given to ``--model`` holds, and what is named."""

@@ -29,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {name: content for name, (content, _) in {**malformed.FILES, **malformed.DATA}.items()}
     files |= malformed.MODULES | {"steps.yaml": "steps: 3\n", "rows.jsonl": '{"prompt": "1+1=", "answer": "2"}\n'}
     files |= {f"{name}/config.yaml": content for name, (content, _) in malformed.RUNS.items()}
+    files |= {f"{name}/config.json": content for name, (content, _) in malformed.MODELS.items()}
     for name, content in files.items():
         (made / name).parent.mkdir(exist_ok=True)
         (made / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -142,6 +143,10 @@ def test_directories_to_resume(refuse):
 @pytest.mark.parametrize("words", [("grpo", "--reward", "exact_answer"), ("sft",), ("dpo",), ("kto",)])
 def test_tables(refuse, words):
     assert not refuse(Row((*words, "--data", name), named) for name, (_, named) in malformed.DATA.items())
+
+
+def test_directories_of_models(refuse):
+    assert not refuse(Row(("eval", "--model", name), named) for name, (_, named) in malformed.MODELS.items())
 
 
 def test_numbers_as_people_write_them(tmp_path):
