@@ -31,6 +31,7 @@ from rlax_llm.trees import all_finite
 COLUMNS = (Column("episode_return", "return", "{:.1f}"), Column("steps_per_second", "steps/s", "{:,.0f}"))
 _LOOKS = 50
 _FINAL_SHARE = 0.1
+_SECONDS_BETWEEN_SAVES = 60.0
 
 
 class Bad(NamedTuple):
@@ -170,7 +171,7 @@ class ControlRun:
     """One process's part in a run; ``position`` counts the iterations that are done, over all processes."""
 
     def __init__(self, config: ControlConfig):
-        self.started = time.perf_counter()
+        self.started = self.saved = time.perf_counter()
         self.config: Any = resolve(config)
         cores_as_devices(self.config.seeds)
         self.program = build(self.config)
@@ -224,6 +225,15 @@ class ControlRun:
                 self.run_seconds += seconds
                 self.directory.log_metrics(self.position, row)
                 progress.update(self.position, row)
+                if self._save_is_due(self.position - count):
+                    self._save()
+
+    def _save_is_due(self, before: int) -> bool:
+        """Whether a chunk, begun at iteration ``before``, ended where a checkpoint is due."""
+        every = self.config.save_every
+        if every is None:
+            return time.perf_counter() - self.saved >= _SECONDS_BETWEEN_SAVES
+        return bool(every) and before // every != self.position // every
 
     def _row(self, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
         """A line of ``metrics.jsonl``."""
@@ -281,6 +291,7 @@ class ControlRun:
         alive = self.state is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
         if alive and self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
             checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
+            self.saved = time.perf_counter()
 
     def _draw(self) -> None:
         title = f"control · {self.config.recipe} · {self.config.env} · {self.config.seeds} seeds"

@@ -202,6 +202,12 @@ class ControlConfig:
     log_every: int | None = option(
         None, "run", "Iterations (rollout and update) between two looks at the run.", "about 50 looks"
     )
+    save_every: int | None = option(
+        None,
+        "run",
+        "Iterations between checkpoints, at the next look; 0 is only at the end or at Ctrl-C.",
+        "one a minute",
+    )
     eval_episodes: int = option(16, "run", "Episodes of each seed in the greedy evaluation.")
     render: bool = option(False, "run", "Write a greedy episode of the best seed to episode.gif.")
     out: str | None = option(None, "run", _OUT_HELP, "runs/control-DATE-TIME", "DIR")
@@ -219,7 +225,7 @@ class ControlConfig:
         at_least(self, 1, "seeds", "total_steps", "environments", "horizon_steps", "epochs", "minibatches")
         at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")
         at_least(self, 0, "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
-        at_least(self, 0, "value_coef")
+        at_least(self, 0, "value_coef", "save_every")
         above_zero(self, "learning_rate", "clip_eps", "kl_target", "kl_radius")
         for name in ("value_clip_eps", "kl_limit", "max_grad_norm"):
             value = getattr(self, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlax_llm.rewards.loading import anchored
 
-_FILES = ("data", "held_out", "model", "reward_model", "value_model")
+_FILES = ("data", "eval_data", "model", "reward_model", "value_model")
 _CODE = ("reward", "optimizer")
 _NAMES = ("char", "smollm2", "policy", "reward", "scratch")
 """What the commands themselves mean by a word, whatever file has it for its name."""

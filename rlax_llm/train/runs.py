@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
@@ -15,6 +16,7 @@ from rlax_llm.shaping import soft_overlong_punishment
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.endings import farewell, summary
 from rlax_llm.train.examples import of_file, of_task
+from rlax_llm.train.failures import RunFailed
 from rlax_llm.train.group_run import GroupPhase
 from rlax_llm.train.group_settings import GrpoConfig
 from rlax_llm.train.group_setup import check_recipe
@@ -153,6 +155,8 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         directory.release()
     for name, value in summary.items():
         print(f"{name:<20} {value:.4f}" if isinstance(value, float) else f"{name:<20} {value}")
+    if np.isnan(result.totals).all():
+        raise RunFailed("eval: no completion had a score; look at what the reward needs of the data.")
     return summary
 
 

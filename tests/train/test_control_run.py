@@ -122,6 +122,24 @@ def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(who
     assert json.loads(halfway.summary_path.read_text())["finished"]
 
 
+def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, save_every=2, out=str(tmp_path / "a"))
+    log = RunDirectory.log_metrics
+
+    def killed(directory, step, row):
+        if step == 7:
+            raise KeyboardInterrupt
+        log(directory, step, row)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunDirectory, "log_metrics", killed)
+        run_control(config)
+    directory = RunDirectory.reopen(tmp_path / "a")
+    assert checkpoints.steps(directory.checkpoints_path) == [3, 6] and not directory.summary_path.exists()
+    run_control(dataclasses.replace(config, resume=str(tmp_path / "a")))
+    assert numbers(directory) == numbers(whole)
+
+
 def broken(which):
     """CartPole whose rewards, or whose states and so the parameters, are not numbers after some steps."""
     environment = make("CartPole-v1")
