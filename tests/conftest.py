@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -46,12 +47,14 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that run once and small need no optimisation."""
+    """Programs that run once and small need no optimisation, and no file needs those of another in memory."""
     before = jax.config.read("jax_disable_most_optimizations")
     long = request.path.name in LONG or {"cli", "parity"} & set(request.path.parts)
     jax.config.update("jax_disable_most_optimizations", not long)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
