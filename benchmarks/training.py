@@ -25,9 +25,7 @@ def rows_of(tokens: np.ndarray, prompt: int) -> Completions:
     valid = np.ones(tokens.shape, bool)
     mask = valid & (np.arange(tokens.shape[1]) >= prompt)
     zeros = np.zeros(tokens.shape, np.float32)
-    return jax.tree.map(
-        jnp.asarray, Completions(tokens, valid, mask, zeros, zeros - np.inf, np.ones(len(tokens), bool))
-    )
+    return jax.tree.map(jnp.asarray, Completions(tokens, valid, mask, zeros, np.ones(len(tokens), bool)))
 
 
 def ours(model: LanguageModel, completions: Completions, log_probs, backward: bool):

@@ -107,7 +107,7 @@ def demonstrations(language: Language, key: jax.Array, count: int) -> Completion
     there = jnp.concatenate([jnp.ones_like(asked, bool), places <= length[:, None]], 1)
     mask = there & (jnp.arange(tokens.shape[1]) >= PROMPT)
     nothing = jnp.zeros(tokens.shape)
-    return Completions(tokens, there, mask, nothing, nothing - jnp.inf, length >= language.longest)
+    return Completions(tokens, there, mask, nothing, length >= language.longest)
 
 
 def lengths(language: Language, params: Params) -> tuple[jax.Array, jax.Array]:
@@ -120,7 +120,7 @@ def lengths(language: Language, params: Params) -> tuple[jax.Array, jax.Array]:
     every = jnp.ones(tokens.shape, bool)
     mask = every & (jnp.arange(tokens.shape[1]) >= PROMPT)
     nothing = jnp.zeros(tokens.shape)
-    rows = Completions(tokens, every, mask, nothing, nothing - jnp.inf, every[:, 0])
+    rows = Completions(tokens, every, mask, nothing, every[:, 0])
     log_probs = group_log_probs(language.config, (count, PROMPT))(params, rows)[0][:, PROMPT:]
     # The answer, a second token in any case, and one more behind each dot that was written but the last that fits.
     length = 2 + jnp.exp(jnp.cumsum(log_probs[:, 1:-1], 1)).sum(1)

@@ -80,7 +80,7 @@ def laid(prompts: jax.Array, answers: jax.Array) -> Completions:
     tokens = jnp.concatenate([prompts, answers], 1).astype(jnp.int32)
     mask = jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= PROMPT, tokens.shape)
     nothing = jnp.zeros(tokens.shape)
-    return Completions(tokens, jnp.ones_like(mask), mask, nothing, nothing - jnp.inf, jnp.zeros(len(tokens), bool))
+    return Completions(tokens, jnp.ones_like(mask), mask, nothing, jnp.zeros(len(tokens), bool))
 
 
 def true_reward(completions: Completions) -> jax.Array:

@@ -19,19 +19,20 @@ class Completions(NamedTuple):
         tokens: ``[B, T]`` int32, prompt then completion. Rows ``g·G … g·G + G − 1`` share one prompt.
         valid: ``[B, T]`` bool, True on prompt and completion tokens, False on padding.
         mask: ``[B, T]`` bool, True where the policy chose the token.
-        log_probs: ``[B, T]`` float32, nats, of the distribution that was sampled from (temperature, top-k and top-p
+        log_probs: ``[B, T]`` float32, nats, of the distribution that was sampled from (bias, temperature and cuts
             included), captured while sampling.
-        thresholds: ``[B, T]`` float32, the smallest tempered logit that top-k or top-p kept (−inf where all were);
-            with it the learner recomputes exactly the distribution that was sampled from.
         truncated: ``[B]`` bool, True where the completion hit the length limit without choosing a stop token.
+        kept: ``[B, T, ceil(V/32)]`` uint32, the set of tokens that each was drawn from, as ``token_sets.to_bits`` packs
+            it (V/8 bytes a token), of all tokens where ``mask`` is False; None where nothing was ever cut. Every model
+            whose log-probabilities are taken is renormalised on it: learner, behaviour policy and reference.
     """
 
     tokens: jax.Array
     valid: jax.Array
     mask: jax.Array
     log_probs: jax.Array
-    thresholds: jax.Array
     truncated: jax.Array
+    kept: jax.Array | None = None
 
 
 class Scored(NamedTuple):

@@ -38,8 +38,7 @@ def zero_params(logits=None):
 
 def completions_of(tokens, log_probs, mask=None) -> Completions:
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
-    limits = jnp.full(tokens.shape, -jnp.inf)
-    return Completions(tokens, mask, mask, log_probs, limits, jnp.zeros(tokens.shape[0], bool))
+    return Completions(tokens, mask, mask, log_probs, jnp.zeros(tokens.shape[0], bool))
 
 
 def rollout(log_probs, params, key):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 
@@ -47,14 +46,12 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that run once and small need no optimisation, and no file needs those of another in memory."""
+    """Programs that run once and small need no optimisation."""
     before = jax.config.read("jax_disable_most_optimizations")
     long = request.path.name in LONG or {"cli", "parity"} & set(request.path.parts)
     jax.config.update("jax_disable_most_optimizations", not long)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
-    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def completions_of(seed: int, rows: int = 2 * PAIRS) -> Completions:
     tokens = random.integers(0, VOCABULARY, (rows, TOKENS)).astype(np.int32)
     mask = jnp.asarray(np.arange(TOKENS) < random.integers(1, TOKENS + 1, (rows, 1)))
     zeros = jnp.zeros(tokens.shape)
-    return Completions(jnp.asarray(tokens), mask, mask, zeros, zeros - jnp.inf, jnp.zeros(rows, bool))
+    return Completions(jnp.asarray(tokens), mask, mask, zeros, jnp.zeros(rows, bool))
 
 
 def padded(completions: Completions, after: int, kept: int) -> Completions:

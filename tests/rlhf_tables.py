@@ -56,7 +56,6 @@ def batch(mask=None, seed: int = 1, drift: float = 0.3, truncated=None) -> Compl
         jnp.asarray(valid),
         jnp.asarray(mask),
         jnp.asarray(np.where(mask, old, 0.0)),
-        jnp.full((B, T), -jnp.inf),
         jnp.zeros(B, bool) if truncated is None else jnp.asarray(truncated),
     )
 

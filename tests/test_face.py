@@ -46,7 +46,7 @@ def test_a_small_decoder_from_its_config_to_log_probabilities():
     np.testing.assert_array_equal(logits, rl.logits(config, params, tokens, every))
     plain = jax.nn.log_softmax(logits)[:, :-1]
     chosen = jnp.take_along_axis(plain, tokens[:, 1:, None], -1)[..., 0]
-    completions = Completions(tokens, every, mask, zeros, zeros - jnp.inf, jnp.zeros(2, bool))
+    completions = Completions(tokens, every, mask, zeros, jnp.zeros(2, bool))
     rows = rl.row_log_probs(config)(params, completions)[0]
     packed = rl.packed_log_probs(config)(params, rl.Packed(*completions, segments=jnp.ones(tokens.shape, jnp.int32)))[0]
     for found in (rows, packed):

@@ -158,12 +158,12 @@ def given(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completion
         valid: ``[B, T]`` bool.
         mask: ``[B, T]`` bool.
 
-    >>> given(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), np.ones((1, 2), bool)).thresholds.tolist()
-    [[-inf, -inf]]
+    >>> given(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), np.ones((1, 2), bool)).kept is None
+    True
     """
     # Made on the host: device arithmetic would be compiled for each width.
-    unknown, open_ended = np.zeros(tokens.shape, np.float32), np.full(tokens.shape, -np.inf, np.float32)
-    arrays = (tokens.astype(np.int32), valid, mask, unknown, open_ended, np.zeros(len(tokens), bool))
+    unknown = np.zeros(tokens.shape, np.float32)
+    arrays = (tokens.astype(np.int32), valid, mask, unknown, np.zeros(len(tokens), bool))
     return Completions(*map(jnp.asarray, arrays))
 
 

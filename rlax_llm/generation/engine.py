@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlax_llm.generation.sampling import Draw, Sampler
 from rlax_llm.models.attention import Segment, attention, segment
@@ -28,6 +29,7 @@ from rlax_llm.models.decoder import (
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
+from rlax_llm.token_sets import EVERY, are_bits, to_bits, words
 from rlax_llm.types import Completions
 
 FIRST_ROOM = 64  # completion tokens; the cache doubles from here
@@ -54,7 +56,7 @@ class Decoding(NamedTuple):
         cache: for each layer keys ``[P, G, K, head_dim, room]`` and values ``[P, G, K, room, head_dim]``.
         tokens: ``[B, limit]`` int32, padded with the first stop token.
         log_probs: ``[B, limit]`` float32, nats.
-        thresholds: ``[B, limit]`` float32.
+        kept: ``[B, limit, ceil(V/32)]`` uint32, as ``token_sets.to_bits`` packs sets; None where nothing is ever cut.
         alive: ``[B]`` bool, no stop token drawn yet.
         lengths: ``[B]`` int32, tokens chosen so far.
         step: scalar int32, tokens drawn so far; equal for all rows.
@@ -64,7 +66,7 @@ class Decoding(NamedTuple):
     cache: Cache
     tokens: jax.Array
     log_probs: jax.Array
-    thresholds: jax.Array
+    kept: jax.Array | None
     alive: jax.Array
     lengths: jax.Array
     step: jax.Array
@@ -79,12 +81,14 @@ class Request(NamedTuple):
         stop_ids: tokens that end a completion; the one drawn belongs to it.
         max_new_tokens: the longest completion, tokens.
         group_size: samples of each prompt, G.
+        min_new_tokens: the fewest tokens of a completion: no stop token can be drawn before, whatever the sampler.
     """
 
     sampler: Sampler
     stop_ids: tuple[int, ...]
     max_new_tokens: int
     group_size: int = 1
+    min_new_tokens: int = 0
 
 
 def unstack(params: Params) -> Params:
@@ -106,24 +110,53 @@ def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
     """Write a draw at ``state.step`` into the rows that are alive."""
     filler = stop_ids[0] if stop_ids else 0
 
-    def put(buffer: jax.Array, values: jax.Array, otherwise: float) -> jax.Array:
-        values = jnp.where(state.alive, values, jnp.asarray(otherwise, values.dtype)).astype(buffer.dtype)
+    def put(buffer: jax.Array, values: jax.Array, otherwise: float | np.uint32) -> jax.Array:
+        alive = state.alive.reshape(-1, *[1] * (values.ndim - 1))
+        values = jnp.where(alive, values, jnp.asarray(otherwise, values.dtype)).astype(buffer.dtype)
         return jax.lax.dynamic_update_slice_in_dim(buffer, values[:, None], state.step, 1)
 
     stopped = jnp.isin(draw.tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(state.alive)
     return state._replace(
         tokens=put(state.tokens, draw.tokens, filler),
         log_probs=put(state.log_probs, draw.log_probs, 0.0),
-        thresholds=put(state.thresholds, draw.thresholds, -jnp.inf),
+        kept=jax.tree.map(lambda buffer, values: put(buffer, values, EVERY), state.kept, draw.kept),
         alive=state.alive & ~stopped,
         lengths=state.lengths + state.alive,
         step=state.step + 1,
     )
 
 
+def _sampled(request: Request, step: jax.Array | int, key: jax.Array, logits: jax.Array) -> Draw:
+    """One draw a row; before ``min_new_tokens`` of them no stop token can be drawn, and none is in the kept set."""
+    (rows, vocabulary), stop_ids = logits.shape, request.stop_ids
+    if not (request.min_new_tokens and stop_ids):
+        return _checked(request.sampler(key, logits), rows, vocabulary)
+    stops, early = np.isin(np.arange(vocabulary), stop_ids), step < request.min_new_tokens
+    draw = _checked(request.sampler(key, jnp.where(early & stops, -jnp.inf, logits)), rows, vocabulary)
+    kept = jnp.full((rows, words(vocabulary)), EVERY) if draw.kept is None else draw.kept
+    return draw._replace(kept=jnp.where(early, kept & to_bits(~stops), kept))
+
+
+def _checked(draw: Draw, rows: int, vocabulary: int) -> Draw:
+    if draw.kept is None or are_bits(draw.kept, (rows,), vocabulary):
+        return draw
+    raise ValueError(
+        f"Request: the sampler's kept is {draw.kept.dtype} of shape {draw.kept.shape}, wanted uint32 "
+        f"{(rows, words(vocabulary))}, or None where it never cuts; pack the set that it drew from by to_bits."
+    )
+
+
 def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
     logits = vocabulary_logits(params, hidden)
-    return _record(state, request.sampler(jax.random.fold_in(state.key, state.step), logits), request.stop_ids)
+    draw = _sampled(request, state.step, jax.random.fold_in(state.key, state.step), logits)
+    return _record(state, draw, request.stop_ids)
+
+
+def _room_for_sets(request: Request, rows: int, vocabulary: int, key: jax.Array) -> jax.Array | None:
+    """Where the kept set of each token will be written; None where the sampler never cuts."""
+    logits = jax.ShapeDtypeStruct((rows, vocabulary), jnp.float32)
+    kept = jax.eval_shape(partial(_sampled, request, 0), key, logits).kept
+    return None if kept is None else jnp.full((rows, request.max_new_tokens, kept.shape[-1]), EVERY)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -162,7 +195,7 @@ def prefill(
         cache=tuple((keys, values) for _ in range(config.num_layers)),
         tokens=jnp.full((rows, request.max_new_tokens), request.stop_ids[0] if request.stop_ids else 0, jnp.int32),
         log_probs=jnp.zeros((rows, request.max_new_tokens)),
-        thresholds=jnp.full((rows, request.max_new_tokens), -jnp.inf),
+        kept=_room_for_sets(request, rows, config.vocab_size, key),
         alive=jnp.ones(rows, bool),
         lengths=jnp.zeros(rows, jnp.int32),
         step=jnp.int32(0),
@@ -256,10 +289,11 @@ def stream(
         stride: tokens between two yields; None for as many as the cache holds.
 
     Raises:
-        ValueError: where prompt and completion could exceed the model's ``max_positions``.
+        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
+            longest completion.
     """
     limit = request.max_new_tokens
-    _check_lengths(config, prompts[0].shape[1], limit)
+    _check(config, prompts[0].shape[1], request)
     room = min(FIRST_ROOM, limit)
     prompt, state = prefill(config, params, *prompts, key, request, room)
     yield state
@@ -289,7 +323,8 @@ def generate(
         ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
 
     Raises:
-        ValueError: where prompt and completion could exceed the model's ``max_positions``.
+        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
+            longest completion.
     """
     *_, last = stream(config, params, prompts, key, request)
     return completions(*prompts, last, request)
@@ -313,10 +348,11 @@ def generate_at_once(
         ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
 
     Raises:
-        ValueError: where prompt and completion could exceed the model's ``max_positions``.
+        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
+            longest completion.
     """
     limit = request.max_new_tokens
-    _check_lengths(config, prompts[0].shape[1], limit)
+    _check(config, prompts[0].shape[1], request)
     prompt, state = prefill(config, params, *prompts, key, request, limit)
     state = decode(config, _unrolled(config, params), prompt, state, jnp.int32(limit), request)
     return completions(*prompts, state, request)
@@ -329,21 +365,33 @@ def completions(tokens: jax.Array, valid: jax.Array, state: Decoding, request: R
     def beside(prompt: jax.Array, own: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.repeat(prompt, request.group_size, 0), own], 1)
 
+    def sets(kept: jax.Array) -> jax.Array:
+        return jnp.pad(kept, ((0, 0), (tokens.shape[1], 0), (0, 0)), constant_values=EVERY)
+
     chosen = jnp.arange(request.max_new_tokens) < state.lengths[:, None]
-    nothing = jnp.zeros(tokens.shape)
     return Completions(
         tokens=beside(tokens, state.tokens),
         valid=beside(valid, chosen),
         mask=beside(jnp.zeros_like(valid), chosen),
-        log_probs=beside(nothing, state.log_probs),
-        thresholds=beside(nothing - jnp.inf, state.thresholds),
+        log_probs=beside(jnp.zeros(tokens.shape), state.log_probs),
         truncated=state.alive,
+        kept=None if state.kept is None else sets(state.kept),
     )
 
 
-def _check_lengths(config: DecoderConfig, width: int, limit: int) -> None:
+def _check(config: DecoderConfig, width: int, request: Request) -> None:
+    limit, least = request.max_new_tokens, request.min_new_tokens
     if width + limit > config.max_positions:
         raise ValueError(
             f"generate: a prompt of {width} tokens and max_new_tokens {limit} make {width + limit}, the model was "
             f"trained for max_positions {config.max_positions}; shorten the prompts or lower max_new_tokens."
+        )
+    if not 0 <= least <= limit:
+        raise ValueError(
+            f"generate: min_new_tokens is {least}, wanted a number from 0 to max_new_tokens, {limit}; change one of "
+            "them."
+        )
+    if least and len(set(request.stop_ids)) >= config.vocab_size:
+        raise ValueError(
+            f"generate: min_new_tokens is {least} and all {config.vocab_size} tokens are stop tokens; leave it out."
         )

@@ -1,22 +1,25 @@
-"""Drawing one token a row from logits, with the log-probability of the distribution that was drawn from.
+"""Drawing one token a row from logits, with the log-probability and the set of the distribution that was drawn from.
 
 Drawing inverts the cumulative distribution in two levels (a block of the vocabulary, then a token in it): two uniform
-numbers a row instead of V Gumbel variables. Top-k and top-p are a *threshold* on the tempered logits, found
-without sorting the vocabulary and placed halfway between the last kept and the first cut logit, so that the learner,
-whose logits differ in the last bits, cuts the same tokens. Ties at the cut are kept.
+numbers a row instead of V Gumbel variables. Top-k, top-p and min-p are thresholds on the tempered logits, found without
+sorting the vocabulary; ties at the cut are kept. What was kept is handed on as a set of tokens, because a threshold
+means nothing to another model: logits are defined up to a constant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.logit_bias import LogitBias, bias_vector, check_logit_bias
 from rlax_llm.mapping import map_in_cache
+from rlax_llm.token_sets import to_bits
 
 BLOCK = 256  # tokens; near √V for the vocabularies in use
 HALVINGS = 30  # of some 13 nats: finer than float32 tells two logits apart
@@ -28,18 +31,19 @@ class Draw(NamedTuple):
     Attributes:
         tokens: ``[B]`` int32.
         log_probs: ``[B]`` float32, nats, of the distribution drawn from.
-        thresholds: ``[B]`` float32, smallest tempered logit kept; −inf where nothing was cut.
+        kept: ``[B, ceil(V/32)]`` uint32, the tokens that could be drawn, as ``token_sets.to_bits`` packs them; None
+            from a sampler that never cuts.
     """
 
     tokens: jax.Array
     log_probs: jax.Array
-    thresholds: jax.Array
+    kept: jax.Array | None = None
 
 
 Sampler = Callable[[jax.Array, jax.Array], Draw]
 
 
-def greedy(key: jax.Array, logits: jax.Array) -> Draw:
+def greedy(key: jax.Array | None, logits: jax.Array, logit_bias: LogitBias = ()) -> Draw:
     """The most likely token, the first of ties; its log-probability is that of the full distribution.
 
     Limiting case: ``Categorical(temperature → 0)`` draws the same token.
@@ -47,67 +51,98 @@ def greedy(key: jax.Array, logits: jax.Array) -> Draw:
     Args:
         key: not read.
         logits: ``[B, V]``.
+        logit_bias: pairs of a token id and what is added to its logit; −inf bans the token.
 
     >>> greedy(None, jnp.array([[0.0, 2.0, 1.0]])).tokens.tolist()
     [1]
     """
     del key
+    logits = _biased("greedy", logits, logit_bias)
     tokens = jnp.argmax(logits, -1)
     log_probs = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0] - jax.nn.logsumexp(logits, -1)
-    return Draw(tokens.astype(jnp.int32), log_probs, jnp.full(tokens.shape, -jnp.inf))
+    return Draw(tokens.astype(jnp.int32), log_probs)
+
+
+def _biased(where: str, logits: jax.Array, logit_bias: LogitBias) -> jax.Array:
+    biases = bias_vector(where, logit_bias, logits.shape[-1])
+    return logits if biases is None else logits + biases
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """Draw from ``softmax(logits / temperature)``, cut to the ``top_k`` likeliest, then to a nucleus of mass ``top_p``.
+    """Draw from ``softmax((logits + bias) / temperature)``, cut to some of its likeliest tokens.
+
+    The order is that of transformers: the bias, the temperature, ``top_k``, ``top_p`` of what that left, ``min_p``.
+    Only the mass that ``top_p`` counts depends on it (engines that take ``min_p`` first count less); otherwise the
+    cuts commute, each being a threshold on the tempered logits, and the highest decides.
 
     Attributes:
         temperature: > 0, dimensionless.
         top_k: tokens kept, or None for all.
         top_p: mass kept, in (0, 1], of what ``top_k`` left; or None for all.
+        min_p: in (0, 1]: tokens with ``p ≥ min_p · max p`` are kept (arXiv 2407.01082); or None for all.
+        logit_bias: pairs of a token id and what is added to its logit, nats before the temperature; −inf bans the
+            token. The learner takes the same temperature and bias.
 
     >>> draw = Categorical(top_k=1)(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]))
-    >>> draw.tokens.tolist(), draw.log_probs.tolist(), draw.thresholds.tolist()
-    ([1], [0.0], [1.5])
+    >>> draw.tokens.tolist(), draw.log_probs.tolist(), draw.kept.tolist()
+    ([1], [0.0], [[2]])
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         checks.positive("Categorical", temperature=self.temperature)
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"Categorical: top_k is {self.top_k}, wanted at least 1, or None to keep every token.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"Categorical: top_p is {self.top_p}, wanted a number in (0, 1], or None for no cut.")
+        for name in ("top_p", "min_p"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"Categorical: {name} is {share}, wanted a number in (0, 1], or None for no cut.")
+        check_logit_bias("Categorical", self.logit_bias)
+        # Hashable, as what a compilation depends on must be.
+        object.__setattr__(self, "logit_bias", tuple((int(token), float(bias)) for token, bias in self.logit_bias))
 
     def __call__(self, key: jax.Array, logits: jax.Array) -> Draw:
         """Draw one token for each row of ``logits [B, V]``."""
-        tempered = logits.astype(jnp.float32) / self.temperature
-        thresholds, top_p = jnp.full(logits.shape[:1], -jnp.inf), self.top_p or 1.0
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            thresholds = top_k_threshold(tempered, self.top_k, top_p)
+        biased = _biased("Categorical", logits.astype(jnp.float32), self.logit_bias)
+        # Relative to the likeliest before they are divided: a low temperature would magnify the rounding of both.
+        tempered = (biased - biased.max(-1, keepdims=True)) / self.temperature
+        return inverse_cdf(key, tempered, self._kept(tempered))
+
+    def _kept(self, tempered: jax.Array) -> jax.Array | None:
+        """The tokens ``[B, V]`` at or above the highest threshold, or None where there is none."""
+        thresholds, top_p = [], self.top_p or 1.0
+        if self.top_k is not None and self.top_k < tempered.shape[-1]:
+            thresholds.append(top_k_threshold(tempered, self.top_k, top_p))
         elif top_p < 1:
-            thresholds = top_p_threshold(tempered, top_p)
-        return inverse_cdf(key, tempered, thresholds)
+            thresholds.append(top_p_threshold(tempered, top_p))
+        if self.min_p is not None:
+            thresholds.append(tempered.max(-1) + jnp.log(self.min_p))
+        if not thresholds:
+            return None
+        return (tempered >= reduce(jnp.maximum, thresholds)[:, None]) & (tempered > -jnp.inf)
 
 
-def inverse_cdf(key: jax.Array, tempered: jax.Array, thresholds: jax.Array) -> Draw:
-    """Draw from ``softmax(tempered)`` restricted to logits at or above the threshold, by two-level inversion.
+def inverse_cdf(key: jax.Array, tempered: jax.Array, kept: jax.Array | None = None) -> Draw:
+    """Draw from ``softmax(tempered)`` restricted to a set of tokens, by two-level inversion.
 
     Args:
         key: a typed PRNG key.
         tempered: ``[B, V]`` float32.
-        thresholds: ``[B]`` float32.
+        kept: ``[B, V]`` bool, or None for all.
 
-    >>> inverse_cdf(jax.random.key(0), jnp.array([[0.0, 9.0]]), jnp.array([5.0])).tokens.tolist()
-    [1]
+    >>> inverse_cdf(jax.random.key(0), jnp.array([[0.0, 9.0]]), jnp.array([[True, False]])).tokens.tolist()
+    [0]
     """
     vocabulary = tempered.shape[-1]
-    kept = jnp.where(tempered >= thresholds[:, None], tempered, -jnp.inf)
-    top = kept.max(-1)
-    weights = jnp.exp(kept - top[:, None])
+    possible = tempered if kept is None else jnp.where(kept, tempered, -jnp.inf)
+    top = possible.max(-1)
+    weights = jnp.exp(possible - top[:, None])
     block = min(BLOCK, vocabulary)
     padded = jnp.pad(weights, ((0, 0), (0, -vocabulary % block))).reshape(weights.shape[0], -1, block)
     masses = padded.sum(-1)
@@ -116,7 +151,7 @@ def inverse_cdf(key: jax.Array, tempered: jax.Array, thresholds: jax.Array) -> D
     inside = jnp.take_along_axis(padded, chosen[:, None, None], 1)[:, 0]
     tokens = (chosen * block + _invert(second, inside)).astype(jnp.int32)
     logit = jnp.take_along_axis(tempered, tokens[:, None], -1)[:, 0]
-    return Draw(tokens, logit - top - jnp.log(masses.sum(-1)), thresholds)
+    return Draw(tokens, logit - top - jnp.log(masses.sum(-1)), None if kept is None else to_bits(kept))
 
 
 def _invert(uniform: jax.Array, weights: jax.Array) -> jax.Array:
@@ -133,39 +168,32 @@ def _largest(tempered: jax.Array, count: int) -> jax.Array:
     return jax.lax.optimization_barrier(jax.lax.top_k(tempered, count)[0])
 
 
-def _halfway(last: jax.Array, cut: jax.Array) -> jax.Array:
-    """Between the smallest kept and the largest cut logit; the kept one itself where the two are tied."""
-    return jnp.where(last > cut, jnp.maximum(0.5 * (last + cut), jnp.nextafter(cut, last)), last)
-
-
 def top_k_threshold(tempered: jax.Array, top_k: int, top_p: float = 1.0) -> jax.Array:
-    """Threshold ``[B]`` of the ``top_k < V`` largest of ``tempered [B, V]``, or of the nucleus ``top_p`` in them.
+    """Smallest logit ``[B]`` of the ``top_k ≤ V`` largest of ``tempered [B, V]``, or of the nucleus ``top_p`` in them.
 
-    Ties with the last one kept are kept. Limiting cases: ``top_p`` 1 keeps all ``top_k``; ``top_p_threshold`` where
-    ``top_k`` is V.
+    Ties with it are kept. Limiting cases: ``top_p`` 1 keeps all ``top_k``; ``top_p_threshold`` where ``top_k`` is V.
 
     >>> top_k_threshold(jnp.array([[3.0, 1.0, 2.0, 0.0]]), 2).tolist()
-    [1.5]
+    [2.0]
     >>> top_k_threshold(jnp.array([[3.0, 1.0, 2.0, 0.0]]), 2, 0.5).tolist()
-    [2.5]
+    [3.0]
     """
-    largest = _largest(tempered, top_k + 1)
-    thresholds = _halfway(largest[:, -2], largest[:, -1])
+    largest = _largest(tempered, top_k)
     if top_p >= 1:
-        return thresholds
+        return largest[:, -1]
     high = largest[:, :1]
-    total = jnp.where(tempered >= thresholds[:, None], jnp.exp(tempered - high), 0.0).sum(-1, keepdims=True)
+    total = jnp.where(tempered >= largest[:, -1:], jnp.exp(tempered - high), 0.0).sum(-1, keepdims=True)
     last = (jnp.cumsum(jnp.exp(largest - high), -1) < top_p * total).sum(-1, keepdims=True)
-    kept, cut = (jnp.take_along_axis(largest, jnp.minimum(last + i, top_k), -1)[:, 0] for i in (0, 1))
-    return jnp.where(last[:, 0] < top_k, jnp.maximum(_halfway(kept, cut), thresholds), thresholds)
+    return jnp.take_along_axis(largest, jnp.minimum(last, top_k - 1), -1)[:, 0]
 
 
 def top_p_threshold(tempered: jax.Array, top_p: float) -> jax.Array:
-    """Threshold ``[B]`` of the smallest set of likeliest tokens whose mass is at least ``top_p < 1``, and ties.
+    """Smallest logit ``[B]`` of the smallest set of likeliest tokens whose mass is at least ``top_p < 1``; ties with it
+    are kept.
 
     Found by bisection, each row's passes in cache: a sort of a large vocabulary costs several times more.
 
-    >>> top_p_threshold(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), 0.6).round(1).tolist() == [float(jnp.float32(-1.4))]
+    >>> top_p_threshold(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), 0.6).tolist() == [float(jnp.log(0.3))]
     True
     """
     return map_in_cache(lambda row: _nucleus(row, top_p), (tempered,), 2 * tempered.shape[-1])
@@ -182,7 +210,7 @@ class _Bracket(NamedTuple):
 
 
 def _nucleus(tempered: jax.Array, top_p: float) -> jax.Array:
-    """Halfway below the largest logit of ``tempered [V]`` at which the mass from there up is at least ``top_p``."""
+    """The largest logit of ``tempered [V]`` at which the mass from there up is at least ``top_p``."""
     weights = jnp.exp(tempered - tempered.max())
     total = weights.sum()
 
@@ -203,6 +231,4 @@ def _nucleus(tempered: jax.Array, top_p: float) -> jax.Array:
     low = jnp.log((1 - top_p) * total / tempered.shape[-1]) - 1e-3
     start = _Bracket(low, jnp.float32(1e-3), total, jnp.zeros_like(total), jnp.int32(0))
     above = weights >= jnp.exp(jax.lax.while_loop(several, halve, start).low)
-    last = jnp.where(above, tempered, jnp.inf).min()
-    cut = jnp.where(above, -jnp.inf, tempered).max()
-    return jnp.where(jnp.isfinite(cut), _halfway(last, cut), -jnp.inf)
+    return jnp.where(above, tempered, jnp.inf).min()

@@ -26,6 +26,7 @@ from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.token_sets import EVERY
 from rlax_llm.types import Completions
 
 Generate = Callable[[DecoderConfig, Params, tuple[jax.Array, jax.Array], jax.Array, Request], Completions]
@@ -182,7 +183,8 @@ def with_tools(
     """A ``generate`` whose completions call tools, and read the answers, up to ``max_turns − 1`` times.
 
     A call is answered and the tokens behind it are cut; in the last turn it stays text. ``max_new_tokens`` bounds the
-    whole completion, answers included: an answer that does not fit is cut there, and the completion is truncated. Later
+    whole completion, answers included: an answer that does not fit is cut there, and the completion is truncated;
+    ``min_new_tokens`` is of each turn, as far as there is room. Later
     turns generate in few shapes: batches halve, limits come in quarters, widths in the buckets of ``pad_prompts``.
     Limiting case: ``generate`` for ``max_turns`` 1, and at any for a batch without a call.
 
@@ -276,7 +278,9 @@ def _over_turns(
         if not begins:
             break
         padded = pad_prompts(_read_next(drawn, begins), calls.tokenizer.pad_id, config.vocab_size)
-        shorter = request._replace(max_new_tokens=_room(drawn, begins, request), group_size=1)
+        room = _room(drawn, begins, request)
+        least = min(request.min_new_tokens, room)
+        shorter = request._replace(max_new_tokens=room, group_size=1, min_new_tokens=least)
         # The longest row and the shortest one's room may be too much together, but no row comes past the positions
         # that the first turn was checked for: what it draws beyond its own limit is cut.
         reach = padded[0].shape[1] + shorter.max_new_tokens
@@ -294,16 +298,18 @@ class _Part(NamedTuple):
     tokens: Any
     mask: Any = False
     log_probs: Any = 0.0
-    thresholds: Any = -np.inf
+    kept: Any = EVERY
 
 
 def _write(drawn: Completions, row: int, column: int, part: _Part, filler: int) -> None:
     """Put ``part`` at ``column`` of a row, in place, and nothing behind it; the arrays are NumPy's."""
-    arrays = drawn.tokens, drawn.valid, drawn.mask, drawn.log_probs, drawn.thresholds
-    values = part.tokens, True, part.mask, part.log_probs, part.thresholds
-    for array, value, empty in zip(map(np.asarray, arrays), values, (filler, False, False, 0.0, -np.inf)):
-        array[row, column:] = empty
-        array[row, column : column + len(part.tokens)] = value
+    arrays = drawn.tokens, drawn.valid, drawn.mask, drawn.log_probs, drawn.kept
+    values = part.tokens, True, part.mask, part.log_probs, part.kept
+    for array, value, empty in zip(arrays, values, (filler, False, False, 0.0, EVERY), strict=True):
+        if array is not None:
+            held = np.asarray(array)
+            held[row, column:] = empty
+            held[row, column : column + len(part.tokens)] = value
 
 
 def _filler(request: Request) -> int:
@@ -355,6 +361,7 @@ def _go_on(drawn: Completions, begins: dict[int, int], further: Completions, fil
     for index, (row, begin) in enumerate(begins.items()):
         chosen = np.flatnonzero(further.mask[index])
         own = chosen[: columns - begin]
-        part = _Part(further.tokens[index, own], True, further.log_probs[index, own], further.thresholds[index, own])
+        kept = EVERY if further.kept is None else further.kept[index, own]
+        part = _Part(further.tokens[index, own], True, further.log_probs[index, own], kept)
         _write(drawn, row, begin, part, filler)
         np.asarray(drawn.truncated)[row] = bool(further.truncated[index]) or len(own) < len(chosen)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rlax_llm.logit_bias import LogitBias
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import hidden_states
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import _score
+from rlax_llm.models.scoring import _scorer
 from rlax_llm.types import Completions
 
 
@@ -24,8 +25,8 @@ class Packed(NamedTuple):
         valid: ``[B, T]`` bool, False on padding.
         mask: ``[B, T]`` bool, True on what is learnt; never on the first token of a segment.
         log_probs: ``[B, T]`` float32, nats.
-        thresholds: ``[B, T]`` float32, −inf.
         truncated: ``[B]`` bool.
+        kept: ``[B, T, ceil(V/32)]`` uint32 as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``decoder.positions_of(valid, segments)``.
     """
@@ -34,13 +35,13 @@ class Packed(NamedTuple):
     valid: jax.Array
     mask: jax.Array
     log_probs: jax.Array
-    thresholds: jax.Array
     truncated: jax.Array
+    kept: jax.Array | None
     segments: jax.Array
 
 
 def packed_log_probs(
-    config: DecoderConfig, remat: bool = False
+    config: DecoderConfig, remat: bool = False, temperature: float = 1.0, logit_bias: LogitBias = ()
 ) -> Callable[[Params, Any], tuple[jax.Array, jax.Array]]:
     """``(params, packed) → (log_probs, entropy)`` for packed rows.
 
@@ -49,13 +50,17 @@ def packed_log_probs(
     Args:
         config: shapes.
         remat: recompute each layer in the backward pass.
+        temperature: the sampler's.
+        logit_bias: the sampler's, pairs of a token id and nats.
 
     Returns:
         A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
     """
 
+    score = _scorer(config, temperature, logit_bias)
+
     def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
         hidden = hidden_states(config, params, packed.tokens, packed.valid, remat, packed.segments)
-        return _score(params, hidden[:, :-1], Completions(*packed[:6]), 1.0)
+        return score(params, hidden[:, :-1], Completions(*packed[:6]))
 
     return log_probs

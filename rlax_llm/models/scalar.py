@@ -120,7 +120,7 @@ def without_trailing(completions: Completions, token_id: int) -> Completions:
         token_id: the padding's id, ``tokenizer.pad_id``.
 
     >>> row, some = jnp.array([[5, 2, 7, 2, 2]]), jnp.ones((1, 5), bool)
-    >>> row = Completions(row, some, some, jnp.zeros((1, 5)), jnp.zeros((1, 5)), jnp.zeros(1, bool))
+    >>> row = Completions(row, some, some, jnp.zeros((1, 5)), jnp.zeros(1, bool))
     >>> without_trailing(row, 2).valid.tolist()
     [[True, True, True, False, False]]
     """

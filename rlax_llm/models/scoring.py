@@ -8,88 +8,130 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.log_probs import token_log_probs
+from rlax_llm.logit_bias import LogitBias, bias_vector
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import group_hidden_states, head, hidden_states, vocabulary_logits
 from rlax_llm.models.functional import Params
+from rlax_llm.token_sets import members_of
 from rlax_llm.types import Completions
 
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 
 
-def _score(
-    params: Params, hidden: jax.Array, completions: Completions, temperature: float
-) -> tuple[jax.Array, jax.Array]:
+def _scorer(
+    config: DecoderConfig, temperature: float, logit_bias: LogitBias
+) -> Callable[[Params, jax.Array, Completions], tuple[jax.Array, jax.Array]]:
     """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and outside ``mask``."""
-    columns = hidden.shape[1]
-    mask = completions.mask[:, -columns:]
-    flat = (x.reshape(-1, *x.shape[2:]) for x in (hidden, completions.tokens[:, -columns:]))
-    scores = token_log_probs(
-        next(flat), head(params), next(flat), temperature, completions.thresholds[:, -columns:].reshape(-1)
-    )
-    before = ((0, 0), (completions.tokens.shape[1] - columns, 0))
-    log_probs, entropy = (jnp.pad(jnp.where(mask, x.reshape(mask.shape), 0.0), before) for x in scores)
-    return log_probs, entropy
+    bias = bias_vector("log_probs", logit_bias, config.vocab_size)
+
+    def score(params: Params, hidden: jax.Array, completions: Completions) -> tuple[jax.Array, jax.Array]:
+        columns = hidden.shape[1]
+        mask = completions.mask[:, -columns:]
+        own = hidden, completions.tokens[:, -columns:], _last(completions.kept, columns)
+        flat, targets, kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
+        scores = token_log_probs(flat, head(params), targets, temperature, kept, bias)
+        before = ((0, 0), (completions.tokens.shape[1] - columns, 0))
+        log_probs, entropy = (jnp.pad(jnp.where(mask, x.reshape(mask.shape), 0.0), before) for x in scores)
+        return log_probs, entropy
+
+    return score
 
 
-def row_log_probs(config: DecoderConfig, remat: bool = False) -> LogProbs:
+def _last(kept: jax.Array | None, columns: int) -> jax.Array | None:
+    return None if kept is None else kept[:, -columns:]
+
+
+def row_log_probs(
+    config: DecoderConfig, remat: bool = False, temperature: float = 1.0, logit_bias: LogitBias = ()
+) -> LogProbs:
     """``(params, completions) → (log_probs, entropy)`` for rows that share nothing.
+
+    They are those of the distribution that was sampled from: ``completions.kept``, with the sampler's temperature and
+    bias.
 
     Args:
         config: shapes.
         remat: recompute each layer in the backward pass.
+        temperature: the sampler's.
+        logit_bias: the sampler's, pairs of a token id and nats.
 
     Returns:
         A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
+
+    Raises:
+        ValueError: for a bias of a token beyond the vocabulary.
     """
+    score = _scorer(config, temperature, logit_bias)
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
         hidden = hidden_states(config, params, completions.tokens, completions.valid, remat)
-        return _score(params, hidden[:, :-1], completions, 1.0)
+        return score(params, hidden[:, :-1], completions)
 
     return log_probs
 
 
 def group_log_probs(
-    config: DecoderConfig, layout: tuple[int, int], temperature: float = 1.0, remat: bool = False
+    config: DecoderConfig,
+    layout: tuple[int, int],
+    temperature: float = 1.0,
+    remat: bool = False,
+    logit_bias: LogitBias = (),
 ) -> LogProbs:
     """``(params, completions) → (log_probs, entropy)`` for groups, each prompt computed once for its G completions.
 
-    Limiting case: ``row_log_probs`` at temperature 1, for any ``group_size``.
+    Limiting case: ``row_log_probs``, for any ``group_size``.
 
     Args:
         config: shapes.
         layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
         temperature: the sampler's.
         remat: recompute each layer in the backward pass.
+        logit_bias: the sampler's, pairs of a token id and nats.
 
     Returns:
         A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
+
+    Raises:
+        ValueError: for a bias of a token beyond the vocabulary.
     """
+    score = _scorer(config, temperature, logit_bias)
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
-        return _score(params, hidden, completions, temperature)
+        return score(params, hidden, completions)
 
     return log_probs
 
 
 def group_logits(
-    config: DecoderConfig, layout: tuple[int, int], temperature: float = 1.0, remat: bool = False
+    config: DecoderConfig,
+    layout: tuple[int, int],
+    temperature: float = 1.0,
+    remat: bool = False,
+    logit_bias: LogitBias = (),
 ) -> Callable[[Params, Completions], jax.Array]:
     """``(params, completions) → [B, S, V]``: tempered logits behind each of the last ``S = T − prompt_width`` tokens.
 
-    They are held whole, as a Fisher matrix over them needs; ``group_log_probs`` never does. A sampler's top-k and top-p
-    are not applied. Limiting case: their log-softmax at the tokens is ``group_log_probs`` of a plain sampler.
+    They are held whole, as a Fisher matrix over them needs; ``group_log_probs`` never does. −inf where the sampler kept
+    no token. Limiting case: their log-softmax at the tokens is ``group_log_probs``.
 
     Args:
         config: shapes.
         layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
         temperature: the sampler's.
         remat: recompute each layer in the backward pass.
+        logit_bias: the sampler's, pairs of a token id and nats.
+
+    Raises:
+        ValueError: for a bias of a token beyond the vocabulary.
     """
+    bias = bias_vector("group_logits", logit_bias, config.vocab_size)
 
     def logits(params: Params, completions: Completions) -> jax.Array:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
-        return vocabulary_logits(params, hidden) / temperature
+        plain = vocabulary_logits(params, hidden)
+        tempered = (plain if bias is None else plain + bias) / temperature
+        kept = _last(completions.kept, hidden.shape[1])
+        return tempered if kept is None else jnp.where(members_of(kept, config.vocab_size), tempered, -jnp.inf)
 
     return logits

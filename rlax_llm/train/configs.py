@@ -13,8 +13,8 @@ from rlax_llm.train.settings import (
     ModelSettings,
     OptimizerSettings,
     RunSettings,
+    SamplerSettings,
     at_least,
-    check_temperature,
     check_values,
     option,
 )
@@ -86,7 +86,7 @@ class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(SamplerSettings):
     """Settings of ``rlax-llm generate``: print what a model answers to a prompt.
 
     Raises:
@@ -96,6 +96,7 @@ class GenerateConfig:
     command: ClassVar[str] = "generate"
 
     prompt: str = dataclasses.field(metadata={"group": "prompt", "help": "The text to answer.", "metavar": "PROMPT"})
+    _: dataclasses.KW_ONLY
 
     model: str = option("smollm2", "model", _TRAINED_MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = option(
@@ -104,8 +105,6 @@ class GenerateConfig:
 
     max_new_tokens: int = option(256, "sampling", "Longest completion, tokens.")
     temperature: float = option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
-    top_k: int = option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
     samples: int = option(1, "sampling", "Number of answers; several need a temperature above 0.")
     seed: int = option(0, "sampling", "Everything random follows from it.")
     config: str | None = option(None, "run", CONFIG_HELP, "no file", "FILE.yaml")
@@ -114,14 +113,13 @@ class GenerateConfig:
         """Check the ranges."""
         check_values(self)
         at_least(self, 1, "max_new_tokens", "samples")
-        at_least(self, 0, "temperature", "top_k")
-        check_temperature(self)
-        check_top_p(self)
+        at_least(self, 0, "temperature")
+        self.check_sampler()
         _check_samples(self)
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(SamplerSettings):
     """Settings of ``rlax-llm eval``: reward and accuracy of a model on held-out prompts.
 
     Raises:
@@ -148,8 +146,6 @@ class EvalConfig:
     max_prompt_tokens: int | None = option(None, "sampling", "Longest prompt, tokens.", CHOSEN)
     max_new_tokens: int | None = option(None, "sampling", "Longest completion, tokens.", CHOSEN)
     temperature: float = option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
-    top_k: int = option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
     samples: int = option(1, "sampling", "Completions per prompt; several need a temperature above 0.")
     seed: int = option(0, "sampling", "Everything random follows from it.")
 
@@ -160,17 +156,10 @@ class EvalConfig:
         """Check the ranges."""
         check_values(self)
         at_least(self, 1, "size", "samples", "max_prompt_tokens", "max_new_tokens")
-        at_least(self, 0, "temperature", "top_k")
-        check_temperature(self)
-        check_top_p(self)
+        at_least(self, 0, "temperature")
+        self.check_sampler()
         _check_samples(self)
         check_task(self)
-
-
-def check_top_p(config: Any) -> None:
-    """Raise unless ``top_p`` is a probability above 0."""
-    if not 0 < config.top_p <= 1:
-        raise ValueError(f"{config.command}: top_p is {config.top_p}, wanted a number above 0 and up to 1.")
 
 
 def _check_samples(config: Any) -> None:

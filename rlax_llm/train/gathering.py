@@ -13,6 +13,7 @@ import numpy as np
 
 from rlax_llm.models.functional import Params
 from rlax_llm.rewards.calling import Scores
+from rlax_llm.token_sets import EVERY
 from rlax_llm.train.group import informative_groups
 from rlax_llm.train.rollouts import Rollout
 from rlax_llm.train.run_directory import writing
@@ -56,17 +57,21 @@ def selected(taken: Taken, groups: np.ndarray) -> Taken:
 
 def _widened(rollout: Rollout, prompt_width: int, new_tokens: int) -> Completions:
     """The completions with wider prompts, on the left, and wider completions, on the right."""
-    fillers = {"log_probs": 0.0, "thresholds": -np.inf}
+    before, after = prompt_width - rollout.prompt_width, new_tokens - (_columns(rollout) - rollout.prompt_width)
 
-    def wide(name: str, x: np.ndarray) -> np.ndarray:
+    def wide(x: np.ndarray, filler: Any = 0) -> np.ndarray:
         if x.ndim == 1:
             return x
-        after = new_tokens - (x.shape[1] - rollout.prompt_width)
-        widths = ((0, 0), (prompt_width - rollout.prompt_width, after))
-        return np.pad(x, widths, constant_values=fillers.get(name, 0))
+        widths = [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2)
+        return np.pad(x, widths, constant_values=filler)
 
-    arrays: Any = {name: wide(name, np.asarray(x)) for name, x in rollout.completions._asdict().items()}
-    return Completions(**arrays)
+    completions = jax.tree.map(np.asarray, rollout.completions)
+    kept = None if completions.kept is None else wide(completions.kept, EVERY)
+    return jax.tree.map(wide, completions._replace(kept=None))._replace(kept=kept)
+
+
+def _columns(rollout: Rollout) -> int:
+    return rollout.completions.tokens.shape[1]
 
 
 def together(parts: Sequence[Taken]) -> Taken:
@@ -75,7 +80,7 @@ def together(parts: Sequence[Taken]) -> Taken:
         return parts[0]
     rollouts = [part.rollout for part in parts]
     width = max(rollout.prompt_width for rollout in rollouts)
-    longest = max(rollout.completions.tokens.shape[1] - rollout.prompt_width for rollout in rollouts)
+    longest = max(_columns(rollout) - rollout.prompt_width for rollout in rollouts)
     padded = [_widened(rollout, width, longest) for rollout in rollouts]
     rollout = Rollout(
         rows=[row for rollout in rollouts for row in rollout.rows],
@@ -191,7 +196,9 @@ class Gatherer:
             arrays |= {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
             arrays |= {"total": scores.total, "failed": scores.failed}
             arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
-            arrays |= {f"tokens:{name}": np.asarray(x) for name, x in rollout.completions._asdict().items()}
+            arrays |= {
+                f"tokens:{name}": np.asarray(x) for name, x in rollout.completions._asdict().items() if x is not None
+            }
         unfinished = path.with_suffix(".unfinished")
         with writing(path), unfinished.open("wb") as file:
             np.savez(file, **arrays)
@@ -210,7 +217,8 @@ class Gatherer:
             if "indices" not in found:
                 self.kept = Kept(drawn)
                 return
-            arrays: Any = {name: found[f"tokens:{name}"] for name in Completions._fields}
+            names = [name for name in Completions._fields if f"tokens:{name}" in found]
+            arrays: Any = {name: found[f"tokens:{name}"] for name in names}
             completions = Completions(**arrays)
             by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
             scores, indices = Scores(found["total"], by_name, found["failed"]), found["indices"]

@@ -14,7 +14,6 @@ import numpy as np
 
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.generation.engine import generate
-from rlax_llm.generation.sampling import greedy
 from rlax_llm.generation.turns import calculator, with_tools
 from rlax_llm.groups import per_group, z_score
 from rlax_llm.models.functional import Params
@@ -31,7 +30,8 @@ from rlax_llm.train.judging import Judge
 from rlax_llm.train.learner import Learner
 from rlax_llm.train.progress import GROUP_COLUMNS
 from rlax_llm.train.rollouts import Rollout, Sampling, evaluate
-from rlax_llm.train.setup import build_optimizer, build_sampler, build_schedule
+from rlax_llm.train.settings import logit_bias_of
+from rlax_llm.train.setup import build_greedy, build_optimizer, build_sampler, build_schedule
 from rlax_llm.weightings import token_mean
 
 _TURNS = 4
@@ -74,9 +74,10 @@ class GroupPhase:
         tool = None if config.tool is None else with_tools(learner.tokenizer, [_TOOLS[config.tool]], _TURNS)
         limit = config.max_prompt_tokens or 0
         self.sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate if tool is None else tool)
-        sampler = build_sampler(config.temperature, config.top_k, config.top_p)
-        self.request = self.sampling.request(sampler, config.max_new_tokens or 0, self.group_size)
-        self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
+        sampler, likeliest = (build(config, learner.config.vocab_size) for build in (build_sampler, build_greedy))
+        longest, shortest = config.max_new_tokens or 0, config.min_new_tokens
+        self.request = self.sampling.request(sampler, longest, self.group_size, shortest)
+        self.greedy = self.sampling.request(likeliest, longest, min_new_tokens=shortest)
         self.key = jax.random.key(config.seed)
         self.gatherer = Gatherer(self.draw, self.groups, config.dynamic_rounds, self._telling)
         self.update = lru_cache(self._update)
@@ -91,11 +92,13 @@ class GroupPhase:
 
     def _loop(self, layout: tuple[int, int]) -> GroupLoop:
         shape, temperature, remat = self.learner.config, self.config.temperature, bool(self.config.remat)
+        bias = logit_bias_of(self.config)
         if self.chosen is None:
-            logits, step = group_logits(shape, layout, temperature, remat), trust_region_step(self.config.radius)
+            logits = group_logits(shape, layout, temperature, remat, bias)
+            step = trust_region_step(self.config.radius)
             teaching = overlong_filter if self.config.overlong_filter else every_completion
             return group_trpo_loop(logits, per_group(z_score), token_mean, *step, teaching)
-        log_probs = group_log_probs(shape, layout, temperature, remat)
+        log_probs = group_log_probs(shape, layout, temperature, remat, bias)
         return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
 
     def _update(self, prompt_width: int) -> Any:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlax_llm.train.configs import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP, check_task, check_top_p
+from rlax_llm.train.configs import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP, check_task
 from rlax_llm.train.settings import (
     CHOSEN,
     ModelSettings,
     OptimizerSettings,
     RunSettings,
+    SamplerSettings,
     above_zero,
     at_least,
     check_divides,
-    check_temperature,
     check_values,
     option,
 )
@@ -27,7 +27,7 @@ _RECIPE_HELP = (
 
 
 @dataclass(frozen=True)
-class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
+class GrpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
     """Settings of ``rlax-llm grpo``: reinforcement learning of a language model from groups of completions.
 
     Raises:
@@ -86,9 +86,6 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
     group_size: int | None = option(None, "rollout", "Completions per prompt.", CHOSEN)
     max_prompt_tokens: int | None = option(None, "rollout", "Longest prompt, tokens.", CHOSEN)
     max_new_tokens: int | None = option(None, "rollout", "Longest completion, tokens.", CHOSEN)
-    temperature: float = option(1.0, "rollout", "Sampling temperature, above 0.")
-    top_k: int = option(0, "rollout", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = option(1.0, "rollout", "Sample among the likeliest tokens that hold this probability; 1 is off.")
     dynamic_rounds: int = option(
         0, "rollout", "Rounds of sampling, at most, until all groups of a step differ in score (DAPO); 0 is off."
     )
@@ -117,11 +114,10 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
         at_least(self, 1, "groups", "micro_batch_groups", "max_prompt_tokens", "max_new_tokens", "epochs")
         at_least(self, 1, "minibatches")
         at_least(self, 2, "group_size")
-        at_least(self, 0, "warm_start_steps", "top_k", "kl_coef", "entropy_coef", "entropy_target", "reference_every")
+        at_least(self, 0, "warm_start_steps", "kl_coef", "entropy_coef", "entropy_target", "reference_every")
         at_least(self, 0, "reward_workers", "overlong_buffer", "dynamic_rounds")
         above_zero(self, "temperature", "eps", "eps_high", "ceiling", "radius", "reward_timeout")
-        check_temperature(self)
-        check_top_p(self)
+        self.check_sampler()
         if self.data is None or self.reward_model is None:
             check_task(self)
         check_divides(self, "minibatches", "groups")
@@ -149,8 +145,6 @@ class GrpoConfig(RunSettings, OptimizerSettings, ModelSettings):
             if self.radius != GrpoConfig.radius:
                 raise ValueError(f"grpo: recipe {self.recipe} has no radius; leave it out, or choose trpo.")
             return
-        if self.top_k or self.top_p < 1:
-            raise ValueError("grpo: recipe trpo needs whole distributions; leave top_k and top_p out.")
         plain = {"epochs": 1, "minibatches": 1, "correction": "none", "entropy_coef": 0.0, "micro_batch_groups": None}
         plain |= {"kl_coef": None, "eps": None, "eps_high": None, "ceiling": None}
         # Without a ratio nothing makes up for samples of other weights.

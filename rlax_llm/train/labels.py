@@ -238,7 +238,7 @@ def label_loop(
 
     >>> from rlax_llm.unpaired import kto
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
-    >>> rows = Completions(jnp.array([[0], [1]]), mask, mask, zeros, zeros, jnp.zeros(2, bool))
+    >>> rows = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
     >>> init, step = label_loop(bandit, kto(1.0), optax.sgd(8.0), reference=zero_reference)
     >>> step(init(jnp.zeros(2)), rows, jnp.array([True, False]), ref_params=jnp.zeros(2))[0].params.tolist()

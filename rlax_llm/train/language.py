@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rlax_llm import checks
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.token_sets import EVERY
 from rlax_llm.train.group import informative_groups
 from rlax_llm.train.policy import Metrics, Params
 from rlax_llm.trees import joined
@@ -191,7 +192,9 @@ def _emptied(groups: tuple[Completions, jax.Array], count: jax.Array) -> tuple[C
     rows, scores = groups
     here = jnp.arange(scores.shape[0]) < count
     scores = jnp.where(here.reshape(-1, *[1] * (scores.ndim - 1)), scores, jnp.nan)
-    return rows._replace(mask=rows.mask & here[:, None, None]), scores
+    # A set without a token would be no distribution.
+    kept = jax.tree.map(lambda x: jnp.where(here[:, None, None, None], x, EVERY), rows.kept)
+    return rows._replace(mask=rows.mask & here[:, None, None], kept=kept), scores
 
 
 def stale(collector: Collector, every: int) -> Collector:

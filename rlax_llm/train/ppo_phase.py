@@ -16,7 +16,6 @@ import optax
 from rlax_llm.control_recipes import ppo
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.data.tasks import Task
-from rlax_llm.generation.sampling import greedy
 from rlax_llm.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.masked import unit_variance
 from rlax_llm.models.functional import Params
@@ -33,7 +32,8 @@ from rlax_llm.train.progress import Column
 from rlax_llm.train.rlhf import RlhfLearning, RlhfState, rlhf_loop
 from rlax_llm.train.rlhf_credit import KlInReward, Shaping
 from rlax_llm.train.rollouts import Sampling, evaluate
-from rlax_llm.train.setup import build_optimizer, build_sampler, build_schedule
+from rlax_llm.train.settings import logit_bias_of
+from rlax_llm.train.setup import build_greedy, build_optimizer, build_sampler, build_schedule
 from rlax_llm.train.updates import unnormalised
 from rlax_llm.values import clipped_value_loss
 
@@ -94,9 +94,10 @@ class PpoPhase:
         self.config, self.models, self.task = config, models, task
         self.rows, policy = (config.batch_size or 1) * config.group_size, models.policy
         self.sampling = Sampling(policy.sampled_shape, policy.tokenizer, config.max_prompt_tokens or 0)
-        sampler = build_sampler(config.temperature, config.top_k, config.top_p)
-        self.request = self.sampling.request(sampler, config.max_new_tokens or 0, config.group_size)
-        self.greedy = self.sampling.request(greedy, config.max_new_tokens or 0)
+        sampler, likeliest = (build(config, policy.config.vocab_size) for build in (build_sampler, build_greedy))
+        longest, shortest = config.max_new_tokens or 0, config.min_new_tokens
+        self.request = self.sampling.request(sampler, longest, config.group_size, shortest)
+        self.greedy = self.sampling.request(likeliest, longest, min_new_tokens=shortest)
         self.key = jax.random.key(config.seed)
         self.schedule = self._schedule(config.learning_rate, config.value_warmup_steps)
         frozen = {"policy": policy.frozen, "value": models.value.frozen}
@@ -124,7 +125,8 @@ class PpoPhase:
 
     def _loop(self, layout: tuple[int, int]) -> Any:
         config, remat = self.config, bool(self.config.remat)
-        log_probs = group_log_probs(self.models.policy.config, layout, config.temperature, remat)
+        bias = logit_bias_of(config)
+        log_probs = group_log_probs(self.models.policy.config, layout, config.temperature, remat, bias)
         values = token_values(self.models.value.config, layout, remat)
         value_schedule = self._schedule(config.value_learning_rate or config.learning_rate)
         schedules = {"policy": self.schedule, "value": value_schedule}

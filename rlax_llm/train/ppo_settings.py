@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlax_llm.train.configs import DATA_HELP, REWARD_HELP, TASK_HELP, check_top_p
+from rlax_llm.train.configs import DATA_HELP, REWARD_HELP, TASK_HELP
 from rlax_llm.train.settings import (
     CHOSEN,
     ModelSettings,
     OptimizerSettings,
     RunSettings,
+    SamplerSettings,
     above_zero,
     at_least,
-    check_temperature,
     check_values,
     option,
 )
 
 
 @dataclass(frozen=True)
-class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
+class PpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
     """Settings of ``rlax-llm ppo``: policy, value model, frozen reference, and a reward model or functions.
 
     Raises:
@@ -67,9 +67,6 @@ class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
     group_size: int = option(1, "rollout", "Completions per prompt.")
     max_prompt_tokens: int | None = option(None, "rollout", "Longest prompt, tokens.", CHOSEN)
     max_new_tokens: int | None = option(None, "rollout", "Longest completion, tokens.", CHOSEN)
-    temperature: float = option(1.0, "rollout", "Sampling temperature, above 0.")
-    top_k: int = option(0, "rollout", "Sample among the k likeliest tokens; 0 is off.")
-    top_p: float = option(1.0, "rollout", "Sample among the likeliest tokens that hold this probability; 1 is off.")
 
     warm_start_steps: int | None = option(
         None, "training", "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
@@ -88,13 +85,12 @@ class PpoConfig(RunSettings, OptimizerSettings, ModelSettings):
         self.check_run()
         at_least(self, 1, "batch_size", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches")
         at_least(self, 1, "micro_batches")
-        at_least(self, 0, "kl_coef", "value_coef", "warm_start_steps", "value_warmup_steps", "top_k")
+        at_least(self, 0, "kl_coef", "value_coef", "warm_start_steps", "value_warmup_steps")
         above_zero(self, "eps", "value_eps", "kl_target", "temperature", "value_learning_rate")
         for name in ("discount", "policy_lambda", "value_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo: {name} is {getattr(self, name)}, wanted a number from 0 to 1.")
-        check_temperature(self)
-        check_top_p(self)
+        self.check_sampler()
         if self.batch_size and self.batch_size % (self.minibatches * self.micro_batches):
             raise ValueError(
                 f"ppo: minibatches {self.minibatches} · micro_batches {self.micro_batches} do not divide batch_size, "

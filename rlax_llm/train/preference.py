@@ -187,7 +187,7 @@ def preference_loop(
 
     >>> from rlax_llm.preference_recipes import dpo
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
-    >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, zeros, jnp.zeros(2, bool))
+    >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
     >>> init, step = preference_loop(bandit, dpo(beta=1.0), optax.sgd(1.0))
     >>> step(init(jnp.zeros(2)), pair, ref_params=jnp.zeros(2))[0].params.tolist()
@@ -263,7 +263,7 @@ def reward_loop(
 
     >>> from rlax_llm.links import logistic
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
-    >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, zeros, jnp.zeros(2, bool))
+    >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> init, step = reward_loop(lambda params, rows: params[rows.tokens[:, 0]], logistic, optax.sgd(1.0))
     >>> step(init(jnp.zeros(2)), pair)[0].params.tolist()
     [0.5, -0.5]

@@ -74,12 +74,17 @@ def bootstrapped_at_limit(
     behind = jnp.where(completions.valid, columns + 1, 0).max(-1)
     next_token = completions.truncated[:, None] & (jnp.arange(len(columns) + 1) == behind[:, None])
 
-    def wider(x: jax.Array, fill: float = 0) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, 1)), constant_values=fill)
+    def wider(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 1)))
 
-    tokens, valid, mask, log_probs, thresholds, truncated = completions
-    valid, mask = wider(valid) | next_token, wider(mask) | next_token
-    now = values(Completions(wider(tokens), valid, mask, wider(log_probs), wider(thresholds, -jnp.inf), truncated))
+    longer = completions._replace(
+        tokens=wider(completions.tokens),
+        valid=wider(completions.valid) | next_token,
+        mask=wider(completions.mask) | next_token,
+        log_probs=wider(completions.log_probs),
+        kept=None,  # a critic reads no distribution
+    )
+    now = values(longer)
     return now[:, :-1], jnp.where(next_token, now, 0.0).sum(-1)
 
 

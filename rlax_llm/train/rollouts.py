@@ -106,9 +106,9 @@ class Sampling(NamedTuple):
             found.append(record)
         return found
 
-    def request(self, sampler: Sampler, max_new_tokens: int, group_size: int = 1) -> Request:
+    def request(self, sampler: Sampler, max_new_tokens: int, group_size: int = 1, min_new_tokens: int = 0) -> Request:
         """A request with the tokenizer's stop tokens."""
-        return Request(sampler, self.tokenizer.eos_ids, max_new_tokens, group_size)
+        return Request(sampler, self.tokenizer.eos_ids, max_new_tokens, group_size, min_new_tokens)
 
 
 def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
@@ -116,7 +116,7 @@ def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Complet
     longest = int(np.asarray(completions.valid)[:, prompt_width:].sum(-1).max())
     quarter = max(-(-limit // 4), 16)
     width = prompt_width + min(limit, max(-(-longest // quarter), 1) * quarter)
-    return Completions(*(x[:, :width] if x.ndim == 2 else x for x in completions))
+    return jax.tree.map(lambda x: x[:, :width] if x.ndim > 1 else x, completions)
 
 
 class Evaluation(NamedTuple):

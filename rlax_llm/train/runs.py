@@ -133,8 +133,8 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         config = dataclasses.replace(config, task=form)
     task = build_measured(config, model)
     sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
-    sampler = build_sampler(config.temperature, config.top_k, config.top_p)
-    request = sampling.request(sampler, config.max_new_tokens or 0, config.samples)
+    sampler = build_sampler(config, model.config.vocab_size)
+    request = sampling.request(sampler, config.max_new_tokens or 0, config.samples, config.min_new_tokens)
     directory = None if config.out is None else RunDirectory.create(config.out, as_dict(config))
     start = time.perf_counter()
     batch, judge = max(64 // config.samples, 1), Judge(task.rewards)
@@ -178,8 +178,8 @@ def run_generate(config: GenerateConfig) -> list[str]:
     # The longest prompt whose bucket still leaves room; an answer is no longer than the model's positions allow.
     prompts = pad_prompts([ids], tokenizer.pad_id, model.config.vocab_size, model.config.max_positions // 2)
     room = min(config.max_new_tokens, model.config.max_positions - prompts[0].shape[1])
-    sampler = build_sampler(config.temperature, config.top_k, config.top_p)
-    request = Request(sampler, tokenizer.eos_ids, room, config.samples)
+    sampler = build_sampler(config, model.config.vocab_size)
+    request = Request(sampler, tokenizer.eos_ids, room, config.samples, config.min_new_tokens)
     decoders, drawn = [tokenizer.stream_decoder() for _ in range(config.samples)], 0
     texts = [""] * config.samples
     for state in stream(model.config, model.params, prompts, seed, request, stride=1 if config.samples == 1 else None):

@@ -81,6 +81,63 @@ class ModelSettings:
                 raise ValueError(f"{command}: {name} is given without lora_rank; give both.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """What completions are drawn from."""
+
+    temperature: float = option(1.0, "sampling", "Sampling temperature, above 0.")
+    top_k: int = option(0, "sampling", "Sample among the k likeliest tokens; 0 is off.")
+    top_p: float = option(1.0, "sampling", "Sample among the likeliest tokens that hold this probability; 1 is off.")
+    min_p: float = option(
+        0.0, "sampling", "Sample among tokens at least this times as likely as the likeliest; 0 is off."
+    )
+    min_new_tokens: int = option(0, "sampling", "Shortest completion, tokens: none stops before.")
+    logit_bias: str | None = option(
+        None,
+        "sampling",
+        "Added to the logits of tokens, as 42=-2.5,7=-inf; -inf bans a token.",
+        "no bias",
+        "TOKEN_ID=BIAS,...",
+    )
+
+    def check_sampler(self) -> None:
+        """Check the ranges of these fields."""
+        command, longest = getattr(self, "command", ""), getattr(self, "max_new_tokens", None)
+        at_least(self, 0, "top_k", "min_new_tokens")
+        check_temperature(self)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"{command}: top_p is {self.top_p}, wanted a number above 0 and up to 1.")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"{command}: min_p is {self.min_p}, wanted a number from 0 to 1.")
+        if longest is not None and self.min_new_tokens > longest:
+            raise ValueError(
+                f"{command}: min_new_tokens is {self.min_new_tokens}, wanted at most max_new_tokens, {longest}."
+            )
+        logit_bias_of(self)
+
+
+def logit_bias_of(config: SamplerSettings) -> tuple[tuple[int, float], ...]:
+    """The pairs of token id and bias that ``logit_bias`` names.
+
+    Raises:
+        ValueError: for text that is no list of ``TOKEN_ID=BIAS``.
+
+    >>> logit_bias_of(SamplerSettings(logit_bias="42=-2.5,7=-inf"))
+    ((42, -2.5), (7, -inf))
+    """
+    pairs = []
+    for part in [] if config.logit_bias is None else config.logit_bias.split(","):
+        token, _, bias = part.partition("=")
+        try:
+            pairs.append((int(token), float(bias)))
+        except ValueError:
+            raise ValueError(
+                f"{getattr(config, 'command', '')}: logit_bias holds {part!r}, wanted TOKEN_ID=BIAS; give pairs with "
+                "commas between them, as 42=-2.5,7=-inf."
+            ) from None
+    return tuple(pairs)
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """How it is trained."""

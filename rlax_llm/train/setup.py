@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,12 +13,20 @@ import optax
 
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
+from rlax_llm.logit_bias import bias_vector
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar, local_fields
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.train.places import located
-from rlax_llm.train.settings import LARGEST_COUNT, ModelSettings, OptimizerSettings, filled_in
+from rlax_llm.train.settings import (
+    LARGEST_COUNT,
+    ModelSettings,
+    OptimizerSettings,
+    SamplerSettings,
+    filled_in,
+    logit_bias_of,
+)
 from rlax_llm.user_code import named_function, told
 
 _CHARACTER = {
@@ -236,12 +245,33 @@ def _made(spec: str, schedule: optax.Schedule) -> Any:
     return made
 
 
-def build_sampler(temperature: float, top_k: int, top_p: float) -> Sampler:
-    """``greedy`` at temperature 0, else ``Categorical``.
+def build_sampler(config: SamplerSettings, vocabulary: int) -> Sampler:
+    """``build_greedy`` at temperature 0, else ``Categorical``.
 
-    >>> build_sampler(0.0, 0, 1.0) is greedy, build_sampler(0.5, 0, 1.0).top_k
+    Raises:
+        ValueError: for a bias that does not fit the vocabulary.
+
+    >>> cold = SamplerSettings(temperature=0.0)
+    >>> build_sampler(cold, 9) is greedy, build_sampler(SamplerSettings(temperature=0.5), 9).top_k
     (True, None)
     """
-    if temperature == 0:
-        return greedy
-    return Categorical(temperature, top_k or None, top_p if top_p < 1 else None)
+    if config.temperature == 0:
+        return build_greedy(config, vocabulary)
+    bias, top_p = _bias(config, vocabulary), config.top_p if config.top_p < 1 else None
+    return Categorical(config.temperature, config.top_k or None, top_p, config.min_p or None, bias)
+
+
+def build_greedy(config: SamplerSettings, vocabulary: int) -> Sampler:
+    """The likeliest token, with the bias of the settings.
+
+    Raises:
+        ValueError: for a bias that does not fit the vocabulary.
+    """
+    bias = _bias(config, vocabulary)
+    return partial(greedy, logit_bias=bias) if bias else greedy
+
+
+def _bias(config: SamplerSettings, vocabulary: int) -> tuple[tuple[int, float], ...]:
+    bias = logit_bias_of(config)
+    bias_vector(getattr(config, "command", ""), bias, vocabulary)
+    return bias

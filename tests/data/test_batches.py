@@ -33,7 +33,7 @@ def check(completions, wanted):
     assert completions.tokens.dtype == jnp.int32
     assert completions.valid.dtype == completions.mask.dtype == completions.truncated.dtype == bool
     np.testing.assert_array_equal(completions.log_probs, np.zeros(tokens.shape))
-    np.testing.assert_array_equal(completions.thresholds, np.full(tokens.shape, -np.inf))
+    assert completions.kept is None
     np.testing.assert_array_equal(completions.truncated, np.zeros(len(tokens), bool))
 
 

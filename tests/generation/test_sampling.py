@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logsumexp, softmax
 from scipy.stats import chisquare
 
-from rlax_llm.generation.sampling import Categorical, greedy, inverse_cdf, top_p_threshold
+from rlax_llm.generation.sampling import Categorical, Draw, greedy, inverse_cdf, top_p_threshold
 
 LARGE = 49_152
 SETTINGS = {
@@ -20,12 +20,16 @@ SETTINGS = {
     "top_p": Categorical(top_p=0.8),
     "top_k_then_top_p": Categorical(0.9, top_k=8, top_p=0.7),
     "all_kept": Categorical(top_k=10**6, top_p=1.0),
+    "min_p": Categorical(0.8, min_p=0.1),
+    "biased": Categorical(1.3, logit_bias=((0, 3.0), (1, -np.inf))),
+    "all_cuts": Categorical(1.2, top_k=12, top_p=0.9, min_p=0.2, logit_bias=((1, 4.0), (0, -np.inf))),
 }
 each = pytest.mark.parametrize("sampler", SETTINGS.values(), ids=SETTINGS.keys())
 
 
 def kept_by(sampler: Categorical, logits: np.ndarray) -> np.ndarray:
-    """Tokens kept, by sorting: temperature, then top-k, then top-p (the order of transformers); ties are kept."""
+    """Tokens kept, by sorting: bias, temperature, top-k, top-p, min-p (the order of transformers); ties are kept."""
+    logits = logits + biases(sampler, len(logits))
     tempered = logits.astype(np.float64) / sampler.temperature
     order = np.argsort(-tempered, kind="stable")
     if sampler.top_k is not None and sampler.top_k < len(order):
@@ -34,14 +38,32 @@ def kept_by(sampler: Categorical, logits: np.ndarray) -> np.ndarray:
         mass = np.cumsum(softmax(tempered[order]))
         last = int(np.argmax(mass >= sampler.top_p - 1e-7))
         order = order[tempered[order] >= tempered[order[last]]]
+    if sampler.min_p is not None:
+        order = order[np.exp(tempered[order] - tempered.max()) >= sampler.min_p - 1e-7]
     kept = np.zeros(len(logits), bool)
     kept[order] = True
     return kept & np.isfinite(logits)
 
 
+def biases(sampler: Categorical, size: int) -> np.ndarray:
+    added = np.zeros(size, np.float32)
+    for token, bias in sampler.logit_bias:
+        added[token] = bias
+    return added
+
+
+def kept_sets(draw: Draw, size: int) -> np.ndarray:
+    """What a draw says was kept ``[B, V]``, by NumPy's own unpacking."""
+    if draw.kept is None:
+        return np.ones((len(draw.tokens), size), bool)
+    words = np.asarray(draw.kept).astype("<u4")
+    return np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")[:, :size].astype(bool)
+
+
 def distribution(sampler: Categorical, logits: np.ndarray) -> np.ndarray:
     """Log-probabilities of the distribution that is drawn from, −inf where nothing is."""
-    tempered = np.where(kept_by(sampler, logits), logits.astype(np.float64) / sampler.temperature, -np.inf)
+    tempered = (logits + biases(sampler, len(logits))).astype(np.float64) / sampler.temperature
+    tempered = np.where(kept_by(sampler, logits), tempered, -np.inf)
     return tempered - logsumexp(tempered)
 
 
@@ -55,16 +77,14 @@ def once(sampler, key, logits):
 
 
 cut_at = jax.jit(top_p_threshold)
-drawn = jax.jit(
-    lambda key, tempered, threshold: inverse_cdf(key, jnp.tile(tempered, (256, 1)), jnp.tile(threshold, 256))
-)
+drawn = jax.jit(lambda key, tempered, kept: inverse_cdf(key, jnp.tile(tempered, (256, 1)), jnp.tile(kept, (256, 1))))
 
 
 def draws(sampler, key, logits: np.ndarray, count: int) -> np.ndarray:
-    """Many draws from one row of logits, its thresholds found once."""
-    tempered = jnp.asarray(logits) / sampler.temperature
-    threshold = once(sampler, key, logits[None]).thresholds[0]
-    return np.concatenate([drawn(k, tempered, threshold).tokens for k in jax.random.split(key, count // 256)])
+    """Many draws from one row of logits, its kept set found once."""
+    tempered = (jnp.asarray(logits) + biases(sampler, len(logits))) / sampler.temperature
+    kept = kept_sets(once(sampler, key, logits[None]), len(logits))[0]
+    return np.concatenate([drawn(k, tempered, kept).tokens for k in jax.random.split(key, count // 256)])
 
 
 def assert_drawn_from(tokens: np.ndarray, log_probs: np.ndarray) -> None:
@@ -108,12 +128,12 @@ def test_frequencies_match_for_a_large_vocabulary(sampler):
 
 @each
 @pytest.mark.parametrize("size", [2, 600])
-def test_thresholds_and_log_probs_equal_the_sorted_form(sampler, size):
+def test_kept_sets_and_log_probs_equal_the_sorted_form(sampler, size):
     logits = language_like(size, 64, seed=3)
     draw = once(sampler, jax.random.key(4), logits)
+    sets = kept_sets(draw, size) & np.isfinite(biases(sampler, size))
     for row in range(len(logits)):
-        kept = logits[row] / np.float32(sampler.temperature) >= draw.thresholds[row]
-        np.testing.assert_array_equal(kept, kept_by(sampler, logits[row]))
+        np.testing.assert_array_equal(sets[row], kept_by(sampler, logits[row]))
         expected = distribution(sampler, logits[row])[draw.tokens[row]]
         np.testing.assert_allclose(draw.log_probs[row], expected, rtol=1e-5, atol=2e-6)
 
@@ -165,8 +185,7 @@ def test_the_sorted_form_and_bisection_agree(top_p):
 def test_ties_and_excluded_tokens(sampler, logits, kept):
     logits = np.array(logits, np.float32)
     draw = once(sampler, jax.random.key(0), logits[None])
-    allowed = (logits / np.float32(sampler.temperature) >= draw.thresholds[0]) & np.isfinite(logits)
-    assert np.flatnonzero(allowed).tolist() == kept
+    assert np.flatnonzero(kept_sets(draw, len(logits))[0] & np.isfinite(logits)).tolist() == kept
     tokens = draws(sampler, jax.random.key(8), logits, 2560)
     assert set(tokens.tolist()) <= set(kept)
     assert np.all(np.isfinite(draw.log_probs))
@@ -204,7 +223,11 @@ def test_greedy_takes_the_first_of_ties_and_says_the_full_log_probability():
     assert draw.tokens.tolist() == [1, 0, 0]
     assert draw.tokens.dtype == jnp.int32
     np.testing.assert_allclose(draw.log_probs, logits.max(-1) - logsumexp(logits, axis=-1), rtol=1e-6)
-    assert draw.thresholds.tolist() == [-np.inf] * 3
+    assert draw.kept is None
+    draw = greedy(None, logits, ((1, -np.inf), (0, 4.0)))
+    assert draw.tokens.tolist() == [0, 0, 0]
+    biased = logits + np.array([4.0, -np.inf, 0.0], np.float32)
+    np.testing.assert_allclose(draw.log_probs, biased[:, 0] - logsumexp(biased, axis=-1), rtol=1e-5)
 
 
 def test_limits_of_the_categorical():
@@ -216,7 +239,12 @@ def test_limits_of_the_categorical():
         np.testing.assert_allclose(draw.log_probs, np.zeros(16), atol=1e-6)
     everything, plain = (once(s, key, logits) for s in (Categorical(top_k=300, top_p=1.0), Categorical()))
     jax.tree.map(np.testing.assert_array_equal, everything, plain)
-    assert np.all(plain.thresholds == -np.inf)
+    assert plain.kept is None
+    everything, plain = (once(Categorical(0.7, min_p=p), key, logits) for p in (1e-30, None))
+    np.testing.assert_array_equal(everything.tokens, plain.tokens)
+    assert kept_sets(everything, 300).all()
+    certain = once(Categorical(min_p=1.0), key, logits)
+    np.testing.assert_array_equal(certain.tokens, logits.argmax(-1))
 
 
 def test_one_key_one_draw_and_rows_of_their_own():
@@ -229,7 +257,7 @@ def test_one_key_one_draw_and_rows_of_their_own():
 
 def test_bfloat16_logits_are_drawn_in_float32():
     draw = Categorical(0.7, top_k=4)(jax.random.key(0), jnp.asarray(language_like(50, 3), jnp.bfloat16))
-    assert (draw.log_probs.dtype, draw.thresholds.dtype, draw.tokens.dtype) == (jnp.float32, jnp.float32, jnp.int32)
+    assert (draw.log_probs.dtype, draw.kept.dtype, draw.tokens.dtype) == (jnp.float32, jnp.uint32, jnp.int32)
 
 
 @pytest.mark.parametrize(
@@ -240,9 +268,38 @@ def test_bfloat16_logits_are_drawn_in_float32():
         ({"top_k": 0}, "Categorical: top_k is 0, wanted at least 1, or None to keep every token."),
         ({"top_p": 0.0}, "Categorical: top_p is 0.0, wanted a number in (0, 1], or None for no cut."),
         ({"top_p": 1.5}, "Categorical: top_p is 1.5, wanted a number in (0, 1], or None for no cut."),
+        ({"min_p": 0}, "Categorical: min_p is 0, wanted a number in (0, 1], or None for no cut."),
+        (
+            {"logit_bias": ((3, np.inf),)},
+            "Categorical: logit_bias of token 3 is inf, wanted a number, or -inf to ban the token.",
+        ),
+        (
+            {"logit_bias": ((3, 1.0), (3, 2.0))},
+            "Categorical: logit_bias: token 3 is given twice; give each token id from 0 on once.",
+        ),
+        (
+            {"logit_bias": ((-1, 1.0),)},
+            "Categorical: logit_bias: token -1 is no id; give each token id from 0 on once.",
+        ),
     ],
 )
 def test_errors(arguments, message):
     with pytest.raises(ValueError) as caught:
         Categorical(**arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (((4, 1.0),), "Categorical: logit_bias names token 4, the vocabulary has 4; give ids below that."),
+        (
+            tuple((token, -np.inf) for token in range(4)),
+            "Categorical: logit_bias bans all 4 tokens; leave one at least.",
+        ),
+    ],
+)
+def test_a_bias_that_does_not_fit_the_vocabulary(bias, message):
+    with pytest.raises(ValueError) as caught:
+        Categorical(logit_bias=bias)(jax.random.key(0), jnp.zeros((1, 4)))
     assert str(caught.value) == message

@@ -13,6 +13,7 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
+from rlax_llm.token_sets import EVERY
 from rlax_llm.types import Completions
 
 # Tags of one character each, so that a model of random weights calls the tool by itself.
@@ -68,8 +69,7 @@ def test_the_learner_recomputes_every_turn(drawn, name):
 @each
 def test_the_conventions_of_completions_hold(drawn, name):
     plain, tools = drawn[1][name]
-    for one, other in zip(plain, tools):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), plain) == jax.tree.map(lambda x: (x.shape, x.dtype), tools)
     for row in range(len(tools.tokens)):
         valid, mask = tools.valid[row, 8:], tools.mask[row, 8:]
         assert np.all(np.diff(valid.astype(int)) <= 0)
@@ -81,7 +81,7 @@ def test_the_conventions_of_completions_hold(drawn, name):
         assert not np.any(np.isin(own[:-1], FEW.eos_ids))
     assert not tools.mask[:, :8].any()
     assert not np.any(tools.log_probs[~tools.mask])
-    assert np.all(tools.thresholds[~tools.mask] == -np.inf)
+    assert tools.kept is None or np.all(tools.kept[~tools.mask] == EVERY)
     np.testing.assert_array_equal(tools.tokens[:, :8], np.repeat(PROMPTS[0], GROUP, 0))
 
 
@@ -95,13 +95,13 @@ def test_the_first_turn_is_what_generate_draws(drawn, name):
         # Not the same as the length of the text: the model may choose the padding token, which is no text.
         found = [end for end in range(len(own) + 1) if first_call(FEW.decode(own[:end]), [SUM])]
         if not found or found[0] == LIMIT:
-            for one, other in zip(plain, tools):
-                np.testing.assert_array_equal(other[row], one[row])
+            jax.tree.map(lambda one, other, row=row: np.testing.assert_array_equal(other[row], one[row]), plain, tools)
             untouched += 1
             continue
         end = 8 + found[0]
-        for one, other in zip(plain[:5], tools[:5]):
-            np.testing.assert_array_equal(other[row, 8:end], one[row, 8:end])
+        for one, other in zip((*plain[:4], plain.kept), (*tools[:4], tools.kept), strict=True):
+            if one is not None:
+                np.testing.assert_array_equal(other[row, 8:end], one[row, 8:end])
         answer = SUM.answer(first_call(FEW.decode(own), [SUM])[1])
         read = FEW.encode("{" + "".join(c for c in answer if c in "12+[]{}") + "}")[: 8 + LIMIT - end]
         assert tools.tokens[row, end : end + len(read)].tolist() == read
@@ -131,7 +131,7 @@ class Script:
 
     def __init__(self, *continuations: tuple[str, str], tokenizer: Tokenizer = TEXT):
         self.continuations, self.tokenizer = dict(continuations), tokenizer
-        self.keys, self.shapes = [], []
+        self.keys, self.shapes, self.least = [], [], []
 
     def __call__(self, config, params, prompts, key, request):
         tokens, valid = (np.repeat(np.asarray(x), request.group_size, 0) for x in prompts)
@@ -140,10 +140,11 @@ class Script:
         assert columns <= config.max_positions
         self.keys.append(jax.random.key_data(key).tolist())
         self.shapes.append((rows, width, request.max_new_tokens, request.group_size))
-        flags, numbers = np.zeros((2, rows, columns), bool), np.zeros((2, rows, columns), np.float32)
-        numbers[1] = -np.inf
+        self.least.append(request.min_new_tokens)
+        flags, numbers = np.zeros((2, rows, columns), bool), np.zeros((rows, columns), np.float32)
         padded = np.pad(tokens, ((0, 0), (0, columns - width)), constant_values=STOP)
-        out = Completions(padded, *flags, *numbers, np.ones(rows, bool))
+        sets = np.full((rows, columns, 2), EVERY)
+        out = Completions(padded, *flags, numbers, np.ones(rows, bool), sets)
         out.valid[:, :width] = valid
         for row in range(rows):
             text = self.continuations[self.tokenizer.decode(tokens[row][valid[row]])]
@@ -152,14 +153,16 @@ class Script:
             out.tokens[row, width:end] = ids[: end - width]
             out.valid[row, width:end] = out.mask[row, width:end] = True
             out.log_probs[row, width:end] = -1 - np.arange(width, end) / 100
-            out.thresholds[row, width:end] = -2.0
+            out.kept[row, width:end] = 5
             out.truncated[row] = STOP not in ids[: end - width]
         return out
 
 
-def run(script: Script, texts: list[str], limit: int, max_turns: int = 4, group_size: int = 1, tools=(calculator,)):
+def run(
+    script: Script, texts: list[str], limit: int, max_turns: int = 4, group_size: int = 1, tools=(calculator,), least=0
+):
     prompts = pad_prompts([script.tokenizer.encode(text) for text in texts], 0, WORDS.vocab_size)
-    request = Request(greedy, (STOP,), limit, group_size)
+    request = Request(greedy, (STOP,), limit, group_size, least)
     complete = with_tools(script.tokenizer, tools, max_turns, complete=script)
     return complete(WORDS, {}, prompts, jax.random.key(3), request), prompts[0].shape[1]
 
@@ -184,12 +187,19 @@ def test_a_call_is_cut_answered_and_read():
     end, behind = width + len(CALL), width + len(CALL + ANSWER)
     assert np.all(completions.log_probs[0, width:end] == np.float32(-1 - np.arange(width, end) / 100))
     assert np.all(completions.log_probs[0, end:behind] == 0)
-    assert np.all(completions.thresholds[0, end:behind] == -np.inf)
+    assert np.all(completions.kept[0, end:behind] == EVERY)
     assert np.all(completions.log_probs[0, behind : behind + 10] < -1)
-    assert np.all(completions.thresholds[0, behind : behind + 10] == -2)
+    assert np.all(completions.kept[0, behind : behind + 10] == 5)
     assert np.all(completions.tokens[0, behind + 11 :] == STOP)
     assert np.all(completions.log_probs[0, behind + 11 :] == 0)
-    assert np.all(completions.thresholds[0, behind + 11 :] == -np.inf)
+    assert np.all(completions.kept[0, behind + 11 :] == EVERY)
+
+
+@pytest.mark.parametrize(("least", "later"), [(0, 0), (7, 7), (60, 30)])
+def test_a_minimum_of_new_tokens_is_of_each_turn_as_far_as_there_is_room(least, later):
+    script = Script(("q", CALL), ("q" + CALL + ANSWER, "."))
+    run(script, ["q"], 60, least=least)
+    assert script.least == [least, later]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def rows(batch: int = 4, own: int = 4) -> Completions:
     valid = jnp.ones(tokens.shape, bool).at[-1, -1].set(False).at[-GROUP:, 0].set(False)
     mask = valid.at[:, :WIDTH].set(False)
     nothing = jnp.zeros(tokens.shape)
-    return Completions(tokens, valid, mask, nothing, nothing - jnp.inf, jnp.zeros(batch, bool))
+    return Completions(tokens, valid, mask, nothing, jnp.zeros(batch, bool))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -61,7 +61,7 @@ def rows(lengths, tools=()) -> Completions:
         mask[:, WIDTH + column] = False
     nothing = jnp.zeros(tokens.shape)
     valid = jnp.asarray(np.concatenate([prompt, own], 1))
-    return Completions(jnp.asarray(tokens), valid, jnp.asarray(mask), nothing, nothing - jnp.inf, jnp.zeros(ROWS, bool))
+    return Completions(jnp.asarray(tokens), valid, jnp.asarray(mask), nothing, jnp.zeros(ROWS, bool))
 
 
 @jax.jit

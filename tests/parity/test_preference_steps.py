@@ -75,7 +75,7 @@ def rows_of(prompts: list[str], completions: list[str], layout: int) -> Completi
         mask[b, PROMPT : PROMPT + len(after)] = True
     split = partial(np.reshape, shape=(STEPS, BATCH * layout, -1))
     zeros = np.zeros((STEPS, BATCH * layout, PROMPT + LENGTH))
-    return Completions(split(tokens), split(valid), split(mask), zeros, zeros - np.inf, np.zeros(zeros.shape[:2], bool))
+    return Completions(split(tokens), split(valid), split(mask), zeros, np.zeros(zeros.shape[:2], bool))
 
 
 @pytest.fixture(scope="module")

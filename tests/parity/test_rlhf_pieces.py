@@ -224,8 +224,7 @@ def given_values(params, completions):
 def completions_of(data: Arrays) -> Completions:
     tokens = jnp.broadcast_to(jnp.arange(B, dtype=jnp.int32)[:, None], (B, T))
     mask = jnp.asarray(data.tokens)
-    limits = jnp.full((B, T), -jnp.inf)
-    return Completions(tokens, mask, mask, jnp.asarray(data.old), limits, jnp.asarray(data.last % 2 == 0))
+    return Completions(tokens, mask, mask, jnp.asarray(data.old), jnp.asarray(data.last % 2 == 0))
 
 
 def our_step(data: Arrays, shaping: Shaping, epochs: int):

@@ -71,7 +71,7 @@ def rows(pad: int, stop: bool) -> tuple[Completions, np.ndarray, np.ndarray]:
     mask = valid & (np.arange(WIDTH + OWN) >= WIDTH)
     nothing = jnp.zeros(tokens.shape)
     arrays = (jnp.asarray(x) for x in (tokens, valid, mask))
-    return Completions(*arrays, nothing, nothing - jnp.inf, jnp.zeros(ROWS, bool)), flat, attention
+    return Completions(*arrays, nothing, jnp.zeros(ROWS, bool)), flat, attention
 
 
 def torch_scores(model: torch.nn.Module, flat: np.ndarray, attention: np.ndarray) -> np.ndarray:

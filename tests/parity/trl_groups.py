@@ -62,7 +62,7 @@ def completions_of(groups: Groups, without_truncated: bool = False) -> Completio
     if without_truncated:
         mask &= ~truncated[:, None]
     zeros = np.zeros(shape, np.float32)
-    return Completions(*map(jnp.asarray, (tokens, valid, mask, zeros, zeros - np.inf, truncated)))
+    return Completions(*map(jnp.asarray, (tokens, valid, mask, zeros, truncated)))
 
 
 class Weights(NamedTuple):

@@ -53,7 +53,7 @@ def bandit(params, rows):
 
 def rows(chosen=True):
     mask, zeros = jnp.full((4, 1), chosen), jnp.zeros((4, 1))
-    return Completions(jnp.array([[0], [1], [2], [0]]), mask, mask, zeros, zeros, jnp.zeros(4, bool))
+    return Completions(jnp.array([[0], [1], [2], [0]]), mask, mask, zeros, jnp.zeros(4, bool))
 
 
 @pytest.mark.parametrize("start", [0.0, jnp.nan, 3e38])

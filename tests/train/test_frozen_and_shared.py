@@ -124,7 +124,7 @@ def decoder_rows(seed: int, pairs: int) -> Completions:
     mask = jnp.asarray(np.concatenate([np.zeros_like(there), written], 1))
     zeros = jnp.zeros(tokens.shape)
     valid = jnp.asarray(np.concatenate([there, written], 1))
-    return Completions(jnp.asarray(tokens), valid, mask, zeros, zeros - jnp.inf, jnp.zeros(2 * pairs, bool))
+    return Completions(jnp.asarray(tokens), valid, mask, zeros, jnp.zeros(2 * pairs, bool))
 
 
 @pytest.fixture(scope="module")

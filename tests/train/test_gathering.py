@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlax_llm.rewards.calling import Scores
+from rlax_llm.token_sets import EVERY
 from rlax_llm.train.gathering import Gatherer, Taken, filled_up, selected, together
 from rlax_llm.train.rollouts import Rollout
 from rlax_llm.types import Completions
@@ -15,8 +16,8 @@ from rlax_llm.types import Completions
 G = 2
 
 
-def taken_of(scores, number=0, prompt_width=3, new_tokens=4) -> Taken:
-    """Groups with these scores; every token tells its rollout and its row."""
+def taken_of(scores, number=0, prompt_width=3, new_tokens=4, cut=False) -> Taken:
+    """Groups with these scores; every token, and every word of a kept set, tells its rollout and its row."""
     scores = np.asarray(scores, np.float32)
     groups, rows = len(scores), scores.size
     tokens = 100 * number + np.arange(rows)[:, None] + np.zeros((1, prompt_width + new_tokens), int)
@@ -24,9 +25,8 @@ def taken_of(scores, number=0, prompt_width=3, new_tokens=4) -> Taken:
     valid[:, 0] = False  # padding of the prompt
     mask = np.broadcast_to(np.arange(tokens.shape[1]) >= prompt_width, tokens.shape)
     log_probs = np.where(mask, -1.0, 0.0)
-    completions = Completions(
-        *(tokens.astype(np.int32), valid, mask, log_probs, np.full(tokens.shape, -np.inf), np.zeros(rows, bool))
-    )
+    kept = np.where(mask[..., None], tokens[..., None] + np.arange(2), EVERY).astype(np.uint32) if cut else None
+    completions = Completions(tokens.astype(np.int32), valid, mask, log_probs, np.zeros(rows, bool), kept)  # pyright: ignore[reportArgumentType]
     indices = 10 * number + np.arange(groups)
     named = [{"prompt": str(index)} for index in indices for _ in range(G)]
     rollout = Rollout(named, completions, [f"{number}-{row}" for row in range(rows)], prompt_width, 1.0)
@@ -55,6 +55,23 @@ def test_groups_of_other_widths_are_padded_and_stay_what_they_are(first, second)
         assert (columns == np.asarray(part.rollout.completions.valid).sum(1)).all()
     assert joined.by_group().tolist() == [[0, 1], [1, 0], [1, 1]]
     assert joined.rollout.seconds == 2
+
+
+def test_kept_sets_go_where_their_tokens_go(tmp_path):
+    """Joined with others, selected, filled up, written and read again; where nothing was drawn is every token."""
+    parts = [taken_of([[0, 1], [1, 0]], 0, 2, 5, cut=True), taken_of([[1, 0]], 1, 4, 3, cut=True)]
+    taken = filled_up(selected(together(parts), np.array([2, 0])), 3)
+    gatherer = Gatherer(lambda params, number: taken, 3, 1)
+    gatherer.kept = gatherer.kept._replace(surplus=taken)
+    gatherer.save(tmp_path / "surplus.npz")
+    again = Gatherer(lambda params, number: taken, 3, 1)
+    again.load(tmp_path / "surplus.npz", [{"prompt": ""}] * 20, lambda completions: [""] * 6)
+    for found in (taken, again.kept.surplus):
+        completions = found.rollout.completions
+        mask = np.asarray(completions.mask)
+        assert completions.kept.dtype == np.uint32 and mask[:4].any() and not mask[4:].any()
+        np.testing.assert_array_equal(completions.kept[mask], completions.tokens[mask][:, None] + np.arange(2))
+        assert (completions.kept[:4][~mask[:4]] == EVERY).all()
 
 
 def test_selected_groups_keep_their_rows():

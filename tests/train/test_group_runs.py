@@ -84,7 +84,7 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"recipe": "trpo", "top_k": 5}, "trpo needs whole distributions"),
+        ({"min_new_tokens": 9, "max_new_tokens": 6}, "min_new_tokens is 9, wanted at most max_new_tokens, 6"),
         ({"recipe": "trpo", "epochs": 2}, "trpo has no epochs"),
         ({"groups": 4, "minibatches": 3}, "minibatches is 3, wanted a divisor of groups"),
         ({"overlong_buffer": 9, "max_new_tokens": 6}, "overlong_buffer is 9, wanted at most max_new_tokens, 6"),
@@ -135,7 +135,7 @@ def test_a_task_without_differences_is_an_error(tmp_path):
 
 
 def test_trpo_keeps_to_its_radius(tmp_path):
-    _, row = ran(tmp_path, recipe="trpo", radius=1e-3, temperature=0.8)
+    _, row = ran(tmp_path, recipe="trpo", radius=1e-3, temperature=0.8, top_k=9, min_p=0.01)
     assert row["accepted"] == 1 and 0 < row["kl"] <= 1e-3 and row["improvement"] > 0
 
 

@@ -64,7 +64,7 @@ def test_the_first_update_has_ratios_of_one_at_any_temperature():
 
     def first(temperature):
         def draw(key, logits):
-            return inverse_cdf(key, logits / temperature, jnp.full(logits.shape[:1], -jnp.inf))
+            return inverse_cdf(key, logits / temperature)
 
         collect = collector(Request(draw, (), LENGTH, G))
         init, step = language_loop(collect, update(temperature=temperature))
@@ -78,7 +78,7 @@ def test_the_first_update_has_ratios_of_one_at_any_temperature():
 SAMPLERS = {
     "cold": Categorical(0.5),
     "top-p": Categorical(1.0, top_p=0.8),
-    "all": Categorical(0.7, top_k=4, top_p=0.9),
+    "all": Categorical(0.7, top_k=4, top_p=0.9, min_p=0.05, logit_bias=((2, 1.0), (0, -0.5))),
 }
 
 
@@ -87,11 +87,12 @@ def test_the_first_update_has_ratios_of_one_whatever_cuts_the_sampler(name):
     """Prompts of several lengths, completions that stop early: what was drawn has the learner's log-probabilities."""
     sampler, stop, group_size = SAMPLERS[name], 0, 8
     tokens, valid = pad_prompts([[1], [2, 3, 1], [4, 4], [3, 1, 2, 2, 1]], stop, LETTERS)
-    params = jax.tree.map(lambda x: 3 * x, decoder.init(CONFIG, KEY))
-    drawn = generate_at_once(CONFIG, params, (tokens, valid), KEY, Request(sampler, (stop,), 6, group_size))
+    params = jax.tree.map(lambda x: 1.5 * x, decoder.init(CONFIG, KEY))
+    drawn = generate_at_once(CONFIG, params, (tokens, valid), KEY, Request(sampler, (stop,), 6, group_size, 2))
     lengths = drawn.mask.sum(-1)
-    assert lengths.min() < lengths.max()
-    log_probs = group_log_probs(CONFIG, (group_size, tokens.shape[1]), sampler.temperature)
+    assert 2 <= lengths.min() < lengths.max()
+    bias = sampler.logit_bias
+    log_probs = group_log_probs(CONFIG, (group_size, tokens.shape[1]), sampler.temperature, logit_bias=bias)
     own = jax.jit(log_probs)(params, drawn)[0]
     np.testing.assert_allclose(jnp.where(drawn.mask, own - drawn.log_probs, 0.0), 0.0, atol=1e-5)
     scores = jax.random.normal(KEY, (4, group_size))
@@ -130,7 +131,7 @@ def scripted(rounds):
         rows = scores.size
         tokens = jnp.broadcast_to((100 * memory + jnp.arange(rows))[:, None], (rows, 2)).astype(jnp.int32)
         every, nothing = jnp.ones((rows, 2), bool), jnp.zeros((rows, 2))
-        completions = Completions(tokens, every, every, nothing, nothing, jnp.zeros(rows, bool))
+        completions = Completions(tokens, every, every, nothing, jnp.zeros(rows, bool))
         return memory + 1, Groups(completions, scores), {}
 
     return Collector(lambda params: jnp.int32(0), collect)

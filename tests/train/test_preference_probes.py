@@ -48,7 +48,7 @@ def language(params, completions: Completions):
 def rows_of(words) -> Completions:
     tokens = jnp.asarray(WORDS[np.asarray(words).ravel()])
     everything, zeros = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape)
-    return Completions(tokens, everything, everything, zeros, zeros - jnp.inf, jnp.zeros(len(tokens), bool))
+    return Completions(tokens, everything, everything, zeros, jnp.zeros(len(tokens), bool))
 
 
 def policy_of(params) -> np.ndarray:
@@ -134,9 +134,7 @@ def test_dpo_teaches_a_decoder_the_optimal_policies_of_several_prompts():
     def batch(starts, ends) -> Completions:
         tokens = jnp.asarray(np.concatenate([starts, ends], 1), jnp.int32)
         mask, zeros = jnp.arange(width + 1) >= jnp.full((len(tokens), 1), width), jnp.zeros(tokens.shape)
-        return Completions(
-            tokens, jnp.ones(tokens.shape, bool), mask, zeros, zeros - jnp.inf, jnp.zeros(len(tokens)) > 0
-        )
+        return Completions(tokens, jnp.ones(tokens.shape, bool), mask, zeros, jnp.zeros(len(tokens)) > 0)
 
     def policies(params) -> np.ndarray:
         everything = batch(
@@ -166,7 +164,7 @@ def two_arms(params, completions: Completions):
 def arm_pair() -> Completions:
     tokens = jnp.array([[0], [1]], jnp.int32)
     everything, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
-    return Completions(tokens, everything, everything, zeros, zeros - jnp.inf, jnp.zeros(2, bool))
+    return Completions(tokens, everything, everything, zeros, jnp.zeros(2, bool))
 
 
 ARMS = np.array([0.3, -0.4])

@@ -34,7 +34,7 @@ def rollout(*rows: tuple[str, str, str]) -> Rollout:
         tokens[row, start : start + len(ids)], valid[row, start : start + len(ids)] = ids, True
         mask[row, WIDTH : WIDTH + len(said)] = [letter == "x" for letter in chose]
     nothing = np.zeros(tokens.shape)
-    completions = Completions(tokens, valid, mask, nothing, nothing - np.inf, np.zeros(len(rows), bool))  # pyright: ignore[reportArgumentType]
+    completions = Completions(tokens, valid, mask, nothing, np.zeros(len(rows), bool))  # pyright: ignore[reportArgumentType]
     return Rollout([{"prompt": prompt} for prompt, _, _ in rows], completions, SAMPLING.texts(completions), WIDTH, 1.0)
 
 

@@ -37,8 +37,7 @@ def completions_of(tokens, log_probs) -> Completions:
     prompted = jnp.concatenate([jnp.zeros((rows, 1), jnp.int32), tokens.astype(jnp.int32)], 1)
     mask = jnp.broadcast_to(jnp.arange(length + 1) > 0, prompted.shape)
     log_probs = jnp.pad(log_probs, ((0, 0), (1, 0)))
-    limits = jnp.full(prompted.shape, -jnp.inf)
-    return Completions(prompted, jnp.ones_like(mask), mask, log_probs, limits, jnp.ones(rows, bool))
+    return Completions(prompted, jnp.ones_like(mask), mask, log_probs, jnp.ones(rows, bool))
 
 
 def every_completion(length: int) -> jax.Array:
