@@ -25,7 +25,7 @@ five functions; a preference loss is *rewards × link*. A function stands with w
 
 def describe(choice):
     """A function's name, with what its factory was called with."""
-    choice = getattr(choice, "__wrapped__", choice)  # vmap is the layout, no choice
+    choice = inspect.unwrap(choice) if callable(choice) else choice  # vmap is the layout, no choice
     if isinstance(choice, Coupled):
         return describe(choice.loss)
     if isinstance(choice, tuple):

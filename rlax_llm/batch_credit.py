@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
-from rlax_llm.groups import Advantage, centred, has_rival, per_group, reference_for, z_score
+from rlax_llm.arguments import checked
+from rlax_llm.groups import Advantage, centred, check_groups, check_rows, has_rival, per_group, reference_for, z_score
 from rlax_llm.masked import divided_by_std, masked_deviation, whiten
 from rlax_llm.returns import discounted_returns
 from rlax_llm.shaping import informative, kl_in_reward, score_at_end
 from rlax_llm.types import Scored
 
 
+@checked
 def has_score(scores: jax.Array) -> jax.Array:
     """The completions that have a score.
 
@@ -35,6 +37,7 @@ def has_score(scores: jax.Array) -> jax.Array:
     return ~jnp.isnan(scores)
 
 
+@checked
 def batch_std(ddof: int = 1, eps: float = 1e-4) -> Advantage:
     """Centred in the group, scaled by the batch: ``A_i = (s_i − mean_group) / (std_batch + eps)``.
 
@@ -54,11 +57,13 @@ def batch_std(ddof: int = 1, eps: float = 1e-4) -> Advantage:
     """
 
     def advantage(scored: Scored) -> jax.Array:
+        check_groups("batch_std", scored)
         return divided_by_std(per_group(centred)(scored), scored.scores, has_score(scored.scores), ddof, eps)
 
     return advantage
 
 
+@checked
 def whitened(
     advantage: Advantage, ddof: int = 1, eps: float = 1e-8, rows: Callable[[jax.Array], jax.Array] = has_score
 ) -> Advantage:
@@ -79,6 +84,7 @@ def whitened(
     """
 
     def over_batch(scored: Scored) -> jax.Array:
+        check_rows("whitened", scored)
         credit = advantage(scored)
         credit = credit[..., None] if credit.ndim == 2 else credit
         taken = scored.mask & rows(scored.scores)[..., None]
@@ -87,6 +93,7 @@ def whitened(
     return over_batch
 
 
+@checked
 def returns_to_go(kl_coef: float = 0.0, discount: float = 1.0) -> Advantage:
     """Each token's return: the score at the end minus the KL of the tokens from here on.
 
@@ -109,6 +116,7 @@ def returns_to_go(kl_coef: float = 0.0, discount: float = 1.0) -> Advantage:
     """
 
     def advantage(scored: Scored) -> jax.Array:
+        check_rows("returns_to_go", scored)
         known = has_score(scored.scores)
         taken = scored.mask & known[..., None]
         rewards = score_at_end(jnp.where(known, scored.scores, 0.0), taken)
@@ -121,6 +129,7 @@ def returns_to_go(kl_coef: float = 0.0, discount: float = 1.0) -> Advantage:
     return advantage
 
 
+@checked
 def reinforce_plus_plus(kl_coef: float = 0.0, discount: float = 1.0, ddof: int = 1, eps: float = 1e-8) -> Advantage:
     """REINFORCE++ (arXiv 2501.03262): the tokens' returns, whitened over the batch; groups play no part.
 
@@ -143,6 +152,7 @@ def reinforce_plus_plus(kl_coef: float = 0.0, discount: float = 1.0, ddof: int =
     return whitened(returns_to_go(kl_coef, discount), ddof, eps)
 
 
+@checked
 def reinforce_plus_plus_baseline(ddof: int = 1, eps: float = 1e-8) -> Advantage:
     """REINFORCE++-baseline (arXiv 2501.03262): centred in the group, then whitened over the batch's tokens.
 
@@ -163,6 +173,7 @@ def reinforce_plus_plus_baseline(ddof: int = 1, eps: float = 1e-8) -> Advantage:
     return whitened(per_group(centred), ddof, eps, jax.vmap(has_rival))
 
 
+@checked
 def informative_share(scores: jax.Array) -> jax.Array:
     """Share of the scored completions that are in a group with different scores: GPG's ``(B − M) / B``.
 
@@ -180,6 +191,7 @@ def informative_share(scores: jax.Array) -> jax.Array:
     return kept.sum() / jnp.maximum(scored.sum(), 1)
 
 
+@checked
 def nonzero_share(scores: jax.Array) -> jax.Array:
     """Share of the scored completions with a score that is not 0: what verl's GPG divides by.
 
@@ -196,6 +208,7 @@ def nonzero_share(scores: jax.Array) -> jax.Array:
     return (scored & (scores != 0)).sum() / jnp.maximum(scored.sum(), 1)
 
 
+@checked
 def gpg(f_norm: float = 1.0, share: Callable[[jax.Array], jax.Array] = informative_share) -> Advantage:
     """GPG's advantage ``A_i = α (s_i − mean_group) / f_norm`` with ``α = 1 / share`` (arXiv 2504.02546).
 
@@ -225,6 +238,7 @@ def gpg(f_norm: float = 1.0, share: Callable[[jax.Array], jax.Array] = informati
     return advantage
 
 
+@checked
 def gdpo(scores: jax.Array, weights: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """Several rewards, each a z-score in its group before they are added; the sum is scaled over the batch.
 
@@ -260,6 +274,7 @@ def gdpo(scores: jax.Array, weights: jax.Array, ddof: int = 1, eps: float = 1e-4
     return divided_by_std(masked_deviation(total, compared), total, compared, ddof, eps)
 
 
+@checked
 def several(weights: tuple[float, ...]) -> Advantage:
     """``gdpo`` as an estimator of ``Scored`` whose scores are ``[K, P, G]``, or ``[P, G]`` for a single reward.
 

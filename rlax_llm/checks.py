@@ -28,13 +28,27 @@ def same_shape(where: str, **arrays: Any) -> None:
     Traceback (most recent call last):
     ValueError: f: mask has shape (2, 4), log_probs has (2, 3); give arrays of one shape.
     """
-    given = {name: jnp.shape(array) for name, array in arrays.items() if array is not None}
+    given = {name: _shape(where, name, array) for name, array in arrays.items() if array is not None}
     first = next(iter(given), None)
     for name, shape in given.items():
         if first is not None and shape != given[first]:
             raise ValueError(
-                f"{where}: {name} has shape {shape}, {first} has {given[first]}; give arrays of one shape."
+                f"{where}: {name} has shape {shape}, {first} has {given[first]}; give arrays of one shape"
+                f"{_one_more(name, shape, given[first])}."
             )
+
+
+def _shape(where: str, name: str, array: Any) -> tuple[int, ...]:
+    if isinstance(array, (list, tuple)):
+        raise ValueError(f"{where}: {name} is a {type(array).__name__}, wanted an array; give jnp.array({name}).")
+    return jnp.shape(array)
+
+
+def _one_more(name: str, shape: tuple[int, ...], steps: tuple[int, ...]) -> str:
+    """What to do with the values of T + 1 states."""
+    if name not in ("values", "next_values") or shape[:1] != tuple(n + 1 for n in steps[:1]) or shape[1:] != steps[1:]:
+        return ""
+    return ": of the values v of T + 1 states, values=v[:-1] and next_values=v[1:]"
 
 
 def rank(where: str, name: str, array: Any, wanted: int, layout: str) -> None:
@@ -48,7 +62,7 @@ def rank(where: str, name: str, array: Any, wanted: int, layout: str) -> None:
     Traceback (most recent call last):
     ValueError: z_score: scores has shape (2, 3), wanted [G]; vmap over the other axes.
     """
-    if jnp.ndim(array) != wanted:
+    if len(_shape(where, name, array)) != wanted:
         raise ValueError(f"{where}: {name} has shape {jnp.shape(array)}, wanted {layout}; vmap over the other axes.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from rlax_llm.arguments import checked
 from rlax_llm.credits import Credit, gae, q_value, return_to_go
 from rlax_llm.objectives import Objective
 from rlax_llm.ratios import token_ratio
@@ -11,6 +12,7 @@ from rlax_llm.trust_regions import clip, score_function, unclipped
 from rlax_llm.weightings import token_mean
 
 
+@checked
 def reinforce(credit: Credit = return_to_go) -> Objective:
     """REINFORCE (Williams, 1992) with any of the policy gradient's weights.
 
@@ -23,6 +25,7 @@ def reinforce(credit: Credit = return_to_go) -> Objective:
     return Objective(credit, token_ratio, score_function, token_mean)
 
 
+@checked
 def q_actor_critic() -> Objective:
     """The first actor-critic: the critic's Q(s, a) = r + γ V(s′) as the weight.
 
@@ -32,6 +35,7 @@ def q_actor_critic() -> Objective:
     return reinforce(q_value)
 
 
+@checked
 def a2c(lambda_: float | jax.Array = 1.0) -> Objective:
     """Advantage actor-critic (arXiv 1602.01783): REINFORCE with the return minus the value.
 
@@ -44,6 +48,7 @@ def a2c(lambda_: float | jax.Array = 1.0) -> Objective:
     return reinforce(gae(lambda_))
 
 
+@checked
 def ppo(lambda_: float | jax.Array = 0.95, eps: float = 0.2) -> Objective:
     """PPO-clip (arXiv 1707.06347).
 
@@ -57,6 +62,7 @@ def ppo(lambda_: float | jax.Array = 0.95, eps: float = 0.2) -> Objective:
     return a2c(lambda_)._replace(trust_region=clip(eps))
 
 
+@checked
 def ppo_penalty(lambda_: float | jax.Array = 0.95) -> Objective:
     """PPO-penalty's surrogate (arXiv 1707.06347, eq. 8); ``train.updates.Penalty`` adds its KL term.
 

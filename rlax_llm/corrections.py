@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.exponentials import exp_then_line, expm1_then_line
 from rlax_llm.kl import k1, k3
 from rlax_llm.masked import at_least_float32, masked_mean
@@ -38,6 +39,7 @@ def _check(where: str, ceiling: float, floor: float) -> None:
     checks.not_negative(where, floor=floor, **{"ceiling − floor": ceiling - floor})
 
 
+@checked
 def truncated_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = token_ratio) -> Correction:
     """Truncated importance sampling, ``clamp(π_old/π_sampler, floor, ceiling)``: TIS per token or per completion.
 
@@ -67,6 +69,7 @@ def truncated_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = t
     return weights
 
 
+@checked
 def rejection(*, ceiling: float, floor: float = 0.0, ratio: Ratio = sequence_ratio) -> Correction:
     """Keep or drop, ``1[floor ≤ π_old/π_sampler ≤ ceiling]``; of whole completions by their geometric mean as a rule.
 
@@ -97,6 +100,7 @@ def rejection(*, ceiling: float, floor: float = 0.0, ratio: Ratio = sequence_rat
     return weights
 
 
+@checked
 def combined(*corrections: Correction) -> Correction:
     """The product of corrections: a token's ratio inside a filter of completions, for one.
 
@@ -120,6 +124,7 @@ def combined(*corrections: Correction) -> Correction:
     return weights
 
 
+@checked
 def masked_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = token_ratio) -> Correction:
     """The ratio inside the bounds and 0 outside, ``ρ · 1[floor ≤ ρ ≤ ceiling]`` with ``ρ = π_old/π_sampler``.
 
@@ -147,6 +152,7 @@ def masked_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = toke
     return combined(truncated_importance(**bounds), rejection(**bounds))
 
 
+@checked
 def off_policy_mask(
     log_probs: jax.Array, sampler_log_probs: jax.Array, advantages: jax.Array, mask: jax.Array, threshold: float
 ) -> jax.Array:
@@ -176,6 +182,7 @@ def off_policy_mask(
     return mask & ((advantages >= 0) | (drift <= threshold))
 
 
+@checked
 def sampler_metrics(old_log_probs: jax.Array, sampler_log_probs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """How far the sampler was from the learner, from the token ratios ``ρ = π_old/π_sampler`` of its own samples.
 

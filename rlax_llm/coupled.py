@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.corrections import off_policy_mask
 from rlax_llm.kl import KlEstimator, absolute, top_k_kl
 from rlax_llm.masked import masked_deviation
@@ -32,6 +33,7 @@ class Coupled(NamedTuple):
     loss: Callable[[jax.Array, PolicyBatch], jax.Array]
 
 
+@checked
 def chosen_only(batch: PolicyBatch) -> PolicyBatch:
     """The batch with zeros, and zero gradients, where the policy did not choose, whatever stands there.
 
@@ -56,6 +58,7 @@ def _coupled(loss: Callable[[jax.Array, PolicyBatch], jax.Array]) -> Coupled:
     return Coupled(lambda log_ratio, batch: loss(jnp.where(batch.mask, log_ratio, 0.0), chosen_only(batch)))
 
 
+@checked
 def gmpo(eps_low: float = 0.4, eps_high: float | None = None) -> Coupled:
     """``−A`` times the geometric mean of the completion's token ratios, each clipped first (arXiv 2507.20673).
 
@@ -97,6 +100,7 @@ def _dropped(trust_region: TrustRegion, kept: Callable[[jax.Array, PolicyBatch],
     return _coupled(loss)
 
 
+@checked
 def dppo_tv(eps_low: float, eps_high: float | None = None, ceiling: float = 20.0) -> Coupled:
     """Divergence PPO by total variation: ``cispo`` where π has not yet moved too far in A's direction.
 
@@ -130,6 +134,7 @@ def dppo_tv(eps_low: float, eps_high: float | None = None, ceiling: float = 20.0
     return _dropped(cispo(ceiling=ceiling), kept)
 
 
+@checked
 def dppo_kl(limit_low: float, limit_high: float | None = None, ceiling: float = 20.0) -> Coupled:
     """Divergence PPO by the KL of "this token or another": ``cispo`` where it is small or the token moves back.
 
@@ -164,6 +169,7 @@ def dppo_kl(limit_low: float, limit_high: float | None = None, ceiling: float = 
     return _dropped(cispo(ceiling=ceiling), kept)
 
 
+@checked
 def off_policy_masked(trust_region: TrustRegion, threshold: float) -> Coupled:
     """A trust region without the completions of negative advantage that the policy has left (``off_policy_mask``).
 
@@ -189,6 +195,7 @@ def off_policy_masked(trust_region: TrustRegion, threshold: float) -> Coupled:
     return _dropped(trust_region, kept)
 
 
+@checked
 def token_covariance(log_probs: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
     """Each token's term of the covariance of A and log π, ``(A − mean A) · (log π − mean log π)`` (arXiv 2505.22617).
 
@@ -214,6 +221,7 @@ def _largest(values: jax.Array, share: float, mask: jax.Array) -> jax.Array:
     return order < jnp.maximum(jnp.floor(share * mask.sum()), 1)
 
 
+@checked
 def clip_cov(
     trust_region: TrustRegion,
     key: jax.Array,
@@ -261,6 +269,7 @@ def clip_cov(
     return _dropped(trust_region, kept)
 
 
+@checked
 def kl_cov(trust_region: TrustRegion, kl_coef: float = 1.0, share: float = 2e-4) -> Coupled:
     """KL-Cov: ``+ kl_coef · |log π − log π_old|`` on the tokens of largest covariance (arXiv 2505.22617).
 
@@ -295,6 +304,7 @@ def kl_cov(trust_region: TrustRegion, kl_coef: float = 1.0, share: float = 2e-4)
     return _coupled(loss)
 
 
+@checked
 def importance_corrected(penalty: KlEstimator) -> Coupled:
     """KL term on samples of π_old, multiplied by the ratio: ``r · penalty(log π, log π_ref)``, r differentiated too.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 
 from rlax_llm import returns
+from rlax_llm.arguments import checked
 from rlax_llm.types import Trajectory
 
 Credit = Callable[[Trajectory], jax.Array]
@@ -26,6 +27,7 @@ def _completed(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     return returns.td_targets(trajectory.rewards, cut, trajectory.next_values), trajectory.discounts * trajectory.traces
 
 
+@checked
 def total_return(trajectory: Trajectory) -> jax.Array:
     """ψ = the return of the step's whole episode (form 1): rewards from before the action too.
 
@@ -42,6 +44,7 @@ def total_return(trajectory: Trajectory) -> jax.Array:
     return returns.total_return(*_completed(trajectory))
 
 
+@checked
 def return_to_go(trajectory: Trajectory) -> jax.Array:
     """ψ = the discounted rewards from the action on (form 2), REINFORCE's.
 
@@ -58,6 +61,7 @@ def return_to_go(trajectory: Trajectory) -> jax.Array:
     return returns.discounted_returns(*_completed(trajectory))
 
 
+@checked
 def return_minus_baseline(trajectory: Trajectory) -> jax.Array:
     """ψ = the return to go minus the state's value (form 3): ``gae(1)``.
 
@@ -74,6 +78,7 @@ def return_minus_baseline(trajectory: Trajectory) -> jax.Array:
     return gae(1.0)(trajectory)
 
 
+@checked
 def q_value(trajectory: Trajectory) -> jax.Array:
     """ψ = Q(s, a) as the critic has it (form 4), ``r + γ V(s′)``: the first actor-critic's.
 
@@ -90,6 +95,7 @@ def q_value(trajectory: Trajectory) -> jax.Array:
     return returns.td_targets(trajectory.rewards, trajectory.discounts, trajectory.next_values)
 
 
+@checked
 def gae(lambda_: float | jax.Array = 0.95) -> Credit:
     """ψ = the generalised advantage estimate (form 5, A = Q − V), ``returns.gae`` of the stream.
 
@@ -117,6 +123,7 @@ def gae(lambda_: float | jax.Array = 0.95) -> Credit:
     return credit
 
 
+@checked
 def td_residual(trajectory: Trajectory) -> jax.Array:
     """ψ = the TD residual ``r + γ V(s′) − V(s)`` (form 6): ``gae(0)``.
 
@@ -133,6 +140,7 @@ def td_residual(trajectory: Trajectory) -> jax.Array:
     return gae(0.0)(trajectory)
 
 
+@checked
 def lambda_return(lambda_: float | jax.Array = 0.95) -> Credit:
     """The critic's target that belongs to ``gae(λ)``: the advantage plus the value.
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.kl import KlControl
 
 
+@checked
 def stepped_coef(target: float | jax.Array, step: float | jax.Array = 5e-3) -> KlControl:
     """``coef ← max(0, coef + step · sign(target − entropy))``: more of the bonus below the target, less above it.
 

@@ -32,7 +32,7 @@ def straight_from(x: jax.Array) -> float:
 def _with_line(x: jax.Array, curve: jax.Array) -> jax.Array:
     """The curve and, beyond its end, its tangent, at most the format's largest number."""
     end = straight_from(x)
-    line = math.exp(end) * jnp.maximum(x - end, 0.0)
+    line = math.exp(end) * jnp.maximum(x - end, -0.0)  # what −0 is added to keeps its sign, at 0 too
     return jnp.minimum(curve + line.astype(curve.dtype), jnp.finfo(curve.dtype).max)
 
 

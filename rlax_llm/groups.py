@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.masked import at_least_float32, divided_by_std, masked_deviation
 from rlax_llm.shaping import kl_in_reward
 from rlax_llm.types import Scored
@@ -22,6 +23,50 @@ GroupEstimator = Callable[[jax.Array], jax.Array]
 Advantage = Callable[[Scored], jax.Array]
 
 
+def check_groups(where: str, scored: Scored) -> None:
+    """Raise unless scores are ``[P, G]``.
+
+    Args:
+        where: the function that asks, for the message.
+        scored: completions in groups.
+
+    Raises:
+        ValueError: naming the shape.
+
+    >>> check_groups("f", Scored(jnp.zeros((2, 3, 4)), None, None))
+    Traceback (most recent call last):
+    ValueError: f: scores has shape (2, 3, 4), wanted [P, G]; of several rewards take gdpo, or add them up first.
+    """
+    shape = jnp.shape(scored.scores)
+    if len(shape) != 2:
+        hint = "of several rewards take gdpo, or add them up first" if len(shape) == 3 else "give a row to each prompt"
+        raise ValueError(f"{where}: scores has shape {shape}, wanted [P, G]; {hint}.")
+
+
+def check_rows(where: str, scored: Scored) -> None:
+    """Raise unless scores are ``[P, G]`` and the mask ``[P, G, T]``.
+
+    Args:
+        where: the function that asks, for the message.
+        scored: completions in groups.
+
+    Raises:
+        ValueError: naming the shape.
+
+    >>> check_rows("f", Scored(jnp.zeros((2, 3)), None, jnp.ones((6, 4), bool)))
+    Traceback (most recent call last):
+    ValueError: f: mask has shape (6, 4), scores has (2, 3), wanted mask [P, G, T]; give mask.reshape(2, 3, -1).
+    """
+    check_groups(where, scored)
+    shape = jnp.shape(scored.scores)
+    if jnp.ndim(scored.mask) != 3 or jnp.shape(scored.mask)[:2] != shape:
+        raise ValueError(
+            f"{where}: mask has shape {jnp.shape(scored.mask)}, scores has {shape}, wanted mask [P, G, T]; give "
+            f"mask.reshape({shape[0]}, {shape[1]}, -1)."
+        )
+
+
+@checked
 def has_rival(scores: jax.Array) -> jax.Array:
     """The members that have a score, and another scored one to be compared with.
 
@@ -38,6 +83,7 @@ def has_rival(scores: jax.Array) -> jax.Array:
     return scored & (scored.sum() > 1)
 
 
+@checked
 def centred(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Score minus the group's mean, ``A_i = s_i − Σ w s / Σ w``.
 
@@ -62,6 +108,7 @@ def centred(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     return masked_deviation(scores, has_rival(scores), weights)
 
 
+@checked
 def leave_one_out(scores: jax.Array) -> jax.Array:
     """Score minus the mean of the *other* members, ``A_i = s_i − mean_{j≠i}(s_j)``.
 
@@ -81,6 +128,7 @@ def leave_one_out(scores: jax.Array) -> jax.Array:
     return centred(scores) * count / jnp.maximum(count - 1, 1)
 
 
+@checked
 def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """GRPO's advantage ``A_i = (s_i − mean(s)) / (std(s) + eps)`` (arXiv 2402.03300, section 4.1.2).
 
@@ -104,6 +152,7 @@ def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     return _in_stds("z_score", centred(scores), scores, ddof, eps)
 
 
+@checked
 def max_leave_one_out(scores: jax.Array) -> jax.Array:
     """What the group's best score owes to a member, ``A_i = max_j(s_j) − max_{j≠i}(s_j)``.
 
@@ -130,6 +179,7 @@ def max_leave_one_out(scores: jax.Array) -> jax.Array:
     return jnp.where(is_best & compared, ranked - second, 0.0)
 
 
+@checked
 def pass_at_k(scores: jax.Array, ddof: int = 1, eps: float = 1e-6) -> jax.Array:
     """Pass@k's advantage for k = G: ``max_leave_one_out`` divided by ``std + eps`` (arXiv 2503.19595, as verl has it).
 
@@ -161,6 +211,7 @@ def _in_stds(where: str, advantages: jax.Array, scores: jax.Array, ddof: int, ep
     return divided_by_std(advantages, scores, has_rival(scores), ddof, eps)
 
 
+@checked
 def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
     """Score minus that of the greedy completion of the same prompt, ``A_i = s_i − s_greedy`` (ReMax, arXiv 2310.10505).
 
@@ -187,6 +238,7 @@ def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(difference), 0.0, difference)
 
 
+@checked
 def per_group(estimator: GroupEstimator) -> Advantage:
     """Lift an estimator of one group ``[G] → [G]`` to ``Scored → [P, G]``.
 
@@ -194,9 +246,15 @@ def per_group(estimator: GroupEstimator) -> Advantage:
     >>> per_group(centred)(Scored(scores, None, None)).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
     """
-    return lambda scored: jax.vmap(estimator)(scored.scores)
+
+    def over_groups(scored: Scored) -> jax.Array:
+        check_groups("per_group", scored)
+        return jax.vmap(estimator)(scored.scores)
+
+    return over_groups
 
 
+@checked
 def length_centred(scored: Scored) -> jax.Array:
     """``centred`` at the mean weighed by length, ``A_i = s_i − Σ l s / Σ l`` (OPO, arXiv 2505.23585).
 
@@ -213,9 +271,11 @@ def length_centred(scored: Scored) -> jax.Array:
     >>> length_centred(Scored(jnp.array([[0.0, 4.0]]), jnp.zeros((1, 2, 3)), mask)).tolist()
     [[-1.0, 3.0]]
     """
+    check_rows("length_centred", scored)
     return jax.vmap(centred)(scored.scores, scored.mask.sum(-1))
 
 
+@checked
 def reference_for(where: str, scored: Scored, kl_coef: float) -> jax.Array | None:
     """``ref_log_probs``, or None where the coefficient is 0 while tracing, so that no KL is to be computed.
 
@@ -229,6 +289,7 @@ def reference_for(where: str, scored: Scored, kl_coef: float) -> jax.Array | Non
     return scored.ref_log_probs
 
 
+@checked
 def kl_in_score(advantage: Advantage, kl_coef: float) -> Advantage:
     """Subtract the sequence's KL from its score first: ``s_i − kl_coef · Σ_t k1(t)`` (RLOO, arXiv 2402.14740).
 

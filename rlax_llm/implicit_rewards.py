@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks, kl
+from rlax_llm.arguments import checked
 from rlax_llm.exponentials import expm1_then_line
 
 Reward = Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
@@ -35,6 +36,7 @@ class Responses(NamedTuple):
     ref_log_probs: jax.Array | None = None
 
 
+@checked
 def wide(values: jax.Array) -> jax.Array:
     """Values in at least float32, the precision in which sums over tokens are taken.
 
@@ -45,6 +47,7 @@ def wide(values: jax.Array) -> jax.Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
+@checked
 def log_prob(beta: float | jax.Array = 1.0) -> Reward:
     """Scaled log-probability of the response, ``r = β Σ_t log π(y_t)`` (CPO, arXiv 2401.08417).
 
@@ -71,6 +74,7 @@ def log_prob(beta: float | jax.Array = 1.0) -> Reward:
     return reward
 
 
+@checked
 def log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     """DPO's reward ``r = β Σ_t (log π(y_t) − log π_ref(y_t))`` (arXiv 2305.18290, eq. 5 without its constant).
 
@@ -99,6 +103,7 @@ def log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     return reward
 
 
+@checked
 def length_normalised(reward: Reward) -> Reward:
     """Reward per token, ``r / |y|``.
 
@@ -122,6 +127,7 @@ def length_normalised(reward: Reward) -> Reward:
     return normalised
 
 
+@checked
 def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
     """SimPO's reward ``r = β/|y| Σ_t log π(y_t)`` (arXiv 2405.14734, eq. 4): ``length_normalised(log_prob(beta))``.
 
@@ -142,6 +148,7 @@ def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
     return length_normalised(log_prob(beta))
 
 
+@checked
 def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     """Log-ratio per token, ``r = β/|y| Σ_t (log π − log π_ref)``: ``length_normalised(log_ratio(beta))``.
 
@@ -162,6 +169,7 @@ def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     return length_normalised(log_ratio(beta))
 
 
+@checked
 def length_regularised(reward: Reward, length_coef: float) -> Reward:
     """Reward plus a bonus for length, ``r + α |y|`` (R-DPO, arXiv 2403.19159).
 
@@ -185,6 +193,7 @@ def length_regularised(reward: Reward, length_coef: float) -> Reward:
     return regularised
 
 
+@checked
 def sloped(reward: Reward, slope: Slope, beta: float | jax.Array) -> Reward:
     """f-DPO's reward ``r = β f′(π/π_ref)`` (arXiv 2309.16240), f′ written as a function of the log-ratio.
 
@@ -209,6 +218,7 @@ def sloped(reward: Reward, slope: Slope, beta: float | jax.Array) -> Reward:
     return lambda log_probs, ref_log_probs, mask: beta * slope(reward(log_probs, ref_log_probs, mask))
 
 
+@checked
 def alpha_slope(alpha: float) -> Slope:
     """Slope of the α-divergence, ``f′(u) = (u^(α−1) − 1)/(α − 1)`` at ``u = exp(log_ratio)``.
 
@@ -233,6 +243,7 @@ def alpha_slope(alpha: float) -> Slope:
     return slope
 
 
+@checked
 def forward_kl_slope(log_ratio: jax.Array) -> jax.Array:
     """Slope of forward KL, ``f′(u) = 1 − 1/u``: ``alpha_slope(0)``. Peers differ in the constant, which cancels.
 
@@ -250,6 +261,7 @@ def forward_kl_slope(log_ratio: jax.Array) -> jax.Array:
     return alpha_slope(0.0)(log_ratio)
 
 
+@checked
 def jensen_shannon_slope(log_ratio: jax.Array) -> jax.Array:
     """Slope of twice the Jensen-Shannon divergence, ``f′(u) = log(2u/(1 + u))``.
 
@@ -267,6 +279,7 @@ def jensen_shannon_slope(log_ratio: jax.Array) -> jax.Array:
     return jnp.log(2.0) + jax.nn.log_sigmoid(log_ratio)
 
 
+@checked
 def log_odds(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
     """ORPO's reward ``log(p/(1 − p))`` with p the geometric mean of the tokens' probabilities (arXiv 2403.07691).
 

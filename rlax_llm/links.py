@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.exponentials import exp_then_line
 
 Link = Callable[[jax.Array, jax.Array], jax.Array]
@@ -23,6 +24,7 @@ def _difference(where: str, chosen_rewards: jax.Array, rejected_rewards: jax.Arr
     return chosen_rewards - rejected_rewards
 
 
+@checked
 def logistic(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Bradley-Terry negative log-likelihood ``−log σ(Δ)``: reward models (arXiv 2203.02155), DPO (arXiv 2305.18290).
 
@@ -41,6 +43,7 @@ def logistic(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Arra
     return jax.nn.softplus(-_difference("logistic", chosen_rewards, rejected_rewards))
 
 
+@checked
 def misranking(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Bradley-Terry probability that the rejected one wins, ``1 − σ(Δ)``: KTO's value, APO's terms.
 
@@ -60,6 +63,7 @@ def misranking(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Ar
     return jax.nn.sigmoid(-_difference("misranking", chosen_rewards, rejected_rewards))
 
 
+@checked
 def hinge(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Hinge ``max(0, 1 − Δ)``: of ``log_prob`` SLiC-HF (arXiv 2305.10425), of ``log_ratio`` RSO (arXiv 2309.06657).
 
@@ -78,6 +82,7 @@ def hinge(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     return jax.nn.relu(1 - _difference("hinge", chosen_rewards, rejected_rewards))
 
 
+@checked
 def squared(target: jax.typing.ArrayLike) -> Link:
     """Regression of the margin, ``(Δ − target)²`` (IPO, arXiv 2310.12036, eq. 17, with ``target = 1/(2τ)``).
 
@@ -95,6 +100,7 @@ def squared(target: jax.typing.ArrayLike) -> Link:
     return lambda chosen, rejected: jnp.square(_difference("squared", chosen, rejected) - target)
 
 
+@checked
 def exo(eps: float = 1e-3) -> Link:
     """EXO's reverse KL between (σ(Δ), σ(−Δ)) and the smoothed label (1 − ε, ε) (arXiv 2402.00856, eq. 16).
 
@@ -122,6 +128,7 @@ def exo(eps: float = 1e-3) -> Link:
     return link
 
 
+@checked
 def nca(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Noise-contrastive alignment of pairs, ``−log σ(w) − ½ log σ(−w) − ½ log σ(−l)`` (NCA, arXiv 2402.05369).
 
@@ -142,6 +149,7 @@ def nca(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     return logistic(chosen_rewards, zero) + 0.5 * (logistic(zero, chosen_rewards) + logistic(zero, rejected_rewards))
 
 
+@checked
 def apo_down(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """APO-down ``σ(w) + 1 − σ(w − l)``: lowers the chosen one too, the rejected one more (arXiv 2408.06266, eq. 8).
 
@@ -160,6 +168,7 @@ def apo_down(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Arra
     return misranking(chosen_rewards, rejected_rewards) + misranking(jnp.zeros_like(chosen_rewards), chosen_rewards)
 
 
+@checked
 def discopop(temperature: float = 0.05) -> Link:
     """DiscoPOP's blend ``(1 − m)(−log σ(Δ)) + m exp(−Δ)`` with ``m = σ(Δ/temperature)`` (arXiv 2406.08414, eq. 5).
 
@@ -192,6 +201,7 @@ def discopop(temperature: float = 0.05) -> Link:
 # Modifiers: link → link.
 
 
+@checked
 def shifted(link: Link, margin: jax.typing.ArrayLike) -> Link:
     """Demand a margin, ``link(w − margin, l)``: SimPO's γ (arXiv 2405.14734); Llama 2's reward model (2307.09288).
 
@@ -214,6 +224,7 @@ def _flipped(link: Link, share: float) -> Link:
     return lambda chosen, rejected: (1 - share) * link(chosen, rejected) + share * link(rejected, chosen)
 
 
+@checked
 def smoothed(link: Link, eps: float) -> Link:
     """Label smoothing ``(1 − ε) link(w, l) + ε link(l, w)``: of ``logistic`` conservative DPO (Mitchell, 2023).
 
@@ -237,6 +248,7 @@ def smoothed(link: Link, eps: float) -> Link:
     return _flipped(link, eps)
 
 
+@checked
 def robust(link: Link, eps: float) -> Link:
     """Unbiased for labels flipped with probability ε: ``[(1 − ε) link(w, l) − ε link(l, w)]/(1 − 2ε)``.
 
@@ -260,6 +272,7 @@ def robust(link: Link, eps: float) -> Link:
     return _flipped(link, -eps / (1 - 2 * eps))
 
 
+@checked
 def against_zero(link: Link) -> Link:
     """Each response against 0 instead of the other, ``link(w, 0) + link(0, l)``.
 
@@ -285,6 +298,7 @@ def against_zero(link: Link) -> Link:
     return both
 
 
+@checked
 def sorted_pairs(link: Link) -> Link:
     """Quantile against quantile, ``link(sort(w), sort(l))``: stochastic dominance of rewards (AOT, arXiv 2406.05882).
 
@@ -311,6 +325,7 @@ def sorted_pairs(link: Link) -> Link:
     return quantiles
 
 
+@checked
 def chosen_drop(link: Link, drop_coef: float) -> Link:
     """Punish a chosen response that fell below the reference, ``link(w − λ max(0, −w), l)`` (DPOP, arXiv 2402.13228).
 
@@ -329,6 +344,7 @@ def chosen_drop(link: Link, drop_coef: float) -> Link:
     return lambda chosen, rejected: link(chosen - drop_coef * jax.nn.relu(-chosen), rejected)
 
 
+@checked
 def centred_rewards(link: Link, centring_coef: float) -> Link:
     """Keep a reward model's scores around 0, ``link(w, l) + c (w + l)²`` (arXiv 2312.09244, eq. 2).
 
@@ -348,6 +364,7 @@ def centred_rewards(link: Link, centring_coef: float) -> Link:
     return lambda chosen, rejected: link(chosen, rejected) + centring_coef * jnp.square(chosen + rejected)
 
 
+@checked
 def weighted_sum(*terms: tuple[float, Link]) -> Link:
     """Several links at once, ``Σ_k c_k link_k(w, l)``, as in mixed preference optimisation (arXiv 2411.10442).
 

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 
 
+@checked
 def at_least_float32(x: jax.Array) -> jax.Array:
     """The array as floats that can be summed: integers and 16-bit floats become float32, wider ones stay.
 
@@ -27,6 +29,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x, float), jnp.float32))
 
 
+@checked
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of the masked entries, ``Σ m x / Σ m``; 0 where none is True.
 
@@ -47,6 +50,7 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, at_least_float32(x), 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+@checked
 def masked_deviation(x: jax.Array, mask: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Difference from the weighted mean of the masked entries, ``x_i − Σ w x / Σ w``.
 
@@ -81,6 +85,7 @@ def masked_deviation(x: jax.Array, mask: jax.Array, weights: jax.Array | None = 
     return jnp.where(mask & (total > 0), shifted - mean, 0.0)
 
 
+@checked
 def masked_variance(x: jax.Array, mask: jax.Array, ddof: int = 1) -> jax.Array:
     """Variance of the masked entries, ``Σ m (x − mean)² / (Σ m − ddof)``; 0 where there are no more than ``ddof``.
 
@@ -100,6 +105,7 @@ def masked_variance(x: jax.Array, mask: jax.Array, ddof: int = 1) -> jax.Array:
     return jnp.where(count > ddof, variance, 0.0)
 
 
+@checked
 def divided_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """``numerator / (std(x) + eps)``, the standard deviation over the masked entries of ``x``.
 
@@ -126,6 +132,7 @@ def divided_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: in
     return jnp.where(variance > 0, numerator / (std + eps), 0.0)
 
 
+@checked
 def whiten(x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-8) -> jax.Array:
     """Mean 0 and variance 1 over the masked entries, ``(x − mean) / √(var + eps)``.
 
@@ -151,6 +158,7 @@ def whiten(x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-8) -> j
     return masked_deviation(x, mask) / jnp.sqrt(jnp.where(denominator > 0, denominator, 1.0))
 
 
+@checked
 def unit_variance(x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-8) -> jax.Array:
     """Variance 1 with the mean kept, ``whiten(x) + mean(x)``: how RLHF-PPO whitens rewards.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.coupled import Coupled, chosen_only
 from rlax_llm.kl import KlEstimator, k3
 from rlax_llm.ratios import Ratio
@@ -47,6 +48,7 @@ def _sums(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, jax.Arra
     return jnp.where(batch.mask, weights, 0.0), jnp.where(batch.mask, uniform, 0.0)
 
 
+@checked
 def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss ``Σ weights · (trust_region(log_ratio, A) + kl)`` and its metrics, each a sum that adds over micro-batches.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.exponentials import exp_then_line
 from rlax_llm.recurrence import cut_product
 from rlax_llm.returns import PerStep, multistep_errors, stream, td_targets
@@ -29,6 +30,7 @@ class VTrace(NamedTuple):
     advantages: jax.Array
 
 
+@checked
 def truncated_ratio(log_ratio: jax.Array, ceiling: float = 1.0) -> jax.Array:
     """``min(ceiling, exp(log_ratio))``, without overflow and with derivative 0 above the ceiling.
 
@@ -58,6 +60,7 @@ def _following(x: jax.Array) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(-1, 1, 0)])
 
 
+@checked
 def vtrace(
     rewards: jax.Array,
     discounts: PerStep,
@@ -110,6 +113,7 @@ def vtrace(
     return VTrace(targets, weights * (td_targets(rewards, discounts, after) - values))
 
 
+@checked
 def retrace(
     rewards: jax.Array,
     discounts: PerStep,

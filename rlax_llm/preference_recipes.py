@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.implicit_rewards import (
     alpha_slope,
     log_odds,
@@ -25,6 +26,7 @@ from rlax_llm.links import against_zero, logistic, shifted, sorted_pairs, square
 from rlax_llm.preferences import Preference, per_response, policy_against_reference
 
 
+@checked
 def dpo(beta: float | jax.Array = 0.1) -> Preference:
     """Direct Preference Optimisation, ``−log σ(β (log π/π_ref (w) − log π/π_ref (l)))`` (arXiv 2305.18290, eq. 7).
 
@@ -45,6 +47,7 @@ def dpo(beta: float | jax.Array = 0.1) -> Preference:
     return Preference(per_response(log_ratio(beta)), logistic)
 
 
+@checked
 def ipo(tau: float | jax.Array = 0.1) -> Preference:
     """Identity Preference Optimisation, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
 
@@ -68,6 +71,7 @@ def ipo(tau: float | jax.Array = 0.1) -> Preference:
     return Preference(per_response(mean_log_ratio()), squared(1 / (2 * tau)))
 
 
+@checked
 def sppo(beta: float | jax.Array = 0.1) -> Preference:
     """Self-Play Preference Optimisation with hard labels, ``(w − 1/(2β))² + (l + 1/(2β))²`` (arXiv 2405.00675, 4.7).
 
@@ -90,6 +94,7 @@ def sppo(beta: float | jax.Array = 0.1) -> Preference:
     return Preference(per_response(log_ratio()), against_zero(squared(1 / (2 * beta))))
 
 
+@checked
 def aot(beta: float | jax.Array = 0.1) -> Preference:
     """Alignment via Optimal Transport on pairs: sorted margins of the policy and of the reference (arXiv 2406.05882).
 
@@ -111,6 +116,7 @@ def aot(beta: float | jax.Array = 0.1) -> Preference:
     return Preference(policy_against_reference(log_prob(beta)), sorted_pairs(logistic))
 
 
+@checked
 def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
     """Contrastive Preference Optimisation: ``dpo`` without a reference, plus likelihood (arXiv 2401.08417).
 
@@ -133,6 +139,7 @@ def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
     return Preference(per_response(log_prob(beta)), logistic, nll_coef)
 
 
+@checked
 def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Preference:
     """SimPO, ``−log σ(β (log π(w)/|w| − log π(l)/|l|) − γ)`` (arXiv 2405.14734, eq. 6).
 
@@ -156,6 +163,7 @@ def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0
     return Preference(per_response(mean_log_prob(beta)), shifted(logistic, gamma), nll_coef)
 
 
+@checked
 def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 0.5) -> Preference:
     """AlphaPO: ``simpo`` with the reward bent to ``β (1 − p^−α)/α``, p per token (arXiv 2501.03884).
 
@@ -178,6 +186,7 @@ def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 
     return simpo(beta, gamma)._replace(rewards=per_response(sloped(mean_log_prob(), alpha_slope(1 - alpha), beta)))
 
 
+@checked
 def orpo(odds_coef: float = 0.1) -> Preference:
     """Odds-Ratio Preference Optimisation, ``NLL − λ log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
 

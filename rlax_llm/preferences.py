@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.exponentials import exp_then_line
 from rlax_llm.implicit_rewards import Responses, Reward, mean_log_ratio, wide
 from rlax_llm.links import Link, shifted
@@ -56,6 +57,7 @@ class Preference(NamedTuple):
     nll_coef: float = 0.0
 
 
+@checked
 def per_response(reward: Reward) -> Rewards:
     """Lift a reward of one response to a batch of pairs.
 
@@ -79,6 +81,7 @@ def per_response(reward: Reward) -> Rewards:
     return rewards
 
 
+@checked
 def policy_against_reference(reward: Reward) -> Rewards:
     """The policy's own margin against the reference's, ``(r_π(w) − r_π(l), r_ref(w) − r_ref(l))``: what AOT compares.
 
@@ -115,6 +118,7 @@ def policy_against_reference(reward: Reward) -> Rewards:
     return margins
 
 
+@checked
 def length_desensitised(rewards: Rewards, tail_coef: float) -> Rewards:
     """Damp the tokens beyond the length that both responses share, ``log p = Σ_{t ≤ n} + α Σ_{t > n}`` (LD-DPO).
 
@@ -148,6 +152,7 @@ def length_desensitised(rewards: Rewards, tail_coef: float) -> Rewards:
     return of_batch
 
 
+@checked
 def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
     """Weights of the mean over pairs, ``1/B``; a pair with an empty response counts in no denominator.
 
@@ -170,6 +175,7 @@ def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
     return pairs / jnp.maximum(pairs.sum(), 1).astype(jnp.float32)
 
 
+@checked
 def log_collision_probability(logits: jax.Array) -> jax.Array:
     """Log of the probability that two draws agree, ``log Σ_v p_v²``: the normaliser of WPO's weights.
 
@@ -187,6 +193,7 @@ def log_collision_probability(logits: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(2 * jax.nn.log_softmax(logits), -1)
 
 
+@checked
 def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax.Array) -> jax.Array:
     """WPO's weight of a response, ``exp(1/|y| Σ_t (log π(y_t) − log Σ_v p_v²))`` (arXiv 2406.11827, eq. 2).
 
@@ -209,6 +216,7 @@ def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax
     return jax.lax.stop_gradient(exp_then_line(mean_log_ratio()(log_probs, log_collisions, mask)))
 
 
+@checked
 def pair_loss(
     link: Link, chosen_rewards: jax.Array, rejected_rewards: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -256,6 +264,7 @@ def _without_padding(responses: Responses, used: jax.Array) -> Responses:
     return responses._replace(mask=responses.mask & used[:, None])
 
 
+@checked
 def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """``Σ weights · link(rewards)  +  nll_coef · Σ token_weights · (−log π)``: sums, so exact under micro-batches.
 

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.kl import straight_through
 from rlax_llm.masked import at_least_float32
 
 Ratio = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@checked
 def token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Per-token log-ratio ``log π(a_t|s_t) − log π_old(a_t|s_t)`` (PPO, arXiv 1707.06347).
 
@@ -44,6 +46,7 @@ def _chosen_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: ja
     return token_ratio(jnp.where(mask, log_probs, 0.0), jnp.where(mask, old_log_probs, 0.0), mask)
 
 
+@checked
 def summed_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Log-ratio of whole completions, ``Σ_t log π(a_t|s_t) − log π_old(a_t|s_t)``, on each of their tokens.
 
@@ -67,6 +70,7 @@ def summed_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array
     return jnp.where(mask, log_ratio.sum(-1, keepdims=True), 0.0)
 
 
+@checked
 def sequence_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean log-ratio of each completion, ``1/|y| · Σ_t log π(a_t|s_t) − log π_old(a_t|s_t)``, on each of its tokens.
 
@@ -90,6 +94,7 @@ def sequence_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Arr
     return summed_ratio(log_probs, old_log_probs, mask) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 
 
+@checked
 def sequence_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """GSPO-token: ``sequence_ratio``'s value with ``token_ratio``'s gradient (arXiv 2507.18071).
 
@@ -111,6 +116,7 @@ def sequence_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: j
     return straight_through(sequence_ratio, _chosen_token_ratio)(log_probs, old_log_probs, mask)
 
 
+@checked
 def summed_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """``summed_ratio``'s value with ``token_ratio``'s gradient: what ``vespo`` reads.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlax_llm import batch_credit, coupled, trust_regions
+from rlax_llm.arguments import checked
 from rlax_llm.groups import centred, kl_in_score, leave_one_out, length_centred, per_group, z_score
 from rlax_llm.kl import KlEstimator, k3, kl_penalty
 from rlax_llm.objectives import Objective
@@ -11,6 +12,7 @@ from rlax_llm.trust_regions import clip, score_function
 from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
 
 
+@checked
 def penalty_or_none(estimator: KlEstimator, kl_coef: float) -> KlEstimator | None:
     """``kl_penalty(estimator, kl_coef)``, or None for a coefficient of 0: then no reference is needed.
 
@@ -24,6 +26,7 @@ def penalty_or_none(estimator: KlEstimator, kl_coef: float) -> KlEstimator | Non
     return None if isinstance(kl_coef, (int, float)) and kl_coef == 0 else kl_penalty(estimator, kl_coef)
 
 
+@checked
 def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
     """Group Relative Policy Optimisation (arXiv 2402.03300): z-scores, PPO clip, sequence mean, k3 in the loss.
 
@@ -37,6 +40,7 @@ def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
     return Objective(per_group(z_score), token_ratio, clip(eps), sequence_mean, penalty_or_none(k3, kl_coef))
 
 
+@checked
 def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     """Dr.GRPO (arXiv 2503.20783): no division by the group's std or by the completion's length, no KL.
 
@@ -50,6 +54,7 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     return grpo(0, eps)._replace(advantage=per_group(centred), weighting=fixed_length(max_new_tokens))
 
 
+@checked
 def dapo(eps_low: float = 0.2, eps_high: float = 0.28) -> Objective:
     """DAPO's loss (arXiv 2503.14476): clip-higher and the token mean, no KL.
 
@@ -63,6 +68,7 @@ def dapo(eps_low: float = 0.2, eps_high: float = 0.28) -> Objective:
     return grpo(0)._replace(trust_region=clip(eps_low, eps_high), weighting=token_mean)
 
 
+@checked
 def rloo(kl_coef: float = 0.05) -> Objective:
     """REINFORCE Leave-One-Out (arXiv 2402.14740): whole completions, leave-one-out baseline, k1 in the score.
 
@@ -76,6 +82,7 @@ def rloo(kl_coef: float = 0.05) -> Objective:
     return Objective(advantage, token_ratio, score_function, sequence_sum)
 
 
+@checked
 def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """Group Sequence Policy Optimisation (arXiv 2507.18071): one ratio a completion, no KL.
 
@@ -89,6 +96,7 @@ def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     return grpo(0)._replace(ratio=sequence_ratio, trust_region=clip(eps_low, eps_high))
 
 
+@checked
 def gspo_token(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """GSPO-token (arXiv 2507.18071): the completion's ratio with each token's own gradient.
 
@@ -102,6 +110,7 @@ def gspo_token(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     return gspo(eps_low, eps_high)._replace(ratio=sequence_token_ratio)
 
 
+@checked
 def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """LUSPO: GSPO whose completions weigh as many tokens as they have.
 
@@ -115,6 +124,7 @@ def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     return gspo(eps_low, eps_high)._replace(weighting=sequence_sum)
 
 
+@checked
 def gmpo(eps: float = 0.4) -> Objective:
     """Geometric-Mean Policy Optimisation (arXiv 2507.20673).
 
@@ -127,6 +137,7 @@ def gmpo(eps: float = 0.4) -> Objective:
     return grpo(0)._replace(trust_region=coupled.gmpo(eps))
 
 
+@checked
 def cispo(ceiling: float) -> Objective:
     """CISPO (arXiv 2506.13585): detached, capped importance weights, the mean over tokens, no KL.
 
@@ -139,6 +150,7 @@ def cispo(ceiling: float) -> Objective:
     return dapo()._replace(trust_region=trust_regions.cispo(ceiling=ceiling))
 
 
+@checked
 def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> Objective:
     """Soft Adaptive Policy Optimisation (arXiv 2511.20347).
 
@@ -152,6 +164,7 @@ def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) 
     return grpo(0)._replace(trust_region=trust_regions.sapo(temperature_positive, temperature_negative))
 
 
+@checked
 def vespo() -> Objective:
     """VESPO (arXiv 2602.10693): Gamma-shaped weights of whole completions, the mean over tokens.
 
@@ -161,6 +174,7 @@ def vespo() -> Objective:
     return dapo()._replace(ratio=summed_token_ratio, trust_region=trust_regions.vespo())
 
 
+@checked
 def dppo_tv(eps: float = 0.2) -> Objective:
     """Divergence PPO by total variation (arXiv 2602.04879).
 
@@ -173,6 +187,7 @@ def dppo_tv(eps: float = 0.2) -> Objective:
     return dapo()._replace(trust_region=coupled.dppo_tv(eps))
 
 
+@checked
 def dppo_kl(limit: float = 0.05) -> Objective:
     """Divergence PPO by the KL of "this token or another" (arXiv 2602.04879).
 
@@ -185,6 +200,7 @@ def dppo_kl(limit: float = 0.05) -> Objective:
     return dapo()._replace(trust_region=coupled.dppo_kl(limit))
 
 
+@checked
 def lite_ppo() -> Objective:
     """Lite PPO (arXiv 2508.08221): the group's mean, the batch's std, the mean over tokens.
 
@@ -194,6 +210,7 @@ def lite_ppo() -> Objective:
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.batch_std())
 
 
+@checked
 def opo() -> Objective:
     """OPO (arXiv 2505.23585): the length-weighted mean of the group as baseline, the score function.
 
@@ -203,6 +220,7 @@ def opo() -> Objective:
     return rloo(0)._replace(advantage=length_centred)
 
 
+@checked
 def gpg() -> Objective:
     """GPG (arXiv 2504.02546): centred scores, made up for uninformative groups, and the score function.
 
@@ -212,6 +230,7 @@ def gpg() -> Objective:
     return dapo()._replace(advantage=batch_credit.gpg(), trust_region=score_function)
 
 
+@checked
 def reinforce_plus_plus(kl_coef: float = 0.01) -> Objective:
     """REINFORCE++ (arXiv 2501.03262): the tokens' returns with k1 in the reward, whitened over the batch.
 
@@ -224,6 +243,7 @@ def reinforce_plus_plus(kl_coef: float = 0.01) -> Objective:
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus(kl_coef))
 
 
+@checked
 def reinforce_plus_plus_baseline() -> Objective:
     """REINFORCE++-baseline (arXiv 2501.03262): centred in the group, whitened over the batch.
 
@@ -233,6 +253,7 @@ def reinforce_plus_plus_baseline() -> Objective:
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus_baseline())
 
 
+@checked
 def gdpo(reward_weights: tuple[float, ...]) -> Objective:
     """GDPO (arXiv 2601.05242): several rewards, each a z-score in its group before they are added; the token mean.
 

@@ -24,11 +24,13 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.recurrence import cut_product, reverse_affine_scan
 
 PerStep = jax.Array | float
 
 
+@checked
 def stream(where: str, rewards: jax.Array, **others: PerStep) -> list[jax.Array]:
     """The arguments of one stream in their common dtype, float32 or wider, once their shapes are right.
 
@@ -45,7 +47,7 @@ def stream(where: str, rewards: jax.Array, **others: PerStep) -> list[jax.Array]
 
     >>> stream("gae", jnp.zeros(3), discounts=0.9, values=jnp.zeros(4))
     Traceback (most recent call last):
-    ValueError: gae: values has shape (4,), rewards has (3,); give arrays of one shape.
+    ValueError: gae: values has shape (4,), rewards has (3,); give arrays of one shape: of the values v of T + 1 ...
     """
     checks.rank(where, "rewards", rewards, 1, "[T]")
     checks.same_shape(where, rewards=rewards, **{name: x for name, x in others.items() if jnp.ndim(x)})
@@ -53,6 +55,7 @@ def stream(where: str, rewards: jax.Array, **others: PerStep) -> list[jax.Array]
     return [jnp.asarray(x, dtype) for x in (rewards, *others.values())]
 
 
+@checked
 def discounted_returns(rewards: jax.Array, discounts: PerStep = 1.0, bootstrap: PerStep = 0.0) -> jax.Array:
     """Return to go ``G[t] = r[t] + γ[t] · G[t+1]`` with ``G[T] = bootstrap`` (Sutton and Barto, 2018, section 3.3).
 
@@ -77,6 +80,7 @@ def discounted_returns(rewards: jax.Array, discounts: PerStep = 1.0, bootstrap: 
     return reverse_affine_scan(rewards, discounts, bootstrap)
 
 
+@checked
 def total_return(rewards: jax.Array, discounts: PerStep = 1.0) -> jax.Array:
     """The return from the start of the step's own episode, the same number at all of its steps.
 
@@ -102,6 +106,7 @@ def total_return(rewards: jax.Array, discounts: PerStep = 1.0) -> jax.Array:
     return discounted_returns(rewards, discounts)[jax.lax.cummax(starts)]
 
 
+@checked
 def td_targets(rewards: jax.Array, discounts: PerStep, next_values: PerStep) -> jax.Array:
     """One-step target ``r[t] + γ[t] · V(s[t+1])``: a critic's estimate of Q(s, a) (Sutton and Barto, 2018, eq. 6.2).
 
@@ -126,6 +131,7 @@ def td_targets(rewards: jax.Array, discounts: PerStep, next_values: PerStep) -> 
     return rewards + cut_product(discounts, next_values)
 
 
+@checked
 def td_errors(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: PerStep) -> jax.Array:
     """TD residual ``δ[t] = r[t] + γ[t] · V(s[t+1]) − V(s[t])`` (arXiv 1506.02438, section 3).
 
@@ -152,6 +158,7 @@ def td_errors(rewards: jax.Array, discounts: PerStep, values: PerStep, next_valu
     return td_targets(rewards, discounts, next_values) - values
 
 
+@checked
 def lambda_returns(rewards: jax.Array, discounts: PerStep, next_values: jax.Array, traces: PerStep = 1.0) -> jax.Array:
     """λ-return ``G[t] = r[t] + γ[t] · ((1 − λ[t]) · V(s[t+1]) + λ[t] · G[t+1])``, bootstrapped at the end.
 
@@ -177,6 +184,7 @@ def lambda_returns(rewards: jax.Array, discounts: PerStep, next_values: jax.Arra
     return reverse_affine_scan(*_lambda_step("lambda_returns", rewards, discounts, next_values, traces))
 
 
+@checked
 def n_step_returns(
     rewards: jax.Array, discounts: PerStep, next_values: jax.Array, n: int, traces: PerStep = 1.0
 ) -> jax.Array:
@@ -216,6 +224,7 @@ def n_step_returns(
     return reverse_affine_scan(offsets, factors, next_values[jnp.minimum(window[-1], steps - 1)])[0]
 
 
+@checked
 def multistep_errors(
     rewards: jax.Array,
     discounts: PerStep,
@@ -261,6 +270,7 @@ def multistep_errors(
     return reverse_affine_scan(weights * errors, (discounts, traces))
 
 
+@checked
 def gae(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: PerStep, traces: PerStep) -> jax.Array:
     """Generalised advantage estimation, ``A[t] = δ[t] + γ[t] · λ[t] · A[t+1]`` (arXiv 1506.02438, eq. 16).
 
@@ -289,7 +299,8 @@ def gae(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: Pe
     >>> gae(rewards, 0.5, values, next_values, jnp.array([0.0, 0.5])).tolist()  # is truncated after step 0
     [2.0, 2.0]
     """
-    return multistep_errors(rewards, discounts, values, next_values, traces)
+    given = {"discounts": discounts, "values": values, "next_values": next_values, "traces": traces}
+    return multistep_errors(*stream("gae", rewards, **given))
 
 
 def _lambda_step(

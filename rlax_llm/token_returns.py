@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.recurrence import reverse_affine_scan
 from rlax_llm.returns import PerStep, gae, stream
 
 
+@checked
 def decoupled_gae(
     rewards: jax.Array,
     discounts: PerStep,
@@ -52,6 +54,7 @@ def decoupled_gae(
     return advantages, gae(rewards, discounts, values, next_values, value_traces) + values
 
 
+@checked
 def length_adaptive_trace(length: PerStep, alpha: float = 0.05) -> jax.Array:
     """The policy's λ for a completion of that length, ``λ = 1 − 1/(α · length)`` (VAPO, arXiv 2504.05118).
 
@@ -93,6 +96,7 @@ class Steps(NamedTuple):
     traces: jax.Array
 
 
+@checked
 def token_steps(
     rewards: jax.Array,
     values: jax.Array,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.implicit_rewards import Responses, Reward, log_ratio
 from rlax_llm.links import Link, logistic, misranking
 
@@ -56,6 +57,7 @@ class RunningMean(NamedTuple):
     seen: jax.Array
 
 
+@checked
 def kto(beta: float | jax.Array = 0.1) -> Unpaired:
     """Kahneman-Tversky Optimisation: ``1 − σ(r − z0)`` where desirable, else ``1 − σ(z0 − r)`` (arXiv 2402.01306).
 
@@ -78,6 +80,7 @@ def kto(beta: float | jax.Array = 0.1) -> Unpaired:
     return Unpaired(log_ratio(beta), misranking)
 
 
+@checked
 def bco(beta: float | jax.Array = 0.1) -> Unpaired:
     """Binary Classifier Optimisation: ``−log σ(±(r − δ))``, + where desirable (arXiv 2404.04656).
 
@@ -98,6 +101,7 @@ def bco(beta: float | jax.Array = 0.1) -> Unpaired:
     return kto(beta)._replace(link=logistic)
 
 
+@checked
 def against(link: Link, rewards: jax.Array, desirable: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
     """Unpaired value of a link: ``link(r, reference)`` where desirable, else ``link(reference, r)``.
 
@@ -122,6 +126,7 @@ def against(link: Link, rewards: jax.Array, desirable: jax.Array, reference: jax
     return link(jnp.where(desirable, rewards, reference), jnp.where(desirable, reference, rewards))
 
 
+@checked
 def mismatched_rows(size: int, offset: int = 1) -> jax.Array:
     """Which completion each prompt takes for KTO's mismatched pairs: prompt i takes completion ``i − offset``.
 
@@ -149,6 +154,7 @@ def mismatched_rows(size: int, offset: int = 1) -> jax.Array:
     return jnp.roll(jnp.arange(size), offset)
 
 
+@checked
 def reference_point(reward: Reward, mismatched: Responses) -> jax.Array:
     """KTO's ``z0 = max(0, mean reward of mismatched pairs)``, a rough β KL(π‖π_ref); no gradient (arXiv 2402.01306).
 
@@ -171,6 +177,7 @@ def reference_point(reward: Reward, mismatched: Responses) -> jax.Array:
     return jax.lax.stop_gradient(jnp.maximum(rewards.sum() / rows, 0.0))
 
 
+@checked
 def label_mean(
     mask: jax.Array,
     desirable: jax.Array,
@@ -198,6 +205,7 @@ def label_mean(
     return jnp.where(desirable, desirable_weight, undesirable_weight) * rows / jnp.maximum(rows.sum(), 1)
 
 
+@checked
 def desirable_weight_range(
     desirable: int,
     undesirable: int,
@@ -230,6 +238,7 @@ def desirable_weight_range(
     return low, ceiling * low
 
 
+@checked
 def running_mean() -> RunningMean:
     """State before the first value.
 
@@ -239,6 +248,7 @@ def running_mean() -> RunningMean:
     return RunningMean(jnp.zeros(()), jnp.zeros(()))
 
 
+@checked
 def update_running_mean(state: RunningMean, values: jax.Array, mask: jax.Array) -> RunningMean:
     """Mean of all values so far, ``mean + Σ (x − mean)/n``; no gradient.
 
@@ -266,6 +276,7 @@ def update_running_mean(state: RunningMean, values: jax.Array, mask: jax.Array) 
     return jax.lax.stop_gradient(RunningMean(state.mean + change, seen))
 
 
+@checked
 def unpaired_loss(
     unpaired: Unpaired, batch: LabelledBatch, reference: jax.typing.ArrayLike
 ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -18,7 +18,7 @@ SHORT, LONG = jnp.zeros((2, 3)), jnp.zeros((2, 4))
         (lambda: kl.k2(SHORT, LONG), "k1: ref_log_probs has shape (2, 4), log_probs has (2, 3)"),
         (lambda: kl.k3(SHORT, LONG), "k1: ref_log_probs has shape (2, 4), log_probs has (2, 3)"),
         (
-            lambda: ratios.token_ratio(SHORT, SHORT, LONG),
+            lambda: ratios.token_ratio(SHORT, SHORT, LONG > 0),
             "token_ratio: mask has shape (2, 4), log_probs has (2, 3)",
         ),
         (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from rlax_llm import batch_credit, preference_recipes
+from rlax_llm.arguments import checked
 from rlax_llm.groups import centred, leave_one_out, per_group, z_score
 from rlax_llm.implicit_rewards import log_ratio
 from rlax_llm.links import logistic, smoothed
@@ -18,6 +19,7 @@ from rlax_llm.trust_regions import clip
 from rlax_llm.weightings import sequence_mean, token_mean
 
 
+@checked
 def grpo(eps: float = 0.2) -> Objective:
     """``group_norm``: z-scores with an eps of 1e-9. Its KL in the reward (k1, 0.01) is the caller's ``kl_in_reward``.
 
@@ -30,6 +32,7 @@ def grpo(eps: float = 0.2) -> Objective:
     return Objective(per_group(partial(z_score, eps=1e-9)), token_ratio, clip(eps), token_mean)
 
 
+@checked
 def dr_grpo() -> Objective:
     """``dr_grpo``: only the advantage; the loss stays the mean over tokens, without a constant length.
 
@@ -39,6 +42,7 @@ def dr_grpo() -> Objective:
     return grpo()._replace(advantage=per_group(centred))
 
 
+@checked
 def rloo() -> Objective:
     """``rloo``: only the advantage; ratios stay a token's.
 
@@ -48,6 +52,7 @@ def rloo() -> Objective:
     return grpo()._replace(advantage=per_group(leave_one_out))
 
 
+@checked
 def reinforce_plus_plus(kl_coef: float = 0.01, discount: float = 1.0) -> Objective:
     """``reinforce``: the tokens' returns with k1 in the reward, whitened over the batch by the biased variance.
 
@@ -61,6 +66,7 @@ def reinforce_plus_plus(kl_coef: float = 0.01, discount: float = 1.0) -> Objecti
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus(kl_coef, discount, ddof=0))
 
 
+@checked
 def reinforce_plus_plus_baseline() -> Objective:
     """``reinforce_baseline``, its KL left to the caller.
 
@@ -70,6 +76,7 @@ def reinforce_plus_plus_baseline() -> Objective:
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus_baseline(ddof=0))
 
 
+@checked
 def gspo(eps: float = 0.2) -> Objective:
     """``policy_loss_type=gspo``: the half-width stays a token's unless it is set.
 
@@ -82,6 +89,7 @@ def gspo(eps: float = 0.2) -> Objective:
     return grpo(eps)._replace(ratio=sequence_ratio, weighting=sequence_mean)
 
 
+@checked
 def dpo(beta: float = 0.1, eps: float = 0.0) -> Preference:
     """``DPOTrainer`` with its ``label_smoothing``.
 
@@ -95,6 +103,7 @@ def dpo(beta: float = 0.1, eps: float = 0.0) -> Preference:
     return preference_recipes.dpo(beta)._replace(link=smoothed(logistic, eps))
 
 
+@checked
 def ipo(beta: float = 0.1) -> Preference:
     """``ipo``: the squared margin of whole completions, not of their means.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import preference_recipes, recipes
+from rlax_llm.arguments import checked
 from rlax_llm.coupled import importance_corrected
 from rlax_llm.groups import kl_in_score, leave_one_out, per_group
 from rlax_llm.kl import k3, kl_penalty
@@ -21,6 +22,7 @@ from rlax_llm.trust_regions import clip, dual_clip
 from rlax_llm.weightings import Weighting, token_mean
 
 
+@checked
 def over_all_rows(length: int | None = None) -> Weighting:
     """``1 / (B · len_i)``, or ``1 / (B · length)`` for a constant, B the number of all rows, the empty ones too.
 
@@ -43,6 +45,7 @@ def over_all_rows(length: int | None = None) -> Weighting:
     return weights
 
 
+@checked
 def grpo(
     kl_coef: float = 0.0, eps: float = 0.2, eps_high: float | None = None, delta: float | None = None
 ) -> Objective:
@@ -64,6 +67,7 @@ def grpo(
     return recipes.grpo(0)._replace(trust_region=region, weighting=token_mean, kl=penalty_or_none(k3, kl_coef))
 
 
+@checked
 def grpo_corrected_kl(kl_coef: float, eps: float = 0.2, eps_high: float | None = None) -> Objective:
     """``use_bias_correction_kl``, the default of later versions: k3 times the ratio of policy to sampler.
 
@@ -78,6 +82,7 @@ def grpo_corrected_kl(kl_coef: float, eps: float = 0.2, eps_high: float | None =
     return grpo(0.0, eps, eps_high)._replace(kl=importance_corrected(kl_penalty(k3, kl_coef)))
 
 
+@checked
 def grpo_sequence_mean(kl_coef: float = 0.0, eps: float = 0.2) -> Objective:
     """``loss_type="grpo"``: the mean over all rows of each row's mean.
 
@@ -91,6 +96,7 @@ def grpo_sequence_mean(kl_coef: float = 0.0, eps: float = 0.2) -> Objective:
     return grpo(kl_coef, eps)._replace(weighting=over_all_rows())
 
 
+@checked
 def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     """``loss_type="dr_grpo"``; the advantage keeps the division by the std unless ``scale_rewards="none"`` is set too.
 
@@ -104,6 +110,7 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     return grpo(0, eps)._replace(weighting=over_all_rows(max_new_tokens))
 
 
+@checked
 def gspo(eps: float = 0.2, eps_high: float | None = None) -> Objective:
     """``importance_sampling_level="sequence"``: the half-widths stay a token's, 0.2, unless they are set.
 
@@ -117,6 +124,7 @@ def gspo(eps: float = 0.2, eps_high: float | None = None) -> Objective:
     return recipes.gspo(eps, eps if eps_high is None else eps_high)._replace(weighting=over_all_rows())
 
 
+@checked
 def luspo(eps: float = 0.2) -> Objective:
     """``loss_type="luspo"`` with sequence-level ratios.
 
@@ -129,6 +137,7 @@ def luspo(eps: float = 0.2) -> Objective:
     return gspo(eps)._replace(weighting=over_all_rows(1))
 
 
+@checked
 def sapo() -> Objective:
     """``loss_type="sapo"``.
 
@@ -138,6 +147,7 @@ def sapo() -> Objective:
     return recipes.sapo()._replace(weighting=over_all_rows())
 
 
+@checked
 def cispo(eps_high: float = 0.2) -> Objective:
     """``loss_type="cispo"``: ``epsilon_high`` is the ceiling of the ratio itself, so its default of 0.2 scales by 0.2.
 
@@ -150,6 +160,7 @@ def cispo(eps_high: float = 0.2) -> Objective:
     return recipes.grpo(0)._replace(trust_region=cispo_region(ceiling=eps_high), weighting=token_mean)
 
 
+@checked
 def vespo() -> Objective:
     """``loss_type="vespo"``.
 
@@ -159,6 +170,7 @@ def vespo() -> Objective:
     return recipes.vespo()._replace(weighting=token_mean)
 
 
+@checked
 def rloo(kl_coef: float = 0.05, eps: float = 0.2) -> Objective:
     """``RLOOTrainer``: the ratio of whole completions, clipped; k1 in the score.
 
@@ -172,6 +184,7 @@ def rloo(kl_coef: float = 0.05, eps: float = 0.2) -> Objective:
     return Objective(kl_in_score(per_group(leave_one_out), kl_coef), summed_ratio, clip(eps), over_all_rows())
 
 
+@checked
 def cpo(beta: float = 0.1) -> Preference:
     """``CPOTrainer``: ``cpo_alpha`` is 1, so the likelihood of the chosen completions counts (``token_mean`` weights).
 
@@ -184,6 +197,7 @@ def cpo(beta: float = 0.1) -> Preference:
     return preference_recipes.cpo(beta, nll_coef=1.0)
 
 
+@checked
 def simpo(beta: float = 0.1, gamma: float = 0.5) -> Preference:
     """``CPOTrainer`` with ``loss_type="simpo"``: ``cpo_alpha`` stays 1 unless it is set to 0.
 

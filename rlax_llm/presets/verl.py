@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm import batch_credit, recipes
+from rlax_llm.arguments import checked
 from rlax_llm.groups import centred, leave_one_out, length_centred, per_group, z_score
 from rlax_llm.objectives import Objective
 from rlax_llm.ratios import Ratio, sequence_token_ratio, token_ratio
@@ -20,6 +21,7 @@ from rlax_llm.trust_regions import dual_clip
 from rlax_llm.weightings import token_mean
 
 
+@checked
 def bounded(ratio: Ratio, limit: float = 20.0) -> Ratio:
     """A ratio held within ±limit, nats; no gradient beyond.
 
@@ -36,6 +38,7 @@ def bounded(ratio: Ratio, limit: float = 20.0) -> Ratio:
     return lambda log_probs, old, mask: jnp.clip(ratio(log_probs, old, mask), -limit, limit)
 
 
+@checked
 def padded_length(mask: jax.Array) -> jax.Array:
     """``seq-mean-token-sum-norm``: one over the padded length, whatever the number of rows.
 
@@ -51,6 +54,7 @@ def padded_length(mask: jax.Array) -> jax.Array:
     return mask / jnp.float32(mask.shape[-1])
 
 
+@checked
 def grpo(eps: float = 0.2, eps_high: float | None = None, ceiling: float = 3.0) -> Objective:
     """``adv_estimator=grpo``: z-scores with an eps of 1e-6, no KL.
 
@@ -66,6 +70,7 @@ def grpo(eps: float = 0.2, eps_high: float | None = None, ceiling: float = 3.0) 
     return Objective(advantage, bounded(token_ratio), dual_clip(eps, eps_high, ceiling), token_mean)
 
 
+@checked
 def dr_grpo() -> Objective:
     """``norm_adv_by_std_in_grpo=False`` with ``seq-mean-token-sum-norm``.
 
@@ -75,6 +80,7 @@ def dr_grpo() -> Objective:
     return grpo()._replace(advantage=per_group(centred), weighting=padded_length)
 
 
+@checked
 def rloo() -> Objective:
     """``adv_estimator=rloo``: only the advantage; ratios stay a token's.
 
@@ -84,6 +90,7 @@ def rloo() -> Objective:
     return grpo()._replace(advantage=per_group(leave_one_out))
 
 
+@checked
 def reinforce_plus_plus() -> Objective:
     """``adv_estimator=reinforce_plus_plus``.
 
@@ -93,6 +100,7 @@ def reinforce_plus_plus() -> Objective:
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus())
 
 
+@checked
 def reinforce_plus_plus_baseline() -> Objective:
     """``adv_estimator=reinforce_plus_plus_baseline``.
 
@@ -102,6 +110,7 @@ def reinforce_plus_plus_baseline() -> Objective:
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus_baseline())
 
 
+@checked
 def opo() -> Objective:
     """``adv_estimator=opo``: the length-weighted mean as baseline.
 
@@ -111,6 +120,7 @@ def opo() -> Objective:
     return grpo()._replace(advantage=length_centred)
 
 
+@checked
 def gpg() -> Objective:
     """``adv_estimator=gpg`` with ``loss_mode=gpg``: the score function; α counts the scores that are not 0.
 
@@ -120,6 +130,7 @@ def gpg() -> Objective:
     return recipes.gpg()._replace(advantage=batch_credit.gpg(share=batch_credit.nonzero_share))
 
 
+@checked
 def gspo(eps: float = 0.2) -> Objective:
     """``loss_mode=gspo``: the token's gradient at the sequence's ratio, the mean over sequences.
 
@@ -132,6 +143,7 @@ def gspo(eps: float = 0.2) -> Objective:
     return recipes.gspo(eps, eps)._replace(advantage=grpo().advantage, ratio=sequence_token_ratio)
 
 
+@checked
 def cispo(eps: float = 0.2) -> Objective:
     """``loss_mode=cispo``: the ratio bounded on both sides, relative to 1.
 
@@ -144,6 +156,7 @@ def cispo(eps: float = 0.2) -> Objective:
     return grpo()._replace(trust_region=cispo_region(ceiling=1 + eps, floor=1 - eps))
 
 
+@checked
 def gmpo(eps: float = 0.2) -> Objective:
     """``loss_mode=geo_mean``: the clip of the other losses instead of the paper's 0.4.
 

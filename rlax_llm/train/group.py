@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.corrections import Correction, sampler_metrics
 from rlax_llm.distributions import categorical
 from rlax_llm.fisher import DirectionRule, linearize_by_reverse
@@ -192,6 +193,7 @@ def _corrected(
     return completions._replace(log_probs=own), factors, {f"sampler/{name}": x for name, x in described.items()}
 
 
+@checked
 def group_loop(
     log_probs: LogProbs,
     objective: Objective,
@@ -287,6 +289,7 @@ def _epochs(
     return now, jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
 
 
+@checked
 def group_trpo_loop(
     logits: Logits,
     advantage: Advantage,

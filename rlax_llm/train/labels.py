@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.implicit_rewards import Responses, Reward, log_prob, log_ratio
 from rlax_llm.preferences import per_response
 from rlax_llm.train.policy import (
@@ -196,6 +197,7 @@ def _mismatched(score: Callable[[Completions], jax.Array], rows: list[tuple], la
     return Responses(score(taken), taken.mask, ref_log_probs)
 
 
+@checked
 def label_loop(
     log_probs: LogProbs,
     unpaired: Unpaired,

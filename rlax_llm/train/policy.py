@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlax_llm.arguments import checked
 from rlax_llm.objectives import Objective, policy_loss
 from rlax_llm.ratios import token_ratio
 from rlax_llm.trees import check_trainable, joined
@@ -116,6 +117,7 @@ def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completion
     return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
 
 
+@checked
 def policy_loop(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
 ) -> Loop:
@@ -162,6 +164,7 @@ def policy_loop(
     return partial(initial_state, optimizer), step
 
 
+@checked
 def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Loop:
     """``init(params)`` and ``step(state, completions, frozen=None)``: maximum likelihood, by the token mean.
 

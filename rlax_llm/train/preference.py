@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.implicit_rewards import Responses, log_prob
 from rlax_llm.links import Link, centred_rewards, shifted
 from rlax_llm.preferences import (
@@ -153,6 +154,7 @@ def _pair_terms(log_probs: LogProbs, preference: Preference) -> Callable[[Params
     return loss
 
 
+@checked
 def preference_loop(
     log_probs: LogProbs,
     preference: Preference,
@@ -233,6 +235,7 @@ def _score_terms(
     return value, {"loss": value, "accuracy": metrics["accuracy"], "margin": metrics["margin"]}
 
 
+@checked
 def reward_loop(
     scores: Scores,
     link: Link,

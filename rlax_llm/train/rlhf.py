@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm import checks
+from rlax_llm.arguments import checked
 from rlax_llm.kl import k2
 from rlax_llm.masked import masked_mean
 from rlax_llm.objectives import Objective, policy_loss
@@ -252,6 +253,7 @@ def _learnt(
     return now, learnt | {"ratio": 1 + learnt["ratio"], "ratio_var": learnt["ratio_var"] - jnp.square(learnt["ratio"])}
 
 
+@checked
 def rlhf_loop(
     log_probs: LogProbs,
     values: Values,
