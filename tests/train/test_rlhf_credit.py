@@ -60,7 +60,7 @@ def literal_credit(mask, log_probs, ref, values, scores, truncated, numbers, boo
 def literal_step(params, completions, scores, numbers, bootstraps):
     """A step of SGD of rate 1 with PPO's clip on whitened advantages: parameters and metrics, by loops."""
     logits, table_of_values = np.asarray(params["policy"]["logits"]), np.asarray(params["value"]["values"])
-    tokens, valid, mask, log_probs, _, truncated = (np.asarray(x) for x in completions)
+    tokens, valid, mask, log_probs, truncated = (np.asarray(x) for x in completions[:5])
     log_p, previous = log_softmax(logits, -1), np.roll(tokens, 1, -1)
     ref = log_softmax(REFERENCE, -1)[previous, tokens]
     last_valid = [np.flatnonzero(row)[-1] for row in valid]
