@@ -259,3 +259,69 @@ def test_presets_are_reached_from_the_flat_face():
     code = "import rlax_llm as rl; print(rl.presets.trl.grpo().kl, rl.presets.verl.grpo().kl, rl.trust_regions.cispo)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("None None <function cispo")
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({}, trl.grpo()),
+        ({"beta": 0.04}, trl.grpo_corrected_kl(0.04)),
+        ({"beta": 0.04, "use_bias_correction_kl": False, "epsilon_high": 0.28}, trl.grpo(0.04, 0.2, 0.28)),
+        ({"delta": 1.5}, trl.grpo(delta=1.5)),
+        ({"loss_type": "bnpo"}, trl.grpo()),
+        ({"loss_type": "dr_grpo", "max_completion_length": 9}, trl.dr_grpo(9)),
+        ({"loss_type": "dr_grpo", "max_completion_length": 9, "scale_rewards": "none"}, recipes.dr_grpo(9)),
+        ({"loss_type": "dr_grpo", "max_completion_length": 9, "scale_rewards": False}, recipes.dr_grpo(9)),
+        ({"scale_rewards": "batch"}, recipes.lite_ppo()),
+        ({"scale_rewards": True}, trl.grpo()),
+        (
+            {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+            recipes.gspo(),
+        ),
+        ({"loss_type": "sapo", "sapo_temperature_neg": 1.05}, recipes.sapo()),
+        ({"loss_type": "cispo", "epsilon_high": 5.0}, recipes.cispo(5.0)),
+        ({"loss_type": "vespo"}, recipes.vespo()),
+    ],
+)
+def test_trls_settings_are_the_presets_and_papers_that_they_name(settings, same):
+    """Every row has a chosen token here, so that means over rows are those of the papers."""
+    data = tuple(jnp.asarray(x) for x in prepared())
+    pair = [
+        jax.value_and_grad(lambda x, o=o: ours(o, x, data))(data[0]) for o in (trl.GRPOConfig(**settings).build(), same)
+    ]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), *pair)
+    assert np.abs(pair[0][1]).max() > 1e-4
+
+
+def test_rloo_settings_from_scores_to_advantages():
+    _, old, ref, mask, scores = prepared()
+    groups = (GROUPS, SIZE, COLUMNS)
+    scored = Scored(jnp.asarray(3 * scores), old.reshape(groups), mask.reshape(groups), ref.reshape(groups))
+    settings = {"beta": 0.3, "reward_clip_range": (-1.0, 1.0), "normalize_advantages": True}
+    found = trl.RLOOConfig(**settings).build().advantage(scored)
+    rewards = []
+    for b, score in enumerate((3 * scores).ravel()):
+        divergence = sum(old[b, t] - ref[b, t] for t in range(COLUMNS) if mask[b, t])
+        rewards.append(min(max(score, -1.0), 1.0) - 0.3 * divergence)
+    table = [rewards[p * SIZE : (p + 1) * SIZE] for p in range(GROUPS)]
+    credit = grouped(table, lambda g, i: g[i] - (sum(g) - g[i]) / (SIZE - 1))
+    expected = [(a - mean(credit)) / (std(credit) + 1e-4) for a in credit]
+    np.testing.assert_allclose(np.ravel(found), expected, rtol=1e-6)
+    plain = trl.RLOOConfig().build()
+    assert (
+        plain.ratio is trl.rloo().ratio
+        and plain.weighting(scored.mask[0]).sum() == trl.rloo().weighting(scored.mask[0]).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"loss_type": "dapoo"}, "trl: loss_type is 'dapoo', wanted one of .*; did you mean 'dapo'"),
+        ({"scale_rewards": "mean"}, "trl: scale_rewards is 'mean', wanted one of group, batch, none"),
+        ({"importance_sampling_level": "word"}, "trl: importance_sampling_level is 'word', wanted one of token, seq"),
+    ],
+)
+def test_settings_that_trl_does_not_have_are_named(settings, told):
+    with pytest.raises(ValueError, match=told):
+        trl.GRPOConfig(**settings).build()

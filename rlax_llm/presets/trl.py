@@ -1,48 +1,35 @@
 """What TRL computes (trainers ``GRPOTrainer`` and ``RLOOTrainer``), by its ``loss_type`` and its defaults.
 
-Here rows without a chosen token (filtered out) count in the mean over rows, as they do there.
+Here rows without a chosen token (filtered out) count in the mean over rows, as they do there. Each preset is
+``GRPOConfig`` or ``RLOOConfig`` with other settings: ``trl.GRPOConfig(beta=0.04, scale_rewards="none").build()`` takes
+any of them, by TRL's own names.
 """
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-
-from rlax_llm import preference_recipes, recipes
+from rlax_llm import preference_recipes
 from rlax_llm.arguments import checked
-from rlax_llm.coupled import importance_corrected
-from rlax_llm.groups import kl_in_score, leave_one_out, per_group
-from rlax_llm.kl import k3, kl_penalty
 from rlax_llm.objectives import Objective
 from rlax_llm.preferences import Preference
-from rlax_llm.ratios import summed_ratio
-from rlax_llm.recipes import penalty_or_none
-from rlax_llm.trust_regions import cispo as cispo_region
-from rlax_llm.trust_regions import clip, dual_clip
-from rlax_llm.weightings import Weighting, token_mean
+from rlax_llm.presets.trl_config import GRPOConfig, RLOOConfig, over_all_rows
 
-
-@checked
-def over_all_rows(length: int | None = None) -> Weighting:
-    """``1 / (B · len_i)``, or ``1 / (B · length)`` for a constant, B the number of all rows, the empty ones too.
-
-    Limiting cases: ``sequence_mean`` and ``fixed_length(length)`` where every row has a chosen token.
-
-    Args:
-        length: tokens, or None for each row's own.
-
-    Returns:
-        A weighting ``mask [B, T] → weights [B, T]``.
-
-    >>> over_all_rows()(jnp.array([[True, True], [False, False]])).tolist()
-    [[0.25, 0.25], [0.0, 0.0]]
-    """
-
-    def weights(mask: jax.Array) -> jax.Array:
-        lengths = jnp.maximum(mask.sum(-1, keepdims=True), 1) if length is None else length
-        return mask / (lengths * mask.shape[0] * jnp.ones((), jnp.float32))
-
-    return weights
+__all__ = [
+    "GRPOConfig",
+    "RLOOConfig",
+    "cispo",
+    "cpo",
+    "dr_grpo",
+    "grpo",
+    "grpo_corrected_kl",
+    "grpo_sequence_mean",
+    "gspo",
+    "luspo",
+    "over_all_rows",
+    "rloo",
+    "sapo",
+    "simpo",
+    "vespo",
+]
 
 
 @checked
@@ -60,11 +47,10 @@ def grpo(
         eps_high: ``epsilon_high``.
         delta: a ceiling of the ratio where A < 0, above 1 + eps_high.
 
-    >>> grpo().weighting is token_mean
+    >>> grpo().kl is None
     True
     """
-    region = clip(eps, eps_high) if delta is None else dual_clip(eps, eps_high, delta)
-    return recipes.grpo(0)._replace(trust_region=region, weighting=token_mean, kl=penalty_or_none(k3, kl_coef))
+    return GRPOConfig(kl_coef, eps, eps_high, delta, use_bias_correction_kl=False).build()
 
 
 @checked
@@ -76,10 +62,10 @@ def grpo_corrected_kl(kl_coef: float, eps: float = 0.2, eps_high: float | None =
         eps: as in ``grpo``.
         eps_high: as in ``grpo``.
 
-    >>> grpo_corrected_kl(0.1).weighting is token_mean
-    True
+    >>> type(grpo_corrected_kl(0.1).kl).__name__
+    'Coupled'
     """
-    return grpo(0.0, eps, eps_high)._replace(kl=importance_corrected(kl_penalty(k3, kl_coef)))
+    return GRPOConfig(kl_coef, eps, eps_high).build()
 
 
 @checked
@@ -93,7 +79,7 @@ def grpo_sequence_mean(kl_coef: float = 0.0, eps: float = 0.2) -> Objective:
     >>> grpo_sequence_mean().kl is None
     True
     """
-    return grpo(kl_coef, eps)._replace(weighting=over_all_rows())
+    return GRPOConfig(kl_coef, eps, loss_type="grpo", use_bias_correction_kl=False).build()
 
 
 @checked
@@ -107,7 +93,7 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     >>> dr_grpo(8).kl is None
     True
     """
-    return grpo(0, eps)._replace(weighting=over_all_rows(max_new_tokens))
+    return GRPOConfig(epsilon=eps, loss_type="dr_grpo", max_completion_length=max_new_tokens).build()
 
 
 @checked
@@ -121,7 +107,7 @@ def gspo(eps: float = 0.2, eps_high: float | None = None) -> Objective:
     >>> gspo().kl is None
     True
     """
-    return recipes.gspo(eps, eps if eps_high is None else eps_high)._replace(weighting=over_all_rows())
+    return GRPOConfig(0.0, eps, eps_high, loss_type="grpo", importance_sampling_level="sequence").build()
 
 
 @checked
@@ -134,7 +120,7 @@ def luspo(eps: float = 0.2) -> Objective:
     >>> luspo().kl is None
     True
     """
-    return gspo(eps)._replace(weighting=over_all_rows(1))
+    return GRPOConfig(0.0, eps, loss_type="luspo", importance_sampling_level="sequence").build()
 
 
 @checked
@@ -144,7 +130,7 @@ def sapo() -> Objective:
     >>> sapo().kl is None
     True
     """
-    return recipes.sapo()._replace(weighting=over_all_rows())
+    return GRPOConfig(loss_type="sapo").build()
 
 
 @checked
@@ -154,20 +140,20 @@ def cispo(eps_high: float = 0.2) -> Objective:
     Args:
         eps_high: the ceiling, dimensionless; a value near 5 is what the recipe wants.
 
-    >>> cispo(5.0).weighting is token_mean
+    >>> cispo(5.0).kl is None
     True
     """
-    return recipes.grpo(0)._replace(trust_region=cispo_region(ceiling=eps_high), weighting=token_mean)
+    return GRPOConfig(epsilon_high=eps_high, loss_type="cispo").build()
 
 
 @checked
 def vespo() -> Objective:
     """``loss_type="vespo"``.
 
-    >>> vespo().weighting is token_mean
+    >>> vespo().kl is None
     True
     """
-    return recipes.vespo()._replace(weighting=token_mean)
+    return GRPOConfig(loss_type="vespo").build()
 
 
 @checked
@@ -178,10 +164,10 @@ def rloo(kl_coef: float = 0.05, eps: float = 0.2) -> Objective:
         kl_coef: ``beta``, weight of the completion's k1 in its score.
         eps: half-width of the clip.
 
-    >>> rloo().ratio is summed_ratio
-    True
+    >>> rloo().ratio.__name__
+    'summed_ratio'
     """
-    return Objective(kl_in_score(per_group(leave_one_out), kl_coef), summed_ratio, clip(eps), over_all_rows())
+    return RLOOConfig(kl_coef, eps).build()
 
 
 @checked
