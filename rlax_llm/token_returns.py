@@ -121,7 +121,8 @@ def token_steps(
         values: ``[T]``, ``values[t]`` of the state ``tokens[:t]``; read at chosen tokens only.
         mask: ``[T]`` bool, True where the policy chose.
         discount: γ, a scalar or ``[T]``, of a chosen token.
-        trace: λ, the same.
+        trace: λ, the same. 0 becomes the smallest positive number: the stream is cut nowhere, and the critic of
+            ``decoupled_gae`` reads on.
         bootstrap: scalar, the value behind the last token: 0 where the policy stopped, a critic's where it was cut off.
 
     Returns:
@@ -149,7 +150,8 @@ def token_steps(
         jnp.where(chosen, discount, 1.0),
         value,
         jnp.where(chosen, _following(value, bootstrap), value),
-        jnp.where(chosen, trace, 1.0),
+        # No token of a completion is a truncation, which a trace of exactly 0 would tell ``decoupled_gae``.
+        jnp.where(chosen, jnp.maximum(trace, jnp.finfo(trace.dtype).tiny), 1.0),
     )
 
 

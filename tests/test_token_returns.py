@@ -197,6 +197,17 @@ def test_one_stream_of_tokens_serves_policy_and_critic():
         np.testing.assert_allclose(targets[t], rewards[t:].sum(), rtol=1e-10)
 
 
+@pytest.mark.parametrize("trace", [0.0, length_adaptive_trace(3), np.zeros(STEPS)])
+def test_a_short_completions_trace_of_0_does_not_cut_the_critic(trace):
+    """VAPO's λ is 0 for a completion of at most 20 tokens; only the policy's estimate is then one step long."""
+    mask = np.array([False, True, False, True, False, True, False])
+    rewards, values = np.random.default_rng(9).normal(size=(2, STEPS))
+    advantages, targets = decoupled_gae(*token_steps(rewards, values, mask, trace=trace))
+    for t, expected in literal(rewards, values, mask, 1.0, 0.0, 0.0).items():
+        np.testing.assert_allclose(advantages[t], expected, rtol=1e-10)
+        np.testing.assert_allclose(targets[t], rewards[t:].sum(), rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
