@@ -98,8 +98,12 @@ def _one(kind: str) -> str:
     return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
-def _called(value: Any) -> str:
-    """What an argument is, to follow its name."""
+def called(value: Any) -> str:
+    """What an argument is, to follow its name.
+
+    >>> called([1.0]), called(None)
+    ('is a list', 'is None')
+    """
     if hasattr(value, "shape") and not callable(value):
         return f"has shape {tuple(value.shape)}"
     if value is None:
@@ -131,11 +135,11 @@ def check_dtypes(where: str, **arrays: Any) -> None:
 def _array(where: str, name: str, value: Any) -> None:
     if _is_record(value):
         entries = ", ".join(f"{name}.{field}" for field in value._fields)
-        raise ValueError(f"{where}: {name} {_called(value)}, wanted an array; give one of its entries, {entries}.")
+        raise ValueError(f"{where}: {name} {called(value)}, wanted an array; give one of its entries, {entries}.")
     if isinstance(value, (list, tuple)):
-        raise ValueError(f"{where}: {name} {_called(value)}, wanted an array; give jnp.array({name}).")
+        raise ValueError(f"{where}: {name} {called(value)}, wanted an array; give jnp.array({name}).")
     if value is None or isinstance(value, (str, Mapping)) or inspect.isroutine(value):
-        raise ValueError(f"{where}: {name} {_called(value)}, wanted an array.")
+        raise ValueError(f"{where}: {name} {called(value)}, wanted an array.")
     check_dtypes(where, **{name: value})
 
 
@@ -144,7 +148,7 @@ def _number(made: str) -> Judge:
 
     def judge(where: str, name: str, value: Any) -> None:
         if isinstance(value, (str, list, tuple, Mapping)) or inspect.isroutine(value) or getattr(value, "ndim", 0):
-            raise ValueError(f"{where}: {name} {_called(value)}, wanted a number; {made}.")
+            raise ValueError(f"{where}: {name} {called(value)}, wanted a number; {made}.")
 
     return judge
 
@@ -154,7 +158,7 @@ def _numbers(made: str) -> Judge:
 
     def judge(where: str, name: str, value: Any) -> None:
         if _is_record(value) or not (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1):
-            raise ValueError(f"{where}: {name} {_called(value)}, wanted a tuple of numbers; {made}.")
+            raise ValueError(f"{where}: {name} {called(value)}, wanted a tuple of numbers; {made}.")
 
     return judge
 
@@ -162,7 +166,7 @@ def _numbers(made: str) -> Judge:
 def _callable(made: str) -> Judge:
     def judge(where: str, name: str, value: Any) -> None:
         if not (callable(value) or _is_record(value)):
-            raise ValueError(f"{where}: {name} {_called(value)}, wanted a function; {made}.")
+            raise ValueError(f"{where}: {name} {called(value)}, wanted a function; {made}.")
 
     return judge
 
@@ -177,7 +181,7 @@ def _record(kind: str, function: Callable) -> Judge:
         record = function.__globals__.get(kind)
         defaults = getattr(record, "_field_defaults", {})
         fields = [field for field in getattr(record, "_fields", ()) if field not in defaults]
-        raise ValueError(f"{where}: {name} {_called(value)}, wanted {_one(kind)}; give {kind}({', '.join(fields)}).")
+        raise ValueError(f"{where}: {name} {called(value)}, wanted {_one(kind)}; give {kind}({', '.join(fields)}).")
 
     return judge
 

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 
 from rlax_llm import checks
 from rlax_llm.arguments import checked
-from rlax_llm.groups import Advantage, centred, check_groups, check_rows, has_rival, per_group, reference_for, z_score
+from rlax_llm.groups import (
+    Advantage,
+    centred,
+    check_groups,
+    check_rows,
+    check_scored,
+    has_rival,
+    per_group,
+    reference_for,
+    z_score,
+)
 from rlax_llm.masked import divided_by_std, masked_deviation, whiten
 from rlax_llm.returns import discounted_returns
 from rlax_llm.shaping import informative, kl_in_reward, score_at_end
@@ -289,6 +299,7 @@ def several(weights: tuple[float, ...]) -> Advantage:
     """
 
     def advantage(scored: Scored) -> jax.Array:
+        check_scored("several", scored)
         scores = scored.scores[None] if scored.scores.ndim == 2 else scored.scores
         return gdpo(scores, jnp.asarray(weights))
 

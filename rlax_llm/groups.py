@@ -9,18 +9,37 @@ error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
-from rlax_llm.arguments import checked
+from rlax_llm.arguments import called, checked
 from rlax_llm.masked import at_least_float32, divided_by_std, masked_deviation
 from rlax_llm.shaping import kl_in_reward
 from rlax_llm.types import Scored
 
 GroupEstimator = Callable[[jax.Array], jax.Array]
 Advantage = Callable[[Scored], jax.Array]
+
+
+def check_scored(where: str, scored: Any) -> None:
+    """Raise unless an estimator of ``Scored`` was given one.
+
+    Args:
+        where: the function that asks, for the message.
+        scored: what it was given.
+
+    Raises:
+        ValueError: naming what that is.
+
+    >>> check_scored("f", jnp.zeros((2, 3)))
+    Traceback (most recent call last):
+    ValueError: f: scored has shape (2, 3), wanted a Scored; give Scored(scores, log_probs, mask).
+    """
+    if not hasattr(scored, "scores"):
+        raise ValueError(f"{where}: scored {called(scored)}, wanted a Scored; give Scored(scores, log_probs, mask).")
 
 
 def check_groups(where: str, scored: Scored) -> None:
@@ -37,6 +56,7 @@ def check_groups(where: str, scored: Scored) -> None:
     Traceback (most recent call last):
     ValueError: f: scores has shape (2, 3, 4), wanted [P, G]; of several rewards take gdpo, or add them up first.
     """
+    check_scored(where, scored)
     shape = jnp.shape(scored.scores)
     if len(shape) != 2:
         hint = "of several rewards take gdpo, or add them up first" if len(shape) == 3 else "give a row to each prompt"

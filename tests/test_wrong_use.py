@@ -118,6 +118,19 @@ WRONG = {
         lambda: rl.gae(jnp.ones((3, 2)), *STEPS[1:]),
         "gae: rewards has shape (3, 2), wanted [T]; vmap over the other axes.",
     ),
+    "scores for a recipe's advantage": (
+        lambda: rl.grpo().advantage(SCORES),
+        "per_group: scored has shape (2, 2), wanted a Scored; give Scored(scores, log_probs, mask).",
+    ),
+    "scores for the advantage of several rewards": (
+        lambda: rl.gdpo((1.0, 1.0)).advantage(jnp.zeros((2, 2, 2))),
+        "several: scored has shape (2, 2, 2), wanted a Scored;",
+    ),
+    "logits for a sampler's class": (
+        lambda: rl.Categorical(jnp.zeros((2, 3))),
+        "Categorical: temperature has shape (2, 3), wanted a Python number; Categorical(…) makes a sampler, which dra",
+    ),
+    "half a token": (lambda: rl.Categorical(top_k=2.5), "Categorical: top_k is a float, wanted a whole number;"),
     "scores of three axes": (
         lambda: rl.grpo().advantage(SCORED._replace(scores=jnp.zeros((2, 2, 2)))),
         "per_group: scores has shape (2, 2, 2), wanted [P, G]; of several rewards take gdpo, or add them up first.",

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm import checks
+from rlax_llm.arguments import called
 from rlax_llm.logit_bias import LogitBias, bias_vector, check_logit_bias
 from rlax_llm.mapping import map_in_cache
 from rlax_llm.token_sets import to_bits
@@ -96,6 +98,7 @@ class Categorical:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         checks.positive("Categorical", temperature=self.temperature)
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"Categorical: top_k is {self.top_k}, wanted at least 1, or None to keep every token.")
@@ -106,6 +109,18 @@ class Categorical:
         check_logit_bias("Categorical", self.logit_bias)
         # Hashable, as what a compilation depends on must be.
         object.__setattr__(self, "logit_bias", tuple((int(token), float(bias)) for token, bias in self.logit_bias))
+
+    def _check_kinds(self) -> None:
+        """Raise for what no compilation can depend on, such as logits that were given to the class."""
+        kinds = {"temperature": Real, "top_k": Integral, "top_p": Real, "min_p": Real}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                wanted = "a whole number" if kind is Integral else "a Python number"
+                raise ValueError(
+                    f"Categorical: {name} {called(value)}, wanted {wanted}; Categorical(…) makes a sampler, which "
+                    "draws by sampler(key, logits)."
+                )
 
     def __call__(self, key: jax.Array, logits: jax.Array) -> Draw:
         """Draw one token for each row of ``logits [B, V]``."""
