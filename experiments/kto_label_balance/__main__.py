@@ -107,8 +107,9 @@ def training(settings: Settings) -> Callable[[jax.Array], tuple[jax.Array, jax.A
 
         shares = jnp.array([good / (good + bad) for good, bad in settings.odds])
         alike = jnp.stack([0.5 / shares, 0.5 / (1 - shares)], 1)
-        found = [jax.lax.map(lambda x: one(*x), (shares, weights)) for weights in (alike, jnp.ones_like(alike))]
-        return jnp.stack(found, 1), exact(language, base, base).reward
+        both = jnp.tile(shares, 2), jnp.concatenate([alike, jnp.ones_like(alike)])
+        found = jax.lax.map(lambda x: one(*x), both).reshape(2, len(shares), 2).swapaxes(0, 1)
+        return found, exact(language, base, base).reward
 
     return run
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import COLOURS, arguments, band, interval, label, new_figure, plain, said, table, write
@@ -62,11 +63,13 @@ def training(settings: Settings) -> Callable[[jax.Array], dict[str, Any]]:
             return state, {name: metrics[name].mean() for name in MEASURED}
 
         keys = jax.random.split(order, (points, settings.measured_every))
-        found = {}
-        for name, start in zip(STARTS, starts):
+
+        def one(start: Any) -> dict[str, jax.Array]:
             state, curves = jax.lax.scan(several, loop[0]({"policy": base, "value": start}), keys)
-            found[name] = curves | exact(language, state.params["policy"], base)._asdict()
-        return found
+            return curves | exact(language, state.params["policy"], base)._asdict()
+
+        found = jax.lax.map(one, jax.tree.map(lambda *x: jnp.stack(x), *starts))
+        return {name: jax.tree.map(lambda x, place=place: x[place], found) for place, name in enumerate(STARTS)}
 
     return run
 

@@ -84,8 +84,8 @@ def test_any_turns_spell_the_conversation(kind, template, contents):
 
 @settings(max_examples=40, deadline=None)
 @given(st.text("ab é😀日\n 1", min_size=1, max_size=12), st.text("ab é😀日\n 1", min_size=1, max_size=12))
-def test_a_byte_level_row_is_the_unbroken_text_but_where_a_token_lies_across(smollm2, prompt, completion):
-    tokenizer = smollm2.tokenizer
+def test_a_byte_level_row_is_the_unbroken_text_but_where_a_token_lies_across(smollm2_tokenizer, prompt, completion):
+    tokenizer = smollm2_tokenizer
     (row,) = encode_demonstrations(tokenizer, [Demonstration(Verbatim(prompt), Verbatim(completion))])
     assert row.prompt == tokenizer.encode(prompt)
     whole = tokenizer.encode(prompt + completion)

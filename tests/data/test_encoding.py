@@ -34,8 +34,8 @@ def assistant(content):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm2) -> Tokenizer:
-    return smollm2.tokenizer
+def tokenizer(smollm2_tokenizer) -> Tokenizer:
+    return smollm2_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def text(tokenizer: Tokenizer, ids) -> str:
 
 @settings(max_examples=30, deadline=None)
 @given(TEXTS, TEXTS)
-def test_smollm2_ids_spell_the_conversation(smollm2, prompt, completion):
-    tokenizer, messages = smollm2.tokenizer, [user(prompt), assistant(completion)]
+def test_smollm2_ids_spell_the_conversation(tokenizer, prompt, completion):
+    messages = [user(prompt), assistant(completion)]
     (row,) = encode_demonstrations(tokenizer, [Demonstration(messages[:1], messages[1:])])
     assert text(tokenizer, row.prompt) + text(tokenizer, row.completion) + "\n" == tokenizer.conversation_text(messages)
     assert row.prompt == tokenizer.encode_prompt(messages[:1])
@@ -70,8 +70,7 @@ def test_smollm2_ids_spell_the_conversation(smollm2, prompt, completion):
 
 @settings(max_examples=30, deadline=None)
 @given(TEXTS, TEXTS)
-def test_verbatim_ids_spell_the_text_whatever_meets_at_the_boundary(smollm2, prompt, completion):
-    tokenizer = smollm2.tokenizer
+def test_verbatim_ids_spell_the_text_whatever_meets_at_the_boundary(tokenizer, prompt, completion):
     (row,) = encode_demonstrations(tokenizer, [Demonstration(Verbatim(prompt), Verbatim(completion))])
     assert text(tokenizer, row.prompt) == prompt
     assert text(tokenizer, row.completion) == completion + "<|im_end|>"

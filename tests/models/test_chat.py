@@ -78,9 +78,9 @@ def test_what_ends_the_assistants_turn_in_the_template_ends_a_completion(templat
 
 
 @pytest.mark.parametrize("beginning", ["<think>", "It is", "It is ", "<think>a</think>", ""])
-def test_a_prompt_that_ends_in_the_assistants_turn_leaves_it_open(smollm2, beginning):
+def test_a_prompt_that_ends_in_the_assistants_turn_leaves_it_open(smollm2_tokenizer, beginning):
     prompt = [*ASK, {"role": "assistant", "content": beginning}]
-    tokenizer = smollm2.tokenizer
+    tokenizer = smollm2_tokenizer
     assert tokenizer.prompt_text(prompt) == tokenizer.prompt_text(ASK) + beginning
     ids = tokenizer._fast.apply_chat_template(prompt, continue_final_message=True, tokenize=True, return_dict=False)
     assert tokenizer.encode_prompt(prompt) == ids

@@ -129,8 +129,8 @@ def test_missing_and_broken_files_are_named(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(smollm2) -> Tokenizer:
-    return smollm2.tokenizer
+def tokenizer(smollm2_tokenizer) -> Tokenizer:
+    return smollm2_tokenizer
 
 
 @pytest.mark.parametrize(

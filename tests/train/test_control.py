@@ -50,7 +50,7 @@ def watched(collecting, rollouts, environment=None, policy=None):
     environment = clock() if environment is None else environment
     policy = linear(2) if policy is None else policy
     init, step = control_loop(environment, policy, watching(), collecting)
-    compiled, state, seen = jax.jit(step), init(jax.random.key(0)), []
+    compiled, state, seen = jax.jit(step), jax.jit(init)(jax.random.key(0)), []
     for i in range(rollouts):
         state, metrics = compiled(state, jax.random.key(i))
         seen.append((state, metrics))
@@ -132,13 +132,16 @@ def small(optimizer=None, eps=0.2, collecting=Collecting(4, 8, 0.5), iterations=
     return scanned(MATCHING.environment, policy, update, collecting, iterations)
 
 
+SMALL = jax.jit(small())
+
+
 def close(found, expected):
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def test_many_seeds_are_each_seed():
-    run, keys = jax.jit(small()), jax.random.split(jax.random.key(0), 3)
+    run, keys = SMALL, jax.random.split(jax.random.key(0), 3)
     state, metrics = jax.jit(jax.vmap(small()))(keys)
     for i, key in enumerate(keys):
         close(
@@ -165,10 +168,10 @@ def test_scan_is_pythons_loop():
     update = gradient_update(policy, control_recipes.ppo(), optax.sgd(0.3), Learning(2, 2))
     init, step = control_loop(MATCHING.environment, policy, update, Collecting(4, 8, 0.5))
     start, later = jax.random.split(jax.random.key(2))
-    state, compiled = init(start), jax.jit(step)
+    state, compiled = jax.jit(init)(start), jax.jit(step)
     for key in jax.random.split(later, 3):
         state, metrics = compiled(state, key)
-    scanned_state, scanned_metrics = jax.jit(small())(jax.random.key(2))
+    scanned_state, scanned_metrics = SMALL(jax.random.key(2))
     close(scanned_state, state)
     close(jax.tree.map(lambda x: x[-1], scanned_metrics), metrics)
 
@@ -255,7 +258,7 @@ def test_ppo_and_trpo_learn_to_balance_a_pole():
 def test_a_greedy_episode_counts_one_episode():
     policy, collecting = linear(2), Collecting(5, 4)
     init, _ = control_loop(clock(), policy, watching(), collecting)
-    state = init(jax.random.key(0))
+    state = jax.jit(init)(jax.random.key(0))
     returns, states = evaluate_greedily(clock(), policy, collecting, 10)(state, jax.random.key(1))
     np.testing.assert_allclose(returns, 10 * LENGTH)
     np.testing.assert_array_equal(states[:, 0], [2, 3, 4, *[4] * 7])

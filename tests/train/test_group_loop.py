@@ -61,7 +61,7 @@ def in_turn(objective, state, completions, scores, orders, optimizer, reference=
     """The optimizer steps one by one, each by ``policy_loop`` on its rows."""
     ref_log_probs = None if reference is None else bandit(reference, completions)[0]
     advantages = group_advantages(objective.advantage, completions, scores, ref_log_probs)
-    step = policy_loop(bandit, objective, optimizer)[1]
+    step = jax.jit(policy_loop(bandit, objective, optimizer)[1])
     seen = []
     for order in orders:
         rows, credit = jax.tree.map(lambda x, order=order: x[order], (completions, advantages))
@@ -76,7 +76,7 @@ def test_a_batch_is_learnt_from_as_one_would_by_hand(name, epochs, minibatches):
     params, completions, scores = fixed()
     reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
     init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), GroupLearning(epochs, minibatches))
-    state, metrics = step(init(params), completions, scores, reference, key=KEY)
+    state, metrics = jax.jit(step)(init(params), completions, scores, reference, key=KEY)
     orders = minibatch_rows(P * G, KEY, epochs, minibatches, G)
     assert sorted(np.asarray(orders[:minibatches]).ravel()) == list(range(P * G))
     start = policy_loop(bandit, EVERY[name], optax.adam(0.1))[0](params)
@@ -193,15 +193,15 @@ def test_a_minibatch_without_a_token_is_no_step():
     optimizer = optax.adamw(0.1, weight_decay=0.1)
     control = {"entropy_coef": 0.1, "entropy_control": stepped_coef(1.0, 0.01)}
     keys = jax.random.split(KEY, 64)
-    orders = [minibatch_rows(P * G, key, 1, 2, G) for key in keys]
+    orders = jax.jit(jax.vmap(lambda key: minibatch_rows(P * G, key, 1, 2, G)))(keys)
     key = next(key for key, order in zip(keys, orders, strict=True) if rows[order].all(1).any())
     init, step = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(minibatches=2, **control))
+    step = jax.jit(step)
     warm = step(init(params), completions, scores, key=KEY)[0]
     found, metrics = step(warm, blank, scores, key=key)
     half = jax.tree.map(lambda x: x[: P * G // 2], completions)
-    wanted, told = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(**control))[1](
-        warm, half, scores[: P // 2]
-    )
+    alone = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(**control))[1]
+    wanted, told = jax.jit(alone)(warm, half, scores[: P // 2])
     chex.assert_trees_all_close(found, wanted, rtol=1e-12)
     assert found.step == warm.step + 1
     for name in ("entropy", "policy_loss", "clip_fraction"):
