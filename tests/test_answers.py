@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,15 +41,16 @@ def test_exact_lengths_are_those_of_samples(groups):
     params, drawn = groups
     sampled_lengths = np.asarray(drawn.completions.mask.sum(-1))
     correct = np.asarray(drawn.scores).ravel() > 0
-    for exact, where in zip(lengths(LANGUAGE, params), (correct, ~correct), strict=True):
+    for exact, where in zip(jax.jit(partial(lengths, LANGUAGE))(params), (correct, ~correct), strict=True):
         own = sampled_lengths[where]
         assert float(exact) == pytest.approx(own.mean(), abs=4 * own.std() / np.sqrt(own.size))
 
 
 def test_what_is_told_of_groups(groups):
     _, drawn = groups
-    metrics = told(drawn)
+    tell = jax.jit(told)
+    metrics = tell(drawn)
     assert float(metrics["accuracy"]) == pytest.approx(float(drawn.scores.mean()), abs=1e-6)
     assert metrics["accuracy_easy"] > metrics["accuracy_hard"]
     empty = drawn.completions._replace(mask=jnp.zeros_like(drawn.completions.mask))
-    assert np.isnan(told(drawn._replace(completions=empty))["length_wrong"])
+    assert np.isnan(tell(drawn._replace(completions=empty))["length_wrong"])

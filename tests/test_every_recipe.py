@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def gradient(objective, batch: PolicyBatch):
     return jax.grad(lambda x: policy_loss(objective, batch._replace(log_probs=x))[0])(batch.log_probs)
 
 
+@functools.cache
+def compiled_gradient(name):
+    """The same of the data; compiled once for all tests."""
+    objective = OBJECTIVES[name]
+    return jax.jit(lambda data: gradient(objective, batch_of(objective, *data)))
+
+
 @each
 def test_micro_batches_add_up_whatever_the_cut(name):
     """And what is compiled is what is computed step by step."""
@@ -87,9 +95,7 @@ def test_what_the_policy_did_not_choose_is_never_read(name):
 @each
 def test_padding_changes_nothing(name):
     """Columns of padding, and a group that was filtered out."""
-    objective = OBJECTIVES[name]
-    compiled = jax.jit(lambda data: gradient(objective, batch_of(objective, *data)))
-    data = prepared(2)
+    compiled, data = compiled_gradient(name), prepared(2)
     wide = [jnp.pad(x, ((0, SIZE), (0, 2))) for x in data[:4]]
     padded = compiled((*wide, jnp.pad(data[4], ((0, 1), (0, 0)), constant_values=jnp.nan)))[:ROWS, :COLUMNS]
     same = np.allclose(padded, compiled(data), rtol=1e-6, atol=1e-12)
@@ -102,8 +108,7 @@ ALSO_PADDED = [name for name in COUNT_PADDING if OBJECTIVES[name].weighting.__na
 
 @each
 def test_extreme_ratios_leave_finite_gradients(name):
-    objective = OBJECTIVES[name]
-    compiled = jax.jit(lambda data: gradient(objective, batch_of(objective, *data)))
+    compiled = compiled_gradient(name)
     log_probs, _, ref, mask, scores = prepared(3)
     for far in (80.0, -80.0):
         assert np.all(np.isfinite(compiled((log_probs, log_probs + far, ref, mask, scores))))

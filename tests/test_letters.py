@@ -9,28 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.letters import (
-    PROMPT,
-    Language,
-    distribution,
-    drawn,
-    exact,
-    judged_pairs,
-    laid,
-    optimum,
-    reference,
-    true_reward,
-)
+from experiments import letters
+from experiments.letters import PROMPT, Language, laid, true_reward
 from rlax_llm.models import decoder
 
 LANGUAGE = Language(letters=3, length=2, hidden=8, imitation_steps=40)
 BETAS = jnp.array([0.2, 0.4, 0.8])
+# The language is no array.
+reference, distribution, drawn, exact, optimum = (
+    jax.jit(function, static_argnums=0)
+    for function in (letters.reference, letters.distribution, letters.drawn, letters.exact, letters.optimum)
+)
+judged_pairs = jax.jit(letters.judged_pairs, static_argnums=(0, 3))
 
 
 @pytest.fixture(scope="module")
 def models():
-    base = jax.jit(reference, static_argnums=0)(LANGUAGE, jax.random.key(0))
-    return base, decoder.init(LANGUAGE.config, jax.random.key(1))
+    base = reference(LANGUAGE, jax.random.key(0))
+    return base, jax.jit(decoder.init, static_argnums=0)(LANGUAGE.config, jax.random.key(1))
 
 
 def test_rewards_are_shares_of_the_first_letter_less_the_second():
@@ -56,7 +52,8 @@ def test_reward_and_kl_are_the_means_of_samples(models):
     assert exact(LANGUAGE, base, base).kl == pytest.approx(0, abs=1e-6)
     found = exact(LANGUAGE, other, base)
     rows = drawn(LANGUAGE, other, LANGUAGE.prompts, jax.random.key(3), 2_000)
-    log_p, log_ref = (jnp.where(rows.mask, LANGUAGE.log_probs()(x, rows)[0], 0).sum(-1) for x in (other, base))
+    log_probs = jax.jit(LANGUAGE.log_probs())
+    log_p, log_ref = (jnp.where(rows.mask, log_probs(x, rows)[0], 0).sum(-1) for x in (other, base))
     for mean, samples in ((found.reward, true_reward(rows)), (found.kl, log_p - log_ref)):
         assert mean == pytest.approx(float(samples.mean()), abs=5 * float(samples.std()) / len(rows.tokens) ** 0.5)
 

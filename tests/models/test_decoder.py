@@ -232,7 +232,7 @@ def test_the_derivative_of_attention_is_that_of_the_literal_form(rows, length):
         mask = np.concatenate([np.broadcast_to(prompt_mask, (rows, length, 5)), own_mask], -1)
         return (differentiable_attention(q, k, v, mask) * slope).sum()
 
-    gradients = (jax.grad(f, (0, 1, 2))(q, jnp.asarray(prompt), jnp.asarray(own)) for f in (ours, literal))
+    gradients = (jax.jit(jax.grad(f, (0, 1, 2)))(q, jnp.asarray(prompt), jnp.asarray(own)) for f in (ours, literal))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), *gradients)
 
 
@@ -247,12 +247,16 @@ def test_causal_attention_in_blocks_of_queries(monkeypatch, block):
 
     def gradient(form):
         weights = np.sin(np.arange(24)) * valid[..., None]
-        return jax.grad(lambda q, k, v: (form(q, k, v) * weights).sum(), (0, 1, 2))(q, k, v)
+        return jax.jit(jax.grad(lambda q, k, v: (form(q, k, v) * weights).sum(), (0, 1, 2)))(q, k, v)
 
     read = np.repeat(valid[..., None], 24, -1)
     expected = literal_attention(q, k, v, mask | ~valid[..., None])
-    np.testing.assert_allclose(causal_attention(q, [segment(k, v, mask)])[read], expected[read], rtol=0, atol=1e-12)
-    ours = gradient(lambda q, k, v: causal_attention(q, [segment(k, v, mask)]))
+
+    def blocks(q, k, v):
+        return causal_attention(q, [segment(k, v, mask)])
+
+    np.testing.assert_allclose(jax.jit(blocks)(q, k, v)[read], expected[read], rtol=0, atol=1e-12)
+    ours = gradient(blocks)
     wanted = gradient(lambda q, k, v: differentiable_attention(q, k, v, mask | ~valid[..., None]))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), ours, wanted)
 
