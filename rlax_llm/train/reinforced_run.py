@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
@@ -74,17 +74,18 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
         session.directory.log_completions([{"step": 0, **row} for row in rows])
     every = getattr(config, "reference_every", 0)
     reference = session.reference(phase.policy(state), every) if phase.needs_reference else None
-    unscored = 0
+    told = False
     with Progress(steps, phase.title, phase.columns, session.step) as progress:
         while session.step < steps and not stop():
             if every and phase.needs_reference and session.step % every == 0:
                 reference = session.reference(phase.policy(state), every)
             state, metrics, rows = phase.step(state, session.step, reference)
             metrics, number = session.accept(metrics), session.step + 1
-            unscored += math.isnan(metrics["reward"])
-            if unscored == 1 and math.isnan(metrics["reward"]):
-                told = f"{config.command}: no completion of step {number} has a score, and none is learnt from."
-                print(f"warning: {told} Further such steps are not told of.", file=sys.stderr)
+            nothing = _nothing_learnt(config, metrics)
+            if nothing and not told:
+                warning = f"{config.command}: {nothing.format(number)}, and none is learnt from."
+                print(f"warning: {warning} Further such steps are not told of.", file=sys.stderr)
+                told = True
             if due(number, config.eval_every, steps):
                 held_out, held_out_rows = phase.evaluate(phase.policy(state))
                 metrics, rows = metrics | held_out, rows + (held_out_rows if number == steps else [])
@@ -94,18 +95,37 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             if number == steps or (progress.live and "held_out_reward" in metrics):
                 progress.show(completions_table(rows, f"step {number}"))
     if session.step >= steps:
-        _check_scored(session)
+        _check_learnt(session)
 
 
-def _check_scored(session: Session) -> None:
-    """Raise where no completion of the whole run had a score: nothing was learnt from any reward.
+def _nothing_learnt(config: Any, metrics: Mapping[str, Any]) -> str | None:
+    """Why no completion of a step teaches, its number left open; None where one does."""
+    if _unscored(metrics):
+        return "no completion of step {} has a score"
+    if getattr(config, "overlong_filter", False) and metrics["completions/clipped_ratio"] == 1:
+        return "every completion of step {} was cut, which overlong_filter leaves out"
+    return None
+
+
+def _unscored(metrics: Mapping[str, Any]) -> bool:
+    return metrics.get("reward") is None or math.isnan(metrics["reward"])
+
+
+def _check_learnt(session: Session) -> None:
+    """Raise where no completion of the whole run taught anything.
 
     Raises:
-        RunFailed: so it is.
+        RunFailed: none had a score, or all were left out.
     """
     rows = [row for row in session.directory.metrics() if row["step"] > 0]
-    if all(row.get("reward") is None for row in rows):
+    if all(map(_unscored, rows)):
         raise RunFailed(
             f"{session.config.command}: no completion had a score in any of the {len(rows)} steps, so none was "
             "learnt from; look at what the reward needs of the data (an answer that it cannot read is no score)."
+        )
+    if all(_nothing_learnt(session.config, row) for row in rows):
+        raise RunFailed(
+            f"{session.config.command}: every completion of all {len(rows)} steps was cut or had no score, and "
+            "overlong_filter leaves cut ones out, so none was learnt from; give more max_new_tokens, or leave "
+            "overlong_filter out."
         )

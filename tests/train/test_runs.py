@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from rlax_llm.models.loading import load_model
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import exact_answer
-from rlax_llm.train import checkpoints, judging, runs, session
+from rlax_llm.train import checkpoints, judging, reinforced_run, runs, session
 from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
 from rlax_llm.train.failures import RunFailed
 from rlax_llm.train.finite import NOT_FINITE
@@ -172,6 +174,29 @@ def test_a_run_in_which_nothing_was_scored_has_failed(tmp_path, capsys):
     assert capsys.readouterr().err.count("warning: grpo: no completion of step 1 has a score") == 1
     with pytest.raises(RewardError, match="every weight is 0"):
         judging.Judge([Reward("exact_answer", exact_answer, 0.0)])
+
+
+def test_a_run_whose_completions_were_all_left_out_has_failed():
+    """The filter leaves nothing of cut completions: no step was an optimizer's."""
+
+    def check(config, rows):
+        directory = SimpleNamespace(metrics=lambda: [{"step": 0}, *({"step": 1} | row for row in rows)])
+        ended: Any = SimpleNamespace(config=config, directory=directory)
+        reinforced_run._check_learnt(ended)
+
+    cut, unscored, whole = (
+        {"reward": x, "completions/clipped_ratio": y} for x, y in ((1.0, 1), (None, 0.5), (1.0, 0.5))
+    )
+    filtered = dataclasses.replace(TINY, overlong_filter=True)
+    with pytest.raises(RunFailed, match="grpo: every completion of all 2 steps was cut or had no score, and overlong"):
+        check(filtered, [cut, unscored])
+    with pytest.raises(RunFailed, match="grpo: no completion had a score in any of the 2 steps"):
+        check(filtered, [unscored, unscored])
+    check(filtered, [cut, whole])
+    check(TINY, [cut, cut])
+    assert reinforced_run._nothing_learnt(filtered, cut) == (
+        "every completion of step {} was cut, which overlong_filter leaves out"
+    )
 
 
 def test_a_reference_that_is_gone_is_named(whole, tmp_path):
