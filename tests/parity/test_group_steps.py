@@ -27,12 +27,12 @@ from rlax_llm.coupled import importance_corrected, off_policy_masked
 from rlax_llm.groups import centred, per_group
 from rlax_llm.kl import k3, kl_penalty
 from rlax_llm.models.scoring import LogProbs, group_log_probs
-from rlax_llm.objectives import Objective
+from rlax_llm.objectives import Objective, policy_loss
 from rlax_llm.presets import trl
 from rlax_llm.ratios import sequence_ratio, token_ratio
+from rlax_llm.train.group import group_advantages
 from rlax_llm.trust_regions import clip
-from rlax_llm.types import Completions
-from rlax_llm.weightings import token_mean
+from rlax_llm.types import Completions, PolicyBatch
 
 BOUND, BETA, PROMPTS = 1e-4, 0.1, 3
 LAYOUT = (peers.GROUP, peers.PROMPT)
@@ -131,13 +131,19 @@ def keeping_the_gradient() -> optax.GradientTransformation:
 
 
 def our_step(case: Case, models: dict[str, peers.Weights], groups: peers.Groups) -> tuple[dict, dict[str, float]]:
-    """The gradient and the metrics."""
+    """The gradient and the metrics, and the whole loss among them."""
     model = model_at(case.fields.get("temperature", 1.0))
     completions = peers.completions_of(groups, "mask_truncated_completions" in case.fields)
     completions = completions._replace(log_probs=model(models["sampler"].params, completions)[0])
     init, step = group_loop(model, case.objective, keeping_the_gradient())
     reference = {"ref_params": models["reference"].params} if case.fields.get("beta") else {}
-    state, metrics = step(init(models["policy"].params), completions, jnp.asarray(groups.scores), **reference)
+    scores = jnp.asarray(groups.scores)
+    state, metrics = step(init(models["policy"].params), completions, scores, **reference)
+    current = model(models["policy"].params, completions)[0]
+    known = model(reference["ref_params"], completions)[0] if reference else None
+    advantages = group_advantages(case.objective.advantage, completions, scores, known)
+    batch = PolicyBatch(current, completions.log_probs, advantages, completions.mask, ref_log_probs=known)
+    metrics |= {"loss": policy_loss(case.objective, batch)[0]}
     return state.opt_state, {name: float(x) for name, x in metrics.items()}
 
 
@@ -155,18 +161,19 @@ def assert_same_gradient(mine: dict, theirs: dict) -> None:
 
 
 def comparable_metrics(case: Case) -> dict[str, str]:
-    """Our metrics and TRL's that are the same number: theirs are means over tokens, ours have the loss's weights."""
-    fields, uniform = case.fields, case.objective.weighting is token_mean
+    """Our metrics and TRL's that are the same number: means over tokens, whatever the loss weighs."""
+    fields = case.fields
     names = {"entropy": "entropy"}
     if fields.get("scale_rewards") != "batch":  # there TRL asks whether all scores of the batch agree
         names["frac_reward_zero_std"] = "frac_reward_zero_std"
-    if uniform and not fields.get("use_bias_correction_kl", True):  # theirs is multiplied by the ratio otherwise
+    # Theirs is multiplied by the ratio otherwise.
+    if fields.get("beta") and not fields.get("use_bias_correction_kl", True):
         names["kl"] = "kl"
-    # Where the ratio is a completion's, theirs is a mean over rows, and so is ours if a row's weights sum to 1/B. What
-    # ``delta`` or the off-policy mask hold back counts as clipped here alone.
+    # Where the ratio is a completion's, theirs is a mean over rows. What ``delta`` or the off-policy mask hold back
+    # counts as clipped here alone.
     level, kind = fields.get("importance_sampling_level", "token"), fields.get("loss_type", "dapo")
-    alike = (uniform and kind in ("dapo", "bnpo") and level == "token") or (kind == "grpo" and level == "sequence")
-    if alike and not {"delta", "off_policy_mask_threshold"} & fields.keys():
+    clipped = level == "token" and kind in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+    if clipped and not {"delta", "off_policy_mask_threshold"} & fields.keys():
         names |= CLIPPED
     return names
 
@@ -179,13 +186,15 @@ CLIPPED = {
 
 
 def assert_same_loss(case: Case, metrics: dict[str, float], peer: peers.Peer) -> None:
-    """The policy's part and the penalty; a corrected penalty's value is in TRL's metric alone."""
+    """The whole loss; of one with a corrected penalty, whose value is in TRL's metric alone, the policy's part."""
     if case.fields.get("loss_type") in ("cispo", "vespo"):
         return  # they write log π where ours write the log-ratio: the same gradient, another value
     beta = case.fields.get("beta", 0.0)
     corrected = case.fields.get("use_bias_correction_kl", True)
-    policy = peer.loss - (beta * peer.metrics["kl"] if beta and corrected else 0.0)
-    assert_near(metrics["policy_loss"] + (0.0 if corrected else beta * metrics["kl"]), policy, "loss")
+    if beta and corrected:
+        assert_near(metrics["policy_loss"], peer.loss - beta * peer.metrics["kl"], "policy_loss")
+    else:
+        assert_near(metrics["loss"], peer.loss, "loss")
 
 
 @pytest.mark.parametrize("name", GRPO)
@@ -214,8 +223,8 @@ def test_a_step_is_trls_rloo(name, models, tmp_path):
     peer = peers.their_step(RLOOTrainer, models, tmp_path, groups, **case.fields)
     gradient, metrics = our_step(case, models, groups)
     assert_same_gradient(gradient, peer.gradient)
-    for mine, theirs in (CLIPPED | {"entropy": "entropy"}).items():
-        assert_near(metrics[mine], peer.metrics[theirs], mine)
+    # Its clip ratios are means over completions, as its ratio is; ours are of tokens.
+    assert_near(metrics["entropy"], peer.metrics["entropy"], "entropy")
     if not case.fields["beta"]:  # TRL looks for a spread after the KL is off the scores
         assert_near(metrics["frac_reward_zero_std"], peer.metrics["frac_reward_zero_std"], "frac_reward_zero_std")
     if not case.fields.keys() & FILTERED.keys():  # an empty row is worth −A there, and nothing here
@@ -229,7 +238,7 @@ def test_a_completion_without_a_score(kind, name, models, tmp_path):
     peer = peers.their_step(kind, models, tmp_path, groups, **case.fields)
     gradient, metrics = our_step(case, models, groups)
     assert_same_gradient(gradient, peer.gradient)
-    assert_near(metrics["policy_loss"] + BETA * metrics["kl"] * (kind is GRPOTrainer), peer.loss, "loss")
+    assert_near(metrics["loss"], peer.loss, "loss")
 
 
 # TRL's ``bnpo`` is the mean of the micro-batches' means, so it is not here.

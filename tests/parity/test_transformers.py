@@ -191,7 +191,7 @@ def test_smollm2_tokenizer_is_read_by_auto_tokenizer(smollm2, exported):
 
 def test_smollm2_greedy_completions_are_those_of_transformers(smollm2, torch_smollm2):
     """Eight prompts of different lengths in one batch, up to forty-eight tokens each, token for token."""
-    config, params, tokenizer = smollm2
+    config, params, tokenizer = smollm2[:3]
     prompts = [tokenizer.encode_prompt(question) for question in QUESTIONS]
     tokens, valid = pad_prompts(prompts, tokenizer.pad_id, config.vocab_size)
     request = Request(greedy, tokenizer.eos_ids, max_new_tokens=48)
