@@ -28,7 +28,7 @@ def check_logit_bias(where: str, pairs: LogitBias) -> None:
     seen = set()
     for token, bias in pairs:
         if token < 0 or token in seen:
-            told = "is given twice" if token in seen else "is no id"
+            told = "is given twice" if token in seen else "is not an id"
             raise ValueError(f"{where}: logit_bias: token {token} {told}; give each token id from 0 on once.")
         seen.add(token)
         if not (bias == -math.inf or abs(bias) <= LARGEST):

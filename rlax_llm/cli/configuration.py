@@ -58,7 +58,7 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     settings = (read_yaml(kind, flags["config"]) if "config" in flags else {}) | flags
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in settings:
-            raise ValueError(f"{kind.command}: there is no {field.name}; give one behind the flags.")
+            raise ValueError(f"{kind.command}: there is no {field.name}; give one after the flags.")
     return kind(**settings)
 
 

@@ -88,7 +88,7 @@ def _text(path: str | os.PathLike[str]) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path} (--config).") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not YAML: it is no text in UTF-8.") from None
+        raise ValueError(f"{path} is not YAML: it is not UTF-8 text.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a YAML file of settings.") from None
     if len(text) > _MOST_CHARACTERS:

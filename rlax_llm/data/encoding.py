@@ -212,7 +212,7 @@ def _behind(tokenizer: Tokenizer, before: list[int], piece: str, whole: list[int
         if tokenizer.decode([*before, *ids], skip_special=False) == wanted:
             return ids
     raise ValueError(
-        f"the tokenizer has no tokens for {piece[:40]!r} that spell it behind the text before it; end that text "
+        f"the tokenizer has no tokens for {piece[:40]!r} that spell it after the text before it; end that text "
         "elsewhere, at the end of a word or a line."
     )
 

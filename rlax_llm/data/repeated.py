@@ -100,5 +100,5 @@ def _cut(record: Any, sides: Sequence[str], named: str) -> Any:
     rests = {side: Verbatim(getattr(record, side)[len(prompt) :]) for side in sides}
     for side, rest in rests.items():
         if not rest.strip():
-            raise DataError(f"{record.where}: the {side} is empty behind the prompt.")
+            raise DataError(f"{record.where}: the {side} is empty after the prompt.")
     return record._replace(prompt=Verbatim(prompt), **rests)

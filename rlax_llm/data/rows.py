@@ -65,9 +65,7 @@ def split_rows(
     for index, key in enumerate(keys):
         groups[key].append(index)
     if len(groups) < 2:
-        raise DataError(
-            f"{where}: {len(groups)} different prompts in all, and holding some out needs at least 2; hold out {_NONE}"
-        )
+        raise DataError(f"{where}: only one prompt in all, and holding some out needs at least 2; hold out {_NONE}")
     shuffled = list(groups)
     held_out: list[int] = []
     for index in np.random.default_rng(seed).permutation(len(groups)).tolist():

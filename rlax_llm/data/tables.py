@@ -37,7 +37,7 @@ def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Ro
         split: of a data set that has several; a file has one.
 
     Raises:
-        DataError: naming the file, and the line or row: not readable, not an object a line, without rows, no such
+        DataError: naming the file, and the line or row: not readable, not one object per line, without rows, no such
             split; a package that is missing; a hub that cannot be reached.
 
     >>> import tempfile
@@ -158,7 +158,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Row]]:
             empty = False
             yield where, _object(where, text)
     if empty:
-        raise DataError(f"{path}: the file has no rows; wanted one JSON object a line.")
+        raise DataError(f"{path}: the file has no rows; wanted one JSON object per line.")
 
 
 def _array(path: Path, content: bytes) -> Iterator[Row]:
@@ -169,7 +169,7 @@ def _array(path: Path, content: bytes) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}); the file begins with '[', "
-            "wanted one array of objects, or one object a line."
+            "wanted one array of objects, or one object per line."
         ) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: JSON that Python cannot read ({error}).") from error
@@ -189,7 +189,7 @@ def _object(where: str, text: str) -> Row:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}); wanted one object a line."
+            f"{where}: not JSON ({error.msg} at column {error.colno}); wanted one object per line."
         ) from error
     except (RecursionError, ValueError) as error:  # nested too deeply; a number with too many digits
         raise DataError(f"{where}: JSON that Python cannot read ({error}).") from error

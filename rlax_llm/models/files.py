@@ -35,7 +35,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: not a JSON object.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; download or export the model again.")
+        inner = path.parent / "model"  # where a run writes it
+        do = f"give {inner}" if (inner / path.name).is_file() else "download or export the model again"
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; {do}.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

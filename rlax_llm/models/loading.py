@@ -345,6 +345,6 @@ def _downloaded(where: str, name: str) -> Path:
     except Exception as error:  # the hub's own errors, the HTTP client's, and the network's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise FileNotFoundError(
-            f"{where}: {name} is no directory here and cannot be had from the Hugging Face hub "
+            f"{where}: {name} is not a directory here and cannot be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason}); check the name and the network, or give a local directory."
         ) from error

@@ -30,7 +30,7 @@ TASK_HELP = (
 )
 DATA_HELP = (
     "File of your own, instead of a task: .jsonl, .json or .parquet, gzipped if wanted, in each row a 'prompt' and "
-    "columns for the reward. Rows that cannot be used are left out, and told."
+    "columns for the reward. Rows that cannot be used are left out, counted and named."
 )
 INTEGERS_HELP = (
     "Ask for the sum of the integers in each 'answer' of the data, as m + n for m/n: a rule can check it (DAPO). "
@@ -57,8 +57,9 @@ class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
     data: str | None = option(
         None,
         "task",
-        "Demonstrations, instead of a task: a .jsonl or .parquet file, a data set's directory or its hub id, with "
-        "columns prompt and completion, or messages, or text.",
+        "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's "
+        "directory or its hub id, with columns prompt and completion, or messages, or text. Rows that cannot be used "
+        "are left out, counted and named.",
         "the task",
         "DATA",
     )

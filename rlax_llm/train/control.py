@@ -121,7 +121,7 @@ def control_loop(
 
     Behind a truncation, and behind the rollout's last step, the return goes on with the critic's value of the state
     that was reached, never with the next episode's. The scaling of observations is brought up
-    to date after the update, so that a rollout and what is learnt from it see the same; that of rewards before it.
+    to date after the update, so that a rollout and what is learned from it see the same; that of rewards before it.
 
     Args:
         environment: one.

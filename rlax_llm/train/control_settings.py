@@ -181,7 +181,7 @@ class ControlConfig:
     anneal_learning_rate: bool | None = option(None, "training", "Bring the learning rate linearly to 0.", _THEN)
     max_grad_norm: float | None = option(None, "training", "Largest global gradient norm; 0 is off.", _THEN)
     epochs: int | None = option(
-        None, "training", "Times that each step is learnt from; by the critic alone in trpo.", _THEN
+        None, "training", "Times that each step is learned from; by the critic alone in trpo.", _THEN
     )
     minibatches: int | None = option(None, "training", "Optimizer steps in an epoch.", _THEN)
 

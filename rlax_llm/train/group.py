@@ -48,10 +48,10 @@ def every_completion(mask: jax.Array, truncated: jax.Array) -> jax.Array:
 
 
 class GroupLearning(NamedTuple):
-    """How a batch of groups is learnt from.
+    """How a batch of groups is learned from.
 
     Attributes:
-        epochs: times that each group is learnt from.
+        epochs: times that each group is learned from.
         minibatches: optimizer steps in an epoch, each on whole groups.
         micro_batches: parts that the groups of a minibatch are taken in; changes the memory and nothing else.
         teaching: ``(mask, truncated) → mask``, the tokens that teach.

@@ -75,7 +75,7 @@ class GrpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings)
     radius: float = option(0.01, "objective", "KL of a token that a step of trpo may take, nats.")
     entropy_coef: float = option(0.0, "objective", "Weight of a bonus for the entropy of a token, at the start.")
     entropy_target: float | None = option(
-        None, "objective", "Entropy that the bonus is steered to, nats a token.", "the weight stays"
+        None, "objective", "Entropy that the bonus is steered to, nats per token.", "the weight stays"
     )
     overlong_filter: bool = option(False, "objective", "Learn nothing from completions that were cut (DAPO).")
     reference_every: int = option(
@@ -99,7 +99,7 @@ class GrpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings)
     warm_start_steps: int | None = option(
         None, "training", "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
     )
-    epochs: int = option(1, "training", "Times that each completion is learnt from.")
+    epochs: int = option(1, "training", "Times that each completion is learned from.")
     minibatches: int = option(1, "training", "Optimizer steps in an epoch, each on a share of the groups.")
     micro_batch_groups: int | None = option(
         None, "training", "Groups per micro-batch: less memory, same gradient.", "all groups at once"

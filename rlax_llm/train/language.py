@@ -245,7 +245,7 @@ def language_loop(
 
     Returns:
         The pair. Metrics are the update's and the collector's, and ``reward``, ``reward_std``, ``completion_length``
-        (tokens) and ``truncated_fraction`` of what was learnt from.
+        (tokens) and ``truncated_fraction`` of what was learned from.
 
     >>> from rlax_llm import Categorical, DecoderConfig, Request, group_loop, recipes
     >>> from rlax_llm.models import decoder

@@ -1,4 +1,4 @@
-"""The rows of each optimizer step, where a batch is learnt from more than once."""
+"""The rows of each optimizer step, where a batch is learned from more than once."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class PpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
     warm_start_steps: int | None = option(
         None, "training", "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
     )
-    epochs: int = option(4, "training", "Times that each completion is learnt from.")
+    epochs: int = option(4, "training", "Times that each completion is learned from.")
     minibatches: int = option(1, "training", "Optimizer steps in an epoch.")
     micro_batches: int = option(1, "training", "Parts of a minibatch: less memory, same gradient.")
     value_learning_rate: float | None = option(None, "training", "Peak learning rate of the value model.", "the same")

@@ -17,14 +17,14 @@ from rlax_llm.train.settings import (
 )
 
 _PAIRS_HELP = (
-    "Preference pairs: a .jsonl or .parquet file, a data set's directory or its hub id, with columns prompt (or none, "
-    "then what both begin with), chosen, rejected, and margin if wanted; strings or lists of messages. Rows that "
-    "cannot be used are left out, and told."
+    "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, "
+    "with columns prompt (or none, then what both begin with), chosen, rejected, and margin if wanted; strings or "
+    "lists of messages. Rows that cannot be used are left out, counted and named."
 )
 _LABELS_HELP = (
-    "Labelled completions: a .jsonl or .parquet file, a data set's directory or its hub id, with columns prompt, "
-    "completion and label (true is desirable), or pairs with chosen and rejected; strings or lists of messages. Rows "
-    "that cannot be used are left out, and told."
+    "Labeled completions: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, "
+    "with columns prompt, completion and label (true is desirable), or pairs with chosen and rejected; strings or "
+    "lists of messages. Rows that cannot be used are left out, counted and named."
 )
 _BUILT_IN = "right and wrong sums of the arithmetic task"
 

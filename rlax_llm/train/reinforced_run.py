@@ -83,7 +83,7 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             metrics, number = session.accept(metrics), session.step + 1
             nothing = _nothing_learnt(config, metrics)
             if nothing and not told:
-                warning = f"{config.command}: {nothing.format(number)}, and none is learnt from."
+                warning = f"{config.command}: {nothing.format(number)}, and none is learned from."
                 print(f"warning: {warning} Further such steps are not told of.", file=sys.stderr)
                 told = True
             if due(number, config.eval_every, steps):
@@ -121,11 +121,11 @@ def _check_learnt(session: Session) -> None:
     if all(map(_unscored, rows)):
         raise RunFailed(
             f"{session.config.command}: no completion had a score in any of the {len(rows)} steps, so none was "
-            "learnt from; look at what the reward needs of the data (an answer that it cannot read is no score)."
+            "learned from; look at what the reward needs of the data (an answer that it cannot read is no score)."
         )
     if all(_nothing_learnt(session.config, row) for row in rows):
         raise RunFailed(
             f"{session.config.command}: every completion of all {len(rows)} steps was cut or had no score, and "
-            "overlong_filter leaves cut ones out, so none was learnt from; give more max_new_tokens, or leave "
+            "overlong_filter leaves cut ones out, so none was learned from; give more max_new_tokens, or leave "
             "overlong_filter out."
         )

@@ -38,7 +38,7 @@ class RlhfState(NamedTuple):
     Attributes:
         params: what is trained, ``{"policy": …, "value": …}``.
         opt_state: the optimizers', ``{"policy": …, "value": …}``.
-        step: scalar int32, batches learnt from.
+        step: scalar int32, batches learned from.
         kl_coef: scalar, β of the next batch.
     """
 
@@ -49,10 +49,10 @@ class RlhfState(NamedTuple):
 
 
 class RlhfLearning(NamedTuple):
-    """How often a batch of completions is learnt from, and how the value model is.
+    """How often a batch of completions is learned from, and how the value model is.
 
     Attributes:
-        epochs: times that each row is learnt from.
+        epochs: times that each row is learned from.
         minibatches: optimizer steps in an epoch.
         micro_batches: parts that the rows of a minibatch are taken in; changes the memory and nothing else.
         group_size: rows that stay together, where ``log_probs`` computes a prompt once for all its completions.

@@ -218,7 +218,7 @@ def token_credit(
 def reward_metrics(
     shaping: Shaping, scores: jax.Array, completions: Completions, ref_log_probs: jax.Array | None, kl_coef: jax.Array
 ) -> Metrics:
-    """What a batch of completions is worth, before anything is learnt from it.
+    """What a batch of completions is worth, before anything is learned from it.
 
     Args:
         shaping: its ``kl`` is read.

@@ -97,7 +97,7 @@ class Learning(NamedTuple):
     """How often and on what critic; floats may be traced, so ``vmap`` runs over them.
 
     Attributes:
-        epochs: times that each step is learnt from.
+        epochs: times that each step is learned from.
         minibatches: optimizer steps in an epoch.
         target: of the critic, one stream.
         value_loss: ``(values, old_values, targets) → loss``.

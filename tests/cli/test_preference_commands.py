@@ -58,7 +58,7 @@ LABELLED = {"prompt": "1+1=", "completion": "2", "label": True}
             [GOOD, GOOD | {"prompt": "what?"}],
             "1 because Tokenizer.encode: 'w' at position 0 is not in the alphabet",
         ),
-        ("dpo", [GOOD, GOOD], "1 different prompts in all"),
+        ("dpo", [GOOD, GOOD], "only one prompt in all"),
     ],
 )
 def test_a_bad_row_is_named(file, capsys, command, rows, message):

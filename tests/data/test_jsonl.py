@@ -36,7 +36,7 @@ def test_a_demonstration_is_a_string_however_it_is_written(path):
     [
         (
             "{'prompt'",
-            "not JSON (Expecting property name enclosed in double quotes at column 2); wanted one object a line.",
+            "not JSON (Expecting property name enclosed in double quotes at column 2); wanted one object per line.",
         ),
         ("[" * 100_000, "JSON that Python cannot read (*)."),
         ("[1]", 'a list, wanted an object such as {"prompt": "..."}.'),
@@ -112,9 +112,9 @@ def test_a_bad_file_is_named(path):
     more = "hold out none (eval_size 0), or take those of a file (eval_data)."
     for content, said in [
         (None, "cannot be read (No such file or directory)."),
-        ("\n", "the file has no rows; wanted one JSON object a line."),
-        (GOOD, f"1 different prompts in all, and holding some out needs at least 2; {more}"),
-        (GOOD * 2, f"1 different prompts in all, and holding some out needs at least 2; {more}"),
+        ("\n", "the file has no rows; wanted one JSON object per line."),
+        (GOOD, f"only one prompt in all, and holding some out needs at least 2; {more}"),
+        (GOOD * 2, f"only one prompt in all, and holding some out needs at least 2; {more}"),
     ]:
         if content is not None:
             path.write_text(content)

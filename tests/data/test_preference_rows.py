@@ -360,7 +360,7 @@ def test_strings_that_begin_with_the_prompt_beside_them_are_taken_without_it(wri
     assert kept.report().splitlines() == [
         f"{path}: chosen and rejected begin with the prompt, which is taken once and without a chat template",
         f"{path}: 2 of 5 rows left out: 1 because chosen and rejected do not begin with the prompt, as most rows' do "
-        "(line 4); 1 because the rejected is empty behind the prompt (line 5)",
+        "(line 4); 1 because the rejected is empty after the prompt (line 5)",
     ]
     assert [row.completion for row in read_labelled(write(*rows))][:2] == [" 0", " no"]
     shown = read_demonstrations(write({"prompt": ASKED, "completion": f"{ASKED} 2"}))

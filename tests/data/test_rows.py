@@ -63,7 +63,7 @@ def test_no_key_is_on_both_sides_of_a_split(keys, held_out_size, seed):
 @pytest.mark.parametrize(
     ("keys", "held_out_size", "seed", "said"),
     [
-        ("aa", 1, 0, f"d: 1 different prompts in all, and holding some out needs at least 2; hold out {NONE}"),
+        ("aa", 1, 0, f"d: only one prompt in all, and holding some out needs at least 2; hold out {NONE}"),
         ("ab", -1, 0, "d: held_out_size is -1, wanted 0 or more."),
         ("ab", 1, -1, "d: seed is -1, wanted 0 or more."),
         ("abc", 3, 0, f"d: holding out 3 of 3 rows leaves none to train on; hold out fewer, {NONE}"),

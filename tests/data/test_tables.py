@@ -87,13 +87,13 @@ def test_bad_files_are_named(tmp_path, table):
     assert error(missing) == f"{missing}: cannot be read (No such file or directory)."
     assert error("rows/none.jsonl") == "rows/none.jsonl: cannot be read (No such file or directory)."
     empty.write_text("\n")
-    assert error(empty) == f"{empty}: the file has no rows; wanted one JSON object a line."
+    assert error(empty) == f"{empty}: the file has no rows; wanted one JSON object per line."
     (tmp_path / "cut.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode())[:-9])
     assert error(tmp_path / "cut.gz").startswith(f"{tmp_path / 'cut.gz'}: cannot be read as gzip (Compressed file")
     (tmp_path / "array.json").write_text('[{"prompt": "a"},\n{"prompt": ]')
     assert error(tmp_path / "array.json") == (
         f"{tmp_path / 'array.json'}, line 2: not JSON (Expecting value at column 12); the file begins with '[', "
-        "wanted one array of objects, or one object a line."
+        "wanted one array of objects, or one object per line."
     )
     (tmp_path / "array.json").write_text('[{"prompt": "a"}, 3]')
     assert error(tmp_path / "array.json").endswith('row 2: a number, wanted an object such as {"prompt": "..."}.')

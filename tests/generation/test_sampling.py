@@ -279,7 +279,7 @@ def test_bfloat16_logits_are_drawn_in_float32():
         ),
         (
             {"logit_bias": ((-1, 1.0),)},
-            "Categorical: logit_bias: token -1 is no id; give each token id from 0 on once.",
+            "Categorical: logit_bias: token -1 is not an id; give each token id from 0 on once.",
         ),
     ],
 )

@@ -271,3 +271,7 @@ def test_an_adapter_over_itself_and_one_beside_a_model_are_refused(copied):
     assert "that is an adapter over itself" in refusal(copied / "adapter")
     shutil.copytree(copied / "adapter", copied / "model", dirs_exist_ok=True)
     assert "holds a model and an adapter" in refusal(copied / "model")
+
+
+def test_the_directory_of_a_run_is_told_of_the_model_in_it(copied):
+    assert refusal(copied) == f"{copied} has no config.json; give {copied / 'model'}."

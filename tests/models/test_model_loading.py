@@ -179,7 +179,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_model("owner/model")
     assert str(caught.value) == (
-        "load_model: owner/model is no directory here and cannot be had from the Hugging Face hub "
+        "load_model: owner/model is not a directory here and cannot be had from the Hugging Face hub "
         "(ConnectionError: Name or service not known); check the name and the network, or give a local directory."
     )
 
