@@ -28,25 +28,34 @@ def same_shape(where: str, **arrays: Any) -> None:
     Traceback (most recent call last):
     ValueError: f: mask has shape (2, 4), log_probs has (2, 3); give arrays of one shape.
     """
-    given = {name: _shape(where, name, array) for name, array in arrays.items() if array is not None}
+    given = {name: shape(where, name, array) for name, array in arrays.items() if array is not None}
     first = next(iter(given), None)
-    for name, shape in given.items():
-        if first is not None and shape != given[first]:
+    for name, own in given.items():
+        if first is not None and own != given[first]:
             raise ValueError(
-                f"{where}: {name} has shape {shape}, {first} has {given[first]}; give arrays of one shape"
-                f"{_one_more(name, shape, given[first])}."
+                f"{where}: {name} has shape {own}, {first} has {given[first]}; give arrays of one shape"
+                f"{_one_more(name, own, given[first])}."
             )
 
 
-def _shape(where: str, name: str, array: Any) -> tuple[int, ...]:
+def shape(where: str, name: str, array: Any) -> tuple[int, ...]:
+    """The shape of an array or a number.
+
+    Raises:
+        ValueError: a list or a tuple, naming the argument.
+
+    >>> shape("group_loop", "scores", [1.0, 0.0])
+    Traceback (most recent call last):
+    ValueError: group_loop: scores is a list, wanted an array; give jnp.array(scores).
+    """
     if isinstance(array, (list, tuple)):
         raise ValueError(f"{where}: {name} is a {type(array).__name__}, wanted an array; give jnp.array({name}).")
     return jnp.shape(array)
 
 
-def _one_more(name: str, shape: tuple[int, ...], steps: tuple[int, ...]) -> str:
+def _one_more(name: str, own: tuple[int, ...], steps: tuple[int, ...]) -> str:
     """What to do with the values of T + 1 states."""
-    if name not in ("values", "next_values") or shape[:1] != tuple(n + 1 for n in steps[:1]) or shape[1:] != steps[1:]:
+    if name not in ("values", "next_values") or own[:1] != tuple(n + 1 for n in steps[:1]) or own[1:] != steps[1:]:
         return ""
     return ": of the values v of T + 1 states, values=v[:-1] and next_values=v[1:]"
 
@@ -62,7 +71,7 @@ def rank(where: str, name: str, array: Any, wanted: int, layout: str) -> None:
     Traceback (most recent call last):
     ValueError: z_score: scores has shape (2, 3), wanted [G]; vmap over the other axes.
     """
-    if len(_shape(where, name, array)) != wanted:
+    if len(shape(where, name, array)) != wanted:
         raise ValueError(f"{where}: {name} has shape {jnp.shape(array)}, wanted {layout}; vmap over the other axes.")
 
 

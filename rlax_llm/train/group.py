@@ -92,15 +92,16 @@ GroupLoop = tuple[Callable[[Params], GroupState], Callable[..., tuple[GroupState
 
 def _check(completions: Completions, scores: jax.Array, learning: GroupLearning, key: jax.Array | None) -> None:
     rows, parts = completions.tokens.shape[0], learning.minibatches * learning.micro_batches
-    if scores.ndim not in (2, 3) or scores.shape[-2] * scores.shape[-1] != rows:
+    shape = checks.shape("group_loop", "scores", scores)
+    if len(shape) not in (2, 3) or shape[-2] * shape[-1] != rows:
         raise ValueError(
-            f"group_loop: scores has shape {scores.shape}, wanted [P, G] (or [K, P, G] for K rewards) with P · G = "
+            f"group_loop: scores has shape {shape}, wanted [P, G] (or [K, P, G] for K rewards) with P · G = "
             f"{rows}, the rows of completions."
         )
-    if scores.shape[-2] % parts:
+    if shape[-2] % parts:
         raise ValueError(
             f"group_loop: minibatches {learning.minibatches} · micro_batches {learning.micro_batches} is {parts}, "
-            f"wanted a divisor of the {scores.shape[-2]} groups."
+            f"wanted a divisor of the {shape[-2]} groups."
         )
     if learning.minibatches > 1 and key is None:
         raise ValueError("group_loop: several minibatches are drawn at random and key is None; give step a key.")

@@ -180,6 +180,8 @@ def test_errors():
             ValueError, match=r"group_loop: scores has shape \(.*\), wanted \[P, G\] .* with P · G = 16"
         ):
             step(init(params), completions, wrong)
+    with pytest.raises(ValueError, match=r"group_loop: scores is a list, wanted an array; give jnp\.array\(scores\)\."):
+        step(init(params), completions, scores.tolist())
     init, step = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0), micro_batches=3)
     with pytest.raises(ValueError, match=r"micro_batches is 3, wanted a divisor of the batch's 16 rows\."):
         step(init(params), completions, jnp.ones((P * G, T)))
