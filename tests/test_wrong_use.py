@@ -31,7 +31,8 @@ def functions():
                 yield f"{home}.{name}", function
 
 
-FUNCTIONS = {name: function for name, function in functions() if not name.endswith(("check_groups", "check_rows"))}
+CHECKS = ("check_groups", "check_rows", "check_scored")
+FUNCTIONS = {name: function for name, function in functions() if not name.endswith(CHECKS)}
 
 
 def makes_a_function(function) -> bool:

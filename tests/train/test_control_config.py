@@ -33,7 +33,7 @@ OPEN = {
     "damping": "trpo",
     "cg_iterations": "trpo",
 }
-PLACES = {"out", "resume", "config", "log_every"}
+PLACES = {"out", "resume", "config", "log_every", "save_every"}
 
 
 def run(config):
