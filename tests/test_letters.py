@@ -16,10 +16,11 @@ from rlax_llm.models import decoder
 LANGUAGE = Language(letters=3, length=2, hidden=8, imitation_steps=40)
 BETAS = jnp.array([0.2, 0.4, 0.8])
 # The language is no array.
-reference, distribution, drawn, exact, optimum = (
+reference, distribution, exact, optimum = (
     jax.jit(function, static_argnums=0)
-    for function in (letters.reference, letters.distribution, letters.drawn, letters.exact, letters.optimum)
+    for function in (letters.reference, letters.distribution, letters.exact, letters.optimum)
 )
+drawn = jax.jit(letters.drawn, static_argnums=(0, 4))
 judged_pairs = jax.jit(letters.judged_pairs, static_argnums=(0, 3))
 
 

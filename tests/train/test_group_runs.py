@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import string
 from types import SimpleNamespace
@@ -47,8 +48,7 @@ def ran(tmp_path, **changes):
 def test_every_recipe_has_an_objective():
     needed = {"ceiling": 3.0}
     for name, recipe in RECIPES.items():
-        takes = recipe.__code__.co_varnames[: recipe.__code__.co_argcount]
-        given = {key: value for key, value in needed.items() if key in takes}
+        given = {key: value for key, value in needed.items() if key in inspect.signature(recipe).parameters}
         config = GrpoConfig(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
         chosen = build_objective(config, (1.0, 0.5))
         assert chosen.needs_reference, name
