@@ -10,7 +10,7 @@ from typing import BinaryIO
 try:
     import fcntl
 except ImportError:  # not on this system
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # not on Windows
 
 
 def locked(descriptor: int) -> bool:
@@ -50,7 +50,7 @@ class Lock:
     def take(self) -> int | None:
         """Take it, or say which process has it (0 where it has not said so yet)."""
         while True:
-            file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+            file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (held as long as the lock)
             if not locked(file.fileno()):
                 file.seek(0)
                 holder = file.read(20).strip()

@@ -26,7 +26,7 @@ def _refuse_tag(loader: yaml.SafeLoader, node: yaml.Node) -> None:
 class _Loader(yaml.SafeLoader):
     """Null, text, lists and mappings, whose keys are text and different."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as its parent has it)
         first: [(tag, pattern) for tag, pattern in resolvers if tag == _NULL]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
