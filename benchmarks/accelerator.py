@@ -24,14 +24,14 @@ import numpy as np
 import optax
 from common import interleaved, parser, ready, report, seconds
 
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate, generate_at_once
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.loops.group import group_loop
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.recipes import grpo
-from rlax_llm.train.group import group_loop
-from rlax_llm.types import Completions
+from rlax_llm.recipes.group import grpo
 
 SHAPES = {
     "tiny": DecoderConfig(512, 64, 256, 2, 4, 2, 16),

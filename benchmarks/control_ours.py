@@ -20,10 +20,10 @@ import time
 
 from protocol import arguments, positive, print_line, spread
 
-from rlax_llm.train.compiling import compiled_with_effort
-from rlax_llm.train.control import evaluate_greedily
-from rlax_llm.train.control_config import ControlConfig, build
-from rlax_llm.train.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
+from rlax_llm.commands.control.program import ControlConfig, build
+from rlax_llm.host.compiling import compiled_with_effort
+from rlax_llm.loops.control import evaluate_greedily
+from rlax_llm.loops.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 
 EPISODES = 128
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from common import interleaved, parser, report
 
-from rlax_llm.distributions import categorical, gaussian
-from rlax_llm.fisher import conjugate_gradient, damped, fisher_vector_product
-from rlax_llm.trees import dot
+from rlax_llm.core.distributions import categorical, gaussian
+from rlax_llm.core.trees import dot
+from rlax_llm.natural.fisher import conjugate_gradient, damped, fisher_vector_product
 
 
 def main() -> None:

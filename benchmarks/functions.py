@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from common import interleaved, parser, report
 
-from rlax_llm.groups import per_group, z_score
-from rlax_llm.implicit_rewards import Responses
-from rlax_llm.off_policy import vtrace
-from rlax_llm.preference_recipes import dpo
-from rlax_llm.preferences import PreferenceBatch, preference_loss
-from rlax_llm.returns import gae
-from rlax_llm.trust_regions import clip
-from rlax_llm.types import Scored
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.groups import per_group, z_score
+from rlax_llm.credit.off_policy import vtrace
+from rlax_llm.credit.returns import gae
+from rlax_llm.policy.trust_regions import clip
+from rlax_llm.preference.implicit_rewards import Responses
+from rlax_llm.preference.pairs import PreferenceBatch, preference_loss
+from rlax_llm.recipes.preference import dpo
 
 SHAPES = [(128, 4096), (4096, 64)]
 GAMMA, LAMBDA, EPS, BETA = 0.99, 0.95, 0.2, 0.1

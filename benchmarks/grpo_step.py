@@ -93,11 +93,11 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     from rlax_llm.generation.engine import Request, generate
     from rlax_llm.generation.prompts import pad_prompts
     from rlax_llm.generation.sampling import Categorical
+    from rlax_llm.loops.group import group_loop
     from rlax_llm.models.huggingface import read_config, read_parameters
     from rlax_llm.models.scoring import group_log_probs
-    from rlax_llm.recipes import grpo
-    from rlax_llm.train.group import group_loop
-    from rlax_llm.weightings import token_mean
+    from rlax_llm.policy.weightings import token_mean
+    from rlax_llm.recipes.group import grpo
 
     config, tokenizer, prompts = read_config(folder), read_tokenizer(folder), read_prompts(folder)
     request = Request(Categorical(), (tokenizer.eos_token_id,), args.tokens, args.group_size)

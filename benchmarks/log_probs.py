@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from common import interleaved, parser, report
 
-from rlax_llm.log_probs import plain_token_log_probs, token_log_probs
+from rlax_llm.core.log_probs import plain_token_log_probs, token_log_probs
 
 
 def main() -> None:

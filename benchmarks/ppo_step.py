@@ -74,11 +74,11 @@ def said(args: argparse.Namespace, parts: Parts, scores: list[float], memory: di
 def our_loop(args: argparse.Namespace, config: Any) -> tuple[Callable, Callable]:
     import optax
 
-    from rlax_llm.control_recipes import ppo
+    from rlax_llm.loops.rlhf import MODELS, RlhfLearning, rlhf_loop
+    from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
     from rlax_llm.models.scalar import token_values
     from rlax_llm.models.scoring import group_log_probs
-    from rlax_llm.train.rlhf import MODELS, RlhfLearning, rlhf_loop
-    from rlax_llm.train.rlhf_credit import KlInReward, Shaping
+    from rlax_llm.recipes.control import ppo
 
     layout, optimizer = (1, args.prompt_tokens), optax.adamw(args.learning_rate, weight_decay=0.0)
     return rlhf_loop(

@@ -114,11 +114,11 @@ def our_labels(args: argparse.Namespace, rows: Rows) -> dict[str, Any]:
 def our_dpo(args: argparse.Namespace, folder: Path, group_size: int, precomputed: bool) -> Ours:
     import jax
 
+    from rlax_llm.core.trees import joined
+    from rlax_llm.loops.preference import preference_loop
     from rlax_llm.models.huggingface import read_parameters
     from rlax_llm.models.scoring import group_log_probs
-    from rlax_llm.preference_recipes import dpo
-    from rlax_llm.train.preference import preference_loop
-    from rlax_llm.trees import joined
+    from rlax_llm.recipes.preference import dpo
 
     config, params, frozen = our_weights(args, folder / "model", read_parameters)
     log_probs = group_log_probs(config, (group_size, args.prompt_tokens), remat=args.remat)
@@ -132,10 +132,10 @@ def our_dpo(args: argparse.Namespace, folder: Path, group_size: int, precomputed
 
 
 def our_kto(args: argparse.Namespace, folder: Path, group_size: int) -> Ours:
+    from rlax_llm.loops.labels import label_loop
     from rlax_llm.models.huggingface import read_parameters
     from rlax_llm.models.scoring import group_log_probs
-    from rlax_llm.train.labels import label_loop
-    from rlax_llm.unpaired import kto
+    from rlax_llm.preference.unpaired import kto
 
     config, params, frozen = our_weights(args, folder / "model", read_parameters)
     log_probs = group_log_probs(config, (group_size, args.prompt_tokens), remat=args.remat)
@@ -144,10 +144,10 @@ def our_kto(args: argparse.Namespace, folder: Path, group_size: int) -> Ours:
 
 
 def our_reward(args: argparse.Namespace, folder: Path, group_size: int) -> Ours:
-    from rlax_llm.links import logistic
+    from rlax_llm.loops.preference import reward_loop
     from rlax_llm.models.huggingface import read_scalar_parameters
     from rlax_llm.models.scalar import sequence_scores
-    from rlax_llm.train.preference import reward_loop
+    from rlax_llm.preference.links import logistic
 
     config, params, frozen = our_weights(args, folder / "scalar", read_scalar_parameters)
     scores = sequence_scores(config, (group_size, args.prompt_tokens), args.remat)

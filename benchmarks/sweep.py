@@ -28,13 +28,13 @@ def program(args: argparse.Namespace) -> Callable[[Any, Any], Any]:
     import jax.numpy as jnp
     import optax
 
-    from rlax_llm import recipes
     from rlax_llm.generation.engine import Request
     from rlax_llm.generation.sampling import Categorical
+    from rlax_llm.loops.group import group_loop
+    from rlax_llm.loops.language import Prompts, language_loop, sampled
     from rlax_llm.models import decoder
     from rlax_llm.models.scoring import group_log_probs
-    from rlax_llm.train.group import group_loop
-    from rlax_llm.train.language import Prompts, language_loop, sampled
+    from rlax_llm.recipes import group as recipes
 
     config = sides.tiny_shape(args)
     prompts = Prompts(jnp.arange(args.vocab)[:, None], jnp.ones((args.vocab, 1), bool), jnp.arange(args.vocab))
@@ -64,7 +64,7 @@ def side(line: Connection, args: argparse.Namespace, name: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from rlax_llm.train.seeds import cores_as_devices, on_devices, over_seeds
+    from rlax_llm.loops.seeds import cores_as_devices, on_devices, over_seeds
 
     if name == "together":
         cores_as_devices(args.runs)

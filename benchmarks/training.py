@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from common import interleaved, parser, report, torch_model
 
+from rlax_llm.core.types import Completions
 from rlax_llm.models.huggingface import write_model
 from rlax_llm.models.loading import LanguageModel, load_model
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
-from rlax_llm.types import Completions
 
 
 def rows_of(tokens: np.ndarray, prompt: int) -> Completions:

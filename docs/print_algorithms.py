@@ -6,11 +6,13 @@ python docs/print_algorithms.py > docs/algorithms.md
 import inspect
 import re
 
-from rlax_llm import control_recipes, preference_recipes, recipes
-from rlax_llm.coupled import Coupled
-from rlax_llm.objectives import Objective
-from rlax_llm.preferences import Preference
-from rlax_llm.presets import openrlhf, trl, verl
+from rlax_llm.policy.coupled import Coupled
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.preference.pairs import Preference
+from rlax_llm.recipes import control as control_recipes
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import openrlhf, trl, verl
+from rlax_llm.recipes import preference as preference_recipes
 
 # What an algorithm cannot be made without, for the table.
 NEEDED = {"reward_weights": (1.0,), "max_new_tokens": 1024, "kl_coef": 0.001, "ceiling": 5.0}

@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.loops.group import GroupLearning, group_loop
+from rlax_llm.loops.language import Collector, Groups, Prompts, language_loop, sampled
+from rlax_llm.loops.policy import Metrics, Params, supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.objectives import Objective
-from rlax_llm.train.group import GroupLearning, group_loop
-from rlax_llm.train.language import Collector, Groups, Prompts, language_loop, sampled
-from rlax_llm.train.policy import Metrics, Params, supervised_loop
-from rlax_llm.types import Completions
+from rlax_llm.policy.objectives import Objective
 
 PROMPT = 2
 Wrapper = Callable[[Collector], Collector]

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.types import Trajectory
 from rlax_llm.envs.environment import Environment
+from rlax_llm.host.spread import student_quantile
+from rlax_llm.loops.collect import Steps
+from rlax_llm.loops.control import trajectory
 from rlax_llm.models.actor_critic import ActorCritic, Params
-from rlax_llm.train.collect import Steps
-from rlax_llm.train.control import trajectory
-from rlax_llm.train.spread import student_quantile
-from rlax_llm.types import Trajectory
 
 COLOURS = ("#1f4e79", "#c8553d", "#3a7d44", "#8a5a9e", "#b8860b", "#4a9ba8", "#6b7280", "#d16ba5")
 _TEXT, _GRID = "#30363d", "#e4e7eb"

@@ -16,19 +16,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.control_recipes import ppo
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.links import logistic
+from rlax_llm.loops.policy import Metrics, Params, supervised_loop
+from rlax_llm.loops.preference import reward_loop
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scalar import init_scalar, sequence_scores, token_values
 from rlax_llm.models.scoring import LogProbs, group_log_probs
-from rlax_llm.train.policy import Metrics, Params, supervised_loop
-from rlax_llm.train.preference import reward_loop
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping
-from rlax_llm.types import Completions
+from rlax_llm.preference.links import logistic
+from rlax_llm.recipes.control import ppo
 
 PROMPT = 2
 """Letters of a prompt."""

@@ -3,7 +3,8 @@
 ``import rlax_llm as rl`` gives the flat public face: ``rl.gae``, ``rl.z_score``, ``rl.clip``, ``rl.k3``, ``rl.grpo()``,
 ``rl.policy_loss``, ``rl.dpo()``, ``rl.trpo_step``, ``rl.init_decoder``, ``rl.generate``, ``rl.group_loop``. Where a
 recipe and the part that makes it share a name, the flat name is the recipe: ``rl.cispo(5.0)`` is the objective,
-``rl.trust_regions.cispo(ceiling=5.0)`` its trust region; ``rl.gdpo`` the recipe, ``rl.batch_credit.gdpo`` its credit.
+``rl.policy.trust_regions.cispo(ceiling=5.0)`` its trust region; ``rl.gdpo`` the recipe, ``rl.credit.batches.gdpo`` its
+credit.
 Each name and module is imported when it is first used, so that importing the package costs nothing.
 """
 
@@ -12,13 +13,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from rlax_llm.naming import closest
+from rlax_llm.core.naming import closest
 
 _HOMES = {
-    "batch_credit": ("batch_std", "informative_share", "nonzero_share", "returns_to_go", "several", "whitened"),
-    "checks": (),
-    "control_recipes": ("a2c", "ppo", "ppo_penalty", "q_actor_critic", "reinforce"),
-    "corrections": (
+    "credit.batches": ("batch_std", "informative_share", "nonzero_share", "returns_to_go", "several", "whitened"),
+    "recipes.control": ("a2c", "ppo", "ppo_penalty", "q_actor_critic", "reinforce"),
+    "policy.corrections": (
         "combined",
         "masked_importance",
         "off_policy_mask",
@@ -26,9 +26,15 @@ _HOMES = {
         "sampler_metrics",
         "truncated_importance",
     ),
-    "coupled": ("Coupled", "clip_cov", "importance_corrected", "kl_cov", "off_policy_masked", "token_covariance"),
-    "credits": (),
-    "distributions": (
+    "policy.coupled": (
+        "Coupled",
+        "clip_cov",
+        "importance_corrected",
+        "kl_cov",
+        "off_policy_masked",
+        "token_covariance",
+    ),
+    "core.distributions": (
         "Distribution",
         "categorical",
         "categorical_entropy",
@@ -43,11 +49,10 @@ _HOMES = {
         "normal_kl",
         "normal_log_prob",
     ),
-    "entropy": ("stepped_coef",),
-    "envs": (),
+    "policy.entropy": ("stepped_coef",),
     "envs.environment": ("Box", "Discrete", "Environment", "Step"),
     "envs.registry": ("make",),
-    "fisher": (
+    "natural.fisher": (
         "conjugate_gradient",
         "damped",
         "fisher_vector_product",
@@ -59,7 +64,7 @@ _HOMES = {
     "generation.prompts": ("pad_prompts",),
     "generation.turns": ("Tool", "calculator", "with_tools"),
     "generation.sampling": ("Categorical", "Draw", "greedy"),
-    "groups": (
+    "credit.groups": (
         "centred",
         "greedy_baseline",
         "kl_in_score",
@@ -70,7 +75,7 @@ _HOMES = {
         "per_group",
         "z_score",
     ),
-    "implicit_rewards": (
+    "preference.implicit_rewards": (
         "Responses",
         "alpha_slope",
         "forward_kl_slope",
@@ -84,7 +89,7 @@ _HOMES = {
         "mean_log_ratio",
         "sloped",
     ),
-    "kl": (
+    "core.kl": (
         "absolute",
         "doubling_coef",
         "fixed_coef",
@@ -96,7 +101,7 @@ _HOMES = {
         "straight_through",
         "top_k_kl",
     ),
-    "links": (
+    "preference.links": (
         "against_zero",
         "apo_down",
         "centred_rewards",
@@ -114,9 +119,9 @@ _HOMES = {
         "squared",
         "weighted_sum",
     ),
-    "log_probs": ("token_log_probs",),
-    "mapping": ("map_in_cache",),
-    "masked": ("masked_mean", "masked_variance", "unit_variance", "whiten"),
+    "core.log_probs": ("token_log_probs",),
+    "core.mapping": ("map_in_cache",),
+    "core.masked": ("masked_mean", "masked_variance", "unit_variance", "whiten"),
     "models.actor_critic": ("ActorCritic", "from_apply", "perceptron", "recurrent"),
     "models.config": ("DecoderConfig", "LinearRope", "Llama3Rope", "Lora"),
     "models.functional": ("functional",),
@@ -129,10 +134,10 @@ _HOMES = {
     "models.scalar": ("init_scalar", "sequence_scores", "token_values"),
     "models.scoring": ("group_log_probs", "group_logits", "row_log_probs"),
     "models.tokenizer": ("Tokenizer",),
-    "objectives": ("Objective", "policy_loss"),
-    "off_policy": ("retrace", "truncated_ratio", "vtrace"),
-    "preference_recipes": ("alpha_po", "aot", "cpo", "dpo", "ipo", "orpo", "simpo", "sppo"),
-    "preferences": (
+    "policy.objectives": ("Objective", "policy_loss"),
+    "credit.off_policy": ("retrace", "truncated_ratio", "vtrace"),
+    "recipes.preference": ("alpha_po", "aot", "cpo", "dpo", "ipo", "orpo", "simpo", "sppo"),
+    "preference.pairs": (
         "Preference",
         "PreferenceBatch",
         "length_desensitised",
@@ -144,9 +149,8 @@ _HOMES = {
         "policy_against_reference",
         "preference_loss",
     ),
-    "presets": (),
-    "ratios": ("sequence_ratio", "sequence_token_ratio", "summed_ratio", "summed_token_ratio", "token_ratio"),
-    "recipes": (
+    "policy.ratios": ("sequence_ratio", "sequence_token_ratio", "summed_ratio", "summed_token_ratio", "token_ratio"),
+    "recipes.group": (
         "cispo",
         "dapo",
         "dppo_kl",
@@ -167,8 +171,8 @@ _HOMES = {
         "sapo",
         "vespo",
     ),
-    "recurrence": ("reverse_affine_scan",),
-    "returns": (
+    "core.recurrence": ("reverse_affine_scan",),
+    "credit.returns": (
         "discounted_returns",
         "gae",
         "lambda_returns",
@@ -178,7 +182,7 @@ _HOMES = {
         "td_targets",
         "total_return",
     ),
-    "shaping": (
+    "credit.shaping": (
         "clipped_scores",
         "fixed_if_truncated",
         "informative",
@@ -189,29 +193,29 @@ _HOMES = {
         "score_at_end",
         "soft_overlong_punishment",
     ),
-    "shuffling": ("permutation",),
-    "token_returns": ("Steps", "decoupled_gae", "length_adaptive_trace", "token_steps"),
-    "train.collect": ("Runner", "rollout", "start_runner"),
-    "train.control": ("Collecting", "ControlState", "control_loop", "evaluate_greedily"),
-    "train.labels": (
+    "core.shuffling": ("permutation",),
+    "credit.token_returns": ("Steps", "decoupled_gae", "length_adaptive_trace", "token_steps"),
+    "loops.collect": ("Runner", "rollout", "start_runner"),
+    "loops.control": ("Collecting", "ControlState", "control_loop", "evaluate_greedily"),
+    "loops.labels": (
         "CarriedReference",
         "label_loop",
         "reference_point_of_mismatched",
         "running_mean_reward",
         "zero_reference",
     ),
-    "train.group": ("GroupLearning", "GroupState", "every_completion", "group_loop", "group_trpo_loop"),
-    "train.language": ("Groups", "Prompts", "dynamic", "language_loop", "rounded", "sampled", "stale"),
-    "train.policy": ("TrainState", "policy_loop", "supervised_loop"),
-    "train.preference": ("preference_loop", "reward_loop"),
-    "train.rlhf": ("RlhfLearning", "RlhfState", "rlhf_loop"),
-    "train.rlhf_credit": ("KlInReward", "Shaping"),
-    "train.scaling": ("Moments", "Scaling", "standardised", "unit_return", "unscaled"),
-    "train.updates": ("Learning", "Penalty", "Rollout", "Update", "gradient_update", "natural_update"),
-    "train.compiling": ("compiled_with_effort",),
-    "train.control_config": ("ControlConfig", "ControlProgram", "build", "resolve"),
-    "train.seeds": ("cores_as_devices", "on_devices", "over_seeds"),
-    "trpo": (
+    "loops.group": ("GroupLearning", "GroupState", "every_completion", "group_loop", "group_trpo_loop"),
+    "loops.language": ("Groups", "Prompts", "dynamic", "language_loop", "rounded", "sampled", "stale"),
+    "loops.policy": ("TrainState", "policy_loop", "supervised_loop"),
+    "loops.preference": ("preference_loop", "reward_loop"),
+    "loops.rlhf": ("RlhfLearning", "RlhfState", "rlhf_loop"),
+    "loops.rlhf_credit": ("KlInReward", "Shaping"),
+    "loops.scaling": ("Moments", "Scaling", "standardised", "unit_return", "unscaled"),
+    "loops.updates": ("Learning", "Penalty", "Rollout", "Update", "gradient_update", "natural_update"),
+    "host.compiling": ("compiled_with_effort",),
+    "commands.control.program": ("ControlConfig", "ControlProgram", "build", "resolve"),
+    "loops.seeds": ("cores_as_devices", "on_devices", "over_seeds"),
+    "natural.trpo": (
         "backtracking_search",
         "full_step",
         "improves_within",
@@ -219,7 +223,7 @@ _HOMES = {
         "policy_problem",
         "trpo_step",
     ),
-    "trust_regions": (
+    "policy.trust_regions": (
         "clip",
         "discovered_policy_optimisation",
         "dual_clip",
@@ -227,8 +231,8 @@ _HOMES = {
         "score_function",
         "unclipped",
     ),
-    "types": ("Completions", "PolicyBatch", "Scored", "Trajectory"),
-    "unpaired": (
+    "core.types": ("Completions", "PolicyBatch", "Scored", "Trajectory"),
+    "preference.unpaired": (
         "LabelledBatch",
         "RunningMean",
         "Unpaired",
@@ -243,7 +247,7 @@ _HOMES = {
         "unpaired_loss",
         "update_running_mean",
     ),
-    "values": (
+    "credit.values": (
         "clipped_value_loss",
         "explained_variance",
         "huber_value_loss",
@@ -254,14 +258,15 @@ _HOMES = {
         "two_hot_value",
         "two_hot_value_loss",
     ),
-    "weightings": ("fixed_length", "sequence_mean", "sequence_sum", "token_mean", "top_entropy"),
+    "policy.weightings": ("fixed_length", "sequence_mean", "sequence_sum", "token_mean", "top_entropy"),
 }
+_FOLDERS = sorted({home.partition(".")[0] for home in _HOMES})
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names}
 _HOME_OF |= {"init_decoder": ("models.decoder", "init")}  # ``init`` alone says what of only beside its module
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name in _FOLDERS:
         return import_module(f"rlax_llm.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'rlax_llm' has no attribute {name!r}{closest(name, __dir__())}")
@@ -272,4 +277,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, *(home for home in _HOMES if "." not in home)})
+    return sorted({*globals(), *_HOME_OF, *_FOLDERS})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from rlax_llm.types import Completions
+from rlax_llm.core.types import Completions
 
 ARMS, P, G, T = 5, 4, 4, 3
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.distributions import categorical
+from rlax_llm.core.distributions import categorical
+from rlax_llm.loops.control import control_loop
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
-from rlax_llm.train.control import control_loop
 
 
 def linear(width: int, actions: int = 2) -> ActorCritic:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm import credits
-from rlax_llm.distributions import categorical
+from rlax_llm.core.distributions import categorical
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit import streams as credits
+from rlax_llm.loops.updates import Learning, Rollout, unnormalised
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
-from rlax_llm.train.updates import Learning, Rollout, unnormalised
-from rlax_llm.types import Trajectory
 
 # A power of two: the weights 1/N are float32.
 STEPS, BATCH, FEATURES, ACTIONS = 8, 4, 3, 3

@@ -7,8 +7,8 @@ import math
 import jax
 import numpy as np
 
-from rlax_llm.implicit_rewards import Responses
-from rlax_llm.preferences import Preference, PreferenceBatch, preference_loss
+from rlax_llm.preference.implicit_rewards import Responses
+from rlax_llm.preference.pairs import Preference, PreferenceBatch, preference_loss
 
 PAIRS, CHOSEN, REJECTED = 4, 5, 3  # the two sides need not be padded to one length
 

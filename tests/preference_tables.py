@@ -11,7 +11,7 @@ import pytest
 from preference_batches import numeric_gradient
 from scipy.special import log_softmax
 
-from rlax_llm.types import Completions
+from rlax_llm.core.types import Completions
 
 PAIRS, TOKENS, VOCABULARY, BETA = 4, 3, 5, 0.4
 QUICKLY = {"xla_backend_optimization_level": 0}

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlax_llm import control_recipes
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.types import Completions
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.recipes import control as control_recipes
 
 V, B, T, PROMPT = 5, 8, 6, 2
 PPO = control_recipes.ppo(eps=0.2)

@@ -11,13 +11,23 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm import coupled, distributions, kl, links, off_policy, recipes, trust_regions, unpaired
-from rlax_llm.corrections import masked_importance, rejection, sampler_metrics, truncated_importance
-from rlax_llm.exponentials import exp_then_line, expm1_then_line, straight_from
-from rlax_llm.implicit_rewards import alpha_slope, forward_kl_slope, jensen_shannon_slope, log_odds, mean_log_prob
-from rlax_llm.objectives import policy_loss
-from rlax_llm.presets import trl, verl
-from rlax_llm.types import PolicyBatch
+from rlax_llm.core import distributions, kl
+from rlax_llm.core.exponentials import exp_then_line, expm1_then_line, straight_from
+from rlax_llm.core.types import PolicyBatch
+from rlax_llm.credit import off_policy
+from rlax_llm.policy import coupled, trust_regions
+from rlax_llm.policy.corrections import masked_importance, rejection, sampler_metrics, truncated_importance
+from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.preference import links, unpaired
+from rlax_llm.preference.implicit_rewards import (
+    alpha_slope,
+    forward_kl_slope,
+    jensen_shannon_slope,
+    log_odds,
+    mean_log_prob,
+)
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import trl, verl
 
 FAR = np.array([-1e3, -400.0, -89.0, -50.0, -36.0, -30.0, 30.0, 36.0, 50.0, 89.0, 400.0, 1e3], np.float32)
 

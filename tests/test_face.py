@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import rlax_llm as rl
-from rlax_llm import recipes
-from rlax_llm.objectives import Objective
-from rlax_llm.types import Completions
+from rlax_llm.core.types import Completions
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.recipes import group as recipes
 
 
 def test_every_name_of_the_face_is_there():

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 import rlax_llm
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.setup import build_model
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.setup import build_model
 
 README = Path(__file__).parent.parent / "README.md"
 

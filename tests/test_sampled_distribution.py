@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from rlax_llm.fisher import natural_direction
+from rlax_llm.core.kl import k1, k3
+from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.sampling import Categorical, greedy
-from rlax_llm.groups import per_group, z_score
-from rlax_llm.kl import k1, k3
+from rlax_llm.loops.group import group_trpo_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.packing import Packed, packed_log_probs
 from rlax_llm.models.scoring import group_log_probs, group_logits, row_log_probs
-from rlax_llm.train.group import group_trpo_loop
-from rlax_llm.trpo import backtracking_search, improves_within
-from rlax_llm.weightings import token_mean
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.policy.weightings import token_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

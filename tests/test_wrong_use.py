@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +13,25 @@ import optax
 import pytest
 
 import rlax_llm as rl
-from rlax_llm import arguments, checks
+from rlax_llm import credit, policy, preference, recipes
+from rlax_llm.core import arguments, checks, distributions, kl, masked
 
 SCORES = jnp.array([[0.0, 1.0], [1.0, 3.0]])
 ROW, MASK = jnp.zeros((2, 3)), jnp.ones((2, 3), bool)
 SCORED = rl.Scored(SCORES, jnp.zeros((2, 2, 3)), jnp.ones((2, 2, 3), bool))
-HOMES = ("batch_credit", "control_recipes", "corrections", "coupled", "credits", "distributions", "entropy", "groups")
-HOMES += ("implicit_rewards", "kl", "links", "masked", "objectives", "off_policy", "preference_recipes", "preferences")
-HOMES += ("ratios", "recipes", "returns", "shaping", "token_returns", "trust_regions", "unpaired", "values")
-HOMES += ("weightings",)
+PEERS = ("openrlhf", "papers", "trl", "trl_config", "verl")
+MODULES = [distributions, kl, masked] + [
+    import_module(f"{folder.__name__}.{found.name}")
+    for folder in (credit, policy, preference, recipes)
+    for found in pkgutil.iter_modules(folder.__path__)
+    if found.name not in PEERS
+]
 
 
 def functions():
     """Every public function of the equations, by module and name."""
-    for home in HOMES:
-        module = getattr(rl, home)
+    for module in MODULES:
+        home = module.__name__.rpartition(".")[2]
         for name, function in vars(module).items():
             if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
                 yield f"{home}.{name}", function

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.objectives import policy_loss
-from rlax_llm.presets import trl
-from rlax_llm.types import PolicyBatch
+from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.recipes import trl
 
 GOLDEN = Path(__file__).parent / "golden" / "trl_policy.json"
 ROWS, COLUMNS, LIMIT = 6, 7, 11

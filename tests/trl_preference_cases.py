@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm import links
-from rlax_llm.implicit_rewards import Responses, mean_log_ratio
-from rlax_llm.preference_recipes import aot, dpo, ipo, sppo
-from rlax_llm.preferences import PreferenceBatch, on_policy_weights, pair_mean, per_response, preference_loss
-from rlax_llm.weightings import token_mean
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.preference import links
+from rlax_llm.preference.implicit_rewards import Responses, mean_log_ratio
+from rlax_llm.preference.pairs import PreferenceBatch, on_policy_weights, pair_mean, per_response, preference_loss
+from rlax_llm.recipes.preference import aot, dpo, ipo, sppo
 
 GOLDEN = Path(__file__).parent / "golden" / "trl_preferences.json"
 PAIRS, TOKENS = 4, 6

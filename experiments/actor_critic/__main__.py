@@ -18,14 +18,22 @@ import numpy as np
 import optax
 
 from experiments.common import COLOURS, arguments, band, bars, interval, label, new_figure, said, table, windowed, write
-from rlax_llm.control_recipes import reinforce
-from rlax_llm.credits import Credit, gae, lambda_return, q_value, return_minus_baseline, return_to_go, td_residual
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit.streams import (
+    Credit,
+    gae,
+    lambda_return,
+    q_value,
+    return_minus_baseline,
+    return_to_go,
+    td_residual,
+)
 from rlax_llm.envs.registry import make
+from rlax_llm.loops.control import Collecting, control_loop
+from rlax_llm.loops.scaling import unit_return
+from rlax_llm.loops.updates import Learning, gradient_update, unnormalised
 from rlax_llm.models.actor_critic import perceptron
-from rlax_llm.train.control import Collecting, control_loop
-from rlax_llm.train.scaling import unit_return
-from rlax_llm.train.updates import Learning, gradient_update, unnormalised
-from rlax_llm.types import Trajectory
+from rlax_llm.recipes.control import reinforce
 
 
 class Settings(NamedTuple):

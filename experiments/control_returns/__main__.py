@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import COLOURS, arguments, label, new_figure, plain, said, short, table, write
-from rlax_llm.train.control_config import ControlConfig
-from rlax_llm.train.control_run import run_control
-from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.commands.control.program import ControlConfig
+from rlax_llm.commands.control.run import run_control
+from rlax_llm.host.run_directory import RunDirectory
 
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "control_returns.jsonl"
 

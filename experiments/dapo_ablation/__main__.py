@@ -25,14 +25,14 @@ from experiments.common import (
     verdict_of,
     write,
 )
-from rlax_llm import recipes
-from rlax_llm.objectives import Objective
-from rlax_llm.shaping import overlong_filter, soft_overlong_punishment
-from rlax_llm.train.group import GroupLearning, every_completion
-from rlax_llm.train.language import Collector, dynamic
-from rlax_llm.trust_regions import clip
-from rlax_llm.types import Completions
-from rlax_llm.weightings import token_mean
+from rlax_llm.core.types import Completions
+from rlax_llm.credit.shaping import overlong_filter, soft_overlong_punishment
+from rlax_llm.loops.group import GroupLearning, every_completion
+from rlax_llm.loops.language import Collector, dynamic
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.trust_regions import clip
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.recipes import group as recipes
 
 ACCURACY, ENTROPY, WASTED = "policy/accuracy", "policy/entropy", "frac_reward_zero_std"
 CUT, LENGTH, ROUNDS = "policy/truncated", "policy/length_wrong", "sampling/rounds"

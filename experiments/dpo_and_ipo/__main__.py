@@ -16,20 +16,20 @@ import numpy as np
 import optax
 
 from experiments.common import COLOURS, arguments, band, interval, label, new_figure, said, table, write
+from rlax_llm.core.types import Completions
 from rlax_llm.data.arithmetic import ALPHABET, Problems, digit_rows
 from rlax_llm.data.batches import PairRows, pair_rows
 from rlax_llm.data.encoding import encode_pairs
 from rlax_llm.data.preferences import Pair
-from rlax_llm.implicit_rewards import mean_log_ratio
+from rlax_llm.loops.policy import supervised_loop
+from rlax_llm.loops.preference import CHOSEN, REJECTED, preference_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.preference_recipes import dpo, ipo
-from rlax_llm.preferences import Preference
-from rlax_llm.train.policy import supervised_loop
-from rlax_llm.train.preference import CHOSEN, REJECTED, preference_loop
-from rlax_llm.types import Completions
+from rlax_llm.preference.implicit_rewards import mean_log_ratio
+from rlax_llm.preference.pairs import Preference
+from rlax_llm.recipes.preference import dpo, ipo
 
 METHODS = ("DPO", "IPO")
 

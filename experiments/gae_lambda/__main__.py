@@ -31,15 +31,15 @@ from experiments.common import (
     trajectory_of,
     write,
 )
-from rlax_llm.control_recipes import ppo
-from rlax_llm.credits import gae, lambda_return
+from rlax_llm.credit.streams import gae, lambda_return
 from rlax_llm.envs.environment import Discrete
 from rlax_llm.envs.registry import make
+from rlax_llm.loops.collect import Runner, Steps, rollout
+from rlax_llm.loops.control import Collecting, ControlState, control_loop
+from rlax_llm.loops.scaling import unit_return, unscaled
+from rlax_llm.loops.updates import Learning, gradient_update
 from rlax_llm.models.actor_critic import ActorCritic, perceptron
-from rlax_llm.train.collect import Runner, Steps, rollout
-from rlax_llm.train.control import Collecting, ControlState, control_loop
-from rlax_llm.train.scaling import unit_return, unscaled
-from rlax_llm.train.updates import Learning, gradient_update
+from rlax_llm.recipes.control import ppo
 
 
 class Settings(NamedTuple):

@@ -30,16 +30,16 @@ from experiments.common import (
     verdict_of,
     write,
 )
-from rlax_llm import recipes
+from rlax_llm.core.trees import dot
+from rlax_llm.credit.groups import centred, per_group, z_score
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.groups import centred, per_group, z_score
+from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop
+from rlax_llm.loops.language import Groups, sampled
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.group import GroupLearning, group_advantages, group_loop
-from rlax_llm.train.language import Groups, sampled
-from rlax_llm.trees import dot
-from rlax_llm.trust_regions import clip, unclipped
-from rlax_llm.weightings import fixed_length, sequence_mean, token_mean
+from rlax_llm.policy.trust_regions import clip, unclipped
+from rlax_llm.policy.weightings import fixed_length, sequence_mean, token_mean
+from rlax_llm.recipes import group as recipes
 
 GRPO = recipes.grpo(0)
 CLIPS = {"clip 0.2": clip(0.2), "0.2 / 0.28": clip(0.2, 0.28), "0.2 / 0.6": clip(0.2, 0.6), "none": unclipped}

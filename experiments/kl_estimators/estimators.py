@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from experiments.letters import PROMPT, Language, drawn, everything, some_prompts
-from rlax_llm.groups import kl_in_score, leave_one_out, per_group
-from rlax_llm.kl import KlEstimator, k1, k2, k3
+from rlax_llm.core.kl import KlEstimator, k1, k2, k3
+from rlax_llm.core.types import Completions, Scored
+from rlax_llm.credit.groups import kl_in_score, leave_one_out, per_group
 from rlax_llm.models import decoder
-from rlax_llm.trust_regions import score_function
-from rlax_llm.types import Completions, Scored
+from rlax_llm.policy.trust_regions import score_function
 
 Params = Any
 Estimate = Callable[[jax.Array, jax.Array], jax.Array]

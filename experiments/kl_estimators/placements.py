@@ -12,13 +12,13 @@ import optax
 from experiments.kl_estimators.estimators import ESTIMATES, IN_SCORE
 from experiments.letters import Exact, Language, drawn, exact, repeated, some_prompts, true_reward
 from rlax_llm import group_loop
-from rlax_llm.coupled import Coupled
-from rlax_llm.groups import kl_in_score, leave_one_out, per_group
-from rlax_llm.objectives import Objective
-from rlax_llm.ratios import token_ratio
-from rlax_llm.trust_regions import score_function
-from rlax_llm.types import PolicyBatch, Scored
-from rlax_llm.weightings import sequence_sum
+from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.credit.groups import kl_in_score, leave_one_out, per_group
+from rlax_llm.policy.coupled import Coupled
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.ratios import token_ratio
+from rlax_llm.policy.trust_regions import score_function
+from rlax_llm.policy.weightings import sequence_sum
 
 Params = Any
 NO_KL = "no KL"

@@ -29,9 +29,9 @@ from experiments.common import (
     write,
 )
 from experiments.letters import Language, drawn, exact, reference, repeated, some_prompts, true_reward
-from rlax_llm.train.labels import label_loop
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import kto, mismatched_rows
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.labels import label_loop
+from rlax_llm.preference.unpaired import kto, mismatched_rows
 
 WEIGHTS = ("alike", "as they come")
 

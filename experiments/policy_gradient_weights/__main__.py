@@ -44,14 +44,14 @@ from experiments.policy_gradient_weights.processes import (
     true_gradient,
     true_values,
 )
-from rlax_llm.control_recipes import a2c
-from rlax_llm.credits import lambda_return
+from rlax_llm.credit.streams import lambda_return
 from rlax_llm.envs.environment import Environment, Step
 from rlax_llm.envs.registry import make
+from rlax_llm.loops.collect import rollout, start_runner
+from rlax_llm.loops.control import Collecting, control_loop
+from rlax_llm.loops.updates import Learning, gradient_update
 from rlax_llm.models.actor_critic import Params, perceptron
-from rlax_llm.train.collect import rollout, start_runner
-from rlax_llm.train.control import Collecting, control_loop
-from rlax_llm.train.updates import Learning, gradient_update
+from rlax_llm.recipes.control import a2c
 
 
 class Settings(NamedTuple):

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.credits import Credit, gae, q_value, return_minus_baseline, return_to_go, td_residual, total_return
-from rlax_llm.types import Trajectory
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit.streams import Credit, gae, q_value, return_minus_baseline, return_to_go, td_residual, total_return
 
 STATES, ACTIONS, STEPS = 3, 2, 4
 

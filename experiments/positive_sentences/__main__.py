@@ -32,10 +32,10 @@ from experiments.positive_sentences.tasks import (
     prompt,
     write_rows,
 )
+from rlax_llm.commands.rollouts import Rollout, Sampling
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.models.loading import LanguageModel, load_model
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.rollouts import Rollout, Sampling
 
 METHODS = ("ppo", "dpo", "ipo", "kto")
 BASE = "smollm2"

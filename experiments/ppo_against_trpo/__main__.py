@@ -31,17 +31,17 @@ from experiments.common import (
     windowed,
     write,
 )
-from rlax_llm.control_recipes import ppo, ppo_penalty
-from rlax_llm.credits import gae, lambda_return
+from rlax_llm.core.kl import doubling_coef
+from rlax_llm.credit.streams import gae, lambda_return
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.registry import make
-from rlax_llm.fisher import natural_direction
-from rlax_llm.kl import doubling_coef
+from rlax_llm.loops.control import Collecting, ControlState, control_loop
+from rlax_llm.loops.scaling import unit_return, unscaled
+from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update
 from rlax_llm.models.actor_critic import ActorCritic, perceptron
-from rlax_llm.train.control import Collecting, ControlState, control_loop
-from rlax_llm.train.scaling import unit_return, unscaled
-from rlax_llm.train.updates import Learning, Penalty, Update, gradient_update, natural_update
-from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.recipes.control import ppo, ppo_penalty
 
 
 class Settings(NamedTuple):

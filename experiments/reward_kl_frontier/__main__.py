@@ -30,8 +30,8 @@ from experiments.letters import (
     reward_model,
     some_pairs,
 )
-from rlax_llm.preference_recipes import dpo
-from rlax_llm.train.preference import preference_loop
+from rlax_llm.loops.preference import preference_loop
+from rlax_llm.recipes.preference import dpo
 
 METHODS = ("PPO", "DPO")
 BATCH = 32

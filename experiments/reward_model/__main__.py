@@ -23,8 +23,8 @@ from experiments.letters import (
     reward_model,
     true_reward,
 )
+from rlax_llm.core.types import Completions
 from rlax_llm.models import decoder
-from rlax_llm.types import Completions
 
 STARTS = ("reference", "scratch")
 MEASURED = ("training pairs", "held-out pairs", "correlation with the true reward")

@@ -18,14 +18,14 @@ import numpy as np
 import optax
 
 from experiments.common import COLOURS, arguments, band, interval, label, new_figure, said, table, write
-from rlax_llm.control_recipes import a2c
-from rlax_llm.credits import lambda_return
-from rlax_llm.distributions import categorical
+from rlax_llm.core.distributions import categorical
+from rlax_llm.credit.streams import lambda_return
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.rock_paper_scissors import exploitability, rock_paper_scissors
+from rlax_llm.loops.control import Collecting, control_loop
+from rlax_llm.loops.updates import Learning, gradient_update, unnormalised
 from rlax_llm.models.actor_critic import ActorCritic, Params, from_apply
-from rlax_llm.train.control import Collecting, control_loop
-from rlax_llm.train.updates import Learning, gradient_update, unnormalised
+from rlax_llm.recipes.control import a2c
 
 SPREAD = 1.5
 """Standard deviation of the logits at the start."""

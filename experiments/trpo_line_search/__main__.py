@@ -31,14 +31,14 @@ from experiments.common import (
     table,
     write,
 )
-from rlax_llm.credits import gae, lambda_return
+from rlax_llm.credit.streams import gae, lambda_return
 from rlax_llm.envs.registry import make
-from rlax_llm.fisher import natural_direction
+from rlax_llm.loops.control import Collecting, control_loop
+from rlax_llm.loops.scaling import unit_return, unscaled
+from rlax_llm.loops.updates import Learning, natural_update
 from rlax_llm.models.actor_critic import perceptron
-from rlax_llm.train.control import Collecting, control_loop
-from rlax_llm.train.scaling import unit_return, unscaled
-from rlax_llm.train.updates import Learning, natural_update
-from rlax_llm.trpo import Evaluate, Search, SearchRule, Trial, backtracking_search, full_step, improves_within
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import Evaluate, Search, SearchRule, Trial, backtracking_search, full_step, improves_within
 
 
 class Settings(NamedTuple):

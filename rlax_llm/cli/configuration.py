@@ -1,4 +1,4 @@
-"""Settings from a file and from flags over it, into the dataclasses of ``rlax_llm.train.configs``."""
+"""Settings from a file and from flags over it, into the dataclasses of ``rlax_llm.commands.sft.settings``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
-from rlax_llm.train.control_settings import ControlConfig
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_settings import PreferenceSettings
-from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.commands.control.settings import ControlConfig
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.settings import PreferenceSettings
+from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.host.run_directory import RunDirectory
 
 Settings = GrpoConfig | SftConfig | GenerateConfig | EvalConfig | ControlConfig | PreferenceSettings | PpoConfig
 
@@ -78,7 +78,7 @@ def checked(kind: type[Settings], content: Mapping[str, Any], path: str | os.Pat
     Raises:
         ValueError: as :func:`read_yaml`.
 
-    >>> from rlax_llm.train.configs import SftConfig
+    >>> from rlax_llm.commands.sft.settings import SftConfig
     >>> checked(SftConfig, {"learning_rate": "1e-3"}, "a.yaml")
     {'learning_rate': 0.001}
     >>> checked(SftConfig, {"learning_rte": 1e-3}, "a.yaml")
@@ -109,7 +109,7 @@ def _names(kind: type[Settings]) -> list[str]:
 
 
 def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
-    from rlax_llm.train.places import whole_paths  # here: rewards need numpy
+    from rlax_llm.commands.places import whole_paths  # here: rewards need numpy
 
     run = RunDirectory.reopen(path)
     content = read_mapping(run.config_path)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from rlax_llm.train.failures import RunFailed, sentence
+from rlax_llm.host.failures import RunFailed, sentence
 
 TRACEBACK_VARIABLE = "RLAX_LLM_TRACEBACK"
 _TOLD = (ValueError, OSError, RuntimeError, ImportError)

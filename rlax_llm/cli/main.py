@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from rlax_llm.cli.configuration import Settings, parse
 from rlax_llm.cli.leaving import guarded, leaving_at_once
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
-from rlax_llm.train.control_settings import ControlConfig
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.control.settings import ControlConfig
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
 
 
 class Command(NamedTuple):
-    """A command: its settings, ``module:function`` of ``rlax_llm.train`` that does it, and its help."""
+    """A command: its settings, ``module:function`` of ``rlax_llm.commands`` that does it, and its help."""
 
     settings: type[Settings]
     run: str
@@ -32,7 +32,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "grpo": Command(
         GrpoConfig,
-        "runs:run_grpo",
+        "grpo.run:run_grpo",
         "train a language model by reinforcement learning",
         """Train a language model by reinforcement learning: sample a group of completions for each prompt, reward them,
 and make those better than their group's average likelier. Everything about the run goes to one directory; Ctrl-C ends
@@ -48,7 +48,7 @@ Examples:
     ),
     "sft": Command(
         SftConfig,
-        "runs:run_sft",
+        "grpo.run:run_sft",
         "train a language model on prompts and their answers",
         """Train a language model on prompts and their answers (supervised fine-tuning); only the answers' tokens count.
 
@@ -59,7 +59,7 @@ Examples:
     ),
     "reward": Command(
         RewardConfig,
-        "preference_runs:run_reward",
+        "preference.run:run_reward",
         "train a reward model on preference pairs",
         """Train a reward model: a language model whose head is replaced by one number, read at a completion's last
 token, which is to be larger for the chosen completion of a pair than for the rejected one (Bradley-Terry).
@@ -70,7 +70,7 @@ Examples:
     ),
     "ppo": Command(
         PpoConfig,
-        "ppo_run:run_ppo",
+        "ppo.run:run_ppo",
         "train a language model by PPO against a reward model",
         """Train a language model by PPO with four models: the policy, a value model, a frozen reference that the policy
 is kept close to, and a reward model (or reward functions, or both).
@@ -83,7 +83,7 @@ Examples:
     ),
     "dpo": Command(
         DpoConfig,
-        "preference_runs:run_dpo",
+        "preference.run:run_dpo",
         "train a language model on preference pairs",
         """Train a language model on preference pairs, without a reward model: DPO and its relatives.
 
@@ -95,7 +95,7 @@ Examples:
     ),
     "kto": Command(
         KtoConfig,
-        "preference_runs:run_kto",
+        "preference.run:run_kto",
         "train a language model on labelled completions",
         """Train a language model on completions that are labelled desirable or not (KTO); no pairs are needed.
 
@@ -105,7 +105,7 @@ Examples:
     ),
     "eval": Command(
         EvalConfig,
-        "runs:run_eval",
+        "grpo.run:run_eval",
         "measure a model on held-out prompts",
         """Measure a model's reward and accuracy on held-out prompts.
 
@@ -116,7 +116,7 @@ Examples:
     ),
     "generate": Command(
         GenerateConfig,
-        "runs:run_generate",
+        "grpo.run:run_generate",
         "print a model's answer to a prompt",
         """Print a model's answer to a prompt as it is generated; chat models get the prompt in their chat template.
 
@@ -128,7 +128,7 @@ Examples:
     ),
     "control": Command(
         ControlConfig,
-        "control_run:run_control",
+        "control.run:run_control",
         "train policies in an environment, over many seeds at once",
         """Train policies in an environment, over many seeds in one compiled program, and evaluate them greedily.
 Settings left open are tuned for the recipe and the environment. Ctrl-C ends a run cleanly.
@@ -197,7 +197,7 @@ def _run(command: Command, words: Sequence[str]) -> int:
         from rlax_llm.cli import compilation_cache
 
         compilation_cache.turn_on()
-        run: Callable[[Any], object] = getattr(importlib.import_module(f"rlax_llm.train.{module}"), name)
+        run: Callable[[Any], object] = getattr(importlib.import_module(f"rlax_llm.commands.{module}"), name)
     try:
         done = run(config)
     except SystemExit as leave:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.tasks import tell
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, within
 from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, prompt_key, read_demonstrations
 from rlax_llm.data.rows import Row, split_rows
 from rlax_llm.data.sifting import Kept
 from rlax_llm.data.tasks import Task, some_of
-from rlax_llm.train.configs import SftConfig
-from rlax_llm.train.learner import Learner
-from rlax_llm.train.task_setup import tell
 
 Encode = Callable[[Any, Any], list[Any]]
 

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlax_llm.commands.learner import completion_scores
+from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.data.messages import begun_answer
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import Reward, RewardError, Scores, refuse, score
 from rlax_llm.rewards.pool import RewardPool
-from rlax_llm.train.learner import completion_scores
-from rlax_llm.train.rollouts import Rollout
 
 REWARD_MODEL = "reward_model"
 Punishment = Callable[[np.ndarray], np.ndarray]

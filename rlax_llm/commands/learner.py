@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.commands.settings import ModelSettings
+from rlax_llm.core.trees import joined, widen
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
@@ -27,8 +29,6 @@ from rlax_llm.models.scalar import (
     without_trailing,
 )
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.train.settings import ModelSettings
-from rlax_llm.trees import joined, widen
 
 NAMELESS = "char"  # the embedded model, which a seed draws
 Export = Callable[[Params, Path], None]

@@ -22,7 +22,7 @@ def located(config: Any) -> Any:
     Args:
         config: settings of any command.
 
-    >>> from rlax_llm.train.configs import SftConfig
+    >>> from rlax_llm.commands.sft.settings import SftConfig
     >>> located(SftConfig(model="char", data="no/such.jsonl")).data
     'no/such.jsonl'
     """

@@ -9,19 +9,19 @@ from typing import Any
 
 import optax
 
-from rlax_llm.train.completions_table import completions_table
-from rlax_llm.train.configs import SftConfig
-from rlax_llm.train.endings import farewell, summary
-from rlax_llm.train.examples import of_task
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.group_run import GroupPhase
-from rlax_llm.train.learner import Export, Learner
-from rlax_llm.train.ppo_phase import PpoPhase
-from rlax_llm.train.progress import Progress, say
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.session import Session, due
-from rlax_llm.train.setup import WARM_START_LEARNING_RATE, with_defaults
-from rlax_llm.train.supervised_run import SupervisedPhase, own_rows, run_steps
+from rlax_llm.commands.examples import of_task
+from rlax_llm.commands.grpo.phase import GroupPhase
+from rlax_llm.commands.learner import Export, Learner
+from rlax_llm.commands.ppo.phase import PpoPhase
+from rlax_llm.commands.setup import WARM_START_LEARNING_RATE, with_defaults
+from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps
+from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.host.completions_table import completions_table
+from rlax_llm.host.endings import farewell, summary
+from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.progress import Progress, say
+from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.session import Session, due
 
 Phase = GroupPhase | PpoPhase
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
@@ -18,7 +19,6 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Scores
-from rlax_llm.types import Completions
 
 
 class Rollout(NamedTuple):

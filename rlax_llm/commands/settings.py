@@ -215,7 +215,7 @@ class RunSettings:
 def as_dict(config: Any) -> dict[str, Any]:
     """What a run's ``config.yaml`` holds: its command and every setting but where it is kept.
 
-    >>> from rlax_llm.train.configs import SftConfig
+    >>> from rlax_llm.commands.sft.settings import SftConfig
     >>> saved = as_dict(SftConfig(seed=3, out="runs/a"))
     >>> saved["command"], saved["seed"], "out" in saved
     ('sft', 3, False)
@@ -227,7 +227,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 def filled_in(config: Any, chosen: Mapping[str, Any]) -> Any:
     """The same settings with each ``None`` replaced by the value ``chosen`` for it, where there is one.
 
-    >>> from rlax_llm.train.configs import SftConfig
+    >>> from rlax_llm.commands.sft.settings import SftConfig
     >>> filled_in(SftConfig(steps=5), {"steps": 100, "batch_size": 32}).batch_size
     32
     """
@@ -244,7 +244,7 @@ def check_values(config: Any) -> None:
     Raises:
         ValueError: naming the command and the setting.
 
-    >>> from rlax_llm.train.configs import SftConfig
+    >>> from rlax_llm.commands.sft.settings import SftConfig
     >>> SftConfig(learning_rate=float("inf"))
     Traceback (most recent call last):
     ValueError: sft: learning_rate is inf, wanted a finite number.

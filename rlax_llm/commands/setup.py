@@ -11,15 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.data.arithmetic import ALPHABET
-from rlax_llm.generation.sampling import Categorical, Sampler, greedy
-from rlax_llm.logit_bias import bias_vector
-from rlax_llm.models import decoder
-from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar, local_fields
-from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.train.places import located
-from rlax_llm.train.settings import (
+from rlax_llm.commands.places import located
+from rlax_llm.commands.settings import (
     LARGEST_COUNT,
     ModelSettings,
     OptimizerSettings,
@@ -27,7 +20,14 @@ from rlax_llm.train.settings import (
     filled_in,
     logit_bias_of,
 )
-from rlax_llm.user_code import named_function, told
+from rlax_llm.core.logit_bias import bias_vector
+from rlax_llm.core.user_code import named_function, told
+from rlax_llm.data.arithmetic import ALPHABET
+from rlax_llm.generation.sampling import Categorical, Sampler, greedy
+from rlax_llm.models import decoder
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar, local_fields
+from rlax_llm.models.tokenizer import Tokenizer
 
 _CHARACTER = {
     "groups": 128,
@@ -79,7 +79,7 @@ _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model'
 def with_defaults(config: Any) -> Any:
     """The settings with each that was left open filled in for the model, and its files by their whole paths.
 
-    >>> from rlax_llm.train.group_settings import GrpoConfig
+    >>> from rlax_llm.commands.grpo.settings import GrpoConfig
     >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
     (128, 8)
     """
@@ -112,7 +112,7 @@ def check_batch_of(config: Any) -> None:
     Raises:
         ValueError: naming the settings that are multiplied.
 
-    >>> from rlax_llm.train.group_settings import GrpoConfig
+    >>> from rlax_llm.commands.grpo.settings import GrpoConfig
     >>> check_batch_of(with_defaults(GrpoConfig(group_size=10_000_000)))
     Traceback (most recent call last):
     ValueError: grpo: groups · group_size · tokens of a row is 48,640,000,000, wanted at most 2,147,483,647; ...
@@ -179,7 +179,7 @@ def _model(config: Any) -> LanguageModel:
 def stored_in(config: Any) -> Any:
     """The number format of a model's parameters: float32 where they are trained, else what is computed in.
 
-    >>> from rlax_llm.train.configs import SftConfig
+    >>> from rlax_llm.commands.sft.settings import SftConfig
     >>> stored_in(SftConfig(dtype="bfloat16")), stored_in(SftConfig(dtype="bfloat16", lora_rank=8))
     (dtype('float32'), dtype(bfloat16))
     """

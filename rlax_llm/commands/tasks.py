@@ -6,16 +6,16 @@ import dataclasses
 import sys
 from typing import Any
 
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.sft.settings import EVAL_SIZE, EvalConfig, SftConfig
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, prompts_within
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tasks import Held, Task, Use, file_task, load_task, measured_task
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.loading import unread_answers
-from rlax_llm.train.configs import EVAL_SIZE, EvalConfig, SftConfig
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.learner import Learner
-from rlax_llm.train.ppo_settings import PpoConfig
 
 _ANSWERS_READ = 1000  # rows whose answers are looked at before a run; a formula takes a hundredth of a second
 

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from rlax_llm.naming import closest
+from rlax_llm.core.naming import closest
 
 P = ParamSpec("P")
 R = TypeVar("R")

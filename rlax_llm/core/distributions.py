@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks, kl
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import exp_then_line
+from rlax_llm.core import checks, kl
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import exp_then_line
 
 Parameters = Any
 Pair = tuple[jax.Array, jax.Array]

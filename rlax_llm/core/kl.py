@@ -13,10 +13,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import expm1_then_line
-from rlax_llm.masked import at_least_float32
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import expm1_then_line
+from rlax_llm.core.masked import at_least_float32
 
 KlEstimator = Callable[[jax.Array, jax.Array], jax.Array]
 KlControl = Callable[[jax.Array, jax.Array], jax.Array]

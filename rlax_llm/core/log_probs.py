@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.token_sets import are_bits, members_of, words
+from rlax_llm.core.token_sets import are_bits, members_of, words
 
 ROWS = 128  # the fewest in a chunk, large enough for a full-speed matmul
 LOGITS = 2**22  # numbers in a chunk of a small vocabulary, 16 MB

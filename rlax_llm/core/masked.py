@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
 
 
 @checked

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
+from rlax_llm.core import checks
 
 
 @jax.custom_jvp

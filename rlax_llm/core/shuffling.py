@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
+from rlax_llm.core import checks
 
 ROUNDS = 16
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlax_llm.naming import closest
+from rlax_llm.core.naming import closest
 
 _SHOWN = 300
 

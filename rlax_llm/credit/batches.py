@@ -12,9 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.groups import (
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.masked import divided_by_std, masked_deviation, whiten
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.groups import (
     Advantage,
     centred,
     check_groups,
@@ -25,10 +27,8 @@ from rlax_llm.groups import (
     reference_for,
     z_score,
 )
-from rlax_llm.masked import divided_by_std, masked_deviation, whiten
-from rlax_llm.returns import discounted_returns
-from rlax_llm.shaping import informative, kl_in_reward, score_at_end
-from rlax_llm.types import Scored
+from rlax_llm.credit.returns import discounted_returns
+from rlax_llm.credit.shaping import informative, kl_in_reward, score_at_end
 
 
 @checked

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import called, checked
-from rlax_llm.masked import at_least_float32, divided_by_std, masked_deviation
-from rlax_llm.shaping import kl_in_reward
-from rlax_llm.types import Scored
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import called, checked
+from rlax_llm.core.masked import at_least_float32, divided_by_std, masked_deviation
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.shaping import kl_in_reward
 
 GroupEstimator = Callable[[jax.Array], jax.Array]
 Advantage = Callable[[Scored], jax.Array]

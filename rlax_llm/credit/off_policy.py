@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import exp_then_line
-from rlax_llm.recurrence import cut_product
-from rlax_llm.returns import PerStep, multistep_errors, stream, td_targets
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import exp_then_line
+from rlax_llm.core.recurrence import cut_product
+from rlax_llm.credit.returns import PerStep, multistep_errors, stream, td_targets
 
 
 class VTrace(NamedTuple):

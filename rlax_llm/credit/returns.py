@@ -23,9 +23,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.recurrence import cut_product, reverse_affine_scan
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.recurrence import cut_product, reverse_affine_scan
 
 PerStep = jax.Array | float
 

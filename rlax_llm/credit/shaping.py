@@ -9,10 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.kl import KlEstimator, k1
-from rlax_llm.masked import at_least_float32
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import KlEstimator, k1
+from rlax_llm.core.masked import at_least_float32
 
 
 def _one_per_row(where: str, name: str, per_row: jax.Array, mask: jax.Array) -> None:

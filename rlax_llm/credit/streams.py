@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import jax
 
-from rlax_llm import returns
-from rlax_llm.arguments import checked
-from rlax_llm.types import Trajectory
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit import returns
 
 Credit = Callable[[Trajectory], jax.Array]
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.recurrence import reverse_affine_scan
-from rlax_llm.returns import PerStep, gae, stream
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.recurrence import reverse_affine_scan
+from rlax_llm.credit.returns import PerStep, gae, stream
 
 
 @checked

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.masked import at_least_float32, masked_variance
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.masked import at_least_float32, masked_variance
 
 ValueLoss = Callable[[jax.Array, jax.Array], jax.Array]
 ClippedValueLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

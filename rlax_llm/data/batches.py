@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.types import Completions
 from rlax_llm.data.encoding import DemonstrationTokens, LabelledTokens, PairTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.padding import bucket, longest, pad_left, pad_right
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import mismatched_rows
+from rlax_llm.preference.unpaired import mismatched_rows
 
 Widths = tuple[int | None, int | None]
 AS_NEEDED: Widths = (None, None)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rlax_llm.core.naming import closest
 from rlax_llm.data.rows import DataError, Row, user_message
-from rlax_llm.naming import closest
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import completion_text
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from rlax_llm.core.naming import closest
 from rlax_llm.data.rows import DataError, Row
-from rlax_llm.naming import closest
 from rlax_llm.rewards.golds import known_answer
 
 _LETTERS = "mnpqrs"

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlax_llm.core.naming import closest
 from rlax_llm.data.messages import check_text
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.data.sifting import Kept, alike, sifted
 from rlax_llm.data.tables import kind, listed, read_table, whole
-from rlax_llm.naming import closest
 
 
 def read_rows(path: str | Path) -> Kept[Row]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from rlax_llm.core.naming import closest
 from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers, check_text
 from rlax_llm.data.repeated import is_conversation, prompt_length, without_prompts
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.data.sifting import Kept, alike, apart, sifted
 from rlax_llm.data.tables import kind, listed, read_table, whole
-from rlax_llm.naming import closest
 
 _FORMS = {
     "a preference": ("prompt", "chosen", "rejected"),

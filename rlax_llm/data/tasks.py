@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from rlax_llm.core.naming import closest
 from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
 from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
 from rlax_llm.data.sifting import Kept, numbered
-from rlax_llm.naming import closest
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
 from rlax_llm.rewards.loading import load_rewards

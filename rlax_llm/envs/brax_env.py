@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
+from rlax_llm.core import checks
+from rlax_llm.core.names import nearest
 from rlax_llm.envs.environment import Box, Environment, State, Step
-from rlax_llm.envs.names import nearest
 
 BRAX_NAMES = (
     "ant",

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm import checks
+from rlax_llm.core import checks
+from rlax_llm.core.names import nearest
 from rlax_llm.envs.environment import Box, Discrete, Environment, State, Step
-from rlax_llm.envs.names import nearest
 
 GYMNAX_IDS = (
     "CartPole-v1",

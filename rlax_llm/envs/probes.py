@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm import checks
+from rlax_llm.core import checks
 from rlax_llm.envs.environment import Box, Discrete, Environment, Step
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from rlax_llm.core.names import accepted, nearest
 from rlax_llm.envs.brax_env import BRAX_NAMES, brax
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.gymnax_envs import GYMNAX_IDS, gymnax
-from rlax_llm.envs.names import accepted, nearest
 from rlax_llm.envs.probes import PROBES
 from rlax_llm.envs.rock_paper_scissors import rock_paper_scissors
 

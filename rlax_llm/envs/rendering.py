@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rlax_llm import checks
+from rlax_llm.core import checks
 from rlax_llm.envs.environment import State
 from rlax_llm.envs.gymnax_envs import with_parameters
 

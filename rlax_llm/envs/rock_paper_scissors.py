@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm import checks
+from rlax_llm.core import checks
 from rlax_llm.envs.environment import Discrete, Environment, Step
 
 Response = Callable[[jax.Array, jax.Array], jax.Array]

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.token_sets import EVERY, are_bits, to_bits, words
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.sampling import Draw, Sampler
 from rlax_llm.models.attention import Segment, attention, segment
 from rlax_llm.models.config import DecoderConfig
@@ -29,8 +31,6 @@ from rlax_llm.models.decoder import (
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
-from rlax_llm.token_sets import EVERY, are_bits, to_bits, words
-from rlax_llm.types import Completions
 
 FIRST_ROOM = 64  # completion tokens; the cache doubles from here
 

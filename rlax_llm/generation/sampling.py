@@ -17,11 +17,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import called
-from rlax_llm.logit_bias import LogitBias, bias_vector, check_logit_bias
-from rlax_llm.mapping import map_in_cache
-from rlax_llm.token_sets import to_bits
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import called
+from rlax_llm.core.logit_bias import LogitBias, bias_vector, check_logit_bias
+from rlax_llm.core.mapping import map_in_cache
+from rlax_llm.core.token_sets import to_bits
 
 BLOCK = 256  # tokens; near √V for the vocabularies in use
 HALVINGS = 30  # of some 13 nats: finer than float32 tells two logits apart

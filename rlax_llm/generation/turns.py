@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlax_llm.checks import at_least_one
+from rlax_llm.core.checks import at_least_one
+from rlax_llm.core.token_sets import EVERY
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.token_sets import EVERY
-from rlax_llm.types import Completions
 
 Generate = Callable[[DecoderConfig, Params, tuple[jax.Array, jax.Array], jax.Array, Request], Completions]
 """``generate`` and its like: ``(config, params, (tokens, valid), key, request) → Completions``."""

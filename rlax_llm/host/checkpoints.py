@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.train.run_directory import DISK_FULL, writing
+from rlax_llm.host.run_directory import DISK_FULL, writing
 
 _KEPT = 2
 _UNFINISHED = "unfinished-"

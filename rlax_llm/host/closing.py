@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rlax_llm.train.failures import RunFailed, sentence
-from rlax_llm.train.interrupts import Stop, interruptible
-from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.host.failures import RunFailed, sentence
+from rlax_llm.host.interrupts import Stop, interruptible
+from rlax_llm.host.run_directory import RunDirectory
 
 
 @contextmanager

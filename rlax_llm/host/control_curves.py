@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlax_llm.train.curves import FAINT, INK, Panel, dress, panels_figure, save_figure
+from rlax_llm.host.curves import FAINT, INK, Panel, dress, panels_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlax_llm.train.run_directory import writing
+from rlax_llm.host.run_directory import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

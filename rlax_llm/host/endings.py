@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlax_llm.train.session import Session, first_and_last, median, task_of
+from rlax_llm.host.session import Session, first_and_last, median, task_of
 
 
 def summary(session: Session) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from rlax_llm.locks import Lock
+from rlax_llm.host.locks import Lock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -16,19 +16,19 @@ from typing import Any
 
 import jax
 
-from rlax_llm.train import checkpoints
-from rlax_llm.train.closing import closing, done_all
-from rlax_llm.train.configs import SftConfig
-from rlax_llm.train.curves import BY_COMMAND, PANELS, draw_curves
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.finite import NOT_FINITE, turned
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.interrupts import Stop
-from rlax_llm.train.learner import Export
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_settings import PreferenceSettings
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.settings import as_dict
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.learner import Export
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.settings import PreferenceSettings
+from rlax_llm.commands.settings import as_dict
+from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.core.finite import NOT_FINITE, turned
+from rlax_llm.host import checkpoints
+from rlax_llm.host.closing import closing, done_all
+from rlax_llm.host.curves import BY_COMMAND, PANELS, draw_curves
+from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.interrupts import Stop
+from rlax_llm.host.run_directory import RunDirectory
 
 _REFERENCE = "reference"
 

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
+from rlax_llm.core import checks
+from rlax_llm.core.recurrence import reverse_affine_scan
+from rlax_llm.core.trees import check_trainable
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit.values import explained_variance
 from rlax_llm.envs.environment import Environment
+from rlax_llm.loops.collect import Runner, Steps, rollout, start_runner
+from rlax_llm.loops.scaling import Scaling, unscaled
+from rlax_llm.loops.updates import Metrics, Rollout, Update
 from rlax_llm.models.actor_critic import ActorCritic, Params
-from rlax_llm.recurrence import reverse_affine_scan
-from rlax_llm.train.collect import Runner, Steps, rollout, start_runner
-from rlax_llm.train.scaling import Scaling, unscaled
-from rlax_llm.train.updates import Metrics, Rollout, Update
-from rlax_llm.trees import check_trainable
-from rlax_llm.types import Trajectory
-from rlax_llm.values import explained_variance
 
 
 class Collecting(NamedTuple):
@@ -137,10 +137,10 @@ def control_loop(
         ValueError: for fewer than one environment or step.
 
     >>> import optax
-    >>> from rlax_llm.control_recipes import ppo
+    >>> from rlax_llm.recipes.control import ppo
     >>> from rlax_llm.envs.probes import constant_reward
     >>> from rlax_llm.models.actor_critic import perceptron
-    >>> from rlax_llm.train.updates import gradient_update
+    >>> from rlax_llm.loops.updates import gradient_update
     >>> environment = constant_reward().environment
     >>> policy = perceptron(environment, hidden=(8,))
     >>> init, step = control_loop(environment, policy, gradient_update(policy, ppo(), optax.adam(1e-2)))

@@ -12,22 +12,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.corrections import Correction, sampler_metrics
-from rlax_llm.distributions import categorical
-from rlax_llm.fisher import DirectionRule, linearize_by_reverse
-from rlax_llm.groups import Advantage
-from rlax_llm.kl import KlControl, fixed_coef
-from rlax_llm.masked import masked_mean
-from rlax_llm.objectives import Objective
-from rlax_llm.shaping import informative
-from rlax_llm.train.minibatches import minibatch_rows
-from rlax_llm.train.policy import LogProbs, Metrics, Params, TrainState, fixed_log_probs, policy_loop
-from rlax_llm.trees import check_trainable, joined
-from rlax_llm.trpo import SearchRule, policy_problem, trpo_step
-from rlax_llm.types import Completions, Scored
-from rlax_llm.weightings import Weighting
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.distributions import categorical
+from rlax_llm.core.kl import KlControl, fixed_coef
+from rlax_llm.core.masked import masked_mean
+from rlax_llm.core.trees import check_trainable, joined
+from rlax_llm.core.types import Completions, Scored
+from rlax_llm.credit.groups import Advantage
+from rlax_llm.credit.shaping import informative
+from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.policy import LogProbs, Metrics, Params, TrainState, fixed_log_probs, policy_loop
+from rlax_llm.natural.fisher import DirectionRule, linearize_by_reverse
+from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
+from rlax_llm.policy.corrections import Correction, sampler_metrics
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.weightings import Weighting
 
 Teaching = Callable[[jax.Array, jax.Array], jax.Array]
 Logits = Callable[[Params, Completions], jax.Array]

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.implicit_rewards import Responses, Reward, log_prob, log_ratio
-from rlax_llm.preferences import per_response
-from rlax_llm.train.policy import (
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.trees import joined
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.policy import (
     LogProbs,
     Metrics,
     Params,
@@ -30,10 +30,11 @@ from rlax_llm.train.policy import (
     initial_state,
     summed_gradient,
 )
-from rlax_llm.train.preference import reads_reference, reference_log_probs
-from rlax_llm.trees import joined
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import (
+from rlax_llm.loops.preference import reads_reference, reference_log_probs
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.preference.implicit_rewards import Responses, Reward, log_prob, log_ratio
+from rlax_llm.preference.pairs import per_response
+from rlax_llm.preference.unpaired import (
     LabelledBatch,
     Unpaired,
     label_mean,
@@ -42,7 +43,6 @@ from rlax_llm.unpaired import (
     unpaired_loss,
     update_running_mean,
 )
-from rlax_llm.weightings import token_mean
 
 ReferencePoint = Callable[[Reward, Callable[[], Responses]], tuple[jax.Array, Metrics]]
 
@@ -238,7 +238,7 @@ def label_loop(
         ValueError: for a negative class weight; at trace time, for rows that do not fit the labels or lack the
             mismatched ones, labels that micro-batches do not divide, no reference where one is read, or two.
 
-    >>> from rlax_llm.unpaired import kto
+    >>> from rlax_llm.preference.unpaired import kto
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
     >>> rows = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))

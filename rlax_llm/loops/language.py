@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
+from rlax_llm.core import checks
+from rlax_llm.core.token_sets import EVERY
+from rlax_llm.core.trees import joined
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate_at_once
+from rlax_llm.loops.group import informative_groups
+from rlax_llm.loops.policy import Metrics, Params
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.token_sets import EVERY
-from rlax_llm.train.group import informative_groups
-from rlax_llm.train.policy import Metrics, Params
-from rlax_llm.trees import joined
-from rlax_llm.types import Completions
 
 Memory = Any
 Reward = Callable[[Completions, Any], jax.Array]
@@ -247,7 +247,8 @@ def language_loop(
         The pair. Metrics are the update's and the collector's, and ``reward``, ``reward_std``, ``completion_length``
         (tokens) and ``truncated_fraction`` of what was learned from.
 
-    >>> from rlax_llm import Categorical, DecoderConfig, Request, group_loop, recipes
+    >>> from rlax_llm import Categorical, DecoderConfig, Request, group_loop
+    >>> from rlax_llm.recipes import group as recipes
     >>> from rlax_llm.models import decoder
     >>> from rlax_llm.models.scoring import group_log_probs
     >>> import optax

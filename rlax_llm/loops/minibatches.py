@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.shuffling import permutation
+from rlax_llm.core.shuffling import permutation
 
 
 def minibatch_rows(rows: int, key: jax.Array, epochs: int = 1, minibatches: int = 1, group_size: int = 1) -> jax.Array:

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.arguments import checked
-from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.ratios import token_ratio
-from rlax_llm.trees import check_trainable, joined
-from rlax_llm.trust_regions import score_function
-from rlax_llm.types import Completions, PolicyBatch
-from rlax_llm.weightings import token_mean
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.trees import check_trainable, joined
+from rlax_llm.core.types import Completions, PolicyBatch
+from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.policy.ratios import token_ratio
+from rlax_llm.policy.trust_regions import score_function
+from rlax_llm.policy.weightings import token_mean
 
 Params = Any
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]

@@ -14,19 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.implicit_rewards import Responses, log_prob
-from rlax_llm.links import Link, centred_rewards, shifted
-from rlax_llm.preferences import (
-    Preference,
-    PreferenceBatch,
-    Rewards,
-    pair_loss,
-    pair_mean,
-    preference_loss,
-)
-from rlax_llm.train.policy import (
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.trees import joined
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.policy import (
     LogProbs,
     Loop,
     Metrics,
@@ -37,9 +29,17 @@ from rlax_llm.train.policy import (
     initial_state,
     summed_gradient,
 )
-from rlax_llm.trees import joined
-from rlax_llm.types import Completions
-from rlax_llm.weightings import Weighting, token_mean
+from rlax_llm.policy.weightings import Weighting, token_mean
+from rlax_llm.preference.implicit_rewards import Responses, log_prob
+from rlax_llm.preference.links import Link, centred_rewards, shifted
+from rlax_llm.preference.pairs import (
+    Preference,
+    PreferenceBatch,
+    Rewards,
+    pair_loss,
+    pair_mean,
+    preference_loss,
+)
 
 Scores = Callable[[Params, Completions], jax.Array]
 
@@ -52,7 +52,7 @@ def reads_reference(rewards: Rewards) -> bool:
     Args:
         rewards: ``Preference.rewards``, or ``per_response(reward)``.
 
-    >>> from rlax_llm.preference_recipes import dpo, simpo
+    >>> from rlax_llm.recipes.preference import dpo, simpo
     >>> reads_reference(dpo().rewards), reads_reference(simpo().rewards)
     (True, False)
     """
@@ -187,7 +187,7 @@ def preference_loop(
         ValueError: for micro-batches of a link that reads the whole batch; at trace time, for rows that are not pairs,
             pairs that micro-batches do not divide, no reference where one is read, or two.
 
-    >>> from rlax_llm.preference_recipes import dpo
+    >>> from rlax_llm.recipes.preference import dpo
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
     >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
@@ -264,7 +264,7 @@ def reward_loop(
         ValueError: for micro-batches of a link that reads the whole batch, or a negative c; at trace time, for rows
             that are not pairs, pairs that micro-batches do not divide, or scores that are not one a row.
 
-    >>> from rlax_llm.links import logistic
+    >>> from rlax_llm.preference.links import logistic
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
     >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> init, step = reward_loop(lambda params, rows: params[rows.tokens[:, 0]], logistic, optax.sgd(1.0))

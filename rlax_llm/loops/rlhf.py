@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.kl import k2
-from rlax_llm.masked import masked_mean
-from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.train.minibatches import minibatch_rows
-from rlax_llm.train.policy import LogProbs, Metrics, Params, fixed_log_probs, summed_gradient
-from rlax_llm.train.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
-from rlax_llm.trees import check_trainable, joined
-from rlax_llm.trust_regions import slopes
-from rlax_llm.types import Completions, PolicyBatch
-from rlax_llm.values import ClippedValueLoss, clipped_value_loss, explained_variance
-from rlax_llm.weightings import token_mean
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import k2
+from rlax_llm.core.masked import masked_mean
+from rlax_llm.core.trees import check_trainable, joined
+from rlax_llm.core.types import Completions, PolicyBatch
+from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
+from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.policy import LogProbs, Metrics, Params, fixed_log_probs, summed_gradient
+from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
+from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.policy.trust_regions import slopes
+from rlax_llm.policy.weightings import token_mean
 
 Values = Callable[[Params, Completions], jax.Array]
 Optimizers = Mapping[str, optax.GradientTransformation]

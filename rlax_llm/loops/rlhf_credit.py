@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.kl import KlControl, KlEstimator, fixed_coef, k1
-from rlax_llm.masked import masked_mean, whiten
-from rlax_llm.shaping import kl_in_reward, score_at_end
-from rlax_llm.token_returns import decoupled_gae, token_steps
-from rlax_llm.train.updates import Normalise, unnormalised
-from rlax_llm.types import Completions
+from rlax_llm.core.kl import KlControl, KlEstimator, fixed_coef, k1
+from rlax_llm.core.masked import masked_mean, whiten
+from rlax_llm.core.types import Completions
+from rlax_llm.credit.shaping import kl_in_reward, score_at_end
+from rlax_llm.credit.token_returns import decoupled_gae, token_steps
+from rlax_llm.loops.updates import Normalise, unnormalised
 
 ScoreRule = Callable[[jax.Array, jax.Array], jax.Array]
 Ending = Callable[[Callable[[Completions], jax.Array], Completions], tuple[jax.Array, jax.Array]]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
+from rlax_llm.core import checks
 
 
 class Moments(NamedTuple):

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlax_llm import checks
-from rlax_llm.mapping import CACHE
+from rlax_llm.core import checks
+from rlax_llm.core.mapping import CACHE
 
 _AXIS = "seeds"
 # What a run touches between two looks at its state: the state, its gradient and a minibatch's activations.

@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.credits import Credit, lambda_return
-from rlax_llm.fisher import DirectionRule
-from rlax_llm.kl import KlControl
-from rlax_llm.masked import whiten
+from rlax_llm.core import checks
+from rlax_llm.core.kl import KlControl
+from rlax_llm.core.masked import whiten
+from rlax_llm.core.shuffling import permutation
+from rlax_llm.core.types import PolicyBatch, Trajectory
+from rlax_llm.credit.streams import Credit, lambda_return
+from rlax_llm.credit.values import ClippedValueLoss, squared_value_loss
 from rlax_llm.models.actor_critic import ActorCritic, Params
-from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.shuffling import permutation
-from rlax_llm.trpo import SearchRule, policy_problem, trpo_step
-from rlax_llm.types import PolicyBatch, Trajectory
-from rlax_llm.values import ClippedValueLoss, squared_value_loss
-from rlax_llm.weightings import token_mean
+from rlax_llm.natural.fisher import DirectionRule
+from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
+from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.policy.weightings import token_mean
 
 Metrics = dict[str, jax.Array]
 Normalise = Callable[[jax.Array, jax.Array], jax.Array]

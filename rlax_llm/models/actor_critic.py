@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rlax_llm.distributions import Distribution, categorical, gaussian
+from rlax_llm.core.distributions import Distribution, categorical, gaussian
 from rlax_llm.envs.environment import Box, Discrete, Environment
 from rlax_llm.models.functional import functional
 from rlax_llm.models.initialisers import orthogonal_kernels

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.checks import at_least_one, positive
-from rlax_llm.envs.names import nearest
+from rlax_llm.core.checks import at_least_one, positive
+from rlax_llm.core.names import nearest
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 

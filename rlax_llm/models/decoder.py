@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rlax_llm.mapping import map_in_cache
+from rlax_llm.core.mapping import map_in_cache
 from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
 from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.functional import Params, functional

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.trees import joined
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import existing_directory, read_json, replacing, write_json
@@ -23,7 +24,6 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import tensor_name
 from rlax_llm.models.shards import has_weights
 from rlax_llm.models.tensors import Tensor, check_tensor, finite, open_tensors
-from rlax_llm.trees import joined
 
 _SLACK_BYTES = 1_000_000
 _SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rlax_llm.logit_bias import LogitBias
+from rlax_llm.core.logit_bias import LogitBias
+from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import hidden_states
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import _scorer
-from rlax_llm.types import Completions
 
 
 class Packed(NamedTuple):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.log_probs import token_log_probs
-from rlax_llm.logit_bias import LogitBias, bias_vector
+from rlax_llm.core.log_probs import token_log_probs
+from rlax_llm.core.logit_bias import LogitBias, bias_vector
+from rlax_llm.core.token_sets import members_of
+from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import group_hidden_states, head, hidden_states, vocabulary_logits
 from rlax_llm.models.functional import Params
-from rlax_llm.token_sets import members_of
-from rlax_llm.types import Completions
 
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 

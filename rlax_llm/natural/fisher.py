@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.trees import Tree, cast_like, dot, widen
+from rlax_llm.core import checks
+from rlax_llm.core.trees import Tree, cast_like, dot, widen
 
 Matvec = Callable[[Tree], Tree]
 
@@ -104,7 +104,7 @@ def fisher_vector_product(
     Raises:
         ValueError: where ``weights`` is not the leading shape of the parameters, or a tangent is not like ``params``.
 
-    >>> from rlax_llm.distributions import categorical
+    >>> from rlax_llm.core.distributions import categorical
     >>> matvec = fisher_vector_product(lambda logits: logits, jnp.zeros((1, 2)), categorical.fisher, jnp.ones(1))
     >>> matvec(jnp.array([[4.0, 0.0]])).tolist()
     [[1.0, -1.0]]

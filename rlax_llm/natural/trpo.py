@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import checks
-from rlax_llm.distributions import Distribution
-from rlax_llm.fisher import DirectionRule, Linearize, Matvec, fisher_vector_product
-from rlax_llm.trees import Tree, cast_like, dot
-from rlax_llm.trust_regions import unclipped
+from rlax_llm.core import checks
+from rlax_llm.core.distributions import Distribution
+from rlax_llm.core.trees import Tree, cast_like, dot
+from rlax_llm.natural.fisher import DirectionRule, Linearize, Matvec, fisher_vector_product
+from rlax_llm.policy.trust_regions import unclipped
 
 
 class Trial(NamedTuple):
@@ -240,8 +240,8 @@ def trpo_step(
         New parameters, and metrics: ``kl`` (nats), ``improvement`` and ``expected_improvement`` of the surrogate,
         ``accepted``, ``fraction``, ``rejected`` (see ``Search``), ``cg_residual`` and ``cg_iterations``.
 
-    >>> from rlax_llm.distributions import categorical
-    >>> from rlax_llm.fisher import natural_direction
+    >>> from rlax_llm.core.distributions import categorical
+    >>> from rlax_llm.natural.fisher import natural_direction
     >>> params, actions, advantages = jnp.zeros((2, 3)), jnp.array([0, 1]), jnp.array([1.0, -1.0])
     >>> problem = policy_problem(lambda logits: logits, categorical, params, actions, advantages, jnp.full(2, 0.5))
     >>> search = backtracking_search(improves_within(0.01))

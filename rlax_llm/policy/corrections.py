@@ -16,12 +16,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import exp_then_line, expm1_then_line
-from rlax_llm.kl import k1, k3
-from rlax_llm.masked import at_least_float32, masked_mean
-from rlax_llm.ratios import Ratio, sequence_ratio, token_ratio
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import exp_then_line, expm1_then_line
+from rlax_llm.core.kl import k1, k3
+from rlax_llm.core.masked import at_least_float32, masked_mean
+from rlax_llm.policy.ratios import Ratio, sequence_ratio, token_ratio
 
 Correction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

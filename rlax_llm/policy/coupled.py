@@ -12,14 +12,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.corrections import off_policy_mask
-from rlax_llm.kl import KlEstimator, absolute, top_k_kl
-from rlax_llm.masked import masked_deviation
-from rlax_llm.ratios import sequence_ratio
-from rlax_llm.trust_regions import TrustRegion, cispo, slopes, unclipped
-from rlax_llm.types import PolicyBatch
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import KlEstimator, absolute, top_k_kl
+from rlax_llm.core.masked import masked_deviation
+from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.corrections import off_policy_mask
+from rlax_llm.policy.ratios import sequence_ratio
+from rlax_llm.policy.trust_regions import TrustRegion, cispo, slopes, unclipped
 
 
 class Coupled(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.kl import KlControl
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import KlControl
 
 
 @checked

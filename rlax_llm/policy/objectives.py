@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.coupled import Coupled, chosen_only
-from rlax_llm.kl import KlEstimator, k3
-from rlax_llm.ratios import Ratio
-from rlax_llm.trust_regions import TrustRegion, slopes
-from rlax_llm.types import PolicyBatch
-from rlax_llm.weightings import Weighting, token_mean
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import KlEstimator, k3
+from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.coupled import Coupled, chosen_only
+from rlax_llm.policy.ratios import Ratio
+from rlax_llm.policy.trust_regions import TrustRegion, slopes
+from rlax_llm.policy.weightings import Weighting, token_mean
 
 
 class Objective(NamedTuple):
@@ -70,7 +70,7 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     Raises:
         ValueError: at trace time, for shapes that differ or a KL term without ``ref_log_probs``.
 
-    >>> from rlax_llm import recipes
+    >>> from rlax_llm.recipes import group as recipes
     >>> ones = jnp.ones((1, 2))
     >>> loss, metrics = policy_loss(recipes.luspo(), PolicyBatch(-ones, -2 * ones, ones, ones > 0))
     >>> round(float(loss), 4), float(metrics["clip_fraction"])

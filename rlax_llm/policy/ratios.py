@@ -12,10 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.kl import straight_through
-from rlax_llm.masked import at_least_float32
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import straight_through
+from rlax_llm.core.masked import at_least_float32
 
 Ratio = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

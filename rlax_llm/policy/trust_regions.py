@@ -13,10 +13,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import exp_then_line, expm1_then_line
-from rlax_llm.kl import k3
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import exp_then_line, expm1_then_line
+from rlax_llm.core.kl import k3
 
 TrustRegion = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
 
 Weighting = Callable[[jax.Array], jax.Array]
 

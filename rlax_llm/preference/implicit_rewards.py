@@ -1,7 +1,8 @@
 """Implicit rewards: what a policy's own log-probabilities say a response is worth, ``[..., T] → [...]``.
 
-A *reward* is a function ``(log_probs, ref_log_probs, mask) → rewards`` of per-token arrays; a preference loss is a link
-(``rlax_llm.links``) of two of them. Factories take the temperature β; a response without a token has reward 0.
+A *reward* is a function ``(log_probs, ref_log_probs, mask) → rewards`` of per-token arrays; a preference loss is a
+link (``rlax_llm.preference.links``) of two of them. Factories take the temperature β; a response without a token has
+reward 0.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks, kl
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import expm1_then_line
+from rlax_llm.core import checks, kl
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import expm1_then_line
 
 Reward = Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
 Slope = Callable[[jax.Array], jax.Array]

@@ -1,8 +1,8 @@
 """Links: ``(chosen_rewards, rejected_rewards) → loss``, elementwise, minimised where the chosen reward is the higher.
 
 Write Δ for the chosen minus the rejected reward. The first argument need not be a response: against a *reference
-point* the same links are the losses of unpaired labels (``rlax_llm.unpaired``), and against 0 those that read each
-response by itself. Rewards carry β, so the links have none.
+point* the same links are the losses of unpaired labels (``rlax_llm.preference.unpaired``), and against 0 those that
+read each response by itself. Rewards carry β, so the links have none.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import exp_then_line
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import exp_then_line
 
 Link = Callable[[jax.Array, jax.Array], jax.Array]
 

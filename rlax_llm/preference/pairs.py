@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.exponentials import exp_then_line
-from rlax_llm.implicit_rewards import Responses, Reward, mean_log_ratio, wide
-from rlax_llm.links import Link, shifted
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.exponentials import exp_then_line
+from rlax_llm.preference.implicit_rewards import Responses, Reward, mean_log_ratio, wide
+from rlax_llm.preference.links import Link, shifted
 
 
 class PreferenceBatch(NamedTuple):
@@ -67,7 +67,7 @@ def per_response(reward: Reward) -> Rewards:
     Returns:
         A function ``PreferenceBatch → (chosen_rewards, rejected_rewards)``.
 
-    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> from rlax_llm.preference.implicit_rewards import log_prob
     >>> mask = jnp.ones((1, 2), bool)
     >>> chosen, rejected = Responses(jnp.array([[-1.0, -2.0]]), mask), Responses(jnp.array([[-4.0, -1.0]]), mask)
     >>> [x.tolist() for x in per_response(log_prob())(PreferenceBatch(chosen, rejected, jnp.ones(1)))]
@@ -96,7 +96,7 @@ def policy_against_reference(reward: Reward) -> Rewards:
     Raises:
         ValueError: at trace time, without reference log-probabilities.
 
-    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> from rlax_llm.preference.implicit_rewards import log_prob
     >>> mask = jnp.ones((1, 1), bool)
     >>> sides = [Responses(jnp.array([[x]]), mask, jnp.array([[-2.0]])) for x in (-1.0, -4.0)]
     >>> [x.tolist() for x in policy_against_reference(log_prob())(PreferenceBatch(*sides, jnp.ones(1)))]
@@ -132,7 +132,7 @@ def length_desensitised(rewards: Rewards, tail_coef: float) -> Rewards:
     Returns:
         A function ``PreferenceBatch → (chosen_rewards, rejected_rewards)``.
 
-    >>> from rlax_llm.implicit_rewards import log_prob
+    >>> from rlax_llm.preference.implicit_rewards import log_prob
     >>> long, short = jnp.array([[True, True]]), jnp.array([[True, False]])
     >>> sides = Responses(jnp.array([[-1.0, -4.0]]), long), Responses(jnp.array([[-3.0, 0.0]]), short)
     >>> batch = PreferenceBatch(*sides, jnp.ones(1))
@@ -239,7 +239,7 @@ def pair_loss(
     Raises:
         ValueError: at trace time, for shapes that differ.
 
-    >>> from rlax_llm.links import squared
+    >>> from rlax_llm.preference.links import squared
     >>> scores = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
     >>> loss, metrics = pair_loss(squared(0.0), *scores, weights=jnp.array([0.5, 0.5]))
     >>> float(loss), float(metrics["accuracy"])
@@ -280,8 +280,8 @@ def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax
     Raises:
         ValueError: at trace time, for shapes that differ, or a likelihood term without ``token_weights``.
 
-    >>> from rlax_llm.implicit_rewards import log_prob
-    >>> from rlax_llm.links import squared
+    >>> from rlax_llm.preference.implicit_rewards import log_prob
+    >>> from rlax_llm.preference.links import squared
     >>> mask = jnp.ones((1, 2), bool)
     >>> sides = Responses(jnp.array([[-1.0, -2.0]]), mask), Responses(jnp.array([[-4.0, -1.0]]), mask)
     >>> preference = Preference(per_response(log_prob(0.5)), squared(0.0))

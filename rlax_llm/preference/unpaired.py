@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.implicit_rewards import Responses, Reward, log_ratio
-from rlax_llm.links import Link, logistic, misranking
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.preference.implicit_rewards import Responses, Reward, log_ratio
+from rlax_llm.preference.links import Link, logistic, misranking
 
 
 class LabelledBatch(NamedTuple):

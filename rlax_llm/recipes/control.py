@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 
-from rlax_llm.arguments import checked
-from rlax_llm.credits import Credit, gae, q_value, return_to_go
-from rlax_llm.objectives import Objective
-from rlax_llm.ratios import token_ratio
-from rlax_llm.trust_regions import clip, score_function, unclipped
-from rlax_llm.weightings import token_mean
+from rlax_llm.core.arguments import checked
+from rlax_llm.credit.streams import Credit, gae, q_value, return_to_go
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.ratios import token_ratio
+from rlax_llm.policy.trust_regions import clip, score_function, unclipped
+from rlax_llm.policy.weightings import token_mean
 
 
 @checked

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from rlax_llm import batch_credit, coupled, trust_regions
-from rlax_llm.arguments import checked
-from rlax_llm.groups import centred, kl_in_score, leave_one_out, length_centred, per_group, z_score
-from rlax_llm.kl import KlEstimator, k3, kl_penalty
-from rlax_llm.objectives import Objective
-from rlax_llm.ratios import sequence_ratio, sequence_token_ratio, summed_token_ratio, token_ratio
-from rlax_llm.trust_regions import clip, score_function
-from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import KlEstimator, k3, kl_penalty
+from rlax_llm.credit import batches as batch_credit
+from rlax_llm.credit.groups import centred, kl_in_score, leave_one_out, length_centred, per_group, z_score
+from rlax_llm.policy import coupled, trust_regions
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_token_ratio, token_ratio
+from rlax_llm.policy.trust_regions import clip, score_function
+from rlax_llm.policy.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
 
 
 @checked

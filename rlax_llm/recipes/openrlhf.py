@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from rlax_llm import batch_credit, preference_recipes
-from rlax_llm.arguments import checked
-from rlax_llm.groups import centred, leave_one_out, per_group, z_score
-from rlax_llm.implicit_rewards import log_ratio
-from rlax_llm.links import logistic, smoothed
-from rlax_llm.objectives import Objective
-from rlax_llm.preferences import Preference, per_response
-from rlax_llm.ratios import sequence_ratio, token_ratio
-from rlax_llm.trust_regions import clip
-from rlax_llm.weightings import sequence_mean, token_mean
+from rlax_llm.core.arguments import checked
+from rlax_llm.credit import batches as batch_credit
+from rlax_llm.credit.groups import centred, leave_one_out, per_group, z_score
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.ratios import sequence_ratio, token_ratio
+from rlax_llm.policy.trust_regions import clip
+from rlax_llm.policy.weightings import sequence_mean, token_mean
+from rlax_llm.preference.implicit_rewards import log_ratio
+from rlax_llm.preference.links import logistic, smoothed
+from rlax_llm.preference.pairs import Preference, per_response
+from rlax_llm.recipes import preference as preference_recipes
 
 
 @checked

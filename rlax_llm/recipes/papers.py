@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlax_llm.recipes import (
+from rlax_llm.recipes.group import (
     cispo,
     dapo,
     dppo_kl,

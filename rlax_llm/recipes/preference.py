@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import jax
 
-from rlax_llm import checks
-from rlax_llm.arguments import checked
-from rlax_llm.implicit_rewards import (
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import checked
+from rlax_llm.preference.implicit_rewards import (
     alpha_slope,
     log_odds,
     log_prob,
@@ -22,8 +22,8 @@ from rlax_llm.implicit_rewards import (
     mean_log_ratio,
     sloped,
 )
-from rlax_llm.links import against_zero, logistic, shifted, sorted_pairs, squared, weighted_sum
-from rlax_llm.preferences import Preference, per_response, policy_against_reference
+from rlax_llm.preference.links import against_zero, logistic, shifted, sorted_pairs, squared, weighted_sum
+from rlax_llm.preference.pairs import Preference, per_response, policy_against_reference
 
 
 @checked

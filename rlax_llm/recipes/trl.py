@@ -7,11 +7,11 @@ any of them, by TRL's own names.
 
 from __future__ import annotations
 
-from rlax_llm import preference_recipes
-from rlax_llm.arguments import checked
-from rlax_llm.objectives import Objective
-from rlax_llm.preferences import Preference
-from rlax_llm.presets.trl_config import GRPOConfig, RLOOConfig, over_all_rows
+from rlax_llm.core.arguments import checked
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.preference.pairs import Preference
+from rlax_llm.recipes import preference as preference_recipes
+from rlax_llm.recipes.trl_config import GRPOConfig, RLOOConfig, over_all_rows
 
 __all__ = [
     "GRPOConfig",

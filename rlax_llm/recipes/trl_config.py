@@ -12,21 +12,28 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import trust_regions
-from rlax_llm.arguments import checked
-from rlax_llm.batch_credit import batch_std
-from rlax_llm.coupled import Coupled, importance_corrected
-from rlax_llm.groups import Advantage, centred, kl_in_score, leave_one_out, per_group, z_score
-from rlax_llm.kl import KlEstimator, k3
-from rlax_llm.masked import divided_by_std, masked_deviation
-from rlax_llm.naming import closest
-from rlax_llm.objectives import Objective
-from rlax_llm.ratios import Ratio, sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio, token_ratio
-from rlax_llm.recipes import penalty_or_none
-from rlax_llm.shaping import clipped_scores
-from rlax_llm.trust_regions import TrustRegion, clip, dual_clip
-from rlax_llm.types import Scored
-from rlax_llm.weightings import Weighting, token_mean
+from rlax_llm.core.arguments import checked
+from rlax_llm.core.kl import KlEstimator, k3
+from rlax_llm.core.masked import divided_by_std, masked_deviation
+from rlax_llm.core.naming import closest
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.batches import batch_std
+from rlax_llm.credit.groups import Advantage, centred, kl_in_score, leave_one_out, per_group, z_score
+from rlax_llm.credit.shaping import clipped_scores
+from rlax_llm.policy import trust_regions
+from rlax_llm.policy.coupled import Coupled, importance_corrected
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.ratios import (
+    Ratio,
+    sequence_ratio,
+    sequence_token_ratio,
+    summed_ratio,
+    summed_token_ratio,
+    token_ratio,
+)
+from rlax_llm.policy.trust_regions import TrustRegion, clip, dual_clip
+from rlax_llm.policy.weightings import Weighting, token_mean
+from rlax_llm.recipes.group import penalty_or_none
 
 T = TypeVar("T")
 

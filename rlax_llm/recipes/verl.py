@@ -11,14 +11,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rlax_llm import batch_credit, recipes
-from rlax_llm.arguments import checked
-from rlax_llm.groups import centred, leave_one_out, length_centred, per_group, z_score
-from rlax_llm.objectives import Objective
-from rlax_llm.ratios import Ratio, sequence_token_ratio, token_ratio
-from rlax_llm.trust_regions import cispo as cispo_region
-from rlax_llm.trust_regions import dual_clip
-from rlax_llm.weightings import token_mean
+from rlax_llm.core.arguments import checked
+from rlax_llm.credit import batches as batch_credit
+from rlax_llm.credit.groups import centred, leave_one_out, length_centred, per_group, z_score
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.ratios import Ratio, sequence_token_ratio, token_ratio
+from rlax_llm.policy.trust_regions import cispo as cispo_region
+from rlax_llm.policy.trust_regions import dual_clip
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.recipes import group as recipes
 
 
 @checked

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from rlax_llm.naming import closest
-from rlax_llm.user_code import told
+from rlax_llm.core.naming import closest
+from rlax_llm.core.user_code import told
 
 _NOT_FORWARDED = ("prompt", "completion", "prompts", "completions")
 _LARGEST = float(np.finfo(np.float32).max)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlax_llm.naming import closest
+from rlax_llm.core.naming import closest
+from rlax_llm.core.user_code import named_function
 from rlax_llm.rewards import mathematics
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import exact_answer, expected_integer, integer_answer, matching, repeated, word_limit
 from rlax_llm.rewards.golds import answer_text
-from rlax_llm.user_code import named_function
 
 
 class Family(NamedTuple):

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from rlax_llm.core.user_code import told
 from rlax_llm.rewards.calling import FAILED, Batch, Reward, RewardError, refuse, row_score, scored_none
 from rlax_llm.rewards.loading import load_reward
-from rlax_llm.user_code import told
 
 _LOADING = 120.0  # seconds for a worker to start and import its reward
 _GRACE = 1.0  # seconds for an idle worker to end by itself

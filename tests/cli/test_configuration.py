@@ -11,13 +11,13 @@ import yaml
 from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
-from rlax_llm.train.control_settings import ControlConfig
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.settings import as_dict
+from rlax_llm.commands.control.settings import ControlConfig
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.settings import as_dict
+from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.host.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -163,9 +163,9 @@ def test_help_has_every_setting_with_words_of_its_own(name, capsys):
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     """In place of the modules that hold the commands: it does what the test gives it."""
-    fake = types.ModuleType("rlax_llm.train.runs")
-    for name in ("runs", "control_run", "preference_runs", "ppo_run"):
-        monkeypatch.setitem(sys.modules, f"rlax_llm.train.{name}", fake)
+    fake = types.ModuleType("rlax_llm.commands.grpo.run")
+    for name in ("grpo", "control", "preference", "ppo"):
+        monkeypatch.setitem(sys.modules, f"rlax_llm.commands.{name}.run", fake)
     monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
     monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
     return fake

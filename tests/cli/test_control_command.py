@@ -7,9 +7,9 @@ import yaml
 
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import main
-from rlax_llm.train.control_settings import ControlConfig, resolve
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.settings import as_dict
+from rlax_llm.commands.control.settings import ControlConfig, resolve
+from rlax_llm.commands.settings import as_dict
+from rlax_llm.host.run_directory import RunDirectory
 
 SMALL = ("--seeds", "1", "--total-steps", "16", "--environments", "2", "--horizon-steps", "8", "--hidden", "4")
 

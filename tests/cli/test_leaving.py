@@ -9,15 +9,15 @@ import pytest
 
 from rlax_llm.cli import compilation_cache, leaving
 from rlax_llm.cli.main import main
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.interrupts import Interrupted
+from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.interrupts import Interrupted
 
 
 @pytest.fixture
 def run(monkeypatch):
     """``run(f)`` has ``f`` in place of what the command sft does, and gives its exit code."""
-    fake = types.ModuleType("rlax_llm.train.runs")
-    monkeypatch.setitem(sys.modules, "rlax_llm.train.runs", fake)
+    fake = types.ModuleType("rlax_llm.commands.grpo.run")
+    monkeypatch.setitem(sys.modules, "rlax_llm.commands.grpo.run", fake)
     monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
     monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
 

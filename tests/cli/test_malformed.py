@@ -16,8 +16,8 @@ from malformed import Row
 from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
-from rlax_llm.train.control_settings import ControlConfig
-from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.commands.control.settings import ControlConfig
+from rlax_llm.commands.grpo.settings import GrpoConfig
 
 Refuse = Callable[[Iterable[Row]], list[str]]
 
@@ -89,7 +89,7 @@ def settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         module, name = command.run.split(":")
         fake = types.ModuleType(module)
         setattr(fake, name, begin)
-        monkeypatch.setitem(sys.modules, f"rlax_llm.train.{module}", fake)
+        monkeypatch.setitem(sys.modules, f"rlax_llm.commands.{module}", fake)
 
 
 @pytest.mark.usefixtures("settings_alone")
@@ -115,7 +115,7 @@ def test_a_key_with_a_value_that_it_does_not_take(refuse, command, tmp_path):
 @pytest.fixture
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """No training begins."""
-    from rlax_llm.train import session
+    from rlax_llm.host import session
 
     def begin(*arguments: object) -> None:
         raise AssertionError("a run began")

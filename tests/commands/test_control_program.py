@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import credits
-from rlax_llm.train import control_config
-from rlax_llm.train.control_config import RECIPES, ControlConfig, build, resolve
-from rlax_llm.train.control_settings import FAMILIES
-from rlax_llm.types import Trajectory
+from rlax_llm.commands.control import program as control_config
+from rlax_llm.commands.control.program import RECIPES, ControlConfig, build, resolve
+from rlax_llm.commands.control.settings import FAMILIES
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit import streams as credits
 
 TINY = ControlConfig(
     env="probe:time_limit",

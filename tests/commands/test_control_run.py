@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from rlax_llm.commands.control import program as control_config
+from rlax_llm.commands.control import run as control_run
+from rlax_llm.commands.control.program import ControlConfig
+from rlax_llm.commands.control.run import run_control
 from rlax_llm.envs.registry import make
-from rlax_llm.train import checkpoints, closing, control_config, control_curves, control_run
-from rlax_llm.train.control_config import ControlConfig
-from rlax_llm.train.control_run import run_control
-from rlax_llm.train.interrupts import Stop
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.spread import spread, student_quantile
+from rlax_llm.host import checkpoints, closing, control_curves
+from rlax_llm.host.interrupts import Stop
+from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.spread import spread, student_quantile
 
 TINY = ControlConfig(
     seeds=2,
@@ -182,8 +184,8 @@ def test_seeds_are_shared_out_over_devices(whole):
     program = f"""
 import dataclasses, jax, sys
 jax.config.update("jax_compilation_cache_dir", {str(jax.config.jax_compilation_cache_dir)!r})
-from rlax_llm.train.control_config import ControlConfig
-from rlax_llm.train import control_run
+from rlax_llm.commands.control.program import ControlConfig
+from rlax_llm.commands.control import run as control_run
 assert len(jax.devices()) == 2
 seen = []
 compiled = control_run.compiled

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlax_llm.commands.grpo.gathering import Gatherer, Taken, filled_up, selected, together
+from rlax_llm.commands.rollouts import Rollout
+from rlax_llm.core.token_sets import EVERY
+from rlax_llm.core.types import Completions
 from rlax_llm.rewards.calling import Scores
-from rlax_llm.token_sets import EVERY
-from rlax_llm.train.gathering import Gatherer, Taken, filled_up, selected, together
-from rlax_llm.train.rollouts import Rollout
-from rlax_llm.types import Completions
 
 G = 2
 

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlax_llm.commands.grpo import run as runs
+from rlax_llm.commands.grpo.gathering import Gatherer, Kept
+from rlax_llm.commands.grpo.objective import RECIPES, build_learning, build_objective
+from rlax_llm.commands.grpo.phase import GroupPhase
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.judging import Failures, Judge, pooled
+from rlax_llm.commands.preference.run import run_reward
+from rlax_llm.commands.preference.settings import RewardConfig
+from rlax_llm.commands.tasks import build_task
+from rlax_llm.host.session import Session
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import exact_answer
-from rlax_llm.train import runs
-from rlax_llm.train.gathering import Gatherer, Kept
-from rlax_llm.train.group_run import GroupPhase
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.group_setup import RECIPES, build_learning, build_objective
-from rlax_llm.train.judging import Failures, Judge, pooled
-from rlax_llm.train.preference_runs import run_reward
-from rlax_llm.train.preference_settings import RewardConfig
-from rlax_llm.train.session import Session
-from rlax_llm.train.task_setup import build_task
 
 TINY = GrpoConfig(
     task="arithmetic,largest=9",

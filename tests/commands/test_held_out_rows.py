@@ -6,16 +6,16 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
+from rlax_llm.commands.examples import of_tables
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.learner import language_learner
+from rlax_llm.commands.preference.settings import DpoConfig
+from rlax_llm.commands.setup import build_model, with_defaults
+from rlax_llm.commands.sft.settings import EvalConfig, SftConfig
+from rlax_llm.commands.tasks import build_measured, build_task
 from rlax_llm.data.encoding import encode_pairs
 from rlax_llm.data.preferences import read_pairs
-from rlax_llm.train.configs import EvalConfig, SftConfig
-from rlax_llm.train.examples import of_tables
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.learner import language_learner
-from rlax_llm.train.preference_settings import DpoConfig
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.setup import build_model, with_defaults
-from rlax_llm.train.task_setup import build_measured, build_task
+from rlax_llm.host.run_directory import RunDirectory
 
 LONG = "1+" * 30 + "1="
 PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from rlax_llm.cli.configuration import parse
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.places import located, whole_paths
+from rlax_llm.commands.settings import as_dict
+from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.rewards.loading import load_rewards
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.places import located, whole_paths
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.settings import as_dict
 
 
 @pytest.fixture

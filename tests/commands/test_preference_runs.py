@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 
+from rlax_llm.commands.ppo.phase import PpoPhase
+from rlax_llm.commands.ppo.run import build_models, run_ppo
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.run import run_dpo, run_kto, run_reward
+from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.setup import with_defaults
+from rlax_llm.commands.tasks import build_task
+from rlax_llm.core.finite import NOT_FINITE
+from rlax_llm.host import checkpoints, session
+from rlax_llm.host.failures import RunFailed
 from rlax_llm.models.loading import load_model, load_scalar
-from rlax_llm.train import checkpoints, session
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.finite import NOT_FINITE
-from rlax_llm.train.ppo_phase import PpoPhase
-from rlax_llm.train.ppo_run import build_models, run_ppo
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_runs import run_dpo, run_kto, run_reward
-from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
-from rlax_llm.train.setup import with_defaults
-from rlax_llm.train.task_setup import build_task
 
 SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval_every": 2, "save_every": 1}
 CLOCKS = ("seconds", "tokens_per_second")

@@ -10,17 +10,19 @@ import jax
 import numpy as np
 import pytest
 
+from rlax_llm.commands import judging, reinforced_run
+from rlax_llm.commands.grpo import run as runs
+from rlax_llm.commands.grpo.phase import GroupPhase
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.preference.settings import DpoConfig
+from rlax_llm.commands.setup import with_defaults
+from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.core.finite import NOT_FINITE
+from rlax_llm.host import checkpoints, session
+from rlax_llm.host.failures import RunFailed
 from rlax_llm.models.loading import load_model
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import exact_answer
-from rlax_llm.train import checkpoints, judging, reinforced_run, runs, session
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.finite import NOT_FINITE
-from rlax_llm.train.group_run import GroupPhase
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.preference_settings import DpoConfig
-from rlax_llm.train.setup import with_defaults
 
 TINY = GrpoConfig(
     task="arithmetic,largest=9",

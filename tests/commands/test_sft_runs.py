@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
-from rlax_llm.train.configs import SftConfig
-from rlax_llm.train.runs import run_sft
+from rlax_llm.commands.grpo.run import run_sft
+from rlax_llm.commands.sft.settings import SftConfig
 
 CONFIG = SftConfig(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
 

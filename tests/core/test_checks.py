@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import checks, groups, kl, objectives, ratios, recipes, trust_regions, weightings
-from rlax_llm.types import PolicyBatch, Scored
+from rlax_llm.core import checks, kl
+from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.credit import groups
+from rlax_llm.policy import objectives, ratios, trust_regions, weightings
+from rlax_llm.recipes import group as recipes
 
 SHORT, LONG = jnp.zeros((2, 3)), jnp.zeros((2, 4))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlax_llm import kl
-from rlax_llm.distributions import (
+from rlax_llm.core import kl
+from rlax_llm.core.distributions import (
     Distribution,
     categorical,
     categorical_entropy,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 
-from rlax_llm.kl import (
+from rlax_llm.core.kl import (
     absolute,
     doubling_coef,
     fixed_coef,

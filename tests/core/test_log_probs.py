@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rlax_llm import log_probs
-from rlax_llm.log_probs import plain_token_log_probs, token_log_probs
-from rlax_llm.token_sets import EVERY, to_bits
+from rlax_llm.core import log_probs
+from rlax_llm.core.log_probs import plain_token_log_probs, token_log_probs
+from rlax_llm.core.token_sets import EVERY, to_bits
 
 D, V = 6, 37
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlax_llm.masked import (
+from rlax_llm.core.masked import (
     at_least_float32,
     divided_by_std,
     masked_deviation,

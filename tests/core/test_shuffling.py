@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlax_llm.shuffling import permutation
+from rlax_llm.core.shuffling import permutation
 
 DRAWS = 4000
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.token_sets import EVERY, are_bits, members_of, to_bits, words
+from rlax_llm.core.token_sets import EVERY, are_bits, members_of, to_bits, words
 
 
 @pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 100, 257])

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm.trees import cast_like, dot, widen
+from rlax_llm.core.trees import cast_like, dot, widen
 
 pytestmark = pytest.mark.usefixtures("float64")
 

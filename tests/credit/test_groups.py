@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.groups import (
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.groups import (
     centred,
     greedy_baseline,
     has_rival,
@@ -21,7 +22,6 @@ from rlax_llm.groups import (
     per_group,
     z_score,
 )
-from rlax_llm.types import Scored
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlax_llm.off_policy import retrace, truncated_ratio, vtrace
-from rlax_llm.returns import gae, lambda_returns, multistep_errors, td_targets
+from rlax_llm.credit.off_policy import retrace, truncated_ratio, vtrace
+from rlax_llm.credit.returns import gae, lambda_returns, multistep_errors, td_targets
 
 pytestmark = pytest.mark.usefixtures("float64")
 

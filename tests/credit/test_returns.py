@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlax_llm.recurrence import cut_product, reverse_affine_scan
-from rlax_llm.returns import (
+from rlax_llm.core.recurrence import cut_product, reverse_affine_scan
+from rlax_llm.credit.returns import (
     discounted_returns,
     gae,
     lambda_returns,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlax_llm.kl import k1, k2, k3
-from rlax_llm.shaping import (
+from rlax_llm.core.kl import k1, k2, k3
+from rlax_llm.credit.shaping import (
     clipped_scores,
     fixed_if_truncated,
     informative,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm import credits
-from rlax_llm.types import Trajectory
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit import streams as credits
 
 pytestmark = pytest.mark.usefixtures("float64")
 

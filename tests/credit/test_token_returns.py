@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.returns import gae, lambda_returns
-from rlax_llm.token_returns import decoupled_gae, length_adaptive_trace, token_steps
+from rlax_llm.credit.returns import gae, lambda_returns
+from rlax_llm.credit.token_returns import decoupled_gae, length_adaptive_trace, token_steps
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlax_llm.values import (
+from rlax_llm.credit.values import (
     clipped_value_loss,
     explained_variance,
     huber_value_loss,

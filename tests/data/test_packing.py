@@ -12,12 +12,12 @@ from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.packing import best_fit, pack
 from rlax_llm.data.rows import DataError
+from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import positions_of
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
-from rlax_llm.train.policy import supervised_loop
 
 V, PAD, WIDTH = 13, 0, 80
 CONFIG = DecoderConfig(V, 16, 24, 2, 4, 2, 4)

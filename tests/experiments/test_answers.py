@@ -12,7 +12,7 @@ import pytest
 from experiments.answers import PROMPT, Language, base, demonstrations, lengths, right, told
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.train.language import sampled
+from rlax_llm.loops.language import sampled
 
 LANGUAGE = Language(letters=5, longest=6, hard=0.3, imitation_steps=150)
 

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.chain_sum import __main__ as experiment
 from rlax_llm.cli.configuration import parse
-from rlax_llm.train.configs import EvalConfig, SftConfig
-from rlax_llm.train.group_settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.sft.settings import EvalConfig, SftConfig
 
 
 def test_the_commands_are_settings_of_the_command_line():

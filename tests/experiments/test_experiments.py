@@ -13,7 +13,7 @@ import pytest
 
 from experiments.common import interval, percent, plain, reflowed, said
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NAMES = (
     "actor_critic",
     "control_returns",

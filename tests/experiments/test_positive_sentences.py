@@ -19,10 +19,10 @@ from experiments.positive_sentences.tasks import (
     write_rows,
 )
 from rlax_llm.cli.configuration import parse
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.sft.settings import SftConfig
 from rlax_llm.data.preferences import read_demonstrations, read_labelled, read_pairs
-from rlax_llm.train.configs import SftConfig
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, RewardConfig
 
 CONFIGS = {"sft": SftConfig, "reward": RewardConfig, "ppo": PpoConfig, "dpo": DpoConfig, "kto": KtoConfig}
 TEXTS = [["I love the rain.", "It rains.", "I hate rain.", "Rain."], ["Bread.", "Great bread.", "Bread!", "Bad bread."]]

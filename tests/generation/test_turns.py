@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from made_tokenizers import KINDS, metaspace
 
+from rlax_llm.core.token_sets import EVERY
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical, greedy
@@ -13,8 +15,6 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
-from rlax_llm.token_sets import EVERY
-from rlax_llm.types import Completions
 
 # Tags of one character each, so that a model of random weights calls the tool by itself.
 FEW = Tokenizer.characters("12+[]{}")

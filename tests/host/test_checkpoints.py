@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm.train import checkpoints
+from rlax_llm.host import checkpoints
 
 
 def _state(seed=0, width=3):

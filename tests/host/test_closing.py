@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from rlax_llm.train.closing import closing
-from rlax_llm.train.interrupts import Interrupted
-from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.host.closing import closing
+from rlax_llm.host.interrupts import Interrupted
+from rlax_llm.host.run_directory import RunDirectory
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlax_llm.train import curves
+from rlax_llm.host import curves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rlax_llm.train.interrupts import interruptible
+from rlax_llm.host.interrupts import interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

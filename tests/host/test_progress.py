@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlax_llm.train.progress import SUPERVISED_COLUMNS, Progress
+from rlax_llm.host.progress import SUPERVISED_COLUMNS, Progress
 
 
 class Terminal(io.StringIO):

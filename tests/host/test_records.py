@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from rlax_llm.commands.judging import Judge
+from rlax_llm.commands.rollouts import Rollout, Sampling
+from rlax_llm.core.types import Completions
+from rlax_llm.host.completions_table import completions_table
+from rlax_llm.host.progress import Progress
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Reward, Scores
-from rlax_llm.train.completions_table import completions_table
-from rlax_llm.train.judging import Judge
-from rlax_llm.train.progress import Progress
-from rlax_llm.train.rollouts import Rollout, Sampling
-from rlax_llm.types import Completions
 
 TOKENS = Tokenizer.characters("12+=[]{}")
 SAMPLING = Sampling(DecoderConfig(TOKENS.vocab_size, 8, 8, 1, 1, 1, 8), TOKENS, 8)

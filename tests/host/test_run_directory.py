@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.train.run_directory import RunDirectory
+from rlax_llm.host.run_directory import RunDirectory
 
 CONFIG = {"command": "grpo", "learning_rate": 1e-5, "model": "modèle", "kl_coef": None}
 
@@ -49,7 +49,7 @@ def test_one_process_at_a_time_goes_on_with_a_run(run):
 def test_a_lock_ends_with_its_process(run):
     """As it does after SIGKILL: the kernel closes what the process had open."""
     run.release()
-    program = f"import os; from rlax_llm.train.run_directory import RunDirectory as R; R({str(run.path)!r}).hold()"
+    program = f"import os; from rlax_llm.host.run_directory import RunDirectory as R; R({str(run.path)!r}).hold()"
     subprocess.run([sys.executable, "-c", f"{program}; os._exit(9)"], check=False)
     assert run.path.joinpath(".lock").exists()
     again = RunDirectory.reopen(run.path)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.distributions import categorical, gaussian
+from rlax_llm.core.distributions import categorical, gaussian
 from rlax_llm.envs.environment import Box, Discrete, Environment, Step
+from rlax_llm.loops.collect import rollout, start_runner
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
-from rlax_llm.train.collect import rollout, start_runner
 
 STEPS, BATCH = 40, 16
 

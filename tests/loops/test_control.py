@@ -9,16 +9,17 @@ import optax
 import pytest
 from control_runs import linear, scanned
 
-from rlax_llm import control_recipes, credits
+from rlax_llm.credit import streams as credits
 from rlax_llm.envs.environment import Discrete, Environment, Step
 from rlax_llm.envs.probes import matching
 from rlax_llm.envs.registry import make
-from rlax_llm.fisher import natural_direction
+from rlax_llm.loops.control import Collecting, control_loop, evaluate_greedily
+from rlax_llm.loops.scaling import standardised, unit_return
+from rlax_llm.loops.updates import Learning, Update, gradient_update, natural_update
 from rlax_llm.models.actor_critic import perceptron, recurrent
-from rlax_llm.train.control import Collecting, control_loop, evaluate_greedily
-from rlax_llm.train.scaling import standardised, unit_return
-from rlax_llm.train.updates import Learning, Update, gradient_update, natural_update
-from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.recipes import control as control_recipes
 
 # What an update is given
 

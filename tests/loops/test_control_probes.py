@@ -13,18 +13,19 @@ import optax
 import pytest
 from control_runs import linear, scanned
 
-from rlax_llm import control_recipes, credits
-from rlax_llm.distributions import gaussian
+from rlax_llm.core.distributions import gaussian
+from rlax_llm.core.kl import doubling_coef
+from rlax_llm.credit import streams as credits
 from rlax_llm.envs.environment import Discrete, Environment, Step
 from rlax_llm.envs.probes import PROBES, Probe, continuous_matching, diagnosis
-from rlax_llm.fisher import natural_direction
-from rlax_llm.kl import doubling_coef
+from rlax_llm.loops import control
+from rlax_llm.loops.collect import Steps
+from rlax_llm.loops.control import Collecting
+from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update, unnormalised
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
-from rlax_llm.train import control
-from rlax_llm.train.collect import Steps
-from rlax_llm.train.control import Collecting
-from rlax_llm.train.updates import Learning, Penalty, Update, gradient_update, natural_update, unnormalised
-from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.recipes import control as control_recipes
 
 # All probes with a choice among actions as one environment: which one it is may be traced, so one compilation of a
 # recipe solves them all. Its tables are what the probes' own functions give.

@@ -24,18 +24,19 @@ from preference_tables import (
     table,
 )
 
-from rlax_llm import links, recipes
+from rlax_llm.core.trees import joined
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.group import GroupLearning, group_loop
+from rlax_llm.loops.labels import label_loop
+from rlax_llm.loops.policy import policy_loop, supervised_loop
+from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
-from rlax_llm.preference_recipes import dpo
-from rlax_llm.train.group import GroupLearning, group_loop
-from rlax_llm.train.labels import label_loop
-from rlax_llm.train.policy import policy_loop, supervised_loop
-from rlax_llm.train.preference import preference_loop, reward_loop
-from rlax_llm.trees import joined
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import kto
+from rlax_llm.preference import links
+from rlax_llm.preference.unpaired import kto
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes.preference import dpo
 
 pytestmark = pytest.mark.usefixtures("float64")
 

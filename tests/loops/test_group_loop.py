@@ -12,24 +12,25 @@ import optax
 import pytest
 from arms import ARMS, G, P, T, bandit, completions_of, fixed, rollout, zero_params
 
-from rlax_llm import batch_credit, recipes
-from rlax_llm.corrections import truncated_importance
-from rlax_llm.entropy import stepped_coef
-from rlax_llm.fisher import natural_direction
+from rlax_llm.core.kl import fixed_coef
+from rlax_llm.credit import batches as batch_credit
+from rlax_llm.credit.groups import per_group, z_score
+from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.groups import per_group, z_score
-from rlax_llm.kl import fixed_coef
+from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop, group_trpo_loop, uninformative_share
+from rlax_llm.loops.language import Prompts, dynamic, sampled
+from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.policy import policy_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.shaping import overlong_filter
-from rlax_llm.train.group import GroupLearning, group_advantages, group_loop, group_trpo_loop, uninformative_share
-from rlax_llm.train.language import Prompts, dynamic, sampled
-from rlax_llm.train.minibatches import minibatch_rows
-from rlax_llm.train.policy import policy_loop
-from rlax_llm.trpo import backtracking_search, improves_within
-from rlax_llm.weightings import token_mean
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.policy.corrections import truncated_importance
+from rlax_llm.policy.entropy import stepped_coef
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -27,14 +27,14 @@ from preference_tables import (
     totals,
 )
 
-from rlax_llm import links
-from rlax_llm.implicit_rewards import log_prob, log_ratio, mean_log_prob
-from rlax_llm.preference_recipes import aot
-from rlax_llm.preferences import per_response
-from rlax_llm.train.labels import label_loop, reference_point_of_mismatched, running_mean_reward, zero_reference
-from rlax_llm.train.preference import reads_reference
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import bco, kto
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.labels import label_loop, reference_point_of_mismatched, running_mean_reward, zero_reference
+from rlax_llm.loops.preference import reads_reference
+from rlax_llm.preference import links
+from rlax_llm.preference.implicit_rewards import log_prob, log_ratio, mean_log_prob
+from rlax_llm.preference.pairs import per_response
+from rlax_llm.preference.unpaired import bco, kto
+from rlax_llm.recipes.preference import aot
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,17 +10,17 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm import recipes
-from rlax_llm.corrections import truncated_importance
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical, inverse_cdf
+from rlax_llm.loops.group import GroupLearning, group_loop, informative_groups
+from rlax_llm.loops.language import Collector, Groups, Prompts, dynamic, language_loop, rounded, sampled, stale
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.group import GroupLearning, group_loop, informative_groups
-from rlax_llm.train.language import Collector, Groups, Prompts, dynamic, language_loop, rounded, sampled, stale
-from rlax_llm.types import Completions
+from rlax_llm.policy.corrections import truncated_importance
+from rlax_llm.recipes import group as recipes
 
 LETTERS, LENGTH, P, G = 5, 3, 4, 4
 CONFIG = DecoderConfig(LETTERS, 16, 32, 1, 2, 2, 8)

@@ -9,17 +9,17 @@ import optax
 import pytest
 from linear_rollouts import ACTIONS, COUNT, FEATURES, FORMS, POLICY, a_rollout, flat, stepped
 
-from rlax_llm import credits
-from rlax_llm.distributions import gaussian
+from rlax_llm.core.distributions import gaussian
+from rlax_llm.credit import streams as credits
 from rlax_llm.envs.probes import constant_reward
-from rlax_llm.fisher import natural_direction
-from rlax_llm.models.actor_critic import from_apply, perceptron, recurrent
-from rlax_llm.train.updates import (
+from rlax_llm.loops.updates import (
     Learning,
     along_streams,
     natural_update,
 )
-from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.models.actor_critic import from_apply, perceptron, recurrent
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,9 +10,9 @@ import pytest
 from arms import ARMS, Arms, G, P, T, bandit, fixed, linen, rollout, zero_params
 from scipy.special import log_softmax
 
-from rlax_llm import recipes
-from rlax_llm.train.group import GroupLearning, group_loop
-from rlax_llm.train.policy import policy_loop, supervised_loop
+from rlax_llm.loops.group import GroupLearning, group_loop
+from rlax_llm.loops.policy import policy_loop, supervised_loop
+from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

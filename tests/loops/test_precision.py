@@ -11,21 +11,21 @@ import optax
 import pytest
 
 import rlax_llm as rl
+from rlax_llm.commands.learner import language_learner
+from rlax_llm.commands.preference.run import run_dpo
+from rlax_llm.commands.preference.settings import DpoConfig
+from rlax_llm.commands.setup import build_model
+from rlax_llm.core.trees import joined
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import linear, narrowed, rms_norm
 from rlax_llm.models.loading import load_model
 from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
-from rlax_llm.train.learner import language_learner
-from rlax_llm.train.policy import supervised_loop
-from rlax_llm.train.preference_runs import run_dpo
-from rlax_llm.train.preference_settings import DpoConfig
-from rlax_llm.train.setup import build_model
-from rlax_llm.trees import joined
 
 V, WIDTH, GROUP = 23, 6, 2
 PLAIN = DecoderConfig(V, 32, 48, 2, 4, 2, 8, qkv_bias=True, qk_norm=True, tie_embeddings=False)

@@ -32,11 +32,11 @@ from preference_tables import (
     totals,
 )
 
-from rlax_llm import links
-from rlax_llm.preference_recipes import aot, cpo, dpo, ipo, orpo, simpo
-from rlax_llm.train.preference import preference_loop, reads_reference, reward_loop
-from rlax_llm.types import Completions
-from rlax_llm.weightings import sequence_sum
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.preference import preference_loop, reads_reference, reward_loop
+from rlax_llm.policy.weightings import sequence_sum
+from rlax_llm.preference import links
+from rlax_llm.recipes.preference import aot, cpo, dpo, ipo, orpo, simpo
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -17,17 +17,17 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import expit, log_expit, logsumexp, softmax
 
-from rlax_llm import links
-from rlax_llm.implicit_rewards import log_ratio
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.labels import label_loop, zero_reference
+from rlax_llm.loops.preference import preference_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.preference_recipes import dpo, ipo
-from rlax_llm.preferences import per_response
-from rlax_llm.train.labels import label_loop, zero_reference
-from rlax_llm.train.preference import preference_loop
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import bco, kto
+from rlax_llm.preference import links
+from rlax_llm.preference.implicit_rewards import log_ratio
+from rlax_llm.preference.pairs import per_response
+from rlax_llm.preference.unpaired import bco, kto
+from rlax_llm.recipes.preference import dpo, ipo
 
 pytestmark = pytest.mark.usefixtures("float64")
 

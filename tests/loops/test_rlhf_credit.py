@@ -27,10 +27,10 @@ from rlhf_tables import (
 )
 from scipy.special import log_softmax
 
-from rlax_llm.train.minibatches import minibatch_rows
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
-from rlax_llm.types import Completions
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
 
 pytestmark = pytest.mark.usefixtures("float64")
 

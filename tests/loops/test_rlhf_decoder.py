@@ -16,11 +16,11 @@ from rlhf_tables import (
 
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scalar import init_scalar, sequence_scores, token_values
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit
 
 DECODER = DecoderConfig(13, 16, 24, 1, 4, 2, 4, max_positions=64)
 

@@ -28,19 +28,19 @@ from rlhf_tables import (
 )
 from scipy.special import log_softmax
 
-from rlax_llm import recipes
-from rlax_llm.batch_credit import returns_to_go
-from rlax_llm.kl import fixed_coef, k3, proportional_coef
-from rlax_llm.masked import unit_variance, whiten
-from rlax_llm.shaping import fixed_if_truncated, missing_eos_penalty
-from rlax_llm.token_returns import length_adaptive_trace
-from rlax_llm.train.minibatches import minibatch_rows
-from rlax_llm.train.policy import policy_loop
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
-from rlax_llm.train.updates import unnormalised
-from rlax_llm.trust_regions import score_function
-from rlax_llm.types import Scored
+from rlax_llm.core.kl import fixed_coef, k3, proportional_coef
+from rlax_llm.core.masked import unit_variance, whiten
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.batches import returns_to_go
+from rlax_llm.credit.shaping import fixed_if_truncated, missing_eos_penalty
+from rlax_llm.credit.token_returns import length_adaptive_trace
+from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.policy import policy_loop
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
+from rlax_llm.loops.updates import unnormalised
+from rlax_llm.policy.trust_regions import score_function
+from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

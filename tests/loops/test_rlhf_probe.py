@@ -14,16 +14,16 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm import control_recipes
-from rlax_llm.masked import whiten
+from rlax_llm.core.masked import whiten
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
+from rlax_llm.loops.updates import plain_value_loss, unnormalised
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits as decoder_logits
 from rlax_llm.models.scalar import init_scalar, token_values
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping
-from rlax_llm.train.updates import plain_value_loss, unnormalised
-from rlax_llm.types import Completions
+from rlax_llm.recipes import control as control_recipes
 
 V = 5
 BETAS = jnp.array([0.25, 0.5, 1.0, 2.0])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.train.scaling import Moments, merged, standardised, unit_return, unscaled
+from rlax_llm.loops.scaling import Moments, merged, standardised, unit_return, unscaled
 
 pytestmark = pytest.mark.usefixtures("float64")
 

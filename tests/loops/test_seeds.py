@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.mapping import CACHE
-from rlax_llm.train.compiling import compiled_with_effort
-from rlax_llm.train.seeds import over_seeds, state_numbers
+from rlax_llm.core.mapping import CACHE
+from rlax_llm.host.compiling import compiled_with_effort
+from rlax_llm.loops.seeds import over_seeds, state_numbers
 
 
 def halvings(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -40,7 +40,7 @@ def test_seeds_are_taken_in_parts_without_a_remainder():
 PROGRAM = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
-from rlax_llm.train.seeds import on_devices, over_seeds
+from rlax_llm.loops.seeds import on_devices, over_seeds
 for seeds, used in ((6, 3), (8, 4), (5, 1), (1, 1)):
     keys = jax.random.split(jax.random.key(0), seeds)
     draw = lambda key, scale: {"x": scale * jax.random.normal(key, (3,))}

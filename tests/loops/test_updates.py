@@ -7,13 +7,14 @@ import optax
 import pytest
 from linear_rollouts import ACTIONS, BATCH, COUNT, FEATURES, FORMS, ONCE, POLICY, STEPS, a_rollout, flat, stepped
 
-from rlax_llm import control_recipes, credits
-from rlax_llm.distributions import categorical
+from rlax_llm.core.distributions import categorical
+from rlax_llm.core.kl import doubling_coef, fixed_coef, k3
+from rlax_llm.core.masked import whiten
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit import streams as credits
+from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.envs.probes import constant_reward
-from rlax_llm.kl import doubling_coef, fixed_coef, k3
-from rlax_llm.masked import whiten
-from rlax_llm.models.actor_critic import recurrent
-from rlax_llm.train.updates import (
+from rlax_llm.loops.updates import (
     Learning,
     Penalty,
     along_streams,
@@ -21,8 +22,8 @@ from rlax_llm.train.updates import (
     plain_value_loss,
     unnormalised,
 )
-from rlax_llm.types import Trajectory
-from rlax_llm.values import clipped_value_loss
+from rlax_llm.models.actor_critic import recurrent
+from rlax_llm.recipes import control as control_recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

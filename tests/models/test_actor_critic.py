@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm.control_recipes import a2c
-from rlax_llm.distributions import categorical, gaussian
+from rlax_llm.core.distributions import categorical, gaussian
 from rlax_llm.envs.environment import Box, Discrete, Environment
 from rlax_llm.envs.probes import matching
+from rlax_llm.loops.control import Collecting, control_loop
+from rlax_llm.loops.updates import Learning, gradient_update
 from rlax_llm.models.actor_critic import distribution_over, from_apply, perceptron, recurrent
 from rlax_llm.models.initialisers import orthogonal
-from rlax_llm.train.control import Collecting, control_loop
-from rlax_llm.train.updates import Learning, gradient_update
+from rlax_llm.recipes.control import a2c
 
 THREE = Discrete(3)
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rlax_llm.core.trees import joined
+from rlax_llm.core.types import Completions
 from rlax_llm.models import decoder
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.lora import init_adapter, merged, read_adapter, write_adapter
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.trees import joined
-from rlax_llm.types import Completions
 
 V, GROUP, WIDTH = 13, 2, 3
 BASES = {

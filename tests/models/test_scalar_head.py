@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.policy import summed_gradient
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
 from rlax_llm.models.loading import check_same_vocabulary, load_scalar
 from rlax_llm.models.scalar import init_scalar, sequence_scores, small_normal, token_values, without_trailing
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.train.policy import summed_gradient
-from rlax_llm.types import Completions
 
 V, GROUP, WIDTH, OWN = 14, 3, 4, 5
 ROWS = 2 * GROUP

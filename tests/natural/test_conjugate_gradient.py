@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from rlax_llm.fisher import (
+from rlax_llm.natural.fisher import (
     conjugate_gradient,
 )
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import settings
 from jax.flatten_util import ravel_pytree
 
-from rlax_llm.distributions import categorical, gaussian
-from rlax_llm.fisher import (
+from rlax_llm.core.distributions import categorical, gaussian
+from rlax_llm.core.trees import cast_like, dot, widen
+from rlax_llm.natural.fisher import (
     conjugate_gradient,
     damped,
     fisher_vector_product,
@@ -19,7 +20,6 @@ from rlax_llm.fisher import (
     natural_direction,
     natural_gradient,
 )
-from rlax_llm.trees import cast_like, dot, widen
 
 pytestmark = pytest.mark.usefixtures("float64")
 

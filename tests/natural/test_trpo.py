@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_llm.distributions import categorical, gaussian
-from rlax_llm.fisher import natural_direction, natural_gradient
-from rlax_llm.trpo import (
+from rlax_llm.core.distributions import categorical, gaussian
+from rlax_llm.natural.fisher import natural_direction, natural_gradient
+from rlax_llm.natural.trpo import (
     Trial,
     backtracking_search,
     full_step,

@@ -10,9 +10,9 @@ import pytest
 import rlax
 from rlax._src.transforms import transform_to_2hot_nonlinear
 
-from rlax_llm.distributions import categorical, gaussian, normal
-from rlax_llm.trust_regions import clip
-from rlax_llm.values import huber_value_loss, symexp, symlog, two_hot
+from rlax_llm.core.distributions import categorical, gaussian, normal
+from rlax_llm.credit.values import huber_value_loss, symexp, symlog, two_hot
+from rlax_llm.policy.trust_regions import clip
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -22,17 +22,17 @@ from test_preference_steps import CONFIG, RATE, STEPS, Keep, distance
 from trl import GRPOTrainer, RLOOTrainer
 
 from rlax_llm import group_loop
-from rlax_llm.batch_credit import batch_std
-from rlax_llm.coupled import importance_corrected, off_policy_masked
-from rlax_llm.groups import centred, per_group
-from rlax_llm.kl import k3, kl_penalty
+from rlax_llm.core.kl import k3, kl_penalty
+from rlax_llm.core.types import Completions, PolicyBatch
+from rlax_llm.credit.batches import batch_std
+from rlax_llm.credit.groups import centred, per_group
+from rlax_llm.loops.group import group_advantages
 from rlax_llm.models.scoring import LogProbs, group_log_probs
-from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.presets import trl
-from rlax_llm.ratios import sequence_ratio, token_ratio
-from rlax_llm.train.group import group_advantages
-from rlax_llm.trust_regions import clip
-from rlax_llm.types import Completions, PolicyBatch
+from rlax_llm.policy.coupled import importance_corrected, off_policy_masked
+from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.policy.ratios import sequence_ratio, token_ratio
+from rlax_llm.policy.trust_regions import clip
+from rlax_llm.recipes import trl
 
 BOUND, BETA, PROMPTS = 1e-4, 0.1, 3
 LAYOUT = (peers.GROUP, peers.PROMPT)

@@ -27,17 +27,17 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 
-from rlax_llm import links
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.labels import label_loop, zero_reference
+from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import tensor_name, write_model, write_scalar
 from rlax_llm.models.scalar import init_scalar, sequence_scores
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.preference_recipes import dpo, ipo
-from rlax_llm.train.labels import label_loop, zero_reference
-from rlax_llm.train.preference import preference_loop, reward_loop
-from rlax_llm.types import Completions
-from rlax_llm.unpaired import kto, mismatched_rows
+from rlax_llm.preference import links
+from rlax_llm.preference.unpaired import kto, mismatched_rows
+from rlax_llm.recipes.preference import dpo, ipo
 
 pytestmark = pytest.mark.usefixtures("float64")
 torch.set_num_threads(1)

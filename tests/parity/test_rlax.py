@@ -9,8 +9,8 @@ import pytest
 from rlax._src import multistep
 from rlax._src import vtrace as peer_vtrace
 
-from rlax_llm.off_policy import retrace, vtrace
-from rlax_llm.returns import discounted_returns, gae, lambda_returns, n_step_returns
+from rlax_llm.credit.off_policy import retrace, vtrace
+from rlax_llm.credit.returns import discounted_returns, gae, lambda_returns, n_step_returns
 
 pytestmark = pytest.mark.usefixtures("float64")
 

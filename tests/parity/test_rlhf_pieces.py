@@ -17,14 +17,14 @@ import optax
 import pytest
 import torch
 
-from rlax_llm import control_recipes
-from rlax_llm.kl import k1, k3
-from rlax_llm.masked import unit_variance, whiten
-from rlax_llm.shaping import kl_in_reward, missing_eos_penalty, score_at_end
-from rlax_llm.train.rlhf import RlhfLearning, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping, token_credit, token_rewards
-from rlax_llm.train.updates import unnormalised
-from rlax_llm.types import Completions
+from rlax_llm.core.kl import k1, k3
+from rlax_llm.core.masked import unit_variance, whiten
+from rlax_llm.core.types import Completions
+from rlax_llm.credit.shaping import kl_in_reward, missing_eos_penalty, score_at_end
+from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, token_credit, token_rewards
+from rlax_llm.loops.updates import unnormalised
+from rlax_llm.recipes import control as control_recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 torch.set_num_threads(1)

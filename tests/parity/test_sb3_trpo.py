@@ -19,14 +19,14 @@ from stable_baselines3.common import policies
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 
-from rlax_llm import credits
-from rlax_llm.distributions import categorical, gaussian
-from rlax_llm.fisher import natural_direction
+from rlax_llm.core.distributions import categorical, gaussian
+from rlax_llm.core.types import Trajectory
+from rlax_llm.credit import streams as credits
+from rlax_llm.credit.values import squared_value_loss
+from rlax_llm.loops.updates import Learning, Rollout, along_streams, natural_update
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
-from rlax_llm.train.updates import Learning, Rollout, along_streams, natural_update
-from rlax_llm.trpo import backtracking_search, improves_within
-from rlax_llm.types import Trajectory
-from rlax_llm.values import squared_value_loss
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
 
 pytestmark = pytest.mark.usefixtures("float64")
 

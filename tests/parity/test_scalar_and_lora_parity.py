@@ -14,6 +14,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from rlax_llm.core.trees import joined
+from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
@@ -21,8 +23,6 @@ from rlax_llm.models.loading import load_scalar
 from rlax_llm.models.lora import merged, read_adapter, write_adapter
 from rlax_llm.models.scalar import sequence_scores, without_trailing
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.trees import joined
-from rlax_llm.types import Completions
 
 # Its threads wait for each other by spinning: on cores that are shared, one is five times as fast as two.
 torch.set_num_threads(1)

@@ -32,10 +32,10 @@ from trl_preference_cases import (
     ours,
 )
 
-from rlax_llm import implicit_rewards, links
-from rlax_llm.implicit_rewards import Responses, alpha_slope, log_prob, log_ratio, mean_log_prob, sloped
-from rlax_llm.preference_recipes import alpha_po, cpo, dpo, ipo, orpo, simpo
-from rlax_llm.preferences import (
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.preference import implicit_rewards, links
+from rlax_llm.preference.implicit_rewards import Responses, alpha_slope, log_prob, log_ratio, mean_log_prob, sloped
+from rlax_llm.preference.pairs import (
     PreferenceBatch,
     length_desensitised,
     pair_loss,
@@ -43,8 +43,8 @@ from rlax_llm.preferences import (
     per_response,
     preference_loss,
 )
-from rlax_llm.unpaired import LabelledBatch, kto, label_mean, mismatched_rows, reference_point, unpaired_loss
-from rlax_llm.weightings import token_mean
+from rlax_llm.preference.unpaired import LabelledBatch, kto, label_mean, mismatched_rows, reference_point, unpaired_loss
+from rlax_llm.recipes.preference import alpha_po, cpo, dpo, ipo, orpo, simpo
 
 pytestmark = pytest.mark.usefixtures("float64")
 torch.set_num_threads(1)

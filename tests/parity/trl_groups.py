@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from rlax_llm.core.types import Completions
 from rlax_llm.models.huggingface import write_model
-from rlax_llm.types import Completions
 
 GROUP, PROMPT, LIMIT = 4, 6, 8  # rows to a prompt; the longest prompt and completion, in tokens
 CONFIGS = {GRPOTrainer: GRPOConfig, RLOOTrainer: RLOOConfig}

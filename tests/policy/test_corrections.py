@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlax_llm.corrections import (
+from rlax_llm.policy.corrections import (
     combined,
     masked_importance,
     off_policy_mask,
@@ -16,7 +16,7 @@ from rlax_llm.corrections import (
     sampler_metrics,
     truncated_importance,
 )
-from rlax_llm.ratios import sequence_ratio, summed_ratio, token_ratio
+from rlax_llm.policy.ratios import sequence_ratio, summed_ratio, token_ratio
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.coupled import (
+from rlax_llm.core.kl import absolute, k1, k2, k3, kl_penalty, straight_through
+from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.coupled import (
     Coupled,
     chosen_only,
     clip_cov,
@@ -21,10 +23,8 @@ from rlax_llm.coupled import (
     off_policy_masked,
     token_covariance,
 )
-from rlax_llm.kl import absolute, k1, k2, k3, kl_penalty, straight_through
-from rlax_llm.ratios import sequence_ratio
-from rlax_llm.trust_regions import cispo, clip, score_function, unclipped
-from rlax_llm.types import PolicyBatch
+from rlax_llm.policy.ratios import sequence_ratio
+from rlax_llm.policy.trust_regions import cispo, clip, score_function, unclipped
 
 pytestmark = pytest.mark.usefixtures("float64")
 

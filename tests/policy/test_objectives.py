@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import recipes
-from rlax_llm.coupled import Coupled, dppo_kl, dppo_tv, gmpo, importance_corrected, off_policy_masked
-from rlax_llm.kl import k2, k3, kl_penalty
-from rlax_llm.objectives import policy_loss
-from rlax_llm.presets import trl
-from rlax_llm.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio
-from rlax_llm.trust_regions import (
+from rlax_llm.core.kl import k2, k3, kl_penalty
+from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.coupled import Coupled, dppo_kl, dppo_tv, gmpo, importance_corrected, off_policy_masked
+from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio
+from rlax_llm.policy.trust_regions import (
     cispo,
     clip,
     discovered_policy_optimisation,
@@ -24,8 +23,9 @@ from rlax_llm.trust_regions import (
     unclipped,
     vespo,
 )
-from rlax_llm.types import PolicyBatch
-from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
+from rlax_llm.policy.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import trl
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlax_llm.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio, token_ratio
+from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio, token_ratio
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from rlax_llm.exponentials import straight_from
-from rlax_llm.trust_regions import (
+from rlax_llm.core.exponentials import straight_from
+from rlax_llm.policy.trust_regions import (
     cispo,
     clip,
     discovered_policy_optimisation,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum, token_mean, top_entropy
+from rlax_llm.policy.weightings import fixed_length, sequence_mean, sequence_sum, token_mean, top_entropy
 
 few = settings(max_examples=40, deadline=None)
 ROWS, COLUMNS, LIMIT = 4, 5, 9

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.exponentials import straight_from
-from rlax_llm.implicit_rewards import (
+from rlax_llm.core.exponentials import straight_from
+from rlax_llm.preference.implicit_rewards import (
     alpha_slope,
     forward_kl_slope,
     jensen_shannon_slope,

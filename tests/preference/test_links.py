@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.links import (
+from rlax_llm.preference.links import (
     against_zero,
     apo_down,
     centred_rewards,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from preference_batches import CHOSEN, PAIRS, Pair, batch_of, log_sigma, loss_of, numeric_gradient, rows_of
 
-from rlax_llm.implicit_rewards import log_prob
-from rlax_llm.links import centred_rewards, logistic, shifted, squared
-from rlax_llm.preference_recipes import aot, cpo, dpo, orpo
-from rlax_llm.preferences import (
+from rlax_llm.policy.weightings import sequence_mean, token_mean
+from rlax_llm.preference.implicit_rewards import log_prob
+from rlax_llm.preference.links import centred_rewards, logistic, shifted, squared
+from rlax_llm.preference.pairs import (
     log_collision_probability,
     on_policy_weights,
     pair_loss,
@@ -19,7 +19,7 @@ from rlax_llm.preferences import (
     policy_against_reference,
     preference_loss,
 )
-from rlax_llm.weightings import sequence_mean, token_mean
+from rlax_llm.recipes.preference import aot, cpo, dpo, orpo
 
 pytestmark = pytest.mark.usefixtures("float64")
 

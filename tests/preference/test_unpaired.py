@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.implicit_rewards import Responses, log_ratio
-from rlax_llm.links import against_zero, logistic, misranking
-from rlax_llm.unpaired import (
+from rlax_llm.preference.implicit_rewards import Responses, log_ratio
+from rlax_llm.preference.links import against_zero, logistic, misranking
+from rlax_llm.preference.unpaired import (
     LabelledBatch,
     against,
     bco,

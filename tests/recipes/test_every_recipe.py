@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import recipes
-from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.presets import openrlhf, trl, verl
-from rlax_llm.types import PolicyBatch, Scored
+from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import openrlhf, trl, verl
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-PRINTED = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "print_algorithms.py"))
+PRINTED = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "print_algorithms.py"))
 OBJECTIVES = {
     f"{module.__name__.split('.')[-1]} {name}": objective
     for module in (recipes, trl, verl, openrlhf)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import recipes
-from rlax_llm.objectives import policy_loss
-from rlax_llm.presets import openrlhf, papers, trl, verl
-from rlax_llm.trust_regions import clip
-from rlax_llm.types import PolicyBatch, Scored
-from rlax_llm.weightings import fixed_length, sequence_mean, sequence_sum
+from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.policy.trust_regions import clip
+from rlax_llm.policy.weightings import fixed_length, sequence_mean, sequence_sum
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import openrlhf, papers, trl, verl
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -256,7 +256,7 @@ def test_every_paper_is_a_recipe():
 
 def test_presets_are_reached_from_the_flat_face():
     """In a new process: here they are imported already."""
-    code = "import rlax_llm as rl; print(rl.presets.trl.grpo().kl, rl.presets.verl.grpo().kl, rl.trust_regions.cispo)"
+    code = "from rlax_llm.recipes import trl, verl; print(trl.grpo().kl, verl.grpo().kl)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("None None <function cispo")
 

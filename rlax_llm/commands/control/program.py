@@ -14,18 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm import control_recipes, credits, trust_regions
+from rlax_llm.commands.control.settings import ControlConfig, resolve
+from rlax_llm.core.kl import doubling_coef
+from rlax_llm.core.masked import whiten
+from rlax_llm.credit import streams as credits
+from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.registry import make
-from rlax_llm.fisher import natural_direction
-from rlax_llm.kl import doubling_coef
-from rlax_llm.masked import whiten
-from rlax_llm.models.actor_critic import ActorCritic, perceptron, recurrent
-from rlax_llm.objectives import Objective
-from rlax_llm.train.control import Collecting, ControlState, control_loop
-from rlax_llm.train.control_settings import ControlConfig, resolve
-from rlax_llm.train.scaling import standardised, unit_return, unscaled
-from rlax_llm.train.updates import (
+from rlax_llm.loops.control import Collecting, ControlState, control_loop
+from rlax_llm.loops.scaling import standardised, unit_return, unscaled
+from rlax_llm.loops.updates import (
     Learning,
     Metrics,
     Penalty,
@@ -35,8 +33,12 @@ from rlax_llm.train.updates import (
     plain_value_loss,
     unnormalised,
 )
-from rlax_llm.trpo import backtracking_search, improves_within
-from rlax_llm.values import clipped_value_loss
+from rlax_llm.models.actor_critic import ActorCritic, perceptron, recurrent
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.policy import trust_regions
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.recipes import control as control_recipes
 
 __all__ = ["RECIPES", "ControlConfig", "ControlProgram", "Recipe", "build", "resolve"]
 

@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.commands.control.program import ControlConfig, ControlProgram, build, resolve
+from rlax_llm.commands.settings import as_dict
+from rlax_llm.core.trees import all_finite
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
-from rlax_llm.train import checkpoints
-from rlax_llm.train.closing import closing, done_all
-from rlax_llm.train.compiling import compiled_with_effort
-from rlax_llm.train.control import ControlState, evaluate_greedily
-from rlax_llm.train.control_config import ControlConfig, ControlProgram, build, resolve
-from rlax_llm.train.control_curves import draw_control_curves
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.progress import Column, Progress, say
-from rlax_llm.train.run_directory import RunDirectory, writing
-from rlax_llm.train.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
-from rlax_llm.train.session import versions
-from rlax_llm.train.settings import as_dict
-from rlax_llm.train.spread import spread
-from rlax_llm.trees import all_finite
+from rlax_llm.host import checkpoints
+from rlax_llm.host.closing import closing, done_all
+from rlax_llm.host.compiling import compiled_with_effort
+from rlax_llm.host.control_curves import draw_control_curves
+from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.progress import Column, Progress, say
+from rlax_llm.host.run_directory import RunDirectory, writing
+from rlax_llm.host.session import versions
+from rlax_llm.host.spread import spread
+from rlax_llm.loops.control import ControlState, evaluate_greedily
+from rlax_llm.loops.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 
 COLUMNS = (Column("episode_return", "return", "{:.1f}"), Column("steps_per_second", "steps/s", "{:,.0f}"))
 _LOOKS = 50

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.envs.names import nearest
-from rlax_llm.train.settings import LARGEST_COUNT, above_zero, at_least, check_values, option
+from rlax_llm.commands.settings import LARGEST_COUNT, above_zero, at_least, check_values, option
+from rlax_llm.core.names import nearest
 
 _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,

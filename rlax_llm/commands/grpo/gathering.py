@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.commands.rollouts import Rollout
+from rlax_llm.core.token_sets import EVERY
+from rlax_llm.core.types import Completions
+from rlax_llm.host.run_directory import writing
+from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.functional import Params
 from rlax_llm.rewards.calling import Scores
-from rlax_llm.token_sets import EVERY
-from rlax_llm.train.group import informative_groups
-from rlax_llm.train.rollouts import Rollout
-from rlax_llm.train.run_directory import writing
-from rlax_llm.types import Completions
 
 
 class Taken(NamedTuple):

@@ -7,22 +7,23 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rlax_llm import presets, recipes
-from rlax_llm.corrections import Correction, masked_importance, rejection, truncated_importance
-from rlax_llm.entropy import stepped_coef
-from rlax_llm.envs.names import nearest
-from rlax_llm.fisher import natural_direction
-from rlax_llm.groups import kl_in_score
-from rlax_llm.kl import fixed_coef, k3
-from rlax_llm.objectives import Objective
-from rlax_llm.recipes import penalty_or_none
-from rlax_llm.shaping import overlong_filter
-from rlax_llm.train.group import GroupLearning, every_completion
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.trpo import backtracking_search, improves_within
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.core.kl import fixed_coef, k3
+from rlax_llm.core.names import nearest
+from rlax_llm.credit.groups import kl_in_score
+from rlax_llm.credit.shaping import overlong_filter
+from rlax_llm.loops.group import GroupLearning, every_completion
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.policy.corrections import Correction, masked_importance, rejection, truncated_importance
+from rlax_llm.policy.entropy import stepped_coef
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import openrlhf, trl, verl
+from rlax_llm.recipes.group import penalty_or_none
 
 TRPO = "trpo"
-_PRESETS = {"trl": presets.trl, "verl": presets.verl, "openrlhf": presets.openrlhf}
+_PRESETS = {"trl": trl, "verl": verl, "openrlhf": openrlhf}
 
 
 def _objectives(module: ModuleType) -> dict[str, Callable[..., Objective]]:

@@ -12,27 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.commands.grpo.gathering import Gatherer, Taken
+from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, trust_region_step
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.judging import Judge
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.rollouts import Rollout, Sampling, evaluate
+from rlax_llm.commands.settings import logit_bias_of
+from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
+from rlax_llm.core.finite import watched
+from rlax_llm.credit.groups import per_group, z_score
+from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.generation.engine import generate
 from rlax_llm.generation.turns import calculator, with_tools
-from rlax_llm.groups import per_group, z_score
+from rlax_llm.host import checkpoints
+from rlax_llm.host.progress import GROUP_COLUMNS
+from rlax_llm.loops.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_log_probs, group_logits
+from rlax_llm.policy.weightings import token_mean
 from rlax_llm.rewards.calling import Scores
-from rlax_llm.shaping import overlong_filter
-from rlax_llm.train import checkpoints
-from rlax_llm.train.finite import watched
-from rlax_llm.train.gathering import Gatherer, Taken
-from rlax_llm.train.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.group_setup import TRPO, build_learning, build_objective, trust_region_step
-from rlax_llm.train.judging import Judge
-from rlax_llm.train.learner import Learner
-from rlax_llm.train.progress import GROUP_COLUMNS
-from rlax_llm.train.rollouts import Rollout, Sampling, evaluate
-from rlax_llm.train.settings import logit_bias_of
-from rlax_llm.train.setup import build_greedy, build_optimizer, build_sampler, build_schedule
-from rlax_llm.weightings import token_mean
 
 _TURNS = 4
 _ORDER = 2**31 - 1  # folded into a step's key for its minibatches; smaller numbers are those of sampled tokens

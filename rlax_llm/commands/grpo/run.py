@@ -9,34 +9,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlax_llm.generation.engine import Request, stream
-from rlax_llm.generation.prompts import pad_prompts
-from rlax_llm.generation.sampling import greedy
-from rlax_llm.shaping import soft_overlong_punishment
-from rlax_llm.train.configs import EvalConfig, GenerateConfig, SftConfig
-from rlax_llm.train.endings import farewell, summary
-from rlax_llm.train.examples import of_file, of_task
-from rlax_llm.train.failures import RunFailed
-from rlax_llm.train.group_run import GroupPhase
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.group_setup import check_recipe
-from rlax_llm.train.judging import Failures, Judge, pooled
-from rlax_llm.train.learner import language_learner
-from rlax_llm.train.progress import say
-from rlax_llm.train.reinforced_run import run_reinforced
-from rlax_llm.train.rollouts import Sampling, evaluate
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.session import Session, task_of, versions
-from rlax_llm.train.settings import as_dict
-from rlax_llm.train.setup import (
+from rlax_llm.commands.examples import of_file, of_task
+from rlax_llm.commands.grpo.objective import check_recipe
+from rlax_llm.commands.grpo.phase import GroupPhase
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.judging import Failures, Judge, pooled
+from rlax_llm.commands.learner import language_learner
+from rlax_llm.commands.reinforced_run import run_reinforced
+from rlax_llm.commands.rollouts import Sampling, evaluate
+from rlax_llm.commands.settings import as_dict
+from rlax_llm.commands.setup import (
     build_model,
     build_sampler,
     build_schedule,
     scalar_judge,
     with_defaults,
 )
-from rlax_llm.train.supervised_run import SupervisedPhase, own_rows, run_steps, shared_rows
-from rlax_llm.train.task_setup import build_measured, build_task, judged_task
+from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps, shared_rows
+from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.commands.tasks import build_measured, build_task, judged_task
+from rlax_llm.credit.shaping import soft_overlong_punishment
+from rlax_llm.generation.engine import Request, stream
+from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.sampling import greedy
+from rlax_llm.host.endings import farewell, summary
+from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.progress import say
+from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.session import Session, task_of, versions
 
 
 def run_grpo(config: GrpoConfig) -> RunDirectory:

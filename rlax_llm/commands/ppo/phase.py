@@ -13,29 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlax_llm.control_recipes import ppo
+from rlax_llm.commands.grpo.phase import describe, speeds
+from rlax_llm.commands.judging import Judge
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.rollouts import Sampling, evaluate
+from rlax_llm.commands.settings import logit_bias_of
+from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
+from rlax_llm.core.finite import watched
+from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
+from rlax_llm.core.masked import unit_variance
+from rlax_llm.credit.shaping import missing_eos_penalty
+from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.data.tasks import Task
-from rlax_llm.kl import fixed_coef, k1, k2, k3, proportional_coef
-from rlax_llm.masked import unit_variance
+from rlax_llm.host.progress import Column
+from rlax_llm.loops.rlhf import RlhfLearning, RlhfState, rlhf_loop
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
+from rlax_llm.loops.updates import unnormalised
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.shaping import missing_eos_penalty
-from rlax_llm.train.finite import watched
-from rlax_llm.train.group_run import describe, speeds
-from rlax_llm.train.judging import Judge
-from rlax_llm.train.learner import Learner
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.progress import Column
-from rlax_llm.train.rlhf import RlhfLearning, RlhfState, rlhf_loop
-from rlax_llm.train.rlhf_credit import KlInReward, Shaping
-from rlax_llm.train.rollouts import Sampling, evaluate
-from rlax_llm.train.settings import logit_bias_of
-from rlax_llm.train.setup import build_greedy, build_optimizer, build_sampler, build_schedule
-from rlax_llm.train.updates import unnormalised
-from rlax_llm.values import clipped_value_loss
+from rlax_llm.recipes.control import ppo
 
 COLUMNS = (
     Column("objective/scores", "score"),

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import jax
 
+from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
+from rlax_llm.commands.ppo.phase import Models, PpoPhase
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.reinforced_run import run_reinforced
+from rlax_llm.commands.setup import build_model, scalar_judge, with_defaults
+from rlax_llm.commands.tasks import judged_task
+from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models import decoder
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
-from rlax_llm.train.learner import Learner, language_learner, scalar_learner
-from rlax_llm.train.ppo_phase import Models, PpoPhase
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.reinforced_run import run_reinforced
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.setup import build_model, scalar_judge, with_defaults
-from rlax_llm.train.task_setup import judged_task
 
 
 def run_ppo(config: PpoConfig) -> RunDirectory:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlax_llm.train.configs import DATA_HELP, REWARD_HELP, TASK_HELP
-from rlax_llm.train.settings import (
+from rlax_llm.commands.settings import (
     CHOSEN,
     ModelSettings,
     OptimizerSettings,
@@ -17,6 +16,7 @@ from rlax_llm.train.settings import (
     check_values,
     option,
 )
+from rlax_llm.commands.sft.settings import DATA_HELP, REWARD_HELP, TASK_HELP
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlax_llm import preference_recipes as recipes
-from rlax_llm.envs.names import nearest
-from rlax_llm.implicit_rewards import mean_log_ratio
-from rlax_llm.links import (
+from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig
+from rlax_llm.core.names import nearest
+from rlax_llm.loops.labels import (
+    CarriedReference,
+    ReferencePoint,
+    reference_point_of_mismatched,
+    running_mean_reward,
+    zero_reference,
+)
+from rlax_llm.preference.implicit_rewards import mean_log_ratio
+from rlax_llm.preference.links import (
     Link,
     against_zero,
     apo_down,
@@ -26,16 +33,9 @@ from rlax_llm.links import (
     sorted_pairs,
     weighted_sum,
 )
-from rlax_llm.preferences import Preference, per_response
-from rlax_llm.train.labels import (
-    CarriedReference,
-    ReferencePoint,
-    reference_point_of_mismatched,
-    running_mean_reward,
-    zero_reference,
-)
-from rlax_llm.train.preference_settings import DpoConfig, KtoConfig
-from rlax_llm.unpaired import Unpaired, bco, kto
+from rlax_llm.preference.pairs import Preference, per_response
+from rlax_llm.preference.unpaired import Unpaired, bco, kto
+from rlax_llm.recipes import preference as recipes
 
 _LINKS: dict[str, Callable[..., Link]] = {
     "dpo": lambda: logistic,

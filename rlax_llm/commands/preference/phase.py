@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import optax
 
+from rlax_llm.commands.preference.settings import PreferenceSettings
+from rlax_llm.core.finite import watched
+from rlax_llm.core.types import Completions
 from rlax_llm.data.rows import batch_indices
+from rlax_llm.host.progress import Column
+from rlax_llm.loops.labels import LabelLoop, LabelState
+from rlax_llm.loops.policy import Loop, TrainState
 from rlax_llm.models.functional import Params
-from rlax_llm.train.finite import watched
-from rlax_llm.train.labels import LabelLoop, LabelState
-from rlax_llm.train.policy import Loop, TrainState
-from rlax_llm.train.preference_settings import PreferenceSettings
-from rlax_llm.train.progress import Column
-from rlax_llm.types import Completions
 
 
 class Rows(NamedTuple):

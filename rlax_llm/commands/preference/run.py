@@ -11,32 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.commands.examples import Split, of_records, of_tables
+from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
+from rlax_llm.commands.preference.objective import build_preference, build_unpaired
+from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
+from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
+from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
+from rlax_llm.commands.sft.phase import run_steps
+from rlax_llm.core.trees import joined
 from rlax_llm.data.batches import labelled_rows, pair_rows
 from rlax_llm.data.encoding import encode_labelled, encode_pairs
 from rlax_llm.data.preferences import Pair, read_labelled, read_pairs, unpaired
 from rlax_llm.data.sifting import Kept, apart, numbered
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.links import logistic
+from rlax_llm.host.endings import farewell, summary
+from rlax_llm.host.progress import Column, say
+from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.session import Session
+from rlax_llm.loops.labels import LabelLoop, label_loop, reference_point_of_mismatched
+from rlax_llm.loops.policy import Loop, fixed_log_probs
+from rlax_llm.loops.preference import preference_loop, reads_reference, reward_loop
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
-from rlax_llm.train.endings import farewell, summary
-from rlax_llm.train.examples import Split, of_records, of_tables
-from rlax_llm.train.labels import LabelLoop, label_loop, reference_point_of_mismatched
-from rlax_llm.train.learner import Learner, completion_scores, language_learner, scalar_learner
-from rlax_llm.train.policy import Loop, fixed_log_probs
-from rlax_llm.train.preference import preference_loop, reads_reference, reward_loop
-from rlax_llm.train.preference_phase import Method, PreferencePhase, Rows
-from rlax_llm.train.preference_settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
-from rlax_llm.train.preference_setup import build_preference, build_unpaired
-from rlax_llm.train.progress import Column, say
-from rlax_llm.train.rollouts import Sampling
-from rlax_llm.train.run_directory import RunDirectory
-from rlax_llm.train.session import Session
-from rlax_llm.train.setup import build_model, build_optimizer, build_schedule, with_defaults
-from rlax_llm.train.supervised_run import run_steps
-from rlax_llm.trees import joined
-from rlax_llm.unpaired import desirable_weight_range
+from rlax_llm.preference.links import logistic
+from rlax_llm.preference.unpaired import desirable_weight_range
 
 _SAMPLES = 8
 _LOSS, _TOKENS = Column("loss", "loss", "{:.4f}"), Column("tokens_per_second", "tokens/s", "{:,.0f}")

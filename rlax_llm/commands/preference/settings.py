@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlax_llm.train.settings import (
+from rlax_llm.commands.settings import (
     BatchSettings,
     ModelSettings,
     OptimizerSettings,

@@ -9,23 +9,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlax_llm.commands.examples import Split
+from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.preference.phase import PreferencePhase
+from rlax_llm.commands.setup import build_optimizer
+from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.core.finite import watched
+from rlax_llm.core.trees import joined
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.packing import best_fit, length_of, packed
 from rlax_llm.data.rows import batch_indices
+from rlax_llm.host.progress import SUPERVISED_COLUMNS, Progress
+from rlax_llm.host.session import Session, due
+from rlax_llm.loops.policy import TrainState, supervised_loop
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
-from rlax_llm.train.configs import SftConfig
-from rlax_llm.train.examples import Split
-from rlax_llm.train.finite import watched
-from rlax_llm.train.group_settings import GrpoConfig
-from rlax_llm.train.learner import Learner
-from rlax_llm.train.policy import TrainState, supervised_loop
-from rlax_llm.train.ppo_settings import PpoConfig
-from rlax_llm.train.preference_phase import PreferencePhase
-from rlax_llm.train.progress import SUPERVISED_COLUMNS, Progress
-from rlax_llm.train.session import Session, due
-from rlax_llm.train.setup import build_optimizer
-from rlax_llm.trees import joined
 
 
 class Form(NamedTuple):

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.train.settings import (
+from rlax_llm.commands.settings import (
     CHOSEN,
     CONFIG_HELP,
     BatchSettings,

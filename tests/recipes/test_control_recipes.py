@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import control_recipes, credits
-from rlax_llm.objectives import Objective, policy_loss
-from rlax_llm.types import PolicyBatch, Trajectory
+from rlax_llm.core.types import PolicyBatch, Trajectory
+from rlax_llm.credit import streams as credits
+from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.recipes import control as control_recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from rlax_llm.fisher import natural_direction
-from rlax_llm.recipes import grpo
-from rlax_llm.train.finite import NOT_FINITE, turned, watched
-from rlax_llm.train.group import group_loop, group_trpo_loop
-from rlax_llm.train.policy import supervised_loop
-from rlax_llm.trees import all_finite
-from rlax_llm.trpo import backtracking_search, improves_within
-from rlax_llm.types import Completions
-from rlax_llm.weightings import token_mean
+from rlax_llm.core.finite import NOT_FINITE, turned, watched
+from rlax_llm.core.trees import all_finite
+from rlax_llm.core.types import Completions
+from rlax_llm.loops.group import group_loop, group_trpo_loop
+from rlax_llm.loops.policy import supervised_loop
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.policy.weightings import token_mean
+from rlax_llm.recipes.group import grpo
 
 
 class State(NamedTuple):

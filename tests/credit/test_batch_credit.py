@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.batch_credit import (
+from rlax_llm.core.types import Scored
+from rlax_llm.credit.batches import (
     batch_std,
     gdpo,
     gpg,
@@ -18,8 +19,7 @@ from rlax_llm.batch_credit import (
     returns_to_go,
     whitened,
 )
-from rlax_llm.groups import centred, per_group, z_score
-from rlax_llm.types import Scored
+from rlax_llm.credit.groups import centred, per_group, z_score
 
 pytestmark = pytest.mark.usefixtures("float64")
 

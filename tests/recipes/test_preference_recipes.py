@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preference_batches import PAIRS, Pair, batch_of, log_sigma, loss_of, numeric_gradient, rows_of
 
-from rlax_llm.implicit_rewards import Responses, log_prob, log_ratio, mean_log_prob, mean_log_ratio
-from rlax_llm.links import chosen_drop, hinge, logistic, sorted_pairs
-from rlax_llm.preference_recipes import alpha_po, aot, cpo, dpo, ipo, orpo, simpo, sppo
-from rlax_llm.preferences import PreferenceBatch, length_desensitised, per_response, preference_loss
+from rlax_llm.preference.implicit_rewards import Responses, log_prob, log_ratio, mean_log_prob, mean_log_ratio
+from rlax_llm.preference.links import chosen_drop, hinge, logistic, sorted_pairs
+from rlax_llm.preference.pairs import PreferenceBatch, length_desensitised, per_response, preference_loss
+from rlax_llm.recipes.preference import alpha_po, aot, cpo, dpo, ipo, orpo, simpo, sppo
 
 pytestmark = pytest.mark.usefixtures("float64")
 few = settings(max_examples=20, deadline=None)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm import recipes
-from rlax_llm.groups import centred, per_group
-from rlax_llm.kl import k3
-from rlax_llm.objectives import policy_loss
-from rlax_llm.trust_regions import score_function
-from rlax_llm.types import PolicyBatch, Scored
-from rlax_llm.weightings import sequence_mean, token_mean
+from rlax_llm.core.kl import k3
+from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.credit.groups import centred, per_group
+from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.policy.trust_regions import score_function
+from rlax_llm.policy.weightings import sequence_mean, token_mean
+from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.trees import all_finite
+from rlax_llm.core.trees import all_finite
 
 NOT_FINITE = "not_finite"
 """The metric that says so."""
