@@ -103,11 +103,11 @@ def our_pairs(args: argparse.Namespace, rows: Rows) -> dict[str, Any]:
 
 
 def our_labels(args: argparse.Namespace, rows: Rows) -> dict[str, Any]:
-    from rlax_llm.data.batches import labelled_rows
-    from rlax_llm.data.encoding import LabelledTokens
+    from rlax_llm.data.batches import labeled_rows
+    from rlax_llm.data.encoding import LabeledTokens
 
-    labelled = [LabelledTokens(*row) for row in zip(rows.prompts, rows.chosen, rows.labels(), strict=True)]
-    laid = labelled_rows(labelled, sides.PAD, (args.prompt_tokens, args.completion_tokens))
+    labeled = [LabeledTokens(*row) for row in zip(rows.prompts, rows.chosen, rows.labels(), strict=True)]
+    laid = labeled_rows(labeled, sides.PAD, (args.prompt_tokens, args.completion_tokens))
     return {"completions": laid.completions, "desirable": laid.desirable}
 
 
@@ -372,7 +372,7 @@ def options() -> argparse.Namespace:
     made.formatter_class = sides.Help
     made.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="configurations")
     made.add_argument("--model", choices=MODELS, default="tiny", help="smollm2 is SmolLM2-135M")
-    made.add_argument("--pairs", type=int, default=8, help="a step's pairs, of KTO its labelled completions; 2 or more")
+    made.add_argument("--pairs", type=int, default=8, help="a step's pairs, of KTO its labeled completions; 2 or more")
     made.add_argument("--prompt-tokens", type=int, default=64)
     made.add_argument("--completion-tokens", type=int, default=32, help="of each completion, its stop token included")
     made.add_argument("--lora-rank", type=int, default=0, help="adapters on every projection; 0 trains the whole model")

@@ -152,7 +152,7 @@ def trainer_settings(args: argparse.Namespace, folder: Path, rows: int) -> dict[
 
 
 def word_tokenizer(vocab: int) -> Any:
-    """A word for each id, its decimal number: TRL tokenises by itself, and so arrives at the ids it was given."""
+    """A word for each id, its decimal number: TRL tokenizes by itself, and so arrives at the ids it was given."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

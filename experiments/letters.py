@@ -100,7 +100,7 @@ def repeated(step: Callable, state: Any, key: jax.Array, steps: int, batch: Call
 
 
 def reference(language: Language, key: jax.Array) -> Params:
-    """A decoder that has learnt to write either letter of the prompt three times in ten, and any at all otherwise."""
+    """A decoder that has learned to write either letter of the prompt three times in ten, and any at all otherwise."""
     start, order = jax.random.split(key)
 
     def demonstrations(key: jax.Array) -> tuple[Completions]:

@@ -66,7 +66,7 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that run once and small need no optimisation, and no file needs those of another in memory."""
+    """Programs that run once and small need no optimization, and no file needs those of another in memory."""
     before = jax.config.read("jax_disable_most_optimizations")
     long = request.path.name in LONG or {"cli", "parity"} & set(request.path.parts)
     jax.config.update("jax_disable_most_optimizations", not long)

@@ -9,13 +9,13 @@ import numpy as np
 from rlax_llm.core.distributions import categorical
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
-from rlax_llm.loops.updates import Learning, Rollout, unnormalised
+from rlax_llm.loops.updates import Learning, Rollout, unnormalized
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
 
 # A power of two: the weights 1/N are float32.
 STEPS, BATCH, FEATURES, ACTIONS = 8, 4, 3, 3
 COUNT = STEPS * BATCH
-ONCE = Learning(epochs=1, minibatches=1, normalise=unnormalised)
+ONCE = Learning(epochs=1, minibatches=1, normalize=unnormalized)
 
 
 def linear() -> ActorCritic:

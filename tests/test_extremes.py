@@ -101,7 +101,7 @@ REGIONS = {
     "sapo": (trust_regions.sapo(), lambda a, d: (d > 0) | (d < -87)),
     "vespo": (trust_regions.vespo(), lambda a, d: (d > 0) | (np.where(a < 0, 3, 2) * d < -87)),
     "vespo without decay": (trust_regions.vespo(2.0, 0.0, 2.0, 0.0), lambda a, d: d < -43),
-    "penalised": (trust_regions.penalised(trust_regions.score_function, 0.3), None),
+    "penalized": (trust_regions.penalized(trust_regions.score_function, 0.3), None),
 }
 
 
@@ -113,12 +113,12 @@ def test_trust_regions(name):
     if flat is not None:
         assert_direction(slopes, -np.sign(advantages), flat(advantages, distances))
     values, slopes = values_and_slopes(lambda d, a: region(d, a), FAR, np.zeros_like(FAR))
-    if name != "penalised":
+    if name != "penalized":
         assert (values == 0).all() and (slopes == 0).all()
 
 
-def test_discovered_policy_optimisation_bounds_the_gain_and_keeps_the_way_back():
-    region = trust_regions.discovered_policy_optimisation()
+def test_discovered_policy_optimization_bounds_the_gain_and_keeps_the_way_back():
+    region = trust_regions.discovered_policy_optimization()
     _, slopes = values_and_slopes(region, FAR, np.full_like(FAR, 1.5))
     assert_direction(slopes, -1, (FAR > 0) | (FAR < -87))
     values_and_slopes(region, FAR, np.full_like(FAR, -2.0))
@@ -140,7 +140,7 @@ LINKS = {
     "against_zero": links.against_zero(links.logistic),
     "sorted_pairs": links.sorted_pairs(links.logistic),
     "chosen_drop": links.chosen_drop(links.logistic, 5.0),
-    "centred_rewards": links.centred_rewards(links.logistic, 0.01),
+    "centered_rewards": links.centered_rewards(links.logistic, 0.01),
     "weighted_sum": links.weighted_sum((0.5, links.hinge), (1.0, links.exo())),
 }
 FALLING = ("logistic", "hinge", "shifted", "against_zero", "chosen_drop", "sorted_pairs")

@@ -169,7 +169,7 @@ def test_the_captured_log_probs_are_a_distribution_and_the_oracles(name, drawn, 
 
 @each
 def test_every_layout_recomputes_what_was_sampled_from(name, drawn, models):
-    """The ratio is 1 before any update, and any other model is renormalised on the sampler's sets."""
+    """The ratio is 1 before any update, and any other model is renormalized on the sampler's sets."""
     request, completions = CASES[name], drawn[name]
     found = enumerated(request, models, (OLD, NEW))
     for layout, log_probs in learners(request, completions).items():

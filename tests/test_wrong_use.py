@@ -102,9 +102,9 @@ WRONG = {
     "batch_std of scores": (lambda: rl.batch_std(SCORES), "batch_std(…) makes a function: give what that reads to its"),
     "whitened of scores": (lambda: rl.whitened(SCORES), "whitened: advantage has shape (2, 2), wanted a function"),
     "a recipe of scores": (lambda: rl.grpo(SCORES), "grpo(…) makes an Objective, which goes to policy_loss or group"),
-    "length_centred of scores": (
-        lambda: rl.length_centred(SCORES),
-        "length_centred: scored has shape (2, 2), wanted a Scored; give Scored(scores, log_probs, mask).",
+    "length_centered of scores": (
+        lambda: rl.length_centered(SCORES),
+        "length_centered: scored has shape (2, 2), wanted a Scored; give Scored(scores, log_probs, mask).",
     ),
     "z_score of a record": (lambda: rl.z_score(SCORED), "give one of its entries, scores.scores, scores.log_probs"),
     "a list of scores": (lambda: rl.z_score([0.0, 1.0]), "z_score: scores is a list, wanted an array; give jnp.array"),
@@ -112,7 +112,7 @@ WRONG = {
     "a peer's name": (lambda: rl.grpo(beta=0.1), "grpo: there is no argument beta; what others call beta is kl_coef"),
     "epsilon_high": (lambda: rl.dapo(epsilon_high=0.3), "what others call epsilon_high is eps_high here."),
     "gamma and lam": (lambda: rl.gae(*STEPS[:4], lam=0.9), "gae: there is no argument lam; what others call lam is tr"),
-    "a misspelt name": (lambda: rl.grpo(kl_coeff=0.1), "there is no argument kl_coeff; did you mean 'kl_coef'?"),
+    "a misspelled name": (lambda: rl.grpo(kl_coeff=0.1), "there is no argument kl_coeff; did you mean 'kl_coef'?"),
     "values of T + 1 states": (
         lambda: rl.gae(STEPS[0], 1.0, jnp.zeros(4), jnp.zeros(3), 1.0),
         "of the values v of T + 1 states, values=v[:-1] and next_values=v[1:].",
@@ -148,7 +148,7 @@ WRONG = {
     ),
     "rows that are not in groups": (
         lambda: rl.opo().advantage(SCORED._replace(mask=jnp.ones((4, 3), bool))),
-        "length_centred: mask has shape (4, 3), scores has (2, 2), wanted mask [P, G, T]; give mask.reshape(2, 2, -1).",
+        "length_centered: mask has shape (4, 3), scores has (2, 2), wanted mask [P, G, T]; give mask.reshape(2, 2, -1)",
     ),
     "a mask of floats": (lambda: rl.token_mean(jnp.ones((2, 3))), "token_mean: mask has dtype float32, wanted bool;"),
     "a mask of integers in a record": (
@@ -192,7 +192,7 @@ def test_wrong_use_is_told(name):
 def test_right_use_in_other_types_is_left_alone():
     """Numpy and whole rewards, traced coefficients, one number for all steps."""
     np.testing.assert_array_equal(rl.gae(np.array([1, 2]), 1, 0, 0, 1), [3, 2])
-    np.testing.assert_array_equal(rl.centred(np.array([1, 3])), [-1, 1])
+    np.testing.assert_array_equal(rl.centered(np.array([1, 3])), [-1, 1])
     losses = jax.vmap(lambda coef: rl.kl_penalty(rl.k3, coef)(-ROW[0] - 1, -ROW[0]))(jnp.array([0.0, 1.0]))
     assert losses.shape == (2, 3)
     assert jax.jit(rl.n_step_returns, static_argnames="n")(jnp.ones(3), 1.0, jnp.zeros(3), n=2).tolist() == [2, 2, 1]

@@ -85,7 +85,7 @@ def gram_schmidt(matrix: Any) -> tuple[Any, Any]:
 def measure_jax(train: Callable, seeds: int, repeats: int) -> tuple[dict[str, Any], Any]:
     """Times of ``jit(vmap(train))`` over ``seeds`` keys: tracing, compiling, one run (median), and its result.
 
-    Many QR factorisations at once, as orthogonal initialisers ask for, hang on a CPU of few cores: above 8 seeds they
+    Many QR factorizations at once, as orthogonal initializers ask for, hang on a CPU of few cores: above 8 seeds they
     are done by ``gram_schmidt``.
     """
     import jax

@@ -76,15 +76,15 @@ def script(environment: str) -> tuple[Any, Any, Any]:
 
 
 def greedy(module: Any, env: Any, params: Any, runner_state: Any, activation: str) -> Any:
-    """Mean return of the mode; observations are normalised where the script normalises them."""
+    """Mean return of the mode; observations are normalized where the script normalizes them."""
     train_state, env_state = runner_state[:2]
     discrete = hasattr(env.action_space(params), "n")
     actions = env.action_space(params).n if discrete else env.action_space(params).shape[0]
     network = module.ActorCritic(actions, activation=activation)
     states = {"params": train_state.params}
     if not discrete:  # the wrapper keeps a row of statistics for each environment; all rows are equal
-        normaliser = env_state.env_state
-        states |= {"mean": normaliser.mean[:, 0], "var": normaliser.var[:, 0]}
+        normalizer = env_state.env_state
+        states |= {"mean": normalizer.mean[:, 0], "var": normalizer.var[:, 0]}
 
     def act(state: Any, observation: Any, key: Any) -> Any:
         if not discrete:

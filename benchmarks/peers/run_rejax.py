@@ -9,7 +9,7 @@ Needs rejax, gymnax 1.x and six. What is changed:
   out of the timed program, so that steps and seconds are those of training alone; it is evaluated afterwards.
 
 ``--settings published``: rejax's own ``configs/gymnax`` files. ``matched``, CartPole-v1 only: PureJaxRL's numbers of
-environments, steps, epochs and minibatches, rate and coefficients; rejax still neither anneals its rate nor initialises
+environments, steps, epochs and minibatches, rate and coefficients; rejax still neither anneals its rate nor initializes
 orthogonally, clips the gradient elementwise, and adds 1e-8, not 1e-5, in Adam.
 
 ``return`` is the mean return of 128 episodes sampled from the final policy, as rejax evaluates; ``greedy`` that of the

@@ -10,12 +10,12 @@ stoa, and what that checkout imports. What is changed:
 - Gymnax 1.x is put behind the step of 0.0.x (``protocol.FiveTuple``), with an empty ``info`` (stoa's reset has none,
   and a scan wants both alike), then Stoix's chain: ``GymnaxToStoa``, ``AutoResetWrapper(next_obs_in_extras=True)``,
   ``RecordEpisodeMetrics``, ``VmapWrapper``.
-- Networks, optimisers and the learner's state are made here as ``learner_setup`` makes them, inside the timed program
+- Networks, optimizers and the learner's state are made here as ``learner_setup`` makes them, inside the timed program
   as with the other peers; the device axis is a ``vmap`` of one, not a ``pmap``, so that ``vmap`` can run over seeds.
 - One evaluation period: the whole run is one program.
 
 The settings are PureJaxRL's (2 × 64, tanh, 4 environments × 128 steps, clip 0.2), in which Stoix differs by two
-optimisers, advantages standardised over the whole batch, and one more critic call in each step.
+optimizers, advantages standardized over the whole batch, and one more critic call in each step.
 
 ``return`` is the mean return of the episodes that ended in the last tenth of training, from Stoix's own metrics;
 ``greedy`` that of 128 episodes of the distribution's mode after training. Neither counts in the time.
@@ -73,15 +73,15 @@ def training(env: Any, params: Any, updates: int) -> tuple[Callable, Any]:
     config.arch = types.SimpleNamespace(num_envs=ENVIRONMENTS, num_updates_per_eval=updates)
     rate = optax.linear_schedule(RATE, 0.0, updates * SETTINGS["epochs"] * SETTINGS["num_minibatches"])
     clipped = optax.clip_by_global_norm(SETTINGS["max_grad_norm"])
-    optimiser = optax.chain(clipped, optax.adam(rate, eps=1e-5))
-    learn = ff_ppo.get_learner_fn(envs, (actor.apply, critic.apply), (optimiser.update, optimiser.update), config)
+    optimizer = optax.chain(clipped, optax.adam(rate, eps=1e-5))
+    learn = ff_ppo.get_learner_fn(envs, (actor.apply, critic.apply), (optimizer.update, optimizer.update), config)
 
     def train(key: Any) -> Any:
         actor_key, critic_key, env_key, step_key = jax.random.split(key, 4)
         env_state, timestep = envs.reset(env_key)
         first = timestep.observation[:1]
         weights = records.ActorCriticParams(actor.init(actor_key, first), critic.init(critic_key, first))
-        states = records.ActorCriticOptStates(*map(optimiser.init, weights))
+        states = records.ActorCriticOptStates(*map(optimizer.init, weights))
         start = records.OnPolicyLearnerState(weights, states, step_key, env_state, timestep)
         single = jax.tree.map(lambda x: x[None, None], start)  # one device, one batch
         return jax.tree.map(lambda x: x[0], jax.vmap(learn, axis_name="device")(single))

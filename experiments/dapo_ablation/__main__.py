@@ -152,7 +152,7 @@ def report(numbers: Mapping[str, Any]) -> str:
 
 Fresh completions of all prompts, whatever was picked to learn from; the last quarter of {s["training"]["steps"]}
 steps; at first {start}. Wasted groups are those without a difference in
-score among what was learnt from: with dynamic sampling, places that stayed empty. In DAPO the punishment of length
+score among what was learned from: with dynamic sampling, places that stayed empty. In DAPO the punishment of length
 counts as a difference.
 
 {table(["", *HEADS], rows)}

@@ -31,7 +31,7 @@ from experiments.common import (
     write,
 )
 from rlax_llm.core.trees import dot
-from rlax_llm.credit.groups import centred, per_group, z_score
+from rlax_llm.credit.groups import centered, per_group, z_score
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop
@@ -92,7 +92,7 @@ def pull(groups: Groups) -> dict[str, jax.Array]:
     """Mean size of an advantage, by how many of a group's completions are right."""
     solved = groups.scores.sum(-1).astype(int)
     sizes = {}
-    for name, estimator in (("divided by the std", z_score), ("centred", centred)):
+    for name, estimator in (("divided by the std", z_score), ("centered", centered)):
         credit = group_advantages(per_group(estimator), groups.completions, groups.scores)[:, 0]
         size = jnp.abs(credit).reshape(groups.scores.shape).mean(-1)
         count = groups.scores.shape[1] + 1
@@ -237,7 +237,7 @@ have nothing to learn. Beside it, by how many tokens wrong answers grow in train
 
 **Difficulty.** The advantages of a group of {s["group_size"]} with one right completion are
 {ratio["divided by the std"]:.2f} times as large as those of a group of which half is right where they are divided by
-the std, and {ratio["centred"]:.2f} times where they are centred alone: the std lifts the prompts that are nearly
+the std, and {ratio["centered"]:.2f} times where they are centered alone: the std lifts the prompts that are nearly
 always or nearly never solved.
 
 **Entropy.** Training with {s["epochs"]} epochs of {s["minibatches"]} minibatches; entropy, accuracy on hard prompts

@@ -36,7 +36,7 @@ from experiments.kl_estimators.estimators import (
     expected_gradients,
     sampled_gradients,
     sampled_values,
-    towards,
+    toward,
 )
 from experiments.kl_estimators.placements import NO_KL, PLACES, Training, trained
 from experiments.kl_estimators.report import report
@@ -77,7 +77,7 @@ class Settings(NamedTuple):
 def at_distances(settings: Settings, key: jax.Array, base: Any, far: Any) -> dict[str, Any]:
     """Values and gradients of one seed, ``[D, …]`` over distances."""
     language = settings.language
-    policies = towards(language, base, far, jnp.asarray(settings.distances))
+    policies = toward(language, base, far, jnp.asarray(settings.distances))
 
     def one(given: tuple[jax.Array, Any]) -> dict[str, Any]:
         value_key, gradient_key = jax.random.split(given[0])
@@ -173,7 +173,7 @@ def largest_errors(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def training_numbers(settings: Settings, ends: Mapping[str, Exact], best: Exact) -> dict[str, Any]:
-    """Reward, KL, share of the best reward at that KL, and what is lost of the best penalised reward."""
+    """Reward, KL, share of the best reward at that KL, and what is lost of the best penalized reward."""
     beta, found = settings.training.beta, {}
     for name in PLACES:
         reward, kl = ends[name]

@@ -98,7 +98,7 @@ def chosen(language: Language, prompt: jax.Array, log_probs: jax.Array) -> jax.A
     return jnp.take_along_axis(jnp.repeat(log_probs, language.letters, 0), written, -1)[..., 0]
 
 
-def towards(language: Language, base: Params, far: Params, distances: jax.Array) -> Params:
+def toward(language: Language, base: Params, far: Params, distances: jax.Array) -> Params:
     """Policies on the straight line from ``base`` to ``far`` whose KL(π‖base) is about ``distances`` nats."""
 
     def at(scale: jax.Array) -> Params:

@@ -164,7 +164,7 @@ def on_training(numbers: Mapping[str, Any]) -> str:
     return f"""*Training.* REINFORCE on the true reward, β = {numbers["settings"]["training"]["beta"]:g} everywhere; the
 best policy at this β has reward {said(best["reward"], 3)} at {said(best["kl"])} nats. k1 as a loss is a constant taken
 from every advantage; it spares {100 * spared:.1f} % of the KL that a run without any KL term ends at. Of the best
-penalised reward E r − β KL(π‖ref) the policy loses {said(training[IN_SCORE]["lost"], 3)} with k1 in the score,
+penalized reward E r − β KL(π‖ref) the policy loses {said(training[IN_SCORE]["lost"], 3)} with k1 in the score,
 {said(training[f"{K2_TOKENS} as a loss"]["lost"], 3)} with k2 of tokens and {said(k3["lost"], 3)} with k3 of tokens,
 which ends at {said(k3["kl"])} nats and has {said(k3["share of the best at this KL"], 3)} of the best reward there."""
 

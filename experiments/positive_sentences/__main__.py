@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     """Counts, and the β of each method; a run's other settings stand in ``commands``.
 
     Attributes:
-        demonstrations: of each training topic, drawn; those that are a sentence about it are learnt.
+        demonstrations: of each training topic, drawn; those that are a sentence about it are learned.
         samples: completions of each training topic.
         pairs: of each training topic at most.
         sft_steps: optimizer steps of the reference.

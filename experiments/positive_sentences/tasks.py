@@ -44,7 +44,7 @@ def demonstration_rows(texts: Sequence[Sequence[str]], topics: Sequence[str]) ->
 
 
 @cache
-def _analyser() -> Any:
+def _analyzer() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
@@ -53,7 +53,7 @@ def _analyser() -> Any:
 def positive(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
     """VADER's compound score of each completion, from −1 to 1: a reward function of ``rlax-llm``."""
     del prompts, columns
-    return [_analyser().polarity_scores(text)["compound"] for text in completions]
+    return [_analyzer().polarity_scores(text)["compound"] for text in completions]
 
 
 LEAST = 0.5  # nearer scores say little of what a reader would prefer

@@ -181,7 +181,7 @@ a larger β kept it closer to the reference. Of the reward that the best policy 
 {100 * best["PPO"]:.0f} %, DPO on the same pairs up to {100 * best["DPO"]:.0f} %, with {cost["DPO"] / cost["PPO"]:.2f}
 times the passes through a decoder ({cost["DPO"]:,} against {cost["PPO"]:,} completions, a gradient counted three times;
 PPO's with its reward model's). What lies below the dashed line is lost to errors of the reward model and to
-optimisation.
+optimization.
 
 {table(["method", "β", "KL, nats a completion", "true reward", share], rows)}
 

@@ -127,7 +127,7 @@ def report(numbers: Mapping[str, Any]) -> str:
 **The claim {verdict}.** A decoder whose LM head is replaced by a score, trained on pairs with the Bradley-Terry loss,
 orders new pairs as the judge did: {percent(first)} of them after {s["pairs"][0]:,} pairs, {percent(last)} after
 {s["pairs"][-1]:,}. The judge errs: the true reward itself orders {percent(ceiling)} as the judge did. What the decoder
-has learnt from texts is worth pairs: from scratch the same {s["pairs"][-1]:,} give
+has learned from texts is worth pairs: from scratch the same {s["pairs"][-1]:,} give
 {percent(starts["scratch"][-1][MEASURED[1]])}.
 
 {table(head, rows)}

@@ -23,7 +23,7 @@ from rlax_llm.credit.streams import lambda_return
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.rock_paper_scissors import exploitability, rock_paper_scissors
 from rlax_llm.loops.control import Collecting, control_loop
-from rlax_llm.loops.updates import Learning, gradient_update, unnormalised
+from rlax_llm.loops.updates import Learning, gradient_update, unnormalized
 from rlax_llm.models.actor_critic import ActorCritic, Params, from_apply
 from rlax_llm.recipes.control import a2c
 
@@ -74,7 +74,7 @@ def policy_gradient(settings: Settings, key: jax.Array, rate: Any, horizon_steps
     environment, policy = rock_paper_scissors(horizon_steps, rate), mixed_strategy()
     schedule = optax.linear_schedule(settings.learning_rate, last * settings.learning_rate, settings.updates)
     credit = settings.gae_lambda
-    learning = Learning(1, 1, target=lambda_return(credit), normalise=unnormalised)
+    learning = Learning(1, 1, target=lambda_return(credit), normalize=unnormalized)
     update = gradient_update(policy, a2c(credit), optax.adam(schedule), learning)
     collecting = Collecting(settings.environments, settings.rounds, settings.discount)
     init, step = control_loop(environment, policy, update, collecting)
@@ -143,8 +143,8 @@ def measure(settings: Settings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     @jax.vmap
     def run(key: jax.Array) -> tuple:
         play_key, test_key = jax.random.split(key)
-        learnt = jax.vmap(partial(policy_gradient, settings, play_key))(*columns)
-        paths = jnp.concatenate([q_learning(settings, opponent, play_key)[None], learnt])
+        learned = jax.vmap(partial(policy_gradient, settings, play_key))(*columns)
+        paths = jnp.concatenate([q_learning(settings, opponent, play_key)[None], learned])
         return paths, jax.vmap(lambda path: reward_of(test, settings.test_rounds, path[-1], test_key))(paths)
 
     found = jax.device_get(run(jax.random.split(jax.random.key(0), settings.seeds)))
@@ -218,7 +218,7 @@ def report(numbers: Mapping[str, Any]) -> str:
 
 ![Exploitability over training, and the strategies in the simplex](figure.png)
 
-**{verdict}. Q-learning ends in a deterministic greedy strategy whatever it has learnt: its
+**{verdict}. Q-learning ends in a deterministic greedy strategy whatever it has learned: its
 exploitability is {said(q[last])}, and the opponent that adapts leaves it {said(q[reward])} rewards a round. It changes
 its mind for ever, so that the *average* of its greedy strategies is exploited by {said(q[average], 3)} only; but no
 strategy that it ever held is that average. The policy gradient (A2C, no entropy bonus, no averaging, a learning rate

@@ -1,6 +1,6 @@
 """What RLHF-PPO's value model starts as: the reward model, its body alone, the policy, or a decoder from scratch.
 
-A reward model has learnt to score whole completions; the states before a token were never its business.
+A reward model has learned to score whole completions; the states before a token were never its business.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def measure(settings: Settings) -> tuple[dict[str, dict[str, np.ndarray]], dict[
     quarters = {
         f"{quantity}, {part}": {name: curves[name][key][:, places].mean(-1) for name in STARTS}
         for part, places in parts.items()
-        for key, quantity in zip(MEASURED, ("value loss", "explained variance", "penalised score"))
+        for key, quantity in zip(MEASURED, ("value loss", "explained variance", "penalized score"))
     }
     ends = {"true reward at the end": "reward", "KL at the end": "kl"}
     measured = quarters | {what: {name: curves[name][key] for name in STARTS} for what, key in ends.items()}
@@ -139,8 +139,8 @@ def report(numbers: Mapping[str, Any]) -> str:
 {against(early, whole)} over the first quarter of training, and by {against(late, whole)} over the last. What a reward
 model says of half a completion was never trained. Begun as its body, with a score of 0 in the place of its own, the
 differences were {against(early, body)} over the first quarter, and {against(late, body)} over the last. The policy's
-penalised score over the first quarter differed by {against("penalised score, first quarter", whole)} for the whole
-reward model, by {against("penalised score, first quarter", body)} for its body.
+penalized score over the first quarter differed by {against("penalized score, first quarter", whole)} for the whole
+reward model, by {against("penalized score, first quarter", body)} for its body.
 
 {table(["", *STARTS], rows)}
 

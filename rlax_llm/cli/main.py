@@ -96,8 +96,8 @@ Examples:
     "kto": Command(
         KtoConfig,
         "preference.run:run_kto",
-        "train a language model on labelled completions",
-        """Train a language model on completions that are labelled desirable or not (KTO); no pairs are needed.
+        "train a language model on labeled completions",
+        """Train a language model on completions that are labeled desirable or not (KTO); no pairs are needed.
 
 Examples:
   rlax-llm kto --model runs/warm/model                  right sums desirable, wrong ones not

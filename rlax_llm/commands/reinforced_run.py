@@ -33,7 +33,7 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
 
     Args:
         learner: the policy.
-        phase: of group policy optimisation or of PPO.
+        phase: of group policy optimization or of PPO.
         export: ``(params, path)``, writes the models.
     """
     config = phase.config
@@ -81,7 +81,7 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
                 reference = session.reference(phase.policy(state), every)
             state, metrics, rows = phase.step(state, session.step, reference)
             metrics, number = session.accept(metrics), session.step + 1
-            nothing = _nothing_learnt(config, metrics)
+            nothing = _nothing_learned(config, metrics)
             if nothing and not told:
                 warning = f"{config.command}: {nothing.format(number)}, and none is learned from."
                 print(f"warning: {warning} Further such steps are not told of.", file=sys.stderr)
@@ -95,10 +95,10 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             if number == steps or (progress.live and "held_out_reward" in metrics):
                 progress.show(completions_table(rows, f"step {number}"))
     if session.step >= steps:
-        _check_learnt(session)
+        _check_learned(session)
 
 
-def _nothing_learnt(config: Any, metrics: Mapping[str, Any]) -> str | None:
+def _nothing_learned(config: Any, metrics: Mapping[str, Any]) -> str | None:
     """Why no completion of a step teaches, its number left open; None where one does."""
     if _unscored(metrics):
         return "no completion of step {} has a score"
@@ -111,7 +111,7 @@ def _unscored(metrics: Mapping[str, Any]) -> bool:
     return metrics.get("reward") is None or math.isnan(metrics["reward"])
 
 
-def _check_learnt(session: Session) -> None:
+def _check_learned(session: Session) -> None:
     """Raise where no completion of the whole run taught anything.
 
     Raises:
@@ -123,7 +123,7 @@ def _check_learnt(session: Session) -> None:
             f"{session.config.command}: no completion had a score in any of the {len(rows)} steps, so none was "
             "learned from; look at what the reward needs of the data (an answer that it cannot read is no score)."
         )
-    if all(_nothing_learnt(session.config, row) for row in rows):
+    if all(_nothing_learned(session.config, row) for row in rows):
         raise RunFailed(
             f"{session.config.command}: every completion of all {len(rows)} steps was cut or had no score, and "
             "overlong_filter leaves cut ones out, so none was learned from; give more max_new_tokens, or leave "

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 _RECORDS = (
     "Completions",
-    "LabelledBatch",
+    "LabeledBatch",
     "Objective",
     "PolicyBatch",
     "Preference",

@@ -32,9 +32,9 @@ def watched(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Callable[.
 
     def looked_at(state: Any, *arguments: Any, **named: Any) -> tuple[Any, dict[str, jax.Array]]:
         after, metrics = step(state, *arguments, **named)
-        learnt = after.step > state.step
+        learned = after.step > state.step
         good = [all_finite([metrics[name] for name in names if name in metrics]) for names in _LOOKED_AT.values()]
-        wrong = [learnt & ~each for each in good] + [~all_finite(after.params)]
+        wrong = [learned & ~each for each in good] + [~all_finite(after.params)]
         code = sum(2**place * each.astype(jnp.float32) for place, each in enumerate(wrong))
         return after, metrics | {NOT_FINITE: jnp.asarray(code)}
 

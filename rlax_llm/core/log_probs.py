@@ -45,12 +45,12 @@ def _statistics(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, s
     logits = _chunk_logits(hidden, targets, kept, softmax)
     total = jax.nn.logsumexp(logits, -1)
     # Of a row that keeps nothing but a banned token, which only padding is: −inf there would be NaN in the gradient.
-    normaliser = jnp.where(total == -jnp.inf, 0.0, total)
+    normalizer = jnp.where(total == -jnp.inf, 0.0, total)
     chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
-    # −Σ p log p, not normaliser − Σ p · logit: that would lose the digits of a small entropy of large logits.
-    log_p = logits - normaliser[:, None]
+    # −Σ p log p, not normalizer − Σ p · logit: that would lose the digits of a small entropy of large logits.
+    log_p = logits - normalizer[:, None]
     entropy = -(jnp.exp(log_p) * jnp.where(jnp.isfinite(log_p), log_p, 0.0)).sum(-1)
-    return chosen - normaliser, entropy, normaliser
+    return chosen - normalizer, entropy, normalizer
 
 
 def _chunked(vocabulary: int, *arrays: jax.Array | None) -> tuple[jax.Array | None, ...]:
@@ -69,15 +69,15 @@ def _chunked(vocabulary: int, *arrays: jax.Array | None) -> tuple[jax.Array | No
 def _forward(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, softmax: _Softmax) -> tuple:
     chunks = _chunked(softmax.head.shape[0], hidden, targets, kept)
     outputs = jax.lax.map(lambda chunk: _statistics(chunk[0], chunk[1], chunk[2], softmax), chunks)
-    log_probs, entropy, normaliser = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
-    return (log_probs, entropy), (hidden, targets, kept, softmax, normaliser, entropy)
+    log_probs, entropy, normalizer = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
+    return (log_probs, entropy), (hidden, targets, kept, softmax, normalizer, entropy)
 
 
 def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-    hidden, targets, kept, softmax, normaliser, entropy = residuals
+    hidden, targets, kept, softmax, normalizer, entropy = residuals
     head, temperature, _ = softmax
     # ∂ log p_y / ∂ logit_v = 1[v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v (log p_v + H).
-    rows = _chunked(head.shape[0], hidden, targets, kept, normaliser, entropy, *cotangents)
+    rows = _chunked(head.shape[0], hidden, targets, kept, normalizer, entropy, *cotangents)
 
     def step(totals: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h, target, kept, norm, ent, log_prob_bar, entropy_bar = chunk
@@ -116,7 +116,7 @@ def token_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """``log p[n, targets[n]]`` and entropy of ``p[n] = softmax((hidden[n] · headᵀ + bias) / temperature)``.
 
-    With ``kept``, p is renormalised over a set of tokens and the target. The set is given, the one that a sampler with
+    With ``kept``, p is renormalized over a set of tokens and the target. The set is given, the one that a sampler with
     top-k, top-p or min-p drew from: then p is that sampler's distribution, and two models are compared on one set. Or
     it is a floor on p's own log-probabilities before that, and follows the model. Adding one number to all logits
     changes nothing in either form. Limiting cases: the set of all tokens and the floor −inf are the plain softmax; a

@@ -18,7 +18,7 @@ from rlax_llm.core.masked import divided_by_std, masked_deviation, whiten
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.groups import (
     Advantage,
-    centred,
+    centered,
     check_groups,
     check_rows,
     check_scored,
@@ -49,7 +49,7 @@ def has_score(scores: jax.Array) -> jax.Array:
 
 @checked
 def batch_std(ddof: int = 1, eps: float = 1e-4) -> Advantage:
-    """Centred in the group, scaled by the batch: ``A_i = (s_i − mean_group) / (std_batch + eps)``.
+    """Centered in the group, scaled by the batch: ``A_i = (s_i − mean_group) / (std_batch + eps)``.
 
     Lite PPO (arXiv 2508.08221). The standard deviation is that of the raw scores of all groups together, so that easy
     and hard prompts keep their proportion. Limiting case: one group is ``z_score``.
@@ -68,7 +68,7 @@ def batch_std(ddof: int = 1, eps: float = 1e-4) -> Advantage:
 
     def advantage(scored: Scored) -> jax.Array:
         check_groups("batch_std", scored)
-        return divided_by_std(per_group(centred)(scored), scored.scores, has_score(scored.scores), ddof, eps)
+        return divided_by_std(per_group(centered)(scored), scored.scores, has_score(scored.scores), ddof, eps)
 
     return advantage
 
@@ -89,7 +89,7 @@ def whitened(
         An estimator ``Scored → [P, G, T]``; 0 where the policy did not choose.
 
     >>> scored = Scored(jnp.array([[0.0, 4.0]]), None, jnp.array([[[True, False], [True, False]]]))
-    >>> whitened(per_group(centred), ddof=0, eps=0.0)(scored).tolist()
+    >>> whitened(per_group(centered), ddof=0, eps=0.0)(scored).tolist()
     [[[-1.0, 0.0], [1.0, 0.0]]]
     """
 
@@ -164,10 +164,10 @@ def reinforce_plus_plus(kl_coef: float = 0.0, discount: float = 1.0, ddof: int =
 
 @checked
 def reinforce_plus_plus_baseline(ddof: int = 1, eps: float = 1e-8) -> Advantage:
-    """REINFORCE++-baseline (arXiv 2501.03262): centred in the group, then whitened over the batch's tokens.
+    """REINFORCE++-baseline (arXiv 2501.03262): centered in the group, then whitened over the batch's tokens.
 
-    Limiting case: proportional to ``centred`` where all completions have one length, for centred scores then have mean
-    0; where lengths differ, the mean over tokens is taken off as well.
+    Limiting case: proportional to ``centered`` where all completions have one length, for centered scores then have
+    mean 0; where lengths differ, the mean over tokens is taken off as well.
 
     Args:
         ddof: delta degrees of freedom of the whitening.
@@ -180,7 +180,7 @@ def reinforce_plus_plus_baseline(ddof: int = 1, eps: float = 1e-8) -> Advantage:
     >>> reinforce_plus_plus_baseline(ddof=0, eps=0.0)(scored).tolist()
     [[[-1.0], [1.0]]]
     """
-    return whitened(per_group(centred), ddof, eps, jax.vmap(has_rival))
+    return whitened(per_group(centered), ddof, eps, jax.vmap(has_rival))
 
 
 @checked
@@ -222,7 +222,7 @@ def nonzero_share(scores: jax.Array) -> jax.Array:
 def gpg(f_norm: float = 1.0, share: Callable[[jax.Array], jax.Array] = informative_share) -> Advantage:
     """GPG's advantage ``A_i = α (s_i − mean_group) / f_norm`` with ``α = 1 / share`` (arXiv 2504.02546).
 
-    α makes up for the completions that teach nothing but stand in the loss's denominator. Limiting case: ``centred``
+    α makes up for the completions that teach nothing but stand in the loss's denominator. Limiting case: ``centered``
     where every group is informative and ``f_norm = 1``.
 
     Args:
@@ -241,7 +241,7 @@ def gpg(f_norm: float = 1.0, share: Callable[[jax.Array], jax.Array] = informati
     checks.positive("gpg", f_norm=f_norm)
 
     def advantage(scored: Scored) -> jax.Array:
-        credit = per_group(centred)(scored) / f_norm
+        credit = per_group(centered)(scored) / f_norm
         kept = share(scored.scores).astype(credit.dtype)
         return jnp.where(kept > 0, credit / jnp.where(kept > 0, kept, 1.0), 0.0)
 

@@ -104,7 +104,7 @@ def has_rival(scores: jax.Array) -> jax.Array:
 
 
 @checked
-def centred(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+def centered(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Score minus the group's mean, ``A_i = s_i − Σ w s / Σ w``.
 
     Dr.GRPO's advantage (arXiv 2503.20783). Limiting cases, without weights: sums to 0 over the group; ``z_score``
@@ -120,11 +120,11 @@ def centred(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     Raises:
         ValueError: for another rank, or weights of another shape.
 
-    >>> centred(jnp.array([0.0, 1.0, 1.0, 2.0])).tolist()
+    >>> centered(jnp.array([0.0, 1.0, 1.0, 2.0])).tolist()
     [-1.0, 0.0, 0.0, 1.0]
     """
-    checks.rank("centred", "scores", scores, 1, "[G]")
-    checks.same_shape("centred", scores=scores, weights=weights)
+    checks.rank("centered", "scores", scores, 1, "[G]")
+    checks.same_shape("centered", scores=scores, weights=weights)
     return masked_deviation(scores, has_rival(scores), weights)
 
 
@@ -133,7 +133,7 @@ def leave_one_out(scores: jax.Array) -> jax.Array:
     """Score minus the mean of the *other* members, ``A_i = s_i − mean_{j≠i}(s_j)``.
 
     The baseline does not depend on completion i, so the gradient stays unbiased (RLOO, arXiv 2402.14740).
-    Limiting case: ``n/(n − 1) · centred``.
+    Limiting case: ``n/(n − 1) · centered``.
 
     Args:
         scores: ``[G]``, NaN where a completion has no score.
@@ -145,14 +145,14 @@ def leave_one_out(scores: jax.Array) -> jax.Array:
     [3.0, -1.5, -1.5]
     """
     count = (~jnp.isnan(scores)).sum()
-    return centred(scores) * count / jnp.maximum(count - 1, 1)
+    return centered(scores) * count / jnp.maximum(count - 1, 1)
 
 
 @checked
 def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """GRPO's advantage ``A_i = (s_i − mean(s)) / (std(s) + eps)`` (arXiv 2402.03300, section 4.1.2).
 
-    Limiting cases: a group of equal scores gives exactly 0; ``eps → ∞`` is ``centred / eps``. Peers differ in ``ddof``
+    Limiting cases: a group of equal scores gives exactly 0; ``eps → ∞`` is ``centered / eps``. Peers differ in ``ddof``
     (1 or 0: a factor √2 in a group of two) and in ``eps`` (1e-9 … 1e-2), so both are arguments.
 
     Args:
@@ -169,7 +169,7 @@ def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     >>> [round(x, 3) for x in z_score(jnp.array([0.0, 0.0, 1.0, 1.0]), ddof=0, eps=0.0).tolist()]
     [-1.0, -1.0, 1.0, 1.0]
     """
-    return _in_stds("z_score", centred(scores), scores, ddof, eps)
+    return _in_stds("z_score", centered(scores), scores, ddof, eps)
 
 
 @checked
@@ -263,7 +263,7 @@ def per_group(estimator: GroupEstimator) -> Advantage:
     """Lift an estimator of one group ``[G] → [G]`` to ``Scored → [P, G]``.
 
     >>> scores = jnp.array([[0.0, 2.0], [1.0, 1.0]])
-    >>> per_group(centred)(Scored(scores, None, None)).tolist()
+    >>> per_group(centered)(Scored(scores, None, None)).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
     """
 
@@ -275,11 +275,11 @@ def per_group(estimator: GroupEstimator) -> Advantage:
 
 
 @checked
-def length_centred(scored: Scored) -> jax.Array:
-    """``centred`` at the mean weighed by length, ``A_i = s_i − Σ l s / Σ l`` (OPO, arXiv 2505.23585).
+def length_centered(scored: Scored) -> jax.Array:
+    """``centered`` at the mean weighed by length, ``A_i = s_i − Σ l s / Σ l`` (OPO, arXiv 2505.23585).
 
     The baseline of least variance where the squared norm of a completion's gradient grows with its length.
-    Limiting case: ``per_group(centred)`` where all lengths are equal.
+    Limiting case: ``per_group(centered)`` where all lengths are equal.
 
     Args:
         scored: lengths are the numbers of chosen tokens.
@@ -288,11 +288,11 @@ def length_centred(scored: Scored) -> jax.Array:
         ``[P, G]`` advantages in the scores' units.
 
     >>> mask = jnp.array([[[True, True, True], [True, False, False]]])
-    >>> length_centred(Scored(jnp.array([[0.0, 4.0]]), jnp.zeros((1, 2, 3)), mask)).tolist()
+    >>> length_centered(Scored(jnp.array([[0.0, 4.0]]), jnp.zeros((1, 2, 3)), mask)).tolist()
     [[-1.0, 3.0]]
     """
-    check_rows("length_centred", scored)
-    return jax.vmap(centred)(scored.scores, scored.mask.sum(-1))
+    check_rows("length_centered", scored)
+    return jax.vmap(centered)(scored.scores, scored.mask.sum(-1))
 
 
 @checked

@@ -272,7 +272,7 @@ def multistep_errors(
 
 @checked
 def gae(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: PerStep, traces: PerStep) -> jax.Array:
-    """Generalised advantage estimation, ``A[t] = δ[t] + γ[t] · λ[t] · A[t+1]`` (arXiv 1506.02438, eq. 16).
+    """Generalized advantage estimation, ``A[t] = δ[t] + γ[t] · λ[t] · A[t+1]`` (arXiv 1506.02438, eq. 16).
 
     Limiting cases: ``λ = 0`` is the TD error (bias of the values, least variance); ``λ = 1`` is the return minus the
     value (no bias, most variance). The critic's targets are ``A + values``, to be taken before any whitening.

@@ -61,7 +61,7 @@ def kl_in_reward(
     """Subtract the KL from each chosen token's reward, ``r_t − kl_coef · KL_t`` (arXiv 1909.08593).
 
     As a value, ``k1`` and ``k3`` are unbiased; but the policy gradient differentiates through the sampling, so that
-    only ``k1`` gives the gradient of the penalised return.
+    only ``k1`` gives the gradient of the penalized return.
 
     Limiting cases: ``kl_coef = 0`` is ``rewards``; the sum over a row with ``k1`` is the score minus ``kl_coef`` times
     the sequence's log-ratio (RLOO).

@@ -97,7 +97,7 @@ def q_value(trajectory: Trajectory) -> jax.Array:
 
 @checked
 def gae(lambda_: float | jax.Array = 0.95) -> Credit:
-    """ψ = the generalised advantage estimate (form 5, A = Q − V), ``returns.gae`` of the stream.
+    """ψ = the generalized advantage estimate (form 5, A = Q − V), ``returns.gae`` of the stream.
 
     Limiting cases: ``gae(1)`` is ``return_minus_baseline``, ``gae(0)`` is ``td_residual``.
 

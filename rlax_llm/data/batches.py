@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.core.types import Completions
-from rlax_llm.data.encoding import DemonstrationTokens, LabelledTokens, PairTokens
+from rlax_llm.data.encoding import DemonstrationTokens, LabeledTokens, PairTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.padding import bucket, longest, pad_left, pad_right
 from rlax_llm.preference.unpaired import mismatched_rows
@@ -33,8 +33,8 @@ class PairRows(NamedTuple):
     margins: jax.Array | None
 
 
-class LabelledRows(NamedTuple):
-    """A batch of B labelled completions with B mismatched ones.
+class LabeledRows(NamedTuple):
+    """A batch of B labeled completions with B mismatched ones.
 
     Attributes:
         completions: ``[2B, T]``; row 2b is a prompt with its own completion, row 2b + 1 with another prompt's.
@@ -76,29 +76,29 @@ def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDE
     """
     sides = [side for row in rows for side in (row.chosen, row.rejected)]
     (tokens, valid, mask), width = _laid("pair_rows", [row.prompt for row in rows], sides, pad_id, widths)
-    learnt = [own for row in rows for own in row.learnt]
-    mask[:, width:] &= _learnt(sides, learnt, mask.shape[1] - width)
+    learned = [own for row in rows for own in row.learned]
+    mask[:, width:] &= _learned(sides, learned, mask.shape[1] - width)
     margins = None if rows[0].margin is None else jnp.asarray([row.margin for row in rows], jnp.float32)
     return PairRows(given(tokens, valid, mask), width, margins)
 
 
-def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = AS_NEEDED) -> LabelledRows:
-    """Labelled completions, each followed by its prompt with another row's completion: KTO's mismatched pairs.
+def labeled_rows(rows: Sequence[LabeledTokens], pad_id: int, widths: Widths = AS_NEEDED) -> LabeledRows:
+    """Labeled completions, each followed by its prompt with another row's completion: KTO's mismatched pairs.
 
     They are taken over the whole batch, row b from row ``b − offset`` (cyclic). The offset is the smallest of those
     with the fewest rows whose prompt is also the other row's: a completion of the same prompt is no mismatch. Where
     such a row is left, its mismatched completion is masked out, and counts nowhere.
 
     Args:
-        rows: B labelled completions, of at least two prompts.
+        rows: B labeled completions, of at least two prompts.
         pad_id: the padding's id; it is masked.
         widths: columns for prompts and for completions; None takes the bucket of the longest.
 
     Raises:
         DataError: no row, or one that is longer than its columns.
 
-    >>> rows = [LabelledTokens([prompt], [completion, 1], True) for prompt, completion in ((5, 6), (5, 7), (8, 9))]
-    >>> batch = labelled_rows(rows, 0, widths=(1, 2))
+    >>> rows = [LabeledTokens([prompt], [completion, 1], True) for prompt, completion in ((5, 6), (5, 7), (8, 9))]
+    >>> batch = labeled_rows(rows, 0, widths=(1, 2))
     >>> batch.completions.tokens[1::2].tolist(), batch.completions.mask[1::2, 1].tolist()
     ([[5, 9, 1], [5, 6, 1], [8, 7, 1]], [True, False, True])
     """
@@ -107,10 +107,10 @@ def labelled_rows(rows: Sequence[LabelledTokens], pad_id: int, widths: Widths = 
     other = mismatched_rows(len(rows), offset).tolist() if len(rows) > 1 else [0] * len(rows)
     taken = [one for row, index in zip(rows, other) for one in (row, rows[index])]
     sides = [row.completion for row in taken]
-    (tokens, valid, mask), width = _laid("labelled_rows", prompts, sides, pad_id, widths)
-    mask[:, width:] &= _learnt(sides, [row.learnt for row in taken], mask.shape[1] - width)
+    (tokens, valid, mask), width = _laid("labeled_rows", prompts, sides, pad_id, widths)
+    mask[:, width:] &= _learned(sides, [row.learned for row in taken], mask.shape[1] - width)
     mask[1::2] &= ~meets[:, None]
-    return LabelledRows(given(tokens, valid, mask), width, jnp.asarray([row.label for row in rows]))
+    return LabeledRows(given(tokens, valid, mask), width, jnp.asarray([row.label for row in rows]))
 
 
 def demonstration_rows(
@@ -132,22 +132,24 @@ def demonstration_rows(
     """
     prompts, sides = [row.prompt for row in rows], [row.completion for row in rows]
     (tokens, valid, mask), width = _laid("demonstration_rows", prompts, sides, pad_id, widths)
-    mask[:, width:] &= _learnt(sides, [row.learnt for row in rows], mask.shape[1] - width)
+    mask[:, width:] &= _learned(sides, [row.learned for row in rows], mask.shape[1] - width)
     return DemonstrationRows(given(tokens, valid, mask), width)
 
 
-def learnt_of(completion: Sequence[int], learnt: Sequence[bool] | None) -> list[bool]:
-    """For each id of a completion, whether it is learnt; None stands for all.
+def learned_of(completion: Sequence[int], learned: Sequence[bool] | None) -> list[bool]:
+    """For each id of a completion, whether it is learned; None stands for all.
 
-    >>> learnt_of([6, 1], None)
+    >>> learned_of([6, 1], None)
     [True, True]
     """
-    return [True] * len(completion) if learnt is None else list(learnt)
+    return [True] * len(completion) if learned is None else list(learned)
 
 
-def _learnt(completions: Sequence[Sequence[int]], learnt: Sequence[Sequence[bool] | None], columns: int) -> np.ndarray:
-    """``learnt_of`` of every completion, in as many columns."""
-    return pad_right(list(map(learnt_of, completions, learnt)), columns, 0)[0].astype(bool)
+def _learned(
+    completions: Sequence[Sequence[int]], learned: Sequence[Sequence[bool] | None], columns: int
+) -> np.ndarray:
+    """``learned_of`` of every completion, in as many columns."""
+    return pad_right(list(map(learned_of, completions, learned)), columns, 0)[0].astype(bool)
 
 
 def given(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completions:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from rlax_llm.data.conversations import Pieces, conversation_pieces
 from rlax_llm.data.messages import Text, Verbatim
-from rlax_llm.data.preferences import Demonstration, Labelled, Pair
+from rlax_llm.data.preferences import Demonstration, Labeled, Pair
 from rlax_llm.data.rows import DataError, user_message
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ class PairTokens(NamedTuple):
         rejected: as ``chosen``.
         margin: as in ``Pair``.
         where: the row's place, for errors.
-        learnt: of chosen and of rejected, for each id whether it is the assistant's, or None where all are.
+        learned: of chosen and of rejected, for each id whether it is the assistant's, or None where all are.
     """
 
     prompt: list[int]
@@ -35,25 +35,25 @@ class PairTokens(NamedTuple):
     rejected: list[int]
     margin: float | None = None
     where: str = "a pair"
-    learnt: tuple[list[bool] | None, list[bool] | None] = (None, None)
+    learned: tuple[list[bool] | None, list[bool] | None] = (None, None)
 
 
-class LabelledTokens(NamedTuple):
-    """A labelled completion as token ids.
+class LabeledTokens(NamedTuple):
+    """A labeled completion as token ids.
 
     Attributes:
         prompt: ids, at least one.
         completion: ids, the last one a stop token.
         label: True where desirable.
         where: the row's place, for errors.
-        learnt: for each id of the completion whether it is the assistant's, or None where all are.
+        learned: for each id of the completion whether it is the assistant's, or None where all are.
     """
 
     prompt: list[int]
     completion: list[int]
     label: bool
-    where: str = "a labelled completion"
-    learnt: list[bool] | None = None
+    where: str = "a labeled completion"
+    learned: list[bool] | None = None
 
 
 class DemonstrationTokens(NamedTuple):
@@ -62,17 +62,17 @@ class DemonstrationTokens(NamedTuple):
     Attributes:
         prompt: ids, at least one; of a whole text its first token, which nothing predicts.
         completion: ids, the last one a stop token.
-        learnt: for each id of the completion whether it is the assistant's, or None where all are.
+        learned: for each id of the completion whether it is the assistant's, or None where all are.
         where: the row's place, for errors.
     """
 
     prompt: list[int]
     completion: list[int]
-    learnt: list[bool] | None = None
+    learned: list[bool] | None = None
     where: str = "a demonstration"
 
 
-Tokens = TypeVar("Tokens", PairTokens, LabelledTokens, DemonstrationTokens)
+Tokens = TypeVar("Tokens", PairTokens, LabeledTokens, DemonstrationTokens)
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens]:
@@ -99,7 +99,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens
             rejected.completion,
             pair.margin,
             pair.where,
-            (chosen.learnt, rejected.learnt),
+            (chosen.learned, rejected.learned),
         )
         for pair, chosen, rejected in zip(pairs, ids[::2], ids[1::2], strict=True)
     ]
@@ -123,22 +123,22 @@ def encode_pair(tokenizer: Tokenizer, pair: Pair) -> PairTokens:
     return encode_pairs(tokenizer, [pair])[0]
 
 
-def encode_labelled(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[LabelledTokens]:
-    """Token ids of labelled completions.
+def encode_labeled(tokenizer: Tokenizer, rows: Sequence[Labeled]) -> list[LabeledTokens]:
+    """Token ids of labeled completions.
 
     Args:
         tokenizer: the model's.
-        rows: records, as ``read_labelled`` gives them.
+        rows: records, as ``read_labeled`` gives them.
 
     Raises:
         DataError: as ``encode_pairs``, but for the sides.
 
-    >>> encode_labelled(Tokenizer.characters("ab"), [Labelled("a", "b", False)])[0][:3]
+    >>> encode_labeled(Tokenizer.characters("ab"), [Labeled("a", "b", False)])[0][:3]
     ([2], [3, 1], False)
     """
     ids = _encoded(tokenizer, [(row.where, row.prompt, row.completion) for row in rows])
     return [
-        LabelledTokens(own.prompt, own.completion, row.label, row.where, own.learnt)
+        LabeledTokens(own.prompt, own.completion, row.label, row.where, own.learned)
         for row, own in zip(rows, ids, strict=True)
     ]
 
@@ -261,8 +261,8 @@ def _tokens(tokenizer: Tokenizer, parts: list[list[int]], prompt: Text, where: s
     if not read:
         raise DataError(f"{where}: the prompt has no tokens; a completion needs at least one before it.")
     rest = [*rest[:-1], _stopped(tokenizer, where, rest[-1], whole_text)]
-    learnt = [index % 2 == 0 for index, part in enumerate(rest) for _ in part]
-    return DemonstrationTokens(read, _joined(rest), learnt if len(rest) > 1 else None, where)
+    learned = [index % 2 == 0 for index, part in enumerate(rest) for _ in part]
+    return DemonstrationTokens(read, _joined(rest), learned if len(rest) > 1 else None, where)
 
 
 def _begun(tokenizer: Tokenizer, parts: list[list[int]]) -> list[list[int]]:

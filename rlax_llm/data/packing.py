@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.data.batches import given, learnt_of
+from rlax_llm.data.batches import given, learned_of
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.packing import Packed
@@ -56,8 +56,10 @@ def packed(bins: Sequence[Sequence[DemonstrationTokens]], pad_id: int, width: in
     [[1, 1, 2, 2, 0]]
     """
     tokens, valid = pad_right([_flat([*row.prompt, *row.completion] for row in own) for own in bins], width, pad_id)
-    learnt = [_flat([False] * len(row.prompt) + learnt_of(row.completion, row.learnt) for row in own) for own in bins]
-    mask, _ = pad_right(learnt, width, 0)
+    learned = [
+        _flat([False] * len(row.prompt) + learned_of(row.completion, row.learned) for row in own) for own in bins
+    ]
+    mask, _ = pad_right(learned, width, 0)
     numbered = [_flat([number] * length_of(row) for number, row in enumerate(own, start=1)) for own in bins]
     segments, _ = pad_right(numbered, width, 0)
     return Packed(*given(tokens, valid, mask.astype(bool)), segments=jnp.asarray(segments))

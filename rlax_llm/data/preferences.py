@@ -1,4 +1,4 @@
-"""Rows of a table as records: pairs, labelled completions and demonstrations, in the columns that TRL reads.
+"""Rows of a table as records: pairs, labeled completions and demonstrations, in the columns that TRL reads.
 
 Every form is *standard* (strings) or *conversational* (lists of messages). Columns that a form does not name are kept.
 """
@@ -51,7 +51,7 @@ class Pair(NamedTuple):
     columns: Mapping[str, Any] = _NO_COLUMNS
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """A completion that is desirable or not.
 
     Attributes:
@@ -65,7 +65,7 @@ class Labelled(NamedTuple):
     prompt: Text
     completion: Text
     label: bool
-    where: str = "a labelled completion"
+    where: str = "a labeled completion"
     columns: Mapping[str, Any] = _NO_COLUMNS
 
 
@@ -126,8 +126,8 @@ def pair(where: str, row: Row) -> Pair:
     return Pair(prompt, chosen, rejected, _margin(where, row.get("margin")), where, _others(row, (*used, "margin")))
 
 
-def labelled(where: str, row: Row) -> Labelled:
-    """A labelled completion from ``prompt, completion, label``, the label a boolean, 0 or 1.
+def labeled(where: str, row: Row) -> Labeled:
+    """A labeled completion from ``prompt, completion, label``, the label a boolean, 0 or 1.
 
     A completion may be a whole conversation that begins with the prompt.
 
@@ -139,7 +139,7 @@ def labelled(where: str, row: Row) -> Labelled:
         DataError: naming the row: a column that is missing or of a wrong type, a completion that is empty or not one
             of the assistant's, a label that is no boolean.
 
-    >>> labelled("line 1", {"prompt": "1+1=", "completion": "3", "label": 0}).label
+    >>> labeled("line 1", {"prompt": "1+1=", "completion": "3", "label": 0}).label
     False
     """
     used = _FORMS["an unpaired preference"]
@@ -147,7 +147,7 @@ def labelled(where: str, row: Row) -> Labelled:
     (prompt, completion), label = _exchange(where, row), row["label"]
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
         raise DataError(f"{where}: the label is {_shown(label)}, wanted true or false (1 or 0).")
-    return Labelled(prompt, completion, bool(label), where, _others(row, used))
+    return Labeled(prompt, completion, bool(label), where, _others(row, used))
 
 
 def last_turn(where: str, row: Row) -> Demonstration:
@@ -183,7 +183,7 @@ def last_turn(where: str, row: Row) -> Demonstration:
 
 
 def every_turn(where: str, row: Row) -> Demonstration:
-    """As ``last_turn``, but every message of the assistant is learnt from, not the last one alone.
+    """As ``last_turn``, but every message of the assistant is learned from, not the last one alone.
 
     Limiting case: ``last_turn`` where the assistant speaks once.
 
@@ -229,8 +229,8 @@ def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
     return without_prompts(kept, ("chosen", "rejected"))
 
 
-def read_labelled(path: str | Path, split: str = "train") -> Kept[Labelled]:
-    """The labelled completions of a table that can be used, and what was left out; a table of pairs gives two for each.
+def read_labeled(path: str | Path, split: str = "train") -> Kept[Labeled]:
+    """The labeled completions of a table that can be used, and what was left out; a table of pairs gives two for each.
 
     Strings that begin with the prompt beside them are taken without it (``without_prompts``).
 
@@ -267,8 +267,8 @@ def read_demonstrations(
     return without_prompts(_read(path, split, form), ("completion",))
 
 
-def unpaired(pairs: Iterable[Pair]) -> list[Labelled]:
-    """Two labelled completions of each pair: the chosen one is desirable, the rejected one not.
+def unpaired(pairs: Iterable[Pair]) -> list[Labeled]:
+    """Two labeled completions of each pair: the chosen one is desirable, the rejected one not.
 
     Args:
         pairs: any number.
@@ -277,13 +277,13 @@ def unpaired(pairs: Iterable[Pair]) -> list[Labelled]:
     [('2', True), ('3', False)]
     """
     return [
-        Labelled(row.prompt, side, label, row.where, row.columns)
+        Labeled(row.prompt, side, label, row.where, row.columns)
         for row in pairs
         for side, label in ((row.chosen, True), (row.rejected, False))
     ]
 
 
-def prompt_key(record: Pair | Labelled | Demonstration) -> str:
+def prompt_key(record: Pair | Labeled | Demonstration) -> str:
     """What makes two records the same problem: their prompts, or of whole texts the text.
 
     An implicit prompt of strings goes by its characters: where it ends inside the completion, another pair of the same
@@ -306,8 +306,8 @@ def _read(path: str | Path, split: str, form: Callable[[str, Row], Read]) -> Kep
     return sifted(str(path), read_table(path, split), lambda where, row: form(where, whole(where, row)))
 
 
-def _labels(where: str, row: Row) -> list[Labelled]:
-    return unpaired([pair(where, row)]) if "chosen" in row and "label" not in row else [labelled(where, row)]
+def _labels(where: str, row: Row) -> list[Labeled]:
+    return unpaired([pair(where, row)]) if "chosen" in row and "label" not in row else [labeled(where, row)]
 
 
 def _other_margin(row: Pair, usual: Pair) -> str:
@@ -384,7 +384,7 @@ def _require(where: str, row: Row, form: str, wanted: Sequence[str]) -> None:
 
 
 def _nearness(row: Row, columns: Sequence[str]) -> float:
-    """Mean over a form's columns of how much the likest column of the row is like it; misspelt ones count too."""
+    """Mean over a form's columns of how much the likest column of the row is like it; misspelled ones count too."""
     likeness = [
         max((difflib.SequenceMatcher(None, name, str(own)).ratio() for own in row), default=0.0) for name in columns
     ]

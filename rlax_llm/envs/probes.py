@@ -58,7 +58,7 @@ def diagnosis(probe: Probe, values: jax.Array | np.ndarray) -> str:
     """Which of a probe's values, right or mistaken, are nearest to those of a critic (by the largest difference).
 
     Args:
-        probe: where the critic learnt.
+        probe: where the critic learned.
         values: ``[S]``, the critic's at ``probe.observations``.
 
     Returns:
@@ -132,8 +132,8 @@ def delayed_reward(discount: float = 0.9, delay_steps: int = 5) -> Probe:
     values = np.where(choices, discount ** (delay_steps - times.astype(float)), 0.0)
     best = np.ones(number, int)
     mistakes = {
-        "the action has not learnt": np.where(times == 0, values / 2, values),
-        "the action has learnt the opposite": np.where(times == 0, 0.0, values),
+        "the action has not learned": np.where(times == 0, values / 2, values),
+        "the action has learned the opposite": np.where(times == 0, 0.0, values),
     }
     return Probe(environment, discount, np.eye(number), values, best, 1.0, mistakes)
 
@@ -177,8 +177,8 @@ def two_arms(discount: float = 0.5) -> Probe:
     """
     environment = _tabular("two_arms", [[0, 0]], [[0.0, 1.0]], terminates=[True])
     mistakes = {
-        "the action has not learnt": np.array([0.5]),
-        "the action has learnt the opposite": np.zeros(1),
+        "the action has not learned": np.array([0.5]),
+        "the action has learned the opposite": np.zeros(1),
     }
     return Probe(environment, discount, np.eye(1), np.ones(1), np.ones(1, int), 1.0, mistakes)
 
@@ -191,7 +191,7 @@ def matching(discount: float = 0.5) -> Probe:
     """
     environment = _tabular("matching", [[0, 0], [1, 1]], 2 * np.eye(2) - 1, terminates=[True, True], starts=2)
     mistakes = {
-        "the action has not learnt": np.zeros(2),
+        "the action has not learned": np.zeros(2),
         "the policy does not see its observation": np.array([1.0, -1.0]),
         "the policy sees the other observation": -np.ones(2),
     }
@@ -253,14 +253,14 @@ def _chain(name: str, end: str, discount: float, terminates: bool, truncates: bo
     rewards = only_last[:, None].astype(float)
     environment = _tabular(name, [[1], [2], [1]], rewards, only_last & terminates, only_last & truncates)
     start = np.array([discount**2, discount, 1.0])
-    learnt = {
+    learned = {
         f"{end} is a death": start,
         f"{end} is bootstrapped from the observation behind it": start * _forever(name, discount**2),
         f"{end} is bootstrapped from the observation before it": start * _forever(name, discount),
         f"{end} is bootstrapped from the next episode": start * _forever(name, discount**3),
     }
-    values = learnt.pop(f"{end} is a death" if terminates else f"{end} is bootstrapped from the observation behind it")
-    return Probe(environment, discount, np.eye(3), values, None, 1.0, learnt)
+    values = learned.pop(f"{end} is a death" if terminates else f"{end} is bootstrapped from the observation behind it")
+    return Probe(environment, discount, np.eye(3), values, None, 1.0, learned)
 
 
 def _tabular(

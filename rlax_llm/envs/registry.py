@@ -55,6 +55,6 @@ def make(name: str, **parameters: Any) -> Environment:
 
 
 def _registered_with_gymnax(name: str) -> bool:
-    # Whoever registered an environment has imported Gymnax, so a misspelt name need not wait for that.
+    # Whoever registered an environment has imported Gymnax, so a misspelled name need not wait for that.
     library = sys.modules.get("gymnax")
     return library is not None and name in library.registered_envs

@@ -1,4 +1,4 @@
-"""Compiling for a run that starts now: on a CPU the optimising compiler's effort costs more than it brings."""
+"""Compiling for a run that starts now: on a CPU the optimizing compiler's effort costs more than it brings."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """The mean over a centred window of a twelfth of the values, of which both ends have one side."""
+    """The mean over a centered window of a twelfth of the values, of which both ends have one side."""
     half = max(1, len(values) // 24)
     windows = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return [sum(window) / len(window) for window in windows]

@@ -75,7 +75,7 @@ def trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, s
 
     Args:
         policy: its critic is asked.
-        see: ``observations → observations`` as the policy sees them, such as standardised ones.
+        see: ``observations → observations`` as the policy sees them, such as standardized ones.
         params: the policy's.
         carry: its memory ``[B, …]`` before the first step, ``()`` without one.
         steps: ``[T, B]``.
@@ -93,7 +93,7 @@ def trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, s
     return Trajectory(steps.rewards, discounts, traces, values, following.reshape(values.shape))
 
 
-def _learnt(policy: ActorCritic, see: Callable, steps: Steps, stream: Trajectory, carry: Any) -> Rollout:
+def _learned(policy: ActorCritic, see: Callable, steps: Steps, stream: Trajectory, carry: Any) -> Rollout:
     """What an update reads of the steps."""
     log_probs = policy.distribution.log_prob(steps.parameters, steps.actions)
     seen = see(steps.observations)
@@ -172,8 +172,8 @@ def control_loop(
         stream = trajectory(policy, see, state.params, state.runner.carry, steps)
         scaled = rewarding.apply(reward_scale, steps.rewards)
         stream = stream._replace(rewards=scaled, discounts=collecting.discount * stream.discounts)
-        learnt = _learnt(policy, see, steps, stream, state.runner.carry)
-        params, update_state, metrics = update.step(state.params, state.update, learnt, update_key)
+        learned = _learned(policy, see, steps, stream, state.runner.carry)
+        params, update_state, metrics = update.step(state.params, state.update, learned, update_key)
         samples = steps.observations.reshape(-1, *environment.observation.shape)
         scales = observing.update(state.observation_scale, samples), reward_scale
         taken = state.steps + steps.rewards.size

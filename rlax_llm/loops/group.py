@@ -1,4 +1,4 @@
-"""Group policy optimisation on sampled completions, as pure ``(init, step)`` pairs: by gradients, and by TRPO.
+"""Group policy optimization on sampled completions, as pure ``(init, step)`` pairs: by gradients, and by TRPO.
 
 Advantages are fixed before the first optimizer step; then epochs of minibatches of whole groups.
 """

@@ -35,7 +35,7 @@ from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference.implicit_rewards import Responses, Reward, log_prob, log_ratio
 from rlax_llm.preference.pairs import per_response
 from rlax_llm.preference.unpaired import (
-    LabelledBatch,
+    LabeledBatch,
     Unpaired,
     label_mean,
     reference_point,
@@ -174,7 +174,7 @@ def _label_terms(log_probs: LogProbs, unpaired: Unpaired) -> Callable[..., tuple
         taken, ref_log_probs, desirable, weights, uniform = rows
         current, entropy = log_probs(params, taken)
         responses = Responses(current, taken.mask, ref_log_probs)
-        value, _ = unpaired_loss(unpaired, LabelledBatch(responses, desirable, weights), point)
+        value, _ = unpaired_loss(unpaired, LabeledBatch(responses, desirable, weights), point)
         metrics = {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
         return value, jax.lax.stop_gradient(metrics | _label_sums(unpaired.reward, responses, desirable))
 
@@ -274,9 +274,9 @@ def label_loop(
             unpaired.reward, lambda: Responses(still(own), own.mask, ref), mismatched, state.memory
         )
         weights = label_mean(own.mask, desirable, desirable_weight, undesirable_weight)
-        learnt = (own, ref, desirable, weights, token_mean(own.mask))
+        learned = (own, ref, desirable, weights, token_mean(own.mask))
         gradient, sums = summed_gradient(
-            lambda params, rows: loss(joined(params, frozen), rows, point), state.params, learnt, micro_batches
+            lambda params, rows: loss(joined(params, frozen), rows, point), state.params, learned, micro_batches
         )
         metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
         return LabelState(*descended(optimizer, TrainState(*state[:3]), gradient), memory), metrics

@@ -31,7 +31,7 @@ from rlax_llm.loops.policy import (
 )
 from rlax_llm.policy.weightings import Weighting, token_mean
 from rlax_llm.preference.implicit_rewards import Responses, log_prob
-from rlax_llm.preference.links import Link, centred_rewards, shifted
+from rlax_llm.preference.links import Link, centered_rewards, shifted
 from rlax_llm.preference.pairs import (
     Preference,
     PreferenceBatch,
@@ -227,11 +227,11 @@ def preference_loop(
 
 
 def _score_terms(
-    link: Link, centring_coef: float, values: jax.Array, weights: jax.Array, margins: jax.Array | None
+    link: Link, centering_coef: float, values: jax.Array, weights: jax.Array, margins: jax.Array | None
 ) -> tuple[jax.Array, Metrics]:
     """Loss and metrics of the scores ``[2B]``, sums over the pairs."""
     demanding = link if margins is None else shifted(link, margins)
-    value, metrics = pair_loss(centred_rewards(demanding, centring_coef), values[CHOSEN], values[REJECTED], weights)
+    value, metrics = pair_loss(centered_rewards(demanding, centering_coef), values[CHOSEN], values[REJECTED], weights)
     return value, {"loss": value, "accuracy": metrics["accuracy"], "margin": metrics["margin"]}
 
 
@@ -241,7 +241,7 @@ def reward_loop(
     link: Link,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
-    centring_coef: float = 0.0,
+    centering_coef: float = 0.0,
 ) -> Loop:
     """``init(params)`` and ``step(state, completions, margins=None, frozen=None)``: a reward model from pairs.
 
@@ -253,7 +253,7 @@ def reward_loop(
         link: ``(chosen_rewards, rejected_rewards) → loss``.
         optimizer: any Optax transformation.
         micro_batches: parts that the pairs are taken in; 1 for a link that reads the whole batch.
-        centring_coef: c ≥ 0, per squared score; margins do not move what it centres.
+        centering_coef: c ≥ 0, per squared score; margins do not move what it centers.
 
     Returns:
         The pair. ``step`` takes ``margins [B]`` in the scores' units, and in ``frozen`` the parameters that are not
@@ -271,7 +271,7 @@ def reward_loop(
     >>> step(init(jnp.zeros(2)), pair)[0].params.tolist()
     [0.5, -0.5]
     """
-    checks.not_negative("reward_loop", centring_coef=centring_coef)
+    checks.not_negative("reward_loop", centering_coef=centering_coef)
     _check_link("reward_loop", link, micro_batches)
 
     def step(
@@ -288,7 +288,7 @@ def reward_loop(
             taken, weights, margins, own = rows
             values = scores(joined(params, frozen), taken)
             checks.same_shape("reward_loop", rows=own, scores=values)
-            value, metrics = _score_terms(link, centring_coef, values, weights, margins)
+            value, metrics = _score_terms(link, centering_coef, values, weights, margins)
             # Each micro-batch fills in its own scores: their sum is all of them.
             every = jnp.zeros(places.shape).at[own].set(values)
             return value, jax.lax.stop_gradient(metrics | {"scores": every})

@@ -76,7 +76,7 @@ class Experience(NamedTuple):
     Attributes:
         completions: as sampled.
         mask: ``[B, T]`` bool, the tokens that teach.
-        advantages: ``[B, T]``, normalised.
+        advantages: ``[B, T]``, normalized.
         values: ``[B, T]``, before the first optimizer step.
         targets: ``[B, T]``, the value model's.
         ref_log_probs: ``[B, T]``, or None where the loss has no KL term.
@@ -239,7 +239,7 @@ def _next_kl_coef(loop: _Loop, state: RlhfState, metrics: Metrics, still: jax.Ar
     return jnp.where(still, state.kl_coef, loop.shaping.kl.control(state.kl_coef, metrics["kl"]))
 
 
-def _learnt(
+def _learned(
     loop: _Loop, state: RlhfState, batch: Experience, key: jax.Array, frozen: Params | None, warming: jax.Array
 ) -> tuple[tuple, Metrics]:
     """Parameters and optimizer states after all epochs, and means over the optimizer steps."""
@@ -249,8 +249,11 @@ def _learnt(
         (state.params, state.opt_state),
         minibatch_rows(batch.mask.shape[0], key, learning.epochs, learning.minibatches, learning.group_size),
     )
-    learnt = jax.tree.map(jnp.mean, steps)
-    return now, learnt | {"ratio": 1 + learnt["ratio"], "ratio_var": learnt["ratio_var"] - jnp.square(learnt["ratio"])}
+    learned = jax.tree.map(jnp.mean, steps)
+    return now, learned | {
+        "ratio": 1 + learned["ratio"],
+        "ratio_var": learned["ratio_var"] - jnp.square(learned["ratio"]),
+    }
 
 
 @checked
@@ -271,7 +274,7 @@ def rlhf_loop(
     The two models have each their optimizer, so that a warm-up leaves the policy's as it was before the first step,
     its moments and its count included; β stays then too.
 
-    Limiting case: one epoch of one minibatch with both λ 1, values of 0 and unnormalised advantages is ``policy_loop``
+    Limiting case: one epoch of one minibatch with both λ 1, values of 0 and unnormalized advantages is ``policy_loop``
     on ``returns_to_go``.
 
     Args:
@@ -288,7 +291,7 @@ def rlhf_loop(
         ref_params=None, ref_log_probs=None, frozen=None)`` takes the reference as parameters like the policy's, or as
         numbers ``[B, T]``; ``frozen`` has what is not trained, ``{"policy": …, "value": …}``, to be joined with
         what is.
-        Metrics: those of ``reward_metrics``; ``kl_coef`` of this step, ``advantage_mean`` before it is normalised,
+        Metrics: those of ``reward_metrics``; ``kl_coef`` of this step, ``advantage_mean`` before it is normalized,
         ``explained_variance`` of the values before the update; and means over the optimizer steps: those of
         ``policy_loss``, ``value_loss``, ``value_clip_fraction``, ``entropy``, ``approx_kl`` (k2 of a token, nats),
         ``ratio`` and ``ratio_var`` over tokens, ``grad_norm`` (the policy's) and ``value_grad_norm``.
@@ -322,9 +325,9 @@ def rlhf_loop(
         metrics = reward_metrics(shaping, scores, completions, ref_log_probs, state.kl_coef)
         batch, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
         warming = state.step < learning.warmup_steps
-        (params, opt_state), learnt = _learnt(loop, state, batch, key, frozen, warming)
+        (params, opt_state), learned = _learned(loop, state, batch, key, frozen, warming)
         kl_coef = _next_kl_coef(loop, state, metrics, warming | ~batch.mask.any())
-        metrics |= described | learnt | {"kl_coef": state.kl_coef}
+        metrics |= described | learned | {"kl_coef": state.kl_coef}
         return RlhfState(params, opt_state, state.step + 1, kl_coef), metrics
 
     return init, step

@@ -16,7 +16,7 @@ from rlax_llm.core.masked import masked_mean, whiten
 from rlax_llm.core.types import Completions
 from rlax_llm.credit.shaping import kl_in_reward, score_at_end
 from rlax_llm.credit.token_returns import decoupled_gae, token_steps
-from rlax_llm.loops.updates import Normalise, unnormalised
+from rlax_llm.loops.updates import Normalize, unnormalized
 
 ScoreRule = Callable[[jax.Array, jax.Array], jax.Array]
 Ending = Callable[[Callable[[Completions], jax.Array], Completions], tuple[jax.Array, jax.Array]]
@@ -59,7 +59,7 @@ def bootstrapped_at_limit(
 ) -> tuple[jax.Array, jax.Array]:
     """A completion that was cut would have gone on: behind its last token stands the critic's value, *and* its score.
 
-    For scores of what has been written so far, such as a sum over sentences; a judgement of the whole text is paid
+    For scores of what has been written so far, such as a sum over sentences; a judgment of the whole text is paid
     once, by ``terminated_at_limit``. The critic is asked about one more position, so that it reads ``T + 1`` columns.
     Limiting case: ``terminated_at_limit`` where no completion is truncated.
 
@@ -94,7 +94,7 @@ class KlInReward(NamedTuple):
     Attributes:
         coef: β at the start, score units per nat; may be traced. With a number 0 there is no term, and no reference
             is needed.
-        estimator: of a token's KL; ``k1`` is the one whose policy gradient is that of the penalised return.
+        estimator: of a token's KL; ``k1`` is the one whose policy gradient is that of the penalized return.
         control: ``(β, kl) → β`` after each step, on the mean KL of a completion, nats, such as
             ``kl.proportional_coef(target)``.
     """
@@ -120,24 +120,24 @@ class Shaping(NamedTuple):
         discount: γ of a chosen token.
         trace: the policy's λ, a number or a function of the number of chosen tokens (``length_adaptive_trace``).
         value_trace: the critic's λ, the same; 1 in VAPO (arXiv 2504.05118).
-        advantages: ``(advantages [B, T], mask) → [B, T]``, of the whole batch; ``unnormalised`` leaves them.
+        advantages: ``(advantages [B, T], mask) → [B, T]``, of the whole batch; ``unnormalized`` leaves them.
     """
 
     scores: ScoreRule = unshaped
     kl: KlInReward = KlInReward()
-    rewards: Normalise = unnormalised
+    rewards: Normalize = unnormalized
     ending: Ending = terminated_at_limit
     discount: float | jax.Array = 1.0
     trace: Trace = 0.95
     value_trace: Trace = 0.95
-    advantages: Normalise = whiten
+    advantages: Normalize = whiten
 
 
 class TokenCredit(NamedTuple):
     """What the two models learn from, ``[B, T]`` each, 0 outside the mask.
 
     Attributes:
-        advantages: of the policy's tokens, in the rewards' units, not yet normalised.
+        advantages: of the policy's tokens, in the rewards' units, not yet normalized.
         targets: the critic's.
     """
 

@@ -67,7 +67,7 @@ def _moments(shape: tuple[int, ...]) -> Moments:
     return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
-def standardised(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
+def standardized(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
     """``clip((x − mean) / √(var + eps), ±limit)``: for observations.
 
     Args:
@@ -77,11 +77,11 @@ def standardised(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
     Raises:
         ValueError: for a limit or eps that is not positive.
 
-    >>> scaling = standardised()
+    >>> scaling = standardized()
     >>> float(scaling.apply(scaling.init(()), jnp.array(50.0)))
     10.0
     """
-    checks.positive("standardised", limit=limit, eps=eps)
+    checks.positive("standardized", limit=limit, eps=eps)
 
     def apply(moments: Moments, x: jax.Array) -> jax.Array:
         return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.variance + eps), -limit, limit)

@@ -27,7 +27,7 @@ from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.weightings import token_mean
 
 Metrics = dict[str, jax.Array]
-Normalise = Callable[[jax.Array, jax.Array], jax.Array]
+Normalize = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Rollout(NamedTuple):
@@ -79,14 +79,14 @@ def plain_value_loss(values: jax.Array, old_values: jax.Array, targets: jax.Arra
     return squared_value_loss(values, targets)
 
 
-def unnormalised(advantages: jax.Array, mask: jax.Array) -> jax.Array:
+def unnormalized(advantages: jax.Array, mask: jax.Array) -> jax.Array:
     """The advantages as they are; ``masked.whiten`` in its place gives a minibatch mean 0 and variance 1.
 
     Args:
         advantages: any shape.
         mask: not read.
 
-    >>> unnormalised(jnp.array([2.0]), jnp.array([True])).tolist()
+    >>> unnormalized(jnp.array([2.0]), jnp.array([True])).tolist()
     [2.0]
     """
     del mask
@@ -103,7 +103,7 @@ class Learning(NamedTuple):
         value_loss: ``(values, old_values, targets) → loss``.
         value_coef: weight of the critic's loss.
         entropy_coef: weight of the entropy, per nat.
-        normalise: ``(advantages, mask) → advantages``, of a minibatch.
+        normalize: ``(advantages, mask) → advantages``, of a minibatch.
         kl_limit: k3 of KL(π_old‖π) on a minibatch, nats, from which on the update ignores what is left of it.
     """
 
@@ -113,7 +113,7 @@ class Learning(NamedTuple):
     value_loss: ClippedValueLoss = plain_value_loss
     value_coef: float | jax.Array = 0.5
     entropy_coef: float | jax.Array = 0.0
-    normalise: Normalise = whiten
+    normalize: Normalize = whiten
     kl_limit: float | jax.Array | None = None
 
 
@@ -201,7 +201,7 @@ def _control_loss(policy: ActorCritic, objective: Objective, learning: Learning,
         mask = jnp.ones(rows.starts.shape, bool)
         weights = objective.weighting(mask)
         log_probs = policy.distribution.log_prob(parameters, rows.actions)
-        advantages = learning.normalise(rows.advantages, mask)
+        advantages = learning.normalize(rows.advantages, mask)
         total, metrics = policy_loss(objective, PolicyBatch(log_probs, rows.log_probs, advantages, mask, weights))
         value_losses = learning.value_loss(values, rows.values, rows.targets)
         entropies = policy.distribution.entropy(parameters)
@@ -318,7 +318,7 @@ def natural_update(
             return policy.evaluate(params | {"actor": actor}, carry, rows.observations, rows.starts)[0]
 
         mask = jnp.ones(rows.starts.shape, bool)
-        advantages, weights = learning.normalise(rows.advantages, mask), token_mean(mask)
+        advantages, weights = learning.normalize(rows.advantages, mask), token_mean(mask)
         problem = policy_problem(acting, policy.distribution, params["actor"], rows.actions, advantages, weights)
         actor, metrics = trpo_step(params["actor"], problem, direction, search)
         return actor, metrics | {"entropy": policy.distribution.entropy(rows.parameters).mean()}

@@ -18,7 +18,7 @@ from flax import nnx
 from rlax_llm.core.distributions import Distribution, categorical, gaussian
 from rlax_llm.envs.environment import Box, Discrete, Environment
 from rlax_llm.models.functional import functional
-from rlax_llm.models.initialisers import orthogonal_kernels
+from rlax_llm.models.initializers import orthogonal_kernels
 
 Params = dict[str, Any]
 Carry = Any

@@ -100,14 +100,14 @@ def _forward(queries: jax.Array, segments: Sequence[Segment]) -> tuple[jax.Array
 
 def _backward(residuals: tuple, slope: jax.Array) -> tuple[jax.Array, list[Segment]]:
     """With p the weights and o the output: ∂v = pᵀ ∂o,  ∂score = p (∂o·v − ∂o·o)."""
-    queries, segments, output, normaliser = residuals
+    queries, segments, output, normalizer = residuals
     key_heads, scale = segments[0].keys.shape[1], queries.shape[-1] ** -0.5
-    wide = normaliser.dtype
+    wide = normalizer.dtype
     grouped, slopes = _split_heads(queries * scale, key_heads), _split_heads(slope.astype(wide), key_heads)
     mean = (slopes * _split_heads(output, key_heads)).sum(-1, keepdims=True)
     queries_slope, segments_slope = jnp.zeros((), wide), []
     for part in segments:
-        weights = jnp.exp(_scores(grouped, part) - _fold(normaliser, part))
+        weights = jnp.exp(_scores(grouped, part) - _fold(normalizer, part))
         folded = _fold(slopes, part).astype(part.values.dtype)
         scores_slope = weights * (_matmul(folded, part.values.swapaxes(-1, -2)) - _fold(mean, part))
         scores_slope = scores_slope.astype(part.keys.dtype)
@@ -130,7 +130,7 @@ _attention.defvjp(_forward, _backward)
 def attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     """``softmax(q·k / √head_dim) · v`` over the keys of all segments together.
 
-    Its derivative recomputes the weights from their normaliser, as flash attention does (arXiv 2205.14135), so no
+    Its derivative recomputes the weights from their normalizer, as flash attention does (arXiv 2205.14135), so no
     array of scores is kept. Limiting cases: one segment is plain attention; splitting a segment in two changes nothing.
 
     Args:

@@ -61,6 +61,6 @@ def unknown_bytes(fast: Any) -> bytes:
     codes = (*range(0x1000), *range(0x1000, 0x10000, 0x1000), *range(0x10000, 0x110000, 0x10000))
     sample = "".join(map(chr, codes))
     written = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(sample)
-    spelt = dict(zip(sample.encode(), "".join(piece for piece, _ in written), strict=True))
+    spelled = dict(zip(sample.encode(), "".join(piece for piece, _ in written), strict=True))
     known = fast.get_vocab()
-    return bytes(byte for byte, character in sorted(spelt.items()) if character not in known)
+    return bytes(byte for byte, character in sorted(spelled.items()) if character not in known)

@@ -274,7 +274,7 @@ def hidden_states(
         tokens: ``[B, T]`` int32.
         valid: ``[B, T]`` bool, False on padding, on either side.
         remat: recompute each layer in the backward pass: a tenth of the memory for a third more time.
-        segments: ``[B, T]`` int32, alike on the neighbouring tokens that may see one another; None is whole rows.
+        segments: ``[B, T]`` int32, alike on the neighboring tokens that may see one another; None is whole rows.
 
     Returns:
         ``[B, T, D]``.

@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's), read and dequantised: configuration, parameters and tokenizer."""
+"""GGUF files (llama.cpp's), read and dequantized: configuration, parameters and tokenizer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PATTERNS = {
 
 
 def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig, Parameters, Tokenizer]:
-    """Everything that a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model holds; quantised weights are dequantised.
+    """Everything that a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model holds; quantized weights are dequantized.
 
     Args:
         path: the file.
@@ -54,7 +54,7 @@ def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated, or holds an architecture, a rope, a tensor, a quantisation or a tokenizer
+        ValueError: the file is truncated, or holds an architecture, a rope, a tensor, a quantization or a tokenizer
             that is not supported.
     """
     try:
@@ -143,7 +143,7 @@ def _config(file: _File) -> DecoderConfig:
 
 
 def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | None:
-    """The scaling: linear is in the metadata; Llama 3's is a tensor of divisors, which is recognised."""
+    """The scaling: linear is in the metadata; Llama 3's is a tensor of divisors, which is recognized."""
     kind = file.get("{arch}.rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise file.refuse("rope.scaling.type", kind, "none or linear", "use a model without it")
@@ -172,13 +172,13 @@ def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
             f"{file.path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of a {file.architecture} "
             "decoder holds it; use another model."
         )
-    # llama.cpp rotates neighbouring rows of a llama's heads, Hugging Face and this decoder the two halves.
+    # llama.cpp rotates neighboring rows of a llama's heads, Hugging Face and this decoder the two halves.
     heads = {"q": config.num_heads, "k": config.num_kv_heads} if file.architecture == "llama" else {}
 
     def fetch(leaf: str, layer: int | None) -> np.ndarray:
         shape = shapes[leaf] if layer is None else shapes["layers"][leaf][1:]
         kernel = layer is not None and len(shape) == 2
-        value = _dequantised(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape, dtype)
+        value = _dequantized(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape, dtype)
         if leaf in heads:
             value = value.reshape(heads[leaf], config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(value.shape)
         return value.T if kernel else value
@@ -195,7 +195,7 @@ def _tensor_name(leaf: str, layer: int | None) -> str:
     return f"blk.{layer}.attn_{head}.bias" if kind == "bias" else f"blk.{layer}.attn_{leaf}.weight"
 
 
-def _dequantised(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _dequantized(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     from gguf import dequantize
 
     tensor = file.tensors[name]
@@ -205,8 +205,8 @@ def _dequantised(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> 
     try:
         return finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
     except NotImplementedError as error:
-        got, wanted = tensor.tensor_type.name, "one that the gguf package dequantises"
-        raise file.refuse(f"the quantisation of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
+        got, wanted = tensor.tensor_type.name, "one that the gguf package dequantizes"
+        raise file.refuse(f"the quantization of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
 
 
 def _tokenizer(file: _File) -> Tokenizer:

@@ -34,7 +34,7 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
         scale: the singular values.
 
     Returns:
-        An initialiser ``(key, shape, dtype) → array`` for matrices.
+        An initializer ``(key, shape, dtype) → array`` for matrices.
 
     Raises:
         ValueError: for a shape that is not a matrix.

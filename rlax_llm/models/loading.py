@@ -69,7 +69,7 @@ class LanguageModel(NamedTuple):
 def load_model(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageModel:
     """Load a model by name.
 
-    A GGUF file is dequantised once; the result is kept under the user's cache directory (``RLAX_LLM_CACHE`` names
+    A GGUF file is dequantized once; the result is kept under the user's cache directory (``RLAX_LLM_CACHE`` names
     another), from where the next load takes a second. An adapter is merged into the base that its
     ``base_model_name_or_path`` names, which is any name of this function; a relative path starts from the working
     directory, or from the adapter's.
@@ -145,7 +145,7 @@ def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer) -> None:
 
 
 def cache_directory() -> Path:
-    """Where dequantised models are kept: ``RLAX_LLM_CACHE``, or the user's cache directory."""
+    """Where dequantized models are kept: ``RLAX_LLM_CACHE``, or the user's cache directory."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("rlax-llm"))

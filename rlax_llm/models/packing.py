@@ -23,7 +23,7 @@ class Packed(NamedTuple):
     Attributes:
         tokens: ``[B, T]`` int32.
         valid: ``[B, T]`` bool, False on padding.
-        mask: ``[B, T]`` bool, True on what is learnt; never on the first token of a segment.
+        mask: ``[B, T]`` bool, True on what is learned; never on the first token of a segment.
         log_probs: ``[B, T]`` float32, nats.
         truncated: ``[B]`` bool.
         kept: ``[B, T, ceil(V/32)]`` uint32 as of ``Completions``, or None.

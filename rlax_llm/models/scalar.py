@@ -42,7 +42,7 @@ def init_scalar(params: Params, key: jax.Array, initial: Initial = small_normal)
     """A scalar model from a decoder: its head is dropped, a score of its own dtype takes the place.
 
     Limiting case: with ``jax.nn.initializers.zeros`` every score and value is exactly 0, where a value model that is
-    not initialised from a reward model had best start.
+    not initialized from a reward model had best start.
 
     Args:
         params: of a decoder, ``config.parameter_shapes``; or of a scalar model, whose score is then replaced.

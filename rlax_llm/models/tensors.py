@@ -78,7 +78,7 @@ def check_tensor(tensor: Tensor, wanted: tuple[int, ...], source: str = "config.
     if kind not in _DTYPES:
         raise ValueError(
             f"{tensor.path}: tensor {tensor.name} has dtype {kind}, wanted one of {', '.join(_DTYPES)}; "
-            "use the weights that are not quantised."
+            "use the weights that are not quantized."
         )
 
 

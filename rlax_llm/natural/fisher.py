@@ -85,7 +85,7 @@ def fisher_vector_product(
 
     ``J_n`` is the Jacobian of the n-th distribution's parameters (``jvp``, then ``vjp``) and ``F_n`` its own Fisher
     information, in closed form. It equals ``Σ_n w_n E[∇log π ∇log πᵀ]`` and the Hessian of ``Σ_n w_n KL(π_old‖π)`` at
-    π_old (arXiv 1412.1193), at the cost of one forward and one backward pass. The policy is linearised once,
+    π_old (arXiv 1412.1193), at the cost of one forward and one backward pass. The policy is linearized once,
     however many products follow.
 
     Limiting cases: the policy being its own parameters gives ``w ⊙ fisher``; a weight of 0 leaves its row out, also
@@ -219,9 +219,9 @@ def natural_direction(
 ) -> DirectionRule:
     """The steepest step at a KL radius: ``s = √(2 radius / xᵀ A x) · x`` with ``A x = g`` and ``A = F + damping · I``.
 
-    It maximises ``gᵀs`` under ``½ sᵀ A s ≤ radius`` (arXiv 1502.05477, appendix C), so the quadratic model of the KL is
+    It maximizes ``gᵀs`` under ``½ sᵀ A s ≤ radius`` (arXiv 1502.05477, appendix C), so the quadratic model of the KL is
     exactly ``radius`` for damping 0, and less otherwise. Limiting cases: the plain gradient's direction for a large
-    damping; does not depend on the gradient's length; for damping 0 does not depend on how the policy is parametrised;
+    damping; does not depend on the gradient's length; for damping 0 does not depend on how the policy is parametrized;
     a gradient that is 0 or not finite gives 0.
 
     Args:

@@ -56,7 +56,7 @@ class Problem(NamedTuple):
     """What a step in policy space reads of the task; ``policy_problem`` makes one.
 
     Attributes:
-        surrogate: ``params → scalar``, minimised.
+        surrogate: ``params → scalar``, minimized.
         divergence: ``params → scalar``, nats, from the policy at the start; 0 there.
         matvec: Fisher-vector product at the start.
     """

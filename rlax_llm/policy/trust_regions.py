@@ -1,7 +1,7 @@
 """Trust regions: ``(log_ratio, advantages) → loss``, elementwise over any layout.
 
 A loss that writes log π (REINFORCE) differs from one that writes the log-ratio by a constant, so it has the same
-gradient; hence one signature for all. Losses are minimised: they carry the minus sign. Write ``r = exp(log_ratio)``,
+gradient; hence one signature for all. Losses are minimized: they carry the minus sign. Write ``r = exp(log_ratio)``,
 which goes on as its tangent where its square would leave the format (``exponentials``): every value and slope is
 finite. Trust regions that read more than the log-ratio are in ``coupled``.
 """
@@ -255,11 +255,11 @@ def _soft_cap(x: jax.Array, bound: float) -> jax.Array:
 
 
 @checked
-def discovered_policy_optimisation(alpha: float = 2.0, beta: float = 0.6) -> TrustRegion:
+def discovered_policy_optimization(alpha: float = 2.0, beta: float = 0.6) -> TrustRegion:
     """Mirror learning with the drift that meta-learning found: ``−(r A − drift)`` (arXiv 2210.05639).
 
     ``drift = relu((r − 1) A − α tanh((r − 1) A / α))`` where A ≥ 0 and ``relu(A log r − β tanh(A log r / β))`` where
-    A < 0. Not Direct Preference Optimisation, which shares its acronym. Limiting cases: ``unclipped`` for infinite α
+    A < 0. Not Direct Preference Optimization, which shares its acronym. Limiting cases: ``unclipped`` for infinite α
     and β, and wherever the update would undo the last one; the gradient of ``score_function`` where r = 1.
 
     Args:
@@ -272,13 +272,13 @@ def discovered_policy_optimisation(alpha: float = 2.0, beta: float = 0.6) -> Tru
     Raises:
         ValueError: for a width that is not positive.
 
-    >>> discovered_policy_optimisation()(jnp.array([0.0, 80.0]), jnp.array([1.0, 1.0])).tolist()
+    >>> discovered_policy_optimization()(jnp.array([0.0, 80.0]), jnp.array([1.0, 1.0])).tolist()
     [-1.0, -3.0]
     """
-    checks.positive("discovered_policy_optimisation", alpha=alpha, beta=beta)
+    checks.positive("discovered_policy_optimization", alpha=alpha, beta=beta)
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
-        checks.same_shape("discovered_policy_optimisation", log_ratio=log_ratio, advantages=advantages)
+        checks.same_shape("discovered_policy_optimization", log_ratio=log_ratio, advantages=advantages)
         # relu(x − bound · tanh(x / bound)) is x − soft_cap(x); where A ≥ 0 the first x cancels r A, which may be huge.
         gain = expm1_then_line(log_ratio) * advantages
         log_gain = log_ratio * advantages
@@ -289,10 +289,10 @@ def discovered_policy_optimisation(alpha: float = 2.0, beta: float = 0.6) -> Tru
 
 
 @checked
-def penalised(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
+def penalized(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
     """Add ``kl_coef · (r − 1 − log r)``, the k3 estimate of KL(π_old‖π) from the samples of π_old.
 
-    PPO-penalty is ``penalised(unclipped, kl_coef)`` (arXiv 1707.06347, eq. 8), with the coefficient of
+    PPO-penalty is ``penalized(unclipped, kl_coef)`` (arXiv 1707.06347, eq. 8), with the coefficient of
     ``doubling_coef`` from the metric ``kl_old``. The estimate and its gradient are unbiased however far π has moved.
     Limiting case: ``trust_region`` itself for ``kl_coef = 0``.
 
@@ -306,10 +306,10 @@ def penalised(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
     Raises:
         ValueError: for a negative coefficient.
 
-    >>> penalised(unclipped, 0.5)(jnp.array([0.0]), jnp.array([2.0])).tolist()
+    >>> penalized(unclipped, 0.5)(jnp.array([0.0]), jnp.array([2.0])).tolist()
     [-2.0]
     """
-    checks.not_negative("penalised", kl_coef=kl_coef)
+    checks.not_negative("penalized", kl_coef=kl_coef)
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         return trust_region(log_ratio, advantages) + kl_coef * k3(jnp.zeros_like(log_ratio), log_ratio)

@@ -105,11 +105,11 @@ def log_ratio(beta: float | jax.Array = 1.0) -> Reward:
 
 
 @checked
-def length_normalised(reward: Reward) -> Reward:
+def length_normalized(reward: Reward) -> Reward:
     """Reward per token, ``r / |y|``.
 
-    Limiting case: the reward itself for a response of one token. ``length_normalised(log_prob(β))`` is SimPO's reward
-    (arXiv 2405.14734, eq. 4); of ``log_ratio(β)`` that of length-normalised DPO (Tülu 3, arXiv 2411.15124) and of the
+    Limiting case: the reward itself for a response of one token. ``length_normalized(log_prob(β))`` is SimPO's reward
+    (arXiv 2405.14734, eq. 4); of ``log_ratio(β)`` that of length-normalized DPO (Tülu 3, arXiv 2411.15124) and of the
     peers' IPO.
 
     Args:
@@ -118,19 +118,19 @@ def length_normalised(reward: Reward) -> Reward:
     Returns:
         A reward ``(log_probs, ref_log_probs, mask) → [...]``.
 
-    >>> length_normalised(log_prob())(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
+    >>> length_normalized(log_prob())(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
     -1.5
     """
 
-    def normalised(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
+    def normalized(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
         return reward(log_probs, ref_log_probs, mask) / jnp.maximum(mask.sum(-1), 1)
 
-    return normalised
+    return normalized
 
 
 @checked
 def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
-    """SimPO's reward ``r = β/|y| Σ_t log π(y_t)`` (arXiv 2405.14734, eq. 4): ``length_normalised(log_prob(beta))``.
+    """SimPO's reward ``r = β/|y| Σ_t log π(y_t)`` (arXiv 2405.14734, eq. 4): ``length_normalized(log_prob(beta))``.
 
     Limiting case: ``log_prob`` for a response of one token.
 
@@ -146,12 +146,12 @@ def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
     >>> mean_log_prob(2.0)(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
     -3.0
     """
-    return length_normalised(log_prob(beta))
+    return length_normalized(log_prob(beta))
 
 
 @checked
 def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
-    """Log-ratio per token, ``r = β/|y| Σ_t (log π − log π_ref)``: ``length_normalised(log_ratio(beta))``.
+    """Log-ratio per token, ``r = β/|y| Σ_t (log π − log π_ref)``: ``length_normalized(log_ratio(beta))``.
 
     Limiting case: ``log_ratio`` for a response of one token.
 
@@ -167,14 +167,14 @@ def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     >>> mean_log_ratio(2.0)(jnp.array([-1.0, -2.0]), jnp.array([-2.0, -2.5]), jnp.array([True, True])).tolist()
     1.5
     """
-    return length_normalised(log_ratio(beta))
+    return length_normalized(log_ratio(beta))
 
 
 @checked
-def length_regularised(reward: Reward, length_coef: float) -> Reward:
+def length_regularized(reward: Reward, length_coef: float) -> Reward:
     """Reward plus a bonus for length, ``r + α |y|`` (R-DPO, arXiv 2403.19159).
 
-    The bonus is what the optimal policy of a length-*penalised* objective implies: a long chosen response is already
+    The bonus is what the optimal policy of a length-*penalized* objective implies: a long chosen response is already
     explained by its length, so its likelihood is pushed less. Limiting case: α = 0 is the reward itself.
 
     Args:
@@ -184,14 +184,14 @@ def length_regularised(reward: Reward, length_coef: float) -> Reward:
     Returns:
         A reward ``(log_probs, ref_log_probs, mask) → [...]``.
 
-    >>> length_regularised(log_prob(), 0.25)(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
+    >>> length_regularized(log_prob(), 0.25)(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
     -2.5
     """
 
-    def regularised(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
+    def regularized(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
         return reward(log_probs, ref_log_probs, mask) + length_coef * mask.sum(-1)
 
-    return regularised
+    return regularized
 
 
 @checked

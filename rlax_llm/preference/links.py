@@ -1,4 +1,4 @@
-"""Links: ``(chosen_rewards, rejected_rewards) → loss``, elementwise, minimised where the chosen reward is the higher.
+"""Links: ``(chosen_rewards, rejected_rewards) → loss``, elementwise, minimized where the chosen reward is the higher.
 
 Write Δ for the chosen minus the rejected reward. The first argument need not be a response: against a *reference
 point* the same links are the losses of unpaired labels (``rlax_llm.preference.unpaired``), and against 0 those that
@@ -345,7 +345,7 @@ def chosen_drop(link: Link, drop_coef: float) -> Link:
 
 
 @checked
-def centred_rewards(link: Link, centring_coef: float) -> Link:
+def centered_rewards(link: Link, centering_coef: float) -> Link:
     """Keep a reward model's scores around 0, ``link(w, l) + c (w + l)²`` (arXiv 2312.09244, eq. 2).
 
     Bradley-Terry reads differences only, so scores may drift by any constant. Limiting case: c = 0 is ``link``.
@@ -353,20 +353,20 @@ def centred_rewards(link: Link, centring_coef: float) -> Link:
 
     Args:
         link: a link; ``logistic`` for reward models.
-        centring_coef: c ≥ 0, per squared score.
+        centering_coef: c ≥ 0, per squared score.
 
     Returns:
         A link ``(chosen_rewards, rejected_rewards) → loss``.
 
-    >>> centred_rewards(hinge, 0.5)(jnp.array([1.0]), jnp.array([1.0])).tolist()
+    >>> centered_rewards(hinge, 0.5)(jnp.array([1.0]), jnp.array([1.0])).tolist()
     [3.0]
     """
-    return lambda chosen, rejected: link(chosen, rejected) + centring_coef * jnp.square(chosen + rejected)
+    return lambda chosen, rejected: link(chosen, rejected) + centering_coef * jnp.square(chosen + rejected)
 
 
 @checked
 def weighted_sum(*terms: tuple[float, Link]) -> Link:
-    """Several links at once, ``Σ_k c_k link_k(w, l)``, as in mixed preference optimisation (arXiv 2411.10442).
+    """Several links at once, ``Σ_k c_k link_k(w, l)``, as in mixed preference optimization (arXiv 2411.10442).
 
     Limiting case: one term with c = 1 is that link.
 

@@ -119,7 +119,7 @@ def policy_against_reference(reward: Reward) -> Rewards:
 
 
 @checked
-def length_desensitised(rewards: Rewards, tail_coef: float) -> Rewards:
+def length_desensitized(rewards: Rewards, tail_coef: float) -> Rewards:
     """Damp the tokens beyond the length that both responses share, ``log p = Σ_{t ≤ n} + α Σ_{t > n}`` (LD-DPO).
 
     ``n`` is the shorter response's length (arXiv 2409.06411). Policy and reference are damped alike.
@@ -136,7 +136,7 @@ def length_desensitised(rewards: Rewards, tail_coef: float) -> Rewards:
     >>> long, short = jnp.array([[True, True]]), jnp.array([[True, False]])
     >>> sides = Responses(jnp.array([[-1.0, -4.0]]), long), Responses(jnp.array([[-3.0, 0.0]]), short)
     >>> batch = PreferenceBatch(*sides, jnp.ones(1))
-    >>> [x.tolist() for x in length_desensitised(per_response(log_prob()), 0.5)(batch)]
+    >>> [x.tolist() for x in length_desensitized(per_response(log_prob()), 0.5)(batch)]
     [[-3.0], [-3.0]]
     """
 
@@ -177,7 +177,7 @@ def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
 
 @checked
 def log_collision_probability(logits: jax.Array) -> jax.Array:
-    """Log of the probability that two draws agree, ``log Σ_v p_v²``: the normaliser of WPO's weights.
+    """Log of the probability that two draws agree, ``log Σ_v p_v²``: the normalizer of WPO's weights.
 
     Limiting cases: 0 for a certain token, ``−log V`` for a uniform one.
 
@@ -224,7 +224,7 @@ def pair_loss(
 
     Limiting case: ``logistic`` with equal weights is the Bradley-Terry loss (arXiv 2203.02155). With a margin for each
     pair (Llama 2, arXiv 2307.09288) and scores kept around 0 the link is
-    ``centred_rewards(shifted(logistic, margins), 0.01)``.
+    ``centered_rewards(shifted(logistic, margins), 0.01)``.
 
     Args:
         link: ``(chosen_rewards, rejected_rewards) → loss``.

@@ -18,7 +18,7 @@ from rlax_llm.preference.implicit_rewards import Responses, Reward, log_ratio
 from rlax_llm.preference.links import Link, logistic, misranking
 
 
-class LabelledBatch(NamedTuple):
+class LabeledBatch(NamedTuple):
     """Responses with a label each.
 
     Attributes:
@@ -59,7 +59,7 @@ class RunningMean(NamedTuple):
 
 @checked
 def kto(beta: float | jax.Array = 0.1) -> Unpaired:
-    """Kahneman-Tversky Optimisation: ``1 − σ(r − z0)`` where desirable, else ``1 − σ(z0 − r)`` (arXiv 2402.01306).
+    """Kahneman-Tversky Optimization: ``1 − σ(r − z0)`` where desirable, else ``1 − σ(z0 − r)`` (arXiv 2402.01306).
 
     ``z0`` is ``reference_point`` of mismatched pairs. Limiting case: with reference 0 it is the unpaired APO-zero
     (arXiv 2408.06266). A response's expected loss is linear in ``σ(r − z0)``: the majority of its labels decides where
@@ -82,7 +82,7 @@ def kto(beta: float | jax.Array = 0.1) -> Unpaired:
 
 @checked
 def bco(beta: float | jax.Array = 0.1) -> Unpaired:
-    """Binary Classifier Optimisation: ``−log σ(±(r − δ))``, + where desirable (arXiv 2404.04656).
+    """Binary Classifier Optimization: ``−log σ(±(r − δ))``, + where desirable (arXiv 2404.04656).
 
     ``δ`` is a running mean of the rewards. Limiting case: with reference 0, a pair gives ``against_zero(logistic)``.
 
@@ -278,7 +278,7 @@ def update_running_mean(state: RunningMean, values: jax.Array, mask: jax.Array) 
 
 @checked
 def unpaired_loss(
-    unpaired: Unpaired, batch: LabelledBatch, reference: jax.typing.ArrayLike
+    unpaired: Unpaired, batch: LabeledBatch, reference: jax.typing.ArrayLike
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """``Σ weights · against(link, rewards, desirable, reference)``: a sum, so exact under micro-batches.
 
@@ -298,7 +298,7 @@ def unpaired_loss(
         ValueError: at trace time, for shapes that differ.
 
     >>> responses = Responses(jnp.array([[-1.0]]), jnp.array([[True]]), jnp.array([[-1.0]]))
-    >>> float(unpaired_loss(kto(), LabelledBatch(responses, jnp.array([True]), jnp.ones(1)), 0.0)[0])
+    >>> float(unpaired_loss(kto(), LabeledBatch(responses, jnp.array([True]), jnp.ones(1)), 0.0)[0])
     0.5
     """
     responses, desirable, weights = batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlax_llm.core.arguments import checked
 from rlax_llm.core.kl import KlEstimator, k3, kl_penalty
 from rlax_llm.credit import batches as batch_credit
-from rlax_llm.credit.groups import centred, kl_in_score, leave_one_out, length_centred, per_group, z_score
+from rlax_llm.credit.groups import centered, kl_in_score, leave_one_out, length_centered, per_group, z_score
 from rlax_llm.policy import coupled, trust_regions
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_token_ratio, token_ratio
@@ -29,7 +29,7 @@ def penalty_or_none(estimator: KlEstimator, kl_coef: float) -> KlEstimator | Non
 
 @checked
 def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
-    """Group Relative Policy Optimisation (arXiv 2402.03300): z-scores, PPO clip, sequence mean, k3 in the loss.
+    """Group Relative Policy Optimization (arXiv 2402.03300): z-scores, PPO clip, sequence mean, k3 in the loss.
 
     Args:
         kl_coef: weight of the k3 term; with 0 there is none, and no reference is needed.
@@ -52,7 +52,7 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     >>> dr_grpo(8).kl is None
     True
     """
-    return grpo(0, eps)._replace(advantage=per_group(centred), weighting=fixed_length(max_new_tokens))
+    return grpo(0, eps)._replace(advantage=per_group(centered), weighting=fixed_length(max_new_tokens))
 
 
 @checked
@@ -85,7 +85,7 @@ def rloo(kl_coef: float = 0.05) -> Objective:
 
 @checked
 def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
-    """Group Sequence Policy Optimisation (arXiv 2507.18071): one ratio a completion, no KL.
+    """Group Sequence Policy Optimization (arXiv 2507.18071): one ratio a completion, no KL.
 
     Args:
         eps_low: half-width of the clip below 1, of the mean ratio of a token.
@@ -127,7 +127,7 @@ def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
 
 @checked
 def gmpo(eps: float = 0.4) -> Objective:
-    """Geometric-Mean Policy Optimisation (arXiv 2507.20673).
+    """Geometric-Mean Policy Optimization (arXiv 2507.20673).
 
     Args:
         eps: half-width of the clip of a token's log-ratio, nats.
@@ -153,7 +153,7 @@ def cispo(ceiling: float) -> Objective:
 
 @checked
 def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> Objective:
-    """Soft Adaptive Policy Optimisation (arXiv 2511.20347).
+    """Soft Adaptive Policy Optimization (arXiv 2511.20347).
 
     Args:
         temperature_positive: τ where A > 0.
@@ -218,12 +218,12 @@ def opo() -> Objective:
     >>> opo().trust_region is score_function
     True
     """
-    return rloo(0)._replace(advantage=length_centred)
+    return rloo(0)._replace(advantage=length_centered)
 
 
 @checked
 def gpg() -> Objective:
-    """GPG (arXiv 2504.02546): centred scores, made up for uninformative groups, and the score function.
+    """GPG (arXiv 2504.02546): centered scores, made up for uninformative groups, and the score function.
 
     >>> gpg().trust_region is score_function
     True
@@ -246,7 +246,7 @@ def reinforce_plus_plus(kl_coef: float = 0.01) -> Objective:
 
 @checked
 def reinforce_plus_plus_baseline() -> Objective:
-    """REINFORCE++-baseline (arXiv 2501.03262): centred in the group, whitened over the batch.
+    """REINFORCE++-baseline (arXiv 2501.03262): centered in the group, whitened over the batch.
 
     >>> reinforce_plus_plus_baseline().weighting is token_mean
     True

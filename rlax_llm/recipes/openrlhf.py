@@ -9,7 +9,7 @@ from functools import partial
 
 from rlax_llm.core.arguments import checked
 from rlax_llm.credit import batches as batch_credit
-from rlax_llm.credit.groups import centred, leave_one_out, per_group, z_score
+from rlax_llm.credit.groups import centered, leave_one_out, per_group, z_score
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import sequence_ratio, token_ratio
 from rlax_llm.policy.trust_regions import clip
@@ -40,7 +40,7 @@ def dr_grpo() -> Objective:
     >>> dr_grpo().weighting is token_mean
     True
     """
-    return grpo()._replace(advantage=per_group(centred))
+    return grpo()._replace(advantage=per_group(centered))
 
 
 @checked

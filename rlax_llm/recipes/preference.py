@@ -3,7 +3,7 @@
 Those that differ from ``dpo`` by a link alone have no function of their own: ``dpo(β)._replace(link=…)`` with
 ``hinge`` (RSO), ``smoothed(logistic, ε)`` (cDPO), ``robust(logistic, ε)``, ``exo(ε)``, ``nca``, ``discopop()``,
 ``against_zero(logistic)`` (BCO), ``against_zero(misranking)`` (APO-zero), ``apo_down``, ``sorted_pairs(logistic)``
-(unpaired AOT), ``chosen_drop(logistic, λ)`` (DPOP). f-DPO, length-desensitised and length-normalised DPO replace
+(unpaired AOT), ``chosen_drop(logistic, λ)`` (DPOP). f-DPO, length-desensitized and length-normalized DPO replace
 ``rewards``; the negative log-likelihood of RPO is ``nll_coef``.
 """
 
@@ -28,7 +28,7 @@ from rlax_llm.preference.pairs import Preference, per_response, policy_against_r
 
 @checked
 def dpo(beta: float | jax.Array = 0.1) -> Preference:
-    """Direct Preference Optimisation, ``−log σ(β (log π/π_ref (w) − log π/π_ref (l)))`` (arXiv 2305.18290, eq. 7).
+    """Direct Preference Optimization, ``−log σ(β (log π/π_ref (w) − log π/π_ref (l)))`` (arXiv 2305.18290, eq. 7).
 
     Limiting case: log 2 where the policy is the reference.
 
@@ -49,13 +49,13 @@ def dpo(beta: float | jax.Array = 0.1) -> Preference:
 
 @checked
 def ipo(tau: float | jax.Array = 0.1) -> Preference:
-    """Identity Preference Optimisation, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
+    """Identity Preference Optimization, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
 
     The paper writes whole responses; per token is what its authors ran and TRL, HALOs and EasyDeL compute. On sums, as
     in OpenRLHF and DPO's own code: ``ipo(tau)._replace(rewards=per_response(log_ratio()))``; τ is not comparable.
 
     Args:
-        tau: τ > 0, strength of the regularisation, per nat.
+        tau: τ > 0, strength of the regularization, per nat.
 
     Returns:
         ``per_response(mean_log_ratio()) × squared(1/(2τ))``.
@@ -73,7 +73,7 @@ def ipo(tau: float | jax.Array = 0.1) -> Preference:
 
 @checked
 def sppo(beta: float | jax.Array = 0.1) -> Preference:
-    """Self-Play Preference Optimisation with hard labels, ``(w − 1/(2β))² + (l + 1/(2β))²`` (arXiv 2405.00675, 4.7).
+    """Self-Play Preference Optimization with hard labels, ``(w − 1/(2β))² + (l + 1/(2β))²`` (arXiv 2405.00675, 4.7).
 
     Limiting case: 0 where both log-ratios are at their targets ±1/(2β).
 
@@ -118,7 +118,7 @@ def aot(beta: float | jax.Array = 0.1) -> Preference:
 
 @checked
 def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
-    """Contrastive Preference Optimisation: ``dpo`` without a reference, plus likelihood (arXiv 2401.08417).
+    """Contrastive Preference Optimization: ``dpo`` without a reference, plus likelihood (arXiv 2401.08417).
 
     Limiting case: ``dpo`` under a uniform reference. The paper's likelihood term is ``nll_coef = 1`` with
     ``sequence_sum`` weights; TRL's is 1 with ``token_mean``.
@@ -143,7 +143,7 @@ def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
 def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Preference:
     """SimPO, ``−log σ(β (log π(w)/|w| − log π(l)/|l|) − γ)`` (arXiv 2405.14734, eq. 6).
 
-    Limiting case: γ = 0 is length-normalised ``cpo``. Peers differ: TRL keeps a likelihood term of weight 1 unless it
+    Limiting case: γ = 0 is length-normalized ``cpo``. Peers differ: TRL keeps a likelihood term of weight 1 unless it
     is set to 0 (``nll_coef = 1`` with ``token_mean`` is that, known as CPO-SimPO); HALOs gives γ/β.
 
     Args:
@@ -188,7 +188,7 @@ def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 
 
 @checked
 def orpo(odds_coef: float = 0.1) -> Preference:
-    """Odds-Ratio Preference Optimisation, ``NLL − λ log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
+    """Odds-Ratio Preference Optimization, ``NLL − λ log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
 
     Limiting case: λ = 0 is supervised training on the chosen responses. Peers differ in the likelihood's tokens:
     prompt and response (TRL; give such ``token_weights``), or the response alone.

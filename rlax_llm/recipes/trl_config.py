@@ -18,7 +18,7 @@ from rlax_llm.core.masked import divided_by_std, masked_deviation
 from rlax_llm.core.naming import closest
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.batches import batch_std
-from rlax_llm.credit.groups import Advantage, centred, kl_in_score, leave_one_out, per_group, z_score
+from rlax_llm.credit.groups import Advantage, centered, kl_in_score, leave_one_out, per_group, z_score
 from rlax_llm.credit.shaping import clipped_scores
 from rlax_llm.policy import trust_regions
 from rlax_llm.policy.coupled import Coupled, importance_corrected
@@ -61,7 +61,7 @@ def over_all_rows(length: int | None = None) -> Weighting:
     return weights
 
 
-_ADVANTAGES = {"group": per_group(z_score), "batch": batch_std(), "none": per_group(centred)}
+_ADVANTAGES = {"group": per_group(z_score), "batch": batch_std(), "none": per_group(centered)}
 _RATIOS = {"token": token_ratio, "sequence": sequence_ratio}
 
 
@@ -74,7 +74,7 @@ class GRPOConfig(NamedTuple):
         epsilon_high: half-width above 1; for ``cispo`` the ceiling of the ratio itself.
         delta: a ceiling of the ratio where A < 0, above 1 + ``epsilon_high``, or None.
         loss_type: ``dapo``, ``bnpo`` (the same here), ``grpo``, ``dr_grpo``, ``luspo``, ``cispo``, ``sapo``, ``vespo``.
-        scale_rewards: ``group``, ``batch`` or ``none``: what a centred score is divided by.
+        scale_rewards: ``group``, ``batch`` or ``none``: what a centered score is divided by.
         importance_sampling_level: ``token`` or ``sequence``.
         use_bias_correction_kl: the KL term times the ratio, the default since 1.16.
         max_completion_length: the length that ``dr_grpo`` divides by, tokens.

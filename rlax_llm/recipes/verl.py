@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.arguments import checked
 from rlax_llm.credit import batches as batch_credit
-from rlax_llm.credit.groups import centred, leave_one_out, length_centred, per_group, z_score
+from rlax_llm.credit.groups import centered, leave_one_out, length_centered, per_group, z_score
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import Ratio, sequence_token_ratio, token_ratio
 from rlax_llm.policy.trust_regions import cispo as cispo_region
@@ -78,7 +78,7 @@ def dr_grpo() -> Objective:
     >>> dr_grpo().weighting is padded_length
     True
     """
-    return grpo()._replace(advantage=per_group(centred), weighting=padded_length)
+    return grpo()._replace(advantage=per_group(centered), weighting=padded_length)
 
 
 @checked
@@ -118,7 +118,7 @@ def opo() -> Objective:
     >>> opo().weighting is token_mean
     True
     """
-    return grpo()._replace(advantage=length_centred)
+    return grpo()._replace(advantage=length_centered)
 
 
 @checked

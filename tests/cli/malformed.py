@@ -64,7 +64,7 @@ def _settings(command: str) -> list[tuple[str, Any]]:
 
 
 def flags_of(command: str) -> list[Row]:
-    """Every flag of a command with values that it does not take, with none, and misspelt."""
+    """Every flag of a command with values that it does not take, with none, and misspelled."""
     rows = []
     for name, hint in _settings(command):
         if name == "prompt":

@@ -21,7 +21,7 @@ def _parse(*words):
 def test_flags_of_every_kind():
     config = _parse(
         *("--recipe", "reinforce", "--weight", "gae", "--hidden", "8", "16", "--shared", "4", "--kl-limit", "0.1"),
-        *("--no-normalise-rewards", "--render", "--activation", "relu"),
+        *("--no-normalize-rewards", "--render", "--activation", "relu"),
     )
     assert config == ControlConfig(
         recipe="reinforce",
@@ -29,7 +29,7 @@ def test_flags_of_every_kind():
         hidden=(8, 16),
         shared=(4,),
         kl_limit=0.1,
-        normalise_rewards=False,
+        normalize_rewards=False,
         render=True,
         activation="relu",
     )

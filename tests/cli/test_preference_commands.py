@@ -32,7 +32,7 @@ def said(capsys, *words):
 
 
 GOOD = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
-LABELLED = {"prompt": "1+1=", "completion": "2", "label": True}
+LABELED = {"prompt": "1+1=", "completion": "2", "label": True}
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ LABELLED = {"prompt": "1+1=", "completion": "2", "label": True}
             "1 because the prompt is a number, wanted a string or a list of",
         ),
         ("reward", [GOOD | {"margin": 1.0}, GOOD | {"margin": "much"}], "1 because the margin is 'much', wanted a"),
-        ("kto", [LABELLED, LABELLED | {"prompt": "2+2="}], "all 2 labels are true"),
-        ("kto", [LABELLED, LABELLED | {"label": "yes"}], "all 1 labels are true"),
+        ("kto", [LABELED, LABELED | {"prompt": "2+2="}], "all 2 labels are true"),
+        ("kto", [LABELED, LABELED | {"label": "yes"}], "all 1 labels are true"),
         (
             "dpo",
             [GOOD, GOOD | {"prompt": "what?"}],

@@ -44,7 +44,7 @@ def run(config):
 
 
 def compiled(function, *arguments):
-    """Compiled without optimisation: the programs here are used once."""
+    """Compiled without optimization: the programs here are used once."""
     return jax.jit(function).lower(*arguments).compile(compiler_options={"xla_backend_optimization_level": "0"})
 
 

@@ -73,7 +73,7 @@ def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
         ({"recipe": "cispo"}, "recipe cispo needs ceiling; give --ceiling"),
         ({"recipe": "gspo", "ceiling": 2.0}, "recipe gspo has no ceiling; leave it out"),
         ({"recipe": "opo", "eps": 0.1}, "recipe opo has no eps"),
-        ({"recipe": "gdpo", "kl_coef": 0.1, "kl_in": "reward"}, "gdpo normalises each reward by itself"),
+        ({"recipe": "gdpo", "kl_coef": 0.1, "kl_in": "reward"}, "gdpo normalizes each reward by itself"),
     ],
 )
 def test_settings_that_a_recipe_lacks_are_named(settings, told):

@@ -36,7 +36,7 @@ FLAGS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation():
-    """Programs that run a few times need no optimisation."""
+    """Programs that run a few times need no optimization."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -25,7 +25,7 @@ CLOCKS = ("seconds", "tokens_per_second")
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation():
-    """Programs that run a few times need no optimisation."""
+    """Programs that run a few times need no optimization."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -59,7 +59,7 @@ def complete(directory, *names):
 @pytest.fixture(scope="module")
 def reward_run(pairs, tmp_path_factory):
     out = tmp_path_factory.mktemp("reward") / "run"
-    return run_reward(RewardConfig(data=pairs, centring_coef=0.01, out=str(out), **SIZES))
+    return run_reward(RewardConfig(data=pairs, centering_coef=0.01, out=str(out), **SIZES))
 
 
 def test_reward_model_is_written_and_read(reward_run):

@@ -184,7 +184,7 @@ def test_a_run_whose_completions_were_all_left_out_has_failed():
     def check(config, rows):
         directory = SimpleNamespace(metrics=lambda: [{"step": 0}, *({"step": 1} | row for row in rows)])
         ended: Any = SimpleNamespace(config=config, directory=directory)
-        reinforced_run._check_learnt(ended)
+        reinforced_run._check_learned(ended)
 
     cut, unscored, whole = (
         {"reward": x, "completions/clipped_ratio": y} for x, y in ((1.0, 1), (None, 0.5), (1.0, 0.5))
@@ -196,7 +196,7 @@ def test_a_run_whose_completions_were_all_left_out_has_failed():
         check(filtered, [unscored, unscored])
     check(filtered, [cut, whole])
     check(TINY, [cut, cut])
-    assert reinforced_run._nothing_learnt(filtered, cut) == (
+    assert reinforced_run._nothing_learned(filtered, cut) == (
         "every completion of step {} was cut, which overlong_filter leaves out"
     )
 

@@ -15,7 +15,7 @@ CONFIG = SftConfig(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_ev
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation():
-    """Programs that run a few times need no optimisation."""
+    """Programs that run a few times need no optimization."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -38,7 +38,7 @@ def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
     assert (shared.path / "model_adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_text_is_learnt_whole(tmp_path):
+def test_a_text_is_learned_whole(tmp_path):
     data = file(tmp_path / "texts.jsonl", [{"text": f"{a}+1"} for a in range(16)])
     rows = run_sft(dataclasses.replace(CONFIG, data=data, out=str(tmp_path / "run"))).metrics()
     assert rows[-1]["held_out_loss"] < rows[0]["held_out_loss"]

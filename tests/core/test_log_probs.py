@@ -120,7 +120,7 @@ def test_limits_of_what_is_kept(every, only):
     everything = token_log_probs(hidden, head, targets, 1.0, every)
     for value, wanted in zip(everything, token_log_probs(hidden, head, targets), strict=True):
         np.testing.assert_array_equal(value, wanted)
-    # Only the target is left: it is certain, and nothing is learnt from it.
+    # Only the target is left: it is certain, and nothing is learned from it.
 
     def alone(hidden):
         return sum(x.sum() for x in token_log_probs(hidden, head, targets, 1.0, only))

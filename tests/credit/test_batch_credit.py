@@ -19,7 +19,7 @@ from rlax_llm.credit.batches import (
     returns_to_go,
     whitened,
 )
-from rlax_llm.credit.groups import centred, per_group, z_score
+from rlax_llm.credit.groups import centered, per_group, z_score
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -43,7 +43,7 @@ def known(scores: np.ndarray) -> list[int]:
     return [i for i, score in enumerate(scores) if not np.isnan(score)]
 
 
-def literal_centred(scores: np.ndarray) -> np.ndarray:
+def literal_centered(scores: np.ndarray) -> np.ndarray:
     result = np.zeros(scores.shape)
     for p in range(len(scores)):
         at = known(scores[p])
@@ -59,7 +59,7 @@ def spread_of(values: list[float], ddof: int) -> float:
 
 def literal_batch_std(scored: Scored, ddof=1, eps=1e-4) -> np.ndarray:
     std = spread_of([s for s in scored.scores.ravel() if not np.isnan(s)], ddof)
-    return literal_centred(scored.scores) / (std + eps) if std else np.zeros((P, G))
+    return literal_centered(scored.scores) / (std + eps) if std else np.zeros((P, G))
 
 
 def literal_whitened(credit: np.ndarray, taken: np.ndarray, ddof=1, eps=1e-8) -> np.ndarray:
@@ -94,7 +94,7 @@ def literal_baseline(scored: Scored, ddof=1, eps=1e-8) -> np.ndarray:
         at = known(scored.scores[p])
         for g in range(G):
             taken[p, g] &= g in at and len(at) > 1
-    credit = np.broadcast_to(literal_centred(scored.scores)[..., None], (P, G, T))
+    credit = np.broadcast_to(literal_centered(scored.scores)[..., None], (P, G, T))
     return literal_whitened(credit, taken, ddof, eps)
 
 
@@ -103,13 +103,13 @@ def literal_gpg(scored: Scored, f_norm=1.0) -> np.ndarray:
     groups = [[scored.scores[p, g] for g in known(scored.scores[p])] for p in range(P)]
     whole = sum(len(group) for group in groups)
     idle = sum(len(group) for group in groups if len(set(group)) < 2)
-    return literal_centred(scored.scores) * (whole / (whole - idle) if whole > idle else 0.0) / f_norm
+    return literal_centered(scored.scores) * (whole / (whole - idle) if whole > idle else 0.0) / f_norm
 
 
 def literal_gpg_by_nonzero(scored: Scored) -> np.ndarray:
     flat = [s for s in scored.scores.ravel() if not np.isnan(s)]
     nonzero = sum(s != 0 for s in flat)
-    return literal_centred(scored.scores) * (len(flat) / nonzero if nonzero else 0.0)
+    return literal_centered(scored.scores) * (len(flat) / nonzero if nonzero else 0.0)
 
 
 CASES = {
@@ -205,9 +205,9 @@ def test_whitening_a_sequence_value_is_whitening_it_on_every_token():
     scored = batch(7, 0.2)
 
     def on_every_token(scored):
-        return jnp.broadcast_to(per_group(centred)(scored)[..., None], scored.mask.shape)
+        return jnp.broadcast_to(per_group(centered)(scored)[..., None], scored.mask.shape)
 
-    np.testing.assert_array_equal(whitened(per_group(centred))(scored), whitened(on_every_token)(scored))
+    np.testing.assert_array_equal(whitened(per_group(centered))(scored), whitened(on_every_token)(scored))
 
 
 def test_groups_play_no_part_in_reinforce_plus_plus():
@@ -236,7 +236,7 @@ def test_shares():
 def literal_gdpo(scores: np.ndarray, weights: np.ndarray, ddof=1, eps=1e-4) -> np.ndarray:
     total, counted = np.zeros((P, G)), np.zeros((P, G), bool)
     for k in range(K):
-        deviations = literal_centred(scores[k])
+        deviations = literal_centered(scores[k])
         for p in range(P):
             at = known(scores[k, p])
             std = spread_of([scores[k, p, g] for g in at], ddof)

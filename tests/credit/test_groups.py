@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.groups import (
-    centred,
+    centered,
     greedy_baseline,
     has_rival,
     kl_in_score,
     leave_one_out,
-    length_centred,
+    length_centered,
     max_leave_one_out,
     pass_at_k,
     per_group,
@@ -30,7 +30,7 @@ SIZE = 5
 numbers = st.floats(-100, 100, allow_nan=False, allow_subnormal=False)
 groups = st.lists(st.one_of(numbers, st.just(float("nan"))), min_size=SIZE, max_size=SIZE).map(np.array)
 ESTIMATORS = {
-    "centred": jax.jit(centred),
+    "centered": jax.jit(centered),
     "leave_one_out": jax.jit(leave_one_out),
     "z_score": jax.jit(z_score),
     "z_score_population": jax.jit(lambda s: z_score(s, 0, 1e-6)),
@@ -51,7 +51,7 @@ def literal(name: str, scores: np.ndarray) -> np.ndarray:
     squares = sum((score - mean) ** 2 for score in exact.values())
     for i, score in exact.items():
         others = [other for j, other in exact.items() if j != i]
-        if name == "centred":
+        if name == "centered":
             advantages[i] = score - mean
         elif name == "leave_one_out":
             advantages[i] = score - sum(others) / (count - 1)
@@ -93,10 +93,10 @@ def test_ddof_is_a_factor_of_root_two_in_a_pair():
 
 def test_identities():
     scores = jnp.asarray(np.random.default_rng(1).normal(size=6))
-    np.testing.assert_allclose(leave_one_out(scores), centred(scores) * 6 / 5, rtol=1e-12)
-    np.testing.assert_allclose(centred(scores).sum(), 0, atol=1e-14)
-    np.testing.assert_allclose(z_score(scores, 1, 0.3) * (np.std(scores, ddof=1) + 0.3), centred(scores), rtol=1e-12)
-    np.testing.assert_allclose(z_score(scores, 1, 1e9) * 1e9, centred(scores), rtol=1e-8)
+    np.testing.assert_allclose(leave_one_out(scores), centered(scores) * 6 / 5, rtol=1e-12)
+    np.testing.assert_allclose(centered(scores).sum(), 0, atol=1e-14)
+    np.testing.assert_allclose(z_score(scores, 1, 0.3) * (np.std(scores, ddof=1) + 0.3), centered(scores), rtol=1e-12)
+    np.testing.assert_allclose(z_score(scores, 1, 1e9) * 1e9, centered(scores), rtol=1e-8)
 
 
 @each
@@ -201,12 +201,12 @@ def test_per_group_takes_each_row_alone():
     np.testing.assert_allclose(advantages, [literal("z_score", row) for row in scores], rtol=1e-12)
 
 
-opo = jax.jit(length_centred)
+opo = jax.jit(length_centered)
 
 
 @few
 @given(scores=groups, lengths=st.lists(st.integers(0, 3), min_size=SIZE, max_size=SIZE))
-def test_length_centred_equals_the_formula(scores, lengths):
+def test_length_centered_equals_the_formula(scores, lengths):
     """OPO's baseline (arXiv 2505.23585): the sum of length times score over the sum of lengths."""
     scores = np.round(scores, 3)
     members = [i for i in range(SIZE) if not np.isnan(scores[i])]
@@ -221,10 +221,10 @@ def test_length_centred_equals_the_formula(scores, lengths):
     np.testing.assert_allclose(advantages[0], expected, rtol=1e-9, atol=1e-9)
 
 
-def test_length_centred_limits():
+def test_length_centered_limits():
     scores = np.random.default_rng(4).normal(size=(1, SIZE))
     even = Scored(scores, None, np.ones((1, SIZE, 3), bool))
-    np.testing.assert_allclose(opo(even), per_group(centred)(even), rtol=1e-12)
+    np.testing.assert_allclose(opo(even), per_group(centered)(even), rtol=1e-12)
     assert not np.any(opo(even._replace(scores=np.full((1, SIZE), 0.1))))
     # The gradient of the whole sequence with this baseline: lengths times advantages sum to 0.
     ragged = even._replace(mask=np.arange(3)[None, None] < np.array([1, 2, 3, 0, 2])[None, :, None])
@@ -280,7 +280,7 @@ def test_max_leave_one_out_is_the_gradient_of_the_expected_best():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: centred(jnp.ones(3), jnp.ones(2)), "centred: weights has shape (2,), scores has (3,)"),
+        (lambda: centered(jnp.ones(3), jnp.ones(2)), "centered: weights has shape (2,), scores has (3,)"),
         (lambda: max_leave_one_out(jnp.ones((2, 3))), "max_leave_one_out: scores has shape (2, 3), wanted [G]"),
         (lambda: pass_at_k(jnp.ones((2, 3))), "max_leave_one_out: scores has shape (2, 3), wanted [G]"),
         (lambda: greedy_baseline(jnp.ones((2, 3)), 1.0), "greedy_baseline: scores has shape (2, 3), wanted [G]"),
@@ -313,7 +313,7 @@ def test_kl_in_score_equals_the_formula():
 
 
 def test_kl_in_score_limits():
-    batch, advantage = scored(), per_group(centred)
+    batch, advantage = scored(), per_group(centered)
     plain = advantage(batch)
     np.testing.assert_array_equal(kl_in_score(advantage, 0)(batch._replace(ref_log_probs=None)), plain)
     np.testing.assert_allclose(

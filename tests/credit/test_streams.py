@@ -284,7 +284,7 @@ def expected_gradient(credit: credits.Credit, values: np.ndarray) -> np.ndarray:
 
 
 TRUE = true_values(np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True))
-LEARNT = np.append(np.random.default_rng(2).normal(size=STATES), 0.0)
+LEARNED = np.append(np.random.default_rng(2).normal(size=STATES), 0.0)
 FORMS = [
     credits.total_return,
     credits.return_to_go,
@@ -302,13 +302,13 @@ def test_all_six_weights_have_the_policy_gradient_with_the_true_values():
         np.testing.assert_allclose(expected_gradient(credit, TRUE), gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_learnt_values_bias_those_weights_that_bootstrap_from_them():
+def test_learned_values_bias_those_weights_that_bootstrap_from_them():
     gradient = np.asarray(jax.jit(jax.grad(expected_return))(LOGITS))
-    bias = [np.abs(expected_gradient(credit, LEARNT) - gradient).max() for credit in FORMS]
+    bias = [np.abs(expected_gradient(credit, LEARNED) - gradient).max() for credit in FORMS]
     np.testing.assert_allclose(bias[:3], 0, atol=1e-12)
     assert min(bias[3:]) > 0.01
     # The longer the trace, the less of the wrong values is read.
-    longer = [np.abs(expected_gradient(credits.gae(x), LEARNT) - gradient).max() for x in (0.0, 0.5, 0.9, 1.0)]
+    longer = [np.abs(expected_gradient(credits.gae(x), LEARNED) - gradient).max() for x in (0.0, 0.5, 0.9, 1.0)]
     assert longer == sorted(longer, reverse=True)
 
 

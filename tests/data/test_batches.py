@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.data.batches import demonstration_rows, labelled_rows, pair_rows
-from rlax_llm.data.encoding import DemonstrationTokens, LabelledTokens, PairTokens
+from rlax_llm.data.batches import demonstration_rows, labeled_rows, pair_rows
+from rlax_llm.data.encoding import DemonstrationTokens, LabeledTokens, PairTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.padding import bucket, longest, pad_left, pad_right
 
@@ -15,12 +15,12 @@ PAD = 0
 IDS = st.lists(st.integers(1, 9), min_size=1, max_size=14)
 
 
-def literal(prompt, completion, learnt, widths):
+def literal(prompt, completion, learned, widths):
     """One row, cell by cell: tokens, valid and mask."""
     before, after = widths[0] - len(prompt), widths[1] - len(completion)
     tokens = [PAD] * before + prompt + completion + [PAD] * after
     valid = [False] * before + [True] * len(prompt + completion) + [False] * after
-    mask = [False] * widths[0] + learnt + [False] * after
+    mask = [False] * widths[0] + learned + [False] * after
     return tokens, valid, mask
 
 
@@ -57,7 +57,7 @@ def test_pairs_without_margins_have_none():
 @given(st.lists(st.tuples(st.integers(1, 3), IDS), min_size=2, max_size=8).filter(lambda r: len({p for p, _ in r}) > 1))
 def test_mismatched_rows_are_of_another_prompt_of_the_whole_batch(rows):
     size = len(rows)
-    batch = labelled_rows([LabelledTokens([prompt], ids, prompt == 1) for prompt, ids in rows], PAD)
+    batch = labeled_rows([LabeledTokens([prompt], ids, prompt == 1) for prompt, ids in rows], PAD)
     meetings = [sum(rows[b][0] == rows[b - offset][0] for b in range(size)) for offset in range(1, size)]
     offset = 1 + meetings.index(min(meetings))
     widths = 8, bucket(longest([ids for _, ids in rows]))
@@ -72,13 +72,13 @@ def test_mismatched_rows_are_of_another_prompt_of_the_whole_batch(rows):
 
 def test_pairs_come_apart_meet_no_prompt_of_their_own():
     """The rows of one prompt lie side by side, and a shift by one would pair them."""
-    rows = [LabelledTokens([prompt], [5, prompt], True) for prompt in (1, 1, 2, 2, 3, 3)]
-    batch = labelled_rows(rows, PAD)
+    rows = [LabeledTokens([prompt], [5, prompt], True) for prompt in (1, 1, 2, 2, 3, 3)]
+    batch = labeled_rows(rows, PAD)
     assert batch.completions.mask.any(-1).all()
     assert batch.completions.tokens[1::2, 9].tolist() == [3, 3, 1, 1, 2, 2]
 
 
-def test_demonstrations_are_learnt_where_they_are_the_assistants():
+def test_demonstrations_are_learned_where_they_are_the_assistants():
     rows = [
         DemonstrationTokens([1, 2], [3, 4, 5, 6], [True, False, False, True]),
         DemonstrationTokens([7], [8]),
@@ -122,7 +122,7 @@ def test_a_batch_of_one_width_needs_one_program():
         ),
         (pair_rows, [], "pair_rows: no rows, wanted at least one."),
         (demonstration_rows, [], "demonstration_rows: no rows, wanted at least one."),
-        (labelled_rows, [], "labelled_rows: no rows, wanted at least one."),
+        (labeled_rows, [], "labeled_rows: no rows, wanted at least one."),
     ],
 )
 def test_rows_that_do_not_fit_are_named(build, rows, said):
@@ -133,7 +133,7 @@ def test_rows_that_do_not_fit_are_named(build, rows, said):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_batch_of_one_prompt_has_no_mismatched_row(size):
-    batch = labelled_rows([LabelledTokens([1], [2, 3], True)] * size, PAD, (2, 2))
+    batch = labeled_rows([LabeledTokens([1], [2, 3], True)] * size, PAD, (2, 2))
     assert batch.completions.tokens.shape == (2 * size, 4)
     assert batch.completions.mask[::2].sum(-1).tolist() == [2] * size
     assert not batch.completions.mask[1::2].any()

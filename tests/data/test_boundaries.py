@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokenizers import CHATML, KINDS, LLAMA_2, ZEPHYR, metaspace
 
-from rlax_llm.data.encoding import encode_demonstrations, encode_labelled
+from rlax_llm.data.encoding import encode_demonstrations, encode_labeled
 from rlax_llm.data.messages import Verbatim
-from rlax_llm.data.preferences import Demonstration, Labelled, every_turn, last_turn
+from rlax_llm.data.preferences import Demonstration, Labeled, every_turn, last_turn
 from rlax_llm.models.tokenizer import Tokenizer
 
 MADE = {(kind, template): metaspace(kind, template) for kind in KINDS for template in (None, ZEPHYR, LLAMA_2, CHATML)}
@@ -32,7 +32,7 @@ def transformers_ids(tokenizer: Tokenizer, text: str, special: bool) -> list[int
 @pytest.mark.parametrize(("prompt", "completion"), [("2+2=", "4"), ("two plus two is", " four"), ("two\n", "four")])
 def test_a_base_models_row_is_the_unbroken_text(kind, prompt, completion):
     tokenizer = MADE[kind, None]
-    (row,) = encode_labelled(tokenizer, [Labelled(prompt, completion, True)])
+    (row,) = encode_labeled(tokenizer, [Labeled(prompt, completion, True)])
     whole = transformers_ids(tokenizer, prompt + completion, special=True)
     assert [*row.prompt, *row.completion] == [*whole, *tokenizer.eos_ids]
     assert row.prompt == transformers_ids(tokenizer, prompt, special=True) == tokenizer.encode_prompt(prompt)
@@ -50,10 +50,12 @@ def test_a_conversation_is_the_unbroken_one(kind, template):
     assert row.completion[-1] in tokenizer.eos_ids
     (turns,) = encode_demonstrations(tokenizer, [every_turn("w", {"messages": messages})])
     assert [*turns.prompt, *turns.completion] == ids
-    learnt = [token for token, own in zip(turns.completion, turns.learnt, strict=True) if own]
-    ends = [place for place, token in enumerate(learnt) if token == row.completion[-1]]
+    learned = [token for token, own in zip(turns.completion, turns.learned, strict=True) if own]
+    ends = [place for place, token in enumerate(learned) if token == row.completion[-1]]
     assert len(ends) == 2
-    assert tokenizer.decode(learnt).split() == ["four", "yes"] or tokenizer.decode(learnt).replace(" ", "") == "fouryes"
+    assert (
+        tokenizer.decode(learned).split() == ["four", "yes"] or tokenizer.decode(learned).replace(" ", "") == "fouryes"
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,7 +63,7 @@ def test_a_conversation_is_the_unbroken_one(kind, template):
 def test_any_base_models_row_spells_the_text_behind_the_samplers_prompt(kind, prompt, completion):
     """Also where a token of the unbroken text lies across the boundary: the sampler never reads that token."""
     tokenizer = MADE[kind, None]
-    (row,) = encode_labelled(tokenizer, [Labelled(prompt, completion, True)])
+    (row,) = encode_labeled(tokenizer, [Labeled(prompt, completion, True)])
     assert row.prompt == tokenizer.encode_prompt(prompt)
     ids = [*row.prompt, *row.completion[:-1]]
     whole = transformers_ids(tokenizer, prompt + completion, special=True)

@@ -1,12 +1,12 @@
-"""What is learnt is what a model has to write behind the prompt that generation reads, whatever the chat template."""
+"""What is learned is what a model has to write behind the prompt that generation reads, whatever the chat template."""
 
 from __future__ import annotations
 
 import pytest
 from made_tokenizers import CHATML, CUTTING, LLAMA_2, OPENING, SHOWING, ZEPHYR, metaspace
 
-from rlax_llm.data.encoding import encode_demonstrations, encode_labelled, encode_pairs
-from rlax_llm.data.preferences import every_turn, labelled, last_turn, pair
+from rlax_llm.data.encoding import encode_demonstrations, encode_labeled, encode_pairs
+from rlax_llm.data.preferences import every_turn, labeled, last_turn, pair
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ REASONED = "<think>\nadd them\n</think>\n\n4"
     [
         ("chatml", said(REASONED), BEFORE, REASONED + "<|im_end|>"),
         ("cutting", said("4"), BEFORE, "4<|im_end|>"),
-        # The prompt opens the reasoning: what is learnt goes on from there, however the row writes the opening.
+        # The prompt opens the reasoning: what is learned goes on from there, however the row writes the opening.
         ("opening", said(REASONED), BEFORE + "<think>\n", "add them\n</think>\n\n4<|im_end|>"),
         ("opening", said("<think>add them</think>4"), BEFORE + "<think>\n", "add them</think>4<|im_end|>"),
         ("opening", said("add them\n</think>\n\n4"), BEFORE + "<think>\n", "add them\n</think>\n\n4<|im_end|>"),
@@ -58,7 +58,7 @@ REASONED = "<think>\nadd them\n</think>\n\n4"
         ("zephyr", said("4"), "<|user|>\n2+2?</s>\n<|assistant|>\n", "4</s>"),
     ],
 )
-def test_what_is_learnt_follows_the_prompt_of_generation(tokenizers, shape, answer, prompt_text, completion):
+def test_what_is_learned_follows_the_prompt_of_generation(tokenizers, shape, answer, prompt_text, completion):
     assert texts(tokenizers[shape], ASK, answer) == (prompt_text, completion)
 
 
@@ -118,7 +118,7 @@ def test_a_beginning_takes_the_place_of_an_opening(tokenizers):
 
 def test_a_string_continues_a_beginning_too(tokenizers):
     tokenizer, prompt = tokenizers["chatml"], [*ASK, said("It is")]
-    (row,) = encode_labelled(tokenizer, [labelled("w", {"prompt": prompt, "completion": " four.", "label": True})])
+    (row,) = encode_labeled(tokenizer, [labeled("w", {"prompt": prompt, "completion": " four.", "label": True})])
     (same,) = encode_demonstrations(tokenizer, [last_turn("w", {"prompt": prompt, "completion": [said(" four.")]})])
     assert (row.prompt, row.completion) == (same.prompt, same.completion)
     assert texts(tokenizer, prompt, said(" four.")) == (BEFORE + "It is", " four.<|im_end|>")
@@ -132,17 +132,17 @@ CALLING = CHATML.replace(
 )
 
 
-def test_an_answer_of_several_turns_is_learnt_where_it_is_the_assistants():
+def test_an_answer_of_several_turns_is_learned_where_it_is_the_assistants():
     tokenizer = chatml(CALLING)
     row = {"prompt": ASK, "completion": TOOLS, "label": True}
-    (encoded,) = encode_labelled(tokenizer, [labelled("line 1", row)])
-    learnt = [token for token, own in zip(encoded.completion, encoded.learnt, strict=True) if own]
-    assert tokenizer.decode(learnt, skip_special=False) == "[add]<|im_end|>four<|im_end|>"
+    (encoded,) = encode_labeled(tokenizer, [labeled("line 1", row)])
+    learned = [token for token, own in zip(encoded.completion, encoded.learned, strict=True) if own]
+    assert tokenizer.decode(learned, skip_special=False) == "[add]<|im_end|>four<|im_end|>"
     whole = tokenizer.encode(tokenizer.conversation_text([*ASK, *TOOLS]))
     assert [*encoded.prompt, *encoded.completion] == whole[: len(encoded.prompt) + len(encoded.completion)]
     pairs = {"prompt": ASK, "chosen": TOOLS, "rejected": [said("five")]}
     (both,) = encode_pairs(tokenizer, [pair("line 1", pairs)])
-    assert (both.chosen, both.learnt) == (encoded.completion, (encoded.learnt, None))
+    assert (both.chosen, both.learned) == (encoded.completion, (encoded.learned, None))
 
 
 def test_sides_that_answer_different_prompts_are_refused(tokenizers):
@@ -155,7 +155,7 @@ def test_sides_that_answer_different_prompts_are_refused(tokenizers):
         encode_pairs(tokenizers["chatml"], [pair("line 1", row)])
 
 
-def test_turns_that_the_template_writes_otherwise_later_can_be_learnt_one_by_one(tokenizers):
+def test_turns_that_the_template_writes_otherwise_later_can_be_learned_one_by_one(tokenizers):
     messages = [*ASK, said("4"), {"role": "user", "content": "Sure?"}, said("yes")]
     with pytest.raises(DataError, match="writes earlier turns alike, or learn from the last answer alone"):
         encode_demonstrations(tokenizers["showing"], [every_turn("line 1", {"messages": messages})])

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from rlax_llm.data.encoding import (
     encode_demonstrations,
-    encode_labelled,
+    encode_labeled,
     encode_pair,
     encode_pairs,
 )
 from rlax_llm.data.messages import Verbatim
-from rlax_llm.data.preferences import Demonstration, Labelled, Pair, every_turn, last_turn
+from rlax_llm.data.preferences import Demonstration, Labeled, Pair, every_turn, last_turn
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ def test_verbatim_ids_spell_the_text_whatever_meets_at_the_boundary(tokenizer, p
 @settings(max_examples=30, deadline=None)
 @given(st.text(ALPHABET, min_size=1), st.text(ALPHABET, min_size=1))
 def test_characters_spell_the_text(prompt, completion):
-    (row,) = encode_labelled(CHARACTERS, [Labelled(prompt, completion, True)])
+    (row,) = encode_labeled(CHARACTERS, [Labeled(prompt, completion, True)])
     assert CHARACTERS.decode(row.prompt) == prompt
     assert CHARACTERS.decode(row.completion) == completion
     assert row.completion[-1] == 1
@@ -116,7 +116,7 @@ def test_a_template_without_a_stop_token_gets_one(templated):
 
 def test_nulls_in_messages_are_not_there(templated):
     tokenizer = templated("{% for m in messages %}{% if m.name is defined %}!{% endif %}{{ m.content }}.{% endfor %}")
-    (row,) = encode_labelled(tokenizer, [Labelled([user("a") | {"name": None}], [assistant("b")], True)])
+    (row,) = encode_labeled(tokenizer, [Labeled([user("a") | {"name": None}], [assistant("b")], True)])
     assert text(tokenizer, row.prompt) == "a."
 
 
@@ -126,13 +126,13 @@ def test_a_stop_token_in_the_text_is_not_doubled(tokenizer):
         assert row.chosen == [34, EOS]
 
 
-def test_every_turn_is_learnt_and_nothing_else(tokenizer):
+def test_every_turn_is_learned_and_nothing_else(tokenizer):
     messages = [user("1+1?"), assistant("2"), user("Sure?"), assistant("Yes.")]
     (row,) = encode_demonstrations(tokenizer, [every_turn("w", {"messages": messages})])
     assert text(tokenizer, [*row.prompt, *row.completion]) + "\n" == tokenizer.conversation_text(messages)
-    learnt = [token for token, own in zip(row.completion, row.learnt, strict=True) if own]
-    assert text(tokenizer, learnt) == "2<|im_end|>Yes.<|im_end|>"
-    between = [token for token, own in zip(row.completion, row.learnt, strict=True) if not own]
+    learned = [token for token, own in zip(row.completion, row.learned, strict=True) if own]
+    assert text(tokenizer, learned) == "2<|im_end|>Yes.<|im_end|>"
+    between = [token for token, own in zip(row.completion, row.learned, strict=True) if not own]
     assert text(tokenizer, between) == "\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
     (last,) = encode_demonstrations(tokenizer, [last_turn("w", {"messages": messages})])
     assert [*last.prompt, *last.completion] == [*row.prompt, *row.completion]
@@ -183,7 +183,7 @@ def test_a_bad_exchange_names_its_row(tokenizer, prompt, completion, said):
 
 def test_messages_need_a_chat_template():
     with pytest.raises(DataError) as caught:
-        encode_labelled(CHARACTERS, [Labelled([user("a")], [assistant("b")], True, "line 2")])
+        encode_labeled(CHARACTERS, [Labeled([user("a")], [assistant("b")], True, "line 2")])
     assert str(caught.value) == (
         "line 2: Tokenizer: the prompt is a list of messages and the tokenizer has no chat template; give a "
         "string, or a model with a chat template."
@@ -191,9 +191,9 @@ def test_messages_need_a_chat_template():
 
 
 def test_an_unknown_character_names_its_row():
-    rows = [Labelled("a", "b", True, "line 1"), Labelled("a", "bz", True, "line 2")]
+    rows = [Labeled("a", "b", True, "line 1"), Labeled("a", "bz", True, "line 2")]
     with pytest.raises(DataError, match=r"^line 2: Tokenizer\.encode: 'z' at position 1 is not in the alphabet"):
-        encode_labelled(CHARACTERS, rows)
+        encode_labeled(CHARACTERS, rows)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(templated):

@@ -25,7 +25,7 @@ def test_rows_are_disjoint_repeatable_and_solved_by_their_own_answers():
     assert scores(reward, held_out[:1], ["none"]) == [0.0]
 
 
-def test_neighbouring_seeds_share_no_run_of_entries():
+def test_neighboring_seeds_share_no_run_of_entries():
     questions = [[row["prompt"][0]["content"] for row in gym.load("chain_sum", 1, seed, size=20)[0]] for seed in (0, 1)]
     assert not set(questions[0]) & set(questions[1])
 

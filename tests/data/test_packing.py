@@ -30,8 +30,8 @@ def demonstrations(seed: int = 0, size: int = 20) -> list[DemonstrationTokens]:
     rows = []
     for index in range(size):
         prompt, completion = (random.integers(1, V, n).tolist() for n in random.integers(1, 30, 2))
-        learnt = random.integers(0, 2, len(completion)).astype(bool).tolist() if index % 3 == 0 else None
-        rows.append(DemonstrationTokens(prompt, completion, learnt))
+        learned = random.integers(0, 2, len(completion)).astype(bool).tolist() if index % 3 == 0 else None
+        rows.append(DemonstrationTokens(prompt, completion, learned))
     return rows
 
 
@@ -56,7 +56,7 @@ def test_packed_rows_hold_every_demonstration_once():
     for row, cell in zip(rows, by_row(rows, packed), strict=True):
         length = len(row.prompt) + len(row.completion)
         assert packed.tokens[cell].tolist() == row.prompt + row.completion
-        assert packed.mask[cell].tolist() == [False] * len(row.prompt) + (row.learnt or [True] * len(row.completion))
+        assert packed.mask[cell].tolist() == [False] * len(row.prompt) + (row.learned or [True] * len(row.completion))
         assert positions[cell].tolist() == list(range(length))
         assert len(set(packed.segments[cell].tolist())) == 1
         seen[cell] += 1
@@ -81,7 +81,7 @@ def test_packed_log_probs_are_those_of_rows_on_their_own():
             here = of_packed[bin_index, cells][len(row.prompt) :]
             there = of_alone[index, width : width + len(row.completion)]
             np.testing.assert_allclose(here, there, atol=1e-5)
-            assert np.count_nonzero(here) == sum(row.learnt or [True] * len(row.completion))
+            assert np.count_nonzero(here) == sum(row.learned or [True] * len(row.completion))
 
 
 def test_a_supervised_step_on_packed_rows_is_that_on_rows_of_their_own():

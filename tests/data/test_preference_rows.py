@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from rlax_llm.data.messages import Verbatim
 from rlax_llm.data.preferences import (
-    Labelled,
+    Labeled,
     Pair,
     every_turn,
-    labelled,
+    labeled,
     last_turn,
     pair,
     prompt_key,
     read_demonstrations,
-    read_labelled,
+    read_labeled,
     read_pairs,
     unpaired,
 )
@@ -61,7 +61,7 @@ def test_a_completion_takes_the_form_of_its_prompt():
         [assistant("2")],
         [assistant("3")],
     )
-    assert labelled("w", {"prompt": "1+1=", "completion": [assistant("2")], "label": True}).completion == "2"
+    assert labeled("w", {"prompt": "1+1=", "completion": [assistant("2")], "label": True}).completion == "2"
 
 
 def test_an_implicit_prompt_of_messages_is_whole_messages():
@@ -105,8 +105,8 @@ def test_an_implicit_prompt_is_the_longest_that_can_be(chosen, rejected):
 @pytest.mark.parametrize(("label", "meant"), [(True, True), (False, False), (1, True), (0, False), (1.0, True)])
 def test_labels_are_booleans_or_ones_and_noughts(label, meant):
     row = {"prompt": "a", "completion": "b", "label": label, "n": 3}
-    assert labelled("w", row) == Labelled("a", "b", meant, "w", {"n": 3})
-    assert labelled("w", row).label is meant
+    assert labeled("w", row) == Labeled("a", "b", meant, "w", {"n": 3})
+    assert labeled("w", row).label is meant
 
 
 def test_demonstrations_of_every_form():
@@ -123,7 +123,7 @@ def test_demonstrations_of_every_form():
 def test_pairs_come_apart_into_labels():
     pairs = [Pair("a", "b", "c", 0.5, "w", {"n": 1}), Pair("d", "e", "f")]
     apart = unpaired(pairs)
-    assert apart[:2] == [Labelled("a", "b", True, "w", {"n": 1}), Labelled("a", "c", False, "w", {"n": 1})]
+    assert apart[:2] == [Labeled("a", "b", True, "w", {"n": 1}), Labeled("a", "c", False, "w", {"n": 1})]
     assert [row.label for row in apart] == [True, False, True, False]
 
 
@@ -131,7 +131,7 @@ def test_files_of_each_form(write):
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
     path = write(*rows)
     assert [row.where for row in read_pairs(path)] == [f"{path}, line 1", f"{path}, line 2"]
-    assert list(read_labelled(path)) == unpaired(read_pairs(path))
+    assert list(read_labeled(path)) == unpaired(read_pairs(path))
     path = write({"messages": TURNS})
     assert len(read_demonstrations(path)[0].prompt) == 4
     assert len(read_demonstrations(path, form=every_turn)[0].prompt) == 2
@@ -166,7 +166,7 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
             "(prompt, chosen, rejected); did you mean 'choosen'?",
         ),
         (
-            labelled,
+            labeled,
             {"prompt": "a", "completion": "b"},
             "no column 'label'; the columns are prompt, completion, nearest to a demonstration (prompt, completion), "
             "wanted those of an unpaired preference (prompt, completion, label).",
@@ -213,13 +213,13 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
             "the last two messages of the rejected are both the assistant's; join them into one.",
         ),
         (
-            labelled,
+            labeled,
             LABEL | {"prompt": "Say \ud83d"},
             "the prompt has half of a character, '\\ud83d' (a lone surrogate), at position 4; write the character "
             "whole or remove it.",
         ),
         (
-            labelled,
+            labeled,
             SHOWN | {"label": True, "completion": [assistant("\udc00")]},
             "message 0 of the completion has half of a character, '\\udc00' (a lone surrogate), at position 0; write "
             "the character whole or remove it.",
@@ -234,10 +234,10 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
         (pair, PAIR | {"margin": [1]}, "the margin is a list, wanted a number."),
         (pair, PAIR | {"margin": float("nan")}, "the margin is nan, wanted a finite number."),
         (pair, PAIR | {"margin": float("-inf")}, "the margin is -inf, wanted a finite number."),
-        (labelled, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)."),
-        (labelled, LABEL | {"label": 2}, "the label is 2, wanted true or false (1 or 0)."),
-        (labelled, LABEL | {"label": None}, "the label is null, wanted true or false (1 or 0)."),
-        (labelled, LABEL | {"completion": ""}, "the completion is empty."),
+        (labeled, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)."),
+        (labeled, LABEL | {"label": 2}, "the label is 2, wanted true or false (1 or 0)."),
+        (labeled, LABEL | {"label": None}, "the label is null, wanted true or false (1 or 0)."),
+        (labeled, LABEL | {"completion": ""}, "the completion is empty."),
         (
             last_turn,
             SHOWN | {"completion": [user("2")]},
@@ -281,7 +281,7 @@ def test_a_bad_row_is_named(form, row, said):
 def test_a_file_with_labels_of_one_kind_is_refused(write):
     path = write(LABEL, LABEL | {"completion": "c"})
     with pytest.raises(DataError) as caught:
-        read_labelled(path)
+        read_labeled(path)
     assert str(caught.value) == f"{path}: all 2 labels are true; wanted desirable and undesirable ones."
 
 
@@ -303,8 +303,8 @@ def test_margins_are_in_all_rows_or_in_none(write, first, second, said):
         (read_pairs, PAIR, PAIR | {"rejected": ""}, "the rejected is empty"),
         (read_pairs, PAIR, PAIR | {"chosen": None}, "the chosen is null, wanted a string or a list of messages"),
         (read_pairs, PAIR, PAIR | {"prompt": " \ud83d"}, r"column 'prompt' holds half a character (\ud83d)"),
-        (read_labelled, LABEL, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)"),
-        (read_labelled, PAIR, PAIR | {"rejected": "b"}, "chosen and rejected are equal"),
+        (read_labeled, LABEL, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)"),
+        (read_labeled, PAIR, PAIR | {"rejected": "b"}, "chosen and rejected are equal"),
         (read_demonstrations, SHOWN, SHOWN | {"completion": ""}, "the completion is empty"),
         (read_demonstrations, {"messages": TURNS}, {"messages": []}, "the conversation is empty"),
     ],
@@ -329,7 +329,7 @@ def test_a_prompt_beside_whole_conversations_is_their_common_part(prompt):
     row = {"prompt": prompt, "chosen": [*begin, assistant("2")], "rejected": [*begin, assistant("3")]}
     assert pair("w", row)[:3] == (begin, [assistant("2")], [assistant("3")])
     row = {"prompt": prompt, "completion": [*begin, assistant("2")], "label": True}
-    assert labelled("w", row)[:2] == last_turn("w", row)[:2] == (begin, [assistant("2")])
+    assert labeled("w", row)[:2] == last_turn("w", row)[:2] == (begin, [assistant("2")])
 
 
 def test_a_conversation_may_go_on_or_begin_earlier_than_its_prompt():
@@ -345,7 +345,7 @@ def test_a_prompt_of_another_conversation_is_refused():
     for form, row in [
         (pair, {"prompt": "2+2?"} | sides),
         (pair, {"prompt": [user("2+2?")]} | sides),
-        (labelled, {"prompt": "2+2?", "completion": [*SHORT, assistant("2")], "label": 1}),
+        (labeled, {"prompt": "2+2?", "completion": [*SHORT, assistant("2")], "label": 1}),
     ]:
         with pytest.raises(DataError, match="w: the prompt is not in the conversation of the c"):
             form("w", row)
@@ -362,7 +362,7 @@ def test_strings_that_begin_with_the_prompt_beside_them_are_taken_without_it(wri
         f"{path}: 2 of 5 rows left out: 1 because chosen and rejected do not begin with the prompt, as most rows' do "
         "(line 4); 1 because the rejected is empty after the prompt (line 5)",
     ]
-    assert [row.completion for row in read_labelled(write(*rows))][:2] == [" 0", " no"]
+    assert [row.completion for row in read_labeled(write(*rows))][:2] == [" 0", " no"]
     shown = read_demonstrations(write({"prompt": ASKED, "completion": f"{ASKED} 2"}))
     assert shown[0][:2] == (ASKED, " 2")
 

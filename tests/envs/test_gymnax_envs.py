@@ -32,7 +32,7 @@ def a_run(environment, length, policy, seed=0):
     def run(key):
         return jax.lax.scan(advance, environment.reset(key), jax.random.split(key, length))
 
-    # Nothing here runs long enough for an optimised program to be worth its compilation.
+    # Nothing here runs long enough for an optimized program to be worth its compilation.
     program = jax.jit(run).lower(jax.random.key(seed))
     return program.compile(compiler_options={"xla_backend_optimization_level": "0"})(jax.random.key(seed))[1]
 

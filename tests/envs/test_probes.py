@@ -89,8 +89,8 @@ for END in ("termination", "truncation"):
     RULES[f"{END} is bootstrapped from the observation before it"] = {"beyond": ("before",)}
     RULES[f"{END} is bootstrapped from the next episode"] = {"beyond": ("next",)}
 OF_ACTIONS = {
-    "the action has not learnt",
-    "the action has learnt the opposite",
+    "the action has not learned",
+    "the action has learned the opposite",
     "the policy sees the other observation",
     "the policy does not see its observation",
     "the observation is not seen",
@@ -109,8 +109,10 @@ def test_mistaken_actions_are_worth_what_is_said(name):
     probe = COMPILED[name]
     first = {a: rolled_out(probe, 0, lambda o, a=a: a) for a in range(2)}
     wrong = 1 - int(best(probe)(probe.observations[0]))
-    np.testing.assert_allclose(probe.mistakes["the action has not learnt"][0], np.mean(list(first.values())), atol=1e-6)
-    opposite = {"matching": "the policy sees the other observation"}.get(name, "the action has learnt the opposite")
+    np.testing.assert_allclose(
+        probe.mistakes["the action has not learned"][0], np.mean(list(first.values())), atol=1e-6
+    )
+    opposite = {"matching": "the policy sees the other observation"}.get(name, "the action has learned the opposite")
     np.testing.assert_allclose(probe.mistakes[opposite][0], first[wrong], atol=1e-6)
 
 

@@ -22,7 +22,7 @@ from rlax_llm.cli.configuration import parse
 from rlax_llm.commands.ppo.settings import PpoConfig
 from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
 from rlax_llm.commands.sft.settings import SftConfig
-from rlax_llm.data.preferences import read_demonstrations, read_labelled, read_pairs
+from rlax_llm.data.preferences import read_demonstrations, read_labeled, read_pairs
 
 CONFIGS = {"sft": SftConfig, "reward": RewardConfig, "ppo": PpoConfig, "dpo": DpoConfig, "kto": KtoConfig}
 TEXTS = [["I love the rain.", "It rains.", "I hate rain.", "Rain."], ["Bread.", "Great bread.", "Bread!", "Bad bread."]]
@@ -62,7 +62,7 @@ def test_pairs_are_in_the_judges_order_and_readable(per_topic, tmp_path):
 
 def test_labels_follow_the_sign_of_the_score(tmp_path):
     write_rows(tmp_path / "labels.jsonl", label_rows(TEXTS, TOPICS[:2]))
-    rows = read_labelled(tmp_path / "labels.jsonl")
+    rows = read_labeled(tmp_path / "labels.jsonl")
     assert [row.label for row in rows] == [True, False, True, False]
 
 

@@ -21,7 +21,7 @@ from rlax_llm.envs.probes import PROBES, Probe, continuous_matching, diagnosis
 from rlax_llm.loops import control
 from rlax_llm.loops.collect import Steps
 from rlax_llm.loops.control import Collecting
-from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update, unnormalised
+from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update, unnormalized
 from rlax_llm.models.actor_critic import ActorCritic, from_apply
 from rlax_llm.natural.fisher import natural_direction
 from rlax_llm.natural.trpo import backtracking_search, improves_within
@@ -69,7 +69,7 @@ def any_probe(number: jax.Array) -> Environment:
 
 
 POLICY = linear(WIDTH)
-PLAIN = Learning(1, 1, credits.lambda_return(0.9), value_coef=1.0, normalise=unnormalised)
+PLAIN = Learning(1, 1, credits.lambda_return(0.9), value_coef=1.0, normalize=unnormalized)
 SEVERAL = Learning(4, 2, credits.lambda_return(0.9), value_coef=1.0)
 
 
@@ -195,7 +195,7 @@ def forgetting(update: Update, stale: jax.Array) -> Update:
 
 
 @functools.cache
-def learnt(recipe: Callable[..., Update]) -> dict[Case, tuple[np.ndarray, np.ndarray]]:
+def learned(recipe: Callable[..., Update]) -> dict[Case, tuple[np.ndarray, np.ndarray]]:
     """Values and probabilities of the actions at the probe's observations, of all cases in one program."""
     right = control.trajectory
     tables()  # outside of the trace, as it is kept
@@ -228,7 +228,7 @@ def diagnoses(cases: list[Case], recipe: Callable[..., Update] = reinforce) -> d
     """And the values are those that the diagnosis predicts, not only the nearest."""
     found = {}
     for case in cases:
-        probe, (values, _) = DISCRETE[case.probe], learnt(recipe)[case]
+        probe, (values, _) = DISCRETE[case.probe], learned(recipe)[case]
         found[case.probe] = diagnosis(probe, values)
         predicted = {"right": probe.values, **probe.mistakes}[found[case.probe]]
         np.testing.assert_allclose(values, predicted, atol=0.15, err_msg=str(case))
@@ -241,7 +241,7 @@ def diagnoses(cases: list[Case], recipe: Callable[..., Update] = reinforce) -> d
 )
 def test_every_recipe_solves_every_probe(recipe, form):
     for name, probe in DISCRETE.items():
-        values, probabilities = learnt(recipe)[Case(name, form)]
+        values, probabilities = learned(recipe)[Case(name, form)]
         assert diagnosis(probe, values) == "right", (name, values)
         np.testing.assert_allclose(values, probe.values, atol=0.08, err_msg=name)
         if probe.best_actions is not None:
@@ -306,7 +306,7 @@ def test_an_environment_that_resets_itself_bootstraps_from_the_next_episode():
 
 def test_a_blind_critic_shows():
     found = diagnoses(BLIND_CASES)
-    assert found == {"observed_reward": "the observation is not seen", "matching": "the action has not learnt"}
+    assert found == {"observed_reward": "the observation is not seen", "matching": "the action has not learned"}
 
 
 def test_a_lost_discount_shows():
@@ -315,9 +315,9 @@ def test_a_lost_discount_shows():
 
 def test_a_wrong_sign_shows():
     assert diagnoses(SIGN_CASES) == {
-        "two_arms": "the action has learnt the opposite",
+        "two_arms": "the action has learned the opposite",
         "matching": "the policy sees the other observation",
-        "delayed_reward": "the action has learnt the opposite",
+        "delayed_reward": "the action has learned the opposite",
         "two_steps": "right",
     }
 
@@ -325,7 +325,7 @@ def test_a_wrong_sign_shows():
 def test_stale_log_probabilities_stop_the_policy_at_the_clip():
     """Once the ratio is 1.2 there is no slope any more: the probability passes 0.6 by momentum alone."""
     (case,) = STALE_CASES
-    values, probabilities = learnt(ppo)[case]
-    assert diagnosis(DISCRETE["two_arms"], values) == "the action has not learnt"
+    values, probabilities = learned(ppo)[case]
+    assert diagnosis(DISCRETE["two_arms"], values) == "the action has not learned"
     assert 0.6 <= probabilities[0, 1] < 0.75
     np.testing.assert_allclose(values[0], probabilities[0, 1], atol=0.1)

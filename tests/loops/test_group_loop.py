@@ -73,7 +73,7 @@ def in_turn(objective, state, completions, scores, orders, optimizer, reference=
 
 @pytest.mark.parametrize("name", ["grpo_kl", "dapo", "rloo"])
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 2)])
-def test_a_batch_is_learnt_from_as_one_would_by_hand(name, epochs, minibatches):
+def test_a_batch_is_learned_from_as_one_would_by_hand(name, epochs, minibatches):
     params, completions, scores = fixed()
     reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
     init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), GroupLearning(epochs, minibatches))

@@ -53,7 +53,7 @@ def test_seeds_and_learning_rates_are_one_program():
     keys = jax.random.split(KEY, 3)
     rewards = jax.jit(jax.vmap(lambda rate: many(keys, rate)["reward"]))(rates)
     assert rewards.shape == (2, 3, 60)
-    assert np.abs(rewards[0].mean() - 1 / LETTERS) < 0.1  # nothing is learnt at a rate of 0
+    assert np.abs(rewards[0].mean() - 1 / LETTERS) < 0.1  # nothing is learned at a rate of 0
     assert np.all(rewards[1, :, -5:].mean(-1) > 0.6)
     alone = jax.jit(partial(run, rate=1e-2))(keys[1])[1]["reward"]
     np.testing.assert_allclose(rewards[1, 1, :5], alone[:5], atol=1e-6)

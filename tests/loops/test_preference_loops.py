@@ -203,8 +203,8 @@ def test_one_compilation_for_all_steps():
 
 
 @pytest.mark.parametrize("margins", [None, [0.5, 0.0, -1.0, 2.0]])
-@pytest.mark.parametrize("centring_coef", [0.0, 0.1])
-def test_reward_model_is_what_the_papers_write(margins, centring_coef):
+@pytest.mark.parametrize("centering_coef", [0.0, 0.1])
+def test_reward_model_is_what_the_papers_write(margins, centering_coef):
     completions = completions_of(5)
     demanded = np.zeros(PAIRS) if margins is None else np.array(margins)
     given = None if margins is None else jnp.asarray(demanded)
@@ -218,7 +218,7 @@ def test_reward_model_is_what_the_papers_write(margins, centring_coef):
 
     def literal(params) -> float:
         chosen, rejected = scores(params)[::2], scores(params)[1::2]
-        losses = [-log_sigma(w - x - m) + centring_coef * (w + x) ** 2 for w, x, m in zip(chosen, rejected, demanded)]
+        losses = [-log_sigma(w - x - m) + centering_coef * (w + x) ** 2 for w, x, m in zip(chosen, rejected, demanded)]
         return np.mean(losses)
 
     values = scores(PARAMS)
@@ -231,7 +231,7 @@ def test_reward_model_is_what_the_papers_write(margins, centring_coef):
         "max_reward": values.max(),
     }
     for micro_batches in (1, 4):
-        loop = reward_loop(scalar, links.logistic, optax.sgd(1.0), micro_batches, centring_coef)
+        loop = reward_loop(scalar, links.logistic, optax.sgd(1.0), micro_batches, centering_coef)
         gradient, metrics = one_step(loop, PARAMS, completions, given)
         assert set(metrics) == {*expected, "grad_norm"}
         for name, value in expected.items():
@@ -286,5 +286,5 @@ def test_errors_of_reward_models():
     loop = reward_loop(lambda params, rows: params["logits"][0], links.logistic, optax.sgd(1.0))
     refused(r"reward_loop: scores has shape \(5,\)", loop, completions_of(0))
     refused(r"reward_loop: margins has shape \(3,\)", loop, completions_of(0), jnp.ones(3))
-    with pytest.raises(ValueError, match=r"reward_loop: centring_coef is -0\.1"):
-        reward_loop(scalar, links.logistic, optax.sgd(1.0), centring_coef=-0.1)
+    with pytest.raises(ValueError, match=r"reward_loop: centering_coef is -0\.1"):
+        reward_loop(scalar, links.logistic, optax.sgd(1.0), centering_coef=-0.1)

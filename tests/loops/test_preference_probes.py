@@ -1,6 +1,6 @@
 """Probes whose answer is known in closed form, on models of a few completions: where does each preference loss end?
 
-A bandit over completions y with reference π_ref and rewards r. The policy that the KL-regularised objective
+A bandit over completions y with reference π_ref and rewards r. The policy that the KL-regularized objective
 ``E_π r − β KL(π‖π_ref)`` asks for is π* ∝ π_ref exp(r/β).
 """
 
@@ -220,7 +220,7 @@ def test_ipo_in_expectation_reaches_the_policy_of_mean_win_rates(seed):
 # KTO
 
 
-def labelled(counts: np.ndarray, desirable: np.ndarray) -> tuple[Completions, jax.Array]:
+def labeled(counts: np.ndarray, desirable: np.ndarray) -> tuple[Completions, jax.Array]:
     """Rows of own and mismatched completions: completion y ``counts[y]`` times, ``desirable[y]`` of them liked."""
     words = np.repeat(np.arange(COUNT), counts)
     labels = np.concatenate([np.arange(n) < liked for n, liked in zip(counts, desirable)])
@@ -253,7 +253,7 @@ def kto_policy(reference: np.ndarray, share: np.ndarray, liked: np.ndarray) -> t
 
 
 def run_kto(counts, desirable, start, steps: int, loss=None, rate: float = 0.05, **more):
-    completions, labels = labelled(counts, desirable)
+    completions, labels = labeled(counts, desirable)
     loop = label_loop(language, loss or kto(BETA), settling(steps, rate), **more)
     run = jax.jit(lambda: trained(loop, start, steps, completions, labels, ref_params=start))
     state, metrics = run()

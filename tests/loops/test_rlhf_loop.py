@@ -38,7 +38,7 @@ from rlax_llm.loops.minibatches import minibatch_rows
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
-from rlax_llm.loops.updates import unnormalised
+from rlax_llm.loops.updates import unnormalized
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes import group as recipes
 
@@ -58,7 +58,7 @@ def test_an_epoch_takes_every_row_once_and_keeps_groups_together():
 def test_one_step_without_a_critic_is_the_policy_loop_on_returns_to_go(objective):
     completions, scores = batch(), scores_of()
     params = parameters() | {"value": {"values": jnp.zeros(V)}}
-    shaping = Shaping(kl=KlInReward(0.4), trace=1.0, value_trace=1.0, advantages=unnormalised)
+    shaping = Shaping(kl=KlInReward(0.4), trace=1.0, value_trace=1.0, advantages=unnormalized)
     state, metrics = stepped(shaping, ONCE, completions, scores, objective=objective, params=params)
 
     ref = table({"logits": jnp.asarray(REFERENCE)}, completions)[0]
@@ -190,7 +190,7 @@ def test_a_coefficient_of_zero_reads_no_reference():
 def test_the_kl_may_stand_in_the_loss_too():
     completions, scores, shaping = batch(), scores_of(), Shaping(kl=KlInReward(0.2))
     plain, _ = stepped(shaping, ONCE, completions, scores)
-    penalised, _ = stepped(shaping, ONCE, completions, scores, objective=PPO._replace(kl=lambda p, q: 0.5 * k3(p, q)))
+    penalized, _ = stepped(shaping, ONCE, completions, scores, objective=PPO._replace(kl=lambda p, q: 0.5 * k3(p, q)))
 
     def penalty(policy):
         mask = completions.mask
@@ -198,7 +198,7 @@ def test_the_kl_may_stand_in_the_loss_too():
         return 0.5 * jnp.where(mask, jnp.exp(difference) - 1 - difference, 0.0).sum() / mask.sum()
 
     slope = jax.grad(penalty)(parameters()["policy"])["logits"]
-    moved = plain.params["policy"]["logits"] - penalised.params["policy"]["logits"]
+    moved = plain.params["policy"]["logits"] - penalized.params["policy"]["logits"]
     np.testing.assert_allclose(moved, slope, rtol=1e-6, atol=1e-9)  # weights are float32
 
 
@@ -264,25 +264,25 @@ def test_a_warm_up_teaches_the_value_model_alone():
 def test_scores_are_shaped_before_anything_else():
     completions = batch(truncated=np.arange(B) % 3 == 0)
     scores, shaping = scores_of(), Shaping(kl=KlInReward(0.2))
-    penalised = shaping._replace(scores=partial(missing_eos_penalty, penalty=0.7))
+    penalized = shaping._replace(scores=partial(missing_eos_penalty, penalty=0.7))
     expected = stepped(shaping, ONCE, completions, missing_eos_penalty(scores, completions.truncated, 0.7))
-    assert_same(stepped(penalised, ONCE, completions, scores), expected)
+    assert_same(stepped(penalized, ONCE, completions, scores), expected)
     # A rule may give a score to a completion that has none: it then teaches.
     replaced = shaping._replace(scores=partial(fixed_if_truncated, score=-1.0))
     metrics = stepped(replaced, ONCE, completions, scores.at[0].set(jnp.nan))[1]
     assert metrics["unscored_rows"] == 0
 
 
-def test_rewards_and_advantages_are_normalised_by_the_given_functions():
+def test_rewards_and_advantages_are_normalized_by_the_given_functions():
     completions, scores = batch(), scores_of()
     seen = {}
 
     def recorded(name, function):
-        def normalise(x, mask):
+        def normalize(x, mask):
             seen[name] = (x, mask)
             return function(x, mask)
 
-        return normalise
+        return normalize
 
     shaping = Shaping(
         kl=KlInReward(0.3), rewards=recorded("rewards", unit_variance), advantages=recorded("advantages", whiten)

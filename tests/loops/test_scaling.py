@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.loops.scaling import Moments, merged, standardised, unit_return, unscaled
+from rlax_llm.loops.scaling import Moments, merged, standardized, unit_return, unscaled
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -48,8 +48,8 @@ def test_a_large_offset_costs_no_digits_in_float32():
 
 @given(samples=samples)
 @few
-def test_standardised_samples_have_mean_0_and_variance_1(samples):
-    scaling = standardised(limit=1e6, eps=1e-12)
+def test_standardized_samples_have_mean_0_and_variance_1(samples):
+    scaling = standardized(limit=1e6, eps=1e-12)
     # Against the spread of each column: a variance that rounding alone makes has no meaning.
     samples = samples + np.arange(COUNT)[:, None]
     scaled = scaling.apply(scaling.update(scaling.init((2,)), jnp.asarray(samples)), jnp.asarray(samples))
@@ -59,7 +59,7 @@ def test_standardised_samples_have_mean_0_and_variance_1(samples):
 
 def test_before_any_sample_nothing_changes():
     x = jnp.array([[0.5, -2.0]])
-    for scaling in (standardised(), unit_return()):
+    for scaling in (standardized(), unit_return()):
         np.testing.assert_allclose(scaling.apply(scaling.init((2,)), x), x, rtol=1e-7)
     np.testing.assert_array_equal(unscaled.apply(unscaled.init((2,)), x), x)
     assert jax.tree.leaves(unscaled.update(unscaled.init((2,)), x)) == []
@@ -69,7 +69,7 @@ def test_the_literal_definitions_and_their_limits():
     moments = Moments(jnp.array(9.0), jnp.array([1.0, 100.0]), jnp.array([4.0, 0.25]))
     x = np.array([[2.0, 100.0], [-30.0, 107.0]])
     deviation = np.sqrt(np.array([4.0, 0.25]) + 0.5)
-    found = standardised(limit=8.0, eps=0.5).apply(moments, jnp.asarray(x))
+    found = standardized(limit=8.0, eps=0.5).apply(moments, jnp.asarray(x))
     np.testing.assert_allclose(found, np.clip((x - [1.0, 100.0]) / deviation, -8, 8), rtol=1e-12)
     np.testing.assert_allclose(np.abs(found).max(), 8.0)
     found = unit_return(limit=8.0, eps=0.5).apply(moments, jnp.asarray(x))
@@ -85,13 +85,13 @@ def test_a_rewards_sign_is_kept_and_a_zero_stays_zero(x):
 
 def test_samples_of_any_shape():
     x = np.random.default_rng(0).normal(size=(7, 3, 4))
-    for scaling in (standardised(), unit_return()):
+    for scaling in (standardized(), unit_return()):
         moments = scaling.update(scaling.init((3, 4)), jnp.asarray(x))
         np.testing.assert_allclose(moments.variance, x.var(0), rtol=1e-9)
         assert scaling.apply(moments, jnp.asarray(x[:, None])).shape == (7, 1, 3, 4)
 
 
-@pytest.mark.parametrize("make", [standardised, unit_return])
+@pytest.mark.parametrize("make", [standardized, unit_return])
 @pytest.mark.parametrize("argument", ["limit", "eps"])
 @pytest.mark.parametrize("wrong", [0.0, -1.0])
 def test_errors_say_what_got_wanted(make, argument, wrong):

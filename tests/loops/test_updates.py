@@ -20,7 +20,7 @@ from rlax_llm.loops.updates import (
     along_streams,
     gradient_update,
     plain_value_loss,
-    unnormalised,
+    unnormalized,
 )
 from rlax_llm.models.actor_critic import recurrent
 from rlax_llm.recipes import control as control_recipes
@@ -56,9 +56,9 @@ def hand_written_gradient(params, rollout, advantages, targets, value_coef, entr
 # One gradient
 
 
-@pytest.mark.parametrize(("form", "normalise"), [*((form, unnormalised) for form in FORMS), ("gae", whiten)])
-def test_one_epoch_of_one_minibatch_is_the_hand_written_policy_gradient(params, rollout, form, normalise):
-    learning = ONCE._replace(target=credits.lambda_return(0.8), value_coef=0.3, entropy_coef=0.02, normalise=normalise)
+@pytest.mark.parametrize(("form", "normalize"), [*((form, unnormalized) for form in FORMS), ("gae", whiten)])
+def test_one_epoch_of_one_minibatch_is_the_hand_written_policy_gradient(params, rollout, form, normalize):
+    learning = ONCE._replace(target=credits.lambda_return(0.8), value_coef=0.3, entropy_coef=0.02, normalize=normalize)
     update = gradient_update(POLICY, control_recipes.reinforce(FORMS[form]), optax.sgd(1.0), learning)
     new, _, metrics = stepped(update, params, rollout)
     streams = [Trajectory(*(x[:, b] for x in rollout.trajectory)) for b in range(BATCH)]
@@ -66,7 +66,7 @@ def test_one_epoch_of_one_minibatch_is_the_hand_written_policy_gradient(params, 
         flat(np.stack([credit(stream) for stream in streams], 1)) for credit in (FORMS[form], learning.target)
     )
     error = np.square(flat(rollout.trajectory.values) - targets).mean() / 2
-    if normalise is whiten:
+    if normalize is whiten:
         advantages = (advantages - advantages.mean()) / np.sqrt(advantages.var(ddof=1) + 1e-8)
     expected = hand_written_gradient(params, rollout, advantages, targets, 0.3, 0.02)
     for name, gradient in expected.items():

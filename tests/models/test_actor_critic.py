@@ -15,7 +15,7 @@ from rlax_llm.envs.probes import matching
 from rlax_llm.loops.control import Collecting, control_loop
 from rlax_llm.loops.updates import Learning, gradient_update
 from rlax_llm.models.actor_critic import distribution_over, from_apply, perceptron, recurrent
-from rlax_llm.models.initialisers import orthogonal
+from rlax_llm.models.initializers import orthogonal
 from rlax_llm.recipes.control import a2c
 
 THREE = Discrete(3)

@@ -165,7 +165,7 @@ def test_shared_prompts_give_the_same_values_and_gradients(name, remat):
     assert all(np.abs(x).max() > 1e-6 for x in jax.tree.leaves(wanted | {"head": np.ones(1)}))
 
 
-def test_rematerialisation_changes_no_gradient():
+def test_rematerialization_changes_no_gradient():
     tokens, valid = group_rows()
     params = random_params(LLAMA)
 

@@ -83,12 +83,12 @@ def write(path: Path, config=LLAMA, architecture="llama", pre="smollm", kind="F3
     writer.add_eot_token_id(1)
     writer.add_chat_template("{{ messages[0].content }}<|turn|>")
     extra(writer)
-    quantisation = GGMLQuantizationType[kind]
+    quantization = GGMLQuantizationType[kind]
     for name, value in tensors_of(config, parameters(config), architecture).items():
         if value.ndim == 1 or kind == "F32":
             writer.add_tensor(name, value)
         else:
-            writer.add_tensor(name, quantize(value, quantisation), raw_dtype=quantisation)
+            writer.add_tensor(name, quantize(value, quantization), raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -114,7 +114,7 @@ def test_config_and_parameters_come_back(tmp_path, config, architecture):
 
 
 @pytest.mark.parametrize(("kind", "atol"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 2e-1)])
-def test_quantised_weights_come_back_nearly(tmp_path, kind, atol):
+def test_quantized_weights_come_back_nearly(tmp_path, kind, atol):
     _, params, _ = read_gguf(write(tmp_path / "m.gguf", kind=kind))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), params, parameters(LLAMA))
     _, half, _ = read_gguf(tmp_path / "m.gguf", np.float16)
@@ -135,7 +135,7 @@ def llama3_divisors(factor: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama3_rope_is_recognised_by_its_divisors(tmp_path, factor):
+def test_llama3_rope_is_recognized_by_its_divisors(tmp_path, factor):
     config = replace(LLAMA, rope_theta=500_000.0)
     path = write(
         tmp_path / "m.gguf", config, extra=lambda w: w.add_tensor("rope_freqs.weight", llama3_divisors(factor))

@@ -305,7 +305,7 @@ def changed(directory: Path, **fields) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_the_scale_of_rank_stabilised_adapters_is_read(directory):
+def test_the_scale_of_rank_stabilized_adapters_is_read(directory):
     changed(directory, use_rslora=True, target_modules="all-linear")
     config, _ = read_adapter(directory, BASES["llama"])
     np.testing.assert_allclose(lora_of(config).scale, 5 / math.sqrt(3), rtol=1e-12)

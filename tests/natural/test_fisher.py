@@ -225,7 +225,7 @@ def test_it_is_the_best_step_on_its_ellipsoid():
         assert dot(gradient, other) < dot(gradient, best)
 
 
-def test_it_does_not_depend_on_the_parametrisation_as_plain_gradients_do():
+def test_it_does_not_depend_on_the_parametrization_as_plain_gradients_do():
     # θ = sinh(M φ): the natural step in φ, pushed forward, is the natural step in θ.
     random = np.random.default_rng(40)
     theta = jnp.asarray(random.normal(size=(2, 3)))

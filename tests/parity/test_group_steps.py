@@ -25,7 +25,7 @@ from rlax_llm import group_loop
 from rlax_llm.core.kl import k3, kl_penalty
 from rlax_llm.core.types import Completions, PolicyBatch
 from rlax_llm.credit.batches import batch_std
-from rlax_llm.credit.groups import centred, per_group
+from rlax_llm.credit.groups import centered, per_group
 from rlax_llm.loops.group import group_advantages
 from rlax_llm.models.scoring import LogProbs, group_log_probs
 from rlax_llm.policy.coupled import importance_corrected, off_policy_masked
@@ -67,7 +67,7 @@ GRPO = {
     "dapo, clip higher": Case(trl.grpo(eps_high=0.28), {"epsilon_high": 0.28}),
     "dapo, delta": Case(trl.grpo(delta=1.3), {"delta": 1.3}),
     "dapo, batch": Case(trl.grpo()._replace(advantage=batch_std()), {"scale_rewards": "batch"}),
-    "dapo, none": Case(trl.grpo()._replace(advantage=per_group(centred)), {"scale_rewards": "none"}),
+    "dapo, none": Case(trl.grpo()._replace(advantage=per_group(centered)), {"scale_rewards": "none"}),
     "dapo, kl": Case(trl.grpo(BETA), PLAIN_KL),
     "dapo, corrected kl": Case(trl.grpo_corrected_kl(BETA), {"beta": BETA}),
     "dapo, filtered": Case(trl.grpo(BETA), PLAIN_KL | FILTERED),
@@ -89,7 +89,7 @@ GRPO = {
     "grpo, sequence, kl": Case(trl.gspo(NARROW)._replace(kl=KL), {"loss_type": "grpo"} | SEQUENCE | PLAIN_KL),
     "dr_grpo": Case(trl.dr_grpo(peers.LIMIT), {"loss_type": "dr_grpo"}),
     "dr_grpo, none, filtered": Case(
-        trl.dr_grpo(peers.LIMIT)._replace(advantage=per_group(centred)),
+        trl.dr_grpo(peers.LIMIT)._replace(advantage=per_group(centered)),
         {"loss_type": "dr_grpo", "scale_rewards": "none"} | FILTERED,
     ),
     "luspo": Case(trl.luspo(NARROW), {"loss_type": "luspo"} | SEQUENCE),
@@ -292,7 +292,7 @@ NAMES = CLIPPED | {"policy_loss": "loss"} | {x: x for x in ("grad_norm", "entrop
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_ten_steps_of_the_default_loss(iterations, models, tmp_path):
-    """Each completion learnt from once, and twice: then every second step is off policy.
+    """Each completion learned from once, and twice: then every second step is off policy.
 
     Parameters stay within 1e-4 of how far they have come.
     """

@@ -1,6 +1,6 @@
 """Whole optimizer steps against TRL's trainers: the same tiny Llama, the same pairs and labels, ten steps of AdamW.
 
-TRL gets texts, tokenises them itself and runs ``trainer.train()``; ours gets the token ids in its own layout. The
+TRL gets texts, tokenizes them itself and runs ``trainer.train()``; ours gets the token ids in its own layout. The
 metrics of every step are compared, and the parameters after it.
 """
 
@@ -243,7 +243,7 @@ def test_dpo_trainer(name, dtype, directory, tmp_path):
 # Labels
 
 
-def labelled(seed: int) -> dict[str, list]:
+def labeled(seed: int) -> dict[str, list]:
     random = np.random.default_rng(seed)
     count = STEPS * BATCH
     return {
@@ -276,7 +276,7 @@ LABEL_METRICS = {
     ("loss_type", "dtype"), [("kto", "float32"), ("kto", "float64"), ("apo_zero_unpaired", "float64")]
 )
 def test_kto_trainer(loss_type, dtype, directory, tmp_path):
-    data, weights = labelled(1), {"desirable_weight": 1.2, "undesirable_weight": 0.7}
+    data, weights = labeled(1), {"desirable_weight": 1.2, "undesirable_weight": 0.7}
     fields = {"beta": BETA, "loss_type": loss_type} | weights
     peer = theirs(KTOTrainer, KTOConfig, language_models(directory, dtype), tmp_path, data, **fields)
     model = group_log_probs(CONFIG, (1, PROMPT))
@@ -297,7 +297,7 @@ REWARD_METRICS = {name: name for name in ("loss", "accuracy", "margin", "min_rew
 
 @pytest.mark.parametrize(("demanding", "dtype"), [(False, "float32"), (True, "float64")])
 def test_reward_trainer(demanding, dtype, tmp_path):
-    """TRL's rows are prompt and completion as one; margins and centring together in the second case."""
+    """TRL's rows are prompt and completion as one; margins and centering together in the second case."""
     data = pairs(2)
     write_scalar(tmp_path / "scalar", CONFIG, init_scalar(decoder.init(CONFIG, jax.random.key(0)), jax.random.key(1)))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scalar", dtype=DTYPES[dtype])

@@ -23,7 +23,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.credit.shaping import kl_in_reward, missing_eos_penalty, score_at_end
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, token_credit, token_rewards
-from rlax_llm.loops.updates import unnormalised
+from rlax_llm.loops.updates import unnormalized
 from rlax_llm.recipes import control as control_recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -266,11 +266,11 @@ def test_a_step_on_completions_that_fill_their_room_is_trls(estimator, whitened)
     shaping = Shaping(
         scores=partial(missing_eos_penalty, penalty=1.0),
         kl=KlInReward(BETA, ESTIMATORS[estimator]),
-        rewards=unit_variance if whitened else unnormalised,
+        rewards=unit_variance if whitened else unnormalized,
     )
     log_probs, values, metrics = our_step(data, shaping, 4)
-    penalised = data._replace(scores=data.scores - 1.0 * (data.last % 2 == 0))
-    expected = their_step(penalised, estimator, whitened, 0.95, 4)
+    penalized = data._replace(scores=data.scores - 1.0 * (data.last % 2 == 0))
+    expected = their_step(penalized, estimator, whitened, 0.95, 4)
     assert_close(log_probs, expected[0], 1e-6)
     assert_close(values, expected[1], 1e-6)
     names = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction")
@@ -278,11 +278,11 @@ def test_a_step_on_completions_that_fill_their_room_is_trls(estimator, whitened)
     assert np.all(expected[2][2:] > 0)
     assert_close(metrics["approx_kl"], 0.5 * np.square(expected[3]).mean(), 1e-6)
     assert_close(metrics["ratio"], np.exp(expected[3]).mean(), 1e-6)
-    kl = their_kl(penalised, estimator).sum(1).mean()
+    kl = their_kl(penalized, estimator).sum(1).mean()
     assert_close(metrics["kl"], kl)
-    assert_close(metrics["score"], penalised.scores.mean())
+    assert_close(metrics["score"], penalized.scores.mean())
     assert_close(metrics["non_score_reward"], -BETA * kl)
-    assert_close(metrics["rlhf_reward"], penalised.scores.mean() - BETA * kl)
+    assert_close(metrics["rlhf_reward"], penalized.scores.mean() - BETA * kl)
 
 
 def test_on_ragged_completions_the_policy_is_trls_at_lambda_one():

@@ -67,7 +67,7 @@ def torch_model(family: str, fields: dict) -> torch.nn.Module:
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**SHAPE | fields)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():  # larger than at initialisation: biases and norms are to matter, attention to be sharp
+    with torch.no_grad():  # larger than at initialization: biases and norms are to matter, attention to be sharp
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter)) if parameter.ndim == 1 else parameter.mul_(5.0)
     return model

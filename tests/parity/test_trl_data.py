@@ -33,7 +33,7 @@ def test_implicit_prompts_of_messages_are_extracted_alike(contents):
     assert pair("w", row)[:3] == (wanted["prompt"], wanted["chosen"], wanted["rejected"])
 
 
-def test_pairs_come_apart_into_the_same_labelled_completions():
+def test_pairs_come_apart_into_the_same_labeled_completions():
     rows = [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(4)]
     wanted = unpair_preference_dataset(Dataset.from_list(rows)).to_list()
     own = [row._asdict() for row in unpaired([pair("w", row) for row in rows])]

@@ -37,13 +37,13 @@ from rlax_llm.preference import implicit_rewards, links
 from rlax_llm.preference.implicit_rewards import Responses, alpha_slope, log_prob, log_ratio, mean_log_prob, sloped
 from rlax_llm.preference.pairs import (
     PreferenceBatch,
-    length_desensitised,
+    length_desensitized,
     pair_loss,
     pair_mean,
     per_response,
     preference_loss,
 )
-from rlax_llm.preference.unpaired import LabelledBatch, kto, label_mean, mismatched_rows, reference_point, unpaired_loss
+from rlax_llm.preference.unpaired import LabeledBatch, kto, label_mean, mismatched_rows, reference_point, unpaired_loss
 from rlax_llm.recipes.preference import alpha_po, cpo, dpo, ipo, orpo, simpo
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -163,7 +163,7 @@ def test_f_divergences(divergence, loss_type):
     mask = masks(4, 2 * PAIRS)
     data = mask, *numbers(4, mask)
     reward = sloped(log_ratio(), SLOPES[divergence], 1.0 if loss_type == "ipo" else BETA)
-    reward = implicit_rewards.length_normalised(reward) if loss_type in ("ipo", "sigmoid_norm") else reward
+    reward = implicit_rewards.length_normalized(reward) if loss_type in ("ipo", "sigmoid_norm") else reward
     preference = DPO[loss_type][0]._replace(rewards=per_response(reward))
     assert_same(ours(preference, *data), trl_dpo(*data, loss_types=[loss_type], f_divergence_type=divergence))
 
@@ -179,11 +179,11 @@ def test_alpha_divergence(alpha):
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "nca_pair", "aot"])
 @pytest.mark.parametrize("tail_coef", [0.0, 0.4, 1.0])
-def test_length_desensitised(loss_type, tail_coef):
+def test_length_desensitized(loss_type, tail_coef):
     mask = masks(6, 2 * PAIRS)
     data = mask, *numbers(6, mask)
     preference, fields = DPO[loss_type]
-    damped = preference._replace(rewards=length_desensitised(preference.rewards, tail_coef))
+    damped = preference._replace(rewards=length_desensitized(preference.rewards, tail_coef))
     assert_same(ours(damped, *data), trl_dpo(*data, loss_types=[loss_type], ld_alpha=tail_coef, **fields))
 
 
@@ -296,18 +296,18 @@ def test_orpo():
 
 
 @pytest.mark.parametrize("margins", [None, [0.5, 0.0, -1.0, 2.0]])
-@pytest.mark.parametrize("centring_coef", [None, 0.01])
-def test_reward_model_loss(margins, centring_coef):
+@pytest.mark.parametrize("centering_coef", [None, 0.01])
+def test_reward_model_loss(margins, centering_coef):
     scores = np.random.default_rng(11).normal(size=(2, PAIRS))
     leaf = torch.tensor(scores.reshape(-1, 1), requires_grad=True)
     model = Model({"logits": leaf})
-    state = trainer(model, args=SimpleNamespace(center_rewards_coefficient=centring_coef))
+    state = trainer(model, args=SimpleNamespace(center_rewards_coefficient=centering_coef))
     inputs = {"attention_mask": torch.ones(2 * PAIRS, 3)}
     inputs |= {} if margins is None else {"margin": torch.tensor(margins, dtype=torch.float64)}
     loss = RewardTrainer.compute_loss(state, model, inputs)
     theirs = loss.item(), torch.autograd.grad(loss, leaf)[0].numpy().reshape(2, PAIRS)
     link = links.logistic if margins is None else links.shifted(links.logistic, np.array(margins))
-    link = link if centring_coef is None else links.centred_rewards(link, centring_coef)
+    link = link if centering_coef is None else links.centered_rewards(link, centering_coef)
 
     def mine(x: jax.Array):
         return pair_loss(link, x[0], x[1], jnp.full(PAIRS, 1 / PAIRS))
@@ -357,7 +357,7 @@ def test_kto_losses(loss_type, labels, seed):
         assert (anchor > 0) == (seed == 12)
 
     def mine(x: jax.Array):
-        batch = LabelledBatch(Responses(x, jnp.asarray(mask), ref_log_probs), jnp.asarray(labels), weights)
+        batch = LabeledBatch(Responses(x, jnp.asarray(mask), ref_log_probs), jnp.asarray(labels), weights)
         return unpaired_loss(algorithm, batch, anchor)[0]
 
     assert_same(jax.value_and_grad(mine)(jnp.asarray(log_probs)), theirs)

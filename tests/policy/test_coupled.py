@@ -146,9 +146,9 @@ def literal_kl_cov(batch: PolicyBatch) -> tuple[np.ndarray, np.ndarray]:
     largest = sorted(covariance, key=lambda i: -covariance[i])[:count]
     for i in covariance:
         x = batch.log_probs[i] - batch.old_log_probs[i]
-        penalised = i in largest
-        losses[i] = -batch.advantages[i] * np.exp(x) + penalised * 0.7 * abs(x)
-        gradient[i] = (-batch.advantages[i] * np.exp(x) + penalised * 0.7 * np.sign(x)) * batch.weights[i]
+        penalized = i in largest
+        losses[i] = -batch.advantages[i] * np.exp(x) + penalized * 0.7 * abs(x)
+        gradient[i] = (-batch.advantages[i] * np.exp(x) + penalized * 0.7 * np.sign(x)) * batch.weights[i]
     return losses, gradient
 
 

@@ -15,9 +15,9 @@ from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_
 from rlax_llm.policy.trust_regions import (
     cispo,
     clip,
-    discovered_policy_optimisation,
+    discovered_policy_optimization,
     dual_clip,
-    penalised,
+    penalized,
     sapo,
     score_function,
     unclipped,
@@ -127,8 +127,8 @@ def test_any_layout(name):
         cispo(ceiling=5.0),
         sapo(),
         vespo(),
-        discovered_policy_optimisation(),
-        penalised(unclipped, 0.3),
+        discovered_policy_optimization(),
+        penalized(unclipped, 0.3),
         dppo_tv(0.1),
         dppo_kl(0.1),
         off_policy_masked(clip(), 0.1),
@@ -144,7 +144,7 @@ def test_on_policy_every_trust_region_is_reinforce(region):
     assert metrics["clip_fraction"] == 0
 
 
-def test_on_policy_with_centred_advantages_the_value_is_zero_but_the_gradient_is_not():
+def test_on_policy_with_centered_advantages_the_value_is_zero_but_the_gradient_is_not():
     objective = recipes.dapo()
     batch = batch_for(objective, drift=0.0)
     mask = jnp.ones_like(batch.mask)

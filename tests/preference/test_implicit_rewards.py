@@ -14,8 +14,8 @@ from rlax_llm.preference.implicit_rewards import (
     alpha_slope,
     forward_kl_slope,
     jensen_shannon_slope,
-    length_normalised,
-    length_regularised,
+    length_normalized,
+    length_regularized,
     log_odds,
     log_prob,
     log_ratio,
@@ -35,7 +35,7 @@ LITERAL = {
     "log_ratio": (log_ratio(BETA), lambda p, q, n: BETA * (p - q)),
     "mean_log_prob": (mean_log_prob(BETA), lambda p, q, n: BETA * p / n),
     "mean_log_ratio": (mean_log_ratio(BETA), lambda p, q, n: BETA * (p - q) / n),
-    "length_regularised": (length_regularised(log_ratio(BETA), 0.1), lambda p, q, n: BETA * (p - q) + 0.1 * n),
+    "length_regularized": (length_regularized(log_ratio(BETA), 0.1), lambda p, q, n: BETA * (p - q) + 0.1 * n),
     "forward_kl": (sloped(log_ratio(), forward_kl_slope, BETA), lambda p, q, n: BETA * (1 - math.exp(q - p))),
     "jensen_shannon": (
         sloped(log_ratio(), jensen_shannon_slope, BETA),
@@ -49,8 +49,8 @@ LITERAL = {
         sloped(mean_log_prob(), alpha_slope(1 - 0.25), BETA),
         lambda p, q, n: BETA * (1 - math.exp(p / n) ** -0.25) / 0.25,
     ),
-    "normalised forward_kl": (
-        length_normalised(sloped(log_ratio(), forward_kl_slope, BETA)),
+    "normalized forward_kl": (
+        length_normalized(sloped(log_ratio(), forward_kl_slope, BETA)),
         lambda p, q, n: BETA * (1 - math.exp(q - p)) / n,
     ),
     "log_odds": (log_odds, lambda p, q, n: math.log(math.exp(p / n) / (1 - math.exp(p / n)))),
@@ -183,7 +183,7 @@ def test_log_odds_of_a_certain_and_of_an_unlikely_response():
     np.testing.assert_allclose(log_odds(np.full((1, 1), -50.0), None, one), [-50], rtol=1e-12)
 
 
-def test_one_token_needs_no_normalisation():
+def test_one_token_needs_no_normalization():
     log_probs, ref_log_probs = numbers(4)
     one = np.eye(5, dtype=bool)[:4]
     for plain, mean in ((log_prob, mean_log_prob), (log_ratio, mean_log_ratio)):

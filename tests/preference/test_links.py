@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlax_llm.preference.links import (
     against_zero,
     apo_down,
-    centred_rewards,
+    centered_rewards,
     chosen_drop,
     discopop,
     exo,
@@ -71,7 +71,7 @@ LITERAL = {
     "apo_zero": (against_zero(misranking), lambda w, r: 1 - sigma(w) + sigma(r)),
     "sppo": (against_zero(squared(0.7)), lambda w, r: (w - 0.7) ** 2 + (r + 0.7) ** 2),
     "dpop": (chosen_drop(logistic, 5.0), lambda w, r: -log_sigma(w - r - 5 * max(0.0, -w))),
-    "centred": (centred_rewards(logistic, 0.01), lambda w, r: -log_sigma(w - r) + 0.01 * (w + r) ** 2),
+    "centered": (centered_rewards(logistic, 0.01), lambda w, r: -log_sigma(w - r) + 0.01 * (w + r) ** 2),
     "mixed": (
         weighted_sum((0.8, logistic), (0.2, against_zero(logistic))),
         lambda w, r: -0.8 * log_sigma(w - r) - 0.2 * (log_sigma(w) + log_sigma(-r)),
@@ -138,7 +138,7 @@ def test_limiting_cases():
     w, r = np.random.default_rng(1).normal(size=(2, 6))
     for limit in (smoothed(hinge, 0.0), robust(hinge, 0.0), shifted(hinge, 0.0), chosen_drop(hinge, 0.0)):
         np.testing.assert_array_equal(limit(w, r), hinge(w, r))
-    for limit in (centred_rewards(hinge, 0.0), weighted_sum((1.0, hinge))):
+    for limit in (centered_rewards(hinge, 0.0), weighted_sum((1.0, hinge))):
         np.testing.assert_array_equal(limit(w, r), hinge(w, r))
     np.testing.assert_allclose(smoothed(logistic, 0.5)(w, r), smoothed(logistic, 0.5)(r, w), rtol=1e-12)
     np.testing.assert_allclose(robust(hinge, 0.2)(w, r), smoothed_by(hinge, -0.2 / 0.6)(w, r), rtol=1e-12)

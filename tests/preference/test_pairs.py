@@ -10,7 +10,7 @@ from preference_batches import CHOSEN, PAIRS, Pair, batch_of, log_sigma, loss_of
 
 from rlax_llm.policy.weightings import sequence_mean, token_mean
 from rlax_llm.preference.implicit_rewards import log_prob
-from rlax_llm.preference.links import centred_rewards, logistic, shifted, squared
+from rlax_llm.preference.links import centered_rewards, logistic, shifted, squared
 from rlax_llm.preference.pairs import (
     log_collision_probability,
     on_policy_weights,
@@ -134,7 +134,7 @@ def test_on_policy_weights_equal_the_formula():
 def test_reward_model_loss_equals_the_formula_with_its_gradients():
     scores = np.random.default_rng(17).normal(size=(2, PAIRS))
     margins, weights = np.array([0.5, 0.0, -1.0, 2.0]), np.array([0.4, 0.1, 0.3, 0.2])
-    link = centred_rewards(shifted(logistic, margins), 0.01)
+    link = centered_rewards(shifted(logistic, margins), 0.01)
 
     def expected() -> float:
         terms = [-log_sigma(w - r - m) + 0.01 * (w + r) ** 2 for w, r, m in zip(*scores, margins)]
@@ -148,7 +148,7 @@ def test_reward_model_loss_equals_the_formula_with_its_gradients():
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
 def test_a_score_of_weight_zero_is_never_read(garbage):
     scores, weights = np.array([[1.0, garbage], [2.0, garbage]]), np.array([1.0, 0.0])
-    link = centred_rewards(shifted(logistic, np.array([0.5, garbage])), 0.01)
+    link = centered_rewards(shifted(logistic, np.array([0.5, garbage])), 0.01)
     loss, gradient = jax.value_and_grad(lambda x: pair_loss(link, *x, weights)[0])(jnp.asarray(scores))
     np.testing.assert_allclose(loss, -log_sigma(-1.5) + 0.09, rtol=1e-12)
     assert not np.asarray(gradient)[:, 1].any()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlax_llm.preference.implicit_rewards import Responses, log_ratio
 from rlax_llm.preference.links import against_zero, logistic, misranking
 from rlax_llm.preference.unpaired import (
-    LabelledBatch,
+    LabeledBatch,
     against,
     bco,
     desirable_weight_range,
@@ -54,15 +54,15 @@ STEPS = {
 POINT = jax.jit(lambda rows: reference_point(log_ratio(BETA), rows))
 
 
-def step(name: str, batch: LabelledBatch, reference: float = 0.4):
+def step(name: str, batch: LabeledBatch, reference: float = 0.4):
     return STEPS[name](batch.responses.log_probs, batch, reference)
 
 
-def batch_of(seed: int = 0) -> LabelledBatch:
+def batch_of(seed: int = 0) -> LabeledBatch:
     random = np.random.default_rng(seed)
     mask = np.arange(WIDTH) < random.integers(1, WIDTH + 1, (ROWS, 1))
     log_probs, ref_log_probs = -random.exponential(0.7, size=(2, ROWS, WIDTH))
-    return LabelledBatch(Responses(log_probs, mask, ref_log_probs), random.random(ROWS) < 0.5, random.random(ROWS))
+    return LabeledBatch(Responses(log_probs, mask, ref_log_probs), random.random(ROWS) < 0.5, random.random(ROWS))
 
 
 def log_ratios(responses: Responses) -> list[float]:
@@ -72,7 +72,7 @@ def log_ratios(responses: Responses) -> list[float]:
     ]
 
 
-def literal(name: str, batch: LabelledBatch, reference: float) -> float:
+def literal(name: str, batch: LabeledBatch, reference: float) -> float:
     rows = zip(log_ratios(batch.responses), batch.desirable, batch.weights)
     return sum(weight * LITERAL[name][1](x, label, reference) for x, label, weight in rows)
 
@@ -152,7 +152,7 @@ def test_extreme_log_ratios_are_finite_in_every_precision(name, dtype, value):
     batch = batch_of(3)
     log_probs, ref_log_probs = (np.full((ROWS, WIDTH), x) for x in (-81 + max(value, 0), -81 + max(-value, 0)))
     responses = Responses(jnp.asarray(log_probs, dtype), batch.responses.mask, jnp.asarray(ref_log_probs, dtype))
-    (loss, _), gradient = step(name, LabelledBatch(responses, batch.desirable, batch.weights.astype(np.float32)))
+    (loss, _), gradient = step(name, LabeledBatch(responses, batch.desirable, batch.weights.astype(np.float32)))
     assert loss.dtype == jnp.float32
     assert gradient.dtype == dtype
     assert np.isfinite(np.asarray([loss, *gradient.ravel()], np.float64)).all()

@@ -12,7 +12,7 @@ from preference_batches import PAIRS, Pair, batch_of, log_sigma, loss_of, numeri
 
 from rlax_llm.preference.implicit_rewards import Responses, log_prob, log_ratio, mean_log_prob, mean_log_ratio
 from rlax_llm.preference.links import chosen_drop, hinge, logistic, sorted_pairs
-from rlax_llm.preference.pairs import PreferenceBatch, length_desensitised, per_response, preference_loss
+from rlax_llm.preference.pairs import PreferenceBatch, length_desensitized, per_response, preference_loss
 from rlax_llm.recipes.preference import alpha_po, aot, cpo, dpo, ipo, orpo, simpo, sppo
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -69,7 +69,7 @@ LITERAL = {
         dpo(0.3)._replace(link=chosen_drop(logistic, 5.0)),
         of_each(lambda p: -log_sigma(0.3 * (p.delta - 5 * max(0.0, p.ref_w - p.w)))),
     ),
-    "length-normalised dpo": (
+    "length-normalized dpo": (
         dpo(0.3)._replace(rewards=per_response(mean_log_ratio(0.3))),
         of_each(lambda p: -log_sigma(0.3 * p.mean_delta)),
     ),
@@ -105,9 +105,9 @@ def test_equals_the_formula_with_its_gradients(name):
 
 
 @pytest.mark.parametrize("tail_coef", [0.0, 0.4])
-def test_length_desensitised_equals_the_formula_with_its_gradient(tail_coef):
+def test_length_desensitized_equals_the_formula_with_its_gradient(tail_coef):
     batch = batch_of(1)
-    preference = dpo(0.3)._replace(rewards=length_desensitised(dpo(0.3).rewards, tail_coef))
+    preference = dpo(0.3)._replace(rewards=length_desensitized(dpo(0.3).rewards, tail_coef))
 
     def expected() -> float:
         return sum(-log_sigma(0.3 * Pair(batch, b, tail_coef).delta) for b in range(PAIRS)) / PAIRS
@@ -120,17 +120,17 @@ def test_length_desensitised_equals_the_formula_with_its_gradient(tail_coef):
         np.testing.assert_allclose(gradient, numeric_gradient(expected, side.log_probs), rtol=1e-6, atol=1e-8)
 
 
-def test_length_desensitised_limits():
+def test_length_desensitized_limits():
     batch, rewards = batch_of(2), per_response(log_ratio())
-    np.testing.assert_allclose(length_desensitised(rewards, 1.0)(batch), rewards(batch), rtol=1e-12)
+    np.testing.assert_allclose(length_desensitized(rewards, 1.0)(batch), rewards(batch), rtol=1e-12)
     shorter = [min(Pair(batch, b).length_w, Pair(batch, b).length_l) for b in range(PAIRS)]
     cut = [x._replace(mask=x.mask & (np.arange(x.mask.shape[1]) < np.c_[shorter])) for x in batch[:2]]
     expected = rewards(batch._replace(chosen=cut[0], rejected=cut[1]))
-    np.testing.assert_allclose(length_desensitised(rewards, 0.0)(batch), expected, rtol=1e-12)
+    np.testing.assert_allclose(length_desensitized(rewards, 0.0)(batch), expected, rtol=1e-12)
     without = batch._replace(
         chosen=batch.chosen._replace(ref_log_probs=None), rejected=batch.rejected._replace(ref_log_probs=None)
     )
-    of_policy = length_desensitised(per_response(log_prob()), 0.3)
+    of_policy = length_desensitized(per_response(log_prob()), 0.3)
     np.testing.assert_array_equal(of_policy(without), of_policy(batch))
 
 
@@ -233,8 +233,8 @@ def test_limiting_cases():
     sharp = preference_loss(alpha_po(1e-9, 2.0, 0.5), batch)[0]
     np.testing.assert_allclose(sharp, step("simpo", batch)[0][0], rtol=1e-6)
     plain = preference_loss(simpo(2.0, 0.0), batch)[0]
-    normalised = cpo()._replace(rewards=per_response(mean_log_prob(2.0)))
-    np.testing.assert_allclose(plain, preference_loss(normalised, batch)[0], rtol=1e-12)
+    normalized = cpo()._replace(rewards=per_response(mean_log_prob(2.0)))
+    np.testing.assert_allclose(plain, preference_loss(normalized, batch)[0], rtol=1e-12)
 
 
 def test_the_optimum_of_ipo_is_its_target_and_dpo_has_none():

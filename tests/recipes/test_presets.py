@@ -70,7 +70,7 @@ def z_scores(eps):
     )
 
 
-def centred(scores, mask, old, ref):
+def centered(scores, mask, old, ref):
     return per_token(grouped(scores, lambda g, i: g[i] - mean(g)), mask)
 
 
@@ -90,7 +90,7 @@ def length_weighted(scores, mask, old, ref):
 
 def nonzero_scaled(scores, mask, old, ref):
     alpha = ROWS / sum(1 for group in scores for s in group if s != 0)
-    return [[alpha * a for a in row] for row in centred(scores, mask, old, ref)]
+    return [[alpha * a for a in row] for row in centered(scores, mask, old, ref)]
 
 
 def returns_to_go(kl_coef, ddof):
@@ -111,7 +111,7 @@ def returns_to_go(kl_coef, ddof):
 
 
 def whitened_baseline(ddof):
-    return lambda scores, mask, old, ref: whitened(centred(scores, mask, old, ref), mask, ddof)
+    return lambda scores, mask, old, ref: whitened(centered(scores, mask, old, ref), mask, ddof)
 
 
 def clipped(ratio, advantage, low, high, ceiling=math.inf):
@@ -173,7 +173,7 @@ PLAIN = token_losses(lambda r, a, x: -a * x)
 NARROW = sequence_losses(lambda r, a, x: clipped(r, a, 0.8, 1.2))
 CASES = {
     "verl grpo": (verl.grpo(), z_scores(1e-6), DUAL, token_mean),
-    "verl dr_grpo": (verl.dr_grpo(), centred, DUAL, over_width),
+    "verl dr_grpo": (verl.dr_grpo(), centered, DUAL, over_width),
     "verl rloo": (verl.rloo(), leave_one_out, DUAL, token_mean),
     "verl reinforce++": (verl.reinforce_plus_plus(), returns_to_go(0.0, 1), DUAL, token_mean),
     "verl reinforce++ baseline": (verl.reinforce_plus_plus_baseline(), whitened_baseline(1), DUAL, token_mean),
@@ -182,7 +182,7 @@ CASES = {
     "verl gspo": (verl.gspo(), z_scores(1e-6), NARROW, row_mean),
     "verl gmpo": (verl.gmpo(), z_scores(1e-6), geometric(0.2), row_mean),
     "openrlhf group_norm": (openrlhf.grpo(), z_scores(1e-9), PPO, token_mean),
-    "openrlhf dr_grpo": (openrlhf.dr_grpo(), centred, PPO, token_mean),
+    "openrlhf dr_grpo": (openrlhf.dr_grpo(), centered, PPO, token_mean),
     "openrlhf rloo": (openrlhf.rloo(), leave_one_out, PPO, token_mean),
     "openrlhf reinforce": (openrlhf.reinforce_plus_plus(), returns_to_go(0.01, 0), PPO, token_mean),
     "openrlhf reinforce_baseline": (openrlhf.reinforce_plus_plus_baseline(), whitened_baseline(0), PPO, token_mean),

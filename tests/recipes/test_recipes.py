@@ -11,7 +11,7 @@ import pytest
 
 from rlax_llm.core.kl import k3
 from rlax_llm.core.types import PolicyBatch, Scored
-from rlax_llm.credit.groups import centred, per_group
+from rlax_llm.credit.groups import centered, per_group
 from rlax_llm.policy.objectives import policy_loss
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.policy.weightings import sequence_mean, token_mean
@@ -54,7 +54,7 @@ def literal_dapo(current, scores, old, ref, mask):
 
 
 def literal_dr_grpo(current, scores, old, ref, mask):
-    """Dr.GRPO (arXiv 2503.20783): the sum over tokens, divided by a constant, of plain centred scores."""
+    """Dr.GRPO (arXiv 2503.20783): the sum over tokens, divided by a constant, of plain centered scores."""
     total = 0.0
     for p, g, t in np.ndindex(P, G, T):
         if mask[p, g, t]:
@@ -176,7 +176,7 @@ def test_the_family():
         library(same, current, scores, old, ref, mask)[1], library(grpo, current, scores, old, ref, mask)[1]
     )
     same = dr_grpo._replace(weighting=sequence_mean)
-    other = grpo._replace(advantage=per_group(centred))
+    other = grpo._replace(advantage=per_group(centered))
     np.testing.assert_array_equal(
         library(same, current, scores, old, ref, mask)[1], library(other, current, scores, old, ref, mask)[1]
     )

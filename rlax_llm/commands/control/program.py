@@ -22,7 +22,7 @@ from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.control import Collecting, ControlState, control_loop
-from rlax_llm.loops.scaling import standardised, unit_return, unscaled
+from rlax_llm.loops.scaling import standardized, unit_return, unscaled
 from rlax_llm.loops.updates import (
     Learning,
     Metrics,
@@ -31,7 +31,7 @@ from rlax_llm.loops.updates import (
     gradient_update,
     natural_update,
     plain_value_loss,
-    unnormalised,
+    unnormalized,
 )
 from rlax_llm.models.actor_critic import ActorCritic, perceptron, recurrent
 from rlax_llm.natural.fisher import natural_direction
@@ -89,7 +89,7 @@ def _learning(config: Any) -> Learning:
         value_loss=plain_value_loss if plain else clipped_value_loss(config.value_clip_eps),
         value_coef=0.0 if config.value_coef is None else config.value_coef,
         entropy_coef=0.0 if config.entropy_coef is None else config.entropy_coef,
-        normalise=whiten if config.normalise_advantages else unnormalised,
+        normalize=whiten if config.normalize_advantages else unnormalized,
         kl_limit=None if config.kl_limit is None or _is_off(config.kl_limit) else config.kl_limit,
     )
 
@@ -132,7 +132,7 @@ RECIPES: dict[str, Recipe] = {
         lambda config: trust_regions.cispo(ceiling=1 + config.clip_eps, floor=1 - config.clip_eps)
     ),
     "sapo": _with_trust_region(lambda config: trust_regions.sapo()),
-    "discovered-policy-optimisation": _with_trust_region(lambda config: trust_regions.discovered_policy_optimisation()),
+    "discovered-policy-optimization": _with_trust_region(lambda config: trust_regions.discovered_policy_optimization()),
     "unclipped": _with_trust_region(lambda config: trust_regions.unclipped),
     "trpo": _trpo,
 }
@@ -182,8 +182,8 @@ def build(config: ControlConfig) -> ControlProgram:
         full.environments,
         full.horizon_steps,
         full.discount,
-        standardised() if full.normalise_observations else unscaled,
-        unit_return() if full.normalise_rewards else unscaled,
+        standardized() if full.normalize_observations else unscaled,
+        unit_return() if full.normalize_rewards else unscaled,
     )
     update = RECIPES[full.recipe](full, policy, _optimizer(full, iterations))
     init, step = control_loop(environment, policy, update, collecting)

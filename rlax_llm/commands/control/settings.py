@@ -55,7 +55,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dual-clip": _PPO,
     "cispo": _PPO,
     "sapo": _PPO,
-    "discovered-policy-optimisation": _PPO,
+    "discovered-policy-optimization": _PPO,
     "unclipped": _PPO,
     "trpo": _TRPO,
 }
@@ -70,9 +70,9 @@ _EVERYWHERE: dict[str, Any] = {
     "value_coef": 0.5,
     "entropy_coef": 0.0,
     "kl_limit": 0.0,
-    "normalise_observations": False,
-    "normalise_rewards": False,
-    "normalise_advantages": True,
+    "normalize_observations": False,
+    "normalize_rewards": False,
+    "normalize_advantages": True,
     "hidden": (64, 64),
     "shared": (),
     "memory": 0,
@@ -96,16 +96,16 @@ _SWING = {"discount": 0.9, "learning_rate": 1e-3, "horizon_steps": 1024, "value_
 _GRIDS = {"environments": 64, "total_steps": 10_000_000, "activation": "relu"}
 
 _TUNED: list[tuple[str, str, dict[str, Any]]] = [
-    ("Pendulum-v1", "*", _SWING | {"total_steps": 200_000, "normalise_observations": True, "normalise_rewards": True}),
+    ("Pendulum-v1", "*", _SWING | {"total_steps": 200_000, "normalize_observations": True, "normalize_rewards": True}),
     ("Pendulum-v1", "ppo", {"discount": 0.95, "anneal_learning_rate": False, "epochs": 10, "minibatches": 32}),
     ("Pendulum-v1", "trpo", {"discount": 0.95, "gae_lambda": 0.95, "kl_radius": 0.02}),
-    ("Acrobot-v1", "*", {"environments": 16, "normalise_observations": True, "normalise_rewards": True}),
+    ("Acrobot-v1", "*", {"environments": 16, "normalize_observations": True, "normalize_rewards": True}),
     ("Acrobot-v1", "trpo", {"environments": 4}),
-    ("MountainCar-v0", "*", {"environments": 16, "normalise_observations": True, "normalise_rewards": True}),
-    ("MountainCarContinuous-v0", "*", {"normalise_observations": True, "normalise_rewards": True}),
+    ("MountainCar-v0", "*", {"environments": 16, "normalize_observations": True, "normalize_rewards": True}),
+    ("MountainCarContinuous-v0", "*", {"normalize_observations": True, "normalize_rewards": True}),
     ("*-MinAtar", "*", _GRIDS),
     ("*-MinAtar", "ppo", {"learning_rate": 5e-3, "minibatches": 8}),
-    ("brax:*", "*", {"environments": 64, "normalise_observations": True, "normalise_rewards": True}),
+    ("brax:*", "*", {"environments": 64, "normalize_observations": True, "normalize_rewards": True}),
 ]
 """(environment, recipe, what they want), as patterns; a later row wins over an earlier one, all over the recipe's."""
 
@@ -147,10 +147,10 @@ class ControlConfig:
     environments: int | None = option(None, "rollout", "Environments of each seed, side by side.", _THEN)
     horizon_steps: int | None = option(None, "rollout", "Steps of each environment between two updates.", _THEN)
     discount: float | None = option(None, "rollout", "Discount of a step, from 0 to 1.", _THEN)
-    normalise_observations: bool | None = option(
+    normalize_observations: bool | None = option(
         None, "rollout", "Bring observations to mean 0 and variance 1, as seen so far.", _THEN
     )
-    normalise_rewards: bool | None = option(
+    normalize_rewards: bool | None = option(
         None, "rollout", "Divide rewards by the standard deviation of the discounted returns.", _THEN
     )
 
@@ -160,7 +160,7 @@ class ControlConfig:
     gae_lambda: float | None = option(
         None, "objective", "λ of the advantage estimate and of the critic's target, from 0 to 1.", _THEN
     )
-    normalise_advantages: bool | None = option(
+    normalize_advantages: bool | None = option(
         None, "objective", "Bring the advantages of a minibatch to mean 0 and variance 1.", "on"
     )
     entropy_coef: float | None = option(None, "objective", "Weight of the entropy, per nat.", _THEN)

@@ -104,7 +104,7 @@ def build_objective(config: GrpoConfig, reward_weights: tuple[float, ...] = (1.0
     several = "reward_weights" in takes
     if several and config.kl_in == "reward":
         raise ValueError(
-            f"grpo: recipe {config.recipe} normalises each reward by itself and has no score to take a KL from; give "
+            f"grpo: recipe {config.recipe} normalizes each reward by itself and has no score to take a KL from; give "
             "--kl-in loss."
         )
     objective = recipe(**given)

@@ -46,7 +46,7 @@ _NAMES = {
 
 
 class GroupPhase:
-    """Steps of group policy optimisation.
+    """Steps of group policy optimization.
 
     Args:
         config: with every default filled in.

@@ -30,7 +30,7 @@ from rlax_llm.data.tasks import Task
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.rlhf import RlhfLearning, RlhfState, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
-from rlax_llm.loops.updates import unnormalised
+from rlax_llm.loops.updates import unnormalized
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
@@ -191,7 +191,7 @@ def shaping_of(config: PpoConfig) -> Shaping:
     return Shaping(
         scores=partial(missing_eos_penalty, penalty=config.missing_eos_penalty),
         kl=kl,
-        rewards=unit_variance if config.whiten_rewards else unnormalised,
+        rewards=unit_variance if config.whiten_rewards else unnormalized,
         discount=config.discount,
         trace=config.policy_lambda,
         value_trace=config.value_lambda,

@@ -20,9 +20,9 @@ from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.commands.sft.phase import run_steps
 from rlax_llm.core.trees import joined
-from rlax_llm.data.batches import labelled_rows, pair_rows
-from rlax_llm.data.encoding import encode_labelled, encode_pairs
-from rlax_llm.data.preferences import Pair, read_labelled, read_pairs, unpaired
+from rlax_llm.data.batches import labeled_rows, pair_rows
+from rlax_llm.data.encoding import encode_labeled, encode_pairs
+from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, unpaired
 from rlax_llm.data.sifting import Kept, apart, numbered
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
@@ -76,7 +76,7 @@ def run_reward(config: RewardConfig) -> RunDirectory:
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
         scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), bool(config.remat))
-        return reward_loop(scores, logistic, optimizer, micro_batches, config.centring_coef)
+        return reward_loop(scores, logistic, optimizer, micro_batches, config.centering_coef)
 
     columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
     return _run(config, learner, Method(loop, lambda rows: _pair_batch(model, rows), {}, columns), rows)
@@ -116,7 +116,7 @@ def run_dpo(config: DpoConfig) -> RunDirectory:
 
 
 def run_kto(config: KtoConfig) -> RunDirectory:
-    """Train a language model on labelled completions, and leave a run directory.
+    """Train a language model on labeled completions, and leave a run directory.
 
     Args:
         config: the settings; those left open are chosen for the model.
@@ -137,7 +137,7 @@ def run_kto(config: KtoConfig) -> RunDirectory:
         return label_loop(log_probs, loss, optimizer, micro_batches, *weights, reference)
 
     def collate(rows: Sequence[Any]) -> Rows:
-        batch = labelled_rows(rows, model.tokenizer.pad_id)
+        batch = labeled_rows(rows, model.tokenizer.pad_id)
         # Only KTO's reference point reads the mismatched completions.
         step = 1 if reference is reference_point_of_mismatched else 2
         completions = jax.tree.map(lambda x: x[::step], batch.completions)
@@ -202,11 +202,11 @@ def _pairs(config: RewardConfig | DpoConfig, model: LanguageModel, learner: Lear
 
 def _labels(config: KtoConfig, model: LanguageModel, learner: Learner) -> Split:
     if config.data is not None:
-        return of_tables(read_labelled, encode_labelled, learner, config)
-    return of_records(apart(_sums(config, model).then(_labelled_each)), encode_labelled, learner, config)
+        return of_tables(read_labeled, encode_labeled, learner, config)
+    return of_records(apart(_sums(config, model).then(_labeled_each)), encode_labeled, learner, config)
 
 
-def _labelled_each(pairs: Sequence[Pair]) -> list[Any]:
+def _labeled_each(pairs: Sequence[Pair]) -> list[Any]:
     return [unpaired([pair]) for pair in pairs]
 
 

@@ -55,19 +55,19 @@ class RewardConfig(PreferenceSettings):
     command: ClassVar[str] = "reward"
 
     data: str | None = option(None, "task", _PAIRS_HELP, _BUILT_IN, "DATA")
-    centring_coef: float = option(
+    centering_coef: float = option(
         0.0, "objective", "Weight of the squared sum of a pair's scores: keeps them around 0."
     )
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        at_least(self, 0, "centring_coef")
+        at_least(self, 0, "centering_coef")
 
 
 @dataclass(frozen=True)
 class DpoConfig(PreferenceSettings):
-    """Settings of ``rlax-llm dpo``: preference optimisation on pairs.
+    """Settings of ``rlax-llm dpo``: preference optimization on pairs.
 
     Raises:
         ValueError: a value is out of its range, or the recipe does not have the setting.
@@ -106,7 +106,7 @@ class DpoConfig(PreferenceSettings):
 
 @dataclass(frozen=True)
 class KtoConfig(PreferenceSettings):
-    """Settings of ``rlax-llm kto``: optimisation of labelled completions.
+    """Settings of ``rlax-llm kto``: optimization of labeled completions.
 
     Raises:
         ValueError: a value is out of its range.
