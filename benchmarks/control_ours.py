@@ -20,7 +20,7 @@ import time
 
 from protocol import arguments, positive, print_line, spread
 
-from rlax_llm.commands.control.program import ControlConfig, build
+from rlax_llm.commands.control.program import ControlSettings, build
 from rlax_llm.host.compiling import compiled_with_effort
 from rlax_llm.loops.control import evaluate_greedily
 from rlax_llm.loops.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
@@ -45,7 +45,7 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", args.devices)
     else:
         cores_as_devices(args.seeds)
-    config = ControlConfig(env=args.environment, recipe=args.recipe, seeds=args.seeds, total_steps=args.steps)
+    config = ControlSettings(env=args.environment, recipe=args.recipe, seeds=args.seeds, total_steps=args.steps)
     program = build(config)
 
     def run(key: jax.Array) -> tuple:

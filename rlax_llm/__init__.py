@@ -213,7 +213,7 @@ _HOMES = {
     "loops.scaling": ("Moments", "Scaling", "standardized", "unit_return", "unscaled"),
     "loops.updates": ("Learning", "Penalty", "Rollout", "Update", "gradient_update", "natural_update"),
     "host.compiling": ("compiled_with_effort",),
-    "commands.control.program": ("ControlConfig", "ControlProgram", "build", "resolve"),
+    "commands.control.program": ("ControlSettings", "ControlProgram", "build", "resolve"),
     "loops.seeds": ("cores_as_devices", "on_devices", "over_seeds"),
     "natural.trpo": (
         "backtracking_search",

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import rlax_llm
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.setup import build_model
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
@@ -27,7 +27,7 @@ def run(example: str, names: dict) -> dict:
 
 
 def test_the_language_model_example_runs(monkeypatch):
-    monkeypatch.setattr(rlax_llm, "load_model", lambda name: build_model(GrpoConfig()), raising=False)
+    monkeypatch.setattr(rlax_llm, "load_model", lambda name: build_model(GrpoSettings()), raising=False)
     scores = np.random.default_rng(0).random((3, 8)).astype(np.float32)
     names = run(EXAMPLES[0], {"questions": ["1+2=", "12+34=", "5+5="], "scores": scores})
     completions, metrics = names["completions"], names["metrics"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import COLOURS, arguments, label, new_figure, plain, said, short, table, write
-from rlax_llm.commands.control.program import ControlConfig
+from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control.run import run_control
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
 def finished_run(task: Task, seeds: int, place: Path) -> RunDirectory:
     """The task's run: read, gone on with, or begun."""
-    config = ControlConfig(env=task.env, recipe=task.recipe, seeds=seeds, total_steps=task.steps, out=str(place))
+    config = ControlSettings(env=task.env, recipe=task.recipe, seeds=seeds, total_steps=task.steps, out=str(place))
     if not is_finished(place):
         run_control(dataclasses.replace(config, resume=str(place)) if place.exists() else config)
     if not is_finished(place):

@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
-from rlax_llm.commands.control.settings import ControlConfig
-from rlax_llm.commands.grpo.settings import GrpoConfig
-from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import PreferenceSettings
-from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
 from rlax_llm.host.run_directory import RunDirectory
 
-Settings = GrpoConfig | SftConfig | GenerateConfig | EvalConfig | ControlConfig | PreferenceSettings | PpoConfig
+Settings = (
+    GrpoSettings | SftSettings | GenerateSettings | EvalSettings | ControlSettings | PreferenceSettings | PpoSettings
+)
 
 _C = TypeVar("_C", bound=Settings)
 
@@ -78,10 +80,10 @@ def checked(kind: type[Settings], content: Mapping[str, Any], path: str | os.Pat
     Raises:
         ValueError: as :func:`read_yaml`.
 
-    >>> from rlax_llm.commands.sft.settings import SftConfig
-    >>> checked(SftConfig, {"learning_rate": "1e-3"}, "a.yaml")
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> checked(SftSettings, {"learning_rate": "1e-3"}, "a.yaml")
     {'learning_rate': 0.001}
-    >>> checked(SftConfig, {"learning_rte": 1e-3}, "a.yaml")
+    >>> checked(SftSettings, {"learning_rte": 1e-3}, "a.yaml")
     Traceback (most recent call last):
     ValueError: a.yaml: sft has no setting 'learning_rte'; did you mean 'learning_rate'?
     """

@@ -41,10 +41,10 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: naming the flag: unknown (and the nearest known), without a value, or with one of a wrong type.
 
-    >>> from rlax_llm.commands.sft.settings import GenerateConfig
-    >>> read_flags(GenerateConfig, ["--samples", "3", "--temperature=0.5", "hello"])
+    >>> from rlax_llm.commands.sft.settings import GenerateSettings
+    >>> read_flags(GenerateSettings, ["--samples", "3", "--temperature=0.5", "hello"])
     {'samples': 3, 'temperature': 0.5, 'prompt': 'hello'}
-    >>> read_flags(GenerateConfig, ["--sample", "3"])
+    >>> read_flags(GenerateSettings, ["--sample", "3"])
     Traceback (most recent call last):
     ValueError: generate has no flag --sample; did you mean --samples?
     """

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from rlax_llm.cli.configuration import Settings, parse
 from rlax_llm.cli.leaving import guarded, leaving_at_once
-from rlax_llm.commands.control.settings import ControlConfig
-from rlax_llm.commands.grpo.settings import GrpoConfig
-from rlax_llm.commands.ppo.settings import PpoConfig
-from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
-from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
 
 
 class Command(NamedTuple):
@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "grpo": Command(
-        GrpoConfig,
+        GrpoSettings,
         "grpo.run:run_grpo",
         "train a language model by reinforcement learning",
         """Train a language model by reinforcement learning: sample a group of completions for each prompt, reward them,
@@ -47,7 +47,7 @@ Examples:
   rlax-llm grpo --resume runs/words                     go on with a run that was interrupted""",
     ),
     "sft": Command(
-        SftConfig,
+        SftSettings,
         "grpo.run:run_sft",
         "train a language model on prompts and their answers",
         """Train a language model on prompts and their answers (supervised fine-tuning); only the answers' tokens count.
@@ -58,7 +58,7 @@ Examples:
   rlax-llm sft --resume runs/warm --steps 600           go on, and further than first asked""",
     ),
     "reward": Command(
-        RewardConfig,
+        RewardSettings,
         "preference.run:run_reward",
         "train a reward model on preference pairs",
         """Train a reward model: a language model whose head is replaced by one number, read at a completion's last
@@ -69,7 +69,7 @@ Examples:
   rlax-llm reward --model smollm2 --data pairs.jsonl --lora-rank 16 --out runs/judge""",
     ),
     "ppo": Command(
-        PpoConfig,
+        PpoSettings,
         "ppo.run:run_ppo",
         "train a language model by PPO against a reward model",
         """Train a language model by PPO with four models: the policy, a value model, a frozen reference that the policy
@@ -82,7 +82,7 @@ Examples:
   rlax-llm ppo --resume runs/mine                       go on with a run that was interrupted""",
     ),
     "dpo": Command(
-        DpoConfig,
+        DpoSettings,
         "preference.run:run_dpo",
         "train a language model on preference pairs",
         """Train a language model on preference pairs, without a reward model: DPO and its relatives.
@@ -94,7 +94,7 @@ Examples:
   rlax-llm dpo --data pairs.jsonl --recipe dpo:0.8,bco:0.2 --nll-coef 1""",
     ),
     "kto": Command(
-        KtoConfig,
+        KtoSettings,
         "preference.run:run_kto",
         "train a language model on labeled completions",
         """Train a language model on completions that are labeled desirable or not (KTO); no pairs are needed.
@@ -104,7 +104,7 @@ Examples:
   rlax-llm kto --model smollm2 --data labels.jsonl --desirable-weight 4 --lora-rank 16""",
     ),
     "eval": Command(
-        EvalConfig,
+        EvalSettings,
         "grpo.run:run_eval",
         "measure a model on held-out prompts",
         """Measure a model's reward and accuracy on held-out prompts.
@@ -115,7 +115,7 @@ Examples:
   rlax-llm eval --model smollm2 --samples 4 --temperature 0.7 --out runs/eval""",
     ),
     "generate": Command(
-        GenerateConfig,
+        GenerateSettings,
         "grpo.run:run_generate",
         "print a model's answer to a prompt",
         """Print a model's answer to a prompt as it is generated; chat models get the prompt in their chat template.
@@ -127,7 +127,7 @@ Examples:
 """.rstrip(),
     ),
     "control": Command(
-        ControlConfig,
+        ControlSettings,
         "control.run:run_control",
         "train policies in an environment, over many seeds at once",
         """Train policies in an environment, over many seeds in one compiled program, and evaluate them greedily.

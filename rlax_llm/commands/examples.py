@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.tasks import tell
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, within
@@ -95,7 +95,7 @@ def _tokens(kept: Kept[tuple[Any, Any]]) -> list[Any]:
     return [tokens for _, tokens in kept]
 
 
-def of_file(config: SftConfig, learner: Learner) -> Split:
+def of_file(config: SftSettings, learner: Learner) -> Split:
     """The demonstrations of ``config.data``: prompts with completions, conversations or texts.
 
     Args:

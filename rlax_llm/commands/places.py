@@ -22,8 +22,8 @@ def located(config: Any) -> Any:
     Args:
         config: settings of any command.
 
-    >>> from rlax_llm.commands.sft.settings import SftConfig
-    >>> located(SftConfig(model="char", data="no/such.jsonl")).data
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> located(SftSettings(model="char", data="no/such.jsonl")).data
     'no/such.jsonl'
     """
     return dataclasses.replace(config, **whole_paths({name: getattr(config, name, None) for name in (*_FILES, *_CODE)}))

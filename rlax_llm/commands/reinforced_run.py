@@ -15,7 +15,7 @@ from rlax_llm.commands.learner import Export, Learner
 from rlax_llm.commands.ppo.phase import PpoPhase
 from rlax_llm.commands.setup import WARM_START_LEARNING_RATE, with_defaults
 from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps
-from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.completions_table import completions_table
 from rlax_llm.host.endings import farewell, summary
 from rlax_llm.host.failures import RunFailed
@@ -55,7 +55,7 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
 def _warm_start(learner: Learner, phase: Phase) -> SupervisedPhase:
     config, task = phase.config, phase.task
     peak = WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
-    batch_size = with_defaults(SftConfig(model=config.model)).batch_size
+    batch_size = with_defaults(SftSettings(model=config.model)).batch_size
     examples, form = of_task(task, learner, config), own_rows(config, learner)
     return SupervisedPhase(config, learner, examples, form, optax.constant_schedule(peak), batch_size)
 

@@ -215,8 +215,8 @@ class RunSettings:
 def as_dict(config: Any) -> dict[str, Any]:
     """What a run's ``config.yaml`` holds: its command and every setting but where it is kept.
 
-    >>> from rlax_llm.commands.sft.settings import SftConfig
-    >>> saved = as_dict(SftConfig(seed=3, out="runs/a"))
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> saved = as_dict(SftSettings(seed=3, out="runs/a"))
     >>> saved["command"], saved["seed"], "out" in saved
     ('sft', 3, False)
     """
@@ -227,8 +227,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 def filled_in(config: Any, chosen: Mapping[str, Any]) -> Any:
     """The same settings with each ``None`` replaced by the value ``chosen`` for it, where there is one.
 
-    >>> from rlax_llm.commands.sft.settings import SftConfig
-    >>> filled_in(SftConfig(steps=5), {"steps": 100, "batch_size": 32}).batch_size
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> filled_in(SftSettings(steps=5), {"steps": 100, "batch_size": 32}).batch_size
     32
     """
     missing = {name: value for name, value in chosen.items() if getattr(config, name) is None}
@@ -244,11 +244,11 @@ def check_values(config: Any) -> None:
     Raises:
         ValueError: naming the command and the setting.
 
-    >>> from rlax_llm.commands.sft.settings import SftConfig
-    >>> SftConfig(learning_rate=float("inf"))
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> SftSettings(learning_rate=float("inf"))
     Traceback (most recent call last):
     ValueError: sft: learning_rate is inf, wanted a finite number.
-    >>> SftConfig(seed=2**32)
+    >>> SftSettings(seed=2**32)
     Traceback (most recent call last):
     ValueError: sft: seed is 4294967296, wanted a whole number from 0 to 4294967295.
     """

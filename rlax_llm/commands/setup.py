@@ -79,8 +79,8 @@ _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model'
 def with_defaults(config: Any) -> Any:
     """The settings with each that was left open filled in for the model, and its files by their whole paths.
 
-    >>> from rlax_llm.commands.grpo.settings import GrpoConfig
-    >>> with_defaults(GrpoConfig()).groups, with_defaults(GrpoConfig(model="smollm2")).groups
+    >>> from rlax_llm.commands.grpo.settings import GrpoSettings
+    >>> with_defaults(GrpoSettings()).groups, with_defaults(GrpoSettings(model="smollm2")).groups
     (128, 8)
     """
     config, small = located(config), _embedded(config.model)
@@ -112,8 +112,8 @@ def check_batch_of(config: Any) -> None:
     Raises:
         ValueError: naming the settings that are multiplied.
 
-    >>> from rlax_llm.commands.grpo.settings import GrpoConfig
-    >>> check_batch_of(with_defaults(GrpoConfig(group_size=10_000_000)))
+    >>> from rlax_llm.commands.grpo.settings import GrpoSettings
+    >>> check_batch_of(with_defaults(GrpoSettings(group_size=10_000_000)))
     Traceback (most recent call last):
     ValueError: grpo: groups · group_size · tokens of a row is 48,640,000,000, wanted at most 2,147,483,647; ...
     """
@@ -179,8 +179,8 @@ def _model(config: Any) -> LanguageModel:
 def stored_in(config: Any) -> Any:
     """The number format of a model's parameters: float32 where they are trained, else what is computed in.
 
-    >>> from rlax_llm.commands.sft.settings import SftConfig
-    >>> stored_in(SftConfig(dtype="bfloat16")), stored_in(SftConfig(dtype="bfloat16", lora_rank=8))
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> stored_in(SftSettings(dtype="bfloat16")), stored_in(SftSettings(dtype="bfloat16", lora_rank=8))
     (dtype('float32'), dtype(bfloat16))
     """
     trained = isinstance(config, ModelSettings) and not config.lora_rank

@@ -6,10 +6,10 @@ import dataclasses
 import sys
 from typing import Any
 
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.ppo.settings import PpoConfig
-from rlax_llm.commands.sft.settings import EVAL_SIZE, EvalConfig, SftConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.sft.settings import EVAL_SIZE, EvalSettings, SftSettings
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, prompts_within
 from rlax_llm.data.rows import DataError
@@ -26,7 +26,7 @@ def tell(report: str) -> None:
         print(report, file=sys.stderr)
 
 
-def build_task(config: GrpoConfig | SftConfig | PpoConfig, model: LanguageModel | Learner) -> Task:
+def build_task(config: GrpoSettings | SftSettings | PpoSettings, model: LanguageModel | Learner) -> Task:
     """The task or data file, split by ``config.seed``; rows that the model cannot read are left out, and told of."""
     reward, use = getattr(config, "reward", None), _use(config, model)
     if config.data is None:
@@ -36,7 +36,7 @@ def build_task(config: GrpoConfig | SftConfig | PpoConfig, model: LanguageModel 
     return _told(task)
 
 
-def build_measured(config: EvalConfig, model: LanguageModel) -> Task:
+def build_measured(config: EvalSettings, model: LanguageModel) -> Task:
     """The task to measure on: held-out rows of a built-in one, all rows of a file or as many as were asked for."""
     use = _use(config, model)
     if config.data is not None:
@@ -82,7 +82,7 @@ def _told_of_answers(task: Task) -> Task:
     return task
 
 
-def judged_task(config: GrpoConfig | PpoConfig, model: LanguageModel | Learner) -> Task:
+def judged_task(config: GrpoSettings | PpoSettings, model: LanguageModel | Learner) -> Task:
     """The task or data file; beside a reward model only with the Python rewards that were asked for."""
     task = build_task(config, model)
     return task if config.reward_model is None or config.reward is not None else dataclasses.replace(task, rewards=())

@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Export
-from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import PreferenceSettings
 from rlax_llm.commands.settings import as_dict
-from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import NOT_FINITE, turned
 from rlax_llm.host import checkpoints
 from rlax_llm.host.closing import closing, done_all
@@ -49,7 +49,7 @@ class Session:
     _kept: Any = None  # structure, shapes and dtypes of the last checkpoint's state
     beside: Callable[[Path, int], None] = staticmethod(lambda place, position: None)
 
-    def __init__(self, config: GrpoConfig | SftConfig | PreferenceSettings | PpoConfig, warm_start_steps: int):
+    def __init__(self, config: GrpoSettings | SftSettings | PreferenceSettings | PpoSettings, warm_start_steps: int):
         self.started = time.perf_counter()
         self.config = config
         self.warm_start_steps = warm_start_steps

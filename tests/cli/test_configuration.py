@@ -11,12 +11,12 @@ import yaml
 from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
-from rlax_llm.commands.control.settings import ControlConfig
-from rlax_llm.commands.grpo.settings import GrpoConfig
-from rlax_llm.commands.ppo.settings import PpoConfig
-from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.settings import as_dict
-from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
 from rlax_llm.host.run_directory import RunDirectory
 
 
@@ -34,7 +34,7 @@ def _parse(kind, *words):
 
 
 def test_without_flags_the_defaults_hold():
-    for kind, words in ((GrpoConfig, ()), (SftConfig, ()), (EvalConfig, ()), (GenerateConfig, ("hi",))):
+    for kind, words in ((GrpoSettings, ()), (SftSettings, ()), (EvalSettings, ()), (GenerateSettings, ("hi",))):
         assert _parse(kind, *words) == kind(*words)
 
 
@@ -42,21 +42,21 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(settings_file):
     path = settings_file(
         "command: grpo\nlearning_rate: 1e-5\nsteps: 7\nseed: 3\nremat: true\nkl_coef: 1\nrecipe: dapo\n"
     )
-    config = _parse(GrpoConfig, "--config", path, "--steps", "9")
-    want = GrpoConfig(learning_rate=1e-5, steps=9, seed=3, remat=True, kl_coef=1.0, recipe="dapo", config=path)
+    config = _parse(GrpoSettings, "--config", path, "--steps", "9")
+    want = GrpoSettings(learning_rate=1e-5, steps=9, seed=3, remat=True, kl_coef=1.0, recipe="dapo", config=path)
     assert config == want
     assert isinstance(config.kl_coef, float)
-    assert _parse(GrpoConfig, f"--config={path}", "--no-remat").remat is False
+    assert _parse(GrpoSettings, f"--config={path}", "--no-remat").remat is False
 
 
 def test_a_saved_config_gives_the_same_run(settings_file):
-    config = GrpoConfig(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", clip_norm=float("inf"))
+    config = GrpoSettings(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", clip_norm=float("inf"))
     path = settings_file(yaml.safe_dump(as_dict(config)))
-    assert _parse(GrpoConfig, "--config", path) == dataclasses.replace(config, out=None, config=path)
+    assert _parse(GrpoSettings, "--config", path) == dataclasses.replace(config, out=None, config=path)
 
 
 def test_a_prompt_may_be_in_the_file(settings_file):
-    assert _parse(GenerateConfig, "--config", settings_file("prompt: hello")).prompt == "hello"
+    assert _parse(GenerateSettings, "--config", settings_file("prompt: hello")).prompt == "hello"
 
 
 @pytest.mark.parametrize(
@@ -82,32 +82,35 @@ def test_a_prompt_may_be_in_the_file(settings_file):
 )
 def test_mistakes_in_a_file_are_named(settings_file, text, message):
     with pytest.raises(ValueError, match=message):
-        _parse(GrpoConfig, "--config", settings_file(text))
+        _parse(GrpoSettings, "--config", settings_file(text))
 
 
 def test_a_file_that_is_not_there():
     with pytest.raises(FileNotFoundError, match=r"there is no file none\.yaml"):
-        _parse(SftConfig, "--config", "none.yaml")
+        _parse(SftSettings, "--config", "none.yaml")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GrpoConfig(temperature=0.0), "temperature is 0.0, wanted a number greater than 0"),
-        (lambda: GrpoConfig(learning_rate=float("nan")), "learning_rate is nan"),
-        (lambda: GrpoConfig(top_p=1.5), "top_p is 1.5"),
-        (lambda: GrpoConfig(min_p=-0.1), "min_p is -0.1, wanted a number from 0 to 1"),
-        (lambda: EvalConfig(min_p=1.5), "min_p is 1.5, wanted a number from 0 to 1"),
-        (lambda: GenerateConfig("hi", min_new_tokens=-1), "min_new_tokens is -1, wanted at least 0"),
-        (lambda: GenerateConfig("hi", min_new_tokens=257), "min_new_tokens is 257, wanted at most max_new_tokens, 256"),
-        (lambda: PpoConfig(logit_bias="3"), "logit_bias holds '3', wanted TOKEN_ID=BIAS; give pairs with commas"),
-        (lambda: PpoConfig(logit_bias="3=1,x=2"), "logit_bias holds 'x=2', wanted TOKEN_ID=BIAS"),
-        (lambda: GrpoConfig(data="a.jsonl"), "data is given without reward"),
-        (lambda: EvalConfig(data="a.jsonl"), "eval: data is given without reward"),
-        (lambda: GrpoConfig(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of the"),
-        (lambda: SftConfig(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
-        (lambda: EvalConfig(samples=4), "samples is 4 at temperature 0, where all are the same"),
-        (lambda: GenerateConfig("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
+        (lambda: GrpoSettings(temperature=0.0), "temperature is 0.0, wanted a number greater than 0"),
+        (lambda: GrpoSettings(learning_rate=float("nan")), "learning_rate is nan"),
+        (lambda: GrpoSettings(top_p=1.5), "top_p is 1.5"),
+        (lambda: GrpoSettings(min_p=-0.1), "min_p is -0.1, wanted a number from 0 to 1"),
+        (lambda: EvalSettings(min_p=1.5), "min_p is 1.5, wanted a number from 0 to 1"),
+        (lambda: GenerateSettings("hi", min_new_tokens=-1), "min_new_tokens is -1, wanted at least 0"),
+        (
+            lambda: GenerateSettings("hi", min_new_tokens=257),
+            "min_new_tokens is 257, wanted at most max_new_tokens, 256",
+        ),
+        (lambda: PpoSettings(logit_bias="3"), "logit_bias holds '3', wanted TOKEN_ID=BIAS; give pairs with commas"),
+        (lambda: PpoSettings(logit_bias="3=1,x=2"), "logit_bias holds 'x=2', wanted TOKEN_ID=BIAS"),
+        (lambda: GrpoSettings(data="a.jsonl"), "data is given without reward"),
+        (lambda: EvalSettings(data="a.jsonl"), "eval: data is given without reward"),
+        (lambda: GrpoSettings(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of the"),
+        (lambda: SftSettings(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
+        (lambda: EvalSettings(samples=4), "samples is 4 at temperature 0, where all are the same"),
+        (lambda: GenerateSettings("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):
@@ -117,21 +120,21 @@ def test_values_out_of_range_are_refused(make, message):
 
 def test_resuming_keeps_the_settings_of_the_run(tmp_path):
     out = str(tmp_path / "run")
-    RunDirectory.create(out, as_dict(SftConfig(steps=10, seed=4, batch_size=8)))
-    resumed = SftConfig(steps=10, seed=4, batch_size=8, out=out, resume=out)
-    assert _parse(SftConfig, "--resume", out) == resumed
-    longer = _parse(SftConfig, "--resume", out, "--steps", "20", "--seed", "4")
+    RunDirectory.create(out, as_dict(SftSettings(steps=10, seed=4, batch_size=8)))
+    resumed = SftSettings(steps=10, seed=4, batch_size=8, out=out, resume=out)
+    assert _parse(SftSettings, "--resume", out) == resumed
+    longer = _parse(SftSettings, "--resume", out, "--steps", "20", "--seed", "4")
     assert longer == dataclasses.replace(resumed, steps=20)
     with pytest.raises(ValueError, match=r"--batch-size 16 conflicts with the run in .*, where it is 8; only --steps"):
-        _parse(SftConfig, "--resume", out, "--batch-size", "16")
+        _parse(SftSettings, "--resume", out, "--batch-size", "16")
     with pytest.raises(ValueError, match="--out elsewhere conflicts"):
-        _parse(SftConfig, "--resume", out, "--out", "elsewhere")
+        _parse(SftSettings, "--resume", out, "--out", "elsewhere")
     with pytest.raises(ValueError, match="--config and --resume are both given"):
-        _parse(SftConfig, "--resume", out, "--config", "a.yaml")
+        _parse(SftSettings, "--resume", out, "--config", "a.yaml")
     with pytest.raises(ValueError, match="is of the command 'sft', not 'grpo'"):
-        _parse(GrpoConfig, "--resume", out)
+        _parse(GrpoSettings, "--resume", out)
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        _parse(SftConfig, "--resume", str(tmp_path))
+        _parse(SftSettings, "--resume", str(tmp_path))
 
 
 def test_a_mistyped_flag_gets_a_hint(capsys):
@@ -177,15 +180,15 @@ def test_a_command_runs_with_its_settings(runs):
         setattr(runs, command.run.partition(":")[2], seen.append)
         assert main([name, "--seed", "5", *(["hi"] if name == "generate" else [])]) == 0
     assert seen == [
-        GrpoConfig(seed=5),
-        SftConfig(seed=5),
-        RewardConfig(seed=5),
-        PpoConfig(seed=5),
-        DpoConfig(seed=5),
-        KtoConfig(seed=5),
-        EvalConfig(seed=5),
-        GenerateConfig("hi", seed=5),
-        ControlConfig(seed=5),
+        GrpoSettings(seed=5),
+        SftSettings(seed=5),
+        RewardSettings(seed=5),
+        PpoSettings(seed=5),
+        DpoSettings(seed=5),
+        KtoSettings(seed=5),
+        EvalSettings(seed=5),
+        GenerateSettings("hi", seed=5),
+        ControlSettings(seed=5),
     ]
 
 
@@ -258,5 +261,5 @@ def test_the_compilation_cache_is_the_users_or_the_one_given(monkeypatch, tmp_pa
 
 def test_a_setting_of_infinity_survives_the_run_directory(tmp_path):
     out = str(tmp_path / "run")
-    RunDirectory.create(out, as_dict(SftConfig(clip_norm=float("inf"))))
-    assert _parse(SftConfig, "--resume", out).clip_norm == float("inf")
+    RunDirectory.create(out, as_dict(SftSettings(clip_norm=float("inf"))))
+    assert _parse(SftSettings, "--resume", out).clip_norm == float("inf")

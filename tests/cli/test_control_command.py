@@ -7,7 +7,7 @@ import yaml
 
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import main
-from rlax_llm.commands.control.settings import ControlConfig, resolve
+from rlax_llm.commands.control.settings import ControlSettings, resolve
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -15,7 +15,7 @@ SMALL = ("--seeds", "1", "--total-steps", "16", "--environments", "2", "--horizo
 
 
 def _parse(*words):
-    return parse(ControlConfig, words, "")
+    return parse(ControlSettings, words, "")
 
 
 def test_flags_of_every_kind():
@@ -23,7 +23,7 @@ def test_flags_of_every_kind():
         *("--recipe", "reinforce", "--weight", "gae", "--hidden", "8", "16", "--shared", "4", "--kl-limit", "0.1"),
         *("--no-normalize-rewards", "--render", "--activation", "relu"),
     )
-    assert config == ControlConfig(
+    assert config == ControlSettings(
         recipe="reinforce",
         weight="gae",
         hidden=(8, 16),
@@ -37,11 +37,11 @@ def test_flags_of_every_kind():
 
 @pytest.mark.parametrize("dump", [yaml.safe_dump, json.dumps])
 def test_a_written_configuration_gives_the_same_run(tmp_path, dump):
-    config = resolve(ControlConfig(recipe="trpo", env="Pendulum-v1", hidden=(8,)))
+    config = resolve(ControlSettings(recipe="trpo", env="Pendulum-v1", hidden=(8,)))
     path = tmp_path / "config.txt"
     path.write_text(dump(json.loads(json.dumps(as_dict(config)))))
     assert resolve(_parse("--config", str(path), "--out", "x")) == resolve(
-        ControlConfig(recipe="trpo", env="Pendulum-v1", hidden=(8,), config=str(path), out="x")
+        ControlSettings(recipe="trpo", env="Pendulum-v1", hidden=(8,), config=str(path), out="x")
     )
 
 
@@ -62,7 +62,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, line, message):
 
 
 def test_resuming_keeps_all_settings_but_the_steps(tmp_path):
-    saved = resolve(ControlConfig(env="probe:time_limit"))
+    saved = resolve(ControlSettings(env="probe:time_limit"))
     out = str(tmp_path / "run")
     RunDirectory.create(out, as_dict(saved))
     config = _parse("--resume", out, "--total-steps", "1000000")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from rlax_llm.commands.control import program as control_config
-from rlax_llm.commands.control.program import RECIPES, ControlConfig, build, resolve
+from rlax_llm.commands.control.program import RECIPES, ControlSettings, build, resolve
 from rlax_llm.commands.control.settings import FAMILIES
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
 
-TINY = ControlConfig(
+TINY = ControlSettings(
     env="probe:time_limit",
     seeds=2,
     total_steps=32,
@@ -64,7 +64,7 @@ def test_every_recipe_has_settings_and_a_function():
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "brax:ant", "probe:time_limit"])
 @pytest.mark.parametrize("recipe", FAMILIES)
 def test_nothing_that_is_read_stays_open(recipe, env):
-    resolved = resolve(ControlConfig(env=env, recipe=recipe))
+    resolved = resolve(ControlSettings(env=env, recipe=recipe))
     unread = {name for name, reader in OPEN.items() if reader != recipe} | (
         {"entropy_coef", "value_coef", "kl_limit"} if recipe == "trpo" else set()
     )
@@ -77,15 +77,15 @@ def test_nothing_that_is_read_stays_open(recipe, env):
 
 
 def test_what_is_given_wins_and_the_environment_wins_over_the_recipe():
-    assert resolve(ControlConfig(learning_rate=0.5, env="Pendulum-v1")).learning_rate == 0.5
-    cartpole, pendulum = (resolve(ControlConfig(env=env)) for env in ("CartPole-v1", "Pendulum-v1"))
+    assert resolve(ControlSettings(learning_rate=0.5, env="Pendulum-v1")).learning_rate == 0.5
+    cartpole, pendulum = (resolve(ControlSettings(env=env)) for env in ("CartPole-v1", "Pendulum-v1"))
     assert (cartpole.discount, pendulum.discount) == (0.99, 0.95)
     assert (cartpole.environments, cartpole.horizon_steps, cartpole.minibatches) == (4, 128, 4)
-    assert resolve(ControlConfig(env="Breakout-MinAtar", recipe="sapo")).learning_rate == 5e-3
+    assert resolve(ControlSettings(env="Breakout-MinAtar", recipe="sapo")).learning_rate == 5e-3
 
 
 def test_what_other_peers_publish_for_cartpole():
-    resolved = resolve(ControlConfig())
+    resolved = resolve(ControlSettings())
     assert (resolved.learning_rate, resolved.anneal_learning_rate, resolved.max_grad_norm) == (2.5e-4, True, 0.5)
     assert (resolved.epochs, resolved.gae_lambda, resolved.clip_eps, resolved.value_clip_eps) == (4, 0.95, 0.2, 0.2)
     assert (resolved.entropy_coef, resolved.value_coef, resolved.total_steps) == (0.01, 0.5, 500_000)
@@ -127,7 +127,7 @@ def test_the_weights_of_reinforce(monkeypatch):
     monkeypatch.setattr(control_config, "control_loop", lambda *_: (None, None))
     by_name = ("total_return", "return_to_go", "return_minus_baseline", "q_value", "td_residual")
     for name in (*by_name, "gae"):
-        build(ControlConfig(recipe="reinforce", weight=name, gae_lambda=0.5))
+        build(ControlSettings(recipe="reinforce", weight=name, gae_lambda=0.5))
     assert [objective.advantage for objective in found[:5]] == [getattr(credits, name) for name in by_name]
     row = jnp.arange(4.0)
     trajectory = Trajectory(row, row / 4, row / 4, row**2, 1 + row)
@@ -196,8 +196,8 @@ def test_memory_and_shared_layers_make_other_policies():
     assert set(shapes(shared=(4,)).params) == {"actor", "critic", "torso"}
     remembering = shapes(memory=3)
     assert "cell" in remembering.params["torso"] and remembering.runner.carry.shape == (2, 3)
-    assert resolve(ControlConfig(memory=8)).hidden == (64,)
-    assert resolve(ControlConfig(memory=8, environments=2)).minibatches == 2
+    assert resolve(ControlSettings(memory=8)).hidden == (64,)
+    assert resolve(ControlSettings(memory=8, environments=2)).minibatches == 2
 
 
 def test_zero_is_off():
@@ -233,10 +233,10 @@ def test_zero_is_off():
 )
 def test_mistakes_are_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message if "\\" in message else re.escape(message)) as raised:
-        resolve(ControlConfig(**settings))
+        resolve(ControlSettings(**settings))
     assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_environment_names_the_nearest():
     with pytest.raises(ValueError, match="no environment 'CartPol-v1', the nearest are 'CartPole-v1'"):
-        build(ControlConfig(env="CartPol-v1"))
+        build(ControlSettings(env="CartPol-v1"))

@@ -17,7 +17,7 @@ from scipy import stats
 
 from rlax_llm.commands.control import program as control_config
 from rlax_llm.commands.control import run as control_run
-from rlax_llm.commands.control.program import ControlConfig
+from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control.run import run_control
 from rlax_llm.envs.registry import make
 from rlax_llm.host import checkpoints, closing, control_curves
@@ -25,7 +25,7 @@ from rlax_llm.host.interrupts import Stop
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.spread import spread, student_quantile
 
-TINY = ControlConfig(
+TINY = ControlSettings(
     seeds=2,
     total_steps=7 * 32,
     environments=2,
@@ -184,13 +184,13 @@ def test_seeds_are_shared_out_over_devices(whole):
     program = f"""
 import dataclasses, jax, sys
 jax.config.update("jax_compilation_cache_dir", {str(jax.config.jax_compilation_cache_dir)!r})
-from rlax_llm.commands.control.program import ControlConfig
+from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control import run as control_run
 assert len(jax.devices()) == 2
 seen = []
 compiled = control_run.compiled
 control_run.compiled = lambda *a: seen.append(compiled(*a)) or seen[-1]
-control_run.run_control(ControlConfig(**eval(sys.argv[1])))
+control_run.run_control(ControlSettings(**eval(sys.argv[1])))
 assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(seen[0].state)), "on both devices"
 """
     out = str(whole.path.parent / "two")
@@ -263,7 +263,7 @@ def test_any_number_of_rows_and_seeds_gives_a_figure(tmp_path, rows, seeds):
 
 
 def test_what_cannot_be_drawn_is_said_before_the_run(tmp_path):
-    config = ControlConfig(env="probe:time_limit", render=True, out=str(tmp_path / "a"))
+    config = ControlSettings(env="probe:time_limit", render=True, out=str(tmp_path / "a"))
     with pytest.raises(ValueError, match="cannot render probe:time_limit; leave render out, or take one of"):
         run_control(config)
     assert not (tmp_path / "a").exists()

@@ -17,17 +17,17 @@ from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.gathering import Gatherer, Kept
 from rlax_llm.commands.grpo.objective import RECIPES, build_learning, build_objective
 from rlax_llm.commands.grpo.phase import GroupPhase
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, pooled
 from rlax_llm.commands.preference.run import run_reward
-from rlax_llm.commands.preference.settings import RewardConfig
+from rlax_llm.commands.preference.settings import RewardSettings
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.host.session import Session
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import exact_answer
 
-TINY = GrpoConfig(
+TINY = GrpoSettings(
     task="arithmetic,largest=9",
     groups=4,
     group_size=4,
@@ -49,7 +49,7 @@ def test_every_recipe_has_an_objective():
     needed = {"ceiling": 3.0}
     for name, recipe in RECIPES.items():
         given = {key: value for key, value in needed.items() if key in inspect.signature(recipe).parameters}
-        config = GrpoConfig(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
+        config = GrpoSettings(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
         chosen = build_objective(config, (1.0, 0.5))
         assert chosen.needs_reference, name
         assert not build_objective(dataclasses.replace(config, kl_coef=0.0)).needs_reference, name
@@ -59,12 +59,12 @@ def test_every_recipe_has_an_objective():
 def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
     for recipe in ("dapo", "rloo", "grpo"):
         loss, reward = (
-            build_objective(GrpoConfig(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
+            build_objective(GrpoSettings(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
             for place in ("loss", "reward")
         )
         assert loss.kl is not None and reward.kl is None
         assert loss.advantage != reward.advantage
-    assert build_objective(GrpoConfig(recipe="grpo", kl_coef=0.1)).objective.kl is not None
+    assert build_objective(GrpoSettings(recipe="grpo", kl_coef=0.1)).objective.kl is not None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
 )
 def test_settings_that_a_recipe_lacks_are_named(settings, told):
     with pytest.raises(ValueError, match=told):
-        build_objective(GrpoConfig(**settings))
+        build_objective(GrpoSettings(**settings))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
 )
 def test_settings_that_contradict_each_other_are_named(settings, told):
     with pytest.raises(ValueError, match=told):
-        GrpoConfig(**settings)
+        GrpoSettings(**settings)
 
 
 def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
@@ -154,7 +154,7 @@ def test_several_rewards_are_weighted_and_told_apart(tmp_path):
 
 
 def test_a_reward_model_judges(tmp_path):
-    judge = run_reward(RewardConfig(steps=2, eval_size=4, batch_size=4, out=str(tmp_path / "judge")))
+    judge = run_reward(RewardSettings(steps=2, eval_size=4, batch_size=4, out=str(tmp_path / "judge")))
     directory, row = ran(tmp_path, reward_model=str(judge.model_path))
     assert np.isfinite(row["reward"]) and "held_out_accuracy" not in row
     assert "held_out_reward" in directory.metrics()[-1]
@@ -247,7 +247,7 @@ def test_answers_can_be_turned_into_integers(tmp_path, capsys):
     rows = [{"prompt": f"half of {n}", "answer": f"{n}/2"} for n in (1, 3, 5)] + [{"prompt": "who", "answer": "Ann"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"data": str(data), "reward": "integer_answer", "eval_size": 1, "seed": 1}
-    config = GrpoConfig(**given, integer_answers=True)
+    config = GrpoSettings(**given, integer_answers=True)
     task = build_task(config, reader())
     rows = [*task.train, *task.held_out]
     assert sorted(row["answer"] for row in rows) == [3, 5, 7]
@@ -255,14 +255,14 @@ def test_answers_can_be_turned_into_integers(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "1 of 4 rows left out: 1 because the answer 'Ann' has no integer form (line 4)" in told
     with pytest.raises(ValueError, match="grpo: integer_answers is given without data"):
-        GrpoConfig(integer_answers=True)
+        GrpoSettings(integer_answers=True)
 
 
 def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsys):
     data = tmp_path / "answers.jsonl"
     rows = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(["1/2", None, r"\frac{", "7", "x + 1"])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = GrpoConfig(data=str(data), reward="math_answer + 0*integer_answer", eval_size=1, seed=1)
+    config = GrpoSettings(data=str(data), reward="math_answer + 0*integer_answer", eval_size=1, seed=1)
     assert len(build_task(config, reader()).train) == 4
     told = capsys.readouterr().err.splitlines()
     assert (

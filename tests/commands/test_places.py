@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rlax_llm.cli.configuration import parse
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.places import located, whole_paths
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.host.run_directory import RunDirectory
@@ -52,13 +52,13 @@ def test_rewards_so_named_are_the_same(folder, monkeypatch):
 
 
 def test_a_run_goes_on_from_another_directory_and_the_same_file_in_other_words_is_no_change(folder, monkeypatch):
-    config = located(GrpoConfig(data="mine.jsonl", reward="graded:good", warm_start_steps=0))
+    config = located(GrpoSettings(data="mine.jsonl", reward="graded:good", warm_start_steps=0))
     RunDirectory.create("run", as_dict(config)).release()
     run = f"{folder}/run"
     wanted = dataclasses.replace(config, out=run, resume=run)
     for words in ((), ("--data", "./mine.jsonl"), ("--data", f"{folder}/mine.jsonl", "--reward", "graded.py:good")):
-        assert parse(GrpoConfig, ("--resume", run, *words), "") == wanted
+        assert parse(GrpoSettings, ("--resume", run, *words), "") == wanted
     monkeypatch.chdir("/")
-    assert parse(GrpoConfig, ("--resume", run), "") == wanted
+    assert parse(GrpoSettings, ("--resume", run), "") == wanted
     with pytest.raises(ValueError, match=r"--data mine\.jsonl conflicts with the run"):
-        parse(GrpoConfig, ("--resume", run, "--data", "mine.jsonl"), "")
+        parse(GrpoSettings, ("--resume", run, "--data", "mine.jsonl"), "")

@@ -9,9 +9,9 @@ import pytest
 
 from rlax_llm.commands.ppo.phase import PpoPhase
 from rlax_llm.commands.ppo.run import build_models, run_ppo
-from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.run import run_dpo, run_kto, run_reward
-from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.setup import with_defaults
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.core.finite import NOT_FINITE
@@ -59,7 +59,7 @@ def complete(directory, *names):
 @pytest.fixture(scope="module")
 def reward_run(pairs, tmp_path_factory):
     out = tmp_path_factory.mktemp("reward") / "run"
-    return run_reward(RewardConfig(data=pairs, centering_coef=0.01, out=str(out), **SIZES))
+    return run_reward(RewardSettings(data=pairs, centering_coef=0.01, out=str(out), **SIZES))
 
 
 def test_reward_model_is_written_and_read(reward_run):
@@ -73,7 +73,7 @@ def test_reward_model_is_written_and_read(reward_run):
 
 @pytest.fixture(scope="module")
 def dpo_run(pairs, tmp_path_factory):
-    return run_dpo(DpoConfig(data=pairs, out=str(tmp_path_factory.mktemp("dpo") / "run"), **SIZES))
+    return run_dpo(DpoSettings(data=pairs, out=str(tmp_path_factory.mktemp("dpo") / "run"), **SIZES))
 
 
 def test_dpo_begins_at_the_reference(dpo_run):
@@ -91,7 +91,7 @@ def test_dpo_begins_at_the_reference(dpo_run):
 
 
 def test_a_precomputed_reference_changes_nothing(dpo_run, pairs, tmp_path):
-    other = run_dpo(DpoConfig(data=pairs, precompute_reference=True, out=str(tmp_path / "run"), **SIZES))
+    other = run_dpo(DpoSettings(data=pairs, precompute_reference=True, out=str(tmp_path / "run"), **SIZES))
     for left, right in zip(numbers(dpo_run), numbers(other), strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
@@ -100,7 +100,7 @@ def test_a_precomputed_reference_changes_nothing(dpo_run, pairs, tmp_path):
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_path):
     out = str(tmp_path / "run")
-    config = DpoConfig(data=pairs, out=out, **SIZES)
+    config = DpoSettings(data=pairs, out=out, **SIZES)
     # The schedule is that of the whole run, so the run is stopped, not shortened.
     run_dpo(dataclasses.replace(config, schedule="constant", steps=2))
     again = run_dpo(dataclasses.replace(config, schedule="constant", resume=out))
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_p
 
 
 def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
-    run = run_dpo(DpoConfig(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
+    run = run_dpo(DpoSettings(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
     assert complete(run, "model_adapter", "model_base")
     assert not (run.checkpoints_path / "reference").exists(), "a recipe without a reference keeps none"
     settings = json.loads((run.path / "model_adapter" / "adapter_config.json").read_text())
@@ -125,7 +125,7 @@ def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
 
 
 def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
-    config = KtoConfig(data=pairs, desirable_weight=3.0, out=str(tmp_path / "run"), **SIZES)
+    config = KtoSettings(data=pairs, desirable_weight=3.0, out=str(tmp_path / "run"), **SIZES)
     run = run_kto(config)
     assert complete(run)
     assert "recommended is a desirable_weight of 1 to 1.33" in capsys.readouterr().err
@@ -135,14 +135,14 @@ def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
 
 def test_without_a_reference_point_labels_of_one_prompt_do(pairs, tmp_path):
     sizes = SIZES | {"batch_size": 2, "steps": 3}
-    run = run_kto(KtoConfig(data=pairs, recipe="apo_zero", out=str(tmp_path / "run"), **sizes))
+    run = run_kto(KtoSettings(data=pairs, recipe="apo_zero", out=str(tmp_path / "run"), **sizes))
     assert complete(run) and "kl" not in run.metrics()[1]
     assert run.metrics()[0]["held_out_margin"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_bco_carries_its_running_mean_over_a_resume(pairs, tmp_path):
     out = str(tmp_path / "run")
-    config = KtoConfig(data=pairs, recipe="bco", schedule="constant", learning_rate=1e-2, out=out, **SIZES)
+    config = KtoSettings(data=pairs, recipe="bco", schedule="constant", learning_rate=1e-2, out=out, **SIZES)
     run_kto(dataclasses.replace(config, steps=2))
     again = run_kto(dataclasses.replace(config, resume=out))
     whole = run_kto(dataclasses.replace(config, out=str(tmp_path / "whole")))
@@ -154,7 +154,7 @@ def test_bco_carries_its_running_mean_over_a_resume(pairs, tmp_path):
 
 
 def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
-    config = PpoConfig(
+    config = PpoSettings(
         task="arithmetic,largest=9",
         reward_model=str(reward_run.model_path),
         warm_start_steps=0,
@@ -176,7 +176,7 @@ def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
     assert value.params["score"].shape == reward.params["score"].shape
 
 
-PPO = with_defaults(PpoConfig(task="arithmetic,largest=9", warm_start_steps=2, **SIZES))
+PPO = with_defaults(PpoSettings(task="arithmetic,largest=9", warm_start_steps=2, **SIZES))
 
 
 def test_ppo_rates_end_where_training_does():
@@ -215,9 +215,11 @@ def test_an_error_in_the_first_step_leaves_a_run_that_goes_on(tmp_path, monkeypa
 
 @pytest.mark.parametrize("command", ["reward", "dpo", "kto", "ppo"])
 def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, monkeypatch):
-    run, kind = {"reward": (run_reward, RewardConfig), "dpo": (run_dpo, DpoConfig), "kto": (run_kto, KtoConfig)}.get(
-        command, (run_ppo, None)
-    )
+    run, kind = {
+        "reward": (run_reward, RewardSettings),
+        "dpo": (run_dpo, DpoSettings),
+        "kto": (run_kto, KtoSettings),
+    }.get(command, (run_ppo, None))
     config = dataclasses.replace(PPO, warm_start_steps=0) if kind is None else kind(data=pairs, **SIZES)
     seen = []
 
@@ -237,7 +239,7 @@ def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, mon
 
 
 def test_ppo_takes_functions_too(tmp_path):
-    config = PpoConfig(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
+    config = PpoSettings(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
     run = run_ppo(dataclasses.replace(config, warm_start_steps=2))
     assert complete(run, "value_model", "model_adapter", "value_model_adapter")
     pair = [load_scalar(run.path / name).params for name in ("value_model", "value_model_adapter")]

@@ -13,10 +13,10 @@ import pytest
 from rlax_llm.commands import judging, reinforced_run
 from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.phase import GroupPhase
-from rlax_llm.commands.grpo.settings import GrpoConfig
-from rlax_llm.commands.preference.settings import DpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import with_defaults
-from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
 from rlax_llm.core.finite import NOT_FINITE
 from rlax_llm.host import checkpoints, session
 from rlax_llm.host.failures import RunFailed
@@ -24,7 +24,7 @@ from rlax_llm.models.loading import load_model
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import exact_answer
 
-TINY = GrpoConfig(
+TINY = GrpoSettings(
     task="arithmetic,largest=9",
     groups=4,
     group_size=4,
@@ -210,11 +210,11 @@ def test_a_reference_that_is_gone_is_named(whole, tmp_path):
 
 
 def test_a_checkpoint_of_the_character_model_is_trained_like_it(whole, tmp_path):
-    small = with_defaults(DpoConfig(model=str(whole.model_path)))
-    assert small.learning_rate == with_defaults(DpoConfig()).learning_rate
-    further = with_defaults(GrpoConfig(model=str(whole.model_path)))
-    assert (further.groups, further.warm_start_steps) == (with_defaults(GrpoConfig()).groups, 0)
-    assert with_defaults(DpoConfig(model=str(tmp_path))).learning_rate < small.learning_rate
+    small = with_defaults(DpoSettings(model=str(whole.model_path)))
+    assert small.learning_rate == with_defaults(DpoSettings()).learning_rate
+    further = with_defaults(GrpoSettings(model=str(whole.model_path)))
+    assert (further.groups, further.warm_start_steps) == (with_defaults(GrpoSettings()).groups, 0)
+    assert with_defaults(DpoSettings(model=str(tmp_path))).learning_rate < small.learning_rate
 
 
 def test_an_existing_run_is_not_overwritten(whole):
@@ -240,7 +240,7 @@ def test_data_file_with_a_reward_of_ones_own(tmp_path, monkeypatch):
         "def short(prompts, completions, goal, **columns):\n"
         "    return [None if g == 0 else -float(len(c)) for c, g in zip(completions, goal)]\n"
     )
-    config = GrpoConfig(
+    config = GrpoSettings(
         data=str(data), reward=f"{tmp_path}/shortness.py:short", groups=2, group_size=2, steps=2, warm_start_steps=0,
         eval_size=3, out=str(tmp_path / "run"),
     )  # fmt: skip
@@ -252,13 +252,13 @@ def test_data_file_with_a_reward_of_ones_own(tmp_path, monkeypatch):
 def test_warm_start_needs_answers(tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(12)))
-    config = GrpoConfig(data=str(data), reward="exact_answer", eval_size=3, out=str(tmp_path / "run"))
+    config = GrpoSettings(data=str(data), reward="exact_answer", eval_size=3, out=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="--warm-start-steps 0"):
         runs.run_grpo(config)
 
 
 def test_sft_then_eval_and_generate(tmp_path, capsys):
-    config = SftConfig(
+    config = SftSettings(
         task="arithmetic", steps=30, batch_size=32, micro_batch_size=16, eval_size=8, eval_every=0,
         out=str(tmp_path / "sft"),
     )  # fmt: skip
@@ -267,11 +267,13 @@ def test_sft_then_eval_and_generate(tmp_path, capsys):
     assert rows[-1]["held_out_loss"] < 0.8 * rows[0]["held_out_loss"]
     model = str(directory.model_path)
     capsys.readouterr()
-    summary = runs.run_eval(EvalConfig(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
+    summary = runs.run_eval(EvalSettings(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
     assert summary["held_out_accuracy"] == rows[-1]["held_out_accuracy"], "both are greedy on the same split"
     assert len(runs.RunDirectory.reopen(tmp_path / "eval").completions()) == 8
     assert "held_out_accuracy" in capsys.readouterr().out
-    (answer,) = runs.run_generate(GenerateConfig(prompt="1+2=", model=model))  # asks for more than there are positions
+    (answer,) = runs.run_generate(
+        GenerateSettings(prompt="1+2=", model=model)
+    )  # asks for more than there are positions
     assert answer == capsys.readouterr().out.rstrip("\n")
-    many = runs.run_generate(GenerateConfig(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
+    many = runs.run_generate(GenerateSettings(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
     assert len(many) == 3

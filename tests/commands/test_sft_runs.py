@@ -8,9 +8,9 @@ import pytest
 
 from rlax_llm.cli.main import main
 from rlax_llm.commands.grpo.run import run_sft
-from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.sft.settings import SftSettings
 
-CONFIG = SftConfig(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
+CONFIG = SftSettings(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
 
 
 @pytest.fixture(scope="module", autouse=True)

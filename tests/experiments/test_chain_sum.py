@@ -10,22 +10,22 @@ import pytest
 
 from experiments.chain_sum import __main__ as experiment
 from rlax_llm.cli.configuration import parse
-from rlax_llm.commands.grpo.settings import GrpoConfig
-from rlax_llm.commands.sft.settings import EvalConfig, SftConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.sft.settings import EvalSettings, SftSettings
 
 
 def test_the_commands_are_settings_of_the_command_line():
     commands = experiment.commands(experiment.Settings(), Path("DATA"))
     assert list(commands) == ["start", *experiment.RECIPES.values()]
     for name, (command, *flags) in commands.items():
-        config = parse({"sft": SftConfig, "grpo": GrpoConfig}[command], flags, "")
+        config = parse({"sft": SftSettings, "grpo": GrpoSettings}[command], flags, "")
         assert name == "start" or (config.recipe, config.model) == (name, "DATA/start/model")
 
 
 def test_every_model_is_sampled_from_on_the_same_prompts():
     settings = experiment.Settings()
     for name, (command, *flags) in experiment.evaluations(settings, Path("DATA")).items():
-        config = parse(EvalConfig, flags, "")
+        config = parse(EvalSettings, flags, "")
         assert (command, config.model, config.seed) == ("eval", f"DATA/{name}/model", 0)
         assert (config.size, config.samples, config.temperature) == (settings.held_out, settings.samples, 1)
 

@@ -19,12 +19,12 @@ from experiments.positive_sentences.tasks import (
     write_rows,
 )
 from rlax_llm.cli.configuration import parse
-from rlax_llm.commands.ppo.settings import PpoConfig
-from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, RewardConfig
-from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.data.preferences import read_demonstrations, read_labeled, read_pairs
 
-CONFIGS = {"sft": SftConfig, "reward": RewardConfig, "ppo": PpoConfig, "dpo": DpoConfig, "kto": KtoConfig}
+CONFIGS = {"sft": SftSettings, "reward": RewardSettings, "ppo": PpoSettings, "dpo": DpoSettings, "kto": KtoSettings}
 TEXTS = [["I love the rain.", "It rains.", "I hate rain.", "Rain."], ["Bread.", "Great bread.", "Bread!", "Bad bread."]]
 
 

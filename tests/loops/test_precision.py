@@ -13,7 +13,7 @@ import pytest
 import rlax_llm as rl
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.run import run_dpo
-from rlax_llm.commands.preference.settings import DpoConfig
+from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import build_model
 from rlax_llm.core.trees import joined
 from rlax_llm.generation.engine import Request, generate
@@ -135,7 +135,7 @@ SMALL = {"steps": 3, "batch_size": 8, "eval_size": 8, "learning_rate": 5e-7, "sc
 def test_small_steps_move_as_many_weights_as_in_float32(tmp_path, adapters):
     share, losses = {}, {}
     for dtype in ("float32", "bfloat16"):
-        config = DpoConfig(**SMALL, **adapters, dtype=dtype, out=str(tmp_path / dtype))
+        config = DpoSettings(**SMALL, **adapters, dtype=dtype, out=str(tmp_path / dtype))
         run = run_dpo(config)
         before = jax.tree.leaves(language_learner(config, build_model(config), 0).params)
         state = run.path / "model"
@@ -151,7 +151,7 @@ def test_small_steps_move_as_many_weights_as_in_float32(tmp_path, adapters):
 
 
 def test_a_base_under_adapters_is_bfloat16_and_the_adapters_are_not():
-    config = DpoConfig(dtype="bfloat16", lora_rank=4)
+    config = DpoSettings(dtype="bfloat16", lora_rank=4)
     learner = language_learner(config, build_model(config), 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(learner.frozen)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(learner.params)} == {jnp.dtype(jnp.float32)}

@@ -1,6 +1,6 @@
 """From settings to a program: recipes by name, and ``build``.
 
-config = ControlConfig(env="Pendulum-v1", recipe="trpo")
+config = ControlSettings(env="Pendulum-v1", recipe="trpo")
 program = build(config)
 state, metrics = jax.lax.scan(program.step, program.init(key), jax.random.split(other_key, program.iterations))
 """
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.commands.control.settings import ControlConfig, resolve
+from rlax_llm.commands.control.settings import ControlSettings, resolve
 from rlax_llm.core.kl import doubling_coef
 from rlax_llm.core.masked import whiten
 from rlax_llm.credit import streams as credits
@@ -40,7 +40,7 @@ from rlax_llm.policy import trust_regions
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.recipes import control as control_recipes
 
-__all__ = ["RECIPES", "ControlConfig", "ControlProgram", "Recipe", "build", "resolve"]
+__all__ = ["RECIPES", "ControlProgram", "ControlSettings", "Recipe", "build", "resolve"]
 
 Recipe = Callable[[Any, ActorCritic, optax.GradientTransformation], Update]
 
@@ -157,7 +157,7 @@ def _optimizer(config: Any, iterations: int) -> optax.GradientTransformation:
     return adam if _is_off(config.max_grad_norm) else optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
 
 
-def build(config: ControlConfig) -> ControlProgram:
+def build(config: ControlSettings) -> ControlProgram:
     """The program of one seed that settings describe; ``vmap`` its functions over keys for several.
 
     Args:
@@ -170,7 +170,7 @@ def build(config: ControlConfig) -> ControlProgram:
         ImportError: where the environment's package is missing.
         ValueError: for an unknown environment, and for settings that contradict each other.
 
-    >>> program = build(ControlConfig(env="probe:constant_reward", total_steps=2048))
+    >>> program = build(ControlSettings(env="probe:constant_reward", total_steps=2048))
     >>> program.environment.actions, program.iterations
     (Discrete(n=2), 4)
     """

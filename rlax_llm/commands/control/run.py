@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.commands.control.program import ControlConfig, ControlProgram, build, resolve
+from rlax_llm.commands.control.program import ControlProgram, ControlSettings, build, resolve
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.core.trees import all_finite
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
@@ -62,7 +62,7 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def seed_keys(config: ControlConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def seed_keys(config: ControlSettings) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Keys ``[seeds]`` of the beginning, of the iterations and of the evaluation.
 
     Args:
@@ -105,7 +105,7 @@ def chunk(program: ControlProgram, most: int) -> Callable:
     return advance
 
 
-def compiled(program: ControlProgram, config: ControlConfig, most: int) -> Compiled:
+def compiled(program: ControlProgram, config: ControlSettings, most: int) -> Compiled:
     """The program over the configuration's seeds.
 
     Args:
@@ -170,7 +170,7 @@ def spread_of(name: str, values: Any) -> dict[str, Any]:
 class ControlRun:
     """One process's part in a run; ``position`` counts the iterations that are done, over all processes."""
 
-    def __init__(self, config: ControlConfig):
+    def __init__(self, config: ControlSettings):
         self.started = self.saved = time.perf_counter()
         self.config: Any = resolve(config)
         cores_as_devices(self.config.seeds)
@@ -336,7 +336,7 @@ def _until_still(states: Any) -> Any:
     return jax.tree.map(lambda x: x[: last + 1], states)
 
 
-def run_control(config: ControlConfig) -> RunDirectory:
+def run_control(config: ControlSettings) -> RunDirectory:
     """Train over seeds in one program, evaluate greedily, and leave a run directory.
 
     A signal ends the run after its chunk; an error ends it too. What was done so far is written in either case.

@@ -116,7 +116,7 @@ _THEN = "tuned for recipe and environment"
 
 
 @dataclass(frozen=True)
-class ControlConfig:
+class ControlSettings:
     """Settings of ``rlax-llm control``: training in an environment, over several seeds at once.
 
     A setting that is None is the recipe's and environment's own (``resolve``). Floats may be traced, so ``vmap`` runs
@@ -125,7 +125,7 @@ class ControlConfig:
     Raises:
         ValueError: a value is out of its range, or there is no such recipe.
 
-    >>> ControlConfig(recipe="pppo")
+    >>> ControlSettings(recipe="pppo")
     Traceback (most recent call last):
     ValueError: control: there is no recipe 'pppo', the nearest is 'ppo'; give one of reinforce, q-actor-critic, ...
     """
@@ -240,7 +240,7 @@ class ControlConfig:
                 raise ValueError(f"control: {name} is {getattr(self, name)}, wanted widths of at least 1.")
 
 
-def resolve(config: ControlConfig) -> ControlConfig:
+def resolve(config: ControlSettings) -> ControlSettings:
     """The same settings with nothing left open: what is None becomes the recipe's and the environment's own.
 
     A setting that the recipe does not read stays None. Resolving twice is resolving once.
@@ -254,7 +254,7 @@ def resolve(config: ControlConfig) -> ControlConfig:
     Raises:
         ValueError: for a setting that the recipe does not read, and for settings that contradict each other.
 
-    >>> resolved = resolve(ControlConfig(learning_rate=0.5))
+    >>> resolved = resolve(ControlSettings(learning_rate=0.5))
     >>> resolved.learning_rate, resolved.clip_eps, resolved.kl_radius
     (0.5, 0.2, None)
     """
@@ -284,7 +284,7 @@ def _parent(recipe: str) -> str:
     return "ppo" if FAMILIES[recipe].get("clip_eps") else recipe
 
 
-def _check_together(config: ControlConfig) -> None:
+def _check_together(config: ControlSettings) -> None:
     environments, horizon = config.environments or 1, config.horizon_steps or 1
     if config.recipe == "trpo" and (config.memory or config.shared):
         named = "memory" if config.memory else "shared"
@@ -307,7 +307,7 @@ def _check_together(config: ControlConfig) -> None:
         )
 
 
-def _check_sizes(config: ControlConfig) -> None:
+def _check_sizes(config: ControlSettings) -> None:
     """Raise for what 32 bits do not count: the steps of a rollout, optimizer steps, a layer's weights."""
     environments, horizon = config.environments or 1, config.horizon_steps or 1
     widths = [*(config.shared or ()), *(config.hidden or ()), 3 * config.memory if config.memory else 1]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.core.kl import fixed_coef, k3
 from rlax_llm.core.names import nearest
 from rlax_llm.credit.groups import kl_in_score
@@ -60,10 +60,10 @@ class Chosen(NamedTuple):
     several: bool = False
 
 
-def check_recipe(config: GrpoConfig) -> None:
+def check_recipe(config: GrpoSettings) -> None:
     """Raise for a recipe that does not exist.
 
-    >>> check_recipe(GrpoConfig(recipe="gmppo"))  # doctest: +ELLIPSIS
+    >>> check_recipe(GrpoSettings(recipe="gmppo"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: grpo: there is no recipe 'gmppo', the nearest are 'gmpo', 'gspo', 'grpo'; rlax-llm grpo --help ...
     """
@@ -72,7 +72,7 @@ def check_recipe(config: GrpoConfig) -> None:
         raise ValueError(f"grpo: there is no recipe {config.recipe!r}{near}; rlax-llm grpo --help lists them.")
 
 
-def build_objective(config: GrpoConfig, reward_weights: tuple[float, ...] = (1.0,)) -> Chosen:
+def build_objective(config: GrpoSettings, reward_weights: tuple[float, ...] = (1.0,)) -> Chosen:
     """The recipe with the settings given for it.
 
     Args:
@@ -82,7 +82,7 @@ def build_objective(config: GrpoConfig, reward_weights: tuple[float, ...] = (1.0
     Raises:
         ValueError: for an unknown recipe, a setting that the recipe does not have, or one that it misses.
 
-    >>> build_objective(GrpoConfig(recipe="gspo", ceiling=2.0))
+    >>> build_objective(GrpoSettings(recipe="gspo", ceiling=2.0))
     Traceback (most recent call last):
     ValueError: grpo: recipe gspo has no ceiling; leave it out, or choose another recipe (cispo, verl:grpo).
     """
@@ -113,7 +113,7 @@ def build_objective(config: GrpoConfig, reward_weights: tuple[float, ...] = (1.0
     return Chosen(objective, weight > 0, several)
 
 
-def _given(config: GrpoConfig, takes: Any) -> dict[str, Any]:
+def _given(config: GrpoSettings, takes: Any) -> dict[str, Any]:
     """The settings of the trust region that were given, by the recipe's own names."""
     lower = "eps_low" if "eps_low" in takes else "eps"
     given = {lower: config.eps, "eps_high": config.eps_high, "ceiling": config.ceiling}
@@ -135,7 +135,7 @@ def _with_kl(objective: Objective, weight: float, place: str) -> Objective:
     return objective._replace(advantage=kl_in_score(objective.advantage, weight))
 
 
-def build_learning(config: GrpoConfig) -> GroupLearning:
+def build_learning(config: GrpoSettings) -> GroupLearning:
     """Epochs, minibatches, the filter, the correction and the entropy bonus of the settings."""
     groups = (config.groups or 1) // config.minibatches
     steered = config.entropy_target is not None

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlax_llm.commands.grpo.gathering import Gatherer, Taken
 from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, trust_region_step
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Rollout, Sampling, evaluate
@@ -57,7 +57,7 @@ class GroupPhase:
 
     columns = GROUP_COLUMNS
 
-    def __init__(self, config: GrpoConfig, learner: Learner, task: Task, judge: Judge):
+    def __init__(self, config: GrpoSettings, learner: Learner, task: Task, judge: Judge):
         self.title = config.recipe
         self.config, self.learner, self.task, self.judge = config, learner, task, judge
         self.groups, self.group_size = config.groups or 0, config.group_size or 0

@@ -12,7 +12,7 @@ import numpy as np
 from rlax_llm.commands.examples import of_file, of_task
 from rlax_llm.commands.grpo.objective import check_recipe
 from rlax_llm.commands.grpo.phase import GroupPhase
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, pooled
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.reinforced_run import run_reinforced
@@ -26,7 +26,7 @@ from rlax_llm.commands.setup import (
     with_defaults,
 )
 from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps, shared_rows
-from rlax_llm.commands.sft.settings import EvalConfig, GenerateConfig, SftConfig
+from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
 from rlax_llm.commands.tasks import build_measured, build_task, judged_task
 from rlax_llm.credit.shaping import soft_overlong_punishment
 from rlax_llm.generation.engine import Request, stream
@@ -39,7 +39,7 @@ from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import Session, task_of, versions
 
 
-def run_grpo(config: GrpoConfig) -> RunDirectory:
+def run_grpo(config: GrpoSettings) -> RunDirectory:
     """Train by reinforcement learning, after a supervised warm start if there is one, and leave a run directory.
 
     A signal ends the run after its step; an error ends it too. What was done so far is written in either case.
@@ -64,14 +64,14 @@ def run_grpo(config: GrpoConfig) -> RunDirectory:
         return run_reinforced(learner, GroupPhase(config, learner, task, judge), learner.export)
 
 
-def _punishment(config: GrpoConfig) -> tuple[str, Any] | None:
+def _punishment(config: GrpoSettings) -> tuple[str, Any] | None:
     if not config.overlong_buffer:
         return None
     limit, buffer = config.max_new_tokens or 1, config.overlong_buffer
     return "overlong", lambda lengths: soft_overlong_punishment(lengths, limit, buffer)
 
 
-def run_sft(config: SftConfig) -> RunDirectory:
+def run_sft(config: SftSettings) -> RunDirectory:
     """Train by maximum likelihood of given completions, and leave a run directory.
 
     Args:
@@ -114,7 +114,7 @@ def run_sft(config: SftConfig) -> RunDirectory:
     return session.directory
 
 
-def run_eval(config: EvalConfig) -> dict[str, Any]:
+def run_eval(config: EvalSettings) -> dict[str, Any]:
     """Measure reward and accuracy on held-out prompts; print them, and write them where ``config.out`` says.
 
     Args:
@@ -160,7 +160,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     return summary
 
 
-def run_generate(config: GenerateConfig) -> list[str]:
+def run_generate(config: GenerateSettings) -> list[str]:
     """Print what a model answers, piece by piece as it is drawn; several answers are printed when all are there.
 
     Args:

@@ -27,13 +27,13 @@ _RECIPE_HELP = (
 
 
 @dataclass(frozen=True)
-class GrpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
+class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
     """Settings of ``rlax-llm grpo``: reinforcement learning of a language model from groups of completions.
 
     Raises:
         ValueError: a value is out of its range, or two settings contradict each other.
 
-    >>> GrpoConfig(group_size=1)
+    >>> GrpoSettings(group_size=1)
     Traceback (most recent call last):
     ValueError: grpo: group_size is 1, wanted at least 2.
     """
@@ -142,7 +142,7 @@ class GrpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings)
 
     def _check_trpo(self) -> None:
         if self.recipe != "trpo":
-            if self.radius != GrpoConfig.radius:
+            if self.radius != GrpoSettings.radius:
                 raise ValueError(f"grpo: recipe {self.recipe} has no radius; leave it out, or choose trpo.")
             return
         plain = {"epochs": 1, "minibatches": 1, "correction": "none", "entropy_coef": 0.0, "micro_batch_groups": None}

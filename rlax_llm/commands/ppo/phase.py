@@ -16,7 +16,7 @@ import optax
 from rlax_llm.commands.grpo.phase import describe, speeds
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.rollouts import Sampling, evaluate
 from rlax_llm.commands.settings import logit_bias_of
 from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
@@ -90,7 +90,7 @@ class PpoPhase:
 
     columns, title = COLUMNS, "ppo"
 
-    def __init__(self, config: PpoConfig, models: Models, task: Task):
+    def __init__(self, config: PpoSettings, models: Models, task: Task):
         self.config, self.models, self.task = config, models, task
         self.rows, policy = (config.batch_size or 1) * config.group_size, models.policy
         self.sampling = Sampling(policy.sampled_shape, policy.tokenizer, config.max_prompt_tokens or 0)
@@ -184,7 +184,7 @@ class PpoPhase:
         """All that a resumed run needs is in the state."""
 
 
-def shaping_of(config: PpoConfig) -> Shaping:
+def shaping_of(config: PpoSettings) -> Shaping:
     """From scores to advantages, as the settings say."""
     control = fixed_coef if config.kl_target is None else proportional_coef(config.kl_target)
     kl = KlInReward(config.kl_coef, _ESTIMATORS[config.kl_estimator], control)
@@ -198,7 +198,7 @@ def shaping_of(config: PpoConfig) -> Shaping:
     )
 
 
-def learning_of(config: PpoConfig) -> RlhfLearning:
+def learning_of(config: PpoSettings) -> RlhfLearning:
     """Epochs, minibatches and the value model's loss, as the settings say."""
     return RlhfLearning(
         epochs=config.epochs,

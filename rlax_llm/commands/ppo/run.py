@@ -10,7 +10,7 @@ import jax
 
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
-from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.reinforced_run import run_reinforced
 from rlax_llm.commands.setup import build_model, scalar_judge, with_defaults
 from rlax_llm.commands.tasks import judged_task
@@ -20,7 +20,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 
 
-def run_ppo(config: PpoConfig) -> RunDirectory:
+def run_ppo(config: PpoSettings) -> RunDirectory:
     """Train policy and value model by PPO against a reward model, reward functions or both; leave a run directory.
 
     Args:
@@ -38,7 +38,7 @@ def run_ppo(config: PpoConfig) -> RunDirectory:
     return run_reinforced(models.policy, PpoPhase(config, models, task), _export(models))
 
 
-def build_models(config: PpoConfig) -> Models:
+def build_models(config: PpoSettings) -> Models:
     """Policy, value model and reward model of the settings.
 
     Raises:
@@ -50,12 +50,12 @@ def build_models(config: PpoConfig) -> Models:
     return Models(policy, _value(config, model, reward), reward, value_origin(config) == "policy")
 
 
-def value_origin(config: PpoConfig) -> str:
+def value_origin(config: PpoSettings) -> str:
     """What the value model starts from."""
     return config.value_model or ("policy" if config.reward_model is None else "reward")
 
 
-def _value(config: PpoConfig, model: LanguageModel, reward: LanguageModel | None) -> Learner:
+def _value(config: PpoSettings, model: LanguageModel, reward: LanguageModel | None) -> Learner:
     """The value model, and what its adapters belong to."""
     origin = value_origin(config)
     if origin == "scratch":

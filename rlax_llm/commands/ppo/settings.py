@@ -20,7 +20,7 @@ from rlax_llm.commands.sft.settings import DATA_HELP, REWARD_HELP, TASK_HELP
 
 
 @dataclass(frozen=True)
-class PpoConfig(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
+class PpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings):
     """Settings of ``rlax-llm ppo``: policy, value model, frozen reference, and a reward model or functions.
 
     Raises:

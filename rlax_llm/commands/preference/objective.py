@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings
 from rlax_llm.core.names import nearest
 from rlax_llm.loops.labels import (
     CarriedReference,
@@ -73,10 +73,10 @@ _UNPAIRED: dict[str, tuple[Callable[[float], Unpaired], ReferencePoint | Carried
 """The losses of labels, and what each compares rewards with."""
 
 
-def build_unpaired(config: KtoConfig) -> tuple[Unpaired, ReferencePoint | CarriedReference]:
+def build_unpaired(config: KtoSettings) -> tuple[Unpaired, ReferencePoint | CarriedReference]:
     """The recipe of the settings and its reference point.
 
-    >>> build_unpaired(KtoConfig(recipe="bco"))[0].link.__name__
+    >>> build_unpaired(KtoSettings(recipe="bco"))[0].link.__name__
     'logistic'
     """
     make, reference = _UNPAIRED[config.recipe]
@@ -97,13 +97,13 @@ def _takes(name: str) -> list[str]:
     return sorted(known | {"nll_coef"} | ({"beta"} if name in _LINKS else set()))
 
 
-def build_preference(config: DpoConfig) -> Preference:
+def build_preference(config: DpoSettings) -> Preference:
     """The recipe of the settings, or the weighted sum of several.
 
     Raises:
         ValueError: for an unknown recipe, a setting that it does not have, or recipes that cannot be added up.
 
-    >>> build_preference(DpoConfig(recipe="simpo", label_smoothing=0.1))
+    >>> build_preference(DpoSettings(recipe="simpo", label_smoothing=0.1))
     Traceback (most recent call last):
     ValueError: dpo: recipe simpo has no label_smoothing; leave it out, or take one of cdpo, robust, exo.
     """

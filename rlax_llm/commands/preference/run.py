@@ -15,7 +15,7 @@ from rlax_llm.commands.examples import Split, of_records, of_tables
 from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
-from rlax_llm.commands.preference.settings import DpoConfig, KtoConfig, PreferenceSettings, RewardConfig
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, PreferenceSettings, RewardSettings
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.commands.sft.phase import run_steps
@@ -60,7 +60,7 @@ _LABEL_NAMES = {
 }
 
 
-def run_reward(config: RewardConfig) -> RunDirectory:
+def run_reward(config: RewardSettings) -> RunDirectory:
     """Train a reward model on preference pairs, and leave a run directory.
 
     Args:
@@ -82,7 +82,7 @@ def run_reward(config: RewardConfig) -> RunDirectory:
     return _run(config, learner, Method(loop, lambda rows: _pair_batch(model, rows), {}, columns), rows)
 
 
-def run_dpo(config: DpoConfig) -> RunDirectory:
+def run_dpo(config: DpoSettings) -> RunDirectory:
     """Train a language model on preference pairs, and leave a run directory.
 
     Args:
@@ -115,7 +115,7 @@ def run_dpo(config: DpoConfig) -> RunDirectory:
     return _run(config, learner, method, rows, prepare=partial(_referenced, model, learner, log_probs, size))
 
 
-def run_kto(config: KtoConfig) -> RunDirectory:
+def run_kto(config: KtoSettings) -> RunDirectory:
     """Train a language model on labeled completions, and leave a run directory.
 
     Args:
@@ -194,13 +194,13 @@ def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -
     )
 
 
-def _pairs(config: RewardConfig | DpoConfig, model: LanguageModel, learner: Learner) -> Split:
+def _pairs(config: RewardSettings | DpoSettings, model: LanguageModel, learner: Learner) -> Split:
     if config.data is not None:
         return of_tables(read_pairs, encode_pairs, learner, config)
     return of_records(_sums(config, model), encode_pairs, learner, config)
 
 
-def _labels(config: KtoConfig, model: LanguageModel, learner: Learner) -> Split:
+def _labels(config: KtoSettings, model: LanguageModel, learner: Learner) -> Split:
     if config.data is not None:
         return of_tables(read_labeled, encode_labeled, learner, config)
     return of_records(apart(_sums(config, model).then(_labeled_each)), encode_labeled, learner, config)
@@ -265,7 +265,7 @@ def _referenced(
     return found
 
 
-def _warn_of_imbalance(config: KtoConfig, rows: Sequence[Any]) -> None:
+def _warn_of_imbalance(config: KtoSettings, rows: Sequence[Any]) -> None:
     """Say where the class weights are outside the range that KTO's authors recommend."""
     desirable = sum(row.label for row in rows)
     if not 0 < desirable < len(rows) or not config.undesirable_weight:

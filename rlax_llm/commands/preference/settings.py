@@ -45,7 +45,7 @@ class PreferenceSettings(RunSettings, BatchSettings, OptimizerSettings, ModelSet
 
 
 @dataclass(frozen=True)
-class RewardConfig(PreferenceSettings):
+class RewardSettings(PreferenceSettings):
     """Settings of ``rlax-llm reward``: a reward model from preference pairs.
 
     Raises:
@@ -66,7 +66,7 @@ class RewardConfig(PreferenceSettings):
 
 
 @dataclass(frozen=True)
-class DpoConfig(PreferenceSettings):
+class DpoSettings(PreferenceSettings):
     """Settings of ``rlax-llm dpo``: preference optimization on pairs.
 
     Raises:
@@ -105,7 +105,7 @@ class DpoConfig(PreferenceSettings):
 
 
 @dataclass(frozen=True)
-class KtoConfig(PreferenceSettings):
+class KtoSettings(PreferenceSettings):
     """Settings of ``rlax-llm kto``: optimization of labeled completions.
 
     Raises:

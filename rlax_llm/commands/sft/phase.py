@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from rlax_llm.commands.examples import Split
-from rlax_llm.commands.grpo.settings import GrpoConfig
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.ppo.settings import PpoConfig
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.phase import PreferencePhase
 from rlax_llm.commands.setup import build_optimizer
-from rlax_llm.commands.sft.settings import SftConfig
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import watched
 from rlax_llm.core.trees import joined
 from rlax_llm.data.batches import demonstration_rows
@@ -51,7 +51,7 @@ def own_rows(config: Any, learner: Learner) -> Form:
     return Form(list, collate, row_log_probs(learner.config, bool(config.remat)))
 
 
-def shared_rows(config: SftConfig, learner: Learner) -> Form:
+def shared_rows(config: SftSettings, learner: Learner) -> Form:
     """As many examples to a row of ``config.packed_tokens`` as fit; a batch counts rows."""
     width, pad_id = config.packed_tokens, learner.tokenizer.pad_id
 
@@ -83,7 +83,7 @@ class SupervisedPhase:
 
     def __init__(
         self,
-        config: GrpoConfig | SftConfig | PpoConfig,
+        config: GrpoSettings | SftSettings | PpoSettings,
         learner: Learner,
         examples: Split,
         form: Form,

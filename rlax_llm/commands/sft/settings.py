@@ -44,7 +44,7 @@ REWARD_HELP = (
 
 
 @dataclass(frozen=True)
-class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
+class SftSettings(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
     """Settings of ``rlax-llm sft``: supervised training on prompts and their answers.
 
     Raises:
@@ -87,7 +87,7 @@ class SftConfig(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
 
 
 @dataclass(frozen=True)
-class GenerateConfig(SamplerSettings):
+class GenerateSettings(SamplerSettings):
     """Settings of ``rlax-llm generate``: print what a model answers to a prompt.
 
     Raises:
@@ -120,7 +120,7 @@ class GenerateConfig(SamplerSettings):
 
 
 @dataclass(frozen=True)
-class EvalConfig(SamplerSettings):
+class EvalSettings(SamplerSettings):
     """Settings of ``rlax-llm eval``: reward and accuracy of a model on held-out prompts.
 
     Raises:
