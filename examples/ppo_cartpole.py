@@ -8,6 +8,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import optax
 
 import rlax_llm as rl
@@ -19,7 +20,7 @@ environment = rl.make("CartPole-v1")
 policy = rl.perceptron(environment, hidden=(64, 64))
 
 collecting = rl.Collecting(environments=4, horizon_steps=128, discount=0.99)
-learning = rl.Learning(epochs=4, minibatches=4, target=rl.credits.lambda_return(0.95), entropy_coef=0.01)
+learning = rl.Learning(epochs=4, minibatches=4, target=rl.credit.streams.lambda_return(0.95), entropy_coef=0.01)
 rate = optax.linear_schedule(1e-3, 0.0, iterations * learning.epochs * learning.minibatches)
 optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
 
@@ -48,3 +49,9 @@ print(f"compiled in {compiled - begin:.1f} s; {steps:,} steps in {seconds:.1f} s
 for part, returns in enumerate(jnp.array_split(metrics["episode_return"], 5, axis=1)):
     print(f"return in fifth {part + 1}:", " ".join(f"{x:.0f}" for x in jnp.nanmean(returns, axis=1)))
 print(f"greedy return, mean over seeds: {greedy.mean():.1f}")
+
+for returns in metrics["episode_return"]:
+    plt.plot(returns, alpha=0.5)
+plt.xlabel("update")
+plt.ylabel("return of the episodes that ended")
+plt.savefig("ppo_cartpole.png")

@@ -7,12 +7,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import optax
 
 import rlax_llm as rl
 
 quick = "--quick" in sys.argv
-seeds, iterations, radius = (2, 5, 0.02) if quick else (4, 100, 0.02)
+seeds, iterations = (2, 5) if quick else (4, 100)
+radius = 0.02  # nats that the policy may move per update
 
 environment = rl.make("Pendulum-v1")
 policy = rl.perceptron(environment, hidden=(64, 64))
@@ -27,8 +29,8 @@ collecting = rl.Collecting(
 # TRPO is a direction and a search: rl.full_step in place of the search is the natural policy gradient.
 direction = rl.natural_direction(radius, damping=1e-3, iterations=15)
 search = rl.backtracking_search(rl.improves_within(radius), shrink=0.8)
-critic = rl.Learning(epochs=20, minibatches=2, target=rl.credits.lambda_return(0.95))
-update = rl.natural_update(policy, rl.credits.gae(0.95), direction, search, optax.adam(1e-3), critic)
+critic = rl.Learning(epochs=20, minibatches=2, target=rl.credit.streams.lambda_return(0.95))
+update = rl.natural_update(policy, rl.credit.streams.gae(0.95), direction, search, optax.adam(1e-3), critic)
 init, step = rl.control_loop(environment, policy, update, collecting)
 evaluate = rl.evaluate_greedily(environment, policy, collecting, limit_steps=200)
 
@@ -49,3 +51,9 @@ for part, returns in enumerate(jnp.array_split(metrics["episode_return"], 5, axi
     print(f"return in fifth {part + 1}:", " ".join(f"{x:.0f}" for x in jnp.nanmean(returns, axis=1)))
 print(f"accepted by the line search: {metrics['accepted'].mean():.0%}, largest KL {metrics['kl'].max():.4f} nats")
 print(f"greedy return, mean over seeds: {greedy.mean():.1f}")
+
+for returns in metrics["episode_return"]:
+    plt.plot(returns, alpha=0.5)
+plt.xlabel("update")
+plt.ylabel("return of the episodes that ended")
+plt.savefig("trpo_pendulum.png")
