@@ -26,7 +26,7 @@ from rlax_llm.loops.collect import Steps
 from rlax_llm.loops.control import trajectory
 from rlax_llm.models.actor_critic import ActorCritic, Params
 
-COLOURS = ("#1f4e79", "#c8553d", "#3a7d44", "#8a5a9e", "#b8860b", "#4a9ba8", "#6b7280", "#d16ba5")
+COLORS = ("#1f4e79", "#c8553d", "#3a7d44", "#8a5a9e", "#b8860b", "#4a9ba8", "#6b7280", "#d16ba5")
 _TEXT, _GRID = "#30363d", "#e4e7eb"
 
 
@@ -126,7 +126,7 @@ def write(out: Path, figure: Any, numbers: Mapping[str, Any], report: Callable[[
 
 
 def save_small(figure: Any, path: Path) -> None:
-    """A PNG of 128 colours: a third of the bytes, and no difference to the eye in a plot."""
+    """A PNG of 128 colors: a third of the bytes, and no difference to the eye in a plot."""
     from PIL import Image
 
     whole = io.BytesIO()
@@ -174,20 +174,20 @@ def label(panel: Any, title: str, x: str, y: str, legend: bool = True) -> None:
         panel.legend(fontsize=8, frameon=False)
 
 
-def band(panel: Any, x: Any, samples: Any, name: str | None, colour: str, **style: Any) -> None:
+def band(panel: Any, x: Any, samples: Any, name: str | None, color: str, **style: Any) -> None:
     """The mean of ``samples [N, T]`` over ``x [T]`` and its 95 % interval over N."""
     samples = np.asarray(samples, float)
     mean, deviation = np.nanmean(samples, 0), np.nanstd(samples, 0, ddof=1)
     half = student_quantile(len(samples) - 1) * deviation / np.sqrt(len(samples))
-    panel.plot(x, mean, label=name, color=colour, linewidth=1.8, **style)
-    panel.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+    panel.plot(x, mean, label=name, color=color, linewidth=1.8, **style)
+    panel.fill_between(x, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
 
 
-def bars(panel: Any, names: Sequence[str], measured: Sequence[Mapping[str, float]], colours: Sequence[str]) -> None:
+def bars(panel: Any, names: Sequence[str], measured: Sequence[Mapping[str, float]], colors: Sequence[str]) -> None:
     """Points with intervals, one a name."""
-    for place, (one, colour) in enumerate(zip(measured, colours)):
-        panel.plot([place, place], [one["low"], one["high"]], color=colour, linewidth=2.4)
-        panel.plot([place], [one["mean"]], "o", color=colour, markersize=6)
+    for place, (one, color) in enumerate(zip(measured, colors)):
+        panel.plot([place, place], [one["low"], one["high"]], color=color, linewidth=2.4)
+        panel.plot([place], [one["mean"]], "o", color=color, markersize=6)
     panel.set_xticks(range(len(names)), names, fontsize=8)
 
 

@@ -1,6 +1,6 @@
 """The distribution that is sampled from, by exact enumeration: every completion of two tokens of a small vocabulary.
 
-Sampler, learner, behaviour policy and reference speak of one distribution over one kept set, at every setting, layout
+Sampler, learner, behavior policy and reference speak of one distribution over one kept set, at every setting, layout
 and age of the parameters. The oracle is NumPy's, from all logits of a plain forward pass.
 """
 

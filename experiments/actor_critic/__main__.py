@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import COLOURS, arguments, band, bars, interval, label, new_figure, said, table, windowed, write
+from experiments.common import COLORS, arguments, band, bars, interval, label, new_figure, said, table, windowed, write
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit.streams import (
     Credit,
@@ -127,14 +127,14 @@ def draw(settings: Settings, curves: Mapping[str, np.ndarray], numbers: Mapping[
     """Learning curves, and their means."""
     figure, panels = new_figure("Actor-critic against REINFORCE on CartPole-v1", 2)
     steps = (np.arange(settings.points) + 0.5) * settings.steps / settings.points / 1000
-    for (name, curve), colour in zip(curves.items(), COLOURS):
-        band(panels[0], steps, curve, name, colour)
+    for (name, curve), color in zip(curves.items(), COLORS):
+        band(panels[0], steps, curve, name, color)
     label(panels[0], "Return of the episodes that ended", "environment steps, thousands", "undiscounted return")
     panels[0].set_ylim(0, 1.45 * panels[0].get_ylim()[1])
     panels[0].legend(fontsize=7.5, frameon=False, ncol=2, loc="upper left")
     measured = numbers["weights"]
     names = [textwrap.fill(name, 12) for name in measured]
-    bars(panels[1], names, [x["mean return over training"] for x in measured.values()], COLOURS)
+    bars(panels[1], names, [x["mean return over training"] for x in measured.values()], COLORS)
     panels[1].tick_params(axis="x", labelsize=7)
     label(panels[1], "Mean over training, 95 % interval", "", "undiscounted return", legend=False)
     return figure

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.command_runs import lines, run, told
-from experiments.common import COLOURS, arguments, interval, label, new_figure, percent, plain, table, write
+from experiments.common import COLORS, arguments, interval, label, new_figure, percent, plain, table, write
 
 RECIPES = {"GRPO": "grpo", "DAPO": "dapo", "Dr.GRPO": "dr_grpo"}
 CURVES = ("accuracy", "held_out_accuracy", "frac_reward_zero_std", "entropy")
@@ -137,9 +137,9 @@ def draw(numbers: Mapping[str, Any]) -> Any:
     figure, panels = new_figure("SmolLM2-135M learns chain_sum", 4)
     heads = ("Samples, mean of 8 steps", "Held-out prompts, greedy", "Groups without a difference", "Entropy")
     for panel, key, head in zip(panels, CURVES, heads):
-        for (name, one), colour in zip(numbers["recipes"].items(), COLOURS):
+        for (name, one), color in zip(numbers["recipes"].items(), COLORS):
             steps, values = np.array(one["curves"][key], float).T
-            panel.plot(steps, values if key == "held_out_accuracy" else smoothed(values), color=colour, label=name)
+            panel.plot(steps, values if key == "held_out_accuracy" else smoothed(values), color=color, label=name)
         unit = "nats a token" if key == "entropy" else "share"
         label(panel, head, "steps", unit, legend=panel is panels[0])
     return figure

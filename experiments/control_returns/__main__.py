@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common import COLOURS, arguments, label, new_figure, plain, said, short, table, write
+from experiments.common import COLORS, arguments, label, new_figure, plain, said, short, table, write
 from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control.run import run_control
 from rlax_llm.host.run_directory import RunDirectory
@@ -100,10 +100,10 @@ def draw(settings: Settings, tasks: Sequence[Mapping[str, Any]]) -> Any:
     figure, panels = new_figure(title, columns, -(-len(tasks) // columns))
     for panel, task in zip(panels, tasks):
         steps, returns = zip(*task["curve"])
-        panel.plot([step / 1000 for step in steps], returns, color=COLOURS[0], linewidth=1.8)
-        panel.fill_between([step / 1000 for step in steps], *zip(*task["bands"]), color=COLOURS[0], alpha=0.18)
+        panel.plot([step / 1000 for step in steps], returns, color=COLORS[0], linewidth=1.8)
+        panel.fill_between([step / 1000 for step in steps], *zip(*task["bands"]), color=COLORS[0], alpha=0.18)
         if task["goal"] is not None:
-            panel.axhline(task["goal"], color=COLOURS[1], linewidth=1, linestyle="--")
+            panel.axhline(task["goal"], color=COLORS[1], linewidth=1, linestyle="--")
         title = f"{task['env']}, {task['recipe']}"
         label(panel, title, "environment steps, thousands", "undiscounted return", legend=False)
     for panel in panels[len(tasks) :]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.answers import Language, Training, Wrapper, base, right, trained
 from experiments.common import (
-    COLOURS,
+    COLORS,
     arguments,
     band,
     each,
@@ -119,8 +119,8 @@ def draw(settings: Settings, curves: Mapping[str, Mapping[str, np.ndarray]]) -> 
     steps = (np.arange(settings.training.points) + 1) * settings.training.steps / settings.training.points
     units = ("share", "nats a token", "share", "share")
     for panel, key, head, unit in zip(panels, KEYS, HEADS, units):
-        for (name, metrics), colour in zip(curves.items(), (*COLOURS, "black", "tab:olive")):
-            band(panel, steps, metrics[key], name, colour)
+        for (name, metrics), color in zip(curves.items(), (*COLORS, "black", "tab:olive")):
+            band(panel, steps, metrics[key], name, color)
         label(panel, head.capitalize(), "steps", unit, legend=panel is panels[0])
     return figure
 

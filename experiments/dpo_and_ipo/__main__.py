@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import COLOURS, arguments, band, interval, label, new_figure, said, table, write
+from experiments.common import COLORS, arguments, band, interval, label, new_figure, said, table, write
 from rlax_llm.core.types import Completions
 from rlax_llm.data.arithmetic import ALPHABET, Problems, digit_rows
 from rlax_llm.data.batches import PairRows, pair_rows
@@ -134,11 +134,11 @@ def measure(settings: Settings) -> tuple[dict[str, dict[str, np.ndarray]], dict[
 def draw(settings: Settings, curves: Mapping[str, Mapping[str, np.ndarray]], numbers: Mapping[str, Any]) -> Any:
     """Margins, and log-likelihoods."""
     figure, panels = new_figure("DPO and IPO on preferences without noise", 2)
-    for (name, curve), colour in zip(curves.items(), COLOURS):
+    for (name, curve), color in zip(curves.items(), COLORS):
         steps = np.arange(curve["margin"].shape[1]) * settings.measured_every
-        band(panels[0], steps, curve["margin"], name, colour)
-        band(panels[1], steps, curve["chosen"], f"{name}, chosen", colour)
-        band(panels[1], steps, curve["rejected"], f"{name}, rejected", colour, linestyle="--")
+        band(panels[0], steps, curve["margin"], name, color)
+        band(panels[1], steps, curve["chosen"], f"{name}, chosen", color)
+        band(panels[1], steps, curve["rejected"], f"{name}, rejected", color, linestyle="--")
     panels[0].axhline(numbers["target"], color="black", linewidth=1, linestyle=":", label="1/(2τ)")
     label(panels[0], "Margin of the log-ratios", "optimizer steps", "nats a token")
     label(panels[1], "Log-likelihood of the answers", "optimizer steps", "nats")

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments.common import (
-    COLOURS,
+    COLORS,
     TASKS,
     Task,
     arguments,
@@ -170,15 +170,13 @@ def draw(settings: Settings, tasks: Sequence[Task], samples: Mapping[str, np.nda
     """Bias and variance, then the return in each environment."""
     figure, panels = new_figure("GAE: bias and variance over λ", 1 + len(tasks))
     places = np.arange(len(settings.lambdas))
-    for name, colour in zip(("variance", "squared bias"), COLOURS):
-        band(
-            panels[0], places, samples[name], f"{name}, one sample" if name == "variance" else name, colour, marker="o"
-        )
+    for name, color in zip(("variance", "squared bias"), COLORS):
+        band(panels[0], places, samples[name], f"{name}, one sample" if name == "variance" else name, color, marker="o")
     panels[0].set_yscale("symlog", linthresh=0.1)
     panels[0].set_ylim(0, None)
     label(panels[0], "Advantage estimate, CartPole-v1", "λ", "discounted return, squared")
     for panel, task in zip(panels[1:], tasks):
-        band(panel, places, samples[task.name], None, COLOURS[2], marker="o")
+        band(panel, places, samples[task.name], None, COLORS[2], marker="o")
         title = f"{task.name}: PPO after {settings.steps:,} steps"
         label(panel, title, "λ", "undiscounted return", legend=False)
     for panel in panels:

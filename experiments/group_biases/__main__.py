@@ -16,7 +16,7 @@ import optax
 
 from experiments.answers import PROMPT, Language, Training, base, lengths, right, trained
 from experiments.common import (
-    COLOURS,
+    COLORS,
     arguments,
     band,
     bars,
@@ -170,18 +170,18 @@ def draw(settings: Settings, curves: Mapping[str, Any], numbers: Mapping[str, An
     """Wasted groups, the push on length, the pull of a group, entropy."""
     figure, panels = new_figure("What group policy gradients do besides learning", 4)
     steps = (np.arange(settings.training.points) + 1) * settings.training.steps / settings.training.points
-    band(panels[0], steps, curves["clip 0.2"]["frac_reward_zero_std"], None, COLOURS[0])
+    band(panels[0], steps, curves["clip 0.2"]["frac_reward_zero_std"], None, COLORS[0])
     label(panels[0], "Groups without a difference in score", "steps", "share", legend=False)
     names = list(numbers["push_apart"])
-    bars(panels[1], names, [numbers["push_apart"][name] for name in names], COLOURS)
+    bars(panels[1], names, [numbers["push_apart"][name] for name in names], COLORS)
     panels[1].axhline(0, color="black", linewidth=0.8)
     label(panels[1], "First push on length: wrong less right", "", "tokens per unit of step", legend=False)
-    for (name, sizes), colour in zip(numbers["pull"].items(), COLOURS):
+    for (name, sizes), color in zip(numbers["pull"].items(), COLORS):
         values = [one["mean"] / max(x["mean"] for x in sizes) for one in sizes]
-        panels[2].plot(np.arange(len(values)) / (len(values) - 1), values, "o-", color=colour, label=name)
+        panels[2].plot(np.arange(len(values)) / (len(values) - 1), values, "o-", color=color, label=name)
     label(panels[2], "Size of a group's advantages", "share of the group that is right", "of the largest")
-    for (name, metrics), colour in zip(curves.items(), COLOURS):
-        band(panels[3], steps, metrics["entropy"], name, colour)
+    for (name, metrics), color in zip(curves.items(), COLORS):
+        band(panels[3], steps, metrics["entropy"], name, color)
     label(panels[3], "Entropy, by the clip below / above", "steps", "nats a token")
     return figure
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import COLOURS, arguments, band, interval, label, new_figure, plain, short, write
+from experiments.common import COLORS, arguments, band, interval, label, new_figure, plain, short, write
 from experiments.kl_estimators.estimators import (
     ESTIMATES,
     FORWARD,
@@ -49,7 +49,7 @@ IDENTITIES = {
     f"{K3_TOKENS}: ∇{REVERSE_FIXED}": (K3_TOKENS, REVERSE_FIXED),
 }
 STYLE = {
-    name: {"colour": COLOURS[place], "linestyle": line}
+    name: {"color": COLORS[place], "linestyle": line}
     for name, place, line in zip(ESTIMATES, (0, 1, 1, 2, 2), ("-", "-", "--", "-", "--"))
 }
 
@@ -225,7 +225,7 @@ def draw(samples: Mapping[str, Any]) -> Any:
         band(panels[0], nats, values["deviation"][..., place], f"{name}", **style)
     for name, marker in ((K2_TOKENS, "o"), (K2, "s")):
         bias = np.abs(values["bias"][..., list(ESTIMATES).index(name)])
-        panels[0].plot(nats, bias.mean(0), marker, color=COLOURS[1], markersize=4, label=f"|bias| of {name}")
+        panels[0].plot(nats, bias.mean(0), marker, color=COLORS[1], markersize=4, label=f"|bias| of {name}")
     panels[0].set(yscale="log", ylim=(3e-3, 300))
     label(
         panels[0], "Deviation and bias of a completion's estimate", "KL(π‖ref), nats", "share of the KL", legend=False
@@ -233,7 +233,7 @@ def draw(samples: Mapping[str, Any]) -> Any:
     panels[0].legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
     for name, target in ((K2, FORWARD), (K2_TOKENS, FORWARD), (K3, REVERSE), (K3_TOKENS, REVERSE)):
         band(panels[1], nats, gradients[name][f"cosine to ∇{target}"], f"{name} to ∇{target}", **STYLE[name])
-    band(panels[1], nats, gradients["targets"]["cosine"], f"∇{FORWARD} to ∇{REVERSE}", COLOURS[6], linestyle=":")
+    band(panels[1], nats, gradients["targets"]["cosine"], f"∇{FORWARD} to ∇{REVERSE}", COLORS[6], linestyle=":")
     label(panels[1], "Cosine of expected gradients, exact; k1's is 0", "KL(π‖ref), nats", "cosine")
     for panel in panels[:2]:
         panel.set_xscale("log")
@@ -250,9 +250,9 @@ def draw_training(panel: Any, ends: Mapping[str, Exact], best: Exact) -> None:
     near[0] = False
     panel.plot(kl[near], reward[near], "k--", linewidth=1, label="best possible")
     panel.plot(kl[0], reward[0], "k*", markersize=11, label="best at this β")
-    for name, colour, marker in zip(PLACES, (6, 0, 4, 1, 1, 2, 2), "o^xosos"):
+    for name, color, marker in zip(PLACES, (6, 0, 4, 1, 1, 2, 2), "o^xosos"):
         reward, kl = ends[name]
-        style = {"color": COLOURS[colour], "markerfacecolor": "none" if marker == "s" else COLOURS[colour]}
+        style = {"color": COLORS[color], "markerfacecolor": "none" if marker == "s" else COLORS[color]}
         panel.plot(kl, reward, marker, markersize=2.5, markeredgewidth=0.6, **style)
         panel.plot(kl.mean(), reward.mean(), marker, markersize=9, markeredgewidth=1.6, label=name, **style)
     label(panel, "After training; small marks are seeds", "KL(π‖ref), nats a completion", "true reward")

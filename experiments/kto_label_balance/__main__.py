@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.common import (
-    COLOURS,
+    COLORS,
     arguments,
     bars,
     interval,
@@ -137,11 +137,11 @@ def draw(settings: Settings, numbers: Mapping[str, Any]) -> Any:
     """Reward and KL at each balance."""
     figure, panels = new_figure("KTO at several balances of labels", 2)
     names = [f"{good}:{bad}" for good, bad in settings.odds]
-    for weights, colour in zip(WEIGHTS, COLOURS):
+    for weights, color in zip(WEIGHTS, COLORS):
         lines = numbers["weights"][weights]
         for panel, quantity in zip(panels, ("reward", "kl")):
-            bars(panel, names, [line[quantity] for line in lines], [colour] * len(names))
-            panel.plot([line[quantity]["mean"] for line in lines], color=colour, linewidth=1, label=weights)
+            bars(panel, names, [line[quantity] for line in lines], [color] * len(names))
+            panel.plot([line[quantity]["mean"] for line in lines], color=color, linewidth=1, label=weights)
     panels[0].axhline(numbers["before"]["mean"], color="black", linewidth=1, linestyle=":", label="reference")
     label(panels[0], "True reward after training, classes weighted …", "desirable : undesirable", "true reward")
     label(panels[1], "KL to the reference", "desirable : undesirable", "nats a completion", legend=False)

@@ -21,7 +21,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.common import (
-    COLOURS,
+    COLORS,
     arguments,
     band,
     interval,
@@ -179,12 +179,12 @@ def draw(settings: Settings, samples: Mapping[str, np.ndarray]) -> Any:
     """Bias over the critic's learning, then the variance in the processes and on CartPole."""
     figure, panels = new_figure("Six weights of the policy gradient", 3)
     places = np.arange(len(settings.episodes_of_critic))
-    for column, (name, colour) in enumerate(zip(FORMS, COLOURS)):
+    for column, (name, color) in enumerate(zip(FORMS, COLORS)):
         style = {"linestyle": ":"} if column < 3 else {"marker": "o"}
-        band(panels[0], places, samples["learned bias"][..., column], name, colour, **style)
-        band(panels[1], [column - 0.3, column + 0.3], np.repeat(samples["ratio"][:, [column]], 2, 1), None, colour)
+        band(panels[0], places, samples["learned bias"][..., column], name, color, **style)
+        band(panels[1], [column - 0.3, column + 0.3], np.repeat(samples["ratio"][:, [column]], 2, 1), None, color)
         ratio = samples["cartpole"][..., column]
-        band(panels[2], np.arange(ratio.shape[1]), ratio, name, colour, marker="o")
+        band(panels[2], np.arange(ratio.shape[1]), ratio, name, color, marker="o")
     panels[0].set_xticks(places, settings.episodes_of_critic)
     label(panels[0], "Bias, exact, random processes", "episodes that V was learned from", "length of the bias, rewards")
     panels[1].set_xticks(range(len(FORMS)), [name[0] for name in FORMS])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.command_runs import run, told
-from experiments.common import COLOURS, arguments, interval, label, new_figure, plain, said, table, verdict_of, write
+from experiments.common import COLORS, arguments, interval, label, new_figure, plain, said, table, verdict_of, write
 from experiments.positive_sentences.tasks import (
     HELD_OUT,
     LEAST,
@@ -222,12 +222,12 @@ def draw(numbers: Mapping[str, Any]) -> Any:
     """VADER's score over KL."""
     figure, (panel,) = new_figure("Positive sentences on held-out topics", 1)
     runs = numbers["runs"]
-    for method, colour in zip(METHODS, COLOURS):
+    for method, color in zip(METHODS, COLORS):
         lines = sorted((x for x in runs if x["name"].startswith(method)), key=lambda x: x["kl"]["mean"])
         kl, score = ([x[what]["mean"] for x in lines] for what in ("kl", "score"))
-        panel.plot(kl, score, "o-", color=colour, label=method.upper(), linewidth=1.6)
+        panel.plot(kl, score, "o-", color=color, label=method.upper(), linewidth=1.6)
         for x in lines:
-            panel.plot([x["kl"]["mean"]] * 2, [x["score"]["low"], x["score"]["high"]], color=colour, alpha=0.3)
+            panel.plot([x["kl"]["mean"]] * 2, [x["score"]["low"], x["score"]["high"]], color=color, alpha=0.3)
     panel.axhline(runs[0]["score"]["mean"], color="black", linewidth=1, linestyle=":", label="before")
     label(panel, "Each point a β; bars over topics", "KL to the reference, nats a completion", "VADER score")
     return figure

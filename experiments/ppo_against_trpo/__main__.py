@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments.common import (
-    COLOURS,
+    COLORS,
     TASKS,
     Task,
     arguments,
@@ -178,15 +178,15 @@ def draw(settings: Settings, curves: Mapping[str, Any], numbers: Mapping[str, An
     steps = (np.arange(settings.points) + 0.5) * settings.updates / settings.points
     steps = steps * settings.environments * settings.horizon_steps / 1000
     for panel, (task, by_name) in zip(panels, curves.items()):
-        for (name, curve), colour in zip(by_name.items(), COLOURS):
-            band(panel, steps, curve, name, colour)
+        for (name, curve), color in zip(by_name.items(), COLORS):
+            band(panel, steps, curve, name, color)
         label(panel, f"{task}: episodes that ended", "environment steps, thousands", "undiscounted return")
     panel = panels[-1]
     for shift, (task, by_name) in zip((-0.2, 0.2), numbers["environments"].items()):
-        for place, (name, colour) in enumerate(zip(by_name, COLOURS)):
+        for place, (name, color) in enumerate(zip(by_name, COLORS)):
             height = 1000 * by_name[name]["seconds an update"]["one seed"]
             word = task if place == 0 else None
-            panel.bar(place + shift, height, 0.38, color=colour, alpha=1 if shift < 0 else 0.5, label=word)
+            panel.bar(place + shift, height, 0.38, color=color, alpha=1 if shift < 0 else 0.5, label=word)
     panel.set_xticks(range(3), list(numbers["environments"][next(iter(curves))]))
     label(panel, "Compiled update alone, one seed", "", "milliseconds, median")
     return figure

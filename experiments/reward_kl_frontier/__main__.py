@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import COLOURS, arguments, interval, label, new_figure, plain, said, table, write
+from experiments.common import COLORS, arguments, interval, label, new_figure, plain, said, table, write
 from experiments.letters import (
     Exact,
     Language,
@@ -146,14 +146,14 @@ def draw(settings: Settings, found: Mapping[str, Exact]) -> Any:
     best = jax.tree.map(lambda x: x.mean(0), found["optimum"])
     for panel in panels:
         panel.plot(best.kl, best.reward, color="black", linewidth=1, linestyle="--", label="best possible")
-    for name, colour in zip(METHODS, COLOURS):
+    for name, color in zip(METHODS, COLORS):
         reward, kl = found[name]
-        panels[0].plot(kl[..., -1].T, reward[..., -1].T, "o", color=colour, markersize=2.5, alpha=0.35)
-        panels[0].plot(kl[..., -1].mean(0), reward[..., -1].mean(0), "o-", color=colour, label=name)
+        panels[0].plot(kl[..., -1].T, reward[..., -1].T, "o", color=color, markersize=2.5, alpha=0.35)
+        panels[0].plot(kl[..., -1].mean(0), reward[..., -1].mean(0), "o-", color=color, label=name)
         for place in range(len(settings.betas)):
             ways = (np.append(0.0, kl[:, place].mean(0)), reward[:, place].mean(0))
             ways = (ways[0], np.append(best.reward[-1], ways[1]))
-            panels[1].plot(*ways, ".-", color=colour, linewidth=1, label=name if place == 0 else None)
+            panels[1].plot(*ways, ".-", color=color, linewidth=1, label=name if place == 0 else None)
     label(panels[0], "At the end of training, each β; small dots are seeds", "KL, nats a completion", "true reward")
     label(panels[1], "On the way, mean over seeds", "KL, nats a completion", "true reward")
     return figure

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import COLOURS, arguments, interval, label, new_figure, percent, plain, said, table, write
+from experiments.common import COLORS, arguments, interval, label, new_figure, percent, plain, said, table, write
 from experiments.letters import (
     Language,
     drawn,
@@ -93,14 +93,14 @@ def measure(settings: Settings) -> dict[str, Any]:
 def draw(settings: Settings, numbers: Mapping[str, Any]) -> Any:
     """Accuracies, and correlations, over the number of pairs."""
     figure, panels = new_figure("Reward models of a small language", 2)
-    for name, colour in zip(STARTS, COLOURS):
+    for name, color in zip(STARTS, COLORS):
         curves = {what: [one[what] for one in numbers["starts"][name]] for what in MEASURED}
         for panel, what, style in ((0, MEASURED[1], "-"), (0, MEASURED[0], ":"), (1, MEASURED[2], "-")):
             curve = curves[what]
             text = f"from {name}" + (", its training pairs" if what == MEASURED[0] else "")
-            panels[panel].plot(settings.pairs, [x["mean"] for x in curve], style, color=colour, label=text)
+            panels[panel].plot(settings.pairs, [x["mean"] for x in curve], style, color=color, label=text)
             sides = ([x[side] for x in curve] for side in ("low", "high"))
-            panels[panel].fill_between(settings.pairs, *sides, color=colour, alpha=0.18, linewidth=0)
+            panels[panel].fill_between(settings.pairs, *sides, color=color, alpha=0.18, linewidth=0)
     panels[0].axhline(numbers["ceiling"]["mean"], color="black", linewidth=1, linestyle="--", label="the true reward")
     panels[0].set_ylim(0.48, 0.95)
     for panel in panels:

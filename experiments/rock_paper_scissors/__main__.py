@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import COLOURS, arguments, band, interval, label, new_figure, said, table, write
+from experiments.common import COLORS, arguments, band, interval, label, new_figure, said, table, write
 from rlax_llm.core.distributions import categorical
 from rlax_llm.credit.streams import lambda_return
 from rlax_llm.envs.environment import Environment
@@ -171,9 +171,9 @@ def draw(settings: Settings, paths: Mapping[str, np.ndarray]) -> Any:
     """Exploitability over rounds, and the strategies in their triangle."""
     figure, panels = new_figure("Rock-paper-scissors against an opponent that adapts", 3)
     rounds = np.arange(settings.updates + 1) * settings.environments * settings.rounds / 1000
-    for (name, path), colour in zip(paths.items(), COLOURS):
+    for (name, path), color in zip(paths.items(), COLORS):
         loss = jax.vmap(jax.vmap(exploitability))(jnp.asarray(path))
-        band(panels[0], rounds, loss, name if name != "Q-learning" else "Q-learning, greedy", colour)
+        band(panels[0], rounds, loss, name if name != "Q-learning" else "Q-learning, greedy", color)
     label(panels[0], "Exploitability", "rounds played, thousands", "loss a round to a best response, rewards")
     panels[0].set_ylim(-0.03, 1.45)
     names = list(paths)
@@ -189,11 +189,11 @@ def triangle(panel: Any, paths: Mapping[str, np.ndarray], names: Sequence[str], 
         panel.text(*(corner + move), name, ha="center", fontsize=8.5)
     panel.plot(*corners[[0, 1, 2, 0]].T, color="#9aa3ad", linewidth=1)
     for name in names:
-        colour = COLOURS[list(paths).index(name)]
+        color = COLORS[list(paths).index(name)]
         for seed, path in enumerate(paths[name][:shown]):
             x, y = (path @ corners).T
-            panel.plot(x, y, color=colour, linewidth=0.9, alpha=0.8, label=None if seed else name)
-            panel.plot(x[-1], y[-1], "o", color=colour, markersize=5)
+            panel.plot(x, y, color=color, linewidth=0.9, alpha=0.8, label=None if seed else name)
+            panel.plot(x[-1], y[-1], "o", color=color, markersize=5)
     panel.plot(*corners.mean(0), "+", color="black", markersize=11, label="(1/3, 1/3, 1/3)")
     label(panel, f"{title} (dot: the last)", "", "")
     panel.legend(fontsize=7.5, frameon=False, loc="upper left")

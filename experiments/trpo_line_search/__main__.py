@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.common import (
-    COLOURS,
+    COLORS,
     TASKS,
     Task,
     arguments,
@@ -176,17 +176,17 @@ def draw(settings: Settings, metrics: Mapping[str, Any], numbers: Mapping[str, A
     kinds = ("breaks the limit", "worsens the surrogate")
     for row, (name, x) in enumerate(metrics.items()):
         left, middle, right = panels[3 * row : 3 * row + 3]
-        for place, (case, colour) in enumerate(zip(settings.cases, COLOURS)):
+        for place, (case, color) in enumerate(zip(settings.cases, COLORS)):
             over = x["kl"][:, place, 0] / case[0]
-            band(left, updates, over[..., 0], named(case), colour)
-            band(left, updates, over[..., 1], None, colour, linestyle=":")
+            band(left, updates, over[..., 0], named(case), color)
+            band(left, updates, over[..., 1], None, color, linestyle=":")
             for number, style in enumerate(("-", "--")):
                 band(
                     right,
                     updates,
                     x["return"][:, place, number],
                     None if number else named(case),
-                    colour,
+                    color,
                     linestyle=style,
                 )
             for kind, shift, strength in zip(kinds, (-0.15, 0.15), (1.0, 0.45)):
@@ -194,7 +194,7 @@ def draw(settings: Settings, metrics: Mapping[str, Any], numbers: Mapping[str, A
                 mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
                 word = None if place else kind
                 error = [[mean - low], [high - mean]]
-                middle.bar(place + shift, mean, 0.28, color=colour, alpha=strength, yerr=error, label=word)
+                middle.bar(place + shift, mean, 0.28, color=color, alpha=strength, yerr=error, label=word)
         left.axhline(1, color="black", linewidth=0.8)
         left.set_ylim(0, None)
         label(left, f"{name}: KL of the whole step (dotted: accepted)", "update", "KL over δ (1: the limit)")

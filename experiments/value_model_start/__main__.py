@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import COLOURS, arguments, band, interval, label, new_figure, plain, said, table, write
+from experiments.common import COLORS, arguments, band, interval, label, new_figure, plain, said, table, write
 from experiments.letters import (
     Language,
     PpoSettings,
@@ -106,9 +106,9 @@ def draw(settings: Settings, curves: Mapping[str, Mapping[str, np.ndarray]]) -> 
         ("Score less β · KL", "score"),
     )
     for panel, quantity, (title, unit) in zip(panels, MEASURED, texts):
-        for name, colour in zip(STARTS, COLOURS):
+        for name, color in zip(STARTS, COLORS):
             steps = (1 + np.arange(curves[name][quantity].shape[1])) * settings.measured_every
-            band(panel, steps, curves[name][quantity], name, colour)
+            band(panel, steps, curves[name][quantity], name, color)
         label(panel, title, "PPO steps", unit)
     panels[1].set_ylim(-0.5, 1.0)
     return figure

@@ -24,7 +24,7 @@ class Completions(NamedTuple):
         truncated: ``[B]`` bool, True where the completion hit the length limit without choosing a stop token.
         kept: ``[B, T, ceil(V/32)]`` uint32, the set of tokens that each was drawn from, as ``token_sets.to_bits`` packs
             it (V/8 bytes a token), of all tokens where ``mask`` is False; None where nothing was ever cut. Every model
-            whose log-probabilities are taken is renormalized on it: learner, behaviour policy and reference.
+            whose log-probabilities are taken is renormalized on it: learner, behavior policy and reference.
     """
 
     tokens: jax.Array
@@ -56,7 +56,7 @@ class PolicyBatch(NamedTuple):
 
     Attributes:
         log_probs: the current policy's, nats; the only entry that carries a gradient.
-        old_log_probs: the behaviour policy's, nats.
+        old_log_probs: the behavior policy's, nats.
         advantages: same shape as ``log_probs``.
         mask: bool, True where the policy chose.
         weights: float, ``Σ weights · loss`` is the loss; taken once per optimizer step over the *whole* batch, which

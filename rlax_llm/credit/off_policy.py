@@ -1,4 +1,4 @@
-"""Multi-step targets from a behaviour policy's steps, for one stream ``[T]`` as in ``returns``.
+"""Multi-step targets from a behavior policy's steps, for one stream ``[T]`` as in ``returns``.
 
 ``log_ratio[t]`` is ``log π(a[t]|s[t]) − log μ(a[t]|s[t])``, the policy that learns over the one that acted. Both
 estimators here, and tree backup, Q(λ) and per-decision importance sampling, are ``multistep_errors``.

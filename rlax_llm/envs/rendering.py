@@ -28,24 +28,24 @@ INK, STEEL, WOOD, SIGNAL = (32, 34, 37), (130, 138, 150), (202, 152, 101), (204,
 class Canvas:
     """A white picture in the units of the world that it shows; drawn large and scaled down, for smooth edges."""
 
-    def __init__(self, centre: Point, width: float) -> None:
+    def __init__(self, center: Point, width: float) -> None:
         self.image = Image.new("RGB", (SIZE[0] * SHARPNESS, SIZE[1] * SHARPNESS), "white")
         self.pen = ImageDraw.Draw(self.image)
-        self.centre, self.scale = centre, SIZE[0] * SHARPNESS / width
+        self.center, self.scale = center, SIZE[0] * SHARPNESS / width
 
     def pixel(self, point: Point) -> Point:
         """Where a point of the world lies in the large picture."""
-        x, y = ((a - b) * self.scale for a, b in zip(point, self.centre, strict=True))
+        x, y = ((a - b) * self.scale for a, b in zip(point, self.center, strict=True))
         return self.image.width / 2 + x, self.image.height / 2 - y
 
-    def line(self, points: list[Point], width: float, colour: tuple[int, int, int]) -> None:
+    def line(self, points: list[Point], width: float, color: tuple[int, int, int]) -> None:
         """A line through the points, ``width`` in the world's units."""
-        self.pen.line([self.pixel(p) for p in points], colour, max(1, round(width * self.scale)), joint="curve")
+        self.pen.line([self.pixel(p) for p in points], color, max(1, round(width * self.scale)), joint="curve")
 
-    def disc(self, centre: Point, radius: float, colour: tuple[int, int, int]) -> None:
+    def disc(self, center: Point, radius: float, color: tuple[int, int, int]) -> None:
         """A filled circle."""
-        (x, y), r = self.pixel(centre), radius * self.scale
-        self.pen.ellipse([x - r, y - r, x + r, y + r], colour)
+        (x, y), r = self.pixel(center), radius * self.scale
+        self.pen.ellipse([x - r, y - r, x + r, y + r], color)
 
     def array(self) -> np.ndarray:
         """The picture, ``[H, W, 3]`` uint8."""
@@ -159,12 +159,12 @@ def _acrobot(state: Any, parameters: Any) -> np.ndarray:
 
 
 def _grids(observations: np.ndarray) -> np.ndarray:
-    """``[T, H, W]`` or ``[T, H, W, C]``: a colour for each channel, the last one on top where several are set."""
+    """``[T, H, W]`` or ``[T, H, W, C]``: a color for each channel, the last one on top where several are set."""
     if observations.ndim == 3:
         observations = observations[..., None]
     channels = observations.shape[-1]
-    colours = [colorsys.hsv_to_rgb(c / channels, 0.7, 1.0) for c in range(channels)]
-    palette = np.array([(0.0, 0.0, 0.0), *colours])
+    colors = [colorsys.hsv_to_rgb(c / channels, 0.7, 1.0) for c in range(channels)]
+    palette = np.array([(0.0, 0.0, 0.0), *colors])
     top = ((observations > 0) * np.arange(1, channels + 1)).max(-1)
     pixels = (255 * palette[top]).astype(np.uint8)
     larger = max(1, GRID_PIXELS // max(pixels.shape[1:3]))

@@ -71,7 +71,7 @@ class Progress:
 
     A number that some steps do not have (a held-out accuracy) stays on show until its next. Without a terminal, a run
     of at most 20 steps prints a line a step, a longer one a line every two seconds, and any run its last step.
-    Colours follow ``NO_COLOR``.
+    Colors follow ``NO_COLOR``.
 
     Args:
         total_steps: the step that ends the run.

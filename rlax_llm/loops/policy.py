@@ -168,7 +168,7 @@ def policy_loop(
 def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Loop:
     """``init(params)`` and ``step(state, completions, frozen=None)``: maximum likelihood, by the token mean.
 
-    It is the policy loss with advantage 1, the score function and behaviour log-probabilities of 0.
+    It is the policy loss with advantage 1, the score function and behavior log-probabilities of 0.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.

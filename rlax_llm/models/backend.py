@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-NEIGHBOURS = ("a", ".", "\n", "0")
+NEIGHBORS = ("a", ".", "\n", "0")
 """Texts of which a tokenizer knows one at least."""
 
 
@@ -37,7 +37,7 @@ def alphabet(fast: Any) -> str:
 
 def beginning(fast: Any) -> list[int]:
     """Ids that the tokenizer's post-processor puts before a text."""
-    for text in NEIGHBOURS:
+    for text in NEIGHBORS:
         try:
             whole, bare = fast(text)["input_ids"], fast(text, add_special_tokens=False)["input_ids"]
         except Exception:

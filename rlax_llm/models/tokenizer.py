@@ -197,8 +197,8 @@ class Tokenizer:
         [2, 3]
         """
         if self._blank_before and text:
-            for neighbour in backend.NEIGHBOURS:
-                alone, ids = self.encode_all([neighbour, neighbour + text])
+            for neighbor in backend.NEIGHBORS:
+                alone, ids = self.encode_all([neighbor, neighbor + text])
                 if ids[: len(alone)] == alone:
                     return ids[len(alone) :]
         return self.encode(text)
@@ -224,7 +224,7 @@ class Tokenizer:
     @cached_property
     def _blank_before(self) -> bool:
         """Whether a text's tokens depend on its being a text's beginning, as SentencePiece's do."""
-        for text in backend.NEIGHBOURS:
+        for text in backend.NEIGHBORS:
             try:
                 once, twice = self.encode_all([text, text + text])
             except ValueError:

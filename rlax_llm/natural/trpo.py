@@ -171,7 +171,7 @@ def policy_problem(
     Args:
         policy: ``params → parameters`` of distributions ``[N…]``, the observations closed over.
         distribution: such as ``distributions.categorical``.
-        params: where the step starts: the behaviour policy.
+        params: where the step starts: the behavior policy.
         actions: one for each distribution.
         advantages: ``[N…]``.
         weights: ``[N…]`` ≥ 0, as ``Σ weights · loss``; ``1/N`` for the mean.

@@ -1,4 +1,4 @@
-"""The log-ratio that a trust region reads, from the current and the behaviour policy's log-probabilities.
+"""The log-ratio that a trust region reads, from the current and the behavior policy's log-probabilities.
 
 Sequence-level ratios reduce the last axis and give every chosen token of a row the row's number, so that one trust
 region and one weighting serve them as they serve tokens. Their ``*_token_ratio`` forms have the same value with the
@@ -28,7 +28,7 @@ def token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array)
 
     Args:
         log_probs: the current policy's, any shape, nats.
-        old_log_probs: the behaviour policy's, same shape, nats.
+        old_log_probs: the behavior policy's, same shape, nats.
         mask: same shape, True where the policy chose; sequence-level ratios need it, this one does not.
 
     Returns:
@@ -55,7 +55,7 @@ def summed_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array
 
     Args:
         log_probs: the current policy's, ``[..., T]``, nats.
-        old_log_probs: the behaviour policy's, same shape, nats.
+        old_log_probs: the behavior policy's, same shape, nats.
         mask: same shape, True where the policy chose.
 
     Returns:
@@ -80,7 +80,7 @@ def sequence_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Arr
 
     Args:
         log_probs: the current policy's, ``[..., T]``, nats.
-        old_log_probs: the behaviour policy's, same shape, nats.
+        old_log_probs: the behavior policy's, same shape, nats.
         mask: same shape, True where the policy chose.
 
     Returns:
@@ -103,7 +103,7 @@ def sequence_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: j
 
     Args:
         log_probs: the current policy's, ``[..., T]``, nats.
-        old_log_probs: the behaviour policy's, same shape, nats.
+        old_log_probs: the behavior policy's, same shape, nats.
         mask: same shape, True where the policy chose.
 
     Returns:
@@ -125,7 +125,7 @@ def summed_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax
 
     Args:
         log_probs: the current policy's, ``[..., T]``, nats.
-        old_log_probs: the behaviour policy's, same shape, nats.
+        old_log_probs: the behavior policy's, same shape, nats.
         mask: same shape, True where the policy chose.
 
     Returns:

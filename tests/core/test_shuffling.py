@@ -59,7 +59,7 @@ def test_two_rows_share_a_minibatch_as_often_as_in_a_uniform_permutation(n, mini
     exact = (n // minibatches - 1) / (n - 1)
     deviation = np.sqrt(exact * (1 - exact) / DRAWS)
     for gap in (1, 2, 3, 8, n // 2, n - 1):
-        # Neighbours in time, and the environments of one step.
+        # Neighbors in time, and the environments of one step.
         first = np.arange(0, n - gap, max(1, (n - gap) // 16))
         together = (places[:, first] == places[:, first + gap]).mean(0)
         assert np.abs(together - exact).max() < 4.5 * deviation

@@ -63,7 +63,7 @@ def test_packed_rows_hold_every_demonstration_once():
     np.testing.assert_array_equal(seen, packed.valid)
     np.testing.assert_array_equal(packed.segments > 0, packed.valid)
     assert packed.tokens.shape[0] < len(rows) / 2
-    # Neighbours differ, so that no segment runs on into the next.
+    # Neighbors differ, so that no segment runs on into the next.
     for segments in np.asarray(packed.segments):
         own = segments[segments > 0]
         assert (np.diff(own) >= 0).all()

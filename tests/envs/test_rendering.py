@@ -19,9 +19,9 @@ def starts(name: str, count: int = 2, **fields: Any) -> Any:
     return states.replace(**{field: jnp.array(value) for field, value in fields.items()})
 
 
-def place(picture, colour):
-    """Mean pixel, right and up from the middle, of those of about one colour."""
-    rows, columns = np.nonzero(np.abs(picture.astype(int) - colour).max(-1) < 30)
+def place(picture, color):
+    """Mean pixel, right and up from the middle, of those of about one color."""
+    rows, columns = np.nonzero(np.abs(picture.astype(int) - color).max(-1) < 30)
     return columns.mean() - picture.shape[1] / 2, picture.shape[0] / 2 - rows.mean()
 
 

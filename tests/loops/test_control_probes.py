@@ -185,7 +185,7 @@ def altered(number: jax.Array, choice: jax.Array) -> Environment:
 
 
 def forgetting(update: Update, stale: jax.Array) -> Update:
-    """Where it is stale, the behaviour policy's log-probabilities are those of the first policy, log ½, for ever."""
+    """Where it is stale, the behavior policy's log-probabilities are those of the first policy, log ½, for ever."""
 
     def step(params, state, rollout, key):
         log_probs = jnp.where(stale, np.log(0.5), rollout.log_probs)

@@ -45,7 +45,7 @@ def parameters(config: DecoderConfig) -> dict:
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to q and k: the two halves of each head's rows become neighbours."""
+    """What llama.cpp's converter does to q and k: the two halves of each head's rows become neighbors."""
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1)
     return np.stack([halves[:, 0], halves[:, 1]], 2).reshape(rows.shape)
 

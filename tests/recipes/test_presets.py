@@ -59,9 +59,9 @@ def per_token(advantages, mask):
 
 def whitened(table, mask, ddof):
     taken = [table[b][t] for b, row in enumerate(mask) for t, chosen in enumerate(row) if chosen]
-    centre = mean(taken)
-    variance = sum((x - centre) ** 2 for x in taken) / (len(taken) - ddof)
-    return [[(x - centre) / math.sqrt(variance + 1e-8) for x in row] for row in table]
+    center = mean(taken)
+    variance = sum((x - center) ** 2 for x in taken) / (len(taken) - ddof)
+    return [[(x - center) / math.sqrt(variance + 1e-8) for x in row] for row in table]
 
 
 def z_scores(eps):

@@ -23,7 +23,7 @@ P, G, T, LIMIT = 2, 4, 5, 6
 
 
 def data(seed: int) -> tuple[np.ndarray, ...]:
-    """Scores ``[P, G]``; current, behaviour and reference log-probabilities and mask ``[P, G, T]``."""
+    """Scores ``[P, G]``; current, behavior and reference log-probabilities and mask ``[P, G, T]``."""
     random = np.random.default_rng(seed)
     current = -random.exponential(size=(P, G, T))
     old, ref = current + 0.25 * random.normal(size=(2, P, G, T))

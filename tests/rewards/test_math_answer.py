@@ -40,7 +40,7 @@ def test_answers_are_compared_by_value():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(-99, 99), st.integers(1, 99), st.integers(1, 9), st.integers(1, 3))
-def test_a_fraction_equals_any_multiple_of_it_and_no_neighbour(above, below, factor, off):
+def test_a_fraction_equals_any_multiple_of_it_and_no_neighbor(above, below, factor, off):
     completion = rf"\boxed{{\frac{{{above * factor}}}{{{below * factor}}}}}"
     assert math_answer([""] * 2, [completion] * 2, answer=[f"{above}/{below}", f"{above + off}/{below}"]) == [1.0, 0.0]
 
