@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 
 _HOMES = {
     "credit.batches": ("batch_std", "informative_share", "nonzero_share", "returns_to_go", "several", "whitened"),
@@ -269,7 +269,7 @@ def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"rlax_llm.{name}")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'rlax_llm' has no attribute {name!r}{closest(name, __dir__())}")
+        raise AttributeError(f"module 'rlax_llm' has no attribute {name!r}{did_you_mean(name, __dir__())}")
     home, own_name = _HOME_OF[name]
     value = getattr(import_module(f"rlax_llm.{home}"), own_name)
     globals()[name] = value

@@ -25,7 +25,7 @@ def test_where_a_recipe_and_its_part_share_a_name_the_flat_name_is_the_recipe():
         if name != "penalty_or_none":
             assert getattr(rl, name) is vars(recipes)[name], name
     assert isinstance(rl.gdpo((1.0, 0.5)), Objective)
-    assert rl.batch_credit.gdpo is not rl.gdpo
+    assert rl.credit.batches.gdpo is not rl.gdpo
 
 
 def test_a_name_that_is_not_there_is_told_with_the_nearest():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import PreferenceSettings
 from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.host.run_directory import RunDirectory
 
 Settings = (
@@ -95,15 +95,11 @@ def checked(kind: type[Settings], content: Mapping[str, Any], path: str | os.Pat
             if value != kind.command:
                 raise ValueError(f"{path} is of the command {shortened(value)}, not {kind.command!r}.")
         elif key not in known:
-            raise ValueError(f"{path}: {kind.command} has no setting {shortened(key)}; {_nearest(kind, key, known)}")
+            hint = did_you_mean(key, known, f"; rlax-llm {kind.command} --help lists them.")
+            raise ValueError(f"{path}: {kind.command} has no setting {shortened(key)}{hint}")
         else:
             settings[key] = converted(f"{path}: {key}", value, hints[key])
     return settings
-
-
-def _nearest(kind: type[Settings], name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"rlax-llm {kind.command} --help lists them."
 
 
 def _names(kind: type[Settings]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from rlax_llm.cli.values import converted, is_list, is_truth
+from rlax_llm.core.names import did_you_mean
 
 
 def flag(name: str) -> str:
@@ -74,7 +74,7 @@ def _setting(command: str, known: dict[str, Any], word: str, waiting: deque[str]
             raise ValueError(f"{command}: {written} takes no value, got {text!r}; leave it out.")
         return negated, False
     if name not in known:
-        raise ValueError(f"{command} has no flag {written}; {_hint(command, name, known)}")
+        raise ValueError(f"{command} has no flag {written}{_hint(command, name, known)}")
     hint = known[name]
     if is_truth(hint) and not equals:
         return name, True
@@ -94,8 +94,8 @@ def _values(waiting: deque[str]) -> list[str]:
 
 
 def _hint(command: str, name: str, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name.lower(), [*known, *(f"no_{x}" for x in known if is_truth(known[x]))], n=1)
-    return f"did you mean {flag(near[0])}?" if near else f"rlax-llm {command} --help lists them."
+    names = [*known, *(f"no_{other}" for other in known if is_truth(known[other]))]
+    return did_you_mean(name, names, f"; rlax-llm {command} --help lists them.", flag)
 
 
 def _place(command: str, places: Sequence[str], found: dict[str, Any], word: str) -> str:

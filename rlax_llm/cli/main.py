@@ -5,7 +5,6 @@ JAX and all that builds on it is imported once a command runs, so that ``--help`
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
+from rlax_llm.core.names import did_you_mean
 
 
 class Command(NamedTuple):
@@ -166,9 +166,8 @@ def _do(words: Sequence[str]) -> int:
     elif words[0] in COMMANDS:
         return _run(COMMANDS[words[0]], words[1:])
     else:
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
-        raise ValueError(f"there is no command {words[0]!r}; {hint}")
+        hint = did_you_mean(words[0], COMMANDS, f"; there are {', '.join(COMMANDS)}.")
+        raise ValueError(f"there is no command {words[0]!r}{hint}")
     return 0
 
 

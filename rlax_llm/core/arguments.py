@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -220,7 +220,7 @@ def _unknown(where: str, name: str, names: list[str]) -> TypeError:
     if here is not None:
         return TypeError(f"{where}: there is no argument {name}; what others call {name} is {here} here.")
     takes = f" It takes {', '.join(names)}." if names else " It takes none."
-    return TypeError(f"{where}: there is no argument {name}{closest(name, names)}{takes}")
+    return TypeError(f"{where}: there is no argument {name}{did_you_mean(name, names)}{takes}")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:

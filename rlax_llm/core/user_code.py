@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 
 _SHOWN = 300
 
@@ -46,7 +46,7 @@ def named_function(what: str, spec: str, failure: type[ValueError] = ValueError)
         raise failure(f"{what} {spec!r}: {error}") from error.__cause__
     if not hasattr(module, name):
         functions = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
-        raise failure(f"{what} {spec!r}: {place} has no function {name!r}{closest(name, functions)}")
+        raise failure(f"{what} {spec!r}: {place} has no function {name!r}{did_you_mean(name, functions)}")
     function = getattr(module, name)
     if not callable(function):
         raise failure(f"{what} {spec!r}: {name} is of type {type(function).__name__}, wanted a function.")
@@ -83,7 +83,7 @@ def _by_name(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _failed(name, error) from error
-        hint = closest(name, [path.stem for path in Path.cwd().glob("*.py")])
+        hint = did_you_mean(name, [path.stem for path in Path.cwd().glob("*.py")])
         raise _NotThere(f"there is no module {name!r} here or installed{hint}") from error
     except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
@@ -91,7 +91,7 @@ def _by_name(name: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        hint = closest(path.name, [other.name for other in path.parent.glob("*.py")])
+        hint = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
         raise _NotThere(f"there is no file {path}{hint}")
     found = importlib.util.spec_from_file_location(f"{path.stem}@{path.resolve()}".replace(".", "_"), path)
     if found is None or found.loader is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.rows import DataError, Row, user_message
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import completion_text
@@ -100,7 +100,7 @@ def _dataset(name: str, settings: dict[str, Any], size: int, seed: int) -> Any:
         ) from error
     if name not in DATASETS:
         raise DataError(
-            f"reasoning-gym:{name}: no such task, of {len(DATASETS)} such as chain_sum{closest(name, DATASETS)}"
+            f"reasoning-gym:{name}: no such task, of {len(DATASETS)} such as chain_sum{did_you_mean(name, DATASETS)}"
         )
     try:
         return create_dataset(name, **settings, size=size, seed=seed)

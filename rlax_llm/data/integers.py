@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.rewards.golds import known_answer
 
@@ -98,7 +98,7 @@ def with_integer_answers(rows: Sequence[Row]) -> list[Row]:
         if "answer" not in row:
             raise DataError(
                 f"no column 'answer', which integer_answers reads; the columns are {', '.join(row)}"
-                f"{closest('answer', row)}"
+                f"{did_you_mean('answer', row)}"
             )
         found = integer_form(known_answer(row["answer"]) or "")
         if found is None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.messages import check_text
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.data.sifting import Kept, alike, sifted
@@ -50,7 +50,7 @@ def prompt_key(row: Row) -> str:
 
 def _row(where: str, row: Row) -> Row:
     if "prompt" not in row:
-        raise DataError(f"{where}: no column 'prompt'; the columns are {listed(row)}{closest('prompt', row)}")
+        raise DataError(f"{where}: no column 'prompt'; the columns are {listed(row)}{did_you_mean('prompt', row)}")
     check_text(where, "prompt", whole(where, row)["prompt"])
     if "completion" in row:
         row["completion"] = _completion(where, row["completion"])

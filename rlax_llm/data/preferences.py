@@ -6,7 +6,6 @@ Every form is *standard* (strings) or *conversational* (lists of messages). Colu
 from __future__ import annotations
 
 import bisect
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean, likeness
 from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers, check_text
 from rlax_llm.data.repeated import is_conversation, prompt_length, without_prompts
 from rlax_llm.data.rows import DataError, Row
@@ -379,16 +378,13 @@ def _require(where: str, row: Row, form: str, wanted: Sequence[str]) -> None:
         hint = "" if near == form else f", nearest to {near} ({', '.join(columns)})"
         raise DataError(
             f"{where}: no column {missing[0]!r}; the columns are {listed(row)}{hint}, wanted those of {form} "
-            f"({', '.join(_FORMS[form])}){closest(missing[0], [name for name in row if name not in wanted])}"
+            f"({', '.join(_FORMS[form])}){did_you_mean(missing[0], [name for name in row if name not in wanted])}"
         )
 
 
 def _nearness(row: Row, columns: Sequence[str]) -> float:
     """Mean over a form's columns of how much the likest column of the row is like it; misspelled ones count too."""
-    likeness = [
-        max((difflib.SequenceMatcher(None, name, str(own)).ratio() for own in row), default=0.0) for name in columns
-    ]
-    return sum(likeness) / len(likeness)
+    return sum(likeness(name, row) for name in columns) / len(columns)
 
 
 def _shown(value: Any) -> str:

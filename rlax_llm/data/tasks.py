@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
 from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
@@ -219,7 +219,7 @@ def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
         size = settings.pop("size", 1000)
         *parts, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
         return Task(spec, *_named(spec, parts), (reward,), solved=_nearly_full_score)
-    raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{closest(name, _KNOWN)}")
+    raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{did_you_mean(name, _KNOWN)}")
 
 
 def _named(spec: str, parts: Sequence[Any]) -> tuple[Kept[Row], Kept[Row]]:
@@ -235,7 +235,9 @@ def _problems(spec: str, settings: dict[str, Any]) -> arithmetic.Problems:
     known = [field.name for field in fields(arithmetic.Problems)]
     for name in settings:
         if name not in known:
-            raise DataError(f"task {spec!r}: no setting {name!r}; there are {', '.join(known)}{closest(name, known)}")
+            raise DataError(
+                f"task {spec!r}: no setting {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+            )
     return arithmetic.Problems(**settings)
 
 

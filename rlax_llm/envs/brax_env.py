@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.names import nearest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.envs.environment import Box, Environment, State, Step
 
 BRAX_NAMES = (
@@ -91,7 +91,7 @@ def _made(library: Any, name: str, parameters: dict[str, Any]) -> Any:
         if error.args != (name,):
             raise
         raise ValueError(
-            f"brax: there is no environment {name!r}{nearest(name, BRAX_NAMES)}; give one of {list(BRAX_NAMES)}."
+            f"brax: there is no environment {name!r}{did_you_mean(name, BRAX_NAMES)} There are {', '.join(BRAX_NAMES)}."
         ) from error
     except TypeError as error:
         raise ValueError(f"brax: {name} can't be made with {parameters}: {error}.") from error

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.core import checks
-from rlax_llm.core.names import nearest
+from rlax_llm.core.names import did_you_mean, unknown_parameter
 from rlax_llm.envs.environment import Box, Discrete, Environment, State, Step
 
 GYMNAX_IDS = (
@@ -115,8 +115,8 @@ def with_parameters(name: str, parameters: dict[str, Any]) -> tuple[Any, Any]:
     library = _library()
     if name not in library.registered_envs:
         raise ValueError(
-            f"gymnax: there is no environment {name!r}{nearest(name, library.registered_envs)}; "
-            "give one of gymnax.registered_envs."
+            f"gymnax: there is no environment {name!r}{did_you_mean(name, library.registered_envs)} "
+            "gymnax.registered_envs lists them."
         )
     checks.at_least_one("gymnax", max_steps_in_episode=parameters.get("max_steps_in_episode"))
     source, defaults = _made(library, name, {})
@@ -124,9 +124,7 @@ def with_parameters(name: str, parameters: dict[str, Any]) -> tuple[Any, Any]:
     known = sorted(constructor | set(vars(defaults)))
     for parameter in parameters:
         if parameter not in known:
-            raise ValueError(
-                f"gymnax: {name} has no parameter {parameter!r}{nearest(parameter, known)}; give one of {known}."
-            )
+            raise ValueError(unknown_parameter(f"gymnax: {name}", parameter, known))
     arguments = {key: value for key, value in parameters.items() if key in constructor}
     if arguments:
         source, defaults = _made(library, name, arguments)

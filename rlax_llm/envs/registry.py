@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rlax_llm.core.names import accepted, nearest
+from rlax_llm.core.names import check_parameters, did_you_mean
 from rlax_llm.envs.brax_env import BRAX_NAMES, brax
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.gymnax_envs import GYMNAX_IDS, gymnax
@@ -44,14 +44,14 @@ def make(name: str, **parameters: Any) -> Environment:
     if family == "brax" and rest:
         return brax(rest, **parameters)
     if family == "probe" and rest in PROBES:
-        accepted(name, PROBES[rest], parameters)
+        check_parameters(name, PROBES[rest], parameters)
         return PROBES[rest](**parameters).environment
     if name == "RockPaperScissors":
-        accepted(name, rock_paper_scissors, parameters)
+        check_parameters(name, rock_paper_scissors, parameters)
         return rock_paper_scissors(**parameters)
     if name in GYMNAX_IDS or _registered_with_gymnax(name):
         return gymnax(name, **parameters)
-    raise ValueError(f"make: there is no environment {name!r}{nearest(name, names())}; give one of names().")
+    raise ValueError(f"make: there is no environment {name!r}{did_you_mean(name, names())} names() lists them.")
 
 
 def _registered_with_gymnax(name: str) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.core.checks import at_least_one, positive
-from rlax_llm.core.names import nearest
+from rlax_llm.core.names import did_you_mean
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -81,7 +81,7 @@ class Lora:
     2.0
     >>> Lora(8, 16.0, ("q", "gate_proj"))
     Traceback (most recent call last):
-    ValueError: Lora: target 'gate_proj' is unknown, the nearest is 'gate'; give some of q, k, v, o, gate, up, down.
+    ValueError: Lora: target 'gate_proj' is unknown; did you mean 'gate'? There are q, k, v, o, gate, up, down.
     """
 
     rank: int
@@ -95,8 +95,8 @@ class Lora:
             raise ValueError(f"Lora: targets is {self.targets!r}, wanted a tuple of different names, at least one.")
         for name in self.targets:
             if name not in TARGETS:
-                near = nearest(name.removesuffix("_proj"), TARGETS)
-                raise ValueError(f"Lora: target {name!r} is unknown{near}; give some of {', '.join(TARGETS)}.")
+                hint = did_you_mean(name.removesuffix("_proj"), TARGETS)
+                raise ValueError(f"Lora: target {name!r} is unknown{hint} There are {', '.join(TARGETS)}.")
 
     @property
     def scale(self) -> float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from rlax_llm.core.arguments import checked
 from rlax_llm.core.kl import KlEstimator, k3
 from rlax_llm.core.masked import divided_by_std, masked_deviation
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.batches import batch_std
 from rlax_llm.credit.groups import Advantage, centered, kl_in_score, leave_one_out, per_group, z_score
@@ -180,5 +180,5 @@ def _normalized(advantage: Advantage) -> Advantage:
 
 def _chosen(name: str, value: str | bool, known: dict[str, T]) -> T:
     if value not in known:
-        raise ValueError(f"trl: {name} is {value!r}, wanted one of {', '.join(known)}{closest(str(value), known)}")
+        raise ValueError(f"trl: {name} is {value!r}, wanted one of {', '.join(known)}{did_you_mean(str(value), known)}")
     return known[str(value)]

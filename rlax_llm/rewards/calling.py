@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import told
 
 _NOT_FORWARDED = ("prompt", "completion", "prompts", "completions")
@@ -196,7 +196,7 @@ def check_columns(reward: Reward, columns: Sequence[str]) -> None:
         absent = next((name for name in wanted if name not in ("prompts", "completions", *names)), "")
         raise RewardError(
             f"reward {reward.name!r} does not accept the columns of the data ({', '.join(names) or 'none'}): {error}; "
-            f"it is called as f(prompts, completions, **columns){closest(absent, names)}"
+            f"it is called as f(prompts, completions, **columns){did_you_mean(absent, names)}"
         ) from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlax_llm.core.naming import closest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import named_function
 from rlax_llm.rewards import mathematics
 from rlax_llm.rewards.calling import Reward, RewardError
@@ -140,7 +140,7 @@ def load_reward(spec: str) -> Reward:
     place, _, name = spec.rpartition(":")
     if not (place and name) or (equals and family.isidentifier() and not place.endswith(".py")):
         known = ", ".join([*BUILT_IN, *(f"{family}={FAMILIES[family].argument}" for family in FAMILIES)])
-        hint = closest(family, [*BUILT_IN, *FAMILIES])
+        hint = did_you_mean(family, [*BUILT_IN, *FAMILIES])
         raise RewardError(f"reward {spec!r}: wanted MODULE:FUNCTION, FILE.py:FUNCTION or one of {known}{hint}")
     return Reward(name, named_function("reward", spec, RewardError), spec=spec)
 

@@ -76,9 +76,9 @@ def test_resuming_keeps_all_settings_but_the_steps(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--env", "Cartpole"), "make: there is no environment 'Cartpole', the nearest "),
+        (("--env", "Cartpole"), "make: there is no environment 'Cartpole'; did you mean 'CartPole-v1'"),
         (("--env", "CartPole-v2"), "'CartPole-v1'"),
-        (("--recipe", "trop"), "control: there is no recipe 'trop', the nearest is 'trpo'"),
+        (("--recipe", "trop"), "control: there is no recipe 'trop'; did you mean 'trpo'"),
         (("--seeds", "0"), "control: seeds is 0, wanted at least 1."),
         (("--minibatches", "3"), "control: minibatches is 3, wanted a divisor of the 512 steps of a rollout."),
         (("--total-steps", "1"), "control: total_steps is 1, wanted at least one rollout"),

@@ -79,7 +79,7 @@ def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("dpo", "--recipe", "dppo"), "there is no recipe 'dppo', the nearest are 'dpo'"),
+        (("dpo", "--recipe", "dppo"), "there is no recipe 'dppo'; did you mean 'dpo'"),
         (("dpo", "--recipe", "ipo", "--label-smoothing", "0.1"), "recipe ipo has no label_smoothing"),
         (("dpo", "--recipe", "dpo,ipo"), "recipe ipo has a reward of its own"),
         (("dpo", "--recipe", "dpo:much"), "the weight of recipe dpo is 'much'"),

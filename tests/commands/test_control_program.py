@@ -211,7 +211,7 @@ def test_zero_is_off():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipe": "trop"}, "there is no recipe 'trop', the nearest is 'trpo'; give one of reinforce, "),
+        ({"recipe": "trop"}, "there is no recipe 'trop'; did you mean 'trpo'\\? There are reinforce, "),
         ({"seeds": 0}, "control: seeds is 0, wanted at least 1."),
         ({"environments": 0}, "environments is 0"),
         ({"eval_steps": -1}, "eval_steps is -1, wanted at least 0"),
@@ -238,5 +238,5 @@ def test_mistakes_are_one_sentence(settings, message):
 
 
 def test_an_unknown_environment_names_the_nearest():
-    with pytest.raises(ValueError, match="no environment 'CartPol-v1', the nearest are 'CartPole-v1'"):
+    with pytest.raises(ValueError, match="no environment 'CartPol-v1'; did you mean 'CartPole-v1'"):
         build(ControlSettings(env="CartPol-v1"))

@@ -92,7 +92,7 @@ def test_names():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: brax("antt"), r"brax: there is no environment 'antt', the nearest is 'ant'; give one of \['ant', "),
+        (lambda: brax("antt"), r"brax: there is no environment 'antt'; did you mean 'ant'\? There are .*ant, "),
         (lambda: brax("ant", horizon_steps=0), "brax: horizon_steps is 0, wanted a whole number of at least 1"),
         (lambda: brax("ant", bakend="spring"), r"brax: ant can't be made with \{'bakend': 'spring'\}: .*bakend"),
         (lambda: brax("ant", observe=lambda x: {"state": x}), r"ant observes PyTreeDef\(\{'state'.*; wanted one array"),

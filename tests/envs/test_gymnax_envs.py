@@ -220,11 +220,11 @@ def test_other_observations_are_refused(registered):
     [
         (
             lambda: gymnax("Cartpole-v0"),
-            "there is no environment 'Cartpole-v0', the nearest is 'CartPole-v1'; give one of gymnax.registered_envs",
+            "there is no environment 'Cartpole-v0'; did you mean 'CartPole-v1'\\? gymnax.registered_envs lists",
         ),
         (
             lambda: gymnax("CartPole-v1", max_steps_in_episodes=3),
-            "CartPole-v1 has no parameter 'max_steps_in_episodes', the nearest is 'max_steps_in_episode'; give one of",
+            "CartPole-v1 has no parameter 'max_steps_in_episodes'; did you mean 'max_steps_in_episode'\\? It takes ",
         ),
         (
             lambda: gymnax("CartPole-v1", max_steps_in_episode=0),

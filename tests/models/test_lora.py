@@ -211,13 +211,13 @@ def test_a_score_beside_the_adapter_is_passed_through():
         ((1, 0.0), "Lora: alpha is 0.0, wanted a number greater than 0."),
         (
             (1, 1.0, ("q_proj",)),
-            "Lora: target 'q_proj' is unknown, the nearest is 'q'; give some of q, k, v, o, gate, up, down.",
+            "Lora: target 'q_proj' is unknown; did you mean 'q'? There are q, k, v, o, gate, up, down.",
         ),
         (
             (1, 1.0, ("v", "gatte")),
-            "Lora: target 'gatte' is unknown, the nearest is 'gate'; give some of q, k, v, o, gate, up, down.",
+            "Lora: target 'gatte' is unknown; did you mean 'gate'? There are q, k, v, o, gate, up, down.",
         ),
-        ((1, 1.0, ("lm_head",)), "Lora: target 'lm_head' is unknown; give some of q, k, v, o, gate, up, down."),
+        ((1, 1.0, ("lm_head",)), "Lora: target 'lm_head' is unknown. There are q, k, v, o, gate, up, down."),
         ((1, 1.0, ()), "Lora: targets is (), wanted a tuple of different names, at least one."),
         ((1, 1.0, ("q", "q")), "Lora: targets is ('q', 'q'), wanted a tuple of different names, at least one."),
         ((1, 1.0, ["q"]), "Lora: targets is ['q'], wanted a tuple of different names, at least one."),

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.settings import LARGEST_COUNT, above_zero, at_least, check_values, option
-from rlax_llm.core.names import nearest
+from rlax_llm.core.names import did_you_mean
 
 _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,
@@ -127,7 +127,7 @@ class ControlSettings:
 
     >>> ControlSettings(recipe="pppo")
     Traceback (most recent call last):
-    ValueError: control: there is no recipe 'pppo', the nearest is 'ppo'; give one of reinforce, q-actor-critic, ...
+    ValueError: control: there is no recipe 'pppo'; did you mean 'ppo'? There are reinforce, q-actor-critic, ...
     """
 
     command: ClassVar[str] = "control"
@@ -219,8 +219,8 @@ class ControlSettings:
         check_values(self)
         if self.recipe not in FAMILIES:
             raise ValueError(
-                f"control: there is no recipe {self.recipe!r}{nearest(self.recipe, FAMILIES)}; "
-                f"give one of {', '.join(FAMILIES)}."
+                f"control: there is no recipe {self.recipe!r}{did_you_mean(self.recipe, FAMILIES)} "
+                f"There are {', '.join(FAMILIES)}."
             )
         at_least(self, 1, "seeds", "total_steps", "environments", "horizon_steps", "epochs", "minibatches")
         at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")

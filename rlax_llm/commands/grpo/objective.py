@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.core.kl import fixed_coef, k3
-from rlax_llm.core.names import nearest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.credit.groups import kl_in_score
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import GroupLearning, every_completion
@@ -65,11 +65,11 @@ def check_recipe(config: GrpoSettings) -> None:
 
     >>> check_recipe(GrpoSettings(recipe="gmppo"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: grpo: there is no recipe 'gmppo', the nearest are 'gmpo', 'gspo', 'grpo'; rlax-llm grpo --help ...
+    ValueError: grpo: there is no recipe 'gmppo'; did you mean 'gmpo'? rlax-llm grpo --help ...
     """
     if config.recipe not in RECIPES and config.recipe != TRPO:
-        near = nearest(config.recipe, [*RECIPES, TRPO])
-        raise ValueError(f"grpo: there is no recipe {config.recipe!r}{near}; rlax-llm grpo --help lists them.")
+        hint = did_you_mean(config.recipe, [*RECIPES, TRPO])
+        raise ValueError(f"grpo: there is no recipe {config.recipe!r}{hint} rlax-llm grpo --help lists them.")
 
 
 def build_objective(config: GrpoSettings, reward_weights: tuple[float, ...] = (1.0,)) -> Chosen:

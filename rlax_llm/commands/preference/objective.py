@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings
-from rlax_llm.core.names import nearest
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.loops.labels import (
     CarriedReference,
     ReferencePoint,
@@ -146,7 +146,9 @@ def _parsed(text: str) -> dict[str, float]:
         name, _, weight = (piece.strip() for piece in part.partition(":"))
         if name not in _LINKS and name not in _WHOLE:
             known = (*_LINKS, *_WHOLE)
-            raise ValueError(f"dpo: there is no recipe {name!r}{nearest(name, known)}; give one of {', '.join(known)}.")
+            raise ValueError(
+                f"dpo: there is no recipe {name!r}{did_you_mean(name, known)} There are {', '.join(known)}."
+            )
         if name in terms:
             raise ValueError(f"dpo: recipe {name} is there twice; give it once, with the sum of the weights.")
         terms[name] = _weight(name, weight)
