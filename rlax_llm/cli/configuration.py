@@ -1,4 +1,4 @@
-"""Settings from a file and from flags over it, into the dataclasses of ``rlax_llm.commands.sft.settings``."""
+"""Settings from a file and from flags over it, into the dataclasses of the commands."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ from typing import Any, TypeVar
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
-from rlax_llm.commands.control.settings import ControlSettings
-from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.preference.settings import PreferenceSettings
-from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
+from rlax_llm.commands.table import Settings
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.host.run_directory import RunDirectory
-
-Settings = (
-    GrpoSettings | SftSettings | GenerateSettings | EvalSettings | ControlSettings | PreferenceSettings | PpoSettings
-)
 
 _C = TypeVar("_C", bound=Settings)
 

@@ -41,7 +41,7 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: naming the flag: unknown (and the nearest known), without a value, or with one of a wrong type.
 
-    >>> from rlax_llm.commands.sft.settings import GenerateSettings
+    >>> from rlax_llm.commands.generate.settings import GenerateSettings
     >>> read_flags(GenerateSettings, ["--samples", "3", "--temperature=0.5", "hello"])
     {'samples': 3, 'temperature': 0.5, 'prompt': 'hello'}
     >>> read_flags(GenerateSettings, ["--sample", "3"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -13,11 +13,12 @@ from rlax_llm.commands.examples import of_task
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.learner import Export, Learner
 from rlax_llm.commands.ppo.phase import PpoPhase
+from rlax_llm.commands.sessions import heading, open_session, title
 from rlax_llm.commands.setup import WARM_START_LEARNING_RATE, with_defaults
 from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.completions_table import completions_table
-from rlax_llm.host.endings import farewell, summary
+from rlax_llm.host.endings import report, summary
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.progress import Progress, say
 from rlax_llm.host.run_directory import RunDirectory
@@ -38,8 +39,8 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
     """
     config = phase.config
     warm_up = _warm_start(learner, phase) if config.warm_start_steps else None
-    session = Session(config, config.warm_start_steps or 0)
-    with session.running(export, lambda: summary(session)) as stop:
+    session = open_session(config, config.warm_start_steps or 0)
+    with session.running(export, lambda: summary(session, heading(config), config.steps or 0), title(config)) as stop:
         first = warm_up if warm_up is not None and session.step <= 0 else phase
         session.begin(first.init(learner.params))
         session.beside = phase.keep
@@ -48,7 +49,7 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
             run_steps(session, warm_up, session.warm_start_steps, lambda params: phase.evaluate(params)[0], stop)
         if not stop() and session.step >= 0:
             _steps(session, phase, stop)
-    say(farewell(session))
+    say(report(session, config.steps or 0))
     return session.directory
 
 
@@ -80,7 +81,7 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             if every and phase.needs_reference and session.step % every == 0:
                 reference = session.reference(phase.policy(state), every)
             state, metrics, rows = phase.step(state, session.step, reference)
-            metrics, number = session.accept(metrics), session.step + 1
+            metrics, number = session.accept(metrics, phase.lower), session.step + 1
             nothing = _nothing_learned(config, metrics)
             if nothing and not told:
                 warning = f"{config.command}: {nothing.format(number)}, and none is learned from."
@@ -95,7 +96,7 @@ def _steps(session: Session, phase: Phase, stop: Callable[[], bool]) -> None:
             if number == steps or (progress.live and "held_out_reward" in metrics):
                 progress.show(completions_table(rows, f"step {number}"))
     if session.step >= steps:
-        _check_learned(session)
+        _check_learned(config, session.directory.metrics())
 
 
 def _nothing_learned(config: Any, metrics: Mapping[str, Any]) -> str | None:
@@ -111,21 +112,21 @@ def _unscored(metrics: Mapping[str, Any]) -> bool:
     return metrics.get("reward") is None or math.isnan(metrics["reward"])
 
 
-def _check_learned(session: Session) -> None:
+def _check_learned(config: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Raise where no completion of the whole run taught anything.
 
     Raises:
         RunFailed: none had a score, or all were left out.
     """
-    rows = [row for row in session.directory.metrics() if row["step"] > 0]
+    rows = [row for row in metrics if row["step"] > 0]
     if all(map(_unscored, rows)):
         raise RunFailed(
-            f"{session.config.command}: no completion had a score in any of the {len(rows)} steps, so none was "
+            f"{config.command}: no completion had a score in any of the {len(rows)} steps, so none was "
             "learned from; look at what the reward needs of the data (an answer that it cannot read is no score)."
         )
-    if all(_nothing_learned(session.config, row) for row in rows):
+    if all(_nothing_learned(config, row) for row in rows):
         raise RunFailed(
-            f"{session.config.command}: every completion of all {len(rows)} steps was cut or had no score, and "
+            f"{config.command}: every completion of all {len(rows)} steps was cut or had no score, and "
             "overlong_filter leaves cut ones out, so none was learned from; give more max_new_tokens, or leave "
             "overlong_filter out."
         )

@@ -6,10 +6,12 @@ import dataclasses
 import sys
 from typing import Any
 
+from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.sft.settings import EVAL_SIZE, EvalSettings, SftSettings
+from rlax_llm.commands.sft.settings import SftSettings
+from rlax_llm.commands.task_settings import EVAL_SIZE
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, prompts_within
 from rlax_llm.data.rows import DataError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,6 @@ from typing import Any
 
 import jax
 
-from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.learner import Export
-from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.preference.settings import PreferenceSettings
-from rlax_llm.commands.settings import as_dict
-from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import NOT_FINITE, turned
 from rlax_llm.host import checkpoints
 from rlax_llm.host.closing import closing, done_all
@@ -36,6 +30,14 @@ _REFERENCE = "reference"
 class Session:
     """One process's part in a run.
 
+    Args:
+        command: its name.
+        settings: what ``config.yaml`` is to hold.
+        out: the directory; ``runs/COMMAND-DATE-TIME`` if None.
+        resume: the directory of a run to go on with, instead of a new one.
+        save_every: steps between checkpoints; 0 is only at the end.
+        warm_start_steps: of a phase before the run's own.
+
     Attributes:
         directory: the run's files.
         position: steps done, over all phases and all processes.
@@ -49,16 +51,25 @@ class Session:
     _kept: Any = None  # structure, shapes and dtypes of the last checkpoint's state
     beside: Callable[[Path, int], None] = staticmethod(lambda place, position: None)
 
-    def __init__(self, config: GrpoSettings | SftSettings | PreferenceSettings | PpoSettings, warm_start_steps: int):
+    def __init__(
+        self,
+        command: str,
+        settings: Mapping[str, Any],
+        *,
+        out: str | None = None,
+        resume: str | None = None,
+        save_every: int = 0,
+        warm_start_steps: int = 0,
+    ):
         self.started = time.perf_counter()
-        self.config = config
+        self.command, self.resumed, self.save_every = command, resume is not None, save_every
         self.warm_start_steps = warm_start_steps
         self.position, self.earlier_seconds = 0, 0.0
-        if config.resume is None:
-            out = config.out or f"runs/{config.command}-{time.strftime('%Y%m%d-%H%M%S')}"
-            self.directory = RunDirectory.create(out, as_dict(config))
+        if resume is None:
+            place = out or f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+            self.directory = RunDirectory.create(place, settings)
         else:
-            self.directory = RunDirectory.reopen(config.resume)
+            self.directory = RunDirectory.reopen(resume)
             self.directory.hold()
             self._go_on()
 
@@ -87,8 +98,12 @@ class Session:
             self.state = checkpoints.restore(self.directory.checkpoints_path, self.position, like)
             self._kept = jax.tree.map(_shape, self.state)
 
-    def accept(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    def accept(self, metrics: dict[str, Any], lower: str = "learning_rate") -> dict[str, Any]:
         """The metrics of a step whose numbers are finite, without the one that says so; before it is evaluated or kept.
+
+        Args:
+            metrics: of a step that was ``watched``.
+            lower: the setting to lower where they are not.
 
         Raises:
             RunFailed: loss, gradient or parameters are not finite.
@@ -99,10 +114,9 @@ class Session:
         step = self.step + 1
         number = f"step {step}" if step > 0 else f"warm-start step {self.position + 1}"
         verb = "are" if what == "parameters" else "is"
-        setting = "radius" if getattr(self.config, "recipe", None) == "trpo" else "learning_rate"
         raise RunFailed(
-            f"{self.config.command}: the {what} of {number} {verb} not finite, and nothing of that step is kept; begin "
-            f"anew with a lower {setting}. {self._left()}"
+            f"{self.command}: the {what} of {number} {verb} not finite, and nothing of that step is kept; begin "
+            f"anew with a lower {lower}. {self._left()}"
         )
 
     def _left(self) -> str:
@@ -117,7 +131,7 @@ class Session:
         """One step was done: keep its state, log its metrics, and checkpoint where one is due."""
         self.state, self.position = state, self.position + 1
         self.log(metrics)
-        if self.config.save_every and self.position % self.config.save_every == 0:
+        if self.save_every and self.position % self.save_every == 0:
             self.save()
 
     def save(self) -> None:
@@ -153,20 +167,34 @@ class Session:
         """Write the metrics of the step that ended."""
         self.directory.log_metrics(self.step, metrics | {"wall_seconds": self.wall_seconds()})
 
-    def running(self, export: Export, summary: Callable[[], dict[str, Any]]) -> AbstractContextManager[Stop]:
+    def running(
+        self,
+        export: Callable[[Any, Path], None],
+        summary: Callable[[], dict[str, Any]],
+        title: str,
+    ) -> AbstractContextManager[Stop]:
         """A block that yields what a signal makes true, at whose end checkpoint, model, figure and summary are written.
 
         So they are where an error ends it (see ``closing``): the model is then that of the last checkpoint where the
         state is lost.
+
+        Args:
+            export: ``(params, path)``, writes the models.
+            summary: what ``summary.json`` is to hold.
+            title: of the figure.
         """
 
         def finish(failed: str | None) -> None:
             self.failed = failed
-            done_all(lambda: self._write_model(export), self._draw, lambda: self._write_summary(summary()))
+            done_all(
+                lambda: self._write_model(export),
+                lambda: self._draw(title),
+                lambda: self._write_summary(summary()),
+            )
 
-        return closing(self.directory, self.config.resume is None, finish)
+        return closing(self.directory, not self.resumed, finish)
 
-    def _write_model(self, export: Export) -> None:
+    def _write_model(self, export: Callable[[Any, Path], None]) -> None:
         state, place = self.state, self.directory.checkpoints_path
         if state is None:
             return
@@ -182,9 +210,8 @@ class Session:
         step = checkpoints.latest(self.directory.checkpoints_path)
         return None if step is None else checkpoints.restore(self.directory.checkpoints_path, step, self._kept)
 
-    def _draw(self) -> None:
-        title = f"{self.config.command} · {self.config.model} · {task_of(self.config)}"
-        panels = BY_COMMAND.get(self.config.command, PANELS)
+    def _draw(self, title: str) -> None:
+        panels = BY_COMMAND.get(self.command, PANELS)
         draw_curves(self.directory.curves_path, self.directory.metrics(), title, panels)
 
     def _write_summary(self, summary: dict[str, Any]) -> None:
@@ -198,11 +225,6 @@ def _shape(leaf: Any) -> Any:
 
 def _multiple(step: int, every: int) -> int:
     return max(step - step % every, 0) if every else 0
-
-
-def task_of(config: Any) -> str:
-    """What a run learns from, in a word: its file, its task, or the built-in one."""
-    return config.data or getattr(config, "task", "arithmetic")
 
 
 def versions() -> dict[str, str]:

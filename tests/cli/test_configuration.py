@@ -12,11 +12,13 @@ from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS, main
 from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.eval.settings import EvalSettings
+from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.settings import as_dict
-from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.run_directory import RunDirectory
 
 
@@ -146,7 +148,7 @@ def test_a_mistyped_command_gets_a_hint(capsys):
     assert main(["gpro"]) == 2
     assert capsys.readouterr().err == "error: there is no command 'gpro'; did you mean 'grpo'?\n"
     assert main(["zzz"]) == 2
-    assert "there are grpo, sft, reward, ppo, dpo, kto, eval, generate, control." in capsys.readouterr().err
+    assert "there are grpo, sft, reward, dpo, kto, ppo, eval, generate, control." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -167,8 +169,8 @@ def test_help_has_every_setting_with_words_of_its_own(name, capsys):
 def runs(monkeypatch, tmp_path):
     """In place of the modules that hold the commands: it does what the test gives it."""
     fake = types.ModuleType("rlax_llm.commands.grpo.run")
-    for name in ("grpo", "control", "preference", "ppo"):
-        monkeypatch.setitem(sys.modules, f"rlax_llm.commands.{name}.run", fake)
+    for command in COMMANDS.values():
+        monkeypatch.setitem(sys.modules, command.run.partition(":")[0], fake)
     monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
     monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
     return fake
@@ -183,9 +185,9 @@ def test_a_command_runs_with_its_settings(runs):
         GrpoSettings(seed=5),
         SftSettings(seed=5),
         RewardSettings(seed=5),
-        PpoSettings(seed=5),
         DpoSettings(seed=5),
         KtoSettings(seed=5),
+        PpoSettings(seed=5),
         EvalSettings(seed=5),
         GenerateSettings("hi", seed=5),
         ControlSettings(seed=5),

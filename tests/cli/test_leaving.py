@@ -16,8 +16,8 @@ from rlax_llm.host.interrupts import Interrupted
 @pytest.fixture
 def run(monkeypatch):
     """``run(f)`` has ``f`` in place of what the command sft does, and gives its exit code."""
-    fake = types.ModuleType("rlax_llm.commands.grpo.run")
-    monkeypatch.setitem(sys.modules, "rlax_llm.commands.grpo.run", fake)
+    fake = types.ModuleType("rlax_llm.commands.sft.run")
+    monkeypatch.setitem(sys.modules, "rlax_llm.commands.sft.run", fake)
     monkeypatch.setattr(compilation_cache, "turn_on", lambda: None)
     monkeypatch.delenv("RLAX_LLM_TRACEBACK", raising=False)
 

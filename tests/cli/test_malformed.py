@@ -89,7 +89,7 @@ def settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         module, name = command.run.split(":")
         fake = types.ModuleType(module)
         setattr(fake, name, begin)
-        monkeypatch.setitem(sys.modules, f"rlax_llm.commands.{module}", fake)
+        monkeypatch.setitem(sys.modules, module, fake)
 
 
 @pytest.mark.usefixtures("settings_alone")

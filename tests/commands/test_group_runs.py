@@ -170,7 +170,7 @@ def test_the_reference_follows(tmp_path):
 
 
 def test_a_reference_is_there_as_long_as_a_checkpoint_may_want_it(tmp_path):
-    session = Session(dataclasses.replace(TINY, out=str(tmp_path / "run")), 8)
+    session = Session("grpo", {}, out=str(tmp_path / "run"), warm_start_steps=8)
     for step in range(9):
         session.position = 8 + step
         if step % 2 == 0:

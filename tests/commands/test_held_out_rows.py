@@ -6,12 +6,13 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
+from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.examples import of_tables
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import build_model, with_defaults
-from rlax_llm.commands.sft.settings import EvalSettings, SftSettings
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.tasks import build_measured, build_task
 from rlax_llm.data.encoding import encode_pairs
 from rlax_llm.data.preferences import read_pairs

@@ -3,23 +3,28 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from rlax_llm.commands import judging, reinforced_run
+from rlax_llm.commands.eval.run import run_eval
+from rlax_llm.commands.eval.settings import EvalSettings
+from rlax_llm.commands.generate.run import run_generate
+from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import with_defaults
-from rlax_llm.commands.sft.settings import EvalSettings, GenerateSettings, SftSettings
+from rlax_llm.commands.sft.run import run_sft
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import NOT_FINITE
 from rlax_llm.host import checkpoints, session
 from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.session import Session
 from rlax_llm.models.loading import load_model
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import exact_answer
@@ -80,7 +85,7 @@ def test_same_seed_same_run(whole, tmp_path):
 @pytest.mark.parametrize("steps_before", [2, 3, 5])  # in the warm start, at its end, and after it
 def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, steps_before):
     count = 0
-    advance = runs.Session.advance
+    advance = Session.advance
 
     def interrupted(session, state, metrics):
         nonlocal count
@@ -91,13 +96,13 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, steps_before
 
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(runs.Session, "advance", interrupted)
+    monkeypatch.setattr(Session, "advance", interrupted)
     out = tmp_path / "cut"
     first = runs.run_grpo(dataclasses.replace(TINY, out=str(out)))
     summary = json.loads(first.summary_path.read_text())
     assert summary["steps"] == steps_before - 3 and not summary["finished"]
     assert (first.model_path / "model.safetensors").is_file()
-    monkeypatch.setattr(runs.Session, "advance", advance)
+    monkeypatch.setattr(Session, "advance", advance)
     resumed = runs.run_grpo(dataclasses.replace(TINY, out=str(out), resume=str(out)))
     assert numbers(resumed) == numbers(whole)
     assert resumed.completions() == whole.completions()
@@ -119,7 +124,7 @@ def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
     out = tmp_path / "failed"
     with pytest.raises(RewardError, match="row 2"):
         runs.run_grpo(dataclasses.replace(TINY, save_every=0, out=str(out)))
-    directory = runs.RunDirectory.reopen(out)
+    directory = RunDirectory.reopen(out)
     assert [row["step"] for row in directory.metrics()][-1] == 2
     assert json.loads(directory.summary_path.read_text())["steps"] == 2
     assert (directory.checkpoints_path / "5").is_dir() and directory.model_path.is_dir()
@@ -151,7 +156,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
     out = tmp_path / "run"
     with pytest.raises(RunFailed, match=r"grpo: the gradient of step 2 is not finite.*is the model after step 1, the"):
         runs.run_grpo(dataclasses.replace(TINY, out=str(out)))
-    directory = runs.RunDirectory.reopen(out)
+    directory = RunDirectory.reopen(out)
     summary = json.loads(directory.summary_path.read_text())
     assert (summary["steps"], summary["finished"]) == (1, False) and "not finite" in summary["stopped"]
     assert [row["step"] for row in directory.metrics()][-1] == 1
@@ -182,9 +187,7 @@ def test_a_run_whose_completions_were_all_left_out_has_failed():
     """The filter leaves nothing of cut completions: no step was an optimizer's."""
 
     def check(config, rows):
-        directory = SimpleNamespace(metrics=lambda: [{"step": 0}, *({"step": 1} | row for row in rows)])
-        ended: Any = SimpleNamespace(config=config, directory=directory)
-        reinforced_run._check_learned(ended)
+        reinforced_run._check_learned(config, [{"step": 0}, *({"step": 1} | row for row in rows)])
 
     cut, unscored, whole = (
         {"reward": x, "completions/clipped_ratio": y} for x, y in ((1.0, 1), (None, 0.5), (1.0, 0.5))
@@ -262,18 +265,16 @@ def test_sft_then_eval_and_generate(tmp_path, capsys):
         task="arithmetic", steps=30, batch_size=32, micro_batch_size=16, eval_size=8, eval_every=0,
         out=str(tmp_path / "sft"),
     )  # fmt: skip
-    directory = runs.run_sft(config)
+    directory = run_sft(config)
     rows = directory.metrics()
     assert rows[-1]["held_out_loss"] < 0.8 * rows[0]["held_out_loss"]
     model = str(directory.model_path)
     capsys.readouterr()
-    summary = runs.run_eval(EvalSettings(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
+    summary = run_eval(EvalSettings(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
     assert summary["held_out_accuracy"] == rows[-1]["held_out_accuracy"], "both are greedy on the same split"
-    assert len(runs.RunDirectory.reopen(tmp_path / "eval").completions()) == 8
+    assert len(RunDirectory.reopen(tmp_path / "eval").completions()) == 8
     assert "held_out_accuracy" in capsys.readouterr().out
-    (answer,) = runs.run_generate(
-        GenerateSettings(prompt="1+2=", model=model)
-    )  # asks for more than there are positions
+    (answer,) = run_generate(GenerateSettings(prompt="1+2=", model=model))  # asks for more than there are positions
     assert answer == capsys.readouterr().out.rstrip("\n")
-    many = runs.run_generate(GenerateSettings(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
+    many = run_generate(GenerateSettings(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
     assert len(many) == 3

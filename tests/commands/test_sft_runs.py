@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
-from rlax_llm.commands.grpo.run import run_sft
+from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 
 CONFIG = SftSettings(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)

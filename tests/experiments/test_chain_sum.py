@@ -10,8 +10,9 @@ import pytest
 
 from experiments.chain_sum import __main__ as experiment
 from rlax_llm.cli.configuration import parse
+from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.sft.settings import EvalSettings, SftSettings
+from rlax_llm.commands.sft.settings import SftSettings
 
 
 def test_the_commands_are_settings_of_the_command_line():

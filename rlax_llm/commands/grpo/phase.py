@@ -59,6 +59,7 @@ class GroupPhase:
 
     def __init__(self, config: GrpoSettings, learner: Learner, task: Task, judge: Judge):
         self.title = config.recipe
+        self.lower = "radius" if config.recipe == TRPO else "learning_rate"
         self.config, self.learner, self.task, self.judge = config, learner, task, judge
         self.groups, self.group_size = config.groups or 0, config.group_size or 0
         self.updates = config.epochs * config.minibatches

@@ -17,7 +17,7 @@ from rlax_llm.commands.settings import (
     check_values,
     option,
 )
-from rlax_llm.commands.sft.settings import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP, check_task
+from rlax_llm.commands.task_settings import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP, check_task
 
 _RECIPE_HELP = (
     "Named objective: grpo, dapo, dr_grpo, rloo, gspo, gspo_token, luspo, gmpo, cispo, sapo, vespo, dppo_tv, dppo_kl, "

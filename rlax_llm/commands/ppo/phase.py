@@ -89,6 +89,7 @@ class PpoPhase:
     """
 
     columns, title = COLUMNS, "ppo"
+    lower = "learning_rate"
 
     def __init__(self, config: PpoSettings, models: Models, task: Task):
         self.config, self.models, self.task = config, models, task

@@ -16,7 +16,7 @@ from rlax_llm.commands.settings import (
     check_values,
     option,
 )
-from rlax_llm.commands.sft.settings import DATA_HELP, REWARD_HELP, TASK_HELP
+from rlax_llm.commands.task_settings import DATA_HELP, REWARD_HELP, TASK_HELP
 
 
 @dataclass(frozen=True)

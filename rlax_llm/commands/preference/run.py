@@ -17,6 +17,7 @@ from rlax_llm.commands.preference.objective import build_preference, build_unpai
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, PreferenceSettings, RewardSettings
 from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.sessions import heading, open_session, title
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.commands.sft.phase import run_steps
 from rlax_llm.core.trees import joined
@@ -26,7 +27,7 @@ from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, unpaired
 from rlax_llm.data.sifting import Kept, apart, numbered
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.host.endings import farewell, summary
+from rlax_llm.host.endings import report, summary
 from rlax_llm.host.progress import Column, say
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import Session
@@ -160,8 +161,8 @@ def _run(
     optimizer = build_optimizer(config, build_schedule(config, config.learning_rate or 0.0, steps))
     # What the loop refuses it refuses before there is a directory.
     method.loop(optimizer, 1, (config.batch_size or 1) // (config.micro_batch_size or config.batch_size or 1))
-    session = Session(config, 0)
-    with session.running(learner.export, lambda: summary(session)) as stop:
+    session = open_session(config)
+    with session.running(learner.export, lambda: summary(session, heading(config), steps), title(config)) as stop:
         began, rows = session.position, Split(*map(prepare, rows))
         fixed: dict[str, Any] = {"frozen": learner.frozen}
         fixed |= {"ref_params": session.reference(learner.params)} if live_reference else {}
@@ -169,19 +170,19 @@ def _run(
         session.begin(phase.init(learner.params))
         if session.position == 0:
             session.log(phase.evaluate(learner.params))
-            _log_samples(session, learner, learner.params, rows)
+            _log_samples(config, session, learner, learner.params, rows)
         run_steps(session, phase, steps, phase.evaluate, stop)
         if began < session.position == steps:
-            _log_samples(session, learner, session.state.params, rows)
-    say(farewell(session))
+            _log_samples(config, session, learner, session.state.params, rows)
+    say(report(session, steps))
     return session.directory
 
 
-def _log_samples(session: Session, learner: Learner, params: Any, rows: Split) -> None:
+def _log_samples(config: PreferenceSettings, session: Session, learner: Learner, params: Any, rows: Split) -> None:
     """Greedy completions of some held-out prompts, for a person to read; a reward model has none."""
     if "score" in params or not rows.held_out:
         return
-    config, tokenizer = session.config, learner.tokenizer
+    tokenizer = learner.tokenizer
     sampling = Sampling(learner.sampled_shape, tokenizer, config.max_prompt_tokens or 0)
     prompts = [_plain(row).prompt for row in rows.held_out[:_SAMPLES]]
     request = sampling.request(greedy, config.max_new_tokens or 0)

@@ -133,7 +133,7 @@ def run_steps(
     """
     warm = session.warm_start_steps > 0
     every = 0 if warm else phase.config.eval_every
-    title = "warm start" if warm else session.config.command
+    title = "warm start" if warm else session.command
     with Progress(last, title, phase.columns, session.position) as progress:
         while session.position < last and session.state is not None and not stop():
             state, metrics = phase.step(session.state, session.position)

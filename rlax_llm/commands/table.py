@@ -1,0 +1,51 @@
+"""The commands by name, each read from its folder; without JAX, which is imported once a command runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+FOLDERS = (
+    "grpo",
+    "sft",
+    "preference",
+    "ppo",
+    "eval",
+    "generate",
+    "control",
+)
+"""Those of ``rlax_llm.commands`` that hold a ``command.py``, in the order of ``rlax-llm --help``."""
+
+
+class Settings(Protocol):
+    """A command's settings: a dataclass that knows the command's name."""
+
+    command: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+class Command(NamedTuple):
+    """A command: its settings, ``module:function`` that does it, and its help.
+
+    Attributes:
+        settings: their class, with its ``command``, the name.
+        run: is imported when the command runs.
+        summary: a line.
+        description: what ``--help`` begins with.
+    """
+
+    settings: type[Settings]
+    run: str
+    summary: str
+    description: str
+
+
+def commands() -> dict[str, Command]:
+    """Every command by its name.
+
+    >>> "grpo" in commands(), commands()["dpo"].run
+    (True, 'rlax_llm.commands.preference.run:run_dpo')
+    """
+    modules = [importlib.import_module(f"rlax_llm.commands.{folder}.command") for folder in FOLDERS]
+    return {command.settings.command: command for module in modules for command in module.COMMANDS}
