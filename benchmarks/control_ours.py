@@ -21,7 +21,7 @@ import time
 from protocol import arguments, positive, print_line, spread
 
 from rlax_llm.commands.control.program import ControlSettings, build
-from rlax_llm.host.compiling import compiled_with_effort
+from rlax_llm.host.compiling import compile_with_effort
 from rlax_llm.loops.control import evaluate_greedily
 from rlax_llm.loops.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 
@@ -57,7 +57,7 @@ def main() -> None:
     start = time.perf_counter()
     lowered = jax.jit(over_seeds(run, args.seeds, numbers)).lower(keys)
     traced = time.perf_counter()
-    compiled = compiled_with_effort(lowered, args.effort)
+    compiled = compile_with_effort(lowered, args.effort)
     times = {"trace_seconds": traced - start, "compile_seconds": time.perf_counter() - traced}
     taken = []
     for _ in range(args.repeats):

@@ -11,7 +11,7 @@ from common import interleaved, parser, report
 
 from rlax_llm.core.distributions import categorical, gaussian
 from rlax_llm.core.trees import dot
-from rlax_llm.natural.fisher import conjugate_gradient, damped, fisher_vector_product
+from rlax_llm.natural.fisher import add_damping, conjugate_gradient, fisher_vector_product
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def measure(name: str, args) -> None:
 
     def compiled(form):
         def direction(params, gradient, observations):
-            matvec = damped(form(params, observations), 0.1)
+            matvec = add_damping(form(params, observations), 0.1)
             return conjugate_gradient(matvec, gradient, args.iterations, 0.0).x
 
         return jax.jit(direction).lower(params, gradient, observations).compile()

@@ -114,7 +114,7 @@ def our_labels(args: argparse.Namespace, rows: Rows) -> dict[str, Any]:
 def our_dpo(args: argparse.Namespace, folder: Path, group_size: int, precomputed: bool) -> Ours:
     import jax
 
-    from rlax_llm.core.trees import joined
+    from rlax_llm.core.trees import join_trees
     from rlax_llm.loops.preference import preference_loop
     from rlax_llm.models.huggingface import read_parameters
     from rlax_llm.models.scoring import group_log_probs
@@ -127,7 +127,7 @@ def our_dpo(args: argparse.Namespace, folder: Path, group_size: int, precomputed
     if not precomputed:
         return Ours(loop, params, batch, {"ref_params": params, "frozen": frozen})
     score = jax.jit(lambda model, rows: log_probs(model, rows)[0])
-    known = score(joined(params, frozen), batch()["completions"])
+    known = score(join_trees(params, frozen), batch()["completions"])
     return Ours(loop, params, batch, {"ref_log_probs": known, "frozen": frozen})
 
 

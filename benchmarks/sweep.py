@@ -31,7 +31,7 @@ def program(args: argparse.Namespace) -> Callable[[Any, Any], Any]:
     from rlax_llm.generation.engine import Request
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.loops.group import group_loop
-    from rlax_llm.loops.language import Prompts, language_loop, sampled
+    from rlax_llm.loops.language import Prompts, fresh_sampling, language_loop
     from rlax_llm.models import decoder
     from rlax_llm.models.scoring import group_log_probs
     from rlax_llm.recipes import group as recipes
@@ -44,7 +44,7 @@ def program(args: argparse.Namespace) -> Callable[[Any, Any], Any]:
         return (completions.tokens[:, 1:] == wanted[:, None]).mean(-1)
 
     def run(key: Any, rate: Any) -> Any:
-        collector = sampled(config, prompts, reward, request, args.prompts)
+        collector = fresh_sampling(config, prompts, reward, request, args.prompts)
         update = group_loop(group_log_probs(config, (args.group_size, 1)), recipes.dapo(), optax.adam(rate))
         init, step = language_loop(collector, update)
         first, order = jax.random.split(key)

@@ -23,7 +23,7 @@ collecting = rl.Collecting(
     environments=2,
     horizon_steps=1024,
     discount=0.95,
-    observation_scaling=rl.standardized(),
+    observation_scaling=rl.standardization(),
     reward_scaling=rl.unit_return(),
 )
 # TRPO is a direction and a search: rl.full_step in place of the search is the natural policy gradient.

@@ -20,7 +20,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_loop
-from rlax_llm.loops.language import Collector, Groups, Prompts, language_loop, sampled
+from rlax_llm.loops.language import Collector, Groups, Prompts, fresh_sampling, language_loop
 from rlax_llm.loops.policy import Metrics, Params, supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
@@ -192,12 +192,12 @@ def trained(
     ``policy/…`` are of fresh completions at each window's end, of all prompts, whatever a collector picks.
     """
     request = Request(Categorical(), (language.stop,), language.longest, training.group_size)
-    collector = wrap(sampled(language.config, language.prompts, reward, request, training.groups))
+    collector = wrap(fresh_sampling(language.config, language.prompts, reward, request, training.groups))
     log_probs = group_log_probs(language.config, (training.group_size, PROMPT))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(training.learning_rate))
     update = group_loop(log_probs, objective, optimizer, learning)
     init, step = language_loop(measured(collector), update)
-    fresh = sampled(language.config, language.prompts, right, request, 2 * training.groups)
+    fresh = fresh_sampling(language.config, language.prompts, right, request, 2 * training.groups)
 
     def looked_at(params: Params, key: jax.Array) -> Metrics:
         groups = fresh.collect(fresh.init(params), params, key)[1]

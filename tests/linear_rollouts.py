@@ -9,13 +9,13 @@ import numpy as np
 from rlax_llm.core.distributions import categorical
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
-from rlax_llm.loops.updates import Learning, Rollout, unnormalized
-from rlax_llm.models.actor_critic import ActorCritic, from_apply
+from rlax_llm.loops.updates import Learning, Rollout, no_normalization
+from rlax_llm.models.actor_critic import ActorCritic, policy_from_apply
 
 # A power of two: the weights 1/N are float32.
 STEPS, BATCH, FEATURES, ACTIONS = 8, 4, 3, 3
 COUNT = STEPS * BATCH
-ONCE = Learning(epochs=1, minibatches=1, normalize=unnormalized)
+ONCE = Learning(epochs=1, minibatches=1, normalize=no_normalization)
 
 
 def linear() -> ActorCritic:
@@ -25,7 +25,7 @@ def linear() -> ActorCritic:
         x = jax.random.normal(key, (FEATURES, ACTIONS + 1), float)
         return {"actor": x[:, :-1], "critic": x[:, -1]}
 
-    return from_apply(init, lambda p, x: x @ p["actor"], lambda p, x: x @ p["critic"], categorical)
+    return policy_from_apply(init, lambda p, x: x @ p["actor"], lambda p, x: x @ p["critic"], categorical)
 
 
 POLICY = linear()

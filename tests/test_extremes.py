@@ -101,7 +101,7 @@ REGIONS = {
     "sapo": (trust_regions.sapo(), lambda a, d: (d > 0) | (d < -87)),
     "vespo": (trust_regions.vespo(), lambda a, d: (d > 0) | (np.where(a < 0, 3, 2) * d < -87)),
     "vespo without decay": (trust_regions.vespo(2.0, 0.0, 2.0, 0.0), lambda a, d: d < -43),
-    "penalized": (trust_regions.penalized(trust_regions.score_function, 0.3), None),
+    "add_penalty": (trust_regions.add_penalty(trust_regions.score_function, 0.3), None),
 }
 
 
@@ -113,7 +113,7 @@ def test_trust_regions(name):
     if flat is not None:
         assert_direction(slopes, -np.sign(advantages), flat(advantages, distances))
     values, slopes = values_and_slopes(lambda d, a: region(d, a), FAR, np.zeros_like(FAR))
-    if name != "penalized":
+    if name != "add_penalty":
         assert (values == 0).all() and (slopes == 0).all()
 
 
@@ -134,16 +134,16 @@ LINKS = {
     "apo_down": links.apo_down,
     "discopop": links.discopop(),
     "discopop, warm": links.discopop(5.0),
-    "shifted": links.shifted(links.logistic, 0.5),
-    "smoothed": links.smoothed(links.logistic, 0.1),
+    "demand_margin": links.demand_margin(links.logistic, 0.5),
+    "smooth_labels": links.smooth_labels(links.logistic, 0.1),
     "robust": links.robust(links.logistic, 0.1),
-    "against_zero": links.against_zero(links.logistic),
+    "compare_with_zero": links.compare_with_zero(links.logistic),
     "sorted_pairs": links.sorted_pairs(links.logistic),
     "chosen_drop": links.chosen_drop(links.logistic, 5.0),
     "centered_rewards": links.centered_rewards(links.logistic, 0.01),
     "weighted_sum": links.weighted_sum((0.5, links.hinge), (1.0, links.exo())),
 }
-FALLING = ("logistic", "hinge", "shifted", "against_zero", "chosen_drop", "sorted_pairs")
+FALLING = ("logistic", "hinge", "demand_margin", "compare_with_zero", "chosen_drop", "sorted_pairs")
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -177,7 +177,7 @@ def test_reward_slopes_rise(name):
 def test_losses_of_labels(make, reference):
     for desirable in (True, False):
         labels = jnp.full(len(FAR), desirable)
-        loss = lambda r, labels=labels: unpaired.against(make().link, r, labels, reference)  # noqa: E731
+        loss = lambda r, labels=labels: unpaired.unpaired_value(make().link, r, labels, reference)  # noqa: E731
         slopes = values_and_slopes(loss, FAR)[1]
         assert (np.sign(slopes) * (-1 if desirable else 1) >= 0).all()
 
@@ -229,7 +229,7 @@ OBJECTIVES = {
     "dppo_tv": recipes.dppo_tv(),
     "dppo_kl": recipes.dppo_kl(),
     "kl_cov": recipes.dapo()._replace(trust_region=coupled.kl_cov(trust_regions.unclipped)),
-    "off_policy_masked": recipes.dapo()._replace(trust_region=coupled.off_policy_masked(trust_regions.clip(), 0.5)),
+    "mask_off_policy": recipes.dapo()._replace(trust_region=coupled.mask_off_policy(trust_regions.clip(), 0.5)),
     "corrected kl": trl.grpo_corrected_kl(0.04),
     "verl": verl.grpo(),
 }

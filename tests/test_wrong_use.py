@@ -100,7 +100,10 @@ def test_a_list_or_a_record_where_an_array_is_wanted(name):
 STEPS = (jnp.ones(3), 1.0, jnp.zeros(3), jnp.zeros(3), 1.0)
 WRONG = {
     "batch_std of scores": (lambda: rl.batch_std(SCORES), "batch_std(…) makes a function: give what that reads to its"),
-    "whitened of scores": (lambda: rl.whitened(SCORES), "whitened: advantage has shape (2, 2), wanted a function"),
+    "whiten_advantages of scores": (
+        lambda: rl.whiten_advantages(SCORES),
+        "whiten_advantages: advantage has shape (2, 2), wanted a function",
+    ),
     "a recipe of scores": (lambda: rl.grpo(SCORES), "grpo(…) makes an Objective, which goes to policy_loss or group"),
     "length_centered of scores": (
         lambda: rl.length_centered(SCORES),
@@ -131,7 +134,7 @@ WRONG = {
     ),
     "scores for the advantage of several rewards": (
         lambda: rl.gdpo((1.0, 1.0)).advantage(jnp.zeros((2, 2, 2))),
-        "several: scored has shape (2, 2, 2), wanted a Scored;",
+        "per_reward: scored has shape (2, 2, 2), wanted a Scored;",
     ),
     "logits for a sampler's class": (
         lambda: rl.Categorical(jnp.zeros((2, 3))),

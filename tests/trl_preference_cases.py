@@ -18,7 +18,7 @@ from rlax_llm.recipes.preference import aot, dpo, ipo, sppo
 GOLDEN = Path(__file__).parent / "golden" / "trl_preferences.json"
 PAIRS, TOKENS = 4, 6
 BETA = 0.3
-SMOOTHED = links.smoothed(links.logistic, 0.1)
+SMOOTHED = links.smooth_labels(links.logistic, 0.1)
 
 
 def masks(seed: int, rows: int) -> np.ndarray:
@@ -41,14 +41,14 @@ DPO = {
     "exo_pair": (dpo(BETA)._replace(link=links.exo(0.1)), {"label_smoothing": 0.1}),
     "nca_pair": (dpo(BETA)._replace(link=links.nca), {}),
     "robust": (dpo(BETA)._replace(link=links.robust(links.logistic, 0.1)), {"label_smoothing": 0.1}),
-    "bco_pair": (dpo(BETA)._replace(link=links.against_zero(links.logistic)), {}),
+    "bco_pair": (dpo(BETA)._replace(link=links.compare_with_zero(links.logistic)), {}),
     "sppo_hard": (sppo(BETA), {}),
     "aot": (aot(BETA)._replace(link=links.sorted_pairs(SMOOTHED)), {"label_smoothing": 0.1}),
     "aot_unpaired": (
         dpo(BETA)._replace(link=links.sorted_pairs(SMOOTHED)),
         {"label_smoothing": 0.1},
     ),
-    "apo_zero": (dpo(BETA)._replace(link=links.against_zero(links.misranking)), {}),
+    "apo_zero": (dpo(BETA)._replace(link=links.compare_with_zero(links.misranking)), {}),
     "apo_down": (dpo(BETA)._replace(link=links.apo_down), {}),
     "discopop": (dpo(BETA)._replace(link=links.discopop(0.05)), {}),
     "sigmoid_norm": (dpo(BETA)._replace(rewards=per_response(mean_log_ratio(BETA))), {}),

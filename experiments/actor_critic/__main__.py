@@ -31,7 +31,7 @@ from rlax_llm.credit.streams import (
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.control import Collecting, control_loop
 from rlax_llm.loops.scaling import unit_return
-from rlax_llm.loops.updates import Learning, gradient_update, unnormalized
+from rlax_llm.loops.updates import Learning, gradient_update, no_normalization
 from rlax_llm.models.actor_critic import perceptron
 from rlax_llm.recipes.control import reinforce
 
@@ -82,7 +82,7 @@ def training(
     weights, targets = zip(*WEIGHTS.values())
 
     def train(key: jax.Array, index: jax.Array, rates: jax.Array) -> dict[str, jax.Array]:
-        learning = Learning(1, 1, target=one_of(targets, index), normalize=unnormalized)
+        learning = Learning(1, 1, target=one_of(targets, index), normalize=no_normalization)
         networks: dict[Any, Any] = {"actor": optax.adam(rates[0]), "critic": optax.adam(rates[1])}
         optimizer = optax.multi_transform(networks, {"actor": "actor", "critic": "critic"})
         update = gradient_update(policy, reinforce(one_of(weights, index)), optimizer, learning)

@@ -28,7 +28,7 @@ from experiments.common import (
 from rlax_llm.core.types import Completions
 from rlax_llm.credit.shaping import overlong_filter, soft_overlong_punishment
 from rlax_llm.loops.group import GroupLearning, every_completion
-from rlax_llm.loops.language import Collector, dynamic
+from rlax_llm.loops.language import Collector, dynamic_sampling
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.trust_regions import clip
 from rlax_llm.policy.weightings import token_mean
@@ -71,7 +71,7 @@ def punished(settings: Settings, completions: Completions, columns: dict[str, ja
 def variants(settings: Settings) -> dict[str, Variant]:
     """GRPO, each part alone on top of it, and DAPO."""
     grpo, higher = recipes.grpo(0), clip(0.2, 0.28)
-    resample: Callable[[Collector], Collector] = partial(dynamic, most_rounds=settings.most_rounds)
+    resample: Callable[[Collector], Collector] = partial(dynamic_sampling, most_rounds=settings.most_rounds)
     reward = partial(punished, settings)
     return {
         "GRPO": Variant(),

@@ -36,7 +36,7 @@ from rlax_llm.envs.environment import Discrete
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.collect import Runner, Steps, rollout
 from rlax_llm.loops.control import Collecting, ControlState, control_loop
-from rlax_llm.loops.scaling import unit_return, unscaled
+from rlax_llm.loops.scaling import no_scaling, unit_return
 from rlax_llm.loops.updates import Learning, gradient_update
 from rlax_llm.models.actor_critic import ActorCritic, perceptron
 from rlax_llm.recipes.control import ppo
@@ -64,7 +64,7 @@ def trained(settings: Settings, task: Task, steps: int) -> tuple[ActorCritic, Ca
     """The policy, and PPO ``(key, λ) → state`` after ``steps``."""
     environment = make(task.name)
     policy = perceptron(environment, settings.hidden)
-    scaling = unit_return() if task.scales_rewards else unscaled
+    scaling = unit_return() if task.scales_rewards else no_scaling
     collecting = Collecting(settings.environments, settings.horizon_steps, task.discount, reward_scaling=scaling)
     updates = steps // (settings.environments * settings.horizon_steps)
 

@@ -35,7 +35,7 @@ from rlax_llm.credit.groups import centered, per_group, z_score
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop
-from rlax_llm.loops.language import Groups, sampled
+from rlax_llm.loops.language import Groups, fresh_sampling
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.policy.trust_regions import clip, unclipped
 from rlax_llm.policy.weightings import fixed_length, sequence_mean, token_mean
@@ -105,7 +105,7 @@ def at_the_start(settings: Settings) -> Any:
     """``(key, base) →`` what one large batch of the base shows."""
     language = settings.language
     request = Request(Categorical(), (language.stop,), language.longest, settings.group_size)
-    collector = sampled(language.config, language.prompts, right, request, settings.prompts)
+    collector = fresh_sampling(language.config, language.prompts, right, request, settings.prompts)
 
     def run(key: jax.Array, start: Any) -> dict[str, Any]:
         groups = collector.collect((), start, key)[1]

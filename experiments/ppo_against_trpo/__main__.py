@@ -36,7 +36,7 @@ from rlax_llm.credit.streams import gae, lambda_return
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.control import Collecting, ControlState, control_loop
-from rlax_llm.loops.scaling import unit_return, unscaled
+from rlax_llm.loops.scaling import no_scaling, unit_return
 from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update
 from rlax_llm.models.actor_critic import ActorCritic, perceptron
 from rlax_llm.natural.fisher import natural_direction
@@ -70,7 +70,7 @@ class Settings(NamedTuple):
 def setup(settings: Settings, task: Task) -> tuple[Environment, ActorCritic, Collecting]:
     """What all three share."""
     environment = make(task.name)
-    scaling = unit_return() if task.scales_rewards else unscaled
+    scaling = unit_return() if task.scales_rewards else no_scaling
     collecting = Collecting(settings.environments, settings.horizon_steps, task.discount, reward_scaling=scaling)
     return environment, perceptron(environment, settings.hidden), collecting
 

@@ -23,8 +23,8 @@ from rlax_llm.credit.streams import lambda_return
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.rock_paper_scissors import exploitability, rock_paper_scissors
 from rlax_llm.loops.control import Collecting, control_loop
-from rlax_llm.loops.updates import Learning, gradient_update, unnormalized
-from rlax_llm.models.actor_critic import ActorCritic, Params, from_apply
+from rlax_llm.loops.updates import Learning, gradient_update, no_normalization
+from rlax_llm.models.actor_critic import ActorCritic, Params, policy_from_apply
 from rlax_llm.recipes.control import a2c
 
 SPREAD = 1.5
@@ -63,7 +63,7 @@ def mixed_strategy() -> ActorCritic:
     def values(params: Params, observations: jax.Array) -> jax.Array:
         return jnp.broadcast_to(params["critic"], observations.shape[:-1])
 
-    return from_apply(init, policy, values, categorical)
+    return policy_from_apply(init, policy, values, categorical)
 
 
 def policy_gradient(settings: Settings, key: jax.Array, rate: Any, horizon_steps: Any, last: jax.Array) -> jax.Array:
@@ -74,7 +74,7 @@ def policy_gradient(settings: Settings, key: jax.Array, rate: Any, horizon_steps
     environment, policy = rock_paper_scissors(horizon_steps, rate), mixed_strategy()
     schedule = optax.linear_schedule(settings.learning_rate, last * settings.learning_rate, settings.updates)
     credit = settings.gae_lambda
-    learning = Learning(1, 1, target=lambda_return(credit), normalize=unnormalized)
+    learning = Learning(1, 1, target=lambda_return(credit), normalize=no_normalization)
     update = gradient_update(policy, a2c(credit), optax.adam(schedule), learning)
     collecting = Collecting(settings.environments, settings.rounds, settings.discount)
     init, step = control_loop(environment, policy, update, collecting)

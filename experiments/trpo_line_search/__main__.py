@@ -34,7 +34,7 @@ from experiments.common import (
 from rlax_llm.credit.streams import gae, lambda_return
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.control import Collecting, control_loop
-from rlax_llm.loops.scaling import unit_return, unscaled
+from rlax_llm.loops.scaling import no_scaling, unit_return
 from rlax_llm.loops.updates import Learning, natural_update
 from rlax_llm.models.actor_critic import perceptron
 from rlax_llm.natural.fisher import natural_direction
@@ -73,7 +73,7 @@ def training(settings: Settings, task: Task) -> Callable[..., dict[str, jax.Arra
     """``(key, radius and damping, whether every whole step is taken) → metrics [U]``."""
     environment = make(task.name)
     policy = perceptron(environment, settings.hidden)
-    scaling = unit_return() if task.scales_rewards else unscaled
+    scaling = unit_return() if task.scales_rewards else no_scaling
     collecting = Collecting(settings.environments, settings.horizon_steps, task.discount, reward_scaling=scaling)
     learning = Learning(settings.critic_epochs, settings.critic_minibatches, target=lambda_return(settings.gae_lambda))
     evaluate = returns_of_policy(environment, policy, settings.test_episodes, task.limit_steps)

@@ -9,7 +9,7 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.tasks import tell
 from rlax_llm.data.encoding import encode_demonstrations
-from rlax_llm.data.limits import Limits, within
+from rlax_llm.data.limits import Limits, keep_within
 from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, prompt_key, read_demonstrations
 from rlax_llm.data.rows import Row, split_rows
 from rlax_llm.data.sifting import Kept
@@ -42,7 +42,7 @@ def encoded(kept: Kept[Any], encode: Encode, learner: Learner, config: Any) -> K
     Raises:
         ValueError: where no row is left.
     """
-    check = within(Limits(config.max_prompt_tokens, config.max_new_tokens, learner.shape.vocab_size))
+    check = keep_within(Limits(config.max_prompt_tokens, config.max_new_tokens, learner.shape.vocab_size))
 
     def tokens(records: Sequence[Any]) -> list[tuple[Any, Any]]:
         return list(zip(records, encode(learner.tokenizer, records), strict=True))

@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.settings import ModelSettings
-from rlax_llm.core.trees import joined, widen
+from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.huggingface_config import NOWHERE, Origin
-from rlax_llm.models.loading import LanguageModel, base_beside
-from rlax_llm.models.lora import init_adapter, merged, write_adapter
+from rlax_llm.models.loading import LanguageModel, base_directory
+from rlax_llm.models.lora import init_adapter, merge_adapter, write_adapter
 from rlax_llm.models.scalar import (
     Initial,
     Scalars,
+    drop_trailing,
     init_scalar,
     sequence_scores,
     small_normal,
-    without_trailing,
 )
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ Export = Callable[[Params, Path], None]
 @partial(jax.jit, static_argnums=0)
 def _merged(config: DecoderConfig, base: Params, adapter: Params) -> Params:
     """One model, in at least float32: an adapter's small steps do not fit into a narrow base."""
-    return merged(config, widen(base), adapter)
+    return merge_adapter(config, widen(base), adapter)
 
 
 def _narrow(params: Params) -> bool:
@@ -58,7 +58,7 @@ def completion_scores(tokenizer: Tokenizer, config: DecoderConfig, layout: tuple
     scores, pad = sequence_scores(config, layout, remat), tokenizer.pad_id
     if pad not in tokenizer.eos_ids:
         return scores
-    return lambda params, completions: scores(params, without_trailing(completions, pad))
+    return lambda params, completions: scores(params, drop_trailing(completions, pad))
 
 
 class Learner(NamedTuple):
@@ -113,7 +113,7 @@ class Learner(NamedTuple):
         Args:
             params: as trained so far, like ``self.params``.
         """
-        return joined(params, self.frozen) if self._apart else self.whole(params)
+        return join_trees(params, self.frozen) if self._apart else self.whole(params)
 
     def export(self, params: Params, path: Path) -> None:
         """Write the whole model, and beside it the adapters where there are any, with a base that has no name.
@@ -136,7 +136,7 @@ class Learner(NamedTuple):
         """What the adapter's files call its base, from wherever they are read."""
         if self.name != NAMELESS:
             return os.path.abspath(self.name) if Path(self.name).exists() else self.name
-        base = base_beside(adapter)
+        base = base_directory(adapter)
         write_model(base, self.shape, self.frozen or {}, self.tokenizer, self.origin)
         return os.path.abspath(base)
 

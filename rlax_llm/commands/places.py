@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlax_llm.rewards.loading import anchored
+from rlax_llm.rewards.loading import anchor_files
 
 _FILES = ("data", "eval_data", "model", "reward_model", "value_model")
 _CODE = ("reward", "optimizer")
@@ -43,7 +43,7 @@ def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     files = {name: settings[name] for name in _FILES if settings.get(name) is not None}
     found = {name: os.path.abspath(value) for name, value in files.items() if value not in _NAMES and _is_there(value)}
     code = {name: settings[name] for name in _CODE if settings.get(name) is not None}
-    return found | {name: anchored(spec) for name, spec in code.items()}
+    return found | {name: anchor_files(spec) for name, spec in code.items()}
 
 
 def _is_there(name: str) -> bool:

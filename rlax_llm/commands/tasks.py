@@ -13,7 +13,7 @@ from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.task_settings import EVAL_SIZE
 from rlax_llm.data.integers import with_integer_answers
-from rlax_llm.data.limits import Limits, prompts_within
+from rlax_llm.data.limits import Limits, keep_prompts_within
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tasks import Held, Task, Use, file_task, load_task, measured_task
 from rlax_llm.models.loading import LanguageModel
@@ -50,7 +50,7 @@ def build_measured(config: EvalSettings, model: LanguageModel) -> Task:
 
 def _use(config: Any, model: LanguageModel | Learner) -> Use:
     """What a run makes of rows: questions for integers where they are wanted, and only prompts within the limits."""
-    check = prompts_within(model.tokenizer, Limits(config.max_prompt_tokens, None, model.config.vocab_size))
+    check = keep_prompts_within(model.tokenizer, Limits(config.max_prompt_tokens, None, model.config.vocab_size))
     if not getattr(config, "integer_answers", False):
         return check
     return lambda rows: check(with_integer_answers(rows))

@@ -98,10 +98,10 @@ def _one(kind: str) -> str:
     return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
-def called(value: Any) -> str:
+def describe_argument(value: Any) -> str:
     """What an argument is, to follow its name.
 
-    >>> called([1.0]), called(None)
+    >>> describe_argument([1.0]), describe_argument(None)
     ('is a list', 'is None')
     """
     if hasattr(value, "shape") and not callable(value):
@@ -135,11 +135,13 @@ def check_dtypes(where: str, **arrays: Any) -> None:
 def _array(where: str, name: str, value: Any) -> None:
     if _is_record(value):
         entries = ", ".join(f"{name}.{field}" for field in value._fields)
-        raise ValueError(f"{where}: {name} {called(value)}, wanted an array; give one of its entries, {entries}.")
+        raise ValueError(
+            f"{where}: {name} {describe_argument(value)}, wanted an array; give one of its entries, {entries}."
+        )
     if isinstance(value, (list, tuple)):
-        raise ValueError(f"{where}: {name} {called(value)}, wanted an array; give jnp.array({name}).")
+        raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted an array; give jnp.array({name}).")
     if value is None or isinstance(value, (str, Mapping)) or inspect.isroutine(value):
-        raise ValueError(f"{where}: {name} {called(value)}, wanted an array.")
+        raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted an array.")
     check_dtypes(where, **{name: value})
 
 
@@ -148,7 +150,7 @@ def _number(made: str) -> Judge:
 
     def judge(where: str, name: str, value: Any) -> None:
         if isinstance(value, (str, list, tuple, Mapping)) or inspect.isroutine(value) or getattr(value, "ndim", 0):
-            raise ValueError(f"{where}: {name} {called(value)}, wanted a number; {made}.")
+            raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted a number; {made}.")
 
     return judge
 
@@ -158,7 +160,7 @@ def _numbers(made: str) -> Judge:
 
     def judge(where: str, name: str, value: Any) -> None:
         if _is_record(value) or not (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1):
-            raise ValueError(f"{where}: {name} {called(value)}, wanted a tuple of numbers; {made}.")
+            raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted a tuple of numbers; {made}.")
 
     return judge
 
@@ -166,7 +168,7 @@ def _numbers(made: str) -> Judge:
 def _callable(made: str) -> Judge:
     def judge(where: str, name: str, value: Any) -> None:
         if not (callable(value) or _is_record(value)):
-            raise ValueError(f"{where}: {name} {called(value)}, wanted a function; {made}.")
+            raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted a function; {made}.")
 
     return judge
 
@@ -181,7 +183,9 @@ def _record(kind: str, function: Callable) -> Judge:
         record = function.__globals__.get(kind)
         defaults = getattr(record, "_field_defaults", {})
         fields = [field for field in getattr(record, "_fields", ()) if field not in defaults]
-        raise ValueError(f"{where}: {name} {called(value)}, wanted {_one(kind)}; give {kind}({', '.join(fields)}).")
+        raise ValueError(
+            f"{where}: {name} {describe_argument(value)}, wanted {_one(kind)}; give {kind}({', '.join(fields)})."
+        )
 
     return judge
 
@@ -223,7 +227,7 @@ def _unknown(where: str, name: str, names: list[str]) -> TypeError:
     return TypeError(f"{where}: there is no argument {name}{did_you_mean(name, names)}{takes}")
 
 
-def checked(function: Callable[P, R]) -> Callable[P, R]:
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """The function, which says in a sentence what is wrong with a call.
 
     Args:
@@ -238,10 +242,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     >>> def half(x: jax.Array) -> jax.Array:
     ...     return x / 2
-    >>> checked(half)([1.0, 2.0])
+    >>> check_arguments(half)([1.0, 2.0])
     Traceback (most recent call last):
     ValueError: half: x is a list, wanted an array; give jnp.array(x).
-    >>> checked(half)(y=1.0)
+    >>> check_arguments(half)(y=1.0)
     Traceback (most recent call last):
     TypeError: half: there is no argument y. It takes x.
     """

@@ -96,7 +96,7 @@ def not_negative(where: str, **scalars: Any) -> None:
     Raises:
         ValueError: naming the argument and its value.
 
-    >>> not_negative("damped", damping=-0.1)
+    >>> not_negative("add_damping", damping=-0.1)
     Traceback (most recent call last):
     ValueError: damped: damping is -0.1, wanted a number of at least 0.
     """

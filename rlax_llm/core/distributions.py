@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks, kl
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 
 Parameters = Any
@@ -74,7 +74,7 @@ def _softmax(where: str, logits: Any) -> _Softmax:
     return _Softmax(log_probs, jnp.where(possible, jnp.exp(log_probs), 0.0), possible)
 
 
-@checked
+@check_arguments
 def categorical_log_prob(logits: jax.Array, actions: jax.Array) -> jax.Array:
     """``log p_a = logit_a − log Σ_j exp(logit_j)``.
 
@@ -108,7 +108,7 @@ def categorical_log_prob(logits: jax.Array, actions: jax.Array) -> jax.Array:
     return jnp.where(possible, chosen, -jnp.inf)
 
 
-@checked
+@check_arguments
 def categorical_entropy(logits: jax.Array) -> jax.Array:
     """``H(p) = −Σ_j p_j log p_j``.
 
@@ -127,7 +127,7 @@ def categorical_entropy(logits: jax.Array) -> jax.Array:
     return -(softmax.probs * softmax.log_probs).sum(-1)
 
 
-@checked
+@check_arguments
 def categorical_kl(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     """``KL(p‖q) = Σ_j p_j log(p_j / q_j)``, exact: the expectation of ``kl.k3`` (and of ``kl.k1``) under p.
 
@@ -159,7 +159,7 @@ def categorical_kl(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     return jnp.where(impossible, jnp.inf, terms.sum(-1))
 
 
-@checked
+@check_arguments
 def categorical_fisher(logits: jax.Array, tangents: jax.Array) -> jax.Array:
     """Fisher information of the logits times a vector, ``F v = p ⊙ (v − Σ_j p_j v_j)``, ``F = diag(p) − p pᵀ``.
 
@@ -211,7 +211,7 @@ def _pair(where: str, parameters: Pair, **others: Any) -> Pair:
     return _wide(mean), _wide(log_std)
 
 
-@checked
+@check_arguments
 def normal_log_prob(parameters: Pair, actions: jax.Array) -> jax.Array:
     """``log p(a) = −½ ((a − μ)/σ)² − log σ − ½ log 2π``, elementwise.
 
@@ -235,7 +235,7 @@ def normal_log_prob(parameters: Pair, actions: jax.Array) -> jax.Array:
     return -0.5 * jnp.square((_wide(actions) - mean) * exp_then_line(-log_std)) - log_std - 0.5 * math.log(2 * math.pi)
 
 
-@checked
+@check_arguments
 def normal_entropy(parameters: Pair) -> jax.Array:
     """``H = log σ + ½ log 2πe``, elementwise; negative for a narrow density.
 
@@ -257,7 +257,7 @@ def normal_entropy(parameters: Pair) -> jax.Array:
     return _pair("normal_entropy", parameters)[1] + 0.5 * math.log(2 * math.pi * math.e)
 
 
-@checked
+@check_arguments
 def normal_kl(parameters: Pair, ref_parameters: Pair) -> jax.Array:
     """``KL(p‖q) = log(σ_q/σ_p) + (σ_p² + (μ_p − μ_q)²) / 2σ_q² − ½``, elementwise.
 
@@ -284,7 +284,7 @@ def normal_kl(parameters: Pair, ref_parameters: Pair) -> jax.Array:
     return 0.5 * (kl.k3(2 * ref_log_std, 2 * log_std) + jnp.square((mean - ref_mean) * exp_then_line(-ref_log_std)))
 
 
-@checked
+@check_arguments
 def normal_fisher(parameters: Pair, tangents: Pair) -> Pair:
     """Fisher information of ``(μ, log σ)`` times a vector, ``F (v_μ, v_s) = (v_μ / σ², 2 v_s)``, elementwise.
 
@@ -332,7 +332,7 @@ normal = Distribution(
 )
 
 
-@checked
+@check_arguments
 def independent(distribution: Distribution) -> Distribution:
     """The last axis of independent distributions as one: log-probabilities, entropies and divergences are summed.
 

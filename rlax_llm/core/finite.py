@@ -20,7 +20,9 @@ _LOOKED_AT = {
 _PARAMETERS = "parameters"
 
 
-def watched(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+def watch_finite(
+    step: Callable[..., tuple[Any, dict[str, jax.Array]]],
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """A loop's ``step`` with one metric more: ``not_finite``, 0 unless loss, gradient or parameters are not finite.
 
     It is computed with the step, one reduction a leaf. A step that took no optimizer step, having no token to learn
@@ -41,14 +43,14 @@ def watched(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Callable[.
     return looked_at
 
 
-def turned(metrics: Mapping[str, float]) -> str | None:
+def not_finite_part(metrics: Mapping[str, float]) -> str | None:
     """What is not finite after a step: ``loss``, ``gradient`` or ``parameters``, the first of them; or None.
 
     Args:
-        metrics: of a ``watched`` step, as numbers.
+        metrics: of a ``watch_finite`` step, as numbers.
 
-    >>> turned({"loss": 0.5, NOT_FINITE: 0.0}), turned({NOT_FINITE: 7.0}), turned({NOT_FINITE: 4.0})
-    (None, 'loss', 'parameters')
+    >>> [not_finite_part({NOT_FINITE: code}) for code in (0.0, 7.0, 4.0)]
+    [None, 'loss', 'parameters']
     """
     code = int(metrics.get(NOT_FINITE, 0))
     names = (*_LOOKED_AT, _PARAMETERS)

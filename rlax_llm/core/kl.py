@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import expm1_then_line
 from rlax_llm.core.masked import at_least_float32
 
@@ -22,7 +22,7 @@ KlEstimator = Callable[[jax.Array, jax.Array], jax.Array]
 KlControl = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@checked
+@check_arguments
 def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Naive estimator ``log π − log π_ref``: unbiased, high variance, may be negative.
 
@@ -44,7 +44,7 @@ def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return log_probs - ref_log_probs
 
 
-@checked
+@check_arguments
 def k2(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Squared estimator ``½ (log π − log π_ref)²``: biased, low variance, non-negative.
 
@@ -65,7 +65,7 @@ def k2(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(k1(log_probs, ref_log_probs))
 
 
-@checked
+@check_arguments
 def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Bregman estimator ``exp(d) − 1 − d`` with ``d = log π_ref − log π``: unbiased, low variance, non-negative.
 
@@ -88,7 +88,7 @@ def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return expm1_then_line(-difference) + difference
 
 
-@checked
+@check_arguments
 def absolute(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Distance ``|log π − log π_ref|``: a penalty, not an estimate of the divergence.
 
@@ -117,7 +117,7 @@ def _refuse_k1(where: str, estimator: Callable) -> None:
         )
 
 
-@checked
+@check_arguments
 def straight_through(value: Callable[..., jax.Array], gradient: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """One function's value with another's gradient, ``sg(value) + gradient − sg(gradient)`` (sg stops the gradient).
 
@@ -153,7 +153,7 @@ def _with_tail(log_probs: jax.Array) -> jax.Array:
     return jnp.concatenate([wide, jnp.log(-jnp.expm1(total))], -1)
 
 
-@checked
+@check_arguments
 def top_k_kl(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """KL over K given tokens and one bucket for the rest, ``Σ_k p_k log(p_k/q_k) + p_tail log(p_tail/q_tail)``.
 
@@ -179,7 +179,7 @@ def top_k_kl(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return (jnp.exp(log_p) * difference).sum(-1)
 
 
-@checked
+@check_arguments
 def kl_penalty(estimator: KlEstimator, kl_coef: float) -> KlEstimator:
     """Loss term ``kl_coef · estimator(log π, log π_ref)`` for an ``Objective``.
 
@@ -205,7 +205,7 @@ def kl_penalty(estimator: KlEstimator, kl_coef: float) -> KlEstimator:
     return penalty
 
 
-@checked
+@check_arguments
 def fixed_coef(coef: jax.Array, kl: jax.Array) -> jax.Array:
     """The coefficient as it is, whatever the measured KL.
 
@@ -223,7 +223,7 @@ def fixed_coef(coef: jax.Array, kl: jax.Array) -> jax.Array:
     return coef
 
 
-@checked
+@check_arguments
 def proportional_coef(target: float, gain: float = 0.1, limit: float = 0.2) -> KlControl:
     """Ziegler's controller ``β ← β · (1 + gain · clip(KL/target − 1, −limit, limit))`` (arXiv 1909.08593).
 
@@ -248,7 +248,7 @@ def proportional_coef(target: float, gain: float = 0.1, limit: float = 0.2) -> K
     return lambda coef, kl: coef * (1 + gain * jnp.clip(kl / target - 1, -limit, limit))
 
 
-@checked
+@check_arguments
 def doubling_coef(target: float, tolerance: float = 1.5, factor: float = 2.0) -> KlControl:
     """PPO-penalty's rule: β halves below ``target/1.5``, doubles above ``1.5 · target`` (arXiv 1707.06347, section 4).
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 
 
-@checked
+@check_arguments
 def at_least_float32(x: jax.Array) -> jax.Array:
     """The array as floats that can be summed: integers and 16-bit floats become float32, wider ones stay.
 
@@ -29,7 +29,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x, float), jnp.float32))
 
 
-@checked
+@check_arguments
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of the masked entries, ``Σ m x / Σ m``; 0 where none is True.
 
@@ -50,7 +50,7 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, at_least_float32(x), 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-@checked
+@check_arguments
 def masked_deviation(x: jax.Array, mask: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Difference from the weighted mean of the masked entries, ``x_i − Σ w x / Σ w``.
 
@@ -85,7 +85,7 @@ def masked_deviation(x: jax.Array, mask: jax.Array, weights: jax.Array | None = 
     return jnp.where(mask & (total > 0), shifted - mean, 0.0)
 
 
-@checked
+@check_arguments
 def masked_variance(x: jax.Array, mask: jax.Array, ddof: int = 1) -> jax.Array:
     """Variance of the masked entries, ``Σ m (x − mean)² / (Σ m − ddof)``; 0 where there are no more than ``ddof``.
 
@@ -105,8 +105,8 @@ def masked_variance(x: jax.Array, mask: jax.Array, ddof: int = 1) -> jax.Array:
     return jnp.where(count > ddof, variance, 0.0)
 
 
-@checked
-def divided_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
+@check_arguments
+def divide_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """``numerator / (std(x) + eps)``, the standard deviation over the masked entries of ``x``.
 
     The epsilon of z-scores stands beside the standard deviation; that of ``whiten`` stands under the root.
@@ -123,7 +123,7 @@ def divided_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: in
         The numerator's shape.
 
     >>> pair = jnp.array([1.0, 5.0])
-    >>> divided_by_std(pair, pair, pair > 0, ddof=0, eps=0.0).tolist()
+    >>> divide_by_std(pair, pair, pair > 0, ddof=0, eps=0.0).tolist()
     [0.5, 2.5]
     """
     variance = masked_variance(x, mask, ddof)
@@ -132,12 +132,12 @@ def divided_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: in
     return jnp.where(variance > 0, numerator / (std + eps), 0.0)
 
 
-@checked
+@check_arguments
 def whiten(x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-8) -> jax.Array:
     """Mean 0 and variance 1 over the masked entries, ``(x − mean) / √(var + eps)``.
 
     Limiting cases: equal entries give exactly 0; ``eps = 0`` is the z-score with ``eps = 0``. Peers differ in ``ddof``
-    (1, or 0: OpenRLHF) and in where the epsilon stands (see ``divided_by_std``).
+    (1, or 0: OpenRLHF) and in where the epsilon stands (see ``divide_by_std``).
 
     Args:
         x: any shape: rewards, or advantages of a whole batch.
@@ -158,7 +158,7 @@ def whiten(x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-8) -> j
     return masked_deviation(x, mask) / jnp.sqrt(jnp.where(denominator > 0, denominator, 1.0))
 
 
-@checked
+@check_arguments
 def unit_variance(x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-8) -> jax.Array:
     """Variance 1 with the mean kept, ``whiten(x) + mean(x)``: how RLHF-PPO whitens rewards.
 

@@ -93,7 +93,7 @@ def dot(left: Tree, right: Tree) -> jax.Array:
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), widen(left), widen(right)))
 
 
-def joined(left: Tree, right: Tree) -> Tree:
+def join_trees(left: Tree, right: Tree) -> Tree:
     """Recursive union of two nested dicts without a common leaf: what is trained and what is frozen, as one model.
 
     Limiting case: None on one side passes the other through, whatever it is.
@@ -108,7 +108,7 @@ def joined(left: Tree, right: Tree) -> Tree:
     Raises:
         ValueError: naming a leaf that both have.
 
-    >>> joined({"layers": {"q": 1}}, {"layers": {"k": 2}, "norm": 3})
+    >>> join_trees({"layers": {"q": 1}}, {"layers": {"k": 2}, "norm": 3})
     {'layers': {'q': 1, 'k': 2}, 'norm': 3}
     """
     if left is None or right is None:

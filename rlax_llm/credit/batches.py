@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
-from rlax_llm.core.masked import divided_by_std, masked_deviation, whiten
+from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.masked import divide_by_std, masked_deviation, whiten
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.groups import (
     Advantage,
@@ -31,7 +31,7 @@ from rlax_llm.credit.returns import discounted_returns
 from rlax_llm.credit.shaping import informative, kl_in_reward, score_at_end
 
 
-@checked
+@check_arguments
 def has_score(scores: jax.Array) -> jax.Array:
     """The completions that have a score.
 
@@ -47,7 +47,7 @@ def has_score(scores: jax.Array) -> jax.Array:
     return ~jnp.isnan(scores)
 
 
-@checked
+@check_arguments
 def batch_std(ddof: int = 1, eps: float = 1e-4) -> Advantage:
     """Centered in the group, scaled by the batch: ``A_i = (s_i − mean_group) / (std_batch + eps)``.
 
@@ -68,13 +68,13 @@ def batch_std(ddof: int = 1, eps: float = 1e-4) -> Advantage:
 
     def advantage(scored: Scored) -> jax.Array:
         check_groups("batch_std", scored)
-        return divided_by_std(per_group(centered)(scored), scored.scores, has_score(scored.scores), ddof, eps)
+        return divide_by_std(per_group(centered)(scored), scored.scores, has_score(scored.scores), ddof, eps)
 
     return advantage
 
 
-@checked
-def whitened(
+@check_arguments
+def whiten_advantages(
     advantage: Advantage, ddof: int = 1, eps: float = 1e-8, rows: Callable[[jax.Array], jax.Array] = has_score
 ) -> Advantage:
     """Whiten another estimator's advantages over all chosen tokens of the batch, so that long completions weigh more.
@@ -89,12 +89,12 @@ def whitened(
         An estimator ``Scored → [P, G, T]``; 0 where the policy did not choose.
 
     >>> scored = Scored(jnp.array([[0.0, 4.0]]), None, jnp.array([[[True, False], [True, False]]]))
-    >>> whitened(per_group(centered), ddof=0, eps=0.0)(scored).tolist()
+    >>> whiten_advantages(per_group(centered), ddof=0, eps=0.0)(scored).tolist()
     [[[-1.0, 0.0], [1.0, 0.0]]]
     """
 
     def over_batch(scored: Scored) -> jax.Array:
-        check_rows("whitened", scored)
+        check_rows("whiten_advantages", scored)
         credit = advantage(scored)
         credit = credit[..., None] if credit.ndim == 2 else credit
         taken = scored.mask & rows(scored.scores)[..., None]
@@ -103,7 +103,7 @@ def whitened(
     return over_batch
 
 
-@checked
+@check_arguments
 def returns_to_go(kl_coef: float = 0.0, discount: float = 1.0) -> Advantage:
     """Each token's return: the score at the end minus the KL of the tokens from here on.
 
@@ -139,7 +139,7 @@ def returns_to_go(kl_coef: float = 0.0, discount: float = 1.0) -> Advantage:
     return advantage
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus(kl_coef: float = 0.0, discount: float = 1.0, ddof: int = 1, eps: float = 1e-8) -> Advantage:
     """REINFORCE++ (arXiv 2501.03262): the tokens' returns, whitened over the batch; groups play no part.
 
@@ -159,10 +159,10 @@ def reinforce_plus_plus(kl_coef: float = 0.0, discount: float = 1.0, ddof: int =
     >>> reinforce_plus_plus(ddof=0, eps=0.0)(scored).tolist()
     [[[-1.0]], [[1.0]]]
     """
-    return whitened(returns_to_go(kl_coef, discount), ddof, eps)
+    return whiten_advantages(returns_to_go(kl_coef, discount), ddof, eps)
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus_baseline(ddof: int = 1, eps: float = 1e-8) -> Advantage:
     """REINFORCE++-baseline (arXiv 2501.03262): centered in the group, then whitened over the batch's tokens.
 
@@ -180,10 +180,10 @@ def reinforce_plus_plus_baseline(ddof: int = 1, eps: float = 1e-8) -> Advantage:
     >>> reinforce_plus_plus_baseline(ddof=0, eps=0.0)(scored).tolist()
     [[[-1.0], [1.0]]]
     """
-    return whitened(per_group(centered), ddof, eps, jax.vmap(has_rival))
+    return whiten_advantages(per_group(centered), ddof, eps, jax.vmap(has_rival))
 
 
-@checked
+@check_arguments
 def informative_share(scores: jax.Array) -> jax.Array:
     """Share of the scored completions that are in a group with different scores: GPG's ``(B − M) / B``.
 
@@ -201,7 +201,7 @@ def informative_share(scores: jax.Array) -> jax.Array:
     return kept.sum() / jnp.maximum(scored.sum(), 1)
 
 
-@checked
+@check_arguments
 def nonzero_share(scores: jax.Array) -> jax.Array:
     """Share of the scored completions with a score that is not 0: what verl's GPG divides by.
 
@@ -218,7 +218,7 @@ def nonzero_share(scores: jax.Array) -> jax.Array:
     return (scored & (scores != 0)).sum() / jnp.maximum(scored.sum(), 1)
 
 
-@checked
+@check_arguments
 def gpg(f_norm: float = 1.0, share: Callable[[jax.Array], jax.Array] = informative_share) -> Advantage:
     """GPG's advantage ``A_i = α (s_i − mean_group) / f_norm`` with ``α = 1 / share`` (arXiv 2504.02546).
 
@@ -248,7 +248,7 @@ def gpg(f_norm: float = 1.0, share: Callable[[jax.Array], jax.Array] = informati
     return advantage
 
 
-@checked
+@check_arguments
 def gdpo(scores: jax.Array, weights: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """Several rewards, each a z-score in its group before they are added; the sum is scaled over the batch.
 
@@ -281,11 +281,11 @@ def gdpo(scores: jax.Array, weights: jax.Array, ddof: int = 1, eps: float = 1e-4
     each = jax.vmap(jax.vmap(lambda group: z_score(group, ddof, eps)))(scores)
     total = jnp.tensordot(jnp.asarray(weights, each.dtype), each, 1)
     compared = jax.vmap(jax.vmap(has_rival))(scores).any(0)
-    return divided_by_std(masked_deviation(total, compared), total, compared, ddof, eps)
+    return divide_by_std(masked_deviation(total, compared), total, compared, ddof, eps)
 
 
-@checked
-def several(weights: tuple[float, ...]) -> Advantage:
+@check_arguments
+def per_reward(weights: tuple[float, ...]) -> Advantage:
     """``gdpo`` as an estimator of ``Scored`` whose scores are ``[K, P, G]``, or ``[P, G]`` for a single reward.
 
     Args:
@@ -294,12 +294,12 @@ def several(weights: tuple[float, ...]) -> Advantage:
     Returns:
         An estimator ``Scored → [P, G]``.
 
-    >>> several((1.0,))(Scored(jnp.array([[[0.0, 1.0, 2.0]]]), None, None)).round(2).tolist()
+    >>> per_reward((1.0,))(Scored(jnp.array([[[0.0, 1.0, 2.0]]]), None, None)).round(2).tolist()
     [[-1.0, 0.0, 1.0]]
     """
 
     def advantage(scored: Scored) -> jax.Array:
-        check_scored("several", scored)
+        check_scored("per_reward", scored)
         scores = scored.scores[None] if scored.scores.ndim == 2 else scored.scores
         return gdpo(scores, jnp.asarray(weights))
 

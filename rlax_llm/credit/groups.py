@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import called, checked
-from rlax_llm.core.masked import at_least_float32, divided_by_std, masked_deviation
+from rlax_llm.core.arguments import check_arguments, describe_argument
+from rlax_llm.core.masked import at_least_float32, divide_by_std, masked_deviation
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.shaping import kl_in_reward
 
@@ -39,7 +39,9 @@ def check_scored(where: str, scored: Any) -> None:
     ValueError: f: scored has shape (2, 3), wanted a Scored; give Scored(scores, log_probs, mask).
     """
     if not hasattr(scored, "scores"):
-        raise ValueError(f"{where}: scored {called(scored)}, wanted a Scored; give Scored(scores, log_probs, mask).")
+        raise ValueError(
+            f"{where}: scored {describe_argument(scored)}, wanted a Scored; give Scored(scores, log_probs, mask)."
+        )
 
 
 def check_groups(where: str, scored: Scored) -> None:
@@ -86,7 +88,7 @@ def check_rows(where: str, scored: Scored) -> None:
         )
 
 
-@checked
+@check_arguments
 def has_rival(scores: jax.Array) -> jax.Array:
     """The members that have a score, and another scored one to be compared with.
 
@@ -103,7 +105,7 @@ def has_rival(scores: jax.Array) -> jax.Array:
     return scored & (scored.sum() > 1)
 
 
-@checked
+@check_arguments
 def centered(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Score minus the group's mean, ``A_i = s_i − Σ w s / Σ w``.
 
@@ -128,7 +130,7 @@ def centered(scores: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     return masked_deviation(scores, has_rival(scores), weights)
 
 
-@checked
+@check_arguments
 def leave_one_out(scores: jax.Array) -> jax.Array:
     """Score minus the mean of the *other* members, ``A_i = s_i − mean_{j≠i}(s_j)``.
 
@@ -148,7 +150,7 @@ def leave_one_out(scores: jax.Array) -> jax.Array:
     return centered(scores) * count / jnp.maximum(count - 1, 1)
 
 
-@checked
+@check_arguments
 def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """GRPO's advantage ``A_i = (s_i − mean(s)) / (std(s) + eps)`` (arXiv 2402.03300, section 4.1.2).
 
@@ -172,7 +174,7 @@ def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     return _in_stds("z_score", centered(scores), scores, ddof, eps)
 
 
-@checked
+@check_arguments
 def max_leave_one_out(scores: jax.Array) -> jax.Array:
     """What the group's best score owes to a member, ``A_i = max_j(s_j) − max_{j≠i}(s_j)``.
 
@@ -199,7 +201,7 @@ def max_leave_one_out(scores: jax.Array) -> jax.Array:
     return jnp.where(is_best & compared, ranked - second, 0.0)
 
 
-@checked
+@check_arguments
 def pass_at_k(scores: jax.Array, ddof: int = 1, eps: float = 1e-6) -> jax.Array:
     """Pass@k's advantage for k = G: ``max_leave_one_out`` divided by ``std + eps`` (arXiv 2503.19595, as verl has it).
 
@@ -228,10 +230,10 @@ def _in_stds(where: str, advantages: jax.Array, scores: jax.Array, ddof: int, ep
             f"{where}: scores has shape (1,), and a group of one has no standard deviation; "
             "sample at least two completions of each prompt."
         )
-    return divided_by_std(advantages, scores, has_rival(scores), ddof, eps)
+    return divide_by_std(advantages, scores, has_rival(scores), ddof, eps)
 
 
-@checked
+@check_arguments
 def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
     """Score minus that of the greedy completion of the same prompt, ``A_i = s_i − s_greedy`` (ReMax, arXiv 2310.10505).
 
@@ -258,7 +260,7 @@ def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(difference), 0.0, difference)
 
 
-@checked
+@check_arguments
 def per_group(estimator: GroupEstimator) -> Advantage:
     """Lift an estimator of one group ``[G] → [G]`` to ``Scored → [P, G]``.
 
@@ -274,7 +276,7 @@ def per_group(estimator: GroupEstimator) -> Advantage:
     return over_groups
 
 
-@checked
+@check_arguments
 def length_centered(scored: Scored) -> jax.Array:
     """``centered`` at the mean weighed by length, ``A_i = s_i − Σ l s / Σ l`` (OPO, arXiv 2505.23585).
 
@@ -295,7 +297,7 @@ def length_centered(scored: Scored) -> jax.Array:
     return jax.vmap(centered)(scored.scores, scored.mask.sum(-1))
 
 
-@checked
+@check_arguments
 def reference_for(where: str, scored: Scored, kl_coef: float) -> jax.Array | None:
     """``ref_log_probs``, or None where the coefficient is 0 while tracing, so that no KL is to be computed.
 
@@ -309,7 +311,7 @@ def reference_for(where: str, scored: Scored, kl_coef: float) -> jax.Array | Non
     return scored.ref_log_probs
 
 
-@checked
+@check_arguments
 def kl_in_score(advantage: Advantage, kl_coef: float) -> Advantage:
     """Subtract the sequence's KL from its score first: ``s_i − kl_coef · Σ_t k1(t)`` (RLOO, arXiv 2402.14740).
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 from rlax_llm.core.recurrence import cut_product
 from rlax_llm.credit.returns import PerStep, multistep_errors, stream, td_targets
@@ -30,7 +30,7 @@ class VTrace(NamedTuple):
     advantages: jax.Array
 
 
-@checked
+@check_arguments
 def truncated_ratio(log_ratio: jax.Array, ceiling: float = 1.0) -> jax.Array:
     """``min(ceiling, exp(log_ratio))``, without overflow and with derivative 0 above the ceiling.
 
@@ -60,7 +60,7 @@ def _following(x: jax.Array) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(-1, 1, 0)])
 
 
-@checked
+@check_arguments
 def vtrace(
     rewards: jax.Array,
     discounts: PerStep,
@@ -113,7 +113,7 @@ def vtrace(
     return VTrace(targets, weights * (td_targets(rewards, discounts, after) - values))
 
 
-@checked
+@check_arguments
 def retrace(
     rewards: jax.Array,
     discounts: PerStep,

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.recurrence import cut_product, reverse_affine_scan
 
 PerStep = jax.Array | float
 
 
-@checked
+@check_arguments
 def stream(where: str, rewards: jax.Array, **others: PerStep) -> list[jax.Array]:
     """The arguments of one stream in their common dtype, float32 or wider, once their shapes are right.
 
@@ -55,7 +55,7 @@ def stream(where: str, rewards: jax.Array, **others: PerStep) -> list[jax.Array]
     return [jnp.asarray(x, dtype) for x in (rewards, *others.values())]
 
 
-@checked
+@check_arguments
 def discounted_returns(rewards: jax.Array, discounts: PerStep = 1.0, bootstrap: PerStep = 0.0) -> jax.Array:
     """Return to go ``G[t] = r[t] + γ[t] · G[t+1]`` with ``G[T] = bootstrap`` (Sutton and Barto, 2018, section 3.3).
 
@@ -80,7 +80,7 @@ def discounted_returns(rewards: jax.Array, discounts: PerStep = 1.0, bootstrap: 
     return reverse_affine_scan(rewards, discounts, bootstrap)
 
 
-@checked
+@check_arguments
 def total_return(rewards: jax.Array, discounts: PerStep = 1.0) -> jax.Array:
     """The return from the start of the step's own episode, the same number at all of its steps.
 
@@ -106,7 +106,7 @@ def total_return(rewards: jax.Array, discounts: PerStep = 1.0) -> jax.Array:
     return discounted_returns(rewards, discounts)[jax.lax.cummax(starts)]
 
 
-@checked
+@check_arguments
 def td_targets(rewards: jax.Array, discounts: PerStep, next_values: PerStep) -> jax.Array:
     """One-step target ``r[t] + γ[t] · V(s[t+1])``: a critic's estimate of Q(s, a) (Sutton and Barto, 2018, eq. 6.2).
 
@@ -131,7 +131,7 @@ def td_targets(rewards: jax.Array, discounts: PerStep, next_values: PerStep) -> 
     return rewards + cut_product(discounts, next_values)
 
 
-@checked
+@check_arguments
 def td_errors(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: PerStep) -> jax.Array:
     """TD residual ``δ[t] = r[t] + γ[t] · V(s[t+1]) − V(s[t])`` (arXiv 1506.02438, section 3).
 
@@ -158,7 +158,7 @@ def td_errors(rewards: jax.Array, discounts: PerStep, values: PerStep, next_valu
     return td_targets(rewards, discounts, next_values) - values
 
 
-@checked
+@check_arguments
 def lambda_returns(rewards: jax.Array, discounts: PerStep, next_values: jax.Array, traces: PerStep = 1.0) -> jax.Array:
     """λ-return ``G[t] = r[t] + γ[t] · ((1 − λ[t]) · V(s[t+1]) + λ[t] · G[t+1])``, bootstrapped at the end.
 
@@ -184,7 +184,7 @@ def lambda_returns(rewards: jax.Array, discounts: PerStep, next_values: jax.Arra
     return reverse_affine_scan(*_lambda_step("lambda_returns", rewards, discounts, next_values, traces))
 
 
-@checked
+@check_arguments
 def n_step_returns(
     rewards: jax.Array, discounts: PerStep, next_values: jax.Array, n: int, traces: PerStep = 1.0
 ) -> jax.Array:
@@ -224,7 +224,7 @@ def n_step_returns(
     return reverse_affine_scan(offsets, factors, next_values[jnp.minimum(window[-1], steps - 1)])[0]
 
 
-@checked
+@check_arguments
 def multistep_errors(
     rewards: jax.Array,
     discounts: PerStep,
@@ -270,7 +270,7 @@ def multistep_errors(
     return reverse_affine_scan(weights * errors, (discounts, traces))
 
 
-@checked
+@check_arguments
 def gae(rewards: jax.Array, discounts: PerStep, values: PerStep, next_values: PerStep, traces: PerStep) -> jax.Array:
     """Generalized advantage estimation, ``A[t] = δ[t] + γ[t] · λ[t] · A[t+1]`` (arXiv 1506.02438, eq. 16).
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlEstimator, k1
 from rlax_llm.core.masked import at_least_float32
 
@@ -23,7 +23,7 @@ def _one_per_row(where: str, name: str, per_row: jax.Array, mask: jax.Array) -> 
         )
 
 
-@checked
+@check_arguments
 def score_at_end(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """Pay the score on the last token that the policy chose, ``r_t = s · [t is the last True of mask]``.
 
@@ -49,7 +49,7 @@ def score_at_end(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask & (still_to_come == 1), at_least_float32(scores)[..., None], 0.0)
 
 
-@checked
+@check_arguments
 def kl_in_reward(
     rewards: jax.Array,
     log_probs: jax.Array,
@@ -89,7 +89,7 @@ def kl_in_reward(
     return rewards - jnp.where(mask, kl_coef * estimator(log_probs, ref_log_probs), 0.0)
 
 
-@checked
+@check_arguments
 def clipped_scores(scores: jax.Array, low: float, high: float) -> jax.Array:
     """Scores held to a range, ``min(max(s, low), high)``; NaN stays NaN.
 
@@ -114,7 +114,7 @@ def clipped_scores(scores: jax.Array, low: float, high: float) -> jax.Array:
     return jnp.clip(scores, low, high)
 
 
-@checked
+@check_arguments
 def missing_eos_penalty(scores: jax.Array, truncated: jax.Array, penalty: float) -> jax.Array:
     """Subtract a constant from completions that did not end by themselves, ``s − penalty · [truncated]``.
 
@@ -138,7 +138,7 @@ def missing_eos_penalty(scores: jax.Array, truncated: jax.Array, penalty: float)
     return jnp.where(truncated, scores - penalty, scores)
 
 
-@checked
+@check_arguments
 def scaled_if_truncated(scores: jax.Array, truncated: jax.Array, factor: float) -> jax.Array:
     """Stop penalty that keeps a share of the score, ``factor · s`` where truncated (ProRL, arXiv 2505.24864).
 
@@ -162,7 +162,7 @@ def scaled_if_truncated(scores: jax.Array, truncated: jax.Array, factor: float) 
     return jnp.where(truncated, factor * scores, scores)
 
 
-@checked
+@check_arguments
 def fixed_if_truncated(scores: jax.Array, truncated: jax.Array, score: float) -> jax.Array:
     """Stop penalty that replaces the score by a constant where truncated, NaN included.
 
@@ -184,7 +184,7 @@ def fixed_if_truncated(scores: jax.Array, truncated: jax.Array, score: float) ->
     return jnp.where(truncated, score, scores)
 
 
-@checked
+@check_arguments
 def soft_overlong_punishment(lengths: jax.Array, max_new_tokens: int, buffer_tokens: int) -> jax.Array:
     """DAPO's length term, to be added to the score (arXiv 2503.14476, eq. 13): a ramp over the last ``C`` tokens.
 
@@ -215,7 +215,7 @@ def soft_overlong_punishment(lengths: jax.Array, max_new_tokens: int, buffer_tok
     return jnp.clip((max_new_tokens - buffer_tokens - at_least_float32(lengths)) / buffer_tokens, -1.0, 0.0)
 
 
-@checked
+@check_arguments
 def overlong_filter(mask: jax.Array, truncated: jax.Array) -> jax.Array:
     """The mask without its truncated completions: they teach nothing (DAPO, arXiv 2503.14476, section 3.4).
 
@@ -239,7 +239,7 @@ def overlong_filter(mask: jax.Array, truncated: jax.Array) -> jax.Array:
     return mask & ~truncated[..., None]
 
 
-@checked
+@check_arguments
 def informative(scores: jax.Array, tolerance: float | None = None) -> jax.Array:
     """Whether a group has anything to compare: DAPO's dynamic sampling keeps these (arXiv 2503.14476, eq. 11).
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import jax
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import returns
 
@@ -27,7 +27,7 @@ def _completed(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     return returns.td_targets(trajectory.rewards, cut, trajectory.next_values), trajectory.discounts * trajectory.traces
 
 
-@checked
+@check_arguments
 def total_return(trajectory: Trajectory) -> jax.Array:
     """ψ = the return of the step's whole episode (form 1): rewards from before the action too.
 
@@ -44,7 +44,7 @@ def total_return(trajectory: Trajectory) -> jax.Array:
     return returns.total_return(*_completed(trajectory))
 
 
-@checked
+@check_arguments
 def return_to_go(trajectory: Trajectory) -> jax.Array:
     """ψ = the discounted rewards from the action on (form 2), REINFORCE's.
 
@@ -61,7 +61,7 @@ def return_to_go(trajectory: Trajectory) -> jax.Array:
     return returns.discounted_returns(*_completed(trajectory))
 
 
-@checked
+@check_arguments
 def return_minus_baseline(trajectory: Trajectory) -> jax.Array:
     """ψ = the return to go minus the state's value (form 3): ``gae(1)``.
 
@@ -78,7 +78,7 @@ def return_minus_baseline(trajectory: Trajectory) -> jax.Array:
     return gae(1.0)(trajectory)
 
 
-@checked
+@check_arguments
 def q_value(trajectory: Trajectory) -> jax.Array:
     """ψ = Q(s, a) as the critic has it (form 4), ``r + γ V(s′)``: the first actor-critic's.
 
@@ -95,7 +95,7 @@ def q_value(trajectory: Trajectory) -> jax.Array:
     return returns.td_targets(trajectory.rewards, trajectory.discounts, trajectory.next_values)
 
 
-@checked
+@check_arguments
 def gae(lambda_: float | jax.Array = 0.95) -> Credit:
     """ψ = the generalized advantage estimate (form 5, A = Q − V), ``returns.gae`` of the stream.
 
@@ -123,7 +123,7 @@ def gae(lambda_: float | jax.Array = 0.95) -> Credit:
     return credit
 
 
-@checked
+@check_arguments
 def td_residual(trajectory: Trajectory) -> jax.Array:
     """ψ = the TD residual ``r + γ V(s′) − V(s)`` (form 6): ``gae(0)``.
 
@@ -140,7 +140,7 @@ def td_residual(trajectory: Trajectory) -> jax.Array:
     return gae(0.0)(trajectory)
 
 
-@checked
+@check_arguments
 def lambda_return(lambda_: float | jax.Array = 0.95) -> Credit:
     """The critic's target that belongs to ``gae(λ)``: the advantage plus the value.
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.recurrence import reverse_affine_scan
 from rlax_llm.credit.returns import PerStep, gae, stream
 
 
-@checked
+@check_arguments
 def decoupled_gae(
     rewards: jax.Array,
     discounts: PerStep,
@@ -54,7 +54,7 @@ def decoupled_gae(
     return advantages, gae(rewards, discounts, values, next_values, value_traces) + values
 
 
-@checked
+@check_arguments
 def length_adaptive_trace(length: PerStep, alpha: float = 0.05) -> jax.Array:
     """The policy's λ for a completion of that length, ``λ = 1 − 1/(α · length)`` (VAPO, arXiv 2504.05118).
 
@@ -78,7 +78,7 @@ def length_adaptive_trace(length: PerStep, alpha: float = 0.05) -> jax.Array:
     return 1 - 1 / jnp.maximum(alpha * jnp.asarray(length), 1.0)
 
 
-class Steps(NamedTuple):
+class TokenSteps(NamedTuple):
     """The arguments of ``gae``, in its order: ``gae(*steps)``.
 
     Attributes:
@@ -96,7 +96,7 @@ class Steps(NamedTuple):
     traces: jax.Array
 
 
-@checked
+@check_arguments
 def token_steps(
     rewards: jax.Array,
     values: jax.Array,
@@ -104,7 +104,7 @@ def token_steps(
     discount: PerStep = 1.0,
     trace: PerStep = 1.0,
     bootstrap: PerStep = 0.0,
-) -> Steps:
+) -> TokenSteps:
     """One completion as a stream of *chosen* tokens: credit passes over all others undecayed.
 
     Prompt, padding and observation tokens (a tool's output between two turns) are no actions. At a chosen token the
@@ -126,7 +126,7 @@ def token_steps(
         bootstrap: scalar, the value behind the last token: 0 where the policy stopped, a critic's where it was cut off.
 
     Returns:
-        ``Steps``, each ``[T]``.
+        ``TokenSteps``, each ``[T]``.
 
     Raises:
         ValueError: at trace time, for a wrong rank or shapes that differ.
@@ -145,7 +145,7 @@ def token_steps(
     carry = jnp.where(chosen, 0.0, 1.0)
     earned = reverse_affine_scan(jnp.where(chosen, 0.0, rewards), carry)
     value = reverse_affine_scan(jnp.where(chosen, values, 0.0), carry, bootstrap)
-    return Steps(
+    return TokenSteps(
         jnp.where(chosen, rewards + _following(earned, 0.0), 0.0),
         jnp.where(chosen, discount, 1.0),
         value,

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.masked import at_least_float32, masked_variance
 
 ValueLoss = Callable[[jax.Array, jax.Array], jax.Array]
 ClippedValueLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-@checked
+@check_arguments
 def squared_value_loss(values: jax.Array, targets: jax.Array) -> jax.Array:
     """``½ (V − R)²``, whose slope is the error itself.
 
@@ -40,7 +40,7 @@ def squared_value_loss(values: jax.Array, targets: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(at_least_float32(values) - targets)
 
 
-@checked
+@check_arguments
 def clipped_value_loss(eps: float) -> ClippedValueLoss:
     """PPO's pessimistic value loss ``max(½ (V − R)², ½ (clamp(V, V_old − eps, V_old + eps) − R)²)``.
 
@@ -73,7 +73,7 @@ def clipped_value_loss(eps: float) -> ClippedValueLoss:
     return loss
 
 
-@checked
+@check_arguments
 def huber_value_loss(delta: float = 1.0) -> ValueLoss:
     """Quadratic near the target and linear beyond: ``½ e²`` for ``|e| ≤ delta``, else ``delta (|e| − ½ delta)``.
 
@@ -105,7 +105,7 @@ def huber_value_loss(delta: float = 1.0) -> ValueLoss:
     return loss
 
 
-@checked
+@check_arguments
 def explained_variance(values: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
     """Share of the targets' variance that the values account for, ``1 − Var(R − V) / Var(R)``, over the mask.
 
@@ -132,7 +132,7 @@ def explained_variance(values: jax.Array, targets: jax.Array, mask: jax.Array) -
     return jnp.where(total > 0, 1 - residual / jnp.where(total > 0, total, 1.0), 0.0)
 
 
-@checked
+@check_arguments
 def symlog(x: jax.Array) -> jax.Array:
     """``sign(x) log(1 + |x|)``: nearly x near 0, logarithmic far out (DreamerV3, arXiv 2301.04104).
 
@@ -150,7 +150,7 @@ def symlog(x: jax.Array) -> jax.Array:
     return jnp.where(x < 0, -jnp.log1p(-down), jnp.log1p(up))
 
 
-@checked
+@check_arguments
 def symexp(x: jax.Array) -> jax.Array:
     """``sign(x) (exp|x| − 1)``, the inverse of ``symlog``.
 
@@ -167,7 +167,7 @@ def symexp(x: jax.Array) -> jax.Array:
     return jnp.where(x < 0, -jnp.expm1(-down), jnp.expm1(up))
 
 
-@checked
+@check_arguments
 def two_hot(x: jax.Array, bins: jax.Array) -> jax.Array:
     """Probabilities on the two bins that enclose x, of which the expectation is x (arXiv 2301.04104).
 
@@ -197,7 +197,7 @@ def _increasing(where: str, bins: jax.Array) -> None:
         raise ValueError(f"{where}: bins are {np.asarray(bins).tolist()}, wanted at least two numbers that increase.")
 
 
-@checked
+@check_arguments
 def two_hot_value_loss(bins: jax.Array, transform: Callable[[jax.Array], jax.Array] = symlog) -> ValueLoss:
     """Cross-entropy of a categorical value head with the two-hot target (DreamerV3, arXiv 2301.04104).
 
@@ -232,7 +232,7 @@ def two_hot_value_loss(bins: jax.Array, transform: Callable[[jax.Array], jax.Arr
     return loss
 
 
-@checked
+@check_arguments
 def two_hot_value(bins: jax.Array, inverse: Callable[[jax.Array], jax.Array] = symexp) -> Callable:
     """The value of a categorical head, ``inverse(Σ_k softmax(logits)_k · bins_k)``.
 

@@ -79,7 +79,7 @@ def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDE
     learned = [own for row in rows for own in row.learned]
     mask[:, width:] &= _learned(sides, learned, mask.shape[1] - width)
     margins = None if rows[0].margin is None else jnp.asarray([row.margin for row in rows], jnp.float32)
-    return PairRows(given(tokens, valid, mask), width, margins)
+    return PairRows(given_completions(tokens, valid, mask), width, margins)
 
 
 def labeled_rows(rows: Sequence[LabeledTokens], pad_id: int, widths: Widths = AS_NEEDED) -> LabeledRows:
@@ -110,7 +110,7 @@ def labeled_rows(rows: Sequence[LabeledTokens], pad_id: int, widths: Widths = AS
     (tokens, valid, mask), width = _laid("labeled_rows", prompts, sides, pad_id, widths)
     mask[:, width:] &= _learned(sides, [row.learned for row in taken], mask.shape[1] - width)
     mask[1::2] &= ~meets[:, None]
-    return LabeledRows(given(tokens, valid, mask), width, jnp.asarray([row.label for row in rows]))
+    return LabeledRows(given_completions(tokens, valid, mask), width, jnp.asarray([row.label for row in rows]))
 
 
 def demonstration_rows(
@@ -133,13 +133,13 @@ def demonstration_rows(
     prompts, sides = [row.prompt for row in rows], [row.completion for row in rows]
     (tokens, valid, mask), width = _laid("demonstration_rows", prompts, sides, pad_id, widths)
     mask[:, width:] &= _learned(sides, [row.learned for row in rows], mask.shape[1] - width)
-    return DemonstrationRows(given(tokens, valid, mask), width)
+    return DemonstrationRows(given_completions(tokens, valid, mask), width)
 
 
-def learned_of(completion: Sequence[int], learned: Sequence[bool] | None) -> list[bool]:
+def learned_ids(completion: Sequence[int], learned: Sequence[bool] | None) -> list[bool]:
     """For each id of a completion, whether it is learned; None stands for all.
 
-    >>> learned_of([6, 1], None)
+    >>> learned_ids([6, 1], None)
     [True, True]
     """
     return [True] * len(completion) if learned is None else list(learned)
@@ -148,11 +148,11 @@ def learned_of(completion: Sequence[int], learned: Sequence[bool] | None) -> lis
 def _learned(
     completions: Sequence[Sequence[int]], learned: Sequence[Sequence[bool] | None], columns: int
 ) -> np.ndarray:
-    """``learned_of`` of every completion, in as many columns."""
-    return pad_right(list(map(learned_of, completions, learned)), columns, 0)[0].astype(bool)
+    """``learned_ids`` of every completion, in as many columns."""
+    return pad_right(list(map(learned_ids, completions, learned)), columns, 0)[0].astype(bool)
 
 
-def given(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completions:
+def given_completions(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completions:
     """Completions that no sampler drew: no log-probabilities, nothing cut off.
 
     Args:
@@ -160,7 +160,7 @@ def given(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> Completion
         valid: ``[B, T]`` bool.
         mask: ``[B, T]`` bool.
 
-    >>> given(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), np.ones((1, 2), bool)).kept is None
+    >>> given_completions(np.zeros((1, 2), np.int32), np.ones((1, 2), bool), np.ones((1, 2), bool)).kept is None
     True
     """
     # Made on the host: device arithmetic would be compiled for each width.

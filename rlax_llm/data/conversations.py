@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlax_llm.data.messages import Message
-from rlax_llm.models.chat import plain_message, squeezed
+from rlax_llm.models.chat import plain_message, remove_blanks
 from rlax_llm.models.tokenizer import Tokenizer
 
 Pieces = list[str]
@@ -102,16 +102,16 @@ def _behind(opening: str, content: str) -> str:
 
 def _check_said(message: Message, before: str, answer: str) -> None:
     """Raise where the template leaves out some of what the message says; blanks may change."""
-    written = squeezed(answer)
+    written = remove_blanks(answer)
     for call in message.get("tool_calls") or ():
         name = str(call.get("function", call).get("name"))
-        if squeezed(name) not in written:
+        if remove_blanks(name) not in written:
             raise ValueError(f"the chat template leaves out the answer's call of the tool {name!r}; {_LEFT_OUT}.")
     for field in _SAID:
         said = message.get(field)
-        if not isinstance(said, str) or squeezed(said) in written:
+        if not isinstance(said, str) or remove_blanks(said) in written:
             continue
-        if not _meets(squeezed(said), squeezed(before[-2 * len(said) :]), written):
+        if not _meets(remove_blanks(said), remove_blanks(before[-2 * len(said) :]), written):
             shown = said if len(said) < 60 else f"{said[:40]}…{said[-15:]}"
             raise ValueError(
                 f"the chat template leaves out some of the answer's {field} ({shown!r}), so it would not be learned; "

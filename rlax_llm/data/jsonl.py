@@ -9,8 +9,8 @@ from typing import Any
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.messages import check_text
 from rlax_llm.data.rows import DataError, Row
-from rlax_llm.data.sifting import Kept, alike, sifted
-from rlax_llm.data.tables import kind, listed, read_table, whole
+from rlax_llm.data.sifting import Kept, keep_commonest, sift
+from rlax_llm.data.tables import check_characters, json_kind, list_columns, read_table
 
 
 def read_rows(path: str | Path) -> Kept[Row]:
@@ -32,8 +32,8 @@ def read_rows(path: str | Path) -> Kept[Row]:
     ...     list(read_rows(file.name))
     [{'prompt': '1+1=', 'answer': 2}]
     """
-    kept = sifted(str(path), read_table(path), _row)
-    return alike(alike(kept, frozenset, _other_columns), _prompt_kind, _other_prompt)
+    kept = sift(str(path), read_table(path), _row)
+    return keep_commonest(keep_commonest(kept, frozenset, _other_columns), _prompt_kind, _other_prompt)
 
 
 def prompt_key(row: Row) -> str:
@@ -50,8 +50,10 @@ def prompt_key(row: Row) -> str:
 
 def _row(where: str, row: Row) -> Row:
     if "prompt" not in row:
-        raise DataError(f"{where}: no column 'prompt'; the columns are {listed(row)}{did_you_mean('prompt', row)}")
-    check_text(where, "prompt", whole(where, row)["prompt"])
+        raise DataError(
+            f"{where}: no column 'prompt'; the columns are {list_columns(row)}{did_you_mean('prompt', row)}"
+        )
+    check_text(where, "prompt", check_characters(where, row)["prompt"])
     if "completion" in row:
         row["completion"] = _completion(where, row["completion"])
     return row
@@ -64,11 +66,11 @@ def _completion(where: str, completion: Any) -> str:
         content = completion[0].get("content")
         if completion[0].get("role") == "assistant" and isinstance(content, str):
             return content
-    raise DataError(f"{where}: the completion is {kind(completion)}, wanted a string or one assistant message.")
+    raise DataError(f"{where}: the completion is {json_kind(completion)}, wanted a string or one assistant message.")
 
 
 def _other_columns(row: Row, usual: Row) -> str:
-    return f"the columns are {listed(row)}, but most rows' are {listed(usual)}."
+    return f"the columns are {list_columns(row)}, but most rows' are {list_columns(usual)}."
 
 
 def _prompt_kind(row: Row) -> bool:
@@ -76,4 +78,4 @@ def _prompt_kind(row: Row) -> bool:
 
 
 def _other_prompt(row: Row, usual: Row) -> str:
-    return f"the prompt is {kind(row['prompt'])}, but most rows' is {kind(usual['prompt'])}."
+    return f"the prompt is {json_kind(row['prompt'])}, but most rows' is {json_kind(usual['prompt'])}."

@@ -24,7 +24,7 @@ class Limits(NamedTuple):
     vocab_size: int | None = None
 
 
-def within(limits: Limits) -> Callable[[Sequence[Tokens]], Sequence[Tokens]]:
+def keep_within(limits: Limits) -> Callable[[Sequence[Tokens]], Sequence[Tokens]]:
     """``rows → rows``, for ``Kept.then``: the same rows, if they keep to the limits.
 
     Args:
@@ -35,7 +35,7 @@ def within(limits: Limits) -> Callable[[Sequence[Tokens]], Sequence[Tokens]]:
         for a token beyond the vocabulary.
 
     >>> from rlax_llm.data.encoding import DemonstrationTokens
-    >>> within(Limits(max_prompt_tokens=1))([DemonstrationTokens([2, 2], [3, 1], where="line 2")])
+    >>> keep_within(Limits(max_prompt_tokens=1))([DemonstrationTokens([2, 2], [3, 1], where="line 2")])
     Traceback (most recent call last):
     rlax_llm.data.rows.DataError: line 2: the prompt has 2 tokens, more than max_prompt_tokens 1; raise it or leave ...
     """
@@ -51,7 +51,7 @@ def within(limits: Limits) -> Callable[[Sequence[Tokens]], Sequence[Tokens]]:
     return check
 
 
-def prompts_within(tokenizer: Tokenizer, limits: Limits) -> Callable[[Sequence[Row]], Sequence[Row]]:
+def keep_prompts_within(tokenizer: Tokenizer, limits: Limits) -> Callable[[Sequence[Row]], Sequence[Row]]:
     """``rows → rows``, for ``Kept.then``: the same rows, if their prompts can be read and keep to the limits.
 
     Args:
@@ -62,7 +62,7 @@ def prompts_within(tokenizer: Tokenizer, limits: Limits) -> Callable[[Sequence[R
         A function that raises a ``DataError`` for a prompt that the tokenizer refuses, that has no tokens or too many,
         or one beyond the vocabulary.
 
-    >>> prompts_within(Tokenizer.characters("1+="), Limits(max_prompt_tokens=3))([{"prompt": "1+1="}])
+    >>> keep_prompts_within(Tokenizer.characters("1+="), Limits(max_prompt_tokens=3))([{"prompt": "1+1="}])
     Traceback (most recent call last):
     rlax_llm.data.rows.DataError: the prompt has 4 tokens, more than max_prompt_tokens 3; raise it or leave the row out.
     """

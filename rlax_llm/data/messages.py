@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlax_llm.data.rows import DataError
-from rlax_llm.data.tables import kind
+from rlax_llm.data.tables import json_kind
 from rlax_llm.models.chat import content_text, plain_message
 
 Message = dict[str, Any]
@@ -60,7 +60,7 @@ def check_text(where: str, name: str, text: Any) -> None:
     rlax_llm.data.rows.DataError: line 1: the prompt is empty.
     """
     if not isinstance(text, (str, list)):
-        raise DataError(f"{where}: the {name} is {kind(text)}, wanted a string or a list of messages.")
+        raise DataError(f"{where}: the {name} is {json_kind(text)}, wanted a string or a list of messages.")
     if not text:
         raise DataError(f"{where}: the {name} is empty.")
     if isinstance(text, str):
@@ -72,13 +72,13 @@ def check_text(where: str, name: str, text: Any) -> None:
 
 def _check_message(where: str, name: str, message: Any) -> None:
     if not isinstance(message, dict):
-        raise DataError(f"{where}: {name} is {kind(message)}, wanted an object.")
+        raise DataError(f"{where}: {name} is {json_kind(message)}, wanted an object.")
     for field in ("role", "content"):
         value = message.get(field)
         if field == "content" and (isinstance(value, list) or (value is None and message.get("tool_calls"))):
             continue
         if not isinstance(value, str):
-            found = kind(message[field]) if field in message else "missing"
+            found = json_kind(message[field]) if field in message else "missing"
             raise DataError(f"{where}: {name} has {field!r} {found}, wanted a string.")
     try:
         _check_whole(where, name, content_text(plain_message(message)["content"]))

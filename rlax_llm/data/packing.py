@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.data.batches import given, learned_of
+from rlax_llm.data.batches import given_completions, learned_ids
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.packing import Packed
@@ -41,10 +41,10 @@ def pack(rows: Sequence[DemonstrationTokens], pad_id: int, width: int) -> Packed
     for row, length in zip(rows, lengths):
         if length > width:
             raise DataError(f"pack: {row.where} has {length} tokens, width is {width}; raise it or leave the row out.")
-    return packed([[rows[index] for index in members] for members in best_fit(lengths, width)], pad_id, width)
+    return packed_rows([[rows[index] for index in members] for members in best_fit(lengths, width)], pad_id, width)
 
 
-def packed(bins: Sequence[Sequence[DemonstrationTokens]], pad_id: int, width: int) -> Packed:
+def packed_rows(bins: Sequence[Sequence[DemonstrationTokens]], pad_id: int, width: int) -> Packed:
     """Demonstrations that share rows, side by side.
 
     Args:
@@ -52,17 +52,17 @@ def packed(bins: Sequence[Sequence[DemonstrationTokens]], pad_id: int, width: in
         pad_id: the padding's id; it is masked.
         width: tokens to a row.
 
-    >>> packed([[DemonstrationTokens([5], [1]), DemonstrationTokens([6], [1])]], 0, 5).segments.tolist()
+    >>> packed_rows([[DemonstrationTokens([5], [1]), DemonstrationTokens([6], [1])]], 0, 5).segments.tolist()
     [[1, 1, 2, 2, 0]]
     """
     tokens, valid = pad_right([_flat([*row.prompt, *row.completion] for row in own) for own in bins], width, pad_id)
     learned = [
-        _flat([False] * len(row.prompt) + learned_of(row.completion, row.learned) for row in own) for own in bins
+        _flat([False] * len(row.prompt) + learned_ids(row.completion, row.learned) for row in own) for own in bins
     ]
     mask, _ = pad_right(learned, width, 0)
     numbered = [_flat([number] * length_of(row) for number, row in enumerate(own, start=1)) for own in bins]
     segments, _ = pad_right(numbered, width, 0)
-    return Packed(*given(tokens, valid, mask.astype(bool)), segments=jnp.asarray(segments))
+    return Packed(*given_completions(tokens, valid, mask.astype(bool)), segments=jnp.asarray(segments))
 
 
 def length_of(row: DemonstrationTokens) -> int:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from rlax_llm.core.names import did_you_mean, likeness
 from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers, check_text
-from rlax_llm.data.repeated import is_conversation, prompt_length, without_prompts
+from rlax_llm.data.repeated import drop_prompts, is_conversation, prompt_length
 from rlax_llm.data.rows import DataError, Row
-from rlax_llm.data.sifting import Kept, alike, apart, sifted
-from rlax_llm.data.tables import kind, listed, read_table, whole
+from rlax_llm.data.sifting import Kept, flatten_rows, keep_commonest, sift
+from rlax_llm.data.tables import check_characters, json_kind, list_columns, read_table
 
 _FORMS = {
     "a preference": ("prompt", "chosen", "rejected"),
@@ -125,7 +125,7 @@ def pair(where: str, row: Row) -> Pair:
     return Pair(prompt, chosen, rejected, _margin(where, row.get("margin")), where, _others(row, (*used, "margin")))
 
 
-def labeled(where: str, row: Row) -> Labeled:
+def labeled_completion(where: str, row: Row) -> Labeled:
     """A labeled completion from ``prompt, completion, label``, the label a boolean, 0 or 1.
 
     A completion may be a whole conversation that begins with the prompt.
@@ -138,7 +138,7 @@ def labeled(where: str, row: Row) -> Labeled:
         DataError: naming the row: a column that is missing or of a wrong type, a completion that is empty or not one
             of the assistant's, a label that is no boolean.
 
-    >>> labeled("line 1", {"prompt": "1+1=", "completion": "3", "label": 0}).label
+    >>> labeled_completion("line 1", {"prompt": "1+1=", "completion": "3", "label": 0}).label
     False
     """
     used = _FORMS["an unpaired preference"]
@@ -173,7 +173,7 @@ def last_turn(where: str, row: Row) -> Demonstration:
         return Demonstration(messages[:-1], completion, where, _others(row, ("messages",)))
     if "text" in row and "prompt" not in row:
         if not isinstance(row["text"], str):
-            raise DataError(f"{where}: the text is {kind(row['text'])}, wanted a string.")
+            raise DataError(f"{where}: the text is {json_kind(row['text'])}, wanted a string.")
         check_text(where, "text", row["text"])
         return Demonstration(Verbatim(), Verbatim(row["text"]), where, _others(row, ("text",)))
     used = _FORMS["a demonstration"]
@@ -215,7 +215,7 @@ def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
     """The pairs of a table that can be used, and what was left out.
 
     Left out are rows that ``pair`` refuses, and those that have a margin where most have none, or none where most do.
-    Strings that begin with the prompt beside them are taken without it (``without_prompts``).
+    Strings that begin with the prompt beside them are taken without it (``drop_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
@@ -224,14 +224,14 @@ def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
     Raises:
         DataError: as ``read_table``; no row can be used.
     """
-    kept = alike(_read(path, split, pair), lambda row: row.margin is None, _other_margin)
-    return without_prompts(kept, ("chosen", "rejected"))
+    kept = keep_commonest(_read(path, split, pair), lambda row: row.margin is None, _other_margin)
+    return drop_prompts(kept, ("chosen", "rejected"))
 
 
 def read_labeled(path: str | Path, split: str = "train") -> Kept[Labeled]:
     """The labeled completions of a table that can be used, and what was left out; a table of pairs gives two for each.
 
-    Strings that begin with the prompt beside them are taken without it (``without_prompts``).
+    Strings that begin with the prompt beside them are taken without it (``drop_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
@@ -240,7 +240,7 @@ def read_labeled(path: str | Path, split: str = "train") -> Kept[Labeled]:
     Raises:
         DataError: as ``read_table``; no row can be used; labels all of one kind.
     """
-    rows = without_prompts(apart(_read(path, split, _labels)), ("completion",))
+    rows = drop_prompts(flatten_rows(_read(path, split, _labels)), ("completion",))
     if len({row.label for row in rows}) == 1:
         raise DataError(
             f"{path}: all {len(rows)} labels are {str(rows[0].label).lower()}; wanted desirable and undesirable ones."
@@ -253,7 +253,7 @@ def read_demonstrations(
 ) -> Kept[Demonstration]:
     """The demonstrations of a table that can be used, and what was left out.
 
-    Strings that begin with the prompt beside them are taken without it (``without_prompts``).
+    Strings that begin with the prompt beside them are taken without it (``drop_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
@@ -263,16 +263,16 @@ def read_demonstrations(
     Raises:
         DataError: as ``read_table``; no row can be used.
     """
-    return without_prompts(_read(path, split, form), ("completion",))
+    return drop_prompts(_read(path, split, form), ("completion",))
 
 
-def unpaired(pairs: Iterable[Pair]) -> list[Labeled]:
+def split_pairs(pairs: Iterable[Pair]) -> list[Labeled]:
     """Two labeled completions of each pair: the chosen one is desirable, the rejected one not.
 
     Args:
         pairs: any number.
 
-    >>> [(row.completion, row.label) for row in unpaired([Pair("1+1=", "2", "3")])]
+    >>> [(row.completion, row.label) for row in split_pairs([Pair("1+1=", "2", "3")])]
     [('2', True), ('3', False)]
     """
     return [
@@ -302,11 +302,13 @@ Read = TypeVar("Read")
 
 
 def _read(path: str | Path, split: str, form: Callable[[str, Row], Read]) -> Kept[Read]:
-    return sifted(str(path), read_table(path, split), lambda where, row: form(where, whole(where, row)))
+    return sift(str(path), read_table(path, split), lambda where, row: form(where, check_characters(where, row)))
 
 
 def _labels(where: str, row: Row) -> list[Labeled]:
-    return unpaired([pair(where, row)]) if "chosen" in row and "label" not in row else [labeled(where, row)]
+    return (
+        split_pairs([pair(where, row)]) if "chosen" in row and "label" not in row else [labeled_completion(where, row)]
+    )
 
 
 def _other_margin(row: Pair, usual: Pair) -> str:
@@ -338,7 +340,9 @@ def _implicit(where: str, chosen: Text, rejected: Text) -> tuple[Text, Text, Tex
         length = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
         parts = [chosen[:length], chosen[length:], rejected[length:]]
     else:
-        raise DataError(f"{where}: chosen is {kind(chosen)} and rejected {kind(rejected)}; wanted two of a kind.")
+        raise DataError(
+            f"{where}: chosen is {json_kind(chosen)} and rejected {json_kind(rejected)}; wanted two of a kind."
+        )
     if not parts[0]:
         raise DataError(
             f"{where}: no column 'prompt', and chosen and rejected have no common beginning to take for it."
@@ -353,7 +357,7 @@ def _shared(left: Text, right: Text) -> int:
 
 def _conversation(where: str, messages: Any) -> list[Message]:
     if not isinstance(messages, list):
-        raise DataError(f"{where}: messages is {kind(messages)}, wanted a list of messages.")
+        raise DataError(f"{where}: messages is {json_kind(messages)}, wanted a list of messages.")
     check_text(where, "conversation", messages)
     answers(where, "conversation", messages)
     if len(messages) == 1:
@@ -377,7 +381,7 @@ def _require(where: str, row: Row, form: str, wanted: Sequence[str]) -> None:
         near, columns = max(_FORMS.items(), key=lambda item: (_nearness(row, item[1]), item[0] == form))
         hint = "" if near == form else f", nearest to {near} ({', '.join(columns)})"
         raise DataError(
-            f"{where}: no column {missing[0]!r}; the columns are {listed(row)}{hint}, wanted those of {form} "
+            f"{where}: no column {missing[0]!r}; the columns are {list_columns(row)}{hint}, wanted those of {form} "
             f"({', '.join(_FORMS[form])}){did_you_mean(missing[0], [name for name in row if name not in wanted])}"
         )
 
@@ -388,7 +392,7 @@ def _nearness(row: Row, columns: Sequence[str]) -> float:
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, (bool, int, float, str)) and len(repr(value)) < 40 else kind(value)
+    return repr(value) if isinstance(value, (bool, int, float, str)) and len(repr(value)) < 40 else json_kind(value)
 
 
 def _others(row: Row, used: Sequence[str]) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ def _same(text: Any, prompt: str) -> bool:
     return isinstance(text, str) and text.strip() == prompt.strip()
 
 
-def without_prompts(kept: Kept[Any], sides: Sequence[str]) -> Kept[Any]:
+def drop_prompts(kept: Kept[Any], sides: Sequence[str]) -> Kept[Any]:
     """Records of strings without the prompt that their completions begin with, where most rows' do.
 
     One completion may begin with its prompt by chance, and most of a table do not; a prompt of one word may be an
@@ -72,9 +72,9 @@ def without_prompts(kept: Kept[Any], sides: Sequence[str]) -> Kept[Any]:
         DataError: no row is left.
 
     >>> from rlax_llm.data.preferences import Pair
-    >>> from rlax_llm.data.sifting import numbered
-    >>> pairs = numbered("d", [Pair("Q: 1+1? A:", "Q: 1+1? A: 2", "Q: 1+1? A: 3")])
-    >>> without_prompts(pairs, ("chosen", "rejected"))[0][:3]
+    >>> from rlax_llm.data.sifting import number_rows
+    >>> pairs = number_rows("d", [Pair("Q: 1+1? A:", "Q: 1+1? A: 2", "Q: 1+1? A: 3")])
+    >>> drop_prompts(pairs, ("chosen", "rejected"))[0][:3]
     ('Q: 1+1? A:', ' 2', ' 3')
     """
     repeating = sum(_repeats(record, sides) for record in kept)

@@ -67,7 +67,7 @@ class Kept(Sequence[T], Generic[T]):
         ...     if any(len(row) > 1 for row in rows):
         ...         raise DataError("it is too long; cut it.")
         ...     return rows
-        >>> kept = numbered("d", ["a", "bb"]).then(short)
+        >>> kept = number_rows("d", ["a", "bb"]).then(short)
         >>> list(kept), kept.report()
         (['a'], 'd: 1 of 2 rows left out: 1 because it is too long (row 2)')
         """
@@ -137,7 +137,7 @@ class Kept(Sequence[T], Generic[T]):
         return f"{len(group):,} because{reason} ({_listed(places)})"
 
 
-def sifted(name: str, rows: Iterable[tuple[str, T]], use: Callable[[str, T], U]) -> Kept[U]:
+def sift(name: str, rows: Iterable[tuple[str, T]], use: Callable[[str, T], U]) -> Kept[U]:
     """What ``use`` makes of the rows of a table; a row that it refuses is left out.
 
     Args:
@@ -148,7 +148,7 @@ def sifted(name: str, rows: Iterable[tuple[str, T]], use: Callable[[str, T], U])
     Raises:
         DataError: no row is left; as getting the rows does.
 
-    >>> sifted("d", [("d, row 1", "2"), ("d, row 2", "3")], lambda where, row: int(row)).rows
+    >>> sift("d", [("d, row 1", "2"), ("d, row 2", "3")], lambda where, row: int(row)).rows
     [2, 3]
     """
     found, places, left_out = [], [], []
@@ -161,26 +161,26 @@ def sifted(name: str, rows: Iterable[tuple[str, T]], use: Callable[[str, T], U])
     return Kept(name, found, places, left_out).checked()
 
 
-def numbered(name: str, rows: Sequence[T]) -> Kept[T]:
+def number_rows(name: str, rows: Sequence[T]) -> Kept[T]:
     """All rows of a table that is not a file.
 
     Args:
         name: what it is called.
         rows: counted from 1.
 
-    >>> numbered("d", ["a", "b"]).places
+    >>> number_rows("d", ["a", "b"]).places
     ['d, row 1', 'd, row 2']
     """
     return Kept(name, rows, [f"{name}, row {number}" for number in range(1, len(rows) + 1)])
 
 
-def apart(kept: Kept[list[T]]) -> Kept[T]:
+def flatten_rows(kept: Kept[list[T]]) -> Kept[T]:
     """Lists of rows as their rows.
 
     Args:
         kept: each of its rows gave several.
 
-    >>> apart(Kept("d", [["a", "b"], ["c"]], ["d, row 1", "d, row 2"])).places
+    >>> flatten_rows(Kept("d", [["a", "b"], ["c"]], ["d, row 1", "d, row 2"])).places
     ['d, row 1', 'd, row 1', 'd, row 2']
     """
     rows = [row for several in kept.rows for row in several]
@@ -188,7 +188,7 @@ def apart(kept: Kept[list[T]]) -> Kept[T]:
     return Kept(kept.name, rows, places, kept.left_out, kept.notes)
 
 
-def alike(kept: Kept[T], form: Callable[[T], Any], said: Callable[[T, T], str]) -> Kept[T]:
+def keep_commonest(kept: Kept[T], form: Callable[[T], Any], said: Callable[[T, T], str]) -> Kept[T]:
     """The rows of the commonest form; those of another are left out.
 
     Args:
@@ -196,7 +196,8 @@ def alike(kept: Kept[T], form: Callable[[T], Any], said: Callable[[T, T], str]) 
         form: ``row → form``, hashable.
         said: ``(row, row of the commonest form) → `` how the first differs from most.
 
-    >>> kept = alike(numbered("d", ["a", "b", 3]), type, lambda row, usual: f"{row} is no {type(usual).__name__}")
+    >>> rows = number_rows("d", ["a", "b", 3])
+    >>> kept = keep_commonest(rows, type, lambda row, usual: f"{row} is no {type(usual).__name__}")
     >>> kept.report()
     'd: 1 of 3 rows left out: 1 because 3 is no str (row 3)'
     """

@@ -54,19 +54,19 @@ def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Ro
     return _file(place)
 
 
-def listed(row: Row) -> str:
+def list_columns(row: Row) -> str:
     """The columns of a row, for an error.
 
-    >>> listed({"prompt": "a", "answer": 1}), listed({})
+    >>> list_columns({"prompt": "a", "answer": 1}), list_columns({})
     ('prompt, answer', 'none')
     """
     return ", ".join(map(str, row)) or "none"
 
 
-def kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
     """A value's type in JSON, with its article.
 
-    >>> [kind(value) for value in ("a", 1.5, True, None, [1])]
+    >>> [json_kind(value) for value in ("a", 1.5, True, None, [1])]
     ['a string', 'a number', 'a boolean', 'null', 'a list']
     """
     if value is None:
@@ -75,7 +75,7 @@ def kind(value: Any) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def whole(where: str, row: Row) -> Row:
+def check_characters(where: str, row: Row) -> Row:
     """The row, unless it holds half a character, such as an emoji cut in two, which no tokenizer and no file can take.
 
     Args:
@@ -85,7 +85,7 @@ def whole(where: str, row: Row) -> Row:
     Raises:
         DataError: naming the place and the column.
 
-    >>> whole("line 1", {"prompt": "Hi \\ud83d"})
+    >>> check_characters("line 1", {"prompt": "Hi \\ud83d"})
     Traceback (most recent call last):
     rlax_llm.data.rows.DataError: line 1: column 'prompt' holds half a character (\\ud83d); write it whole or remove it.
     """
@@ -198,7 +198,7 @@ def _object(where: str, text: str) -> Row:
 
 def _mapping(where: str, row: Any) -> Row:
     if not isinstance(row, dict):
-        raise DataError(f'{where}: {kind(row)}, wanted an object such as {{"prompt": "..."}}.')
+        raise DataError(f'{where}: {json_kind(row)}, wanted an object such as {{"prompt": "..."}}.')
     return row
 
 

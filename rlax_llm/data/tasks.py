@@ -15,7 +15,7 @@ from rlax_llm.core.names import did_you_mean
 from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
 from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
-from rlax_llm.data.sifting import Kept, numbered
+from rlax_llm.data.sifting import Kept, number_rows
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
 from rlax_llm.rewards.loading import load_rewards
@@ -223,7 +223,7 @@ def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
 
 
 def _named(spec: str, parts: Sequence[Any]) -> tuple[Kept[Row], Kept[Row]]:
-    return numbered(f"{spec}, training", parts[0]), numbered(f"{spec}, held-out", parts[1])
+    return number_rows(f"{spec}, training", parts[0]), number_rows(f"{spec}, held-out", parts[1])
 
 
 def _nearly_full_score(score: float) -> bool:

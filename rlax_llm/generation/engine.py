@@ -25,7 +25,7 @@ from rlax_llm.models.decoder import (
     causal,
     embedding,
     layer_scan,
-    narrowed,
+    narrow_matrices,
     positions_of,
     rms_norm,
     vocabulary_logits,
@@ -103,7 +103,7 @@ def unstack(params: Params) -> Params:
 
 @partial(jax.jit, static_argnums=0)
 def _unrolled(config: DecoderConfig, params: Params) -> Params:
-    return unstack(narrowed(config, params))
+    return unstack(narrow_matrices(config, params))
 
 
 def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import called
+from rlax_llm.core.arguments import describe_argument
 from rlax_llm.core.logit_bias import LogitBias, bias_vector, check_logit_bias
 from rlax_llm.core.mapping import map_in_cache
 from rlax_llm.core.token_sets import to_bits
@@ -118,8 +118,8 @@ class Categorical:
             if value is not None and not isinstance(value, kind):
                 wanted = "a whole number" if kind is Integral else "a Python number"
                 raise ValueError(
-                    f"Categorical: {name} {called(value)}, wanted {wanted}; Categorical(…) makes a sampler, which "
-                    "draws by sampler(key, logits)."
+                    f"Categorical: {name} {describe_argument(value)}, wanted {wanted}; Categorical(…) makes a sampler, "
+                    "which draws by sampler(key, logits)."
                 )
 
     def __call__(self, key: jax.Array, logits: jax.Array) -> Draw:

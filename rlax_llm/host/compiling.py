@@ -9,7 +9,7 @@ import jax
 CPU_EFFORT = 1
 
 
-def compiled_with_effort(lowered: Any, effort: int = CPU_EFFORT) -> Any:
+def compile_with_effort(lowered: Any, effort: int = CPU_EFFORT) -> Any:
     """``lowered.compile()``, on a CPU at a level of effort from 0 to 3 (the compiler's own choice is 3).
 
     Level 1 compiles control programs in about two thirds of the time and runs them within a tenth as fast;
@@ -19,7 +19,7 @@ def compiled_with_effort(lowered: Any, effort: int = CPU_EFFORT) -> Any:
         lowered: what ``jax.jit(f).lower(…)`` gives.
         effort: the level.
 
-    >>> compiled_with_effort(jax.jit(lambda x: x + 1).lower(1))(2).tolist()
+    >>> compile_with_effort(jax.jit(lambda x: x + 1).lower(1))(2).tolist()
     3
     """
     if jax.default_backend() != "cpu":

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from rlax_llm.core.finite import NOT_FINITE, turned
+from rlax_llm.core.finite import NOT_FINITE, not_finite_part
 from rlax_llm.host import checkpoints
 from rlax_llm.host.closing import closing, done_all
 from rlax_llm.host.curves import BY_COMMAND, PANELS, draw_curves
@@ -108,7 +108,7 @@ class Session:
         Raises:
             RunFailed: loss, gradient or parameters are not finite.
         """
-        what = turned(metrics)
+        what = not_finite_part(metrics)
         if what is None:
             return {name: value for name, value in metrics.items() if name != NOT_FINITE}
         step = self.step + 1

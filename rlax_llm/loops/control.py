@@ -19,7 +19,7 @@ from rlax_llm.core.types import Trajectory
 from rlax_llm.credit.values import explained_variance
 from rlax_llm.envs.environment import Environment
 from rlax_llm.loops.collect import Runner, Steps, rollout, start_runner
-from rlax_llm.loops.scaling import Scaling, unscaled
+from rlax_llm.loops.scaling import Scaling, no_scaling
 from rlax_llm.loops.updates import Metrics, Rollout, Update
 from rlax_llm.models.actor_critic import ActorCritic, Params
 
@@ -38,8 +38,8 @@ class Collecting(NamedTuple):
     environments: int = 8
     horizon_steps: int = 128
     discount: float | jax.Array = 0.99
-    observation_scaling: Scaling = unscaled
-    reward_scaling: Scaling = unscaled
+    observation_scaling: Scaling = no_scaling
+    reward_scaling: Scaling = no_scaling
 
 
 class ControlState(NamedTuple):

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.distributions import categorical
 from rlax_llm.core.kl import KlControl, fixed_coef
 from rlax_llm.core.masked import masked_mean
-from rlax_llm.core.trees import check_trainable, joined
+from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, Scored
 from rlax_llm.credit.groups import Advantage
 from rlax_llm.credit.shaping import informative
@@ -194,7 +194,7 @@ def _corrected(
     return completions._replace(log_probs=own), factors, {f"sampler/{name}": x for name, x in described.items()}
 
 
-@checked
+@check_arguments
 def group_loop(
     log_probs: LogProbs,
     objective: Objective,
@@ -243,10 +243,10 @@ def group_loop(
     ) -> tuple[GroupState, Metrics]:
         _check(completions, scores, learning, key)
         _reference_is_there(objective, ref_params)
-        reference = None if ref_params is None else joined(ref_params, frozen)
+        reference = None if ref_params is None else join_trees(ref_params, frozen)
         ref_log_probs = _fixed(log_probs, learning, completions, reference)
         advantages = _credited(objective.advantage, completions, scores, ref_log_probs)
-        taught, factors, described = _corrected(log_probs, learning, completions, joined(state.params, frozen))
+        taught, factors, described = _corrected(log_probs, learning, completions, join_trees(state.params, frozen))
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
 
         def learn(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
@@ -290,7 +290,7 @@ def _epochs(
     return now, jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
 
 
-@checked
+@check_arguments
 def group_trpo_loop(
     logits: Logits,
     advantage: Advantage,
@@ -337,7 +337,7 @@ def group_trpo_loop(
         mask = teaching(completions.mask, completions.truncated)
 
         def policy(params: Params) -> jax.Array:
-            return logits(joined(params, frozen), completions)
+            return logits(join_trees(params, frozen), completions)
 
         old = policy(state.params)
         tokens, credit, weights, chosen = (

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
-from rlax_llm.core.trees import joined
+from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.loops.policy import (
     LogProbs,
     Metrics,
     Params,
     TrainState,
-    descended,
+    descend,
     fixed_log_probs,
     initial_state,
     summed_gradient,
@@ -197,7 +197,7 @@ def _mismatched(score: Callable[[Completions], jax.Array], rows: list[tuple], la
     return Responses(score(taken), taken.mask, ref_log_probs)
 
 
-@checked
+@check_arguments
 def label_loop(
     log_probs: LogProbs,
     unpaired: Unpaired,
@@ -263,7 +263,7 @@ def label_loop(
         frozen: Params | None = None,
     ) -> tuple[LabelState, Metrics]:
         def score(params: Params, taken: Completions) -> jax.Array:
-            return fixed_log_probs(log_probs, joined(params, frozen), taken, micro_batches)
+            return fixed_log_probs(log_probs, join_trees(params, frozen), taken, micro_batches)
 
         per_label = _check_labels(completions, desirable, micro_batches)
         given = ("label_loop", needs_reference, score, completions, ref_log_probs, ref_params)
@@ -276,9 +276,9 @@ def label_loop(
         weights = label_mean(own.mask, desirable, desirable_weight, undesirable_weight)
         learned = (own, ref, desirable, weights, token_mean(own.mask))
         gradient, sums = summed_gradient(
-            lambda params, rows: loss(joined(params, frozen), rows, point), state.params, learned, micro_batches
+            lambda params, rows: loss(join_trees(params, frozen), rows, point), state.params, learned, micro_batches
         )
         metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
-        return LabelState(*descended(optimizer, TrainState(*state[:3]), gradient), memory), metrics
+        return LabelState(*descend(optimizer, TrainState(*state[:3]), gradient), memory), metrics
 
     return init, step

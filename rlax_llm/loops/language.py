@@ -1,9 +1,9 @@
 """Reinforcement learning of a language model as one program: sample prompts, generate, score, learn.
 
 A *collector* is a pair ``init(params) → memory`` and ``collect(memory, params, key) → (memory, groups, metrics)``, and
-collectors wrap each other: ``dynamic`` throws uninformative groups away, ``stale`` and ``rounded`` put a distance
-between sampler and learner. ``language_loop`` joins one with an update such as ``group_loop``; scan it over keys for a
-run, and vmap that over seeds and over anything that may be traced.
+collectors wrap each other: ``dynamic_sampling`` throws uninformative groups away, ``stale_sampling`` and
+``rounded_sampling`` put a distance between sampler and learner. ``language_loop`` joins one with an update such as
+``group_loop``; scan it over keys for a run, and vmap that over seeds and over anything that may be traced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.loops.group import informative_groups
@@ -77,7 +77,7 @@ class LanguageState(NamedTuple):
     memory: Memory
 
 
-def sampled(config: DecoderConfig, prompts: Prompts, reward: Reward, request: Request, groups: int) -> Collector:
+def fresh_sampling(config: DecoderConfig, prompts: Prompts, reward: Reward, request: Request, groups: int) -> Collector:
     """Fresh groups of prompts drawn with replacement; it has no memory.
 
     Args:
@@ -92,7 +92,7 @@ def sampled(config: DecoderConfig, prompts: Prompts, reward: Reward, request: Re
     Raises:
         ValueError: for a group size or a number of groups below 1.
     """
-    checks.at_least_one("sampled", groups=groups, group_size=request.group_size)
+    checks.at_least_one("fresh_sampling", groups=groups, group_size=request.group_size)
     prompts = jax.tree.map(jnp.asarray, prompts)
 
     def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
@@ -131,7 +131,7 @@ class Surplus(NamedTuple):
     inner: Memory
 
 
-def dynamic(collector: Collector, most_rounds: int = 8) -> Collector:
+def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
     """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): collect until P groups are informative.
 
     A surplus is carried over to the next step, with the log-probabilities of the policy that sampled it. After
@@ -149,7 +149,7 @@ def dynamic(collector: Collector, most_rounds: int = 8) -> Collector:
     Raises:
         ValueError: for fewer than one round.
     """
-    checks.at_least_one("dynamic", most_rounds=most_rounds)
+    checks.at_least_one("dynamic_sampling", most_rounds=most_rounds)
 
     def init(params: Params) -> Surplus:
         inner = collector.init(params)
@@ -197,7 +197,7 @@ def _emptied(groups: tuple[Completions, jax.Array], count: jax.Array) -> tuple[C
     return rows._replace(mask=rows.mask & here[:, None, None], kept=kept), scores
 
 
-def stale(collector: Collector, every: int) -> Collector:
+def stale_sampling(collector: Collector, every: int) -> Collector:
     """Sample from parameters that are brought up to date at every ``every``-th step only.
 
     Limiting case: ``every = 1`` is the collector itself.
@@ -209,7 +209,7 @@ def stale(collector: Collector, every: int) -> Collector:
     Raises:
         ValueError: for fewer than one step.
     """
-    checks.at_least_one("stale", every=every)
+    checks.at_least_one("stale_sampling", every=every)
 
     def collect(memory: tuple, params: Params, key: jax.Array) -> tuple[tuple, Groups, Metrics]:
         inner, old, age = memory
@@ -220,7 +220,7 @@ def stale(collector: Collector, every: int) -> Collector:
     return Collector(lambda params: (collector.init(params), params, jnp.int32(0)), collect)
 
 
-def rounded(collector: Collector, dtype: Any) -> Collector:
+def rounded_sampling(collector: Collector, dtype: Any) -> Collector:
     """Sample from parameters rounded to another number format: ``jnp.bfloat16``, as engines do.
 
     Args:
@@ -240,7 +240,7 @@ def language_loop(
     """``init(params, frozen=None)`` and ``step(state, key, ref_params=None, frozen=None)``: all of RL in one program.
 
     Args:
-        collector: where the groups come from: ``sampled``, or a wrapper around it.
+        collector: where the groups come from: ``fresh_sampling``, or a wrapper around it.
         update: ``(init, step)`` of ``group_loop`` or ``group_trpo_loop``.
 
     Returns:
@@ -255,7 +255,7 @@ def language_loop(
     >>> config = DecoderConfig(4, 8, 16, 1, 2, 2, 4)
     >>> prompts = Prompts(jnp.array([[1], [2]]), jnp.ones((2, 1), bool), columns=jnp.array([2, 3]))
     >>> def reward(completions, wanted): return (completions.tokens[:, 1:] == wanted[:, None]).mean(-1)
-    >>> collector = sampled(config, prompts, reward, Request(Categorical(), (), 2, group_size=4), groups=2)
+    >>> collector = fresh_sampling(config, prompts, reward, Request(Categorical(), (), 2, group_size=4), groups=2)
     >>> update = group_loop(group_log_probs(config, (4, 1)), recipes.dapo(), optax.adam(0.01))
     >>> init, step = language_loop(collector, update)
     >>> state = init(decoder.init(config, jax.random.key(0)))
@@ -266,20 +266,20 @@ def language_loop(
     start, learn = update
 
     def init(params: Params, frozen: Params | None = None) -> LanguageState:
-        return LanguageState(start(params), collector.init(joined(params, frozen)))
+        return LanguageState(start(params), collector.init(join_trees(params, frozen)))
 
     def step(
         state: LanguageState, key: jax.Array, ref_params: Params | None = None, frozen: Params | None = None
     ) -> tuple[LanguageState, Metrics]:
         draw, order = jax.random.split(key)
-        memory, groups, told = collector.collect(state.memory, joined(state.learner.params, frozen), draw)
+        memory, groups, told = collector.collect(state.memory, join_trees(state.learner.params, frozen), draw)
         learner, metrics = learn(state.learner, *groups, ref_params, frozen, order)
-        return LanguageState(learner, memory), metrics | told | described(groups)
+        return LanguageState(learner, memory), metrics | told | describe_groups(groups)
 
     return init, step
 
 
-def described(groups: Groups) -> Metrics:
+def describe_groups(groups: Groups) -> Metrics:
     """Mean and standard deviation of the scores, mean length in tokens, share of truncated completions.
 
     Args:

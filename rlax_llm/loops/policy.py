@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.core.arguments import checked
-from rlax_llm.core.trees import check_trainable, joined
+from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, PolicyBatch
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
@@ -89,7 +89,7 @@ def initial_state(optimizer: optax.GradientTransformation, params: Params) -> Tr
     return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
-def descended(optimizer: optax.GradientTransformation, state: TrainState, gradient: Params) -> TrainState:
+def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient: Params) -> TrainState:
     """The state one optimizer step further.
 
     Args:
@@ -117,7 +117,7 @@ def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completion
     return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
 
 
-@checked
+@check_arguments
 def policy_loop(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
 ) -> Loop:
@@ -151,7 +151,7 @@ def policy_loop(
 
         def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
             taken, advantages, weights, uniform, ref_log_probs = rows
-            current, entropy = log_probs(joined(params, frozen), taken)
+            current, entropy = log_probs(join_trees(params, frozen), taken)
             batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs, uniform)
             value, metrics = policy_loss(objective, batch)
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
@@ -159,12 +159,12 @@ def policy_loop(
 
         rows = (completions, advantages, weights, uniform, ref_log_probs)
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
-        return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
 
     return partial(initial_state, optimizer), step
 
 
-@checked
+@check_arguments
 def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Loop:
     """``init(params)`` and ``step(state, completions, frozen=None)``: maximum likelihood, by the token mean.
 

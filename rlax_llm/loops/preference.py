@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
-from rlax_llm.core.trees import joined
+from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.loops.policy import (
     LogProbs,
@@ -24,14 +24,14 @@ from rlax_llm.loops.policy import (
     Metrics,
     Params,
     TrainState,
-    descended,
+    descend,
     fixed_log_probs,
     initial_state,
     summed_gradient,
 )
 from rlax_llm.policy.weightings import Weighting, token_mean
 from rlax_llm.preference.implicit_rewards import Responses, log_prob
-from rlax_llm.preference.links import Link, centered_rewards, shifted
+from rlax_llm.preference.links import Link, centered_rewards, demand_margin
 from rlax_llm.preference.pairs import (
     Preference,
     PreferenceBatch,
@@ -154,7 +154,7 @@ def _pair_terms(log_probs: LogProbs, preference: Preference) -> Callable[[Params
     return loss
 
 
-@checked
+@check_arguments
 def preference_loop(
     log_probs: LogProbs,
     preference: Preference,
@@ -209,7 +209,7 @@ def preference_loop(
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         def score(params: Params, taken: Completions) -> jax.Array:
-            return fixed_log_probs(log_probs, joined(params, frozen), taken, micro_batches)
+            return fixed_log_probs(log_probs, join_trees(params, frozen), taken, micro_batches)
 
         completions, weights = _pairs("preference_loop", completions, micro_batches)
         checks.same_shape("preference_loop", pairs=weights, margins=margins)
@@ -219,9 +219,9 @@ def preference_loop(
         token_weights = token_weighting(completions.mask[CHOSEN])
         rows = (completions, ref_log_probs, weights, margins, token_weights, token_mean(completions.mask))
         gradient, metrics = summed_gradient(
-            lambda params, rows: loss(joined(params, frozen), rows), state.params, rows, micro_batches
+            lambda params, rows: loss(join_trees(params, frozen), rows), state.params, rows, micro_batches
         )
-        return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
 
     return partial(initial_state, optimizer), step
 
@@ -230,12 +230,12 @@ def _score_terms(
     link: Link, centering_coef: float, values: jax.Array, weights: jax.Array, margins: jax.Array | None
 ) -> tuple[jax.Array, Metrics]:
     """Loss and metrics of the scores ``[2B]``, sums over the pairs."""
-    demanding = link if margins is None else shifted(link, margins)
+    demanding = link if margins is None else demand_margin(link, margins)
     value, metrics = pair_loss(centered_rewards(demanding, centering_coef), values[CHOSEN], values[REJECTED], weights)
     return value, {"loss": value, "accuracy": metrics["accuracy"], "margin": metrics["margin"]}
 
 
-@checked
+@check_arguments
 def reward_loop(
     scores: Scores,
     link: Link,
@@ -286,7 +286,7 @@ def reward_loop(
 
         def of_rows(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
             taken, weights, margins, own = rows
-            values = scores(joined(params, frozen), taken)
+            values = scores(join_trees(params, frozen), taken)
             checks.same_shape("reward_loop", rows=own, scores=values)
             value, metrics = _score_terms(link, centering_coef, values, weights, margins)
             # Each micro-batch fills in its own scores: their sum is all of them.
@@ -298,6 +298,6 @@ def reward_loop(
         every, used = metrics.pop("scores"), jnp.repeat(weights != 0, 2)
         metrics |= {"min_reward": jnp.min(every, where=used, initial=jnp.inf), "mean_reward": every.mean(where=used)}
         metrics |= {"max_reward": jnp.max(every, where=used, initial=-jnp.inf)}
-        return descended(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
 
     return partial(initial_state, optimizer), step

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import k2
 from rlax_llm.core.masked import masked_mean
-from rlax_llm.core.trees import check_trainable, joined
+from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, PolicyBatch
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
 from rlax_llm.loops.minibatches import minibatch_rows
@@ -148,7 +148,7 @@ def _loss(loop: _Loop, frozen: Params | None) -> Callable:
 
     def loss(params: Params, part: tuple[Experience, tuple]) -> tuple[jax.Array, Metrics]:
         rows, weights = part
-        models, old = joined(params, frozen), rows.completions.log_probs
+        models, old = join_trees(params, frozen), rows.completions.log_probs
         current, entropy = loop.log_probs(models["policy"], rows.completions)
         batch = PolicyBatch(current, old, rows.advantages, rows.mask, weights[0], rows.ref_log_probs, weights[1])
         total, metrics = policy_loss(loop.objective, batch)
@@ -204,7 +204,7 @@ def _reference(loop: _Loop, completions: Completions, ref_params: Params, given:
     checks.same_shape("rlhf_loop", mask=completions.mask, ref_log_probs=given)
     if ref_params is None:
         return given
-    return _fixed(loop, loop.log_probs, joined({"policy": ref_params}, frozen)["policy"], completions)
+    return _fixed(loop, loop.log_probs, join_trees({"policy": ref_params}, frozen)["policy"], completions)
 
 
 def _experience(
@@ -217,7 +217,7 @@ def _experience(
         return values, values
 
     def critic(completions: Completions) -> jax.Array:
-        return _fixed(loop, twice, joined(state.params, frozen)["value"], completions)
+        return _fixed(loop, twice, join_trees(state.params, frozen)["value"], completions)
 
     shaping, mask = loop.shaping, completions.mask & ~jnp.isnan(scores)[:, None]
     values, bootstrap = shaping.ending(critic, completions)
@@ -256,7 +256,7 @@ def _learned(
     }
 
 
-@checked
+@check_arguments
 def rlhf_loop(
     log_probs: LogProbs,
     values: Values,

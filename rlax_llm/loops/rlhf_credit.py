@@ -16,7 +16,7 @@ from rlax_llm.core.masked import masked_mean, whiten
 from rlax_llm.core.types import Completions
 from rlax_llm.credit.shaping import kl_in_reward, score_at_end
 from rlax_llm.credit.token_returns import decoupled_gae, token_steps
-from rlax_llm.loops.updates import Normalize, unnormalized
+from rlax_llm.loops.updates import Normalize, no_normalization
 
 ScoreRule = Callable[[jax.Array, jax.Array], jax.Array]
 Ending = Callable[[Callable[[Completions], jax.Array], Completions], tuple[jax.Array, jax.Array]]
@@ -24,14 +24,14 @@ Trace = float | jax.Array | Callable[[jax.Array], jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def unshaped(scores: jax.Array, truncated: jax.Array) -> jax.Array:
+def no_shaping(scores: jax.Array, truncated: jax.Array) -> jax.Array:
     """The scores as they are; ``partial(shaping.missing_eos_penalty, penalty=1.0)`` is another such rule.
 
     Args:
         scores: ``[B]``.
         truncated: not read.
 
-    >>> unshaped(jnp.array([2.0]), jnp.array([True])).tolist()
+    >>> no_shaping(jnp.array([2.0]), jnp.array([True])).tolist()
     [2.0]
     """
     del truncated
@@ -120,12 +120,12 @@ class Shaping(NamedTuple):
         discount: γ of a chosen token.
         trace: the policy's λ, a number or a function of the number of chosen tokens (``length_adaptive_trace``).
         value_trace: the critic's λ, the same; 1 in VAPO (arXiv 2504.05118).
-        advantages: ``(advantages [B, T], mask) → [B, T]``, of the whole batch; ``unnormalized`` leaves them.
+        advantages: ``(advantages [B, T], mask) → [B, T]``, of the whole batch; ``no_normalization`` leaves them.
     """
 
-    scores: ScoreRule = unshaped
+    scores: ScoreRule = no_shaping
     kl: KlInReward = KlInReward()
-    rewards: Normalize = unnormalized
+    rewards: Normalize = no_normalization
     ending: Ending = terminated_at_limit
     discount: float | jax.Array = 1.0
     trace: Trace = 0.95

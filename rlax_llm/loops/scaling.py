@@ -39,10 +39,10 @@ class Scaling(NamedTuple):
     apply: Callable[[Any, jax.Array], jax.Array]
 
 
-unscaled = Scaling(lambda shape: (), lambda state, samples: state, lambda state, x: x)
+no_scaling = Scaling(lambda shape: (), lambda state, samples: state, lambda state, x: x)
 
 
-def merged(moments: Moments, samples: jax.Array) -> Moments:
+def merge_moments(moments: Moments, samples: jax.Array) -> Moments:
     """The moments of two sets of samples together (Chan, Golub, LeVeque, 1979): exact, in any cut.
 
     Args:
@@ -53,7 +53,7 @@ def merged(moments: Moments, samples: jax.Array) -> Moments:
         Moments of all.
 
     >>> none = Moments(jnp.array(0.0), jnp.array(0.0), jnp.array(1.0))
-    >>> [float(x) for x in merged(none, jnp.array([1.0, 3.0]))]
+    >>> [float(x) for x in merge_moments(none, jnp.array([1.0, 3.0]))]
     [2.0, 2.0, 1.0]
     """
     count, mean, variance = moments
@@ -67,7 +67,7 @@ def _moments(shape: tuple[int, ...]) -> Moments:
     return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
-def standardized(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
+def standardization(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
     """``clip((x − mean) / √(var + eps), ±limit)``: for observations.
 
     Args:
@@ -77,16 +77,16 @@ def standardized(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
     Raises:
         ValueError: for a limit or eps that is not positive.
 
-    >>> scaling = standardized()
+    >>> scaling = standardization()
     >>> float(scaling.apply(scaling.init(()), jnp.array(50.0)))
     10.0
     """
-    checks.positive("standardized", limit=limit, eps=eps)
+    checks.positive("standardization", limit=limit, eps=eps)
 
     def apply(moments: Moments, x: jax.Array) -> jax.Array:
         return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.variance + eps), -limit, limit)
 
-    return Scaling(_moments, merged, apply)
+    return Scaling(_moments, merge_moments, apply)
 
 
 def unit_return(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
@@ -110,4 +110,4 @@ def unit_return(limit: float = 10.0, eps: float = 1e-8) -> Scaling:
     def apply(moments: Moments, x: jax.Array) -> jax.Array:
         return jnp.clip(x * jax.lax.rsqrt(moments.variance + eps), -limit, limit)
 
-    return Scaling(_moments, merged, apply)
+    return Scaling(_moments, merge_moments, apply)

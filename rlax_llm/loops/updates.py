@@ -79,14 +79,14 @@ def plain_value_loss(values: jax.Array, old_values: jax.Array, targets: jax.Arra
     return squared_value_loss(values, targets)
 
 
-def unnormalized(advantages: jax.Array, mask: jax.Array) -> jax.Array:
+def no_normalization(advantages: jax.Array, mask: jax.Array) -> jax.Array:
     """The advantages as they are; ``masked.whiten`` in its place gives a minibatch mean 0 and variance 1.
 
     Args:
         advantages: any shape.
         mask: not read.
 
-    >>> unnormalized(jnp.array([2.0]), jnp.array([True])).tolist()
+    >>> no_normalization(jnp.array([2.0]), jnp.array([True])).tolist()
     [2.0]
     """
     del mask

@@ -1,7 +1,7 @@
 """Policies with a critic for control: what a loop needs of them, and multilayer and recurrent perceptrons.
 
 A policy is an ``ActorCritic``, a record of pure functions. ``perceptron`` and ``recurrent`` make one from NNX modules;
-``from_apply`` from any ``init`` and ``apply``, Linen's among them.
+``policy_from_apply`` from any ``init`` and ``apply``, Linen's among them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flax import nnx
 
 from rlax_llm.core.distributions import Distribution, categorical, gaussian
 from rlax_llm.envs.environment import Box, Discrete, Environment
-from rlax_llm.models.functional import functional
+from rlax_llm.models.functional import pure_functions
 from rlax_llm.models.initializers import orthogonal_kernels
 
 Params = dict[str, Any]
@@ -144,14 +144,14 @@ def perceptron(
     ['actor', 'critic']
     """
     size, flatten = _flattened(environment)
-    torso_init, torso = functional(lambda rngs: _Perceptron((size, *shared), activation, rngs))
+    torso_init, torso = pure_functions(lambda rngs: _Perceptron((size, *shared), activation, rngs))
     widths = (shared[-1] if shared else size, *hidden)
 
     def network(head: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[nnx.Rngs], nnx.Module]:
         return lambda rngs: _Stack(_Perceptron(widths, activation, rngs), head(rngs))
 
-    actor_init, actor = functional(network(lambda rngs: _Actor(widths[-1], environment.actions, rngs)))
-    critic_init, critic = functional(network(lambda rngs: _value_head(widths[-1], rngs)))
+    actor_init, actor = pure_functions(network(lambda rngs: _Actor(widths[-1], environment.actions, rngs)))
+    critic_init, critic = pure_functions(network(lambda rngs: _value_head(widths[-1], rngs)))
 
     def init(key: jax.Array) -> Params:
         params = {"actor": actor_init(key), "critic": critic_init(key)}
@@ -167,10 +167,10 @@ def perceptron(
     def values(params: Params, observations: jax.Array) -> jax.Array:
         return critic(params["critic"], features(params, observations))[..., 0]
 
-    return from_apply(init, policy, values, distribution_over(environment.actions))
+    return policy_from_apply(init, policy, values, distribution_over(environment.actions))
 
 
-def from_apply(
+def policy_from_apply(
     init: Callable[[jax.Array], Params],
     policy: Callable[[Params, jax.Array], Parameters],
     values: Callable[[Params, jax.Array], jax.Array],
@@ -184,7 +184,7 @@ def from_apply(
         values: ``(params, observations […]) → […]``.
         distribution: over ``parameters``.
 
-    >>> policy = from_apply(lambda key: {}, lambda p, x: x, lambda p, x: x.sum(-1), categorical)
+    >>> policy = policy_from_apply(lambda key: {}, lambda p, x: x, lambda p, x: x.sum(-1), categorical)
     >>> policy.act({}, (), jnp.ones((3, 2)))[0].shape
     (3, 2)
     """
@@ -214,10 +214,10 @@ def recurrent(environment: Environment, hidden: int = 64, memory: int = 64) -> A
     (4,)
     """
     size, flatten = _flattened(environment)
-    embed_init, embed = functional(lambda rngs: _Perceptron((size, hidden), jnp.tanh, rngs))
-    cell_init, cell = functional(lambda rngs: nnx.GRUCell(hidden, memory, rngs=rngs))
-    actor_init, actor = functional(lambda rngs: _Actor(memory, environment.actions, rngs))
-    critic_init, critic = functional(lambda rngs: _value_head(memory, rngs))
+    embed_init, embed = pure_functions(lambda rngs: _Perceptron((size, hidden), jnp.tanh, rngs))
+    cell_init, cell = pure_functions(lambda rngs: nnx.GRUCell(hidden, memory, rngs=rngs))
+    actor_init, actor = pure_functions(lambda rngs: _Actor(memory, environment.actions, rngs))
+    critic_init, critic = pure_functions(lambda rngs: _value_head(memory, rngs))
     start = jnp.zeros(memory)
 
     def init(key: jax.Array) -> Params:

@@ -64,7 +64,7 @@ def plain_message(message: Message) -> dict[str, Any]:
     return given | ({"content": content_text(given["content"])} if "content" in given else {})
 
 
-def opened(fast: Any, messages: Sequence[Message]) -> str:
+def render_open(fast: Any, messages: Sequence[Message]) -> str:
     """Text of whole turns with the assistant's next turn opened behind them.
 
     Args:
@@ -77,7 +77,7 @@ def opened(fast: Any, messages: Sequence[Message]) -> str:
     return _rendered(fast, messages, add_generation_prompt=True)
 
 
-def closed(fast: Any, messages: Sequence[Message]) -> str:
+def render_closed(fast: Any, messages: Sequence[Message]) -> str:
     """Text of whole turns; nothing is opened behind them.
 
     Args:
@@ -90,7 +90,7 @@ def closed(fast: Any, messages: Sequence[Message]) -> str:
     return _rendered(fast, messages, add_generation_prompt=False)
 
 
-def continued(fast: Any, messages: Sequence[Message]) -> str:
+def render_continued(fast: Any, messages: Sequence[Message]) -> str:
     """Text up to the end of the last message's content, with its turn left open.
 
     Some templates write an empty reasoning before a content that has none yet. A content that has opened its reasoning
@@ -104,27 +104,27 @@ def continued(fast: Any, messages: Sequence[Message]) -> str:
         ValueError: the template does not take them, or leaves out some of the beginning.
     """
     text, beginning = _rendered(fast, messages, continue_final_message=True), str(messages[-1]["content"])
-    if not unfinished(beginning) or len(messages) == 1:
+    if not has_open_reasoning(beginning) or len(messages) == 1:
         return text
-    before = opened(fast, messages[:-1])
+    before = render_open(fast, messages[:-1])
     if before.rstrip().endswith(_REASONING[0]):
         before = before[: before.rindex(_REASONING[0])]
-    return text if squeezed(text) == squeezed(before + beginning) else before + beginning
+    return text if remove_blanks(text) == remove_blanks(before + beginning) else before + beginning
 
 
-def squeezed(text: str) -> str:
+def remove_blanks(text: str) -> str:
     """Text without any blank: templates strip what they are given, and break lines around it.
 
-    >>> squeezed(" a \\n b")
+    >>> remove_blanks(" a \\n b")
     'ab'
     """
     return "".join(text.split())
 
 
-def unfinished(text: str) -> bool:
+def has_open_reasoning(text: str) -> bool:
     """Whether a text opens reasoning that it does not close.
 
-    >>> unfinished("<think>1+1"), unfinished("<think>1+1</think>2"), unfinished("2")
+    >>> has_open_reasoning("<think>1+1"), has_open_reasoning("<think>1+1</think>2"), has_open_reasoning("2")
     (True, False, False)
     """
     return text.rfind(_REASONING[0]) > text.rfind(_REASONING[1])
@@ -140,7 +140,7 @@ def frame(fast: Any, messages: Sequence[Message]) -> tuple[str, str] | None:
     Raises:
         ValueError: the template does not take them.
     """
-    text = closed(fast, [*messages, {"role": "assistant", "content": _MARK}])
+    text = render_closed(fast, [*messages, {"role": "assistant", "content": _MARK}])
     before, mark, behind = text.partition(_MARK)
     return (before, behind) if mark and _MARK not in behind else None
 
@@ -158,7 +158,7 @@ def turn_end(fast: Any) -> int | None:
     question = [{"role": "user", "content": "?"}]
     try:
         around = frame(fast, question)
-        header = opened(fast, question).removeprefix(closed(fast, question))
+        header = render_open(fast, question).removeprefix(render_closed(fast, question))
     except ValueError:
         # It takes no such conversation; those that it is given say why.
         return None

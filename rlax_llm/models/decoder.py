@@ -19,7 +19,7 @@ from flax import nnx
 from rlax_llm.core.mapping import map_in_cache
 from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
 from rlax_llm.models.config import TARGETS, DecoderConfig
-from rlax_llm.models.functional import Params, functional
+from rlax_llm.models.functional import Params, pure_functions
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -119,7 +119,7 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
     Raises:
         ValueError: at trace time, where ``params`` are not the layer's, such as an adapter without ``config.lora``.
     """
-    init, apply = functional(lambda rngs: Block(config, rngs))
+    init, apply = pure_functions(lambda rngs: Block(config, rngs))
     wanted = set(_layer_shapes(config))
 
     def checked(params: Params, *args: Any) -> Any:
@@ -186,7 +186,7 @@ def vocabulary_logits(params: Params, hidden: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head(params).astype(hidden.dtype).T, preferred_element_type=jnp.float32)
 
 
-def narrowed(config: DecoderConfig, params: Params) -> Params:
+def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
     """The matrices in the dtype that they are computed in, for a sampler, which reads them at every token.
 
     The numbers that come out are the same: what is rounded here would be rounded at each use. Norms and biases keep
@@ -197,7 +197,7 @@ def narrowed(config: DecoderConfig, params: Params) -> Params:
         params: of ``config.parameter_shapes``, and ``config.adapter_shapes`` where there is an adapter.
 
     >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, compute_dtype="bfloat16")
-    >>> found = narrowed(config, {"embed": jnp.ones((5, 4)), "layers": {}, "norm": jnp.ones(4)})
+    >>> found = narrow_matrices(config, {"embed": jnp.ones((5, 4)), "layers": {}, "norm": jnp.ones(4)})
     >>> found["embed"].dtype.name, found["norm"].dtype.name
     ('bfloat16', 'float32')
     """

@@ -53,7 +53,7 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
 
 
 @contextmanager
-def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) -> Iterator[Path]:
+def replace_directory(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) -> Iterator[Path]:
     """A new directory to write in, which takes the place of ``directory`` when the block ends without an error.
 
     Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind. A
@@ -76,7 +76,7 @@ def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) 
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes:
         raise _disk_full(target, f"{free:,} bytes are free, {needed_bytes:,} are needed")
-    with staged(target) as staging:
+    with stage_directory(target) as staging:
         try:
             yield staging
             _finish(staging)
@@ -88,7 +88,7 @@ def replacing(directory: Path, needed_bytes: int, owned: Callable[[str], bool]) 
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def stage_directory(target: Path) -> Iterator[Path]:
     """A new directory beside ``target``, which goes when the block ends unless it was renamed.
 
     It is locked for the block, and the lock ends with the process. So what an older process left, killed in such a

@@ -11,7 +11,7 @@ from flax import nnx
 Params = dict[str, Any]
 
 
-def functional(factory: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
+def pure_functions(factory: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
     """Turn a factory of NNX modules into two pure functions over a nested dict of arrays.
 
     Args:
@@ -21,7 +21,7 @@ def functional(factory: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[jax.Array]
         ``init(key) → params``, a pure nested dict, and ``apply(params, *args)``. Both trace under ``jit``, ``vmap`` and
         ``grad``; no NNX state leaves them.
 
-    >>> init, apply = functional(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
+    >>> init, apply = pure_functions(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
     >>> params = init(jax.random.key(0))
     >>> sorted(params), apply(params, jax.numpy.ones((1, 2))).shape
     (['bias', 'kernel'], (1, 3))

@@ -14,7 +14,7 @@ from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeSc
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.huggingface import Parameters, stack_parameters
 from rlax_llm.models.shards import check_layers
-from rlax_llm.models.tensors import finite
+from rlax_llm.models.tensors import read_finite
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
 
 _ARCHITECTURES = {"llama": {}, "qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
@@ -203,7 +203,7 @@ def _dequantized(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> 
     if got != shape:
         raise ValueError(f"{file.path}: tensor {name} has shape {got}, the metadata wants {shape}; use another file.")
     try:
-        return finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
+        return read_finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
     except NotImplementedError as error:
         got, wanted = tensor.tensor_type.name, "one that the gguf package dequantizes"
         raise file.refuse(f"the quantization of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error

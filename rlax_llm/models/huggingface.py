@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.files import existing_directory, replacing, write_json
+from rlax_llm.models.files import existing_directory, replace_directory, write_json
 from rlax_llm.models.huggingface_config import (
     NOWHERE,
     Origin,
@@ -25,7 +25,7 @@ from rlax_llm.models.huggingface_config import (
     with_special_ids,
 )
 from rlax_llm.models.shards import check_layers, model_tensors
-from rlax_llm.models.tensors import Tensor, check_tensor, equal, finite
+from rlax_llm.models.tensors import Tensor, check_tensor, read_finite, same_numbers
 
 __all__ = [
     "has_score",
@@ -114,7 +114,7 @@ def with_own_head(directory: str | Path, config: DecoderConfig) -> DecoderConfig
 
 def _with_own_head(tensors: Mapping[str, Tensor], config: DecoderConfig) -> DecoderConfig:
     head, embed = tensors.get(_TOP["head"]), tensors.get(_TOP["embed"])
-    if not config.tie_embeddings or head is None or embed is None or equal(head, embed):
+    if not config.tie_embeddings or head is None or embed is None or same_numbers(head, embed):
         return config
     return replace(config, tie_embeddings=False)
 
@@ -254,7 +254,7 @@ class _Texts(NamedTuple):
 def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, _Slot], shard_bytes: int) -> None:
     shards = _shards(slots, params, shard_bytes)
     needed = sum(_nbytes(params, slot) for part in shards for slot in part.values())
-    with replacing(directory, needed + _SLACK_BYTES, _is_model_file) as staging:
+    with replace_directory(directory, needed + _SLACK_BYTES, _is_model_file) as staging:
         texts.save(staging, np.dtype(params["embed"].dtype).name)
         _write_shards(staging, shards, params)
 
@@ -312,7 +312,7 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
 
     def fetch(leaf: str, layer: int | None) -> np.ndarray:
         slot, tensor = slots[names[leaf, layer]], tensors[names[leaf, layer]]
-        value = finite(tensor.read(), dtype, tensor.path, tensor.name)
+        value = read_finite(tensor.read(), dtype, tensor.path, tensor.name)
         return value.T if slot.transposed else value
 
     return _filled(shapes, dtype, fetch)

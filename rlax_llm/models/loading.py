@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.files import read_json, staged
+from rlax_llm.models.files import read_json, stage_directory
 from rlax_llm.models.gguf import read_gguf
 from rlax_llm.models.huggingface import (
     Parameters,
@@ -30,7 +30,7 @@ from rlax_llm.models.huggingface import (
     write_model,
 )
 from rlax_llm.models.huggingface_config import NOWHERE, Origin, read_origin
-from rlax_llm.models.lora import base_name, is_adapter, merged, no_base, read_adapter
+from rlax_llm.models.lora import base_name, is_adapter, merge_adapter, missing_base, read_adapter
 from rlax_llm.models.tokenizer import Tokenizer
 
 CACHE_VARIABLE = "RLAX_LLM_CACHE"
@@ -226,18 +226,18 @@ def _over_base(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...]
     """The base of an adapter with the adapter merged into it."""
     above, name = (*above, directory.resolve()), _base_of(directory)
     if Path(name).resolve() in above:
-        raise no_base(directory, "that is an adapter over itself")
+        raise missing_base(directory, "that is an adapter over itself")
     if name != base_name(directory):
         warnings.warn(f"{directory}: its base is not at {base_name(directory)}; {name} is taken for it.", stacklevel=4)
     try:
         base = _load(name, dtype, _LANGUAGE if kind is _LANGUAGE else _BASE, above)
     except FileNotFoundError as error:
-        raise no_base(directory, error) from error
+        raise missing_base(directory, error) from error
     config, adapter = read_adapter(directory, base.config)
     if (directory / "tokenizer.json").is_file():
         base = base._replace(tokenizer=_read_tokenizer(directory, base.config.vocab_size))
     body = _language_body if kind is _LANGUAGE else _scalar_body
-    params = merged(config, body(directory, base.params, adapter), adapter)
+    params = merge_adapter(config, body(directory, base.params, adapter), adapter)
     return base._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), params))
 
 
@@ -267,15 +267,15 @@ def _base_of(directory: Path) -> str:
     if Path(name).exists() or name == "smollm2":
         return name
     # A run that trained over a model without a name wrote it beside its adapter, and may have been moved since.
-    beside = base_beside(directory.resolve())
+    beside = base_directory(directory.resolve())
     found = beside if Path(name).name == beside.name else directory / name
     return str(found) if found.is_dir() else name
 
 
-def base_beside(adapter: Path) -> Path:
+def base_directory(adapter: Path) -> Path:
     """Where a run writes the base of its adapter where the base has no name: ``model_base`` of ``model_adapter``.
 
-    >>> base_beside(Path("runs/mine/model_adapter")).name
+    >>> base_directory(Path("runs/mine/model_adapter")).name
     'model_base'
     """
     return adapter.with_name(f"{adapter.name.removesuffix('_adapter')}_base")
@@ -329,7 +329,7 @@ def _key(path: Path, dtype: Any) -> str:
 def _keep(cached: Path, model: LanguageModel) -> None:
     """Write beside and rename, so that of several processes that convert at once the first one's result stays."""
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with staged(cached) as own:
+    with stage_directory(cached) as own:
         write_model(own / "model", *model)
         with contextlib.suppress(OSError):
             (own / "model").rename(cached)

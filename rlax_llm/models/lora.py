@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.fields import Fields
-from rlax_llm.models.files import existing_directory, read_json, replacing, write_json
+from rlax_llm.models.files import existing_directory, read_json, replace_directory, write_json
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import tensor_name
 from rlax_llm.models.shards import has_weights
-from rlax_llm.models.tensors import Tensor, check_tensor, finite, open_tensors
+from rlax_llm.models.tensors import Tensor, check_tensor, open_tensors, read_finite
 
 _SLACK_BYTES = 1_000_000
 _SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32
     return {"layers": layers}
 
 
-def merged(config: DecoderConfig, params: Params, adapter: Params) -> Params:
+def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Params:
     """``W + (alpha / rank) · A·B``: one model without adapter, for generation and export.
 
     Limiting case: B = 0 is the base, bit for bit.
@@ -97,9 +97,9 @@ def merged(config: DecoderConfig, params: Params, adapter: Params) -> Params:
     Raises:
         ValueError: ``config.lora`` is None, or the adapter does not fit it.
     """
-    lora = _lora("merged", config)
-    _check_tree("merged", config, adapter)
-    model = joined(params, adapter)
+    lora = _lora("merge_adapter", config)
+    _check_tree("merge_adapter", config, adapter)
+    model = join_trees(params, adapter)
     layers = dict(model["layers"])
     for target in lora.targets:
         weight, a, b = layers[target], layers.pop(f"{target}_lora_a"), layers.pop(f"{target}_lora_b")
@@ -138,7 +138,9 @@ def write_adapter(directory: str | Path, config: DecoderConfig, adapter: Params,
     if "score" in adapter:
         tensors[_SCORE] = np.asarray(adapter["score"])[None]
     needed = sum(tensor.nbytes for tensor in tensors.values())
-    with replacing(Path(directory), needed + _SLACK_BYTES, lambda name: _FILES.fullmatch(name) is not None) as staging:
+    with replace_directory(
+        Path(directory), needed + _SLACK_BYTES, lambda name: _FILES.fullmatch(name) is not None
+    ) as staging:
         write_json(staging / _SETTINGS, _settings(lora, base_model_name, "score" in adapter))
         save_file(tensors, staging / _WEIGHTS, metadata={"format": "pt"})
 
@@ -201,7 +203,7 @@ def base_name(directory: str | Path) -> str:
     return name
 
 
-def no_base(directory: str | Path, reason: object) -> FileNotFoundError:
+def missing_base(directory: str | Path, reason: object) -> FileNotFoundError:
     """The error for a base that cannot be loaded."""
     name = _settings_of(directory).raw.get(_BASE)
     return FileNotFoundError(
@@ -294,12 +296,12 @@ def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tenso
     for leaf, (_, rows, columns) in shapes.items():
         for name in names[leaf]:
             check_tensor(tensors[name], (columns, rows), _SETTINGS)
-        layers[leaf] = np.stack([finite(tensors[name].read(), dtype, file, name).T for name in names[leaf]])
+        layers[leaf] = np.stack([read_finite(tensors[name].read(), dtype, file, name).T for name in names[leaf]])
     adapter: Params = {"layers": jax.tree.map(jnp.asarray, layers)}
     if _SCORE not in tensors:
         return adapter
     check_tensor(tensors[_SCORE], (1, config.hidden_size))
-    return adapter | {"score": jnp.asarray(finite(tensors[_SCORE].read(), dtype, file, _SCORE)[0])}
+    return adapter | {"score": jnp.asarray(read_finite(tensors[_SCORE].read(), dtype, file, _SCORE)[0])}
 
 
 def _leaf(leaf: str, layer: int) -> tuple[str, int, str]:

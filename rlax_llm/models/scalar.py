@@ -108,7 +108,7 @@ def sequence_scores(config: DecoderConfig, layout: tuple[int, int], remat: bool 
     return scores
 
 
-def without_trailing(completions: Completions, token_id: int) -> Completions:
+def drop_trailing(completions: Completions, token_id: int) -> Completions:
     """The rows as transformers scores them where ``token_id`` pads: up to their last token that is another one.
 
     A tokenizer that pads with its stop token cannot say where a stop token ends a row, so transformers' classifiers
@@ -121,7 +121,7 @@ def without_trailing(completions: Completions, token_id: int) -> Completions:
 
     >>> row, some = jnp.array([[5, 2, 7, 2, 2]]), jnp.ones((1, 5), bool)
     >>> row = Completions(row, some, some, jnp.zeros((1, 5)), jnp.zeros(1, bool))
-    >>> without_trailing(row, 2).valid.tolist()
+    >>> drop_trailing(row, 2).valid.tolist()
     [[True, True, True, False, False]]
     """
     other = completions.valid & (completions.tokens != token_id)

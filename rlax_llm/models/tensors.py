@@ -82,7 +82,7 @@ def check_tensor(tensor: Tensor, wanted: tuple[int, ...], source: str = "config.
         )
 
 
-def finite(values: Any, dtype: Any, file: Path, name: str) -> Any:
+def read_finite(values: Any, dtype: Any, file: Path, name: str) -> Any:
     """The numbers of a tensor in the dtype that is wanted, none of them infinite or no number at all.
 
     Args:
@@ -94,7 +94,7 @@ def finite(values: Any, dtype: Any, file: Path, name: str) -> Any:
     Raises:
         ValueError: naming file and tensor.
 
-    >>> finite(np.array([1.0, np.nan]), np.float32, Path("model.safetensors"), "model.norm.weight")
+    >>> read_finite(np.array([1.0, np.nan]), np.float32, Path("model.safetensors"), "model.norm.weight")
     Traceback (most recent call last):
     ValueError: model.safetensors: tensor model.norm.weight holds 1 numbers that are not finite, wanted none; use ...
     """
@@ -113,7 +113,7 @@ def _other_dtype(values: Any, cast: Any) -> str:
     return f", or another dtype than {cast.dtype.name}" if bool(np.isfinite(values).all()) else ""
 
 
-def equal(left: Tensor, right: Tensor) -> bool:
+def same_numbers(left: Tensor, right: Tensor) -> bool:
     """Whether two matrices hold the same numbers; read by parts, up to the first that differs."""
     if left.shape != right.shape or len(left.shape) != 2:
         return False

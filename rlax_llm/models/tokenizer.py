@@ -289,7 +289,7 @@ class Tokenizer:
             return prompt
         given = self._messages("prompt", prompt)
         continues = given[-1]["role"] == "assistant"
-        return (chat.continued if continues else chat.opened)(self._fast, given)
+        return (chat.render_continued if continues else chat.render_open)(self._fast, given)
 
     def opened_text(self, messages: Sequence[Message]) -> str:
         """Text that the chat template makes of whole turns, and of the assistant's next turn opened behind them.
@@ -300,7 +300,7 @@ class Tokenizer:
         Raises:
             ValueError: no chat template, or messages that it does not take.
         """
-        return chat.opened(self._fast, self._messages("conversation", messages))
+        return chat.render_open(self._fast, self._messages("conversation", messages))
 
     def conversation_text(self, messages: Sequence[Message]) -> str:
         """Text that the chat template makes of whole turns; nothing is opened behind them.
@@ -311,7 +311,7 @@ class Tokenizer:
         Raises:
             ValueError: no chat template, or messages that it does not take.
         """
-        return chat.closed(self._fast, self._messages("conversation", messages))
+        return chat.render_closed(self._fast, self._messages("conversation", messages))
 
     def answer_frame(self, messages: Sequence[Message]) -> tuple[str, str] | None:
         """What the chat template writes before and behind an answer to these messages; None where that cannot be seen.

@@ -132,7 +132,7 @@ def fisher_vector_product(
     return matvec
 
 
-def damped(matvec: Matvec, damping: float | jax.Array) -> Matvec:
+def add_damping(matvec: Matvec, damping: float | jax.Array) -> Matvec:
     """``v → A v + damping · v``: Tikhonov's damping, which bounds the step where A is singular.
 
     Limiting case: damping 0 is A.
@@ -147,10 +147,10 @@ def damped(matvec: Matvec, damping: float | jax.Array) -> Matvec:
     Raises:
         ValueError: for a negative damping.
 
-    >>> damped(lambda v: 2 * v, 0.5)(jnp.array([2.0])).tolist()
+    >>> add_damping(lambda v: 2 * v, 0.5)(jnp.array([2.0])).tolist()
     [5.0]
     """
-    checks.not_negative("damped", damping=damping)
+    checks.not_negative("add_damping", damping=damping)
     return lambda tangent: cast_like(optax.tree.add_scale(matvec(tangent), jnp.asarray(damping), tangent), tangent)
 
 
@@ -250,7 +250,7 @@ def natural_direction(
         wide = widen(gradient)
         largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(wide)]).max()
         scaled = jax.tree.map(lambda g: g / jnp.where(largest > 0, largest, 1.0), wide)
-        product = damped(matvec, damping)
+        product = add_damping(matvec, damping)
         x, residual, count = conjugate_gradient(product, scaled, iterations, tolerance)
         energy = dot(x, product(x))
         size = jnp.where(energy > 0, jnp.sqrt(2 * radius / jnp.where(energy > 0, energy, 1.0)), 0.0)

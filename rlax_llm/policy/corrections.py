@@ -6,7 +6,7 @@ corrects the policy and the KL term alike, or the advantages, which corrects the
 the sampler's log-probability of a chosen token is NaN (an engine could not score it) its ratio counts as 1.
 
 Each bound applies to the ratio of a token (``token_ratio``), of the whole completion (``summed_ratio``) or to its
-geometric mean (``sequence_ratio``): the level is a function, and corrections multiply (``combined``).
+geometric mean (``sequence_ratio``): the level is a function, and corrections multiply (``correction_product``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line, expm1_then_line
 from rlax_llm.core.kl import k1, k3
 from rlax_llm.core.masked import at_least_float32, masked_mean
@@ -39,7 +39,7 @@ def _check(where: str, ceiling: float, floor: float) -> None:
     checks.not_negative(where, floor=floor, **{"ceiling − floor": ceiling - floor})
 
 
-@checked
+@check_arguments
 def truncated_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = token_ratio) -> Correction:
     """Truncated importance sampling, ``clamp(π_old/π_sampler, floor, ceiling)``: TIS per token or per completion.
 
@@ -69,7 +69,7 @@ def truncated_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = t
     return weights
 
 
-@checked
+@check_arguments
 def rejection(*, ceiling: float, floor: float = 0.0, ratio: Ratio = sequence_ratio) -> Correction:
     """Keep or drop, ``1[floor ≤ π_old/π_sampler ≤ ceiling]``; of whole completions by their geometric mean as a rule.
 
@@ -100,8 +100,8 @@ def rejection(*, ceiling: float, floor: float = 0.0, ratio: Ratio = sequence_rat
     return weights
 
 
-@checked
-def combined(*corrections: Correction) -> Correction:
+@check_arguments
+def correction_product(*corrections: Correction) -> Correction:
     """The product of corrections: a token's ratio inside a filter of completions, for one.
 
     Args:
@@ -110,7 +110,7 @@ def combined(*corrections: Correction) -> Correction:
     Returns:
         A correction ``(old_log_probs, sampler_log_probs, mask) → weights``; 1 on chosen tokens where none is given.
 
-    >>> half = combined(lambda *_: 0.5, lambda *_: jnp.ones((1, 1)))
+    >>> half = correction_product(lambda *_: 0.5, lambda *_: jnp.ones((1, 1)))
     >>> half(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.ones((1, 1), bool)).tolist()
     [[0.5]]
     """
@@ -124,7 +124,7 @@ def combined(*corrections: Correction) -> Correction:
     return weights
 
 
-@checked
+@check_arguments
 def masked_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = token_ratio) -> Correction:
     """The ratio inside the bounds and 0 outside, ``ρ · 1[floor ≤ ρ ≤ ceiling]`` with ``ρ = π_old/π_sampler``.
 
@@ -149,17 +149,17 @@ def masked_importance(*, ceiling: float, floor: float = 0.0, ratio: Ratio = toke
     """
     _check("masked_importance", ceiling, floor)
     bounds = {"ceiling": ceiling, "floor": floor, "ratio": ratio}
-    return combined(truncated_importance(**bounds), rejection(**bounds))
+    return correction_product(truncated_importance(**bounds), rejection(**bounds))
 
 
-@checked
+@check_arguments
 def off_policy_mask(
     log_probs: jax.Array, sampler_log_probs: jax.Array, advantages: jax.Array, mask: jax.Array, threshold: float
 ) -> jax.Array:
     """Drop completions with A < 0 that the policy has left: ``mean_t(log π_sampler − log π) > threshold``.
 
     Off-policy sequence masking (DeepSeek-V3.2, arXiv 2512.02556). It reads the *current* policy, so that it belongs
-    inside the loss: ``coupled.off_policy_masked``. Limiting case: ``mask`` itself for an infinite threshold or where no
+    inside the loss: ``coupled.mask_off_policy``. Limiting case: ``mask`` itself for an infinite threshold or where no
     advantage is negative.
 
     Args:
@@ -182,7 +182,7 @@ def off_policy_mask(
     return mask & ((advantages >= 0) | (drift <= threshold))
 
 
-@checked
+@check_arguments
 def sampler_metrics(old_log_probs: jax.Array, sampler_log_probs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """How far the sampler was from the learner, from the token ratios ``ρ = π_old/π_sampler`` of its own samples.
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlEstimator, absolute, top_k_kl
 from rlax_llm.core.masked import masked_deviation
 from rlax_llm.core.types import PolicyBatch
@@ -27,14 +27,14 @@ class Coupled(NamedTuple):
 
     Attributes:
         loss: ``(log_ratio, batch) → loss``, all of the batch's layout. ``policy_loss`` hands it a batch whose entries
-            are 0 where ``mask`` is False (``chosen_only``).
+            are 0 where ``mask`` is False (``keep_chosen``).
     """
 
     loss: Callable[[jax.Array, PolicyBatch], jax.Array]
 
 
-@checked
-def chosen_only(batch: PolicyBatch) -> PolicyBatch:
+@check_arguments
+def keep_chosen(batch: PolicyBatch) -> PolicyBatch:
     """The batch with zeros, and zero gradients, where the policy did not choose, whatever stands there.
 
     Args:
@@ -44,7 +44,7 @@ def chosen_only(batch: PolicyBatch) -> PolicyBatch:
         The same batch, its mask unchanged.
 
     >>> nan = jnp.array([jnp.nan])
-    >>> chosen_only(PolicyBatch(nan, nan, nan, jnp.array([False]), nan)).log_probs.tolist()
+    >>> keep_chosen(PolicyBatch(nan, nan, nan, jnp.array([False]), nan)).log_probs.tolist()
     [0.0]
     """
     numbers = batch._asdict()
@@ -55,10 +55,10 @@ def chosen_only(batch: PolicyBatch) -> PolicyBatch:
 
 def _coupled(loss: Callable[[jax.Array, PolicyBatch], jax.Array]) -> Coupled:
     """A term that never reads what the policy did not choose."""
-    return Coupled(lambda log_ratio, batch: loss(jnp.where(batch.mask, log_ratio, 0.0), chosen_only(batch)))
+    return Coupled(lambda log_ratio, batch: loss(jnp.where(batch.mask, log_ratio, 0.0), keep_chosen(batch)))
 
 
-@checked
+@check_arguments
 def gmpo(eps_low: float = 0.4, eps_high: float | None = None) -> Coupled:
     """``−A`` times the geometric mean of the completion's token ratios, each clipped first (arXiv 2507.20673).
 
@@ -100,7 +100,7 @@ def _dropped(trust_region: TrustRegion, kept: Callable[[jax.Array, PolicyBatch],
     return _coupled(loss)
 
 
-@checked
+@check_arguments
 def dppo_tv(eps_low: float, eps_high: float | None = None, ceiling: float = 20.0) -> Coupled:
     """Divergence PPO by total variation: ``cispo`` where π has not yet moved too far in A's direction.
 
@@ -134,7 +134,7 @@ def dppo_tv(eps_low: float, eps_high: float | None = None, ceiling: float = 20.0
     return _dropped(cispo(ceiling=ceiling), kept)
 
 
-@checked
+@check_arguments
 def dppo_kl(limit_low: float, limit_high: float | None = None, ceiling: float = 20.0) -> Coupled:
     """Divergence PPO by the KL of "this token or another": ``cispo`` where it is small or the token moves back.
 
@@ -169,8 +169,8 @@ def dppo_kl(limit_low: float, limit_high: float | None = None, ceiling: float = 
     return _dropped(cispo(ceiling=ceiling), kept)
 
 
-@checked
-def off_policy_masked(trust_region: TrustRegion, threshold: float) -> Coupled:
+@check_arguments
+def mask_off_policy(trust_region: TrustRegion, threshold: float) -> Coupled:
     """A trust region without the completions of negative advantage that the policy has left (``off_policy_mask``).
 
     ``old_log_probs`` are those that the tokens were drawn with. The KL term, if any, still reads every completion.
@@ -184,7 +184,7 @@ def off_policy_masked(trust_region: TrustRegion, threshold: float) -> Coupled:
         A ``Coupled`` trust region.
 
     >>> row = jnp.array([[-1.0]])
-    >>> off_policy_masked(unclipped, 0.5).loss(row, PolicyBatch(row * 2, row, row, row < 0, row)).tolist()
+    >>> mask_off_policy(unclipped, 0.5).loss(row, PolicyBatch(row * 2, row, row, row < 0, row)).tolist()
     [[0.0]]
     """
 
@@ -195,7 +195,7 @@ def off_policy_masked(trust_region: TrustRegion, threshold: float) -> Coupled:
     return _dropped(trust_region, kept)
 
 
-@checked
+@check_arguments
 def token_covariance(log_probs: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
     """Each token's term of the covariance of A and log π, ``(A − mean A) · (log π − mean log π)`` (arXiv 2505.22617).
 
@@ -221,7 +221,7 @@ def _largest(values: jax.Array, share: float, mask: jax.Array) -> jax.Array:
     return order < jnp.maximum(jnp.floor(share * mask.sum()), 1)
 
 
-@checked
+@check_arguments
 def clip_cov(
     trust_region: TrustRegion,
     key: jax.Array,
@@ -269,7 +269,7 @@ def clip_cov(
     return _dropped(trust_region, kept)
 
 
-@checked
+@check_arguments
 def kl_cov(trust_region: TrustRegion, kl_coef: float = 1.0, share: float = 2e-4) -> Coupled:
     """KL-Cov: ``+ kl_coef · |log π − log π_old|`` on the tokens of largest covariance (arXiv 2505.22617).
 
@@ -304,8 +304,8 @@ def kl_cov(trust_region: TrustRegion, kl_coef: float = 1.0, share: float = 2e-4)
     return _coupled(loss)
 
 
-@checked
-def importance_corrected(penalty: KlEstimator) -> Coupled:
+@check_arguments
+def weigh_by_ratio(penalty: KlEstimator) -> Coupled:
     """KL term on samples of π_old, multiplied by the ratio: ``r · penalty(log π, log π_ref)``, r differentiated too.
 
     With ``kl_penalty(k3, β)`` value and gradient are unbiased for β · KL(π‖π_ref), however far π has moved; on policy
@@ -323,7 +323,7 @@ def importance_corrected(penalty: KlEstimator) -> Coupled:
 
     >>> row = jnp.array([[-1.0]])
     >>> batch = PolicyBatch(row, row, row, row < 0, row, row * 2)
-    >>> float(importance_corrected(absolute).loss(row * 0, batch)[0, 0])
+    >>> float(weigh_by_ratio(absolute).loss(row * 0, batch)[0, 0])
     1.0
     """
 

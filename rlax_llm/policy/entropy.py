@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlControl
 
 
-@checked
+@check_arguments
 def stepped_coef(target: float | jax.Array, step: float | jax.Array = 5e-3) -> KlControl:
     """``coef ← max(0, coef + step · sign(target − entropy))``: more of the bonus below the target, less above it.
 

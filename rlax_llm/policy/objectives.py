@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlEstimator, k3
 from rlax_llm.core.types import PolicyBatch
-from rlax_llm.policy.coupled import Coupled, chosen_only
+from rlax_llm.policy.coupled import Coupled, keep_chosen
 from rlax_llm.policy.ratios import Ratio
 from rlax_llm.policy.trust_regions import TrustRegion, slopes
 from rlax_llm.policy.weightings import Weighting, token_mean
@@ -48,7 +48,7 @@ def _sums(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, jax.Arra
     return jnp.where(batch.mask, weights, 0.0), jnp.where(batch.mask, uniform, 0.0)
 
 
-@checked
+@check_arguments
 def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss ``Σ weights · (trust_region(log_ratio, A) + kl)`` and its metrics, each a sum that adds over micro-batches.
 
@@ -81,7 +81,7 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
         raise ValueError("policy_loss: objective.kl needs ref_log_probs, got None; give them, or set kl=None.")
 
     weights, uniform = _sums(objective, batch)
-    batch = chosen_only(batch._replace(weights=weights, uniform=uniform))
+    batch = keep_chosen(batch._replace(weights=weights, uniform=uniform))
 
     def weighted(values: jax.Array) -> jax.Array:
         return jnp.where(batch.mask, weights * values, 0.0).sum()

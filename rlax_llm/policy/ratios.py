@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import straight_through
 from rlax_llm.core.masked import at_least_float32
 
 Ratio = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-@checked
+@check_arguments
 def token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Per-token log-ratio ``log π(a_t|s_t) − log π_old(a_t|s_t)`` (PPO, arXiv 1707.06347).
 
@@ -46,7 +46,7 @@ def _chosen_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: ja
     return token_ratio(jnp.where(mask, log_probs, 0.0), jnp.where(mask, old_log_probs, 0.0), mask)
 
 
-@checked
+@check_arguments
 def summed_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Log-ratio of whole completions, ``Σ_t log π(a_t|s_t) − log π_old(a_t|s_t)``, on each of their tokens.
 
@@ -70,7 +70,7 @@ def summed_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array
     return jnp.where(mask, log_ratio.sum(-1, keepdims=True), 0.0)
 
 
-@checked
+@check_arguments
 def sequence_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean log-ratio of each completion, ``1/|y| · Σ_t log π(a_t|s_t) − log π_old(a_t|s_t)``, on each of its tokens.
 
@@ -94,7 +94,7 @@ def sequence_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Arr
     return summed_ratio(log_probs, old_log_probs, mask) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 
 
-@checked
+@check_arguments
 def sequence_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """GSPO-token: ``sequence_ratio``'s value with ``token_ratio``'s gradient (arXiv 2507.18071).
 
@@ -116,7 +116,7 @@ def sequence_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: j
     return straight_through(sequence_ratio, _chosen_token_ratio)(log_probs, old_log_probs, mask)
 
 
-@checked
+@check_arguments
 def summed_token_ratio(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """``summed_ratio``'s value with ``token_ratio``'s gradient: what ``vespo`` reads.
 

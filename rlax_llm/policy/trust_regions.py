@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line, expm1_then_line
 from rlax_llm.core.kl import k3
 
 TrustRegion = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@checked
+@check_arguments
 def slopes(trust_region: TrustRegion, log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     """``∂ Σ loss / ∂ log_ratio``: 0 on the tokens that a trust region clips.
 
@@ -42,7 +42,7 @@ def slopes(trust_region: TrustRegion, log_ratio: jax.Array, advantages: jax.Arra
     return jax.lax.stop_gradient(jax.grad(lambda x: trust_region(x, advantages).sum())(fixed))
 
 
-@checked
+@check_arguments
 def score_function(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     """REINFORCE ``−A · log π`` (Williams, 1992), up to a constant.
 
@@ -62,7 +62,7 @@ def score_function(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     return -advantages * log_ratio
 
 
-@checked
+@check_arguments
 def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     """Importance-weighted surrogate ``−A · exp(log_ratio)`` (TRPO's objective, arXiv 1502.05477, eq. 14).
 
@@ -83,7 +83,7 @@ def unclipped(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     return -advantages * exp_then_line(log_ratio)
 
 
-@checked
+@check_arguments
 def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
     """PPO's pessimistic clip ``−min(r A, clamp(r, 1 − eps_low, 1 + eps_high) A)`` (arXiv 1707.06347, eq. 7).
 
@@ -116,7 +116,7 @@ def clip(eps_low: float = 0.2, eps_high: float | None = None) -> TrustRegion:
     return loss
 
 
-@checked
+@check_arguments
 def dual_clip(eps_low: float = 0.2, eps_high: float | None = None, ceiling: float = 3.0) -> TrustRegion:
     """PPO's clip whose loss is capped at ``−ceiling · A`` where A < 0 (arXiv 1912.09729).
 
@@ -147,7 +147,7 @@ def dual_clip(eps_low: float = 0.2, eps_high: float | None = None, ceiling: floa
     return loss
 
 
-@checked
+@check_arguments
 def cispo(*, ceiling: float, floor: float = 0.0) -> TrustRegion:
     """Clipped importance weights, detached: ``−sg(clamp(r, floor, ceiling)) · A · log π`` (arXiv 2506.13585).
 
@@ -179,7 +179,7 @@ def cispo(*, ceiling: float, floor: float = 0.0) -> TrustRegion:
     return loss
 
 
-@checked
+@check_arguments
 def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> TrustRegion:
     """Soft clip ``−(4/τ) · sigmoid(τ (r − 1)) · A``, with one τ for A > 0 and another elsewhere (arXiv 2511.20347).
 
@@ -209,7 +209,7 @@ def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) 
     return loss
 
 
-@checked
+@check_arguments
 def vespo(
     k_positive: float = 2.0, lambda_positive: float = 3.0, k_negative: float = 3.0, lambda_negative: float = 2.0
 ) -> TrustRegion:
@@ -254,7 +254,7 @@ def _soft_cap(x: jax.Array, bound: float) -> jax.Array:
     return jnp.where(x > 0, bound * jnp.tanh(positive / bound), x)
 
 
-@checked
+@check_arguments
 def discovered_policy_optimization(alpha: float = 2.0, beta: float = 0.6) -> TrustRegion:
     """Mirror learning with the drift that meta-learning found: ``−(r A − drift)`` (arXiv 2210.05639).
 
@@ -288,11 +288,11 @@ def discovered_policy_optimization(alpha: float = 2.0, beta: float = 0.6) -> Tru
     return loss
 
 
-@checked
-def penalized(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
+@check_arguments
+def add_penalty(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
     """Add ``kl_coef · (r − 1 − log r)``, the k3 estimate of KL(π_old‖π) from the samples of π_old.
 
-    PPO-penalty is ``penalized(unclipped, kl_coef)`` (arXiv 1707.06347, eq. 8), with the coefficient of
+    PPO-penalty is ``add_penalty(unclipped, kl_coef)`` (arXiv 1707.06347, eq. 8), with the coefficient of
     ``doubling_coef`` from the metric ``kl_old``. The estimate and its gradient are unbiased however far π has moved.
     Limiting case: ``trust_region`` itself for ``kl_coef = 0``.
 
@@ -306,10 +306,10 @@ def penalized(trust_region: TrustRegion, kl_coef: float) -> TrustRegion:
     Raises:
         ValueError: for a negative coefficient.
 
-    >>> penalized(unclipped, 0.5)(jnp.array([0.0]), jnp.array([2.0])).tolist()
+    >>> add_penalty(unclipped, 0.5)(jnp.array([0.0]), jnp.array([2.0])).tolist()
     [-2.0]
     """
-    checks.not_negative("penalized", kl_coef=kl_coef)
+    checks.not_negative("add_penalty", kl_coef=kl_coef)
 
     def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         return trust_region(log_ratio, advantages) + kl_coef * k3(jnp.zeros_like(log_ratio), log_ratio)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 
 Weighting = Callable[[jax.Array], jax.Array]
 
@@ -22,7 +22,7 @@ def _rows(mask: jax.Array) -> jax.Array:
     return jnp.maximum(mask.any(-1).sum(), 1)
 
 
-@checked
+@check_arguments
 def token_mean(mask: jax.Array) -> jax.Array:
     """Every token of the batch weighs the same, ``1 / Σ mask`` (PPO; DAPO, arXiv 2503.14476, eq. 8).
 
@@ -40,7 +40,7 @@ def token_mean(mask: jax.Array) -> jax.Array:
     return mask / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
 
 
-@checked
+@check_arguments
 def sequence_mean(mask: jax.Array) -> jax.Array:
     """Mean over each sequence's tokens, then over sequences, ``1 / (B · len_i)`` (GRPO, arXiv 2402.03300, eq. 3).
 
@@ -61,7 +61,7 @@ def sequence_mean(mask: jax.Array) -> jax.Array:
     return mask / (lengths * _rows(mask)).astype(jnp.float32)
 
 
-@checked
+@check_arguments
 def sequence_sum(mask: jax.Array) -> jax.Array:
     """Sum over each sequence's tokens, mean over sequences, ``1 / B``: the policy gradient of whole completions (RLOO).
 
@@ -80,7 +80,7 @@ def sequence_sum(mask: jax.Array) -> jax.Array:
     return mask / _rows(mask).astype(jnp.float32)
 
 
-@checked
+@check_arguments
 def fixed_length(max_new_tokens: int) -> Weighting:
     """Sum over each sequence's tokens divided by a constant, ``1 / (B · max_new_tokens)`` (Dr.GRPO, arXiv 2503.20783).
 
@@ -102,7 +102,7 @@ def fixed_length(max_new_tokens: int) -> Weighting:
     return lambda mask: sequence_sum(mask) / max_new_tokens
 
 
-@checked
+@check_arguments
 def top_entropy(entropy: jax.Array, mask: jax.Array, share: float) -> jax.Array:
     """The chosen tokens whose entropy is in the top ``share`` of the batch, one threshold for all (arXiv 2506.01939).
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks, kl
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import expm1_then_line
 
 Reward = Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
@@ -37,7 +37,7 @@ class Responses(NamedTuple):
     ref_log_probs: jax.Array | None = None
 
 
-@checked
+@check_arguments
 def wide(values: jax.Array) -> jax.Array:
     """Values in at least float32, the precision in which sums over tokens are taken.
 
@@ -48,7 +48,7 @@ def wide(values: jax.Array) -> jax.Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
-@checked
+@check_arguments
 def log_prob(beta: float | jax.Array = 1.0) -> Reward:
     """Scaled log-probability of the response, ``r = β Σ_t log π(y_t)`` (CPO, arXiv 2401.08417).
 
@@ -75,7 +75,7 @@ def log_prob(beta: float | jax.Array = 1.0) -> Reward:
     return reward
 
 
-@checked
+@check_arguments
 def log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     """DPO's reward ``r = β Σ_t (log π(y_t) − log π_ref(y_t))`` (arXiv 2305.18290, eq. 5 without its constant).
 
@@ -104,11 +104,11 @@ def log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     return reward
 
 
-@checked
-def length_normalized(reward: Reward) -> Reward:
+@check_arguments
+def normalize_length(reward: Reward) -> Reward:
     """Reward per token, ``r / |y|``.
 
-    Limiting case: the reward itself for a response of one token. ``length_normalized(log_prob(β))`` is SimPO's reward
+    Limiting case: the reward itself for a response of one token. ``normalize_length(log_prob(β))`` is SimPO's reward
     (arXiv 2405.14734, eq. 4); of ``log_ratio(β)`` that of length-normalized DPO (Tülu 3, arXiv 2411.15124) and of the
     peers' IPO.
 
@@ -118,7 +118,7 @@ def length_normalized(reward: Reward) -> Reward:
     Returns:
         A reward ``(log_probs, ref_log_probs, mask) → [...]``.
 
-    >>> length_normalized(log_prob())(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
+    >>> normalize_length(log_prob())(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
     -1.5
     """
 
@@ -128,9 +128,9 @@ def length_normalized(reward: Reward) -> Reward:
     return normalized
 
 
-@checked
+@check_arguments
 def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
-    """SimPO's reward ``r = β/|y| Σ_t log π(y_t)`` (arXiv 2405.14734, eq. 4): ``length_normalized(log_prob(beta))``.
+    """SimPO's reward ``r = β/|y| Σ_t log π(y_t)`` (arXiv 2405.14734, eq. 4): ``normalize_length(log_prob(beta))``.
 
     Limiting case: ``log_prob`` for a response of one token.
 
@@ -146,12 +146,12 @@ def mean_log_prob(beta: float | jax.Array = 1.0) -> Reward:
     >>> mean_log_prob(2.0)(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
     -3.0
     """
-    return length_normalized(log_prob(beta))
+    return normalize_length(log_prob(beta))
 
 
-@checked
+@check_arguments
 def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
-    """Log-ratio per token, ``r = β/|y| Σ_t (log π − log π_ref)``: ``length_normalized(log_ratio(beta))``.
+    """Log-ratio per token, ``r = β/|y| Σ_t (log π − log π_ref)``: ``normalize_length(log_ratio(beta))``.
 
     Limiting case: ``log_ratio`` for a response of one token.
 
@@ -167,11 +167,11 @@ def mean_log_ratio(beta: float | jax.Array = 1.0) -> Reward:
     >>> mean_log_ratio(2.0)(jnp.array([-1.0, -2.0]), jnp.array([-2.0, -2.5]), jnp.array([True, True])).tolist()
     1.5
     """
-    return length_normalized(log_ratio(beta))
+    return normalize_length(log_ratio(beta))
 
 
-@checked
-def length_regularized(reward: Reward, length_coef: float) -> Reward:
+@check_arguments
+def regularize_length(reward: Reward, length_coef: float) -> Reward:
     """Reward plus a bonus for length, ``r + α |y|`` (R-DPO, arXiv 2403.19159).
 
     The bonus is what the optimal policy of a length-*penalized* objective implies: a long chosen response is already
@@ -184,7 +184,7 @@ def length_regularized(reward: Reward, length_coef: float) -> Reward:
     Returns:
         A reward ``(log_probs, ref_log_probs, mask) → [...]``.
 
-    >>> length_regularized(log_prob(), 0.25)(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
+    >>> regularize_length(log_prob(), 0.25)(jnp.array([-1.0, -2.0]), None, jnp.array([True, True])).tolist()
     -2.5
     """
 
@@ -194,12 +194,13 @@ def length_regularized(reward: Reward, length_coef: float) -> Reward:
     return regularized
 
 
-@checked
-def sloped(reward: Reward, slope: Slope, beta: float | jax.Array) -> Reward:
+@check_arguments
+def divergence_reward(reward: Reward, slope: Slope, beta: float | jax.Array) -> Reward:
     """f-DPO's reward ``r = β f′(π/π_ref)`` (arXiv 2309.16240), f′ written as a function of the log-ratio.
 
     Limiting cases: ``slope`` the identity is reverse KL, ``log_ratio(β)``; near 0 every slope here is the identity.
-    ``sloped(mean_log_prob(), alpha_slope(1 − α), β)`` is AlphaPO's reward ``β (1 − p^−α)/α`` (arXiv 2501.03884).
+    ``divergence_reward(mean_log_prob(), alpha_slope(1 − α), β)`` is AlphaPO's reward ``β (1 − p^−α)/α`` (arXiv
+    2501.03884).
 
     Args:
         reward: the slope's argument, ``log_ratio()`` for f-DPO, nats.
@@ -212,14 +213,15 @@ def sloped(reward: Reward, slope: Slope, beta: float | jax.Array) -> Reward:
     Raises:
         ValueError: for a β that is not positive.
 
-    >>> sloped(log_ratio(), lambda x: x, 0.5)(jnp.array([-1.0]), jnp.array([-2.0]), jnp.array([True])).tolist()
+    >>> reward = divergence_reward(log_ratio(), lambda x: x, 0.5)
+    >>> reward(jnp.array([-1.0]), jnp.array([-2.0]), jnp.array([True])).tolist()
     0.5
     """
-    checks.positive("sloped", beta=beta)
+    checks.positive("divergence_reward", beta=beta)
     return lambda log_probs, ref_log_probs, mask: beta * slope(reward(log_probs, ref_log_probs, mask))
 
 
-@checked
+@check_arguments
 def alpha_slope(alpha: float) -> Slope:
     """Slope of the α-divergence, ``f′(u) = (u^(α−1) − 1)/(α − 1)`` at ``u = exp(log_ratio)``.
 
@@ -244,7 +246,7 @@ def alpha_slope(alpha: float) -> Slope:
     return slope
 
 
-@checked
+@check_arguments
 def forward_kl_slope(log_ratio: jax.Array) -> jax.Array:
     """Slope of forward KL, ``f′(u) = 1 − 1/u``: ``alpha_slope(0)``. Peers differ in the constant, which cancels.
 
@@ -262,7 +264,7 @@ def forward_kl_slope(log_ratio: jax.Array) -> jax.Array:
     return alpha_slope(0.0)(log_ratio)
 
 
-@checked
+@check_arguments
 def jensen_shannon_slope(log_ratio: jax.Array) -> jax.Array:
     """Slope of twice the Jensen-Shannon divergence, ``f′(u) = log(2u/(1 + u))``.
 
@@ -280,7 +282,7 @@ def jensen_shannon_slope(log_ratio: jax.Array) -> jax.Array:
     return jnp.log(2.0) + jax.nn.log_sigmoid(log_ratio)
 
 
-@checked
+@check_arguments
 def log_odds(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
     """ORPO's reward ``log(p/(1 − p))`` with p the geometric mean of the tokens' probabilities (arXiv 2403.07691).
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 
 Link = Callable[[jax.Array, jax.Array], jax.Array]
@@ -24,7 +24,7 @@ def _difference(where: str, chosen_rewards: jax.Array, rejected_rewards: jax.Arr
     return chosen_rewards - rejected_rewards
 
 
-@checked
+@check_arguments
 def logistic(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Bradley-Terry negative log-likelihood ``−log σ(Δ)``: reward models (arXiv 2203.02155), DPO (arXiv 2305.18290).
 
@@ -43,7 +43,7 @@ def logistic(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Arra
     return jax.nn.softplus(-_difference("logistic", chosen_rewards, rejected_rewards))
 
 
-@checked
+@check_arguments
 def misranking(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Bradley-Terry probability that the rejected one wins, ``1 − σ(Δ)``: KTO's value, APO's terms.
 
@@ -63,7 +63,7 @@ def misranking(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Ar
     return jax.nn.sigmoid(-_difference("misranking", chosen_rewards, rejected_rewards))
 
 
-@checked
+@check_arguments
 def hinge(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Hinge ``max(0, 1 − Δ)``: of ``log_prob`` SLiC-HF (arXiv 2305.10425), of ``log_ratio`` RSO (arXiv 2309.06657).
 
@@ -82,7 +82,7 @@ def hinge(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     return jax.nn.relu(1 - _difference("hinge", chosen_rewards, rejected_rewards))
 
 
-@checked
+@check_arguments
 def squared(target: jax.typing.ArrayLike) -> Link:
     """Regression of the margin, ``(Δ − target)²`` (IPO, arXiv 2310.12036, eq. 17, with ``target = 1/(2τ)``).
 
@@ -100,7 +100,7 @@ def squared(target: jax.typing.ArrayLike) -> Link:
     return lambda chosen, rejected: jnp.square(_difference("squared", chosen, rejected) - target)
 
 
-@checked
+@check_arguments
 def exo(eps: float = 1e-3) -> Link:
     """EXO's reverse KL between (σ(Δ), σ(−Δ)) and the smoothed label (1 − ε, ε) (arXiv 2402.00856, eq. 16).
 
@@ -128,7 +128,7 @@ def exo(eps: float = 1e-3) -> Link:
     return link
 
 
-@checked
+@check_arguments
 def nca(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Noise-contrastive alignment of pairs, ``−log σ(w) − ½ log σ(−w) − ½ log σ(−l)`` (NCA, arXiv 2402.05369).
 
@@ -149,7 +149,7 @@ def nca(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     return logistic(chosen_rewards, zero) + 0.5 * (logistic(zero, chosen_rewards) + logistic(zero, rejected_rewards))
 
 
-@checked
+@check_arguments
 def apo_down(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """APO-down ``σ(w) + 1 − σ(w − l)``: lowers the chosen one too, the rejected one more (arXiv 2408.06266, eq. 8).
 
@@ -168,7 +168,7 @@ def apo_down(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Arra
     return misranking(chosen_rewards, rejected_rewards) + misranking(jnp.zeros_like(chosen_rewards), chosen_rewards)
 
 
-@checked
+@check_arguments
 def discopop(temperature: float = 0.05) -> Link:
     """DiscoPOP's blend ``(1 − m)(−log σ(Δ)) + m exp(−Δ)`` with ``m = σ(Δ/temperature)`` (arXiv 2406.08414, eq. 5).
 
@@ -201,8 +201,8 @@ def discopop(temperature: float = 0.05) -> Link:
 # Modifiers: link → link.
 
 
-@checked
-def shifted(link: Link, margin: jax.typing.ArrayLike) -> Link:
+@check_arguments
+def demand_margin(link: Link, margin: jax.typing.ArrayLike) -> Link:
     """Demand a margin, ``link(w − margin, l)``: SimPO's γ (arXiv 2405.14734); Llama 2's reward model (2307.09288).
 
     Limiting case: a margin of 0 is ``link``. With ``squared`` it moves the target.
@@ -214,7 +214,7 @@ def shifted(link: Link, margin: jax.typing.ArrayLike) -> Link:
     Returns:
         A link ``(chosen_rewards, rejected_rewards) → loss``.
 
-    >>> shifted(hinge, 0.5)(jnp.array([1.0]), jnp.array([0.0])).tolist()
+    >>> demand_margin(hinge, 0.5)(jnp.array([1.0]), jnp.array([0.0])).tolist()
     [0.5]
     """
     return lambda chosen, rejected: link(chosen - margin, rejected)
@@ -224,12 +224,12 @@ def _flipped(link: Link, share: float) -> Link:
     return lambda chosen, rejected: (1 - share) * link(chosen, rejected) + share * link(rejected, chosen)
 
 
-@checked
-def smoothed(link: Link, eps: float) -> Link:
+@check_arguments
+def smooth_labels(link: Link, eps: float) -> Link:
     """Label smoothing ``(1 − ε) link(w, l) + ε link(l, w)``: of ``logistic`` conservative DPO (Mitchell, 2023).
 
     Limiting cases: ε = 0 is ``link``; ε = ½ is symmetric in the two. TRL's DPO does not smooth its logistic loss (any
-    more); OpenRLHF's, Tunix' and EasyDeL's do. ``shifted(smoothed(link, ε), γ)`` shifts both terms by γ.
+    more); OpenRLHF's, Tunix' and EasyDeL's do. ``demand_margin(smooth_labels(link, ε), γ)`` shifts both terms by γ.
 
     Args:
         link: a link.
@@ -241,19 +241,19 @@ def smoothed(link: Link, eps: float) -> Link:
     Raises:
         ValueError: for an ε outside [0, ½].
 
-    >>> smoothed(hinge, 0.25)(jnp.array([1.0]), jnp.array([0.0])).tolist()
+    >>> smooth_labels(hinge, 0.25)(jnp.array([1.0]), jnp.array([0.0])).tolist()
     [0.5]
     """
-    _share("smoothed", eps, closed=True)
+    _share("smooth_labels", eps, closed=True)
     return _flipped(link, eps)
 
 
-@checked
+@check_arguments
 def robust(link: Link, eps: float) -> Link:
     """Unbiased for labels flipped with probability ε: ``[(1 − ε) link(w, l) − ε link(l, w)]/(1 − 2ε)``.
 
     Robust DPO (arXiv 2403.00409). Its mean over the flips is ``link`` on the true labels. Limiting cases: ε = 0 is
-    ``link``; it is ``smoothed`` with the negative ε/(2ε − 1).
+    ``link``; it is ``smooth_labels`` with the negative ε/(2ε − 1).
 
     Args:
         link: a link.
@@ -272,8 +272,8 @@ def robust(link: Link, eps: float) -> Link:
     return _flipped(link, -eps / (1 - 2 * eps))
 
 
-@checked
-def against_zero(link: Link) -> Link:
+@check_arguments
+def compare_with_zero(link: Link) -> Link:
     """Each response against 0 instead of the other, ``link(w, 0) + link(0, l)``.
 
     Of ``logistic`` it is BCO on pairs (arXiv 2404.04656), of ``misranking`` APO-zero (arXiv 2408.06266, eq. 7), of
@@ -286,19 +286,19 @@ def against_zero(link: Link) -> Link:
     Returns:
         A link ``(chosen_rewards, rejected_rewards) → loss``.
 
-    >>> against_zero(hinge)(jnp.array([0.5]), jnp.array([1.0])).tolist()
+    >>> compare_with_zero(hinge)(jnp.array([0.5]), jnp.array([1.0])).tolist()
     [2.5]
     """
 
     def both(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-        checks.same_shape("against_zero", chosen_rewards=chosen, rejected_rewards=rejected)
+        checks.same_shape("compare_with_zero", chosen_rewards=chosen, rejected_rewards=rejected)
         zero = jnp.zeros_like(chosen)
         return link(chosen, zero) + link(zero, rejected)
 
     return both
 
 
-@checked
+@check_arguments
 def sorted_pairs(link: Link) -> Link:
     """Quantile against quantile, ``link(sort(w), sort(l))``: stochastic dominance of rewards (AOT, arXiv 2406.05882).
 
@@ -325,7 +325,7 @@ def sorted_pairs(link: Link) -> Link:
     return quantiles
 
 
-@checked
+@check_arguments
 def chosen_drop(link: Link, drop_coef: float) -> Link:
     """Punish a chosen response that fell below the reference, ``link(w − λ max(0, −w), l)`` (DPOP, arXiv 2402.13228).
 
@@ -344,7 +344,7 @@ def chosen_drop(link: Link, drop_coef: float) -> Link:
     return lambda chosen, rejected: link(chosen - drop_coef * jax.nn.relu(-chosen), rejected)
 
 
-@checked
+@check_arguments
 def centered_rewards(link: Link, centering_coef: float) -> Link:
     """Keep a reward model's scores around 0, ``link(w, l) + c (w + l)²`` (arXiv 2312.09244, eq. 2).
 
@@ -364,7 +364,7 @@ def centered_rewards(link: Link, centering_coef: float) -> Link:
     return lambda chosen, rejected: link(chosen, rejected) + centering_coef * jnp.square(chosen + rejected)
 
 
-@checked
+@check_arguments
 def weighted_sum(*terms: tuple[float, Link]) -> Link:
     """Several links at once, ``Σ_k c_k link_k(w, l)``, as in mixed preference optimization (arXiv 2411.10442).
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 from rlax_llm.preference.implicit_rewards import Responses, Reward, mean_log_ratio, wide
-from rlax_llm.preference.links import Link, shifted
+from rlax_llm.preference.links import Link, demand_margin
 
 
 class PreferenceBatch(NamedTuple):
@@ -57,7 +57,7 @@ class Preference(NamedTuple):
     nll_coef: float = 0.0
 
 
-@checked
+@check_arguments
 def per_response(reward: Reward) -> Rewards:
     """Lift a reward of one response to a batch of pairs.
 
@@ -81,8 +81,8 @@ def per_response(reward: Reward) -> Rewards:
     return rewards
 
 
-@checked
-def policy_against_reference(reward: Reward) -> Rewards:
+@check_arguments
+def policy_and_reference(reward: Reward) -> Rewards:
     """The policy's own margin against the reference's, ``(r_π(w) − r_π(l), r_ref(w) − r_ref(l))``: what AOT compares.
 
     Their difference is that of ``per_response(log_ratio)``, so only a link that sorts tells the two apart.
@@ -99,7 +99,7 @@ def policy_against_reference(reward: Reward) -> Rewards:
     >>> from rlax_llm.preference.implicit_rewards import log_prob
     >>> mask = jnp.ones((1, 1), bool)
     >>> sides = [Responses(jnp.array([[x]]), mask, jnp.array([[-2.0]])) for x in (-1.0, -4.0)]
-    >>> [x.tolist() for x in policy_against_reference(log_prob())(PreferenceBatch(*sides, jnp.ones(1)))]
+    >>> [x.tolist() for x in policy_and_reference(log_prob())(PreferenceBatch(*sides, jnp.ones(1)))]
     [[3.0], [0.0]]
     """
     of_pair = per_response(reward)
@@ -118,8 +118,8 @@ def policy_against_reference(reward: Reward) -> Rewards:
     return margins
 
 
-@checked
-def length_desensitized(rewards: Rewards, tail_coef: float) -> Rewards:
+@check_arguments
+def desensitize_length(rewards: Rewards, tail_coef: float) -> Rewards:
     """Damp the tokens beyond the length that both responses share, ``log p = Σ_{t ≤ n} + α Σ_{t > n}`` (LD-DPO).
 
     ``n`` is the shorter response's length (arXiv 2409.06411). Policy and reference are damped alike.
@@ -136,7 +136,7 @@ def length_desensitized(rewards: Rewards, tail_coef: float) -> Rewards:
     >>> long, short = jnp.array([[True, True]]), jnp.array([[True, False]])
     >>> sides = Responses(jnp.array([[-1.0, -4.0]]), long), Responses(jnp.array([[-3.0, 0.0]]), short)
     >>> batch = PreferenceBatch(*sides, jnp.ones(1))
-    >>> [x.tolist() for x in length_desensitized(per_response(log_prob()), 0.5)(batch)]
+    >>> [x.tolist() for x in desensitize_length(per_response(log_prob()), 0.5)(batch)]
     [[-3.0], [-3.0]]
     """
 
@@ -152,7 +152,7 @@ def length_desensitized(rewards: Rewards, tail_coef: float) -> Rewards:
     return of_batch
 
 
-@checked
+@check_arguments
 def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
     """Weights of the mean over pairs, ``1/B``; a pair with an empty response counts in no denominator.
 
@@ -175,7 +175,7 @@ def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
     return pairs / jnp.maximum(pairs.sum(), 1).astype(jnp.float32)
 
 
-@checked
+@check_arguments
 def log_collision_probability(logits: jax.Array) -> jax.Array:
     """Log of the probability that two draws agree, ``log Σ_v p_v²``: the normalizer of WPO's weights.
 
@@ -193,7 +193,7 @@ def log_collision_probability(logits: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(2 * jax.nn.log_softmax(logits), -1)
 
 
-@checked
+@check_arguments
 def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax.Array) -> jax.Array:
     """WPO's weight of a response, ``exp(1/|y| Σ_t (log π(y_t) − log Σ_v p_v²))`` (arXiv 2406.11827, eq. 2).
 
@@ -216,7 +216,7 @@ def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax
     return jax.lax.stop_gradient(exp_then_line(mean_log_ratio()(log_probs, log_collisions, mask)))
 
 
-@checked
+@check_arguments
 def pair_loss(
     link: Link, chosen_rewards: jax.Array, rejected_rewards: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -264,7 +264,7 @@ def _without_padding(responses: Responses, used: jax.Array) -> Responses:
     return responses._replace(mask=responses.mask & used[:, None])
 
 
-@checked
+@check_arguments
 def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """``Σ weights · link(rewards)  +  nll_coef · Σ token_weights · (−log π)``: sums, so exact under micro-batches.
 
@@ -295,7 +295,7 @@ def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax
     rewards = preference.rewards(
         batch._replace(chosen=_without_padding(chosen, used), rejected=_without_padding(rejected, used))
     )
-    link = preference.link if batch.margins is None else shifted(preference.link, batch.margins)
+    link = preference.link if batch.margins is None else demand_margin(preference.link, batch.margins)
     loss, metrics = pair_loss(link, *rewards, weights)
     if batch.token_weights is not None:
         checks.same_shape("preference_loss", log_probs=chosen.log_probs, token_weights=batch.token_weights)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.preference.implicit_rewards import Responses, Reward, log_ratio
 from rlax_llm.preference.links import Link, logistic, misranking
 
@@ -57,7 +57,7 @@ class RunningMean(NamedTuple):
     seen: jax.Array
 
 
-@checked
+@check_arguments
 def kto(beta: float | jax.Array = 0.1) -> Unpaired:
     """Kahneman-Tversky Optimization: ``1 − σ(r − z0)`` where desirable, else ``1 − σ(z0 − r)`` (arXiv 2402.01306).
 
@@ -80,7 +80,7 @@ def kto(beta: float | jax.Array = 0.1) -> Unpaired:
     return Unpaired(log_ratio(beta), misranking)
 
 
-@checked
+@check_arguments
 def bco(beta: float | jax.Array = 0.1) -> Unpaired:
     """Binary Classifier Optimization: ``−log σ(±(r − δ))``, + where desirable (arXiv 2404.04656).
 
@@ -101,11 +101,11 @@ def bco(beta: float | jax.Array = 0.1) -> Unpaired:
     return kto(beta)._replace(link=logistic)
 
 
-@checked
-def against(link: Link, rewards: jax.Array, desirable: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
+@check_arguments
+def unpaired_value(link: Link, rewards: jax.Array, desirable: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
     """Unpaired value of a link: ``link(r, reference)`` where desirable, else ``link(reference, r)``.
 
-    Limiting case: a desirable and an undesirable response against 0 sum to ``links.against_zero(link)``.
+    Limiting case: a desirable and an undesirable response against 0 sum to ``links.compare_with_zero(link)``.
 
     Args:
         link: ``(higher, lower) → loss``.
@@ -119,14 +119,14 @@ def against(link: Link, rewards: jax.Array, desirable: jax.Array, reference: jax
     Raises:
         ValueError: at trace time, for shapes that differ.
 
-    >>> against(misranking, jnp.array([0.0, 0.0]), jnp.array([True, False]), 0.0).tolist()
+    >>> unpaired_value(misranking, jnp.array([0.0, 0.0]), jnp.array([True, False]), 0.0).tolist()
     [0.5, 0.5]
     """
-    checks.same_shape("against", rewards=rewards, desirable=desirable)
+    checks.same_shape("unpaired_value", rewards=rewards, desirable=desirable)
     return link(jnp.where(desirable, rewards, reference), jnp.where(desirable, reference, rewards))
 
 
-@checked
+@check_arguments
 def mismatched_rows(size: int, offset: int = 1) -> jax.Array:
     """Which completion each prompt takes for KTO's mismatched pairs: prompt i takes completion ``i − offset``.
 
@@ -154,7 +154,7 @@ def mismatched_rows(size: int, offset: int = 1) -> jax.Array:
     return jnp.roll(jnp.arange(size), offset)
 
 
-@checked
+@check_arguments
 def reference_point(reward: Reward, mismatched: Responses) -> jax.Array:
     """KTO's ``z0 = max(0, mean reward of mismatched pairs)``, a rough β KL(π‖π_ref); no gradient (arXiv 2402.01306).
 
@@ -177,7 +177,7 @@ def reference_point(reward: Reward, mismatched: Responses) -> jax.Array:
     return jax.lax.stop_gradient(jnp.maximum(rewards.sum() / rows, 0.0))
 
 
-@checked
+@check_arguments
 def label_mean(
     mask: jax.Array,
     desirable: jax.Array,
@@ -205,7 +205,7 @@ def label_mean(
     return jnp.where(desirable, desirable_weight, undesirable_weight) * rows / jnp.maximum(rows.sum(), 1)
 
 
-@checked
+@check_arguments
 def desirable_weight_range(
     desirable: int,
     undesirable: int,
@@ -238,7 +238,7 @@ def desirable_weight_range(
     return low, ceiling * low
 
 
-@checked
+@check_arguments
 def running_mean() -> RunningMean:
     """State before the first value.
 
@@ -248,7 +248,7 @@ def running_mean() -> RunningMean:
     return RunningMean(jnp.zeros(()), jnp.zeros(()))
 
 
-@checked
+@check_arguments
 def update_running_mean(state: RunningMean, values: jax.Array, mask: jax.Array) -> RunningMean:
     """Mean of all values so far, ``mean + Σ (x − mean)/n``; no gradient.
 
@@ -276,7 +276,7 @@ def update_running_mean(state: RunningMean, values: jax.Array, mask: jax.Array) 
     return jax.lax.stop_gradient(RunningMean(state.mean + change, seen))
 
 
-@checked
+@check_arguments
 def unpaired_loss(
     unpaired: Unpaired, batch: LabeledBatch, reference: jax.typing.ArrayLike
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -306,7 +306,7 @@ def unpaired_loss(
     checks.same_shape("unpaired_loss", weights=weights, desirable=desirable, responses=rows)
     mask = responses.mask & (weights != 0)[:, None]
     rewards = unpaired.reward(responses.log_probs, responses.ref_log_probs, mask)
-    loss = (weights * against(unpaired.link, rewards, desirable, jax.lax.stop_gradient(reference))).sum()
+    loss = (weights * unpaired_value(unpaired.link, rewards, desirable, jax.lax.stop_gradient(reference))).sum()
     of_label = {"desirable": weights * desirable, "undesirable": weights * ~desirable}
     metrics = {"unpaired_loss": loss, "reference": jnp.asarray(reference)}
     metrics |= {f"{label}_reward": (w * rewards).sum() for label, w in of_label.items()}

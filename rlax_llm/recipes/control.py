@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.credit.streams import Credit, gae, q_value, return_to_go
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import token_ratio
@@ -12,7 +12,7 @@ from rlax_llm.policy.trust_regions import clip, score_function, unclipped
 from rlax_llm.policy.weightings import token_mean
 
 
-@checked
+@check_arguments
 def reinforce(credit: Credit = return_to_go) -> Objective:
     """REINFORCE (Williams, 1992) with any of the policy gradient's weights.
 
@@ -25,7 +25,7 @@ def reinforce(credit: Credit = return_to_go) -> Objective:
     return Objective(credit, token_ratio, score_function, token_mean)
 
 
-@checked
+@check_arguments
 def q_actor_critic() -> Objective:
     """The first actor-critic: the critic's Q(s, a) = r + γ V(s′) as the weight.
 
@@ -35,7 +35,7 @@ def q_actor_critic() -> Objective:
     return reinforce(q_value)
 
 
-@checked
+@check_arguments
 def a2c(lambda_: float | jax.Array = 1.0) -> Objective:
     """Advantage actor-critic (arXiv 1602.01783): REINFORCE with the return minus the value.
 
@@ -48,7 +48,7 @@ def a2c(lambda_: float | jax.Array = 1.0) -> Objective:
     return reinforce(gae(lambda_))
 
 
-@checked
+@check_arguments
 def ppo(lambda_: float | jax.Array = 0.95, eps: float = 0.2) -> Objective:
     """PPO-clip (arXiv 1707.06347).
 
@@ -62,7 +62,7 @@ def ppo(lambda_: float | jax.Array = 0.95, eps: float = 0.2) -> Objective:
     return a2c(lambda_)._replace(trust_region=clip(eps))
 
 
-@checked
+@check_arguments
 def ppo_penalty(lambda_: float | jax.Array = 0.95) -> Objective:
     """PPO-penalty's surrogate (arXiv 1707.06347, eq. 8); ``train.updates.Penalty`` adds its KL term.
 

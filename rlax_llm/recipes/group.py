@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlEstimator, k3, kl_penalty
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import centered, kl_in_score, leave_one_out, length_centered, per_group, z_score
@@ -13,7 +13,7 @@ from rlax_llm.policy.trust_regions import clip, score_function
 from rlax_llm.policy.weightings import fixed_length, sequence_mean, sequence_sum, token_mean
 
 
-@checked
+@check_arguments
 def penalty_or_none(estimator: KlEstimator, kl_coef: float) -> KlEstimator | None:
     """``kl_penalty(estimator, kl_coef)``, or None for a coefficient of 0: then no reference is needed.
 
@@ -27,7 +27,7 @@ def penalty_or_none(estimator: KlEstimator, kl_coef: float) -> KlEstimator | Non
     return None if isinstance(kl_coef, (int, float)) and kl_coef == 0 else kl_penalty(estimator, kl_coef)
 
 
-@checked
+@check_arguments
 def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
     """Group Relative Policy Optimization (arXiv 2402.03300): z-scores, PPO clip, sequence mean, k3 in the loss.
 
@@ -41,7 +41,7 @@ def grpo(kl_coef: float = 0.04, eps: float = 0.2) -> Objective:
     return Objective(per_group(z_score), token_ratio, clip(eps), sequence_mean, penalty_or_none(k3, kl_coef))
 
 
-@checked
+@check_arguments
 def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     """Dr.GRPO (arXiv 2503.20783): no division by the group's std or by the completion's length, no KL.
 
@@ -55,7 +55,7 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     return grpo(0, eps)._replace(advantage=per_group(centered), weighting=fixed_length(max_new_tokens))
 
 
-@checked
+@check_arguments
 def dapo(eps_low: float = 0.2, eps_high: float = 0.28) -> Objective:
     """DAPO's loss (arXiv 2503.14476): clip-higher and the token mean, no KL.
 
@@ -69,7 +69,7 @@ def dapo(eps_low: float = 0.2, eps_high: float = 0.28) -> Objective:
     return grpo(0)._replace(trust_region=clip(eps_low, eps_high), weighting=token_mean)
 
 
-@checked
+@check_arguments
 def rloo(kl_coef: float = 0.05) -> Objective:
     """REINFORCE Leave-One-Out (arXiv 2402.14740): whole completions, leave-one-out baseline, k1 in the score.
 
@@ -83,7 +83,7 @@ def rloo(kl_coef: float = 0.05) -> Objective:
     return Objective(advantage, token_ratio, score_function, sequence_sum)
 
 
-@checked
+@check_arguments
 def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """Group Sequence Policy Optimization (arXiv 2507.18071): one ratio a completion, no KL.
 
@@ -97,7 +97,7 @@ def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     return grpo(0)._replace(ratio=sequence_ratio, trust_region=clip(eps_low, eps_high))
 
 
-@checked
+@check_arguments
 def gspo_token(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """GSPO-token (arXiv 2507.18071): the completion's ratio with each token's own gradient.
 
@@ -111,7 +111,7 @@ def gspo_token(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     return gspo(eps_low, eps_high)._replace(ratio=sequence_token_ratio)
 
 
-@checked
+@check_arguments
 def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """LUSPO: GSPO whose completions weigh as many tokens as they have.
 
@@ -125,7 +125,7 @@ def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     return gspo(eps_low, eps_high)._replace(weighting=sequence_sum)
 
 
-@checked
+@check_arguments
 def gmpo(eps: float = 0.4) -> Objective:
     """Geometric-Mean Policy Optimization (arXiv 2507.20673).
 
@@ -138,7 +138,7 @@ def gmpo(eps: float = 0.4) -> Objective:
     return grpo(0)._replace(trust_region=coupled.gmpo(eps))
 
 
-@checked
+@check_arguments
 def cispo(ceiling: float) -> Objective:
     """CISPO (arXiv 2506.13585): detached, capped importance weights, the mean over tokens, no KL.
 
@@ -151,7 +151,7 @@ def cispo(ceiling: float) -> Objective:
     return dapo()._replace(trust_region=trust_regions.cispo(ceiling=ceiling))
 
 
-@checked
+@check_arguments
 def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> Objective:
     """Soft Adaptive Policy Optimization (arXiv 2511.20347).
 
@@ -165,7 +165,7 @@ def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) 
     return grpo(0)._replace(trust_region=trust_regions.sapo(temperature_positive, temperature_negative))
 
 
-@checked
+@check_arguments
 def vespo() -> Objective:
     """VESPO (arXiv 2602.10693): Gamma-shaped weights of whole completions, the mean over tokens.
 
@@ -175,7 +175,7 @@ def vespo() -> Objective:
     return dapo()._replace(ratio=summed_token_ratio, trust_region=trust_regions.vespo())
 
 
-@checked
+@check_arguments
 def dppo_tv(eps: float = 0.2) -> Objective:
     """Divergence PPO by total variation (arXiv 2602.04879).
 
@@ -188,7 +188,7 @@ def dppo_tv(eps: float = 0.2) -> Objective:
     return dapo()._replace(trust_region=coupled.dppo_tv(eps))
 
 
-@checked
+@check_arguments
 def dppo_kl(limit: float = 0.05) -> Objective:
     """Divergence PPO by the KL of "this token or another" (arXiv 2602.04879).
 
@@ -201,7 +201,7 @@ def dppo_kl(limit: float = 0.05) -> Objective:
     return dapo()._replace(trust_region=coupled.dppo_kl(limit))
 
 
-@checked
+@check_arguments
 def lite_ppo() -> Objective:
     """Lite PPO (arXiv 2508.08221): the group's mean, the batch's std, the mean over tokens.
 
@@ -211,7 +211,7 @@ def lite_ppo() -> Objective:
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.batch_std())
 
 
-@checked
+@check_arguments
 def opo() -> Objective:
     """OPO (arXiv 2505.23585): the length-weighted mean of the group as baseline, the score function.
 
@@ -221,7 +221,7 @@ def opo() -> Objective:
     return rloo(0)._replace(advantage=length_centered)
 
 
-@checked
+@check_arguments
 def gpg() -> Objective:
     """GPG (arXiv 2504.02546): centered scores, made up for uninformative groups, and the score function.
 
@@ -231,7 +231,7 @@ def gpg() -> Objective:
     return dapo()._replace(advantage=batch_credit.gpg(), trust_region=score_function)
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus(kl_coef: float = 0.01) -> Objective:
     """REINFORCE++ (arXiv 2501.03262): the tokens' returns with k1 in the reward, whitened over the batch.
 
@@ -244,7 +244,7 @@ def reinforce_plus_plus(kl_coef: float = 0.01) -> Objective:
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus(kl_coef))
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus_baseline() -> Objective:
     """REINFORCE++-baseline (arXiv 2501.03262): centered in the group, whitened over the batch.
 
@@ -254,7 +254,7 @@ def reinforce_plus_plus_baseline() -> Objective:
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.reinforce_plus_plus_baseline())
 
 
-@checked
+@check_arguments
 def gdpo(reward_weights: tuple[float, ...]) -> Objective:
     """GDPO (arXiv 2601.05242): several rewards, each a z-score in its group before they are added; the token mean.
 
@@ -264,4 +264,4 @@ def gdpo(reward_weights: tuple[float, ...]) -> Objective:
     >>> gdpo((1.0, 0.5)).weighting is token_mean
     True
     """
-    return dapo(0.2, 0.2)._replace(advantage=batch_credit.several(reward_weights))
+    return dapo(0.2, 0.2)._replace(advantage=batch_credit.per_reward(reward_weights))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import centered, leave_one_out, per_group, z_score
 from rlax_llm.policy.objectives import Objective
@@ -15,12 +15,12 @@ from rlax_llm.policy.ratios import sequence_ratio, token_ratio
 from rlax_llm.policy.trust_regions import clip
 from rlax_llm.policy.weightings import sequence_mean, token_mean
 from rlax_llm.preference.implicit_rewards import log_ratio
-from rlax_llm.preference.links import logistic, smoothed
+from rlax_llm.preference.links import logistic, smooth_labels
 from rlax_llm.preference.pairs import Preference, per_response
 from rlax_llm.recipes import preference as preference_recipes
 
 
-@checked
+@check_arguments
 def grpo(eps: float = 0.2) -> Objective:
     """``group_norm``: z-scores with an eps of 1e-9. Its KL in the reward (k1, 0.01) is the caller's ``kl_in_reward``.
 
@@ -33,7 +33,7 @@ def grpo(eps: float = 0.2) -> Objective:
     return Objective(per_group(partial(z_score, eps=1e-9)), token_ratio, clip(eps), token_mean)
 
 
-@checked
+@check_arguments
 def dr_grpo() -> Objective:
     """``dr_grpo``: only the advantage; the loss stays the mean over tokens, without a constant length.
 
@@ -43,7 +43,7 @@ def dr_grpo() -> Objective:
     return grpo()._replace(advantage=per_group(centered))
 
 
-@checked
+@check_arguments
 def rloo() -> Objective:
     """``rloo``: only the advantage; ratios stay a token's.
 
@@ -53,7 +53,7 @@ def rloo() -> Objective:
     return grpo()._replace(advantage=per_group(leave_one_out))
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus(kl_coef: float = 0.01, discount: float = 1.0) -> Objective:
     """``reinforce``: the tokens' returns with k1 in the reward, whitened over the batch by the biased variance.
 
@@ -67,7 +67,7 @@ def reinforce_plus_plus(kl_coef: float = 0.01, discount: float = 1.0) -> Objecti
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus(kl_coef, discount, ddof=0))
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus_baseline() -> Objective:
     """``reinforce_baseline``, its KL left to the caller.
 
@@ -77,7 +77,7 @@ def reinforce_plus_plus_baseline() -> Objective:
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus_baseline(ddof=0))
 
 
-@checked
+@check_arguments
 def gspo(eps: float = 0.2) -> Objective:
     """``policy_loss_type=gspo``: the half-width stays a token's unless it is set.
 
@@ -90,7 +90,7 @@ def gspo(eps: float = 0.2) -> Objective:
     return grpo(eps)._replace(ratio=sequence_ratio, weighting=sequence_mean)
 
 
-@checked
+@check_arguments
 def dpo(beta: float = 0.1, eps: float = 0.0) -> Preference:
     """``DPOTrainer`` with its ``label_smoothing``.
 
@@ -101,10 +101,10 @@ def dpo(beta: float = 0.1, eps: float = 0.0) -> Preference:
     >>> dpo().nll_coef
     0.0
     """
-    return preference_recipes.dpo(beta)._replace(link=smoothed(logistic, eps))
+    return preference_recipes.dpo(beta)._replace(link=smooth_labels(logistic, eps))
 
 
-@checked
+@check_arguments
 def ipo(beta: float = 0.1) -> Preference:
     """``ipo``: the squared margin of whole completions, not of their means.
 

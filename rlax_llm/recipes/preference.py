@@ -12,21 +12,21 @@ from __future__ import annotations
 import jax
 
 from rlax_llm.core import checks
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.preference.implicit_rewards import (
     alpha_slope,
+    divergence_reward,
     log_odds,
     log_prob,
     log_ratio,
     mean_log_prob,
     mean_log_ratio,
-    sloped,
 )
-from rlax_llm.preference.links import against_zero, logistic, shifted, sorted_pairs, squared, weighted_sum
-from rlax_llm.preference.pairs import Preference, per_response, policy_against_reference
+from rlax_llm.preference.links import compare_with_zero, demand_margin, logistic, sorted_pairs, squared, weighted_sum
+from rlax_llm.preference.pairs import Preference, per_response, policy_and_reference
 
 
-@checked
+@check_arguments
 def dpo(beta: float | jax.Array = 0.1) -> Preference:
     """Direct Preference Optimization, ``−log σ(β (log π/π_ref (w) − log π/π_ref (l)))`` (arXiv 2305.18290, eq. 7).
 
@@ -47,7 +47,7 @@ def dpo(beta: float | jax.Array = 0.1) -> Preference:
     return Preference(per_response(log_ratio(beta)), logistic)
 
 
-@checked
+@check_arguments
 def ipo(tau: float | jax.Array = 0.1) -> Preference:
     """Identity Preference Optimization, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
 
@@ -71,7 +71,7 @@ def ipo(tau: float | jax.Array = 0.1) -> Preference:
     return Preference(per_response(mean_log_ratio()), squared(1 / (2 * tau)))
 
 
-@checked
+@check_arguments
 def sppo(beta: float | jax.Array = 0.1) -> Preference:
     """Self-Play Preference Optimization with hard labels, ``(w − 1/(2β))² + (l + 1/(2β))²`` (arXiv 2405.00675, 4.7).
 
@@ -91,10 +91,10 @@ def sppo(beta: float | jax.Array = 0.1) -> Preference:
     [1.0]
     """
     checks.positive("sppo", beta=beta)
-    return Preference(per_response(log_ratio()), against_zero(squared(1 / (2 * beta))))
+    return Preference(per_response(log_ratio()), compare_with_zero(squared(1 / (2 * beta))))
 
 
-@checked
+@check_arguments
 def aot(beta: float | jax.Array = 0.1) -> Preference:
     """Alignment via Optimal Transport on pairs: sorted margins of the policy and of the reference (arXiv 2406.05882).
 
@@ -113,10 +113,10 @@ def aot(beta: float | jax.Array = 0.1) -> Preference:
     >>> aot(0.1).nll_coef
     0.0
     """
-    return Preference(policy_against_reference(log_prob(beta)), sorted_pairs(logistic))
+    return Preference(policy_and_reference(log_prob(beta)), sorted_pairs(logistic))
 
 
-@checked
+@check_arguments
 def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
     """Contrastive Preference Optimization: ``dpo`` without a reference, plus likelihood (arXiv 2401.08417).
 
@@ -139,7 +139,7 @@ def cpo(beta: float | jax.Array = 0.1, nll_coef: float = 0.0) -> Preference:
     return Preference(per_response(log_prob(beta)), logistic, nll_coef)
 
 
-@checked
+@check_arguments
 def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0.0) -> Preference:
     """SimPO, ``−log σ(β (log π(w)/|w| − log π(l)/|l|) − γ)`` (arXiv 2405.14734, eq. 6).
 
@@ -160,10 +160,10 @@ def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0
     >>> simpo().nll_coef
     0.0
     """
-    return Preference(per_response(mean_log_prob(beta)), shifted(logistic, gamma), nll_coef)
+    return Preference(per_response(mean_log_prob(beta)), demand_margin(logistic, gamma), nll_coef)
 
 
-@checked
+@check_arguments
 def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 0.5) -> Preference:
     """AlphaPO: ``simpo`` with the reward bent to ``β (1 − p^−α)/α``, p per token (arXiv 2501.03884).
 
@@ -183,10 +183,12 @@ def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 
     >>> alpha_po().nll_coef
     0.0
     """
-    return simpo(beta, gamma)._replace(rewards=per_response(sloped(mean_log_prob(), alpha_slope(1 - alpha), beta)))
+    return simpo(beta, gamma)._replace(
+        rewards=per_response(divergence_reward(mean_log_prob(), alpha_slope(1 - alpha), beta))
+    )
 
 
-@checked
+@check_arguments
 def orpo(odds_coef: float = 0.1) -> Preference:
     """Odds-Ratio Preference Optimization, ``NLL − λ log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
 

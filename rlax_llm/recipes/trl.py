@@ -7,7 +7,7 @@ any of them, by TRL's own names.
 
 from __future__ import annotations
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.preference.pairs import Preference
 from rlax_llm.recipes import preference as preference_recipes
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-@checked
+@check_arguments
 def grpo(
     kl_coef: float = 0.0, eps: float = 0.2, eps_high: float | None = None, delta: float | None = None
 ) -> Objective:
@@ -53,7 +53,7 @@ def grpo(
     return GRPOConfig(kl_coef, eps, eps_high, delta, use_bias_correction_kl=False).build()
 
 
-@checked
+@check_arguments
 def grpo_corrected_kl(kl_coef: float, eps: float = 0.2, eps_high: float | None = None) -> Objective:
     """``use_bias_correction_kl``, the default of later versions: k3 times the ratio of policy to sampler.
 
@@ -68,7 +68,7 @@ def grpo_corrected_kl(kl_coef: float, eps: float = 0.2, eps_high: float | None =
     return GRPOConfig(kl_coef, eps, eps_high).build()
 
 
-@checked
+@check_arguments
 def grpo_sequence_mean(kl_coef: float = 0.0, eps: float = 0.2) -> Objective:
     """``loss_type="grpo"``: the mean over all rows of each row's mean.
 
@@ -82,7 +82,7 @@ def grpo_sequence_mean(kl_coef: float = 0.0, eps: float = 0.2) -> Objective:
     return GRPOConfig(kl_coef, eps, loss_type="grpo", use_bias_correction_kl=False).build()
 
 
-@checked
+@check_arguments
 def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     """``loss_type="dr_grpo"``; the advantage keeps the division by the std unless ``scale_rewards="none"`` is set too.
 
@@ -96,7 +96,7 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     return GRPOConfig(epsilon=eps, loss_type="dr_grpo", max_completion_length=max_new_tokens).build()
 
 
-@checked
+@check_arguments
 def gspo(eps: float = 0.2, eps_high: float | None = None) -> Objective:
     """``importance_sampling_level="sequence"``: the half-widths stay a token's, 0.2, unless they are set.
 
@@ -110,7 +110,7 @@ def gspo(eps: float = 0.2, eps_high: float | None = None) -> Objective:
     return GRPOConfig(0.0, eps, eps_high, loss_type="grpo", importance_sampling_level="sequence").build()
 
 
-@checked
+@check_arguments
 def luspo(eps: float = 0.2) -> Objective:
     """``loss_type="luspo"`` with sequence-level ratios.
 
@@ -123,7 +123,7 @@ def luspo(eps: float = 0.2) -> Objective:
     return GRPOConfig(0.0, eps, loss_type="luspo", importance_sampling_level="sequence").build()
 
 
-@checked
+@check_arguments
 def sapo() -> Objective:
     """``loss_type="sapo"``.
 
@@ -133,7 +133,7 @@ def sapo() -> Objective:
     return GRPOConfig(loss_type="sapo").build()
 
 
-@checked
+@check_arguments
 def cispo(eps_high: float = 0.2) -> Objective:
     """``loss_type="cispo"``: ``epsilon_high`` is the ceiling of the ratio itself, so its default of 0.2 scales by 0.2.
 
@@ -146,7 +146,7 @@ def cispo(eps_high: float = 0.2) -> Objective:
     return GRPOConfig(epsilon_high=eps_high, loss_type="cispo").build()
 
 
-@checked
+@check_arguments
 def vespo() -> Objective:
     """``loss_type="vespo"``.
 
@@ -156,7 +156,7 @@ def vespo() -> Objective:
     return GRPOConfig(loss_type="vespo").build()
 
 
-@checked
+@check_arguments
 def rloo(kl_coef: float = 0.05, eps: float = 0.2) -> Objective:
     """``RLOOTrainer``: the ratio of whole completions, clipped; k1 in the score.
 
@@ -170,7 +170,7 @@ def rloo(kl_coef: float = 0.05, eps: float = 0.2) -> Objective:
     return RLOOConfig(kl_coef, eps).build()
 
 
-@checked
+@check_arguments
 def cpo(beta: float = 0.1) -> Preference:
     """``CPOTrainer``: ``cpo_alpha`` is 1, so the likelihood of the chosen completions counts (``token_mean`` weights).
 
@@ -183,7 +183,7 @@ def cpo(beta: float = 0.1) -> Preference:
     return preference_recipes.cpo(beta, nll_coef=1.0)
 
 
-@checked
+@check_arguments
 def simpo(beta: float = 0.1, gamma: float = 0.5) -> Preference:
     """``CPOTrainer`` with ``loss_type="simpo"``: ``cpo_alpha`` stays 1 unless it is set to 0.
 

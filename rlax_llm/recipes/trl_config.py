@@ -12,16 +12,16 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlEstimator, k3
-from rlax_llm.core.masked import divided_by_std, masked_deviation
+from rlax_llm.core.masked import divide_by_std, masked_deviation
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.batches import batch_std
 from rlax_llm.credit.groups import Advantage, centered, kl_in_score, leave_one_out, per_group, z_score
 from rlax_llm.credit.shaping import clipped_scores
 from rlax_llm.policy import trust_regions
-from rlax_llm.policy.coupled import Coupled, importance_corrected
+from rlax_llm.policy.coupled import Coupled, weigh_by_ratio
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import (
     Ratio,
@@ -38,7 +38,7 @@ from rlax_llm.recipes.group import penalty_or_none
 T = TypeVar("T")
 
 
-@checked
+@check_arguments
 def over_all_rows(length: int | None = None) -> Weighting:
     """``1 / (B · len_i)``, or ``1 / (B · length)`` for a constant, B the number of all rows, the empty ones too.
 
@@ -134,7 +134,7 @@ class GRPOConfig(NamedTuple):
 
     def _kl(self) -> KlEstimator | Coupled | None:
         penalty = penalty_or_none(k3, self.beta)
-        return importance_corrected(penalty) if penalty is not None and self.use_bias_correction_kl else penalty
+        return weigh_by_ratio(penalty) if penalty is not None and self.use_bias_correction_kl else penalty
 
 
 class RLOOConfig(NamedTuple):
@@ -173,7 +173,7 @@ def _clipped_first(advantage: Advantage, low: float, high: float) -> Advantage:
 def _normalized(advantage: Advantage) -> Advantage:
     def over_batch(scored: Scored) -> jax.Array:
         credit, known = advantage(scored), ~jnp.isnan(scored.scores)
-        return divided_by_std(masked_deviation(credit, known), credit, known)
+        return divide_by_std(masked_deviation(credit, known), credit, known)
 
     return over_batch
 

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.core.arguments import checked
+from rlax_llm.core.arguments import check_arguments
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import centered, leave_one_out, length_centered, per_group, z_score
 from rlax_llm.policy.objectives import Objective
@@ -22,8 +22,8 @@ from rlax_llm.policy.weightings import token_mean
 from rlax_llm.recipes import group as recipes
 
 
-@checked
-def bounded(ratio: Ratio, limit: float = 20.0) -> Ratio:
+@check_arguments
+def bound_ratio(ratio: Ratio, limit: float = 20.0) -> Ratio:
     """A ratio held within ±limit, nats; no gradient beyond.
 
     Args:
@@ -33,13 +33,13 @@ def bounded(ratio: Ratio, limit: float = 20.0) -> Ratio:
     Returns:
         A ratio.
 
-    >>> bounded(token_ratio)(jnp.array([90.0]), jnp.array([0.0]), jnp.array([True])).tolist()
+    >>> bound_ratio(token_ratio)(jnp.array([90.0]), jnp.array([0.0]), jnp.array([True])).tolist()
     [20.0]
     """
     return lambda log_probs, old, mask: jnp.clip(ratio(log_probs, old, mask), -limit, limit)
 
 
-@checked
+@check_arguments
 def padded_length(mask: jax.Array) -> jax.Array:
     """``seq-mean-token-sum-norm``: one over the padded length, whatever the number of rows.
 
@@ -55,7 +55,7 @@ def padded_length(mask: jax.Array) -> jax.Array:
     return mask / jnp.float32(mask.shape[-1])
 
 
-@checked
+@check_arguments
 def grpo(eps: float = 0.2, eps_high: float | None = None, ceiling: float = 3.0) -> Objective:
     """``adv_estimator=grpo``: z-scores with an eps of 1e-6, no KL.
 
@@ -68,10 +68,10 @@ def grpo(eps: float = 0.2, eps_high: float | None = None, ceiling: float = 3.0) 
     True
     """
     advantage = per_group(partial(z_score, eps=1e-6))
-    return Objective(advantage, bounded(token_ratio), dual_clip(eps, eps_high, ceiling), token_mean)
+    return Objective(advantage, bound_ratio(token_ratio), dual_clip(eps, eps_high, ceiling), token_mean)
 
 
-@checked
+@check_arguments
 def dr_grpo() -> Objective:
     """``norm_adv_by_std_in_grpo=False`` with ``seq-mean-token-sum-norm``.
 
@@ -81,7 +81,7 @@ def dr_grpo() -> Objective:
     return grpo()._replace(advantage=per_group(centered), weighting=padded_length)
 
 
-@checked
+@check_arguments
 def rloo() -> Objective:
     """``adv_estimator=rloo``: only the advantage; ratios stay a token's.
 
@@ -91,7 +91,7 @@ def rloo() -> Objective:
     return grpo()._replace(advantage=per_group(leave_one_out))
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus() -> Objective:
     """``adv_estimator=reinforce_plus_plus``.
 
@@ -101,7 +101,7 @@ def reinforce_plus_plus() -> Objective:
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus())
 
 
-@checked
+@check_arguments
 def reinforce_plus_plus_baseline() -> Objective:
     """``adv_estimator=reinforce_plus_plus_baseline``.
 
@@ -111,7 +111,7 @@ def reinforce_plus_plus_baseline() -> Objective:
     return grpo()._replace(advantage=batch_credit.reinforce_plus_plus_baseline())
 
 
-@checked
+@check_arguments
 def opo() -> Objective:
     """``adv_estimator=opo``: the length-weighted mean as baseline.
 
@@ -121,7 +121,7 @@ def opo() -> Objective:
     return grpo()._replace(advantage=length_centered)
 
 
-@checked
+@check_arguments
 def gpg() -> Objective:
     """``adv_estimator=gpg`` with ``loss_mode=gpg``: the score function; α counts the scores that are not 0.
 
@@ -131,7 +131,7 @@ def gpg() -> Objective:
     return recipes.gpg()._replace(advantage=batch_credit.gpg(share=batch_credit.nonzero_share))
 
 
-@checked
+@check_arguments
 def gspo(eps: float = 0.2) -> Objective:
     """``loss_mode=gspo``: the token's gradient at the sequence's ratio, the mean over sequences.
 
@@ -144,7 +144,7 @@ def gspo(eps: float = 0.2) -> Objective:
     return recipes.gspo(eps, eps)._replace(advantage=grpo().advantage, ratio=sequence_token_ratio)
 
 
-@checked
+@check_arguments
 def cispo(eps: float = 0.2) -> Objective:
     """``loss_mode=cispo``: the ratio bounded on both sides, relative to 1.
 
@@ -157,7 +157,7 @@ def cispo(eps: float = 0.2) -> Objective:
     return grpo()._replace(trust_region=cispo_region(ceiling=1 + eps, floor=1 - eps))
 
 
-@checked
+@check_arguments
 def gmpo(eps: float = 0.2) -> Objective:
     """``loss_mode=geo_mean``: the clip of the other losses instead of the paper's 0.4.
 

@@ -142,7 +142,7 @@ def expected_integer(answer: Any) -> str | None:
     return None if text is None else last_integer(text)
 
 
-def matching(pattern: str) -> Callable[..., list[float]]:
+def format_match(pattern: str) -> Callable[..., list[float]]:
     """Reward function ``format=REGEX``: 1 where the pattern matches the whole completion, else 0.
 
     Args:
@@ -151,7 +151,7 @@ def matching(pattern: str) -> Callable[..., list[float]]:
     Raises:
         ValueError: not a regular expression.
 
-    >>> matching("<answer>.*</answer>")(["", ""], ["<answer>1\\n2</answer>", "So <answer>3</answer>"])
+    >>> format_match("<answer>.*</answer>")(["", ""], ["<answer>1\\n2</answer>", "So <answer>3</answer>"])
     [1.0, 0.0]
     """
     try:
@@ -187,7 +187,7 @@ def word_limit(limit: int) -> Callable[..., list[float]]:
     return reward
 
 
-def repeated(size: int) -> Callable[..., list[float]]:
+def repetition(size: int) -> Callable[..., list[float]]:
     """Reward function ``repetition=N``: minus the share of the runs of ``size`` words that occurred before.
 
     Args:
@@ -196,7 +196,7 @@ def repeated(size: int) -> Callable[..., list[float]]:
     Raises:
         ValueError: a size below 1.
 
-    >>> repeated(2)(["", "", ""], ["a b a b a", "a b c", "a"])
+    >>> repetition(2)(["", "", ""], ["a b a b a", "a b c", "a"])
     [-0.5, 0.0, 0.0]
     """
     if size < 1:

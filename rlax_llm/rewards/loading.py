@@ -12,7 +12,14 @@ from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import named_function
 from rlax_llm.rewards import mathematics
 from rlax_llm.rewards.calling import Reward, RewardError
-from rlax_llm.rewards.functions import exact_answer, expected_integer, integer_answer, matching, repeated, word_limit
+from rlax_llm.rewards.functions import (
+    exact_answer,
+    expected_integer,
+    format_match,
+    integer_answer,
+    repetition,
+    word_limit,
+)
 from rlax_llm.rewards.golds import answer_text
 
 
@@ -39,12 +46,12 @@ BUILT_IN = {"exact_answer": exact_answer, "integer_answer": integer_answer, "mat
 _READ: dict[Callable[..., Any], Callable[[Any], bool]] = {
     exact_answer: lambda answer: answer_text(answer) is not None,
     integer_answer: lambda answer: expected_integer(answer) is not None,
-    mathematics.math_answer: mathematics.readable,
+    mathematics.math_answer: mathematics.is_readable,
 }
 FAMILIES = {
-    "format": Family("REGEX", matching),
+    "format": Family("REGEX", format_match),
     "words": Family("LIMIT", lambda text: word_limit(_whole(text))),
-    "repetition": Family("N", lambda text: repeated(_whole(text))),
+    "repetition": Family("N", lambda text: repetition(_whole(text))),
 }
 
 
@@ -88,13 +95,13 @@ def _term(spec: str, text: str) -> Reward:
     return load_reward(weighted[2].strip())._replace(weight=weight)
 
 
-def anchored(spec: str) -> str:
+def anchor_files(spec: str) -> str:
     """The rewards of ``load_rewards`` by names that find them from any directory: files by their whole paths.
 
     Args:
         spec: as ``load_rewards`` takes it; a name that is no file here stays as it is.
 
-    >>> anchored("integer_answer + 0.5*no_such_file.py:score")
+    >>> anchor_files("integer_answer + 0.5*no_such_file.py:score")
     'integer_answer + 0.5*no_such_file.py:score'
     """
     return " + ".join(_anchored(text) for text in spec.split(" + "))
@@ -132,7 +139,7 @@ def load_reward(spec: str) -> Reward:
     """
     family, equals, argument = spec.partition("=")
     if spec == "math_answer":
-        mathematics.imported()  # now, not in the middle of a run or in the time of a worker's first row
+        mathematics.import_math_verify()  # now, not in the middle of a run or in the time of a worker's first row
     if spec in BUILT_IN:
         return Reward(spec, BUILT_IN[spec], spec=spec)
     if equals and family in FAMILIES:

@@ -59,17 +59,17 @@ def math_answer(
     >>> math_answer(["", ""], ["It is 0.5.", "It is $\\frac{1}{3}$."], answer=["1/2", "1/2"])
     [1.0, 0.0]
     """
-    imported()
+    import_math_verify()
     return [_score(completion_text(given), known_answer(right)) for given, right in zip(completions, answer)]
 
 
-def imported() -> ModuleType:
+def import_math_verify() -> ModuleType:
     """The module ``math_verify``, whose import takes a second.
 
     Raises:
         RewardError: it is not installed.
 
-    >>> imported().__name__
+    >>> import_math_verify().__name__
     'math_verify'
     """
     try:
@@ -83,13 +83,13 @@ def imported() -> ModuleType:
     return math_verify
 
 
-def readable(answer: Any) -> bool:
+def is_readable(answer: Any) -> bool:
     """Whether ``math_answer`` can read a right answer.
 
     Args:
         answer: one value of its column.
 
-    >>> readable("1/2"), readable(None), readable("5 @ 3")
+    >>> is_readable("1/2"), is_readable(None), is_readable("5 @ 3")
     (True, False, False)
     """
     text = known_answer(answer)
@@ -181,7 +181,7 @@ def _expression(latex: str) -> Any:
     latex = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ(?![a-zA-Z])|{\\circ})", r"(\\frac{\1\\pi}{180})", latex)
     from latex2sympy2_extended import NormalizationConfig
 
-    math_verify = imported()
+    math_verify = import_math_verify()
     plainly = NormalizationConfig(malformed_operators=True, boxed="none")
     config = math_verify.LatexExtractionConfig(boxed_match_priority=-1, normalization_config=plainly)
     # Only LaTeX: the reader of plain expressions would evaluate them as Python.
@@ -211,7 +211,7 @@ def _equal_formulas(right: str, given: str) -> bool:
     expressions = _expression(right), _expression(given)
     if any(one is None for one in expressions):
         return False
-    equal = imported().verify(*expressions, timeout_seconds=None)
+    equal = import_math_verify().verify(*expressions, timeout_seconds=None)
     return bool(equal) and not _far_apart(*expressions)
 
 

@@ -116,13 +116,13 @@ def one_notation(text: str) -> str:
     return text.strip()
 
 
-def unwrapped(text: str) -> str:
+def unwrap(text: str) -> str:
     r"""The text without delimiters, quotes, emphasis, braces and a full stop around all of it.
 
     Args:
         text: in one notation.
 
-    >>> unwrapped(r"$\boxed{\text{(A)}}$."), unwrapped("**42**"), unwrapped("*4* or *5*")
+    >>> unwrap(r"$\boxed{\text{(A)}}$."), unwrap("**42**"), unwrap("*4* or *5*")
     ('(A)', '42', '*4* or *5*')
     """
     while True:

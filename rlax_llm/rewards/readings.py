@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from rlax_llm.rewards.notation import one_notation, top_level_parts, unwrapped
+from rlax_llm.rewards.notation import one_notation, top_level_parts, unwrap
 from rlax_llm.rewards.units import (
     AMBIGUOUS,
     MULTIPLES,
@@ -150,11 +150,11 @@ def readings(text: str) -> tuple[Reading, ...]:
     """
     if len(text) > _LONGEST:
         return ()
-    return _readings(unwrapped(one_notation(text)))
+    return _readings(unwrap(one_notation(text)))
 
 
 def _readings(text: str, depth: int = 0) -> tuple[Reading, ...]:
-    text = unwrapped(text)
+    text = unwrap(text)
     if not text or depth > 8:
         return ()
     for reader in (

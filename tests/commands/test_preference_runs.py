@@ -227,7 +227,7 @@ def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, mon
         seen.append(metrics[NOT_FINITE])
         return "parameters" if len(seen) == 2 else None
 
-    monkeypatch.setattr(session, "turned", second)
+    monkeypatch.setattr(session, "not_finite_part", second)
     out = tmp_path / "run"
     with pytest.raises(
         RunFailed, match=rf"{command}: the parameters of step 2 are not finite.* is the model after step 1"

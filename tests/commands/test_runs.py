@@ -152,7 +152,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
         seen.append(metrics[NOT_FINITE])
         return "gradient" if len(seen) == TINY.warm_start_steps + 2 else None
 
-    monkeypatch.setattr(session, "turned", second)
+    monkeypatch.setattr(session, "not_finite_part", second)
     out = tmp_path / "run"
     with pytest.raises(RunFailed, match=r"grpo: the gradient of step 2 is not finite.*is the model after step 1, the"):
         runs.run_grpo(dataclasses.replace(TINY, out=str(out)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from rlax_llm.core.finite import NOT_FINITE, turned, watched
+from rlax_llm.core.finite import NOT_FINITE, not_finite_part, watch_finite
 from rlax_llm.core.trees import all_finite
 from rlax_llm.core.types import Completions
 from rlax_llm.loops.group import group_loop, group_trpo_loop
@@ -42,8 +42,8 @@ def test_what_is_not_finite_is_named_by_what_spoils_the_rest(metrics, params, st
     def step(state):
         return State(jnp.full(3, params), state.step + steps), {name: jnp.asarray(x) for name, x in metrics.items()}
 
-    _, found = watched(step)(State(jnp.ones(3), jnp.int32(0)))
-    assert turned({name: float(x) for name, x in found.items()}) == told
+    _, found = watch_finite(step)(State(jnp.ones(3), jnp.int32(0)))
+    assert not_finite_part({name: float(x) for name, x in found.items()}) == told
     assert set(found) == {*metrics, NOT_FINITE}
 
 
@@ -61,17 +61,17 @@ def test_a_loop_that_leaves_the_finite_numbers_trips_it(start):
     """From 3e38 a step of 1.5e38 leads to infinity though loss and gradient are finite."""
     init, step = supervised_loop(bandit, optax.scale(3e38 if start == 3e38 else 0.1))
     params = jnp.array([start, 0.0, 0.0])
-    state, metrics = jax.jit(watched(step))(init(params), rows())
+    state, metrics = jax.jit(watch_finite(step))(init(params), rows())
     finite = bool(jnp.isfinite(state.params).all())
-    assert (turned(metrics) is None) == finite == (start == 0.0)
+    assert (not_finite_part(metrics) is None) == finite == (start == 0.0)
 
 
 @pytest.mark.parametrize("chosen", [True, False])
 def test_a_batch_without_a_token_is_no_failure(chosen):
     init, step = group_loop(bandit, grpo(kl_coef=0.0), optax.sgd(0.1))
-    state, metrics = jax.jit(watched(step))(init(jnp.zeros(3)), rows(chosen), jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+    state, metrics = jax.jit(watch_finite(step))(init(jnp.zeros(3)), rows(chosen), jnp.array([[0.0, 1.0], [1.0, 0.0]]))
     assert bool(jnp.isnan(metrics["policy_loss"])) != chosen and int(state.step) == chosen
-    assert turned(metrics) is None
+    assert not_finite_part(metrics) is None
 
 
 @pytest.mark.parametrize("score", [1.0, jnp.inf])
@@ -83,6 +83,6 @@ def test_trpo_which_stays_where_it_is_says_so(score):
     init, step = group_trpo_loop(
         lambda params, rows: jnp.broadcast_to(params, (4, 1, 3)), advantage, token_mean, natural_direction(0.01), search
     )
-    state, metrics = jax.jit(watched(step))(init(jnp.zeros(3)), rows(), jnp.array([[0.0, score], [0.0, 0.0]]))
+    state, metrics = jax.jit(watch_finite(step))(init(jnp.zeros(3)), rows(), jnp.array([[0.0, score], [0.0, 0.0]]))
     assert all_finite(state.params)
-    assert turned(metrics) == (None if score == 1.0 else "gradient")
+    assert not_finite_part(metrics) == (None if score == 1.0 else "gradient")

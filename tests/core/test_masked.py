@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from rlax_llm.core.masked import (
     at_least_float32,
-    divided_by_std,
+    divide_by_std,
     masked_deviation,
     masked_mean,
     masked_variance,
@@ -30,7 +30,7 @@ MASK = np.array([[True, False, True], [True, True, False]])
 
 
 def z_score(x, mask):
-    return divided_by_std(masked_deviation(x, mask), x, mask, 1, 1e-4)
+    return divide_by_std(masked_deviation(x, mask), x, mask, 1, 1e-4)
 
 
 def heavy_deviation(x, mask):
@@ -126,7 +126,7 @@ def test_whiten_without_an_epsilon_has_variance_one_and_mean_zero():
 
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_both_epsilons_agree_where_they_are_zero(ddof):
-    beside = divided_by_std(masked_deviation(X, MASK), X, MASK, ddof, 0.0)
+    beside = divide_by_std(masked_deviation(X, MASK), X, MASK, ddof, 0.0)
     np.testing.assert_allclose(whiten(X, MASK, ddof, 0.0), beside, rtol=1e-12)
 
 

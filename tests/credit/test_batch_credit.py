@@ -17,7 +17,7 @@ from rlax_llm.credit.batches import (
     reinforce_plus_plus,
     reinforce_plus_plus_baseline,
     returns_to_go,
-    whitened,
+    whiten_advantages,
 )
 from rlax_llm.credit.groups import centered, per_group, z_score
 
@@ -207,7 +207,9 @@ def test_whitening_a_sequence_value_is_whitening_it_on_every_token():
     def on_every_token(scored):
         return jnp.broadcast_to(per_group(centered)(scored)[..., None], scored.mask.shape)
 
-    np.testing.assert_array_equal(whitened(per_group(centered))(scored), whitened(on_every_token)(scored))
+    np.testing.assert_array_equal(
+        whiten_advantages(per_group(centered))(scored), whiten_advantages(on_every_token)(scored)
+    )
 
 
 def test_groups_play_no_part_in_reinforce_plus_plus():

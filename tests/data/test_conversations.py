@@ -6,7 +6,7 @@ import pytest
 from made_tokenizers import CHATML, CUTTING, LLAMA_2, OPENING, SHOWING, ZEPHYR, metaspace
 
 from rlax_llm.data.encoding import encode_demonstrations, encode_labeled, encode_pairs
-from rlax_llm.data.preferences import every_turn, labeled, last_turn, pair
+from rlax_llm.data.preferences import every_turn, labeled_completion, last_turn, pair
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -118,7 +118,9 @@ def test_a_beginning_takes_the_place_of_an_opening(tokenizers):
 
 def test_a_string_continues_a_beginning_too(tokenizers):
     tokenizer, prompt = tokenizers["chatml"], [*ASK, said("It is")]
-    (row,) = encode_labeled(tokenizer, [labeled("w", {"prompt": prompt, "completion": " four.", "label": True})])
+    (row,) = encode_labeled(
+        tokenizer, [labeled_completion("w", {"prompt": prompt, "completion": " four.", "label": True})]
+    )
     (same,) = encode_demonstrations(tokenizer, [last_turn("w", {"prompt": prompt, "completion": [said(" four.")]})])
     assert (row.prompt, row.completion) == (same.prompt, same.completion)
     assert texts(tokenizer, prompt, said(" four.")) == (BEFORE + "It is", " four.<|im_end|>")
@@ -135,7 +137,7 @@ CALLING = CHATML.replace(
 def test_an_answer_of_several_turns_is_learned_where_it_is_the_assistants():
     tokenizer = chatml(CALLING)
     row = {"prompt": ASK, "completion": TOOLS, "label": True}
-    (encoded,) = encode_labeled(tokenizer, [labeled("line 1", row)])
+    (encoded,) = encode_labeled(tokenizer, [labeled_completion("line 1", row)])
     learned = [token for token, own in zip(encoded.completion, encoded.learned, strict=True) if own]
     assert tokenizer.decode(learned, skip_special=False) == "[add]<|im_end|>four<|im_end|>"
     whole = tokenizer.encode(tokenizer.conversation_text([*ASK, *TOOLS]))

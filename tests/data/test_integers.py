@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rlax_llm.data.integers import integer_form, with_integer_answers
 from rlax_llm.data.rows import DataError
-from rlax_llm.data.sifting import numbered
+from rlax_llm.data.sifting import number_rows
 from rlax_llm.rewards.functions import integer_answer
 
 WHOLE = st.integers(1, 10**6)
@@ -119,7 +119,7 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
         {"prompt": [{"role": "user", "content": "Who?"}], "answer": "Ann", "completion": "Ann", "level": 3},
     ]
     before = json.dumps(rows)
-    table = numbered("the rows", rows).then(with_integer_answers)
+    table = number_rows("the rows", rows).then(with_integer_answers)
     kept = list(table)
     assert [row["level"] for row in kept] == [1, 2]
     assert table.report() == "the rows: 1 of 3 rows left out: 1 because the answer 'Ann' has no integer form (row 3)"
@@ -136,13 +136,13 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
 )
 def test_answers_of_any_type_are_read_or_left_out(answer, total):
     rows = [{"prompt": "?", "answer": 1}, {"prompt": "?", "answer": answer}]
-    kept = numbered("it", rows).then(with_integer_answers)
+    kept = number_rows("it", rows).then(with_integer_answers)
     left_out = len(kept.left_out)
     assert ([row["answer"] for row in kept], left_out) == (([1], 1) if total is None else ([1, total], 0))
 
 
 def test_mistakes_are_told():
     with pytest.raises(DataError, match="the rows, row 1: no column 'answer', which integer_answers reads"):
-        numbered("the rows", [{"prompt": "1"}]).then(with_integer_answers)
+        number_rows("the rows", [{"prompt": "1"}]).then(with_integer_answers)
     with pytest.raises(DataError, match="the rows, row 1: the answer 'x' has no integer form"):
-        numbered("the rows", [{"prompt": "1", "answer": "x"}]).then(with_integer_answers)
+        number_rows("the rows", [{"prompt": "1", "answer": "x"}]).then(with_integer_answers)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from rlax_llm.data.encoding import DemonstrationTokens, PairTokens
-from rlax_llm.data.limits import Limits, prompts_within, within
+from rlax_llm.data.limits import Limits, keep_prompts_within, keep_within
 from rlax_llm.data.rows import DataError
-from rlax_llm.data.sifting import Kept, numbered
+from rlax_llm.data.sifting import Kept, number_rows
 from rlax_llm.models.tokenizer import Tokenizer
 
 CHARACTERS = Tokenizer.characters("01+=")
@@ -23,7 +23,7 @@ def table(rows):
 
 
 def test_rows_that_are_too_long_are_left_out_counted_and_never_cut():
-    kept = table(ROWS).then(within(Limits(max_prompt_tokens=5, max_new_tokens=5, vocab_size=4)))
+    kept = table(ROWS).then(keep_within(Limits(max_prompt_tokens=5, max_new_tokens=5, vocab_size=4)))
     assert list(kept) == [ROWS[0], ROWS[4]]
     assert kept.report() == (
         "d: 3 of 5 rows left out: 2 because, as in line 3, the completion has 6 tokens, more than max_new_tokens 5 "
@@ -32,14 +32,14 @@ def test_rows_that_are_too_long_are_left_out_counted_and_never_cut():
 
 
 def test_without_limits_nothing_is_left_out_and_nothing_reported():
-    kept = table(ROWS).then(within(Limits()))
+    kept = table(ROWS).then(keep_within(Limits()))
     assert list(kept) == ROWS
     assert kept.report() == ""
 
 
 def test_no_row_left_is_an_error():
     with pytest.raises(DataError) as caught:
-        table(ROWS[:1]).then(within(Limits(max_prompt_tokens=3)))
+        table(ROWS[:1]).then(keep_within(Limits(max_prompt_tokens=3)))
     assert str(caught.value) == (
         "d, line 1: the prompt has 4 tokens, more than max_prompt_tokens 3; raise it or leave the row out."
     )
@@ -50,7 +50,7 @@ def test_no_row_left_is_an_error():
 )
 def test_a_token_beyond_the_vocabulary_names_the_row(row):
     with pytest.raises(DataError) as caught:
-        within(Limits(vocab_size=9))([row])
+        keep_within(Limits(vocab_size=9))([row])
     assert str(caught.value) == (
         "line 7: token 9 is beyond the model's vocabulary of 9; use the model's own tokenizer."
     )
@@ -68,7 +68,7 @@ def test_a_token_beyond_the_vocabulary_names_the_row(row):
 )
 def test_a_prompt_that_the_model_cannot_read_is_left_out(prompt, said):
     good = {"prompt": "1+1+0"}
-    kept = numbered("d", [good, {"prompt": prompt}]).then(prompts_within(CHARACTERS, Limits(5, None, 5)))
+    kept = number_rows("d", [good, {"prompt": prompt}]).then(keep_prompts_within(CHARACTERS, Limits(5, None, 5)))
     assert (list(kept), [one.where for one in kept.left_out]) == ([good], ["d, row 2"])
     start, star, _ = said.partition("*")
     assert kept.left_out[0].said.startswith(f"d, row 2: {start}")

@@ -11,14 +11,14 @@ from rlax_llm.data.preferences import (
     Labeled,
     Pair,
     every_turn,
-    labeled,
+    labeled_completion,
     last_turn,
     pair,
     prompt_key,
     read_demonstrations,
     read_labeled,
     read_pairs,
-    unpaired,
+    split_pairs,
 )
 from rlax_llm.data.rows import DataError, split_rows
 
@@ -61,7 +61,7 @@ def test_a_completion_takes_the_form_of_its_prompt():
         [assistant("2")],
         [assistant("3")],
     )
-    assert labeled("w", {"prompt": "1+1=", "completion": [assistant("2")], "label": True}).completion == "2"
+    assert labeled_completion("w", {"prompt": "1+1=", "completion": [assistant("2")], "label": True}).completion == "2"
 
 
 def test_an_implicit_prompt_of_messages_is_whole_messages():
@@ -105,8 +105,8 @@ def test_an_implicit_prompt_is_the_longest_that_can_be(chosen, rejected):
 @pytest.mark.parametrize(("label", "meant"), [(True, True), (False, False), (1, True), (0, False), (1.0, True)])
 def test_labels_are_booleans_or_ones_and_noughts(label, meant):
     row = {"prompt": "a", "completion": "b", "label": label, "n": 3}
-    assert labeled("w", row) == Labeled("a", "b", meant, "w", {"n": 3})
-    assert labeled("w", row).label is meant
+    assert labeled_completion("w", row) == Labeled("a", "b", meant, "w", {"n": 3})
+    assert labeled_completion("w", row).label is meant
 
 
 def test_demonstrations_of_every_form():
@@ -122,7 +122,7 @@ def test_demonstrations_of_every_form():
 
 def test_pairs_come_apart_into_labels():
     pairs = [Pair("a", "b", "c", 0.5, "w", {"n": 1}), Pair("d", "e", "f")]
-    apart = unpaired(pairs)
+    apart = split_pairs(pairs)
     assert apart[:2] == [Labeled("a", "b", True, "w", {"n": 1}), Labeled("a", "c", False, "w", {"n": 1})]
     assert [row.label for row in apart] == [True, False, True, False]
 
@@ -131,7 +131,7 @@ def test_files_of_each_form(write):
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
     path = write(*rows)
     assert [row.where for row in read_pairs(path)] == [f"{path}, line 1", f"{path}, line 2"]
-    assert list(read_labeled(path)) == unpaired(read_pairs(path))
+    assert list(read_labeled(path)) == split_pairs(read_pairs(path))
     path = write({"messages": TURNS})
     assert len(read_demonstrations(path)[0].prompt) == 4
     assert len(read_demonstrations(path, form=every_turn)[0].prompt) == 2
@@ -166,7 +166,7 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
             "(prompt, chosen, rejected); did you mean 'choosen'?",
         ),
         (
-            labeled,
+            labeled_completion,
             {"prompt": "a", "completion": "b"},
             "no column 'label'; the columns are prompt, completion, nearest to a demonstration (prompt, completion), "
             "wanted those of an unpaired preference (prompt, completion, label).",
@@ -213,13 +213,13 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
             "the last two messages of the rejected are both the assistant's; join them into one.",
         ),
         (
-            labeled,
+            labeled_completion,
             LABEL | {"prompt": "Say \ud83d"},
             "the prompt has half of a character, '\\ud83d' (a lone surrogate), at position 4; write the character "
             "whole or remove it.",
         ),
         (
-            labeled,
+            labeled_completion,
             SHOWN | {"label": True, "completion": [assistant("\udc00")]},
             "message 0 of the completion has half of a character, '\\udc00' (a lone surrogate), at position 0; write "
             "the character whole or remove it.",
@@ -234,10 +234,10 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
         (pair, PAIR | {"margin": [1]}, "the margin is a list, wanted a number."),
         (pair, PAIR | {"margin": float("nan")}, "the margin is nan, wanted a finite number."),
         (pair, PAIR | {"margin": float("-inf")}, "the margin is -inf, wanted a finite number."),
-        (labeled, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)."),
-        (labeled, LABEL | {"label": 2}, "the label is 2, wanted true or false (1 or 0)."),
-        (labeled, LABEL | {"label": None}, "the label is null, wanted true or false (1 or 0)."),
-        (labeled, LABEL | {"completion": ""}, "the completion is empty."),
+        (labeled_completion, LABEL | {"label": "yes"}, "the label is 'yes', wanted true or false (1 or 0)."),
+        (labeled_completion, LABEL | {"label": 2}, "the label is 2, wanted true or false (1 or 0)."),
+        (labeled_completion, LABEL | {"label": None}, "the label is null, wanted true or false (1 or 0)."),
+        (labeled_completion, LABEL | {"completion": ""}, "the completion is empty."),
         (
             last_turn,
             SHOWN | {"completion": [user("2")]},
@@ -329,7 +329,7 @@ def test_a_prompt_beside_whole_conversations_is_their_common_part(prompt):
     row = {"prompt": prompt, "chosen": [*begin, assistant("2")], "rejected": [*begin, assistant("3")]}
     assert pair("w", row)[:3] == (begin, [assistant("2")], [assistant("3")])
     row = {"prompt": prompt, "completion": [*begin, assistant("2")], "label": True}
-    assert labeled("w", row)[:2] == last_turn("w", row)[:2] == (begin, [assistant("2")])
+    assert labeled_completion("w", row)[:2] == last_turn("w", row)[:2] == (begin, [assistant("2")])
 
 
 def test_a_conversation_may_go_on_or_begin_earlier_than_its_prompt():
@@ -345,7 +345,7 @@ def test_a_prompt_of_another_conversation_is_refused():
     for form, row in [
         (pair, {"prompt": "2+2?"} | sides),
         (pair, {"prompt": [user("2+2?")]} | sides),
-        (labeled, {"prompt": "2+2?", "completion": [*SHORT, assistant("2")], "label": 1}),
+        (labeled_completion, {"prompt": "2+2?", "completion": [*SHORT, assistant("2")], "label": 1}),
     ]:
         with pytest.raises(DataError, match="w: the prompt is not in the conversation of the c"):
             form("w", row)
@@ -382,7 +382,7 @@ def test_a_completion_that_begins_with_its_prompt_by_chance_stays(write):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=20).filter(lambda keys: len(set(keys)) > 1), st.integers(0, 3))
 def test_no_prompt_is_on_both_sides(keys, seed):
-    records = unpaired(
+    records = split_pairs(
         [Pair([user(str(key))], [assistant(f"a{n}")], [assistant(f"b{n}")]) for n, key in enumerate(keys)]
     )
     train, held_out = split_rows("d", records, [prompt_key(record) for record in records], 1, seed)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rlax_llm.data.rows import DataError
-from rlax_llm.data.sifting import Kept, LeftOut, alike, apart, numbered, sifted
+from rlax_llm.data.sifting import Kept, LeftOut, flatten_rows, keep_commonest, number_rows, sift
 
 
 def odd(rows):
@@ -29,14 +29,14 @@ def test_a_bad_row_among_many_is_left_out_alone_and_the_others_stay_in_order():
 
     numbers = [1] * 2500
     numbers[1200] = 4
-    kept = numbered("d", numbers).then(counted)
+    kept = number_rows("d", numbers).then(counted)
     assert (len(kept), kept.left_out) == (2499, [LeftOut("d, row 1201", "d, row 1201: 4 is even; take an odd number.")])
     assert kept.places[1199:1201] == ["d, row 1200", "d, row 1202"]
     assert (calls.count(1000), calls.count(1), calls.count(500)) == (2, 1000, 1), "only its own lot is tried apart"
 
 
 def test_what_was_left_out_before_and_the_notes_stay():
-    kept = sifted("d", [("d, line 1", "1"), ("d, line 2", "x"), ("d, line 3", "2")], number)
+    kept = sift("d", [("d, line 1", "1"), ("d, line 2", "x"), ("d, line 3", "2")], number)
     kept = kept.noted("d: a note").then(odd)
     assert list(kept) == ["1"]
     assert kept.report().splitlines() == [
@@ -56,26 +56,28 @@ def test_a_report_counts_each_reason_and_names_the_first_places():
 
 def test_nothing_left_says_why_the_first_row_was_left_out():
     with pytest.raises(DataError) as caught:
-        numbered("d", [2, 4]).then(odd)
+        number_rows("d", [2, 4]).then(odd)
     assert str(caught.value) == "d: none of the 2 rows can be used. d, row 1: 2 is even; take an odd number."
     with pytest.raises(DataError, match=r"^d, row 1: 2 is even"):
-        numbered("d", [2]).then(odd)
-    assert len(numbered("d", []).then(odd)) == 0
+        number_rows("d", [2]).then(odd)
+    assert len(number_rows("d", []).then(odd)) == 0
 
 
 def test_other_errors_are_not_caught():
     with pytest.raises(ZeroDivisionError):
-        numbered("d", [1]).then(lambda rows: [1 / 0 for _ in rows])
+        number_rows("d", [1]).then(lambda rows: [1 / 0 for _ in rows])
 
 
 def test_the_commonest_form_is_kept_whatever_comes_first():
-    kept = alike(numbered("d", ["x", 1, 2]), type, lambda row, usual: f"it is {row!r}, most are like {usual!r}.")
+    kept = keep_commonest(
+        number_rows("d", ["x", 1, 2]), type, lambda row, usual: f"it is {row!r}, most are like {usual!r}."
+    )
     assert list(kept) == [1, 2]
     assert kept.report() == "d: 1 of 3 rows left out: 1 because it is 'x', most are like 1 (row 1)"
-    same = numbered("d", [1, 2])
-    assert alike(same, type, lambda row, usual: "") is same
+    same = number_rows("d", [1, 2])
+    assert keep_commonest(same, type, lambda row, usual: "") is same
 
 
 def test_lists_come_apart_with_their_places():
-    kept = apart(Kept("d", [[1, 2], [3]], ["line 1", "line 4"], [LeftOut("line 2", "line 2: no.")]))
+    kept = flatten_rows(Kept("d", [[1, 2], [3]], ["line 1", "line 4"], [LeftOut("line 2", "line 2: no.")]))
     assert (list(kept), kept.places, len(kept.left_out)) == ([1, 2, 3], ["line 1", "line 1", "line 4"], 1)

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from rlax_llm.data.rows import DataError
-from rlax_llm.data.tables import kind, read_table
+from rlax_llm.data.tables import json_kind, read_table
 from rlax_llm.data.tasks import Held, file_task
 
 ROWS = [{"prompt": [{"role": "user", "content": f"{n}+1?"}], "margin": n / 2, "label": n % 2 == 0} for n in range(2500)]
@@ -149,7 +149,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, table):
 
 def test_values_are_named_by_their_type_in_json():
     values = ["a", 1, 0.5, True, None, [], {}, b""]
-    assert [kind(value) for value in values] == [
+    assert [json_kind(value) for value in values] == [
         "a string",
         "a number",
         "a number",

@@ -12,7 +12,7 @@ import pytest
 from experiments.answers import PROMPT, Language, base, demonstrations, lengths, right, told
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.loops.language import sampled
+from rlax_llm.loops.language import fresh_sampling
 
 LANGUAGE = Language(letters=5, longest=6, hard=0.3, imitation_steps=150)
 
@@ -21,7 +21,7 @@ LANGUAGE = Language(letters=5, longest=6, hard=0.3, imitation_steps=150)
 def groups():
     params = jax.jit(lambda key: base(LANGUAGE, key))(jax.random.key(0))
     request = Request(Categorical(), (LANGUAGE.stop,), LANGUAGE.longest, 8)
-    collector = sampled(LANGUAGE.config, LANGUAGE.prompts, right, request, 512)
+    collector = fresh_sampling(LANGUAGE.config, LANGUAGE.prompts, right, request, 512)
     return params, jax.jit(collector.collect)((), params, jax.random.key(1))[1]
 
 

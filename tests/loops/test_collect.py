@@ -10,7 +10,7 @@ import pytest
 from rlax_llm.core.distributions import categorical, gaussian
 from rlax_llm.envs.environment import Box, Discrete, Environment, Step
 from rlax_llm.loops.collect import rollout, start_runner
-from rlax_llm.models.actor_critic import ActorCritic, from_apply
+from rlax_llm.models.actor_critic import ActorCritic, policy_from_apply
 
 STEPS, BATCH = 40, 16
 
@@ -47,7 +47,9 @@ def counting() -> Environment:
 
 def remembering() -> ActorCritic:
     """A uniform policy whose memory counts the steps of its episode from 10 on."""
-    params = from_apply(lambda key: {}, lambda p, x: jnp.zeros((*x.shape[:-1], 3)), lambda p, x: x.sum(-1), categorical)
+    params = policy_from_apply(
+        lambda key: {}, lambda p, x: jnp.zeros((*x.shape[:-1], 3)), lambda p, x: x.sum(-1), categorical
+    )
 
     def act(params, carry, observations):
         return jnp.zeros((len(observations), 3)), carry + 1
@@ -179,7 +181,9 @@ def test_noise_and_resets_are_independent_of_each_other():
 
 
 def test_the_policy_sees_what_it_is_shown():
-    seen = from_apply(lambda key: {}, lambda p, x: jnp.eye(3)[x[..., 1].astype(int)] * 50, lambda p, x: 0, categorical)
+    seen = policy_from_apply(
+        lambda key: {}, lambda p, x: jnp.eye(3)[x[..., 1].astype(int)] * 50, lambda p, x: 0, categorical
+    )
     _, _, steps = compiled(jax.random.key(8), policy=seen, see=modulo_three)
     np.testing.assert_array_equal(steps.actions, steps.observations[..., 1] % 3)
 
@@ -206,7 +210,7 @@ def test_actions_are_kept_as_they_were_drawn_and_not_as_a_box_cuts_them():
     def parameters(params, x):
         return jnp.zeros_like(x), jnp.ones_like(x)
 
-    policy = from_apply(lambda key: {}, parameters, lambda p, x: x.sum(-1), gaussian)
+    policy = policy_from_apply(lambda key: {}, parameters, lambda p, x: x.sum(-1), gaussian)
     _, _, steps = compiled(jax.random.key(9), environment=pushing(), policy=policy)
     assert np.abs(steps.actions).max() > 3
     np.testing.assert_allclose(steps.reached, np.clip(steps.actions, [-0.5, -1.0], [0.5, 2.0]))

@@ -14,7 +14,7 @@ from rlax_llm.envs.environment import Discrete, Environment, Step
 from rlax_llm.envs.probes import matching
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.control import Collecting, control_loop, evaluate_greedily
-from rlax_llm.loops.scaling import standardized, unit_return
+from rlax_llm.loops.scaling import standardization, unit_return
 from rlax_llm.loops.updates import Learning, Update, gradient_update, natural_update
 from rlax_llm.models.actor_critic import perceptron, recurrent
 from rlax_llm.natural.fisher import natural_direction
@@ -61,7 +61,7 @@ def watched(collecting, rollouts, environment=None, policy=None):
 def test_scalings_are_the_moments_of_all_that_was_seen():
     """Four steps a rollout, episodes of three: the running returns go on across rollouts and stop at an end."""
     gamma = 0.5
-    collecting = Collecting(2, 4, gamma, standardized(), unit_return())
+    collecting = Collecting(2, 4, gamma, standardization(), unit_return())
     times = np.arange(40) % LENGTH
     observations = np.stack([101 + times, -1 - times], -1)
     returns = 10 * (1 - gamma ** (times + 1)) / (1 - gamma)
@@ -233,7 +233,7 @@ def test_scalings_make_bad_units_learnable():
         run = jax.jit(scanned(environment, policy, update, collecting, 60))
         return np.asarray(run(jax.random.key(0))[1]["episode_return"])[-5:].mean()
 
-    assert last(Collecting(16, 8, 0.5, standardized(), unit_return())) > 450
+    assert last(Collecting(16, 8, 0.5, standardization(), unit_return())) > 450
     assert last(Collecting(16, 8, 0.5)) < 250
 
 

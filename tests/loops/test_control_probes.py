@@ -21,8 +21,8 @@ from rlax_llm.envs.probes import PROBES, Probe, continuous_matching, diagnosis
 from rlax_llm.loops import control
 from rlax_llm.loops.collect import Steps
 from rlax_llm.loops.control import Collecting
-from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update, unnormalized
-from rlax_llm.models.actor_critic import ActorCritic, from_apply
+from rlax_llm.loops.updates import Learning, Penalty, Update, gradient_update, natural_update, no_normalization
+from rlax_llm.models.actor_critic import ActorCritic, policy_from_apply
 from rlax_llm.natural.fisher import natural_direction
 from rlax_llm.natural.trpo import backtracking_search, improves_within
 from rlax_llm.recipes import control as control_recipes
@@ -69,7 +69,7 @@ def any_probe(number: jax.Array) -> Environment:
 
 
 POLICY = linear(WIDTH)
-PLAIN = Learning(1, 1, credits.lambda_return(0.9), value_coef=1.0, normalize=unnormalized)
+PLAIN = Learning(1, 1, credits.lambda_return(0.9), value_coef=1.0, normalize=no_normalization)
 SEVERAL = Learning(4, 2, credits.lambda_return(0.9), value_coef=1.0)
 
 
@@ -262,7 +262,7 @@ def test_a_gaussian_policy_solves_its_probe(recipe):
         return mean, jnp.broadcast_to(p["actor"]["log_std"], mean.shape)
 
     # −(m − o)² − σ² is the same at both observations, so one number is a critic.
-    policy = from_apply(init, spread, lambda p, x: p["critic"][0] + 0 * x[..., 0], gaussian)
+    policy = policy_from_apply(init, spread, lambda p, x: p["critic"][0] + 0 * x[..., 0], gaussian)
     run = scanned(probe.environment, policy, recipe(policy), Collecting(64, 4, probe.discount), 250)
     params = jax.jit(run)(jax.random.key(0))[0].params
     mean, log_std = (np.asarray(x) for x in spread(params, jnp.asarray(probe.observations, jnp.float32)))

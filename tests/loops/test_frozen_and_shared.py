@@ -24,7 +24,7 @@ from preference_tables import (
     table,
 )
 
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.labels import label_loop
@@ -102,11 +102,11 @@ def test_the_gradient_of_what_is_trained_is_a_part_of_the_whole(name):
 
 
 def test_trees_that_share_a_leaf_are_refused():
-    assert joined({"layers": {"q": 1}}, {"layers": {"k": 2}, "norm": 3}) == {"layers": {"q": 1, "k": 2}, "norm": 3}
-    assert joined(None, BASE) is joined(BASE, None) is BASE
+    assert join_trees({"layers": {"q": 1}}, {"layers": {"k": 2}, "norm": 3}) == {"layers": {"q": 1, "k": 2}, "norm": 3}
+    assert join_trees(None, BASE) is join_trees(BASE, None) is BASE
     for other in ({"layers": {"q": 2}}, {"layers": 3}):
         with pytest.raises(ValueError, match=r"joined: both trees have a leaf 'layers(/q)?'; leave it out of one"):
-            joined({"layers": {"q": 1}}, other)
+            join_trees({"layers": {"q": 1}}, other)
 
 
 # A decoder

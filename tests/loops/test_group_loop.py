@@ -19,7 +19,7 @@ from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop, group_trpo_loop, uninformative_share
-from rlax_llm.loops.language import Prompts, dynamic, sampled
+from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling
 from rlax_llm.loops.minibatches import minibatch_rows
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.models import decoder
@@ -156,7 +156,7 @@ def test_micro_batches_change_the_memory_and_nothing_else():
     def reward(completions, wanted):
         return ((completions.tokens[:, 1:] == wanted[:, None]) & completions.mask[:, 1:]).mean(-1)
 
-    collect = dynamic(sampled(config, prompts, reward, Request(Categorical(), (stop,), 5, G), groups))
+    collect = dynamic_sampling(fresh_sampling(config, prompts, reward, Request(Categorical(), (stop,), 5, G), groups))
     drawn, scores = jax.jit(lambda key: collect.collect(collect.init(start), start, key)[1])(KEY)
     assert drawn.mask.sum(-1).min() < drawn.mask.sum(-1).max()
     ends = []

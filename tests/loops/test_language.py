@@ -15,7 +15,16 @@ from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical, inverse_cdf
 from rlax_llm.loops.group import GroupLearning, group_loop, informative_groups
-from rlax_llm.loops.language import Collector, Groups, Prompts, dynamic, language_loop, rounded, sampled, stale
+from rlax_llm.loops.language import (
+    Collector,
+    Groups,
+    Prompts,
+    dynamic_sampling,
+    fresh_sampling,
+    language_loop,
+    rounded_sampling,
+    stale_sampling,
+)
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
@@ -34,7 +43,7 @@ def share(completions, wanted):
 
 
 def collector(request=REQUEST, reward=share):
-    return sampled(CONFIG, PROMPTS, reward, request, P)
+    return fresh_sampling(CONFIG, PROMPTS, reward, request, P)
 
 
 def update(learning=GroupLearning(), rate=1e-2, temperature=1.0):  # noqa: B008 (never changed)
@@ -112,7 +121,7 @@ def test_dynamic_sampling_fills_the_batch_with_informative_groups():
     def rare(completions, wanted):
         return (share(completions, wanted) == 1).astype(float)  # a chance of 1 in 125 a completion
 
-    collect = dynamic(collector(reward=rare), most_rounds=200)
+    collect = dynamic_sampling(collector(reward=rare), most_rounds=200)
     params = decoder.init(CONFIG, KEY)
     memory, groups, metrics = jax.jit(collect.collect)(collect.init(params), params, KEY)
     assert np.all(informative_groups(groups.scores))
@@ -142,7 +151,7 @@ def tokens_of(groups):
 
 
 def test_a_surplus_is_carried_over_and_nothing_is_used_twice():
-    collect = dynamic(scripted([[[0, 1], [1, 1]], [[0, 1], [1, 0]], [[1, 0], [0, 1]]]), most_rounds=5)
+    collect = dynamic_sampling(scripted([[[0, 1], [1, 1]], [[0, 1], [1, 0]], [[1, 0], [0, 1]]]), most_rounds=5)
     memory, params = collect.init(()), ()
     memory, first, told = collect.collect(memory, params, KEY)
     assert tokens_of(first) == [0, 100] and told["sampling/rounds"] == 2 and told["sampling/surplus"] == 1
@@ -152,7 +161,7 @@ def test_a_surplus_is_carried_over_and_nothing_is_used_twice():
 
 
 def test_places_that_stay_empty_teach_nothing():
-    collect = dynamic(scripted([[[0, 1], [1, 1]], [[1, 1], [0, 0]]]), most_rounds=2)
+    collect = dynamic_sampling(scripted([[[0, 1], [1, 1]], [[1, 1], [0, 0]]]), most_rounds=2)
     _, groups, told = collect.collect(collect.init(()), (), KEY)
     assert told["sampling/filled"] == 0.5 and told["sampling/kept"] == 0.25
     assert np.isnan(groups.scores[1]).all() and not groups.completions.mask[2:].any()
@@ -161,7 +170,7 @@ def test_places_that_stay_empty_teach_nothing():
 
 def test_a_stale_sampler_lags_and_is_corrected():
     """Samples of parameters two steps old: token ratios differ from 1, their mean is 1, and the run still learns."""
-    lagging = stale(collector(), 3)
+    lagging = stale_sampling(collector(), 3)
     learning = GroupLearning(correction=truncated_importance(ceiling=5.0))
     _, metrics = jax.jit(partial(run, collect=lagging, learning=learning))(KEY)
     spread = np.asarray(metrics["sampler/ratio_max"] - metrics["sampler/ratio_min"])
@@ -170,7 +179,7 @@ def test_a_stale_sampler_lags_and_is_corrected():
     assert metrics["reward"][-5:].mean() > 0.6
 
 
-@pytest.mark.parametrize("wrap", [partial(stale, every=1), lambda inner: rounded(inner, jnp.float32)])
+@pytest.mark.parametrize("wrap", [partial(stale_sampling, every=1), lambda inner: rounded_sampling(inner, jnp.float32)])
 def test_wrappers_that_change_nothing(wrap):
     params = decoder.init(CONFIG, KEY)
     collect = wrap(collector())
@@ -180,7 +189,7 @@ def test_wrappers_that_change_nothing(wrap):
 
 def test_a_rounded_sampler_is_near_the_learner():
     init, step = language_loop(
-        rounded(collector(), jnp.bfloat16), update(GroupLearning(correction=truncated_importance(ceiling=2.0)))
+        rounded_sampling(collector(), jnp.bfloat16), update(GroupLearning(correction=truncated_importance(ceiling=2.0)))
     )
     metrics = jax.jit(step)(init(decoder.init(CONFIG, KEY)), KEY)[1]
     assert 0 < metrics["sampler/kl_k3"] < 1e-3 and metrics["kl_old"] < 1e-6
@@ -188,8 +197,8 @@ def test_a_rounded_sampler_is_near_the_learner():
 
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="most_rounds"):
-        dynamic(collector(), 0)
+        dynamic_sampling(collector(), 0)
     with pytest.raises(ValueError, match="every"):
-        stale(collector(), 0)
+        stale_sampling(collector(), 0)
     with pytest.raises(ValueError, match="groups"):
-        sampled(CONFIG, PROMPTS, share, REQUEST, 0)
+        fresh_sampling(CONFIG, PROMPTS, share, REQUEST, 0)

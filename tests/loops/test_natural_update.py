@@ -17,7 +17,7 @@ from rlax_llm.loops.updates import (
     along_streams,
     natural_update,
 )
-from rlax_llm.models.actor_critic import from_apply, perceptron, recurrent
+from rlax_llm.models.actor_critic import perceptron, policy_from_apply, recurrent
 from rlax_llm.natural.fisher import natural_direction
 from rlax_llm.natural.trpo import backtracking_search, improves_within
 
@@ -105,7 +105,7 @@ def test_a_gaussian_policy_and_a_policy_without_advantage(params, rollout):
         return x @ p["actor"]["mean"], jnp.broadcast_to(p["actor"]["log_std"], (*x.shape[:-1], 2))
 
     actor = {"mean": params["actor"][:, :2], "log_std": jnp.array([-0.5, 0.2])}
-    policy = from_apply(lambda key: {}, spread, lambda p, x: x @ p["critic"], gaussian)
+    policy = policy_from_apply(lambda key: {}, spread, lambda p, x: x @ p["critic"], gaussian)
     parameters = spread({"actor": actor}, rollout.observations)
     actions = gaussian.sample(jax.random.key(0), parameters)
     given = rollout._replace(parameters=parameters, actions=actions, log_probs=gaussian.log_prob(parameters, actions))

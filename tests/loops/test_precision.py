@@ -15,14 +15,14 @@ from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.run import run_dpo
 from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import build_model
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig, Lora
-from rlax_llm.models.decoder import linear, narrowed, rms_norm
+from rlax_llm.models.decoder import linear, narrow_matrices, rms_norm
 from rlax_llm.models.loading import load_model
 from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
@@ -91,12 +91,12 @@ def test_the_ratio_is_near_one_where_both_sides_compute_in_bfloat16(params, comp
 def test_a_sampler_reads_matrices_that_were_rounded_once(params, completions):
     """What is rounded at each use is rounded alike in advance: not a bit changes."""
     request = Request(Categorical(0.8), (), 7, GROUP)
-    rounded = narrowed(NARROW, params)
+    rounded = narrow_matrices(NARROW, params)
     assert rounded["layers"]["q"].dtype == rounded["embed"].dtype == rounded["head"].dtype == jnp.bfloat16
     assert rounded["norm"].dtype == rounded["layers"]["q_bias"].dtype == jnp.float32
     again = generate(NARROW, rounded, pad_prompts(PROMPTS, 0, V), jax.random.key(2), request)
     jax.tree.map(np.testing.assert_array_equal, again, completions)
-    assert narrowed(PLAIN, params) is params
+    assert narrow_matrices(PLAIN, params) is params
 
 
 def test_micro_batches_are_summed_in_float32(params, completions):
@@ -172,7 +172,7 @@ def test_adapters_beside_a_narrow_base_sample_what_they_learn():
     config = replace(NARROW, lora=Lora(2, 4.0))
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), decoder.init(PLAIN, jax.random.key(3)))
     adapter = jax.tree.map(lambda x: x + 0.02, init_adapter(config, jax.random.key(4)))
-    model = joined(adapter, base)
+    model = join_trees(adapter, base)
     request = Request(Categorical(), (), 7, GROUP)
     drawn = generate(config, model, pad_prompts(PROMPTS, 0, V), jax.random.key(5), request)
     learner = group_log_probs(config, (GROUP, drawn.tokens.shape[1] - 7))

@@ -47,7 +47,7 @@ RECIPES = {
     "orpo": orpo(0.3),
     "cpo": cpo(BETA, 0.5),
     "mixed": dpo(BETA)._replace(
-        link=links.weighted_sum((0.7, links.logistic), (0.3, links.against_zero(links.misranking))), nll_coef=0.2
+        link=links.weighted_sum((0.7, links.logistic), (0.3, links.compare_with_zero(links.misranking))), nll_coef=0.2
     ),
 }
 VARIED = ["ipo", "orpo", "mixed"]
@@ -270,7 +270,7 @@ def test_errors_of_pairs():
             rf"got 8 rows in {parts} micro_batches, .* divisor of the pairs", loop, completions, ref_params=REFERENCE
         )
     reads_all = r"micro_batches is 2 but the link reads the whole batch \(as sorted_pairs does\)"
-    per_pair = links.shifted(links.logistic, jnp.ones(PAIRS))
+    per_pair = links.demand_margin(links.logistic, jnp.ones(PAIRS))
     for preference in (aot(), dpo()._replace(link=per_pair)):
         with pytest.raises(ValueError, match=f"preference_loop: {reads_all}"):
             preference_loop(table, preference, optax.sgd(1.0), 2)

@@ -38,7 +38,7 @@ from rlax_llm.loops.minibatches import minibatch_rows
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
-from rlax_llm.loops.updates import unnormalized
+from rlax_llm.loops.updates import no_normalization
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes import group as recipes
 
@@ -58,7 +58,7 @@ def test_an_epoch_takes_every_row_once_and_keeps_groups_together():
 def test_one_step_without_a_critic_is_the_policy_loop_on_returns_to_go(objective):
     completions, scores = batch(), scores_of()
     params = parameters() | {"value": {"values": jnp.zeros(V)}}
-    shaping = Shaping(kl=KlInReward(0.4), trace=1.0, value_trace=1.0, advantages=unnormalized)
+    shaping = Shaping(kl=KlInReward(0.4), trace=1.0, value_trace=1.0, advantages=no_normalization)
     state, metrics = stepped(shaping, ONCE, completions, scores, objective=objective, params=params)
 
     ref = table({"logits": jnp.asarray(REFERENCE)}, completions)[0]

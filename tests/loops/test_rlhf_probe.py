@@ -18,7 +18,7 @@ from rlax_llm.core.masked import whiten
 from rlax_llm.core.types import Completions
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
-from rlax_llm.loops.updates import plain_value_loss, unnormalized
+from rlax_llm.loops.updates import no_normalization, plain_value_loss
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits as decoder_logits
 from rlax_llm.models.scalar import init_scalar, token_values
@@ -104,7 +104,7 @@ def tables(length: int, seed: int = 0):
 @pytest.mark.parametrize(("length", "bound"), [(1, 0.01), (2, 0.02)])
 def test_a_table_reaches_the_optimum_of_the_penalized_reward(length, bound):
     params, reward = tables(length)
-    shaping = Shaping(trace=1.0, value_trace=1.0, advantages=unnormalized)
+    shaping = Shaping(trace=1.0, value_trace=1.0, advantages=no_normalization)
     metrics = over_betas(table, table_values, params, reward, length, 128, 120, 0.05, shaping)
     assert np.all(metrics["to_go"] > 10 * bound)
     np.testing.assert_array_less(metrics["distance"][:, -1], bound)

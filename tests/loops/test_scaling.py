@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.loops.scaling import Moments, merged, standardized, unit_return, unscaled
+from rlax_llm.loops.scaling import Moments, merge_moments, no_scaling, standardization, unit_return
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -23,7 +23,7 @@ NONE = Moments(jnp.zeros(()), jnp.zeros(2), jnp.ones(2))
 def test_the_moments_of_any_cut_are_those_of_all(samples, cuts):
     moments = NONE
     for part in np.split(samples, cuts):
-        moments = merged(moments, jnp.asarray(part))
+        moments = merge_moments(moments, jnp.asarray(part))
     assert moments.samples == COUNT
     np.testing.assert_allclose(moments.mean, samples.mean(0), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(moments.variance, samples.var(0), rtol=1e-9, atol=1e-8)
@@ -32,7 +32,9 @@ def test_the_moments_of_any_cut_are_those_of_all(samples, cuts):
 @given(samples=samples)
 @few
 def test_the_order_of_the_samples_does_not_matter(samples):
-    one, other = (merged(merged(NONE, x[:5]), x[5:]) for x in (jnp.asarray(samples), jnp.asarray(samples[::-1])))
+    one, other = (
+        merge_moments(merge_moments(NONE, x[:5]), x[5:]) for x in (jnp.asarray(samples), jnp.asarray(samples[::-1]))
+    )
     for found, wanted in zip(one, other):
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-8)
 
@@ -40,7 +42,9 @@ def test_the_order_of_the_samples_does_not_matter(samples):
 def test_a_large_offset_costs_no_digits_in_float32():
     x = np.random.default_rng(0).normal(size=(40, 500)).astype(np.float32) + 4096
     moments = Moments(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32))
-    moments = jax.jit(lambda x: jax.lax.scan(lambda m, part: (merged(m, part), None), moments, x)[0])(jnp.asarray(x))
+    moments = jax.jit(lambda x: jax.lax.scan(lambda m, part: (merge_moments(m, part), None), moments, x)[0])(
+        jnp.asarray(x)
+    )
     assert moments.mean.dtype == jnp.float32
     np.testing.assert_allclose(moments.mean, x.astype(np.float64).mean(), rtol=1e-6)
     np.testing.assert_allclose(moments.variance, x.astype(np.float64).var(), rtol=5e-3)
@@ -49,7 +53,7 @@ def test_a_large_offset_costs_no_digits_in_float32():
 @given(samples=samples)
 @few
 def test_standardized_samples_have_mean_0_and_variance_1(samples):
-    scaling = standardized(limit=1e6, eps=1e-12)
+    scaling = standardization(limit=1e6, eps=1e-12)
     # Against the spread of each column: a variance that rounding alone makes has no meaning.
     samples = samples + np.arange(COUNT)[:, None]
     scaled = scaling.apply(scaling.update(scaling.init((2,)), jnp.asarray(samples)), jnp.asarray(samples))
@@ -59,17 +63,17 @@ def test_standardized_samples_have_mean_0_and_variance_1(samples):
 
 def test_before_any_sample_nothing_changes():
     x = jnp.array([[0.5, -2.0]])
-    for scaling in (standardized(), unit_return()):
+    for scaling in (standardization(), unit_return()):
         np.testing.assert_allclose(scaling.apply(scaling.init((2,)), x), x, rtol=1e-7)
-    np.testing.assert_array_equal(unscaled.apply(unscaled.init((2,)), x), x)
-    assert jax.tree.leaves(unscaled.update(unscaled.init((2,)), x)) == []
+    np.testing.assert_array_equal(no_scaling.apply(no_scaling.init((2,)), x), x)
+    assert jax.tree.leaves(no_scaling.update(no_scaling.init((2,)), x)) == []
 
 
 def test_the_literal_definitions_and_their_limits():
     moments = Moments(jnp.array(9.0), jnp.array([1.0, 100.0]), jnp.array([4.0, 0.25]))
     x = np.array([[2.0, 100.0], [-30.0, 107.0]])
     deviation = np.sqrt(np.array([4.0, 0.25]) + 0.5)
-    found = standardized(limit=8.0, eps=0.5).apply(moments, jnp.asarray(x))
+    found = standardization(limit=8.0, eps=0.5).apply(moments, jnp.asarray(x))
     np.testing.assert_allclose(found, np.clip((x - [1.0, 100.0]) / deviation, -8, 8), rtol=1e-12)
     np.testing.assert_allclose(np.abs(found).max(), 8.0)
     found = unit_return(limit=8.0, eps=0.5).apply(moments, jnp.asarray(x))
@@ -85,13 +89,13 @@ def test_a_rewards_sign_is_kept_and_a_zero_stays_zero(x):
 
 def test_samples_of_any_shape():
     x = np.random.default_rng(0).normal(size=(7, 3, 4))
-    for scaling in (standardized(), unit_return()):
+    for scaling in (standardization(), unit_return()):
         moments = scaling.update(scaling.init((3, 4)), jnp.asarray(x))
         np.testing.assert_allclose(moments.variance, x.var(0), rtol=1e-9)
         assert scaling.apply(moments, jnp.asarray(x[:, None])).shape == (7, 1, 3, 4)
 
 
-@pytest.mark.parametrize("make", [standardized, unit_return])
+@pytest.mark.parametrize("make", [standardization, unit_return])
 @pytest.mark.parametrize("argument", ["limit", "eps"])
 @pytest.mark.parametrize("wrong", [0.0, -1.0])
 def test_errors_say_what_got_wanted(make, argument, wrong):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.mapping import CACHE
-from rlax_llm.host.compiling import compiled_with_effort
+from rlax_llm.host.compiling import compile_with_effort
 from rlax_llm.loops.seeds import over_seeds, state_numbers
 
 
@@ -69,5 +69,5 @@ def test_no_seed():
 
 @pytest.mark.parametrize("effort", [0, 1, 3])
 def test_effort_changes_no_number(effort):
-    found = compiled_with_effort(jax.jit(halvings).lower(100.0), effort)(100.0)
+    found = compile_with_effort(jax.jit(halvings).lower(100.0), effort)(100.0)
     assert [float(x) for x in found] == [ENDS[3], COUNTS[3]]

@@ -19,8 +19,8 @@ from rlax_llm.loops.updates import (
     Penalty,
     along_streams,
     gradient_update,
+    no_normalization,
     plain_value_loss,
-    unnormalized,
 )
 from rlax_llm.models.actor_critic import recurrent
 from rlax_llm.recipes import control as control_recipes
@@ -56,7 +56,7 @@ def hand_written_gradient(params, rollout, advantages, targets, value_coef, entr
 # One gradient
 
 
-@pytest.mark.parametrize(("form", "normalize"), [*((form, unnormalized) for form in FORMS), ("gae", whiten)])
+@pytest.mark.parametrize(("form", "normalize"), [*((form, no_normalization) for form in FORMS), ("gae", whiten)])
 def test_one_epoch_of_one_minibatch_is_the_hand_written_policy_gradient(params, rollout, form, normalize):
     learning = ONCE._replace(target=credits.lambda_return(0.8), value_coef=0.3, entropy_coef=0.02, normalize=normalize)
     update = gradient_update(POLICY, control_recipes.reinforce(FORMS[form]), optax.sgd(1.0), learning)

@@ -14,7 +14,7 @@ from rlax_llm.envs.environment import Box, Discrete, Environment
 from rlax_llm.envs.probes import matching
 from rlax_llm.loops.control import Collecting, control_loop
 from rlax_llm.loops.updates import Learning, gradient_update
-from rlax_llm.models.actor_critic import distribution_over, from_apply, perceptron, recurrent
+from rlax_llm.models.actor_critic import distribution_over, perceptron, policy_from_apply, recurrent
 from rlax_llm.models.initializers import orthogonal
 from rlax_llm.recipes.control import a2c
 
@@ -276,7 +276,7 @@ def test_a_linen_module_trains_in_the_loop():
 
     # The adapter
     nets, example = {"actor": Network(2), "critic": Network(1)}, jnp.zeros(2)
-    policy = from_apply(
+    policy = policy_from_apply(
         lambda key: {name: net.init(jax.random.fold_in(key, net.width), example) for name, net in nets.items()},
         lambda params, x: nets["actor"].apply(params["actor"], x),
         lambda params, x: nets["critic"].apply(params["critic"], x)[..., 0],

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.models import decoder
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
-from rlax_llm.models.lora import init_adapter, merged, read_adapter, write_adapter
+from rlax_llm.models.lora import init_adapter, merge_adapter, read_adapter, write_adapter
 from rlax_llm.models.scoring import group_log_probs
 
 V, GROUP, WIDTH = 13, 2, 3
@@ -86,17 +86,22 @@ def test_the_adapter_is_its_formula(name):
         layers[target] = np.asarray(layers[target]) + lora.alpha / lora.rank * (a @ b)
     plain = replace(config, lora=None)
     wanted = both_paths(plain, base | {"layers": layers})
-    adapted = both_paths(config, joined(adapter, base))
+    adapted = both_paths(config, join_trees(adapter, base))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-9), adapted, wanted)
     jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=0, atol=1e-9), both_paths(plain, merged(config, base, adapter)), wanted
+        partial(np.testing.assert_allclose, rtol=0, atol=1e-9),
+        both_paths(plain, merge_adapter(config, base, adapter)),
+        wanted,
     )
     assert np.abs(wanted[0] - both_paths(plain, base)[0]).max() > 0.01
 
 
 def test_the_adapter_is_its_merge_in_float32():
     base, adapter = both(LLAMA, jnp.float32)
-    adapted, whole = both_paths(LLAMA, joined(adapter, base)), both_paths(BASES["llama"], merged(LLAMA, base, adapter))
+    adapted, whole = (
+        both_paths(LLAMA, join_trees(adapter, base)),
+        both_paths(BASES["llama"], merge_adapter(LLAMA, base, adapter)),
+    )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), adapted, whole)
 
 
@@ -105,12 +110,12 @@ def test_the_adapter_is_its_merge_in_float32():
 def test_a_new_adapter_merges_to_the_base_bit_for_bit(name, dtype):
     config = CONFIGS[name]
     base, adapter = drawn(config.parameter_shapes, 0, dtype), init_adapter(config, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, merged(config, base, adapter), base)
+    jax.tree.map(np.testing.assert_array_equal, merge_adapter(config, base, adapter), base)
 
 
 def test_a_new_adapter_computes_what_the_base_does_bit_for_bit():
     base, adapter = drawn(LLAMA.parameter_shapes, 0, jnp.float32), init_adapter(LLAMA, jax.random.key(0))
-    adapted, plain = both_paths(LLAMA, joined(adapter, base)), both_paths(BASES["llama"], base)
+    adapted, plain = both_paths(LLAMA, join_trees(adapter, base)), both_paths(BASES["llama"], base)
     jax.tree.map(np.testing.assert_array_equal, adapted, plain)
 
 
@@ -142,8 +147,8 @@ def test_the_gradient_is_the_chain_rule_from_the_full_one():
         log_probs, entropy = group_log_probs(config, (GROUP, WIDTH), 0.9, remat=True)(params, completions)
         return jnp.sin(log_probs).sum() + entropy.sum()
 
-    ours = jax.jit(jax.grad(lambda adapter: loss(LLAMA, joined(adapter, base))))(adapter)["layers"]
-    full = jax.jit(jax.grad(partial(loss, BASES["llama"])))(merged(LLAMA, base, adapter))["layers"]
+    ours = jax.jit(jax.grad(lambda adapter: loss(LLAMA, join_trees(adapter, base))))(adapter)["layers"]
+    full = jax.jit(jax.grad(partial(loss, BASES["llama"])))(merge_adapter(LLAMA, base, adapter))["layers"]
     for target in TARGETS:
         a, b = (np.asarray(adapter["layers"][f"{target}_lora_{side}"]) for side in "ab")
         slope, scale = np.asarray(full[target]), LORA.alpha / LORA.rank
@@ -165,7 +170,7 @@ def test_the_gradient_of_the_base_is_never_computed(remat):
         log_probs = group_log_probs(config, (GROUP, WIDTH), 1.0, remat)
 
         def loss(trained, frozen):
-            return log_probs(joined(trained, frozen), completions)[0].sum()
+            return log_probs(join_trees(trained, frozen), completions)[0].sum()
 
         costs = jax.jit(jax.grad(loss)).lower(trained, frozen).compile().cost_analysis()
         assert costs is not None
@@ -184,8 +189,8 @@ def test_the_gradient_of_the_base_is_never_computed(remat):
 
 def test_bfloat16_weights_with_a_float32_adapter_stay_bfloat16():
     base, adapter = drawn(LLAMA.parameter_shapes, 0, jnp.bfloat16), drawn(LLAMA.adapter_shapes, 1, jnp.float32)
-    states = jax.eval_shape(partial(both_paths, LLAMA), joined(adapter, base))
-    for tree in (states, merged(LLAMA, base, adapter)):
+    states = jax.eval_shape(partial(both_paths, LLAMA), join_trees(adapter, base))
+    for tree in (states, merge_adapter(LLAMA, base, adapter)):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.bfloat16)}
 
 
@@ -199,7 +204,7 @@ def test_the_base_is_what_it_was():
 
 def test_a_score_beside_the_adapter_is_passed_through():
     base, adapter = both(LLAMA, jnp.float32)
-    whole = merged(LLAMA, base, adapter | {"score": jnp.arange(16.0)})
+    whole = merge_adapter(LLAMA, base, adapter | {"score": jnp.arange(16.0)})
     np.testing.assert_array_equal(whole["score"], np.arange(16.0))
     assert whole["layers"].keys() == base["layers"].keys()
 
@@ -233,7 +238,7 @@ def test_a_config_without_lora_and_parameters_that_do_not_fit_are_named(tmp_path
     base, adapter = both(LLAMA, jnp.float32)
     calls = {
         "init_adapter": lambda config: init_adapter(config, jax.random.key(0)),
-        "merged": lambda config: merged(config, base, adapter),
+        "merge_adapter": lambda config: merge_adapter(config, base, adapter),
         "write_adapter": lambda config: write_adapter(tmp_path / "adapter", config, adapter, "base"),
     }
     for name, call in calls.items():
@@ -243,7 +248,7 @@ def test_a_config_without_lora_and_parameters_that_do_not_fit_are_named(tmp_path
             f"{name}: config.lora is None, wanted a Lora; give one with dataclasses.replace(config, lora=...)."
         )
     other = replace(LLAMA, lora=Lora(2, 5.0))
-    for name in ("merged", "write_adapter"):
+    for name in ("merge_adapter", "write_adapter"):
         with pytest.raises(ValueError) as caught:
             calls[name](other)
         assert str(caught.value) == (
@@ -251,7 +256,7 @@ def test_a_config_without_lora_and_parameters_that_do_not_fit_are_named(tmp_path
             "give the adapter that belongs to the config."
         )
     with pytest.raises(ValueError, match=r"down_lora_a is absent, the config wants \(2, 24, 3\)"):
-        merged(LLAMA, base, {})
+        merge_adapter(LLAMA, base, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -265,7 +270,7 @@ def test_a_decoder_says_which_leaves_of_the_adapter_are_amiss():
         "Lora(rank=1, alpha=1.0, targets=('q',)) wants; join the adapter, or merge it and take lora out."
     )
     with pytest.raises(ValueError, match=r"lack \[\] and have \['q_lora_a', 'q_lora_b'\] beside .* lora None wants"):
-        both_paths(BASES["llama"], joined(adapter, base))
+        both_paths(BASES["llama"], join_trees(adapter, base))
 
 
 # Directories.

@@ -11,7 +11,7 @@ import pytest
 
 from rlax_llm.models import loading
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.files import staged
+from rlax_llm.models.files import stage_directory
 from rlax_llm.models.huggingface import write_model
 from rlax_llm.models.loading import LanguageModel, cache_directory, load_model
 from rlax_llm.models.tokenizer import Tokenizer
@@ -121,7 +121,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, cache, conversions, how):
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path, cache):
-    with staged(cache_entry(cache)) as living:
+    with stage_directory(cache_entry(cache)) as living:
         for left in (cache / ".entry-dead.partial", cache / ".entry.2-other.partial"):
             left.mkdir()
             (left / "model.safetensors").write_bytes(b"half")

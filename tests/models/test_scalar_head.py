@@ -20,7 +20,7 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
 from rlax_llm.models.loading import check_same_vocabulary, load_scalar
-from rlax_llm.models.scalar import init_scalar, sequence_scores, small_normal, token_values, without_trailing
+from rlax_llm.models.scalar import drop_trailing, init_scalar, sequence_scores, small_normal, token_values
 from rlax_llm.models.tokenizer import Tokenizer
 
 V, GROUP, WIDTH, OWN = 14, 3, 4, 5
@@ -169,7 +169,7 @@ def test_rows_up_to_their_last_token_that_does_not_pad():
     """A 9 at the end, several, one in the middle, a row of them only; none, and a completion without a token."""
     completions = rows([5, 4, 5, 0, 2, 2])
     tokens = (completions.tokens % 9).at[0, -1].set(9).at[1, 6:8].set(9).at[2, 5].set(9).at[4, WIDTH:].set(9)
-    cut = without_trailing(completions._replace(tokens=tokens), 9)
+    cut = drop_trailing(completions._replace(tokens=tokens), 9)
     np.testing.assert_array_equal(cut.valid[:, WIDTH:].sum(-1), [4, 2, 5, 0, 0, 2])
     np.testing.assert_array_equal(cut.mask.sum(-1), [4, 2, 5, 0, 0, 2])
     np.testing.assert_array_equal(cut.valid[:, :WIDTH], completions.valid[:, :WIDTH])

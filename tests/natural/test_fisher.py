@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from rlax_llm.core.distributions import categorical, gaussian
 from rlax_llm.core.trees import cast_like, dot, widen
 from rlax_llm.natural.fisher import (
+    add_damping,
     conjugate_gradient,
-    damped,
     fisher_vector_product,
     linearize_by_reverse,
     natural_direction,
@@ -199,7 +199,7 @@ def test_the_quadratic_divergence_is_exactly_the_radius(name, iterations):
     step = compiled(name)(gradient, 0.02, 0.0, iterations).step
     np.testing.assert_allclose(quadratic(matvec, step), 0.02, rtol=1e-9)
     step = compiled(name)(gradient, 0.02, 0.3, iterations).step
-    np.testing.assert_allclose(quadratic(damped(matvec, 0.3), step), 0.02, rtol=1e-9)
+    np.testing.assert_allclose(quadratic(add_damping(matvec, 0.3), step), 0.02, rtol=1e-9)
     assert quadratic(matvec, step) < 0.02
     assert dot(gradient, step) > 0
 
@@ -220,7 +220,7 @@ def test_it_is_the_best_step_on_its_ellipsoid():
     best = compiled("categorical")(gradient, 0.02, 0.1, 200, 1e-12).step
     for seed in range(5):
         other = optax.tree.add_scale(best, 0.1, random_like(seed, best))
-        scale = (0.02 / quadratic(damped(matvec, 0.1), other)) ** 0.5
+        scale = (0.02 / quadratic(add_damping(matvec, 0.1), other)) ** 0.5
         other = jax.tree.map(lambda x, scale=scale: x * scale, other)
         assert dot(gradient, other) < dot(gradient, best)
 
@@ -322,7 +322,7 @@ def identity_product(weights=None):
         (lambda: natural_direction(1.0, -0.1), "natural_direction: damping is -0.1, wanted a number of at least 0"),
         (lambda: natural_direction(1.0, 0.1, 0), "natural_direction: iterations is 0, wanted a whole number"),
         (lambda: natural_direction(1.0, tolerance=-1), "natural_direction: tolerance is -1, wanted a number of at"),
-        (lambda: damped(lambda x: x, -1.0), r"damped: damping is -1.0, wanted a number of at least 0\."),
+        (lambda: add_damping(lambda x: x, -1.0), r"add_damping: damping is -1.0, wanted a number of at least 0\."),
         (lambda: conjugate_gradient(lambda x: x, jnp.ones(2), 0), "conjugate_gradient: iterations is 0, wanted"),
         (lambda: conjugate_gradient(lambda x: x, jnp.ones(2), 1, -1.0), "conjugate_gradient: tolerance is -1.0"),
         (lambda: conjugate_gradient(lambda x: {"x": x}, jnp.ones(2)), "conjugate_gradient: products is PyTreeDef"),

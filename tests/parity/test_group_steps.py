@@ -28,7 +28,7 @@ from rlax_llm.credit.batches import batch_std
 from rlax_llm.credit.groups import centered, per_group
 from rlax_llm.loops.group import group_advantages
 from rlax_llm.models.scoring import LogProbs, group_log_probs
-from rlax_llm.policy.coupled import importance_corrected, off_policy_masked
+from rlax_llm.policy.coupled import mask_off_policy, weigh_by_ratio
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import sequence_ratio, token_ratio
 from rlax_llm.policy.trust_regions import clip
@@ -59,7 +59,7 @@ NARROW = 0.05  # half-width for the ratios of completions, which are nearer to 1
 SEQUENCE = {"importance_sampling_level": "sequence", "epsilon": NARROW}
 FILTERED = {"mask_truncated_completions": True}
 PLAIN_KL = {"beta": BETA, "use_bias_correction_kl": False}
-KL, CORRECTED = kl_penalty(k3, BETA), importance_corrected(kl_penalty(k3, BETA))
+KL, CORRECTED = kl_penalty(k3, BETA), weigh_by_ratio(kl_penalty(k3, BETA))
 BY_ROW = trl.grpo(eps=NARROW)._replace(ratio=sequence_ratio)
 
 GRPO = {
@@ -74,7 +74,7 @@ GRPO = {
     "dapo, temperature": Case(trl.grpo(), {"temperature": 0.7}),
     "dapo, sequence": Case(BY_ROW, SEQUENCE),
     "dapo, off-policy mask": Case(
-        trl.grpo()._replace(trust_region=off_policy_masked(clip(), 0.01)), {"off_policy_mask_threshold": 0.01}
+        trl.grpo()._replace(trust_region=mask_off_policy(clip(), 0.01)), {"off_policy_mask_threshold": 0.01}
     ),
     "bnpo": Case(trl.grpo(), {"loss_type": "bnpo"}),
     "bnpo, filtered, sequence": Case(BY_ROW, {"loss_type": "bnpo"} | FILTERED | SEQUENCE),

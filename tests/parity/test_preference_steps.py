@@ -220,7 +220,7 @@ DPO = {
     "ipo": (ipo(BETA), {"loss_type": ["ipo"]}, OF_ITS_OWN),
     "mixed": (
         dpo(BETA)._replace(
-            link=links.weighted_sum((0.8, links.logistic), (0.2, links.against_zero(links.logistic))), nll_coef=0.5
+            link=links.weighted_sum((0.8, links.logistic), (0.2, links.compare_with_zero(links.logistic))), nll_coef=0.5
         ),
         {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 0.5]},
         set(),

@@ -23,7 +23,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.credit.shaping import kl_in_reward, missing_eos_penalty, score_at_end
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, token_credit, token_rewards
-from rlax_llm.loops.updates import unnormalized
+from rlax_llm.loops.updates import no_normalization
 from rlax_llm.recipes import control as control_recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -266,7 +266,7 @@ def test_a_step_on_completions_that_fill_their_room_is_trls(estimator, whitened)
     shaping = Shaping(
         scores=partial(missing_eos_penalty, penalty=1.0),
         kl=KlInReward(BETA, ESTIMATORS[estimator]),
-        rewards=unit_variance if whitened else unnormalized,
+        rewards=unit_variance if whitened else no_normalization,
     )
     log_probs, values, metrics = our_step(data, shaping, 4)
     penalized = data._replace(scores=data.scores - 1.0 * (data.last % 2 == 0))

@@ -24,7 +24,7 @@ from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
 from rlax_llm.credit.values import squared_value_loss
 from rlax_llm.loops.updates import Learning, Rollout, along_streams, natural_update
-from rlax_llm.models.actor_critic import ActorCritic, from_apply
+from rlax_llm.models.actor_critic import ActorCritic, policy_from_apply
 from rlax_llm.natural.fisher import natural_direction
 from rlax_llm.natural.trpo import backtracking_search, improves_within
 
@@ -114,7 +114,7 @@ def ours(before: dict[str, np.ndarray]) -> tuple[ActorCritic, dict[str, Any]]:
     params = {name: jnp.asarray(x) for name, x in before.items()}
     critic = {name: x for name, x in params.items() if "value_net" in name}
     actor = {name: x for name, x in params.items() if name not in critic}
-    return from_apply(lambda key: {}, policy, values, distribution), {"actor": actor, "critic": critic}
+    return policy_from_apply(lambda key: {}, policy, values, distribution), {"actor": actor, "critic": critic}
 
 
 @pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])

@@ -14,14 +14,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
 from rlax_llm.models.loading import load_scalar
-from rlax_llm.models.lora import merged, read_adapter, write_adapter
-from rlax_llm.models.scalar import sequence_scores, without_trailing
+from rlax_llm.models.lora import merge_adapter, read_adapter, write_adapter
+from rlax_llm.models.scalar import drop_trailing, sequence_scores
 from rlax_llm.models.tokenizer import Tokenizer
 
 # Its threads wait for each other by spinning: on cores that are shared, one is five times as fast as two.
@@ -103,7 +103,7 @@ def test_our_reward_models_are_loaded_by_transformers_with_no_key_amiss_and_scor
         completions, flat, attention = rows(characters.pad_id, stop)
         theirs = torch_scores(model, flat, attention)
         # Where the stop token pads, transformers cannot tell it from padding, and reads the token before it.
-        read = without_trailing(completions, characters.pad_id)
+        read = drop_trailing(completions, characters.pad_id)
         np.testing.assert_allclose(our_scores(config, params, read), theirs, rtol=0, atol=1e-4)
         ambiguous = stop and padding == "pad == eos"
         assert np.allclose(our_scores(config, params, completions), theirs, rtol=0, atol=1e-4) != ambiguous
@@ -161,9 +161,9 @@ def test_our_adapters_are_loaded_by_peft_and_compute_the_same(tmp_path, name, ta
     model, base, adapter = adapted(config, tmp_path)
     write_adapter(tmp_path / "adapter", config, adapter, str(tmp_path / "base"))
     theirs = peft_loaded(model, tmp_path / "adapter", recwarn)
-    same_logits(theirs, config, joined(adapter, base))
+    same_logits(theirs, config, join_trees(adapter, base))
     assert theirs.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
-    whole = merged(config, base, adapter)
+    whole = merge_adapter(config, base, adapter)
     same_logits(theirs.merge_and_unload(), replace(config, lora=None), whole)
     for ours, other in zip(np.asarray(whole["layers"]["q"]), theirs.model.model.layers):
         np.testing.assert_allclose(ours.T, other.self_attn.q_proj.weight.detach().numpy(), rtol=0, atol=1e-5)
@@ -179,7 +179,7 @@ def test_adapters_of_peft_are_read_and_compute_the_same(tmp_path, name, settings
     theirs.save_pretrained(tmp_path / "adapter")
     config, adapter = read_adapter(tmp_path / "adapter", CONFIGS[name])
     assert config.lora.rank == 4
-    same_logits(theirs, config, joined(adapter, base))
+    same_logits(theirs, config, join_trees(adapter, base))
 
 
 def test_our_initial_adapter_is_drawn_as_peft_draws_its_own(tmp_path):
@@ -206,13 +206,13 @@ def test_an_adapter_of_a_reward_model_takes_its_score_along(tmp_path, recwarn):
     theirs = peft_loaded(model, tmp_path / "adapter", recwarn)
     completions, flat, attention = rows(0, True)
     frozen = {name: leaf for name, leaf in base.items() if name != "score"}
-    ours = our_scores(config, joined(adapter, frozen), completions)
+    ours = our_scores(config, join_trees(adapter, frozen), completions)
     np.testing.assert_allclose(ours, torch_scores(theirs, flat, attention), rtol=0, atol=1e-4)
     theirs.save_pretrained(tmp_path / "back")
     again, back = read_adapter(tmp_path / "back", replace(config, lora=None))
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, back, adapter)
-    whole = merged(config, frozen, adapter)
+    whole = merge_adapter(config, frozen, adapter)
     write_scalar(tmp_path / "merged", replace(config, lora=None), whole, tokenizer("pad != eos"))
     single = loaded(AutoModelForSequenceClassification, tmp_path / "merged")
     np.testing.assert_allclose(ours, torch_scores(single, flat, attention), rtol=0, atol=1e-4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trl.data_utils import apply_chat_template, extract_prompt, unpair_preference_dataset
 
 from rlax_llm.data.encoding import encode_pair
-from rlax_llm.data.preferences import Pair, pair, unpaired
+from rlax_llm.data.preferences import Pair, pair, split_pairs
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def test_implicit_prompts_of_messages_are_extracted_alike(contents):
 def test_pairs_come_apart_into_the_same_labeled_completions():
     rows = [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(4)]
     wanted = unpair_preference_dataset(Dataset.from_list(rows)).to_list()
-    own = [row._asdict() for row in unpaired([pair("w", row) for row in rows])]
+    own = [row._asdict() for row in split_pairs([pair("w", row) for row in rows])]
     own = [{name: row[name] for name in ("prompt", "completion", "label")} for row in own]
     assert sorted(map(str, own)) == sorted(map(str, wanted))
 

@@ -34,10 +34,17 @@ from trl_preference_cases import (
 
 from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference import implicit_rewards, links
-from rlax_llm.preference.implicit_rewards import Responses, alpha_slope, log_prob, log_ratio, mean_log_prob, sloped
+from rlax_llm.preference.implicit_rewards import (
+    Responses,
+    alpha_slope,
+    divergence_reward,
+    log_prob,
+    log_ratio,
+    mean_log_prob,
+)
 from rlax_llm.preference.pairs import (
     PreferenceBatch,
-    length_desensitized,
+    desensitize_length,
     pair_loss,
     pair_mean,
     per_response,
@@ -151,7 +158,7 @@ def test_several_losses_at_once():
     mask = masks(3, 2 * PAIRS)
     data = mask, *numbers(3, mask)
     mixed = dpo(BETA)._replace(
-        link=links.weighted_sum((0.8, links.logistic), (0.2, links.against_zero(links.logistic))), nll_coef=0.5
+        link=links.weighted_sum((0.8, links.logistic), (0.2, links.compare_with_zero(links.logistic))), nll_coef=0.5
     )
     theirs = trl_dpo(*data, loss_types=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 0.5])
     assert_same(ours(mixed, *data), theirs)
@@ -162,8 +169,8 @@ def test_several_losses_at_once():
 def test_f_divergences(divergence, loss_type):
     mask = masks(4, 2 * PAIRS)
     data = mask, *numbers(4, mask)
-    reward = sloped(log_ratio(), SLOPES[divergence], 1.0 if loss_type == "ipo" else BETA)
-    reward = implicit_rewards.length_normalized(reward) if loss_type in ("ipo", "sigmoid_norm") else reward
+    reward = divergence_reward(log_ratio(), SLOPES[divergence], 1.0 if loss_type == "ipo" else BETA)
+    reward = implicit_rewards.normalize_length(reward) if loss_type in ("ipo", "sigmoid_norm") else reward
     preference = DPO[loss_type][0]._replace(rewards=per_response(reward))
     assert_same(ours(preference, *data), trl_dpo(*data, loss_types=[loss_type], f_divergence_type=divergence))
 
@@ -172,7 +179,7 @@ def test_f_divergences(divergence, loss_type):
 def test_alpha_divergence(alpha):
     mask = masks(5, 2 * PAIRS)
     data = mask, *numbers(5, mask, np.float32)
-    preference = dpo(BETA)._replace(rewards=per_response(sloped(log_ratio(), alpha_slope(alpha), BETA)))
+    preference = dpo(BETA)._replace(rewards=per_response(divergence_reward(log_ratio(), alpha_slope(alpha), BETA)))
     fields = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": alpha}
     assert_same(ours(preference, *data), trl_dpo(*data, loss_types=["sigmoid"], **fields), bound=2e-6)
 
@@ -183,7 +190,7 @@ def test_length_desensitized(loss_type, tail_coef):
     mask = masks(6, 2 * PAIRS)
     data = mask, *numbers(6, mask)
     preference, fields = DPO[loss_type]
-    damped = preference._replace(rewards=length_desensitized(preference.rewards, tail_coef))
+    damped = preference._replace(rewards=desensitize_length(preference.rewards, tail_coef))
     assert_same(ours(damped, *data), trl_dpo(*data, loss_types=[loss_type], ld_alpha=tail_coef, **fields))
 
 
@@ -238,7 +245,7 @@ def logit_data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def bent(alpha: float, mean: bool, beta: float):
-    return per_response(sloped(mean_log_prob() if mean else log_prob(), alpha_slope(1 - alpha), beta))
+    return per_response(divergence_reward(mean_log_prob() if mean else log_prob(), alpha_slope(1 - alpha), beta))
 
 
 CPO = {
@@ -256,7 +263,7 @@ CPO = {
     "simpo": (simpo(2.0, 0.5), {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}),
     "simpo as its default": (simpo(0.1, 0.5, 1.0), {"loss_type": "simpo", "cpo_alpha": 1.0, "beta": 0.1}),
     "simpo, smoothed": (
-        simpo(2.0)._replace(link=links.shifted(SMOOTHED, 0.5)),
+        simpo(2.0)._replace(link=links.demand_margin(SMOOTHED, 0.5)),
         {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "label_smoothing": 0.1},
     ),
     "alpha_po": (alpha_po(0.25), {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "alpha": 0.25}),
@@ -306,7 +313,7 @@ def test_reward_model_loss(margins, centering_coef):
     inputs |= {} if margins is None else {"margin": torch.tensor(margins, dtype=torch.float64)}
     loss = RewardTrainer.compute_loss(state, model, inputs)
     theirs = loss.item(), torch.autograd.grad(loss, leaf)[0].numpy().reshape(2, PAIRS)
-    link = links.logistic if margins is None else links.shifted(links.logistic, np.array(margins))
+    link = links.logistic if margins is None else links.demand_margin(links.logistic, np.array(margins))
     link = link if centering_coef is None else links.centered_rewards(link, centering_coef)
 
     def mine(x: jax.Array):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rlax_llm.policy.corrections import (
-    combined,
+    correction_product,
     masked_importance,
     off_policy_mask,
     rejection,
@@ -107,9 +107,9 @@ def test_corrections_multiply():
     filtered = rejection(floor=0.9, ceiling=1.1, ratio=sequence_ratio)
     tokens = truncated_importance(ceiling=2.0)
     expected = np.asarray(filtered(old, sampler, mask)) * np.asarray(tokens(old, sampler, mask))
-    np.testing.assert_allclose(combined(filtered, tokens)(old, sampler, mask), expected, rtol=1e-14)
+    np.testing.assert_allclose(correction_product(filtered, tokens)(old, sampler, mask), expected, rtol=1e-14)
     assert 0 < np.asarray(filtered(old, sampler, mask)).mean() < 1
-    np.testing.assert_array_equal(combined()(old, sampler, mask), mask)
+    np.testing.assert_array_equal(correction_product()(old, sampler, mask), mask)
 
 
 @few

@@ -13,15 +13,15 @@ from rlax_llm.core.kl import absolute, k1, k2, k3, kl_penalty, straight_through
 from rlax_llm.core.types import PolicyBatch
 from rlax_llm.policy.coupled import (
     Coupled,
-    chosen_only,
     clip_cov,
     dppo_kl,
     dppo_tv,
     gmpo,
-    importance_corrected,
+    keep_chosen,
     kl_cov,
-    off_policy_masked,
+    mask_off_policy,
     token_covariance,
+    weigh_by_ratio,
 )
 from rlax_llm.policy.ratios import sequence_ratio
 from rlax_llm.policy.trust_regions import cispo, clip, score_function, unclipped
@@ -43,9 +43,9 @@ TERMS = {
     "gmpo": gmpo(0.3, 0.2),
     "dppo_tv": dppo_tv(0.1, 0.15, ceiling=1.5),
     "dppo_kl": dppo_kl(0.02, 0.03, ceiling=1.5),
-    "off_policy_masked": off_policy_masked(clip(), 0.05),
+    "mask_off_policy": mask_off_policy(clip(), 0.05),
     "kl_cov": kl_cov(unclipped, 0.7, SHARE),
-    "importance_corrected": importance_corrected(kl_penalty(k3, 0.4)),
+    "weigh_by_ratio": weigh_by_ratio(kl_penalty(k3, 0.4)),
     "clip_cov": clip_cov(clip(), KEY, SHARE, 0.1, 2.0),
 }
 each = pytest.mark.parametrize("name", TERMS)
@@ -165,9 +165,9 @@ LITERAL = {
     "gmpo": literal_gmpo,
     "dppo_tv": token_terms(small_variation, lambda r: min(r, 1.5)),
     "dppo_kl": token_terms(small_divergence, lambda r: min(r, 1.5)),
-    "off_policy_masked": literal_off_policy,
+    "mask_off_policy": literal_off_policy,
     "kl_cov": literal_kl_cov,
-    "importance_corrected": literal_corrected,
+    "weigh_by_ratio": literal_corrected,
 }
 
 
@@ -231,7 +231,7 @@ def same(one: Coupled, other: Coupled, seed: int) -> None:
     [
         (dppo_tv(1.0), plain(cispo(ceiling=20.0))),
         (dppo_kl(np.inf), plain(cispo(ceiling=20.0))),
-        (off_policy_masked(clip(), np.inf), PPO),
+        (mask_off_policy(clip(), np.inf), PPO),
         (kl_cov(clip(), 0.0), PPO),
         (clip_cov(clip(), KEY, covariance_floor=1e9, covariance_ceiling=2e9), PPO),
         (
@@ -243,7 +243,7 @@ def same(one: Coupled, other: Coupled, seed: int) -> None:
             ),
         ),
     ],
-    ids=["dppo_tv", "dppo_kl", "off_policy_masked", "kl_cov", "clip_cov", "gmpo"],
+    ids=["dppo_tv", "dppo_kl", "mask_off_policy", "kl_cov", "clip_cov", "gmpo"],
 )
 def test_limiting_cases(term, other):
     for seed in range(3):
@@ -285,7 +285,7 @@ def enumerated(estimator, logits, old_logits, ref_logits):
     def expected(x):
         log_probs = jax.nn.log_softmax(x)
         batch = PolicyBatch(log_probs, old, old, mask, old, ref)
-        return (jnp.exp(old) * importance_corrected(estimator).loss(log_probs - old, batch)).sum()
+        return (jnp.exp(old) * weigh_by_ratio(estimator).loss(log_probs - old, batch)).sum()
 
     return jax.value_and_grad(expected)(jnp.asarray(logits))
 
@@ -319,7 +319,7 @@ def test_token_covariance_is_the_covariance_in_the_mean():
 
 def test_chosen_only_leaves_the_chosen_and_an_absent_reference():
     batch = batch_for(10)._replace(ref_log_probs=None)
-    cleaned = chosen_only(spoilt(batch._replace(ref_log_probs=batch.log_probs), np.nan)._replace(ref_log_probs=None))
+    cleaned = keep_chosen(spoilt(batch._replace(ref_log_probs=batch.log_probs), np.nan)._replace(ref_log_probs=None))
     assert cleaned.ref_log_probs is None
     np.testing.assert_array_equal(cleaned.mask, batch.mask)
     for name in ("log_probs", "old_log_probs", "advantages", "weights"):
@@ -337,10 +337,10 @@ def test_chosen_only_leaves_the_chosen_and_an_absent_reference():
         (lambda: clip_cov(clip(), KEY, covariance_floor=9.0), "clip_cov: ceiling − floor is -4.0, wanted a number"),
         (lambda: kl_cov(clip(), -1.0), "kl_cov: kl_coef is -1.0, wanted a number of at least 0"),
         (lambda: kl_cov(clip(), share=-1.0), "kl_cov: share is -1.0, wanted a number greater than 0"),
-        (lambda: importance_corrected(kl_penalty(k1, 0.1)), "kl_penalty: k1 as a loss"),
-        (lambda: importance_corrected(straight_through(k3, k1)), "straight_through: k1 as a loss"),
+        (lambda: weigh_by_ratio(kl_penalty(k1, 0.1)), "kl_penalty: k1 as a loss"),
+        (lambda: weigh_by_ratio(straight_through(k3, k1)), "straight_through: k1 as a loss"),
         (
-            lambda: value_and_gradient(importance_corrected(k3), batch_for(0)._replace(ref_log_probs=None)),
+            lambda: value_and_gradient(weigh_by_ratio(k3), batch_for(0)._replace(ref_log_probs=None)),
             "importance_corrected: a KL term needs ref_log_probs, got None; give the reference's",
         ),
     ],

@@ -9,15 +9,15 @@ import pytest
 
 from rlax_llm.core.kl import k2, k3, kl_penalty
 from rlax_llm.core.types import PolicyBatch
-from rlax_llm.policy.coupled import Coupled, dppo_kl, dppo_tv, gmpo, importance_corrected, off_policy_masked
+from rlax_llm.policy.coupled import Coupled, dppo_kl, dppo_tv, gmpo, mask_off_policy, weigh_by_ratio
 from rlax_llm.policy.objectives import policy_loss
 from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_ratio, summed_token_ratio
 from rlax_llm.policy.trust_regions import (
+    add_penalty,
     cispo,
     clip,
     discovered_policy_optimization,
     dual_clip,
-    penalized,
     sapo,
     score_function,
     unclipped,
@@ -44,8 +44,8 @@ OBJECTIVES |= {
     "luspo": GSPO._replace(weighting=sequence_sum),
     "vespo": recipes.dapo()._replace(ratio=summed_token_ratio, trust_region=vespo()),
     "gmpo": recipes.grpo(0)._replace(trust_region=gmpo()),
-    "dppo_kl": recipes.dapo()._replace(trust_region=dppo_kl(0.05), kl=importance_corrected(kl_penalty(k3, 0.3))),
-    "off_policy": recipes.grpo(0.3)._replace(trust_region=off_policy_masked(dual_clip(), 0.1)),
+    "dppo_kl": recipes.dapo()._replace(trust_region=dppo_kl(0.05), kl=weigh_by_ratio(kl_penalty(k3, 0.3))),
+    "off_policy": recipes.grpo(0.3)._replace(trust_region=mask_off_policy(dual_clip(), 0.1)),
 }
 each = pytest.mark.parametrize("name", OBJECTIVES)
 
@@ -128,10 +128,10 @@ def test_any_layout(name):
         sapo(),
         vespo(),
         discovered_policy_optimization(),
-        penalized(unclipped, 0.3),
+        add_penalty(unclipped, 0.3),
         dppo_tv(0.1),
         dppo_kl(0.1),
-        off_policy_masked(clip(), 0.1),
+        mask_off_policy(clip(), 0.1),
     ],
 )
 def test_on_policy_every_trust_region_is_reinforce(region):

@@ -8,11 +8,11 @@ from scipy.special import expit
 
 from rlax_llm.core.exponentials import straight_from
 from rlax_llm.policy.trust_regions import (
+    add_penalty,
     cispo,
     clip,
     discovered_policy_optimization,
     dual_clip,
-    penalized,
     sapo,
     score_function,
     slopes,
@@ -112,8 +112,8 @@ CASES = {
     "vespo": (vespo(), *detached(gamma)),
     "discovered": (discovered_policy_optimization(), *drifted(2.0, 0.6)),
     "discovered_narrow": (discovered_policy_optimization(0.5, 1.5), *drifted(0.5, 1.5)),
-    "penalized": (
-        penalized(unclipped, 0.3),
+    "add_penalty": (
+        add_penalty(unclipped, 0.3),
         lambda x, a: -a * np.exp(x) + 0.3 * (np.exp(x) - 1 - x),
         lambda x, a: -a * np.exp(x) + 0.3 * (np.exp(x) - 1),
     ),
@@ -197,7 +197,7 @@ def test_extreme_log_ratios_are_finite_in_any_format(name, dtype):
 
 @each
 def test_no_advantage_no_loss(name):
-    if name != "penalized":
+    if name != "add_penalty":
         np.testing.assert_array_equal(CASES[name][0](LOG_RATIOS, np.zeros(len(LOG_RATIOS))), 0)
 
 
@@ -213,7 +213,7 @@ def test_limiting_cases():
     same(dual_clip(0.2, 0.28, 1e9), clip(0.2, 0.28))
     same(cispo(floor=1.0, ceiling=1.0), score_function)
     same(vespo(0.0, 0.0, 0.0, 0.0), score_function)
-    same(penalized(clip(), 0.0), clip())
+    same(add_penalty(clip(), 0.0), clip())
     same(discovered_policy_optimization(1e9, 1e9), unclipped)
     unbiased = slopes(unclipped, LOG_RATIOS, ADVANTAGES)
     for region in (cispo(ceiling=1e9), vespo(1.0, 0.0, 1.0, 0.0)):
@@ -238,7 +238,7 @@ def test_the_weight_of_vespo_peaks_at_k_over_lambda():
 def test_penalty_is_unbiased_for_the_divergence_from_the_old_policy_with_its_gradient():
     old, logits = np.random.default_rng(0).normal(size=(2, 7))
     q, log_q = np.exp(old) / np.exp(old).sum(), old - np.log(np.exp(old).sum())
-    term = penalized(lambda log_ratio, advantages: 0 * log_ratio, 0.7)
+    term = add_penalty(lambda log_ratio, advantages: 0 * log_ratio, 0.7)
 
     def expected(x):
         return (q * term(jax.nn.log_softmax(x) - log_q, jnp.zeros(7))).sum()
@@ -256,7 +256,7 @@ def test_slopes_carry_no_gradient():
 def test_parameters_may_be_traced():
     many = jax.vmap(lambda ceiling: cispo(ceiling=ceiling)(LOG_RATIOS, ADVANTAGES))(jnp.array([2.0, 5.0]))
     np.testing.assert_allclose(many[1], cispo(ceiling=5.0)(LOG_RATIOS, ADVANTAGES), rtol=1e-12)
-    many = jax.vmap(lambda coef: penalized(clip(), coef)(LOG_RATIOS, ADVANTAGES))(jnp.array([0.0, 0.3]))
+    many = jax.vmap(lambda coef: add_penalty(clip(), coef)(LOG_RATIOS, ADVANTAGES))(jnp.array([0.0, 0.3]))
     np.testing.assert_allclose(many[0], clip()(LOG_RATIOS, ADVANTAGES), rtol=1e-12)
 
 
@@ -274,7 +274,7 @@ def test_parameters_may_be_traced():
         (lambda: vespo(lambda_negative=-1), "vespo: lambda_negative is -1, wanted a number of at least 0"),
         (lambda: discovered_policy_optimization(0), "discovered_policy_optimization: alpha is 0, wanted a number"),
         (lambda: discovered_policy_optimization(1, 0), "discovered_policy_optimization: beta is 0, wanted a number"),
-        (lambda: penalized(clip(), -0.1), "penalized: kl_coef is -0.1, wanted a number of at least 0"),
+        (lambda: add_penalty(clip(), -0.1), "add_penalty: kl_coef is -0.1, wanted a number of at least 0"),
         *(
             (lambda region=region: region(jnp.zeros(3), jnp.zeros(4)), rf"{name}: advantages has shape \(4,\)")
             for name, region in {

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from rlax_llm.core.exponentials import straight_from
 from rlax_llm.preference.implicit_rewards import (
     alpha_slope,
+    divergence_reward,
     forward_kl_slope,
     jensen_shannon_slope,
-    length_normalized,
-    length_regularized,
     log_odds,
     log_prob,
     log_ratio,
     mean_log_prob,
     mean_log_ratio,
-    sloped,
+    normalize_length,
+    regularize_length,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,22 +35,25 @@ LITERAL = {
     "log_ratio": (log_ratio(BETA), lambda p, q, n: BETA * (p - q)),
     "mean_log_prob": (mean_log_prob(BETA), lambda p, q, n: BETA * p / n),
     "mean_log_ratio": (mean_log_ratio(BETA), lambda p, q, n: BETA * (p - q) / n),
-    "length_regularized": (length_regularized(log_ratio(BETA), 0.1), lambda p, q, n: BETA * (p - q) + 0.1 * n),
-    "forward_kl": (sloped(log_ratio(), forward_kl_slope, BETA), lambda p, q, n: BETA * (1 - math.exp(q - p))),
+    "regularize_length": (regularize_length(log_ratio(BETA), 0.1), lambda p, q, n: BETA * (p - q) + 0.1 * n),
+    "forward_kl": (
+        divergence_reward(log_ratio(), forward_kl_slope, BETA),
+        lambda p, q, n: BETA * (1 - math.exp(q - p)),
+    ),
     "jensen_shannon": (
-        sloped(log_ratio(), jensen_shannon_slope, BETA),
+        divergence_reward(log_ratio(), jensen_shannon_slope, BETA),
         lambda p, q, n: BETA * math.log(2 * math.exp(p - q) / (1 + math.exp(p - q))),
     ),
     "alpha 0.5": (
-        sloped(log_ratio(), alpha_slope(0.5), BETA),
+        divergence_reward(log_ratio(), alpha_slope(0.5), BETA),
         lambda p, q, n: BETA * (math.exp(p - q) ** -0.5 - 1) / -0.5,
     ),
     "alpha_po": (
-        sloped(mean_log_prob(), alpha_slope(1 - 0.25), BETA),
+        divergence_reward(mean_log_prob(), alpha_slope(1 - 0.25), BETA),
         lambda p, q, n: BETA * (1 - math.exp(p / n) ** -0.25) / 0.25,
     ),
     "normalized forward_kl": (
-        length_normalized(sloped(log_ratio(), forward_kl_slope, BETA)),
+        normalize_length(divergence_reward(log_ratio(), forward_kl_slope, BETA)),
         lambda p, q, n: BETA * (1 - math.exp(q - p)) / n,
     ),
     "log_odds": (log_odds, lambda p, q, n: math.log(math.exp(p / n) / (1 - math.exp(p / n)))),
@@ -210,7 +213,10 @@ def test_beta_must_be_positive_and_may_be_traced(factory):
             "log_ratio: ref_log_probs has shape (2, 5), log_probs has (4, 5)",
         ),
         (lambda: log_odds(MASK * 1.0, None, MASK[:2]), "log_prob: mask has shape (2, 5)"),
-        (lambda: sloped(log_ratio(), forward_kl_slope, -1.0), "sloped: beta is -1.0, wanted a number greater than 0."),
+        (
+            lambda: divergence_reward(log_ratio(), forward_kl_slope, -1.0),
+            "divergence_reward: beta is -1.0, wanted a number greater than 0.",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlax_llm.preference.links import (
-    against_zero,
     apo_down,
     centered_rewards,
     chosen_drop,
+    compare_with_zero,
+    demand_margin,
     discopop,
     exo,
     hinge,
@@ -21,8 +22,7 @@ from rlax_llm.preference.links import (
     misranking,
     nca,
     robust,
-    shifted,
-    smoothed,
+    smooth_labels,
     sorted_pairs,
     squared,
     weighted_sum,
@@ -61,24 +61,24 @@ LITERAL = {
     "nca": (nca, lambda w, r: -log_sigma(w) - log_sigma(-w) / 2 - log_sigma(-r) / 2),
     "apo_down": (apo_down, lambda w, r: sigma(w) + 1 - sigma(w - r)),
     "discopop": (discopop(0.5), literal_discopop),
-    "shifted": (shifted(logistic, 0.7), lambda w, r: -log_sigma(w - r - 0.7)),
-    "cdpo": (smoothed(logistic, 0.1), lambda w, r: -0.9 * log_sigma(w - r) - 0.1 * log_sigma(r - w)),
+    "demand_margin": (demand_margin(logistic, 0.7), lambda w, r: -log_sigma(w - r - 0.7)),
+    "cdpo": (smooth_labels(logistic, 0.1), lambda w, r: -0.9 * log_sigma(w - r) - 0.1 * log_sigma(r - w)),
     "robust": (
         robust(logistic, 0.1),
         lambda w, r: (-0.9 * log_sigma(w - r) + 0.1 * log_sigma(r - w)) / (1 - 2 * 0.1),
     ),
-    "bco_pair": (against_zero(logistic), lambda w, r: -log_sigma(w) - log_sigma(-r)),
-    "apo_zero": (against_zero(misranking), lambda w, r: 1 - sigma(w) + sigma(r)),
-    "sppo": (against_zero(squared(0.7)), lambda w, r: (w - 0.7) ** 2 + (r + 0.7) ** 2),
+    "bco_pair": (compare_with_zero(logistic), lambda w, r: -log_sigma(w) - log_sigma(-r)),
+    "apo_zero": (compare_with_zero(misranking), lambda w, r: 1 - sigma(w) + sigma(r)),
+    "sppo": (compare_with_zero(squared(0.7)), lambda w, r: (w - 0.7) ** 2 + (r + 0.7) ** 2),
     "dpop": (chosen_drop(logistic, 5.0), lambda w, r: -log_sigma(w - r - 5 * max(0.0, -w))),
     "centered": (centered_rewards(logistic, 0.01), lambda w, r: -log_sigma(w - r) + 0.01 * (w + r) ** 2),
     "mixed": (
-        weighted_sum((0.8, logistic), (0.2, against_zero(logistic))),
+        weighted_sum((0.8, logistic), (0.2, compare_with_zero(logistic))),
         lambda w, r: -0.8 * log_sigma(w - r) - 0.2 * (log_sigma(w) + log_sigma(-r)),
     ),
 }
 # Those that read the difference of the rewards alone.
-OF_DIFFERENCES = ["logistic", "misranking", "hinge", "squared", "exo", "discopop", "shifted", "cdpo", "robust"]
+OF_DIFFERENCES = ["logistic", "misranking", "hinge", "squared", "exo", "discopop", "demand_margin", "cdpo", "robust"]
 each = pytest.mark.parametrize("name", LITERAL)
 
 
@@ -136,14 +136,14 @@ def test_identities(w, r):
 
 def test_limiting_cases():
     w, r = np.random.default_rng(1).normal(size=(2, 6))
-    for limit in (smoothed(hinge, 0.0), robust(hinge, 0.0), shifted(hinge, 0.0), chosen_drop(hinge, 0.0)):
+    for limit in (smooth_labels(hinge, 0.0), robust(hinge, 0.0), demand_margin(hinge, 0.0), chosen_drop(hinge, 0.0)):
         np.testing.assert_array_equal(limit(w, r), hinge(w, r))
     for limit in (centered_rewards(hinge, 0.0), weighted_sum((1.0, hinge))):
         np.testing.assert_array_equal(limit(w, r), hinge(w, r))
-    np.testing.assert_allclose(smoothed(logistic, 0.5)(w, r), smoothed(logistic, 0.5)(r, w), rtol=1e-12)
+    np.testing.assert_allclose(smooth_labels(logistic, 0.5)(w, r), smooth_labels(logistic, 0.5)(r, w), rtol=1e-12)
     np.testing.assert_allclose(robust(hinge, 0.2)(w, r), smoothed_by(hinge, -0.2 / 0.6)(w, r), rtol=1e-12)
-    np.testing.assert_allclose(shifted(squared(0.3), 0.4)(w, r), squared(0.7)(w, r), rtol=1e-12)
-    np.testing.assert_allclose(shifted(hinge, w)(w, r), hinge(np.zeros(6), r), rtol=1e-12)  # a margin for each
+    np.testing.assert_allclose(demand_margin(squared(0.3), 0.4)(w, r), squared(0.7)(w, r), rtol=1e-12)
+    np.testing.assert_allclose(demand_margin(hinge, w)(w, r), hinge(np.zeros(6), r), rtol=1e-12)  # a margin for each
     target = np.log(0.9 / 0.1)
     np.testing.assert_allclose(exo(0.1)(target, 0.0), 0, atol=1e-15)
     np.testing.assert_allclose(jax.grad(exo(0.1))(target, 0.0), 0, atol=1e-15)
@@ -204,14 +204,14 @@ def test_far_apart_rewards_do_not_overflow_in_discopop():
         (lambda: squared(1.0)(np.zeros(2), np.zeros(3)), "squared: rejected_rewards has shape (3,)"),
         (lambda: nca(np.zeros(2), np.zeros(3)), "nca: rejected_rewards has shape (3,)"),
         (lambda: discopop()(np.zeros(2), np.zeros(3)), "discopop: rejected_rewards has shape (3,)"),
-        (lambda: against_zero(hinge)(np.zeros(2), np.zeros(3)), "against_zero: rejected_rewards has shape (3,)"),
+        (lambda: compare_with_zero(hinge)(np.zeros(2), np.zeros(3)), "against_zero: rejected_rewards has shape (3,)"),
         (lambda: sorted_pairs(hinge)(np.zeros((2, 1)), np.zeros(2)), "sorted_pairs: chosen_rewards has shape (2, 1)"),
         (lambda: exo(0.0), "exo: eps is 0.0, wanted a number greater than 0."),
         (lambda: exo(1), "exo: eps is 1, wanted a number below 1."),
         (lambda: exo(float("nan")), "exo: eps is nan, wanted a number greater than 0."),
         (lambda: discopop(0.0), "discopop: temperature is 0.0, wanted a number greater than 0."),
-        (lambda: smoothed(hinge, -0.1), "smoothed: eps is -0.1, wanted a share of labels in [0, 0.5]."),
-        (lambda: smoothed(hinge, 0.6), "smoothed: eps is 0.6, wanted a share of labels in [0, 0.5]."),
+        (lambda: smooth_labels(hinge, -0.1), "smooth_labels: eps is -0.1, wanted a share of labels in [0, 0.5]."),
+        (lambda: smooth_labels(hinge, 0.6), "smooth_labels: eps is 0.6, wanted a share of labels in [0, 0.5]."),
         (lambda: robust(hinge, 0.5), "robust: eps is 0.5, wanted a share of labels in [0, 0.5)."),
         (lambda: weighted_sum(), "weighted_sum: got no term; give at least one pair (coefficient, link)."),
     ],
@@ -225,6 +225,6 @@ def test_bad_input_is_named(call, message):
 def test_parameters_may_be_traced():
     w, r = np.random.default_rng(4).normal(size=(2, 3))
     eps = jnp.array([0.1, 0.3])
-    for factory in (exo, lambda e: smoothed(logistic, e), lambda e: robust(logistic, e), discopop, squared):
+    for factory in (exo, lambda e: smooth_labels(logistic, e), lambda e: robust(logistic, e), discopop, squared):
         many = jax.vmap(lambda e, factory=factory: factory(e)(w, r))(eps)
         np.testing.assert_allclose(many, [factory(0.1)(w, r), factory(0.3)(w, r)], rtol=1e-12)

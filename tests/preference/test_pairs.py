@@ -10,13 +10,13 @@ from preference_batches import CHOSEN, PAIRS, Pair, batch_of, log_sigma, loss_of
 
 from rlax_llm.policy.weightings import sequence_mean, token_mean
 from rlax_llm.preference.implicit_rewards import log_prob
-from rlax_llm.preference.links import centered_rewards, logistic, shifted, squared
+from rlax_llm.preference.links import centered_rewards, demand_margin, logistic, squared
 from rlax_llm.preference.pairs import (
     log_collision_probability,
     on_policy_weights,
     pair_loss,
     pair_mean,
-    policy_against_reference,
+    policy_and_reference,
     preference_loss,
 )
 from rlax_llm.recipes.preference import aot, cpo, dpo, orpo
@@ -39,7 +39,7 @@ def test_margin_and_accuracy_of_the_two_readings_of_a_pair_agree():
     paired, across = (preference_loss(x, batch)[1] for x in (dpo(0.3), aot(0.3)))
     for key in ("margin", "accuracy"):
         np.testing.assert_allclose(across[key], paired[key], rtol=1e-9)
-    policy, reference = policy_against_reference(log_prob(0.3))(batch)
+    policy, reference = policy_and_reference(log_prob(0.3))(batch)
     np.testing.assert_allclose(policy - reference, [0.3 * Pair(batch, b).delta for b in range(PAIRS)], rtol=1e-9)
 
 
@@ -134,7 +134,7 @@ def test_on_policy_weights_equal_the_formula():
 def test_reward_model_loss_equals_the_formula_with_its_gradients():
     scores = np.random.default_rng(17).normal(size=(2, PAIRS))
     margins, weights = np.array([0.5, 0.0, -1.0, 2.0]), np.array([0.4, 0.1, 0.3, 0.2])
-    link = centered_rewards(shifted(logistic, margins), 0.01)
+    link = centered_rewards(demand_margin(logistic, margins), 0.01)
 
     def expected() -> float:
         terms = [-log_sigma(w - r - m) + 0.01 * (w + r) ** 2 for w, r, m in zip(*scores, margins)]
@@ -148,7 +148,7 @@ def test_reward_model_loss_equals_the_formula_with_its_gradients():
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
 def test_a_score_of_weight_zero_is_never_read(garbage):
     scores, weights = np.array([[1.0, garbage], [2.0, garbage]]), np.array([1.0, 0.0])
-    link = centered_rewards(shifted(logistic, np.array([0.5, garbage])), 0.01)
+    link = centered_rewards(demand_margin(logistic, np.array([0.5, garbage])), 0.01)
     loss, gradient = jax.value_and_grad(lambda x: pair_loss(link, *x, weights)[0])(jnp.asarray(scores))
     np.testing.assert_allclose(loss, -log_sigma(-1.5) + 0.09, rtol=1e-12)
     assert not np.asarray(gradient)[:, 1].any()

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlax_llm.preference.implicit_rewards import Responses, log_ratio
-from rlax_llm.preference.links import against_zero, logistic, misranking
+from rlax_llm.preference.links import compare_with_zero, logistic, misranking
 from rlax_llm.preference.unpaired import (
     LabeledBatch,
-    against,
     bco,
     desirable_weight_range,
     kto,
@@ -22,6 +21,7 @@ from rlax_llm.preference.unpaired import (
     reference_point,
     running_mean,
     unpaired_loss,
+    unpaired_value,
     update_running_mean,
 )
 
@@ -116,8 +116,8 @@ def test_micro_batches_sum_to_the_whole(name, seed, reference):
 def test_a_pair_against_zero_is_the_paired_link(seed):
     w, r = np.random.default_rng(seed).normal(scale=5, size=2)
     for link in (logistic, misranking):
-        values = against(link, np.array([w, r]), np.array([True, False]), 0.0)
-        np.testing.assert_allclose(values.sum(), against_zero(link)(w, r), rtol=1e-12)
+        values = unpaired_value(link, np.array([w, r]), np.array([True, False]), 0.0)
+        np.testing.assert_allclose(values.sum(), compare_with_zero(link)(w, r), rtol=1e-12)
 
 
 def test_limiting_cases():
@@ -129,7 +129,7 @@ def test_limiting_cases():
     reference = np.array([80.0])
     assert abs(step("kto", batch, 80.0)[1]).max() < 1e-20
     assert abs(step("bco", batch, 80.0)[1]).max() > 0.01
-    assert np.isfinite(against(logistic, np.array([-80.0]), np.array([True]), reference)).all()
+    assert np.isfinite(unpaired_value(logistic, np.array([-80.0]), np.array([True]), reference)).all()
 
 
 @each
@@ -282,8 +282,8 @@ BATCH = batch_of(8)
         (lambda: kto(0.0), "log_prob: beta is 0.0, wanted a number greater than 0."),
         (lambda: bco(-1.0), "log_prob: beta is -1.0, wanted a number greater than 0."),
         (
-            lambda: against(logistic, np.ones(2), np.ones(3, bool), 0.0),
-            "against: desirable has shape (3,), rewards",
+            lambda: unpaired_value(logistic, np.ones(2), np.ones(3, bool), 0.0),
+            "unpaired_value: desirable has shape (3,), rewards",
         ),
         (
             lambda: mismatched_rows(1),

@@ -12,7 +12,7 @@ from preference_batches import PAIRS, Pair, batch_of, log_sigma, loss_of, numeri
 
 from rlax_llm.preference.implicit_rewards import Responses, log_prob, log_ratio, mean_log_prob, mean_log_ratio
 from rlax_llm.preference.links import chosen_drop, hinge, logistic, sorted_pairs
-from rlax_llm.preference.pairs import PreferenceBatch, length_desensitized, per_response, preference_loss
+from rlax_llm.preference.pairs import PreferenceBatch, desensitize_length, per_response, preference_loss
 from rlax_llm.recipes.preference import alpha_po, aot, cpo, dpo, ipo, orpo, simpo, sppo
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -107,7 +107,7 @@ def test_equals_the_formula_with_its_gradients(name):
 @pytest.mark.parametrize("tail_coef", [0.0, 0.4])
 def test_length_desensitized_equals_the_formula_with_its_gradient(tail_coef):
     batch = batch_of(1)
-    preference = dpo(0.3)._replace(rewards=length_desensitized(dpo(0.3).rewards, tail_coef))
+    preference = dpo(0.3)._replace(rewards=desensitize_length(dpo(0.3).rewards, tail_coef))
 
     def expected() -> float:
         return sum(-log_sigma(0.3 * Pair(batch, b, tail_coef).delta) for b in range(PAIRS)) / PAIRS
@@ -122,15 +122,15 @@ def test_length_desensitized_equals_the_formula_with_its_gradient(tail_coef):
 
 def test_length_desensitized_limits():
     batch, rewards = batch_of(2), per_response(log_ratio())
-    np.testing.assert_allclose(length_desensitized(rewards, 1.0)(batch), rewards(batch), rtol=1e-12)
+    np.testing.assert_allclose(desensitize_length(rewards, 1.0)(batch), rewards(batch), rtol=1e-12)
     shorter = [min(Pair(batch, b).length_w, Pair(batch, b).length_l) for b in range(PAIRS)]
     cut = [x._replace(mask=x.mask & (np.arange(x.mask.shape[1]) < np.c_[shorter])) for x in batch[:2]]
     expected = rewards(batch._replace(chosen=cut[0], rejected=cut[1]))
-    np.testing.assert_allclose(length_desensitized(rewards, 0.0)(batch), expected, rtol=1e-12)
+    np.testing.assert_allclose(desensitize_length(rewards, 0.0)(batch), expected, rtol=1e-12)
     without = batch._replace(
         chosen=batch.chosen._replace(ref_log_probs=None), rejected=batch.rejected._replace(ref_log_probs=None)
     )
-    of_policy = length_desensitized(per_response(log_prob()), 0.3)
+    of_policy = desensitize_length(per_response(log_prob()), 0.3)
     np.testing.assert_array_equal(of_policy(without), of_policy(batch))
 
 

@@ -256,7 +256,10 @@ def test_every_paper_is_a_recipe():
 
 def test_presets_are_reached_from_the_flat_face():
     """In a new process: here they are imported already."""
-    code = "from rlax_llm.recipes import trl, verl; print(trl.grpo().kl, verl.grpo().kl)"
+    code = (
+        "import rlax_llm as rl; "
+        "print(rl.recipes.trl.grpo().kl, rl.recipes.verl.grpo().kl, rl.policy.trust_regions.cispo)"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("None None <function cispo")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlax_llm.rewards.functions import exact_answer, integer_answer, last_integer, matching, repeated, word_limit
+from rlax_llm.rewards.functions import exact_answer, format_match, integer_answer, last_integer, repetition, word_limit
 from rlax_llm.rewards.loading import load_reward, unread_answers
 
 RENDERINGS = [
@@ -141,9 +141,9 @@ def test_a_format_is_matched_by_the_whole_completion(before, inside, after):
     text = f"{before}<a>{inside}</a>{after}"
     message = [{"role": "assistant", "content": text}]
     expected = float(text[:3] == "<a>" and text[-4:] == "</a>")
-    assert matching("<a>.*</a>")(["", ""], [text, message]) == [expected] * 2
-    assert matching(re.escape(text))([""], [text]) == [1.0]
-    assert matching("a")([""], [f"a{inside}a"]) == [0.0]
+    assert format_match("<a>.*</a>")(["", ""], [text, message]) == [expected] * 2
+    assert format_match(re.escape(text))([""], [text]) == [1.0]
+    assert format_match("a")([""], [f"a{inside}a"]) == [0.0]
 
 
 def literal_words(text, limit):
@@ -173,12 +173,12 @@ def literal_repetition(words, size):
 
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 5))
 def test_repetition_is_minus_the_share_of_runs_that_occurred_before(words, size):
-    (found,) = repeated(size)([""], [" ".join(words)])
+    (found,) = repetition(size)([""], [" ".join(words)])
     assert found == pytest.approx(literal_repetition(words, size), abs=1e-12)
     assert -1 < found <= 0
-    assert repeated(size)([""], [" ".join(f"{word}{i}" for i, word in enumerate(words))]) == [0.0]
+    assert repetition(size)([""], [" ".join(f"{word}{i}" for i, word in enumerate(words))]) == [0.0]
     if len(words) >= size:  # said twice, every run of the first time is a repeat in the second
-        (twice,) = repeated(size)([""], [" ".join(words * 2)])
+        (twice,) = repetition(size)([""], [" ".join(words * 2)])
         runs = 2 * len(words) - size + 1
         assert twice <= -(len(words) - size + 1) / runs + 1e-12
 
@@ -186,9 +186,9 @@ def test_repetition_is_minus_the_share_of_runs_that_occurred_before(words, size)
 @pytest.mark.parametrize(
     ("factory", "argument", "said"),
     [
-        (matching, "[", "is not a regular expression"),
+        (format_match, "[", "is not a regular expression"),
         (word_limit, 0, "wanted at least 1 word"),
-        (repeated, 0, "wanted at least 1 word"),
+        (repetition, 0, "wanted at least 1 word"),
     ],
 )
 def test_arguments_that_do_not_fit_are_errors(factory, argument, said):

@@ -22,7 +22,7 @@ from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.envs.environment import Environment
 from rlax_llm.envs.registry import make
 from rlax_llm.loops.control import Collecting, ControlState, control_loop
-from rlax_llm.loops.scaling import standardized, unit_return, unscaled
+from rlax_llm.loops.scaling import no_scaling, standardization, unit_return
 from rlax_llm.loops.updates import (
     Learning,
     Metrics,
@@ -30,8 +30,8 @@ from rlax_llm.loops.updates import (
     Update,
     gradient_update,
     natural_update,
+    no_normalization,
     plain_value_loss,
-    unnormalized,
 )
 from rlax_llm.models.actor_critic import ActorCritic, perceptron, recurrent
 from rlax_llm.natural.fisher import natural_direction
@@ -89,7 +89,7 @@ def _learning(config: Any) -> Learning:
         value_loss=plain_value_loss if plain else clipped_value_loss(config.value_clip_eps),
         value_coef=0.0 if config.value_coef is None else config.value_coef,
         entropy_coef=0.0 if config.entropy_coef is None else config.entropy_coef,
-        normalize=whiten if config.normalize_advantages else unnormalized,
+        normalize=whiten if config.normalize_advantages else no_normalization,
         kl_limit=None if config.kl_limit is None or _is_off(config.kl_limit) else config.kl_limit,
     )
 
@@ -182,8 +182,8 @@ def build(config: ControlSettings) -> ControlProgram:
         full.environments,
         full.horizon_steps,
         full.discount,
-        standardized() if full.normalize_observations else unscaled,
-        unit_return() if full.normalize_rewards else unscaled,
+        standardization() if full.normalize_observations else no_scaling,
+        unit_return() if full.normalize_rewards else no_scaling,
     )
     update = RECIPES[full.recipe](full, policy, _optimizer(full, iterations))
     init, step = control_loop(environment, policy, update, collecting)

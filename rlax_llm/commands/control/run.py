@@ -18,7 +18,7 @@ from rlax_llm.core.trees import all_finite
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
 from rlax_llm.host import checkpoints
 from rlax_llm.host.closing import closing, done_all
-from rlax_llm.host.compiling import compiled_with_effort
+from rlax_llm.host.compiling import compile_with_effort
 from rlax_llm.host.control_curves import draw_control_curves
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.progress import Column, Progress, say
@@ -131,7 +131,7 @@ def compiled(program: ControlProgram, config: ControlSettings, most: int) -> Com
 
 
 def _compiled(function: Callable, *arguments: Any, **how: Any) -> Callable:
-    return compiled_with_effort(jax.jit(function, **how).lower(*arguments))
+    return compile_with_effort(jax.jit(function, **how).lower(*arguments))
 
 
 def per_seed(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Rollout, Sampling, evaluate
 from rlax_llm.commands.settings import logit_bias_of
 from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
-from rlax_llm.core.finite import watched
+from rlax_llm.core.finite import watch_finite
 from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.data.tasks import Task, batch_indices
@@ -103,7 +103,7 @@ class GroupPhase:
         return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
 
     def _update(self, prompt_width: int) -> Any:
-        return jax.jit(watched(self._loop((self.group_size, prompt_width))[1]), donate_argnums=0)
+        return jax.jit(watch_finite(self._loop((self.group_size, prompt_width))[1]), donate_argnums=0)
 
     def draw(self, params: Params, number: int) -> Taken:
         """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""

@@ -20,7 +20,7 @@ from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.rollouts import Sampling, evaluate
 from rlax_llm.commands.settings import logit_bias_of
 from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
-from rlax_llm.core.finite import watched
+from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance
 from rlax_llm.credit.shaping import missing_eos_penalty
@@ -30,7 +30,7 @@ from rlax_llm.data.tasks import Task
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.rlhf import RlhfLearning, RlhfState, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
-from rlax_llm.loops.updates import unnormalized
+from rlax_llm.loops.updates import no_normalization
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
@@ -147,7 +147,7 @@ class PpoPhase:
         return self._loop((1, 1))[0]({"policy": policy, "value": value})
 
     def _update(self, prompt_width: int) -> Any:
-        return jax.jit(watched(self._loop((self.config.group_size, prompt_width))[1]), donate_argnums=0)
+        return jax.jit(watch_finite(self._loop((self.config.group_size, prompt_width))[1]), donate_argnums=0)
 
     def step(
         self, state: RlhfState, index: int, ref_params: Params | None
@@ -192,7 +192,7 @@ def shaping_of(config: PpoSettings) -> Shaping:
     return Shaping(
         scores=partial(missing_eos_penalty, penalty=config.missing_eos_penalty),
         kl=kl,
-        rewards=unit_variance if config.whiten_rewards else unnormalized,
+        rewards=unit_variance if config.whiten_rewards else no_normalization,
         discount=config.discount,
         trace=config.policy_lambda,
         value_trace=config.value_lambda,

@@ -19,9 +19,9 @@ from rlax_llm.loops.labels import (
 from rlax_llm.preference.implicit_rewards import mean_log_ratio
 from rlax_llm.preference.links import (
     Link,
-    against_zero,
     apo_down,
     chosen_drop,
+    compare_with_zero,
     discopop,
     exo,
     hinge,
@@ -29,7 +29,7 @@ from rlax_llm.preference.links import (
     misranking,
     nca,
     robust,
-    smoothed,
+    smooth_labels,
     sorted_pairs,
     weighted_sum,
 )
@@ -39,13 +39,13 @@ from rlax_llm.recipes import preference as recipes
 
 _LINKS: dict[str, Callable[..., Link]] = {
     "dpo": lambda: logistic,
-    "cdpo": lambda label_smoothing=0.1: smoothed(logistic, label_smoothing),
+    "cdpo": lambda label_smoothing=0.1: smooth_labels(logistic, label_smoothing),
     "robust": lambda label_smoothing=0.1: robust(logistic, label_smoothing),
     "exo": lambda label_smoothing=1e-3: exo(label_smoothing),
     "hinge": lambda: hinge,
     "nca": lambda: nca,
-    "bco": lambda: against_zero(logistic),
-    "apo_zero": lambda: against_zero(misranking),
+    "bco": lambda: compare_with_zero(logistic),
+    "apo_zero": lambda: compare_with_zero(misranking),
     "apo_down": lambda: apo_down,
     "discopop": discopop,
     "dpop": lambda: chosen_drop(logistic, 5.0),

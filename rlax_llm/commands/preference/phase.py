@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from rlax_llm.commands.preference.settings import PreferenceSettings
-from rlax_llm.core.finite import watched
+from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import Completions
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.host.progress import Column
@@ -86,7 +86,7 @@ class PreferencePhase:
 
     def _update(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(self.optimizer, prompt_width, self.micro_batches)[1]
-        return jax.jit(watched(step), donate_argnums=0)
+        return jax.jit(watch_finite(step), donate_argnums=0)
 
     def _measure(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(optax.identity(), prompt_width, 1)[1]

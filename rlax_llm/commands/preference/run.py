@@ -20,11 +20,11 @@ from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.sessions import heading, open_session, title
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.commands.sft.phase import run_steps
-from rlax_llm.core.trees import joined
+from rlax_llm.core.trees import join_trees
 from rlax_llm.data.batches import labeled_rows, pair_rows
 from rlax_llm.data.encoding import encode_labeled, encode_pairs
-from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, unpaired
-from rlax_llm.data.sifting import Kept, apart, numbered
+from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, split_pairs
+from rlax_llm.data.sifting import Kept, flatten_rows, number_rows
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.host.endings import report, summary
@@ -204,11 +204,11 @@ def _pairs(config: RewardSettings | DpoSettings, model: LanguageModel, learner: 
 def _labels(config: KtoSettings, model: LanguageModel, learner: Learner) -> Split:
     if config.data is not None:
         return of_tables(read_labeled, encode_labeled, learner, config)
-    return of_records(apart(_sums(config, model).then(_labeled_each)), encode_labeled, learner, config)
+    return of_records(flatten_rows(_sums(config, model).then(_labeled_each)), encode_labeled, learner, config)
 
 
 def _labeled_each(pairs: Sequence[Pair]) -> list[Any]:
-    return [unpaired([pair]) for pair in pairs]
+    return [split_pairs([pair]) for pair in pairs]
 
 
 def _sums(config: PreferenceSettings, model: LanguageModel) -> Kept[Pair]:
@@ -219,7 +219,7 @@ def _sums(config: PreferenceSettings, model: LanguageModel) -> Kept[Pair]:
     other = np.random.default_rng(config.seed).permutation(right)
     wrong = np.where(other == right, right + 1, other).tolist()
     pairs = [Pair(row["prompt"], row["completion"], str(one)) for row, one in zip(task.train, wrong, strict=True)]
-    return numbered("arithmetic", pairs)
+    return number_rows("arithmetic", pairs)
 
 
 class _Referenced(NamedTuple):
@@ -251,7 +251,7 @@ def _referenced(
     """The pairs with the log-probabilities that the model gives them before training."""
 
     def score(params: Any, frozen: Any, completions: Any, prompt_width: int) -> jax.Array:
-        return fixed_log_probs(log_probs(prompt_width), joined(params, frozen), completions)
+        return fixed_log_probs(log_probs(prompt_width), join_trees(params, frozen), completions)
 
     compiled, found = jax.jit(score, static_argnums=3), []
     for start in range(0, len(rows), size):

@@ -16,10 +16,10 @@ from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.phase import PreferencePhase
 from rlax_llm.commands.setup import build_optimizer
 from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.core.finite import watched
-from rlax_llm.core.trees import joined
+from rlax_llm.core.finite import watch_finite
+from rlax_llm.core.trees import join_trees
 from rlax_llm.data.batches import demonstration_rows
-from rlax_llm.data.packing import best_fit, length_of, packed
+from rlax_llm.data.packing import best_fit, length_of, packed_rows
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.host.progress import SUPERVISED_COLUMNS, Progress
 from rlax_llm.host.session import Session, due
@@ -63,7 +63,7 @@ def shared_rows(config: SftSettings, learner: Learner) -> Form:
         return [[rows[index] for index in members] for members in best_fit(lengths, width)]
 
     log_probs = packed_log_probs(learner.config, bool(config.remat))
-    return Form(items, lambda bins: packed(bins, pad_id, width), log_probs)
+    return Form(items, lambda bins: packed_rows(bins, pad_id, width), log_probs)
 
 
 class SupervisedPhase:
@@ -96,7 +96,7 @@ class SupervisedPhase:
         optimizer = build_optimizer(config, schedule)
         self.log_probs = jax.jit(form.log_probs)
         self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
-        self.update = jax.jit(watched(step), donate_argnums=0)
+        self.update = jax.jit(watch_finite(step), donate_argnums=0)
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """Negative log-likelihood of the held-out completions, nats a token; nothing of no rows."""
@@ -105,7 +105,7 @@ class SupervisedPhase:
         total, tokens = 0.0, 0
         for start in range(0, len(self.held_out), self.batch_size):
             batch = self.form.collate(self.held_out[start : start + self.batch_size])
-            total -= float(self.log_probs(joined(params, self.learner.frozen), batch)[0].sum())
+            total -= float(self.log_probs(join_trees(params, self.learner.frozen), batch)[0].sum())
             tokens += int(batch.mask.sum())
         return {"held_out_loss": total / max(tokens, 1)}
 
