@@ -45,7 +45,7 @@ def reward(completions, wanted):
 def rewards_of(objective):
     """Rewards ``[seeds, steps]`` of whole runs that learn by an objective."""
     request = rl.Request(rl.Categorical(), stop_ids=(), max_new_tokens=LENGTH, group_size=GROUP)
-    collector = rl.fresh_sampling(shape, prompts, reward, request, groups=8)
+    collector = rl.fresh_sampling(shape, prompts, reward, request, batch_size=8)
     log_probs = rl.group_log_probs(shape, (GROUP, 1))
     # Four optimizer steps per batch: only after the first do ratios leave 1, where trust regions differ.
     learning = rl.GroupLearning(epochs=2, minibatches=2)

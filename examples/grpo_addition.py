@@ -60,7 +60,7 @@ def reward(completions, wanted):
 
 prompts = rl.Prompts(questions, jnp.ones(questions.shape, bool), columns=answers)
 request = rl.Request(rl.Categorical(), stop_ids=(), max_new_tokens=longest, group_size=8)
-collector = rl.fresh_sampling(shape, prompts, reward, request, groups=32)
+collector = rl.fresh_sampling(shape, prompts, reward, request, batch_size=32)
 update = rl.group_loop(rl.group_log_probs(shape, (8, width)), rl.grpo(kl_coef=0.0), optax.adam(1e-3))
 begin, step = rl.language_loop(collector, update)
 keys = jax.random.split(jax.random.key(2), steps)

@@ -33,7 +33,7 @@ def reward(completions, wanted):
 def run(key, learning_rate):
     """One whole run, from its own initial parameters: the mean reward of each step."""
     request = rl.Request(rl.Categorical(), stop_ids=(), max_new_tokens=LENGTH, group_size=GROUP)
-    collector = rl.fresh_sampling(shape, prompts, reward, request, groups=8)
+    collector = rl.fresh_sampling(shape, prompts, reward, request, batch_size=8)
     log_probs = rl.group_log_probs(shape, (GROUP, 1))
     update = rl.group_loop(log_probs, rl.dapo(), optax.adam(learning_rate))
     init, step = rl.language_loop(collector, update)

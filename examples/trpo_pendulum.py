@@ -14,7 +14,7 @@ import rlax_llm as rl
 
 quick = "--quick" in sys.argv
 seeds, iterations = (2, 5) if quick else (4, 100)
-radius = 0.02  # nats that the policy may move per update
+kl_radius = 0.02  # nats that the policy may move per update
 
 environment = rl.make("Pendulum-v1")
 policy = rl.perceptron(environment, hidden=(64, 64))
@@ -27,8 +27,8 @@ collecting = rl.Collecting(
     reward_scaling=rl.unit_return(),
 )
 # TRPO is a direction and a search: rl.full_step in place of the search is the natural policy gradient.
-direction = rl.natural_direction(radius, damping=1e-3, iterations=15)
-search = rl.backtracking_search(rl.improves_within(radius), shrink=0.8)
+direction = rl.natural_direction(kl_radius, damping=1e-3, iterations=15)
+search = rl.backtracking_search(rl.improves_within(kl_radius), shrink=0.8)
 critic = rl.Learning(epochs=20, minibatches=2, target=rl.credit.streams.lambda_return(0.95))
 update = rl.natural_update(policy, rl.credit.streams.gae(0.95), direction, search, optax.adam(1e-3), critic)
 init, step = rl.control_loop(environment, policy, update, collecting)

@@ -28,7 +28,7 @@ class Settings(NamedTuple):
         task: as ``--task`` takes it.
         sft_steps: of the start.
         steps: of each recipe.
-        groups: prompts a step.
+        batch_size: prompts per step.
         group_size: completions each.
         held_out: prompts.
         eval_every: steps.
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     task: str = "reasoning-gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=2"
     sft_steps: int = 32
     steps: int = 48
-    groups: int = 8
+    batch_size: int = 8
     group_size: int = 8
     held_out: int = 256
     eval_every: int = 24
@@ -53,7 +53,7 @@ def commands(settings: Settings, place: Path) -> dict[str, list[str]]:
     shared += ["--no-remat", "--eval-size", str(settings.held_out), "--save-every", "0"]
     start = ["sft", "--model", "smollm2", *shared, "--steps", str(settings.sft_steps), "--batch-size", "16"]
     start += ["--learning-rate", "1e-3", "--schedule", "linear", "--eval-every", "0"]
-    sizes = ["--groups", str(settings.groups), "--group-size", str(settings.group_size)]
+    sizes = ["--batch-size", str(settings.batch_size), "--group-size", str(settings.group_size)]
     rate = ["--learning-rate", "3e-4", "--steps", str(settings.steps), "--eval-every", str(settings.eval_every)]
     updates = ["--epochs", "1", "--minibatches", "2"]
     dapo = ["--dynamic-rounds", str(settings.dynamic_rounds), "--overlong-filter", "--overlong-buffer", "4"]
@@ -168,6 +168,7 @@ def report(numbers: Mapping[str, Any]) -> str:
         for how, by in (("of its samples", numbers["sampled"]), ("greedily", recipes))
     }
     verdict = "; ".join(f"the share that is right {how} rises by {', '.join(x) or 'none'}" for how, x in risen.items())
+    prompts = s["batch_size"]
     rounds = recipes["DAPO"]["rounds"]["mean"]
     return f"""# chain_sum with SmolLM2-135M-Instruct
 
@@ -177,7 +178,7 @@ From one start, on {s["held_out"]} held-out sums: {verdict}.
 
 {table(["recipe", "samples before", "after", "gain, prompt by prompt", "greedy before", "after", "gain"], rows)}
 
-`{s["task"]}`; {s["steps"]} steps of {s["groups"]} prompts with {s["group_size"]} completions each, two optimizer steps
+`{s["task"]}`; {s["steps"]} steps of {prompts} prompts with {s["group_size"]} completions each, two optimizer steps
 on each batch, adapters of rank 16, temperature 1, on two processor cores. DAPO is all of it: the higher upper clip, the
 token mean, dynamic sampling ({rounds:.1f} rounds a step on average, {s["dynamic_rounds"]} at most), soft overlong
 punishment and overlong filtering; it had more completions for it. The answers are integers, which is what DAPO turns

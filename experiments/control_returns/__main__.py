@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     seeds: int = 16
     tasks: tuple[Task, ...] = (
         Task("CartPole-v1", "ppo", 500_000, 475.0),
-        Task("CartPole-v1", "ppo-penalty", 500_000, 475.0),
+        Task("CartPole-v1", "ppo_penalty", 500_000, 475.0),
         Task("CartPole-v1", "trpo", 100_000, 475.0),
         Task("Acrobot-v1", "ppo", 500_000, -100.0),
         Task("Pendulum-v1", "ppo", 200_000, -250.0),
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
 def finished_run(task: Task, seeds: int, place: Path) -> RunDirectory:
     """The task's run: read, gone on with, or begun."""
-    config = ControlSettings(env=task.env, recipe=task.recipe, seeds=seeds, total_steps=task.steps, out=str(place))
+    config = ControlSettings(env=task.env, recipe=task.recipe, seeds=seeds, steps=task.steps, out=str(place))
     if not is_finished(place):
         run_control(dataclasses.replace(config, resume=str(place)) if place.exists() else config)
     if not is_finished(place):

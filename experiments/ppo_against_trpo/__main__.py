@@ -56,11 +56,11 @@ class Settings(NamedTuple):
     minibatches: int = 16
     learning_rate: float = 1e-3
     hidden: tuple[int, ...] = (64, 64)
-    radius: float = 0.01
+    kl_radius: float = 0.01
     damping: float = 0.1
     cg_iterations: int = 10
     shrink: float = 0.8
-    clip_eps: float = 0.2
+    eps: float = 0.2
     kl_target: float = 0.01
     points: int = 20
     repeats: int = 15
@@ -80,12 +80,12 @@ def updates_of(settings: Settings, policy: ActorCritic) -> dict[str, Update]:
     lambda_ = settings.gae_lambda
     learning = Learning(settings.epochs, settings.minibatches, target=lambda_return(lambda_))
     optimizer = optax.adam(settings.learning_rate)
-    search = backtracking_search(improves_within(settings.radius), settings.shrink)
-    direction = natural_direction(settings.radius, settings.damping, settings.cg_iterations)
+    search = backtracking_search(improves_within(settings.kl_radius), settings.shrink)
+    direction = natural_direction(settings.kl_radius, settings.damping, settings.cg_iterations)
     penalty = Penalty(doubling_coef(settings.kl_target))
     return {
         "TRPO": natural_update(policy, gae(lambda_), direction, search, optimizer, learning),
-        "PPO-clip": gradient_update(policy, ppo(lambda_, settings.clip_eps), optimizer, learning),
+        "PPO-clip": gradient_update(policy, ppo(lambda_, settings.eps), optimizer, learning),
         "PPO-penalty": gradient_update(policy, ppo_penalty(lambda_), optimizer, learning, penalty),
     }
 
@@ -259,7 +259,7 @@ on how many epochs PPO takes of the actor; these are the numbers for {s["epochs"
 
 Mean and 95 % interval over {s["seeds"]} seeds, {s["updates"]} updates of {s["environments"]} × {s["horizon_steps"]}
 steps; hidden layers {s["hidden"]}, Adam at {s["learning_rate"]:g}, {s["minibatches"]} minibatches; TRPO: radius
-{s["radius"]}, damping {s["damping"]}; PPO-clip: ε = {s["clip_eps"]}; PPO-penalty: KL target {s["kl_target"]} nats.
+{s["kl_radius"]}, damping {s["damping"]}; PPO-clip: ε = {s["eps"]}; PPO-penalty: KL target {s["kl_target"]} nats.
 Times are medians of {s["repeats"]} interleaved repeats of the compiled update alone on the same rollout, on
 {numbers["backend"].upper()}. `python -m experiments.ppo_against_trpo`.
 """

@@ -17,14 +17,14 @@ from rlax_llm.host.run_directory import RunDirectory
 
 _C = TypeVar("_C", bound=Settings)
 
-_MAY_CHANGE_ON_RESUME = ("steps", "total_steps")
+_MAY_CHANGE_ON_RESUME = ("steps",)
 _NOT_IN_FILES = ("config", "resume")
 
 
 def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     """The settings that a command line asks for: defaults, then the file of ``--config``, then flags.
 
-    With ``--resume RUN_DIR`` the settings are that run's, and only ``--steps`` (``--total-steps``) may differ.
+    With ``--resume RUN_DIR`` the settings are that run's, and only ``--steps`` may differ.
 
     Args:
         kind: the configuration's class.

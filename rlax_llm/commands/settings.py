@@ -23,9 +23,9 @@ LARGEST_COUNT = 2**31 - 1
 """Steps, rows and tokens are counted in 32 bits."""
 _LARGEST_FLOAT, _SMALLEST_FLOAT = 3.4e38, 1.2e-38  # of float32
 _COLDEST = 1e-6  # below it, logits divided by a temperature leave float32
-_MAY_BE_INFINITE = ("clip_norm",)
+_MAY_BE_INFINITE = ("max_grad_norm",)
 _MAY_BE_EMPTY = ("prompt",)
-_MAY_BE_LARGE = ("total_steps",)  # counted on the host
+_MAY_BE_LARGE = (("control", "steps"),)  # counted on the host
 
 MODEL_HELP = (
     "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
@@ -155,14 +155,14 @@ class OptimizerSettings:
     )
     warmup_steps: int = option(0, "training", "Steps over which the learning rate rises from 0.")
     weight_decay: float = option(0.0, "training", "Decoupled weight decay of adamw.")
-    clip_norm: float = option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
+    max_grad_norm: float = option(1.0, "training", "Largest global gradient norm; 'inf' is off.")
     seed: int = option(0, "training", "Everything random follows from it.")
 
     def check_optimizer(self) -> None:
         """Check the ranges of these fields."""
         at_least(self, 1, "steps")
         at_least(self, 0, "warmup_steps", "weight_decay")
-        above_zero(self, "learning_rate", "clip_norm")
+        above_zero(self, "learning_rate", "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def check_values(config: Any) -> None:
     """
     for name, types in _types(type(config)).items():
         value = getattr(config, name)
-        wanted = None if value is None and type(None) in types else _wanted(name, value, types)
+        wanted = None if value is None and type(None) in types else _wanted(config.command, name, value, types)
         if wanted is not None:
             raise ValueError(f"{config.command}: {name} is {value!r}, wanted {wanted}.")
 
@@ -274,12 +274,12 @@ def _choices(option: Any) -> tuple[Any, ...]:
     return typing.get_args(option) if typing.get_origin(option) is Literal else ()
 
 
-def _wanted(name: str, value: Any, types: tuple[Any, ...]) -> str | None:
+def _wanted(command: str, name: str, value: Any, types: tuple[Any, ...]) -> str | None:
     """What a setting takes instead of the value, or None where it takes it."""
     if value is None:
         return "a value"
     if int in types:
-        return _wanted_count(name, value)
+        return _wanted_count(command, name, value)
     if float in types:
         return _wanted_number(name, value)
     if str in types:
@@ -288,14 +288,14 @@ def _wanted(name: str, value: Any, types: tuple[Any, ...]) -> str | None:
     return f"one of {', '.join(choices)}" if choices and value not in choices else None
 
 
-def _wanted_count(name: str, value: Any) -> str | None:
+def _wanted_count(command: str, name: str, value: Any) -> str | None:
     if isinstance(value, bool | float | str):
         return "a whole number"
     if not isinstance(value, int):
         return None
     if name == "seed":
         return None if 0 <= value <= LARGEST_SEED else f"a whole number from 0 to {LARGEST_SEED}"
-    largest = LARGEST_COUNT**2 if name in _MAY_BE_LARGE else LARGEST_COUNT
+    largest = LARGEST_COUNT**2 if (command, name) in _MAY_BE_LARGE else LARGEST_COUNT
     return None if value <= largest else f"a whole number of at most {largest}"
 
 
@@ -343,3 +343,12 @@ def check_divides(config: Any, part: str, whole: str) -> None:
     size, total = getattr(config, part), getattr(config, whole)
     if size and total and total % size:
         raise ValueError(f"{config.command}: {part} is {size}, wanted a divisor of {whole}, which is {total}.")
+
+
+def check_micro_batch(config: Any) -> None:
+    """Raise unless ``micro_batch_size`` divides the prompts of a minibatch; what is None is passed over."""
+    size, total = config.micro_batch_size, (config.batch_size or 0) // config.minibatches
+    if size and total % size:
+        raise ValueError(
+            f"{config.command}: micro_batch_size is {size}, wanted a divisor of the {total} prompts of a minibatch."
+        )

@@ -30,7 +30,6 @@ from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_m
 from rlax_llm.models.tokenizer import Tokenizer
 
 _CHARACTER = {
-    "groups": 128,
     "group_size": 8,
     "max_prompt_tokens": 32,
     "max_new_tokens": 6,
@@ -43,7 +42,6 @@ _CHARACTER = {
     "remat": False,
 }
 _PRETRAINED = {
-    "groups": 8,
     "group_size": 8,
     "max_prompt_tokens": 512,
     "max_new_tokens": 64,
@@ -63,6 +61,7 @@ _SMALL = {
     "ppo": {"batch_size": 256, "learning_rate": 3e-4},
 }
 _LARGE = {
+    "grpo": {"batch_size": 8},
     "sft": {"steps": 500, "learning_rate": 2e-5},
     "reward": {"max_new_tokens": 256, "learning_rate": 1e-5},
     "dpo": {"max_new_tokens": 256, "learning_rate": 1e-6},
@@ -71,7 +70,7 @@ _LARGE = {
 }
 """What differs by command, for 'char' and for other models."""
 _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arXiv 2106.09685, appendix D)
-_FACTORS = ("groups", "group_size", "batch_size", "samples")  # rows of a step
+_FACTORS = ("batch_size", "group_size", "samples")  # rows of a step
 WARM_START_LEARNING_RATE = 2e-3  # of the character model, and of its supervised training
 _CHARACTERS, _WIDTH = Tokenizer.characters(ALPHABET), 128  # the embedded model's
 
@@ -80,7 +79,7 @@ def with_defaults(config: Any) -> Any:
     """The settings with each that was left open filled in for the model, and its files by their whole paths.
 
     >>> from rlax_llm.commands.grpo.settings import GrpoSettings
-    >>> with_defaults(GrpoSettings()).groups, with_defaults(GrpoSettings(model="smollm2")).groups
+    >>> with_defaults(GrpoSettings()).batch_size, with_defaults(GrpoSettings(model="smollm2")).batch_size
     (128, 8)
     """
     config, small = located(config), _embedded(config.model)
@@ -115,7 +114,7 @@ def check_batch_of(config: Any) -> None:
     >>> from rlax_llm.commands.grpo.settings import GrpoSettings
     >>> check_batch_of(with_defaults(GrpoSettings(group_size=10_000_000)))
     Traceback (most recent call last):
-    ValueError: grpo: groups · group_size · tokens of a row is 48,640,000,000, wanted at most 2,147,483,647; ...
+    ValueError: grpo: batch_size · group_size · tokens of a row is 48,640,000,000, wanted at most 2,147,483,647; ...
     """
     named = [name for name in _FACTORS if getattr(config, name, None)]
     row = (getattr(config, "max_prompt_tokens", None) or 0) + config.max_new_tokens
@@ -228,7 +227,7 @@ def build_optimizer(config: OptimizerSettings, schedule: optax.Schedule) -> opta
         chosen = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay)
     else:
         chosen = _made(config.optimizer, schedule)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), chosen)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), chosen)
 
 
 def _made(spec: str, schedule: optax.Schedule) -> Any:

@@ -74,7 +74,7 @@ class Progress:
     Colors follow ``NO_COLOR``.
 
     Args:
-        total_steps: the step that ends the run.
+        steps: the step that ends the run.
         title: what runs, before the bar.
         columns: the numbers to show, of those that :meth:`update` is given.
         first_step: the step a resumed run goes on from.
@@ -91,14 +91,14 @@ class Progress:
 
     def __init__(
         self,
-        total_steps: int,
+        steps: int,
         title: str,
         columns: Sequence[Column] = GROUP_COLUMNS,
         first_step: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total = total_steps
+        self._total = steps
         self._title = title
         self._columns = columns
         self._stream = stream or sys.stdout
@@ -106,7 +106,7 @@ class Progress:
         self._step = first_step
         self._shown: dict[str, Any] = {}
         self._started = 0.0
-        self._short = total_steps - first_step <= _SHORT_RUN_STEPS
+        self._short = steps - first_step <= _SHORT_RUN_STEPS
         # Time left is told from the second step on: the first holds the compilation.
         self._first_end: tuple[int, float] | None = None
         self._last_end = 0.0

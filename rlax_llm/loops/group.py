@@ -309,9 +309,9 @@ def group_trpo_loop(
             all that was chosen.
         advantage: ``Scored → [P, G]`` or ``[P, G, T]``.
         weighting: ``mask → weights``.
-        direction: such as ``natural_direction(radius)``; its damping makes up for parameters without a slope, as an
+        direction: such as ``natural_direction(kl_radius)``; its damping makes up for parameters without a slope, as an
             adapter has at its start.
-        search: such as ``backtracking_search(improves_within(radius))``.
+        search: such as ``backtracking_search(improves_within(kl_radius))``.
         teaching: ``(mask, truncated) → mask``, the tokens that teach.
 
     Returns:

@@ -77,7 +77,9 @@ class LanguageState(NamedTuple):
     memory: Memory
 
 
-def fresh_sampling(config: DecoderConfig, prompts: Prompts, reward: Reward, request: Request, groups: int) -> Collector:
+def fresh_sampling(
+    config: DecoderConfig, prompts: Prompts, reward: Reward, request: Request, batch_size: int
+) -> Collector:
     """Fresh groups of prompts drawn with replacement; it has no memory.
 
     Args:
@@ -87,21 +89,21 @@ def fresh_sampling(config: DecoderConfig, prompts: Prompts, reward: Reward, requ
             prompt. NaN where a completion has no score.
         request: sampler, stop tokens, longest completion and group size. A sampler made inside a function that is
             traced (a ``functools.partial`` of ``inverse_cdf``, say) may close over a traced temperature.
-        groups: prompts of a step, P.
+        batch_size: prompts of a step, P.
 
     Raises:
-        ValueError: for a group size or a number of groups below 1.
+        ValueError: for a group size or a batch size below 1.
     """
-    checks.at_least_one("fresh_sampling", groups=groups, group_size=request.group_size)
+    checks.at_least_one("fresh_sampling", batch_size=batch_size, group_size=request.group_size)
     prompts = jax.tree.map(jnp.asarray, prompts)
 
     def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
         which, draw = jax.random.split(key)
-        chosen = jax.random.randint(which, (groups,), 0, prompts.tokens.shape[0])
+        chosen = jax.random.randint(which, (batch_size,), 0, prompts.tokens.shape[0])
         completions = generate_at_once(config, params, (prompts.tokens[chosen], prompts.valid[chosen]), draw, request)
         rows = jnp.repeat(chosen, request.group_size)
         scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))
-        return memory, Groups(completions, scores.reshape(*scores.shape[:-1], groups, -1)), {}
+        return memory, Groups(completions, scores.reshape(*scores.shape[:-1], batch_size, -1)), {}
 
     return Collector(lambda params: (), collect)
 

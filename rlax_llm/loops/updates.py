@@ -296,8 +296,8 @@ def natural_update(
     Args:
         policy: actor and critic share nothing.
         advantage: credit of one stream.
-        direction: such as ``natural_direction(radius)``.
-        search: such as ``backtracking_search(improves_within(radius))``.
+        direction: such as ``natural_direction(kl_radius)``.
+        search: such as ``backtracking_search(improves_within(kl_radius))``.
         optimizer: of the critic.
         learning: of the critic; its ``entropy_coef`` and ``kl_limit`` are not read.
 

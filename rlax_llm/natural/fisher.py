@@ -212,20 +212,20 @@ def conjugate_gradient(
 
 
 def natural_direction(
-    radius: float | jax.Array,
+    kl_radius: float | jax.Array,
     damping: float | jax.Array = 0.1,
     iterations: int | jax.Array = 10,
     tolerance: float | jax.Array = 1e-5,
 ) -> DirectionRule:
-    """The steepest step at a KL radius: ``s = √(2 radius / xᵀ A x) · x`` with ``A x = g`` and ``A = F + damping · I``.
+    """The steepest step at a KL radius: ``s = √(2 kl_radius / xᵀ A x) · x``, ``A x = g`` and ``A = F + damping · I``.
 
-    It maximizes ``gᵀs`` under ``½ sᵀ A s ≤ radius`` (arXiv 1502.05477, appendix C), so the quadratic model of the KL is
-    exactly ``radius`` for damping 0, and less otherwise. Limiting cases: the plain gradient's direction for a large
-    damping; does not depend on the gradient's length; for damping 0 does not depend on how the policy is parametrized;
-    a gradient that is 0 or not finite gives 0.
+    It maximizes ``gᵀs`` under ``½ sᵀ A s ≤ kl_radius`` (arXiv 1502.05477, appendix C), so the quadratic model of the KL
+    is exactly ``kl_radius`` for damping 0, and less otherwise. Limiting cases: the plain gradient's direction for a
+    large damping; does not depend on the gradient's length; for damping 0 does not depend on how the policy is
+    parametrized; a gradient that is 0 or not finite gives 0.
 
     Args:
-        radius: > 0, nats; may be traced.
+        kl_radius: > 0, nats; may be traced.
         damping: ≥ 0; may be traced.
         iterations: ≥ 1, of conjugate gradients.
         tolerance: ≥ 0, of conjugate gradients, relative.
@@ -236,12 +236,12 @@ def natural_direction(
     Raises:
         ValueError: for a value out of its range.
 
-    >>> direction = natural_direction(radius=2.0, damping=0.0)
+    >>> direction = natural_direction(kl_radius=2.0, damping=0.0)
     >>> direction(lambda v: 4 * v, jnp.array([3.0])).step.tolist()
     [1.0]
     """
     where = "natural_direction"
-    checks.positive(where, radius=radius)
+    checks.positive(where, kl_radius=kl_radius)
     checks.not_negative(where, damping=damping, tolerance=tolerance)
     checks.at_least_one(where, iterations=iterations)
 
@@ -253,7 +253,7 @@ def natural_direction(
         product = add_damping(matvec, damping)
         x, residual, count = conjugate_gradient(product, scaled, iterations, tolerance)
         energy = dot(x, product(x))
-        size = jnp.where(energy > 0, jnp.sqrt(2 * radius / jnp.where(energy > 0, energy, 1.0)), 0.0)
+        size = jnp.where(energy > 0, jnp.sqrt(2 * kl_radius / jnp.where(energy > 0, energy, 1.0)), 0.0)
         return Direction(cast_like(jax.tree.map(lambda leaf: size * leaf, x), gradient), residual, count)
 
     return direction
@@ -266,7 +266,7 @@ def natural_gradient(direction: DirectionRule) -> optax.GradientTransformationEx
     ``trpo.line_search`` behind it makes it TRPO. It keeps no state.
 
     Args:
-        direction: such as ``natural_direction(radius)``.
+        direction: such as ``natural_direction(kl_radius)``.
 
     Returns:
         A transformation whose ``update`` takes ``matvec``, the Fisher-vector product at the parameters, as an extra
@@ -275,7 +275,7 @@ def natural_gradient(direction: DirectionRule) -> optax.GradientTransformationEx
     Raises:
         ValueError: by ``update``, where ``matvec`` is not given.
 
-    >>> optimizer = natural_gradient(natural_direction(radius=2.0, damping=0.0))
+    >>> optimizer = natural_gradient(natural_direction(kl_radius=2.0, damping=0.0))
     >>> params = jnp.array([0.0])
     >>> updates, _ = optimizer.update(jnp.array([3.0]), optimizer.init(params), params, matvec=lambda v: 4 * v)
     >>> updates.tolist()

@@ -71,14 +71,14 @@ SearchRule = Callable[[Evaluate, Tree, Tree], Search]
 Accept = Callable[[Trial], Any]
 
 
-def improves_within(radius: float | jax.Array, share: float | jax.Array = 0.0) -> Accept:
-    """TRPO's acceptance: the surrogate improves, by ``share`` of the linear prediction, and ``KL ≤ radius``.
+def improves_within(kl_radius: float | jax.Array, share: float | jax.Array = 0.0) -> Accept:
+    """TRPO's acceptance: the surrogate improves, by ``share`` of the linear prediction, and ``KL ≤ kl_radius``.
 
     Limiting cases: share 0 asks for any improvement (arXiv 1502.05477, appendix C); an infinite radius is Armijo's
     rule. A value that is not a number is never accepted.
 
     Args:
-        radius: > 0, nats; may be traced.
+        kl_radius: > 0, nats; may be traced.
         share: ≥ 0, of the improvement that the gradient predicts.
 
     Returns:
@@ -91,12 +91,12 @@ def improves_within(radius: float | jax.Array, share: float | jax.Array = 0.0) -
     >>> bool(accept(Trial(jnp.array(0.5), jnp.array(0.6), jnp.array(0.02))))
     False
     """
-    checks.positive("improves_within", radius=radius)
+    checks.positive("improves_within", kl_radius=kl_radius)
     checks.not_negative("improves_within", share=share)
 
     def accept(trial: Trial) -> jax.Array:
         enough = (trial.improvement > 0) & (trial.improvement >= share * trial.expected)
-        return enough & (trial.kl <= radius)
+        return enough & (trial.kl <= kl_radius)
 
     return accept
 
@@ -233,8 +233,8 @@ def trpo_step(
     Args:
         params: pytree of floats.
         problem: at ``params``; see ``policy_problem``.
-        direction: such as ``natural_direction(radius)``.
-        search: such as ``backtracking_search(improves_within(radius))``.
+        direction: such as ``natural_direction(kl_radius)``.
+        search: such as ``backtracking_search(improves_within(kl_radius))``.
 
     Returns:
         New parameters, and metrics: ``kl`` (nats), ``improvement`` and ``expected_improvement`` of the surrogate,
@@ -272,7 +272,7 @@ def line_search(search: SearchRule) -> optax.GradientTransformationExtraArgs:
     ``optax.chain(natural_gradient(direction), line_search(search))`` is ``trpo_step``. It keeps no state.
 
     Args:
-        search: such as ``backtracking_search(improves_within(radius))``.
+        search: such as ``backtracking_search(improves_within(kl_radius))``.
 
     Returns:
         A transformation whose ``update`` takes ``surrogate`` and ``divergence`` as extra arguments: with what

@@ -41,8 +41,8 @@ _WRONG_IN_FILES: dict[Any, tuple[str, ...]] = {
     tuple: ("8", "[8, x]", "[8.5]", "[[8]]", "{8: 8}"),
 }
 _GOOD = {
-    ("clip_norm", "inf"),  # no clipping
-    ("clip_norm", "1e400"),
+    ("max_grad_norm", "inf"),  # no clipping
+    ("max_grad_norm", "1e400"),
     ("prompt", ""),
     ("prompt", " "),
     ("prompt", "''"),
@@ -117,7 +117,7 @@ FLAGS = [
     Row(("grpo", "--top-p", "0"), "top_p"),
     Row(("grpo", "--group-size", "1"), "group_size"),
     Row(("grpo", "--group-size", "10000000"), "group_size"),
-    Row(("grpo", "--groups", "8", "--minibatches", "3"), "minibatches"),
+    Row(("grpo", "--batch-size", "8", "--minibatches", "3"), "minibatches"),
     Row(("grpo", "--max-new-tokens", "100000"), "max_new_tokens"),
     Row(("grpo", "--max-prompt-tokens", "1e5"), "max_prompt_tokens"),
     Row(("ppo", "--max-new-tokens", "100000"), "max_new_tokens"),
@@ -158,12 +158,12 @@ FLAGS = [
     Row(("control", "--recipe", "trop"), "'trop'"),
     Row(("control", "--weight", "best"), "total_return, return_to_go"),
     Row(("control", "--seeds", "1e9"), "seeds"),
-    Row(("control", "--total-steps", "1e18"), "total_steps"),
+    Row(("control", "--steps", "1e18"), "steps"),
     Row(("control", "--hidden", "1e6", "1e6"), "hidden"),
     Row(("control", "--hidden", "0"), "hidden"),
     Row(("control", "--memory", "8", "--shared", "4"), "memory"),
     Row(("control", "--minibatches", "3"), "minibatches"),
-    Row(("control", "--horizon-steps", "2e9", "--total-steps", "1e12"), "horizon_steps"),
+    Row(("control", "--horizon-steps", "2e9", "--steps", "1e12"), "horizon_steps"),
 ]
 
 FILES: dict[str, tuple[str | bytes, str]] = {

@@ -52,7 +52,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(settings_file):
 
 
 def test_a_saved_config_gives_the_same_run(settings_file):
-    config = GrpoSettings(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", clip_norm=float("inf"))
+    config = GrpoSettings(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", max_grad_norm=float("inf"))
     path = settings_file(yaml.safe_dump(as_dict(config)))
     assert _parse(GrpoSettings, "--config", path) == dataclasses.replace(config, out=None, config=path)
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_there():
         (lambda: PpoSettings(logit_bias="3=1,x=2"), "logit_bias holds 'x=2', wanted TOKEN_ID=BIAS"),
         (lambda: GrpoSettings(data="a.jsonl"), "data is given without reward"),
         (lambda: EvalSettings(data="a.jsonl"), "eval: data is given without reward"),
-        (lambda: GrpoSettings(groups=8, micro_batch_groups=3), "micro_batch_groups is 3, wanted a divisor of the"),
+        (lambda: GrpoSettings(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor of the"),
         (lambda: SftSettings(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
         (lambda: EvalSettings(samples=4), "samples is 4 at temperature 0, where all are the same"),
         (lambda: GenerateSettings("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
@@ -263,5 +263,5 @@ def test_the_compilation_cache_is_the_users_or_the_one_given(monkeypatch, tmp_pa
 
 def test_a_setting_of_infinity_survives_the_run_directory(tmp_path):
     out = str(tmp_path / "run")
-    RunDirectory.create(out, as_dict(SftSettings(clip_norm=float("inf"))))
-    assert _parse(SftSettings, "--resume", out).clip_norm == float("inf")
+    RunDirectory.create(out, as_dict(SftSettings(max_grad_norm=float("inf"))))
+    assert _parse(SftSettings, "--resume", out).max_grad_norm == float("inf")

@@ -11,7 +11,7 @@ from rlax_llm.commands.control.settings import ControlSettings, resolve
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.host.run_directory import RunDirectory
 
-SMALL = ("--seeds", "1", "--total-steps", "16", "--environments", "2", "--horizon-steps", "8", "--hidden", "4")
+SMALL = ("--seeds", "1", "--steps", "16", "--environments", "2", "--horizon-steps", "8", "--hidden", "4")
 
 
 def _parse(*words):
@@ -65,11 +65,9 @@ def test_resuming_keeps_all_settings_but_the_steps(tmp_path):
     saved = resolve(ControlSettings(env="probe:time_limit"))
     out = str(tmp_path / "run")
     RunDirectory.create(out, as_dict(saved))
-    config = _parse("--resume", out, "--total-steps", "1000000")
-    assert (config.total_steps, config.resume, config.hidden) == (1_000_000, out, (64, 64))
-    with pytest.raises(
-        ValueError, match=r"--seeds 3 conflicts with the run in .*, where it is 8; only --total-steps may"
-    ):
+    config = _parse("--resume", out, "--steps", "1000000")
+    assert (config.steps, config.resume, config.hidden) == (1_000_000, out, (64, 64))
+    with pytest.raises(ValueError, match=r"--seeds 3 conflicts with the run in .*, where it is 8; only --steps may"):
         _parse("--resume", out, "--seeds", "3")
 
 
@@ -81,9 +79,9 @@ def test_resuming_keeps_all_settings_but_the_steps(tmp_path):
         (("--recipe", "trop"), "control: there is no recipe 'trop'; did you mean 'trpo'"),
         (("--seeds", "0"), "control: seeds is 0, wanted at least 1."),
         (("--minibatches", "3"), "control: minibatches is 3, wanted a divisor of the 512 steps of a rollout."),
-        (("--total-steps", "1"), "control: total_steps is 1, wanted at least one rollout"),
+        (("--steps", "1"), "control: steps is 1, wanted at least one rollout"),
         (("--memory", "8", "--recipe", "trpo"), "control: memory is 8 with recipe trpo"),
-        (("--recipe", "trpo", "--clip-eps", "0.1"), "control: clip_eps is given, and recipe trpo does not read it"),
+        (("--recipe", "trpo", "--eps", "0.1"), "control: eps is given, and recipe trpo does not read it"),
         (("--env", "probe:time_limit", "--render"), "control: cannot render probe:time_limit"),
         (("--resume", "no/such/run"), "no/such/run is not a directory"),
     ],

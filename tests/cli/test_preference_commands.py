@@ -93,7 +93,10 @@ def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
         (("dpo", "--recipe", "simpo", "--precompute-reference"), "recipe simpo reads no reference"),
         (("dpo", "--recipe", "aot", "--micro-batch-size", "64"), "the link reads the whole batch"),
         (("kto", "--beta", "0"), "beta is 0.0, wanted"),
-        (("ppo", "--batch-size", "6", "--minibatches", "2", "--micro-batches", "2"), "do not divide batch_size"),
+        (
+            ("ppo", "--batch-size", "6", "--minibatches", "2", "--micro-batch-size", "2"),
+            "wanted a divisor of the 3 prompts",
+        ),
         (("ppo", "--kl-target", "0.1", "--kl-coef", "0"), "kl_target is given and kl_coef is 0"),
         (("ppo", "--value-model", "reward"), "value_model is 'reward' and there is no reward_model"),
         (("ppo", "--value-lambda", "1.5"), "value_lambda is 1.5"),

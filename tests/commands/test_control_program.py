@@ -17,7 +17,7 @@ from rlax_llm.credit import streams as credits
 TINY = ControlSettings(
     env="probe:time_limit",
     seeds=2,
-    total_steps=32,
+    steps=32,
     environments=2,
     horizon_steps=8,
     epochs=2,
@@ -27,8 +27,8 @@ TINY = ControlSettings(
 )
 OPEN = {
     "weight": "reinforce",
-    "clip_eps": "ppo",
-    "kl_target": "ppo-penalty",
+    "eps": "ppo",
+    "kl_target": "ppo_penalty",
     "kl_radius": "trpo",
     "damping": "trpo",
     "cg_iterations": "trpo",
@@ -68,8 +68,8 @@ def test_nothing_that_is_read_stays_open(recipe, env):
     unread = {name for name, reader in OPEN.items() if reader != recipe} | (
         {"entropy_coef", "value_coef", "kl_limit"} if recipe == "trpo" else set()
     )
-    if recipe in ("dual-clip", "cispo"):
-        unread.remove("clip_eps")
+    if recipe in ("dual_clip", "cispo"):
+        unread.remove("eps")
     for field in dataclasses.fields(resolved):
         is_open = getattr(resolved, field.name) is None
         assert is_open == (field.name in unread | PLACES), field.name
@@ -86,9 +86,9 @@ def test_what_is_given_wins_and_the_environment_wins_over_the_recipe():
 
 def test_what_other_peers_publish_for_cartpole():
     resolved = resolve(ControlSettings())
-    assert (resolved.learning_rate, resolved.anneal_learning_rate, resolved.max_grad_norm) == (2.5e-4, True, 0.5)
-    assert (resolved.epochs, resolved.gae_lambda, resolved.clip_eps, resolved.value_clip_eps) == (4, 0.95, 0.2, 0.2)
-    assert (resolved.entropy_coef, resolved.value_coef, resolved.total_steps) == (0.01, 0.5, 500_000)
+    assert (resolved.learning_rate, resolved.schedule, resolved.max_grad_norm) == (2.5e-4, "linear", 0.5)
+    assert (resolved.epochs, resolved.gae_lambda, resolved.eps, resolved.value_eps) == (4, 0.95, 0.2, 0.2)
+    assert (resolved.entropy_coef, resolved.value_coef, resolved.steps) == (0.01, 0.5, 500_000)
 
 
 def first(program):
@@ -107,11 +107,11 @@ def test_every_recipe_makes_a_program(recipe):
     start, state, metrics = jax.eval_shape(first(program), jax.random.key(0))
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, start)
     assert program.iterations == 2
-    assert ("kl_coef" in metrics) == (recipe == "ppo-penalty")
+    assert ("kl_coef" in metrics) == (recipe == "ppo_penalty")
     assert ("cg_residual" in metrics) == (recipe == "trpo")
 
 
-@pytest.mark.parametrize("recipe", ["reinforce", "cispo", "ppo-penalty", "trpo"])
+@pytest.mark.parametrize("recipe", ["reinforce", "cispo", "ppo_penalty", "trpo"])
 def test_a_recipe_of_each_kind_learns_a_step(recipe):
     key = jax.random.key(0)
     start, state, _ = compiled(first(build(dataclasses.replace(TINY, recipe=recipe))), key)(key)
@@ -136,25 +136,25 @@ def test_the_weights_of_reinforce(monkeypatch):
 
 BASE = {
     "learning_rate": 1e-2,
-    "clip_eps": 0.01,
+    "eps": 0.01,
     "gae_lambda": 0.9,
     "entropy_coef": 0.01,
     "discount": 0.99,
     "value_coef": 0.5,
     "max_grad_norm": 0.5,
     "kl_limit": 1.0,
-    "value_clip_eps": 0.1,
+    "value_eps": 0.1,
 }
 OTHER = {
     "learning_rate": 3e-2,
-    "clip_eps": 0.3,
+    "eps": 0.3,
     "gae_lambda": 0.0,
     "entropy_coef": 0.5,
     "discount": 0.5,
     "value_coef": 5.0,
     "max_grad_norm": 0.01,
     "kl_limit": 1e-5,
-    "value_clip_eps": 0.001,
+    "value_eps": 0.001,
 }
 
 
@@ -181,7 +181,7 @@ def test_vmap_over_every_float():
 
 
 def test_vmap_over_the_trust_region_of_trpo():
-    config = dataclasses.replace(TINY, recipe="trpo", total_steps=16)
+    config = dataclasses.replace(TINY, recipe="trpo", steps=16)
     other = {"kl_radius": 0.1, "damping": 1.0}
     assert_vmap_is_each_run_on_its_own(config, {"kl_radius": 0.001, "damping": 0.1}, other)
 
@@ -201,8 +201,8 @@ def test_memory_and_shared_layers_make_other_policies():
 
 
 def test_zero_is_off():
-    off = dataclasses.replace(TINY, max_grad_norm=0.0, kl_limit=0.0, value_clip_eps=0.0)
-    wide = dataclasses.replace(TINY, max_grad_norm=1e9, kl_limit=1e9, value_clip_eps=1e9)
+    off = dataclasses.replace(TINY, max_grad_norm=0.0, kl_limit=0.0, value_eps=0.0)
+    wide = dataclasses.replace(TINY, max_grad_norm=1e9, kl_limit=1e9, value_eps=1e9)
     (params, metrics), (wide_params, wide_metrics) = ran(off), ran(wide)
     assert "stopped" in wide_metrics and "stopped" not in metrics
     assert_close(params, wide_params)
@@ -223,11 +223,11 @@ def test_zero_is_off():
         ({"hidden": (8, 0)}, r"hidden is \(8, 0\), wanted widths of at least 1"),
         ({"minibatches": 3}, "minibatches is 3, wanted a divisor of the 512 steps of a rollout"),
         ({"memory": 8, "minibatches": 3}, "minibatches is 3, wanted a divisor of the 4 environments"),
-        ({"total_steps": 511}, "total_steps is 511, wanted at least one rollout: 4 environments × 128 steps = 512"),
+        ({"steps": 511}, "steps is 511, wanted at least one rollout: 4 environments × 128 steps = 512"),
         ({"memory": 8, "recipe": "trpo"}, "memory is 8 with recipe trpo, whose actor and critic share nothing"),
         ({"shared": (8,), "recipe": "trpo"}, r"shared is \(8,\) with recipe trpo"),
         ({"memory": 8, "hidden": (8, 8)}, r"with memory 8 hidden is \(8, 8\) and shared is \(\), wanted one width"),
-        ({"clip_eps": 0.1, "recipe": "trpo"}, "clip_eps is given, and recipe trpo does not read it; leave it out, or "),
+        ({"eps": 0.1, "recipe": "trpo"}, "eps is given, and recipe trpo does not read it; leave it out, or "),
         ({"weight": "gae"}, "weight is given, and recipe ppo does not read it"),
     ],
 )

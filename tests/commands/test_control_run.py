@@ -27,7 +27,7 @@ from rlax_llm.host.spread import spread, student_quantile
 
 TINY = ControlSettings(
     seeds=2,
-    total_steps=7 * 32,
+    steps=7 * 32,
     environments=2,
     horizon_steps=16,
     epochs=1,

@@ -29,7 +29,7 @@ from rlax_llm.rewards.functions import exact_answer
 
 TINY = GrpoSettings(
     task="arithmetic,largest=9",
-    groups=4,
+    batch_size=4,
     group_size=4,
     steps=3,
     warm_start_steps=8,
@@ -86,12 +86,12 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
     [
         ({"min_new_tokens": 9, "max_new_tokens": 6}, "min_new_tokens is 9, wanted at most max_new_tokens, 6"),
         ({"recipe": "trpo", "epochs": 2}, "trpo has no epochs"),
-        ({"groups": 4, "minibatches": 3}, "minibatches is 3, wanted a divisor of groups"),
+        ({"batch_size": 4, "minibatches": 3}, "minibatches is 3, wanted a divisor of batch_size"),
         ({"overlong_buffer": 9, "max_new_tokens": 6}, "overlong_buffer is 9, wanted at most max_new_tokens, 6"),
         ({"kl_in": "loss"}, "kl_in is given without kl_coef"),
         ({"recipe": "trpo", "dynamic_rounds": 3}, "trpo has no dynamic_rounds"),
         ({"recipe": "trpo", "sampler_dtype": "bfloat16"}, "trpo has no sampler_dtype"),
-        ({"recipe": "dapo", "radius": 0.1}, "dapo has no radius"),
+        ({"recipe": "dapo", "kl_radius": 0.1}, "dapo has no kl_radius"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings, told):
@@ -135,7 +135,7 @@ def test_a_task_without_differences_is_an_error(tmp_path):
 
 
 def test_trpo_keeps_to_its_radius(tmp_path):
-    _, row = ran(tmp_path, recipe="trpo", radius=1e-3, temperature=0.8, top_k=9, min_p=0.01)
+    _, row = ran(tmp_path, recipe="trpo", kl_radius=1e-3, temperature=0.8, top_k=9, min_p=0.01)
     assert row["accepted"] == 1 and 0 < row["kl"] <= 1e-3 and row["improvement"] > 0
 
 

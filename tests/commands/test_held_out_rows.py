@@ -30,7 +30,7 @@ ROWS = {
     "kto": [SHOWN | {"label": True}, SHOWN | {"prompt": LONG, "label": True}, SHOWN | {"label": False}],
 }
 FLAGS = {
-    "grpo": "--reward exact_answer --groups 1 --group-size 2 --warm-start-steps 0",
+    "grpo": "--reward exact_answer --batch-size 1 --group-size 2 --warm-start-steps 0",
     "ppo": "--reward exact_answer --batch-size 1 --warm-start-steps 0",
 }
 

@@ -31,7 +31,7 @@ from rlax_llm.rewards.functions import exact_answer
 
 TINY = GrpoSettings(
     task="arithmetic,largest=9",
-    groups=4,
+    batch_size=4,
     group_size=4,
     steps=4,
     warm_start_steps=3,
@@ -115,7 +115,7 @@ def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
 
     def failing(*arguments):
         nonlocal calls
-        calls += len(arguments[1]) == TINY.groups * TINY.group_size  # evaluations have fewer rows
+        calls += len(arguments[1]) == TINY.batch_size * TINY.group_size  # evaluations have fewer rows
         if calls == 3:
             raise RewardError("reward 'mine' raised ZeroDivisionError on row 2.")
         return honest(*arguments)
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_the_character_model_is_trained_like_it(whole, tmp_path)
     small = with_defaults(DpoSettings(model=str(whole.model_path)))
     assert small.learning_rate == with_defaults(DpoSettings()).learning_rate
     further = with_defaults(GrpoSettings(model=str(whole.model_path)))
-    assert (further.groups, further.warm_start_steps) == (with_defaults(GrpoSettings()).groups, 0)
+    assert (further.batch_size, further.warm_start_steps) == (with_defaults(GrpoSettings()).batch_size, 0)
     assert with_defaults(DpoSettings(model=str(tmp_path))).learning_rate < small.learning_rate
 
 
@@ -228,7 +228,7 @@ def test_an_existing_run_is_not_overwritten(whole):
 @pytest.mark.parametrize("recipe", ["dr_grpo", "dapo", "rloo"])
 def test_every_recipe_runs_with_micro_batches_and_truncated_sampling(tmp_path, recipe):
     config = dataclasses.replace(
-        TINY, recipe=recipe, micro_batch_groups=2, top_k=6, top_p=0.9, temperature=0.8, warm_start_steps=1, steps=1
+        TINY, recipe=recipe, micro_batch_size=2, top_k=6, top_p=0.9, temperature=0.8, warm_start_steps=1, steps=1
     )
     directory = runs.run_grpo(dataclasses.replace(config, remat=True, out=str(tmp_path / recipe)))
     row = directory.metrics()[-1]
@@ -244,8 +244,8 @@ def test_data_file_with_a_reward_of_ones_own(tmp_path, monkeypatch):
         "    return [None if g == 0 else -float(len(c)) for c, g in zip(completions, goal)]\n"
     )
     config = GrpoSettings(
-        data=str(data), reward=f"{tmp_path}/shortness.py:short", groups=2, group_size=2, steps=2, warm_start_steps=0,
-        eval_size=3, out=str(tmp_path / "run"),
+        data=str(data), reward=f"{tmp_path}/shortness.py:short", batch_size=2, group_size=2, steps=2,
+        warm_start_steps=0, eval_size=3, out=str(tmp_path / "run"),
     )  # fmt: skip
     directory = runs.run_grpo(config)
     assert [row["step"] for row in directory.metrics()] == [0, 1, 2]

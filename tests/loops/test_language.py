@@ -200,5 +200,5 @@ def test_mistakes_are_told():
         dynamic_sampling(collector(), 0)
     with pytest.raises(ValueError, match="every"):
         stale_sampling(collector(), 0)
-    with pytest.raises(ValueError, match="groups"):
+    with pytest.raises(ValueError, match="batch_size"):
         fresh_sampling(CONFIG, PROMPTS, share, REQUEST, 0)

@@ -317,8 +317,8 @@ def identity_product(weights=None):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: natural_direction(0.0), "natural_direction: radius is 0.0, wanted a number greater than 0"),
-        (lambda: natural_direction(-1), "natural_direction: radius is -1, wanted a number greater than 0"),
+        (lambda: natural_direction(0.0), "natural_direction: kl_radius is 0.0, wanted a number greater than 0"),
+        (lambda: natural_direction(-1), "natural_direction: kl_radius is -1, wanted a number greater than 0"),
         (lambda: natural_direction(1.0, -0.1), "natural_direction: damping is -0.1, wanted a number of at least 0"),
         (lambda: natural_direction(1.0, 0.1, 0), "natural_direction: iterations is 0, wanted a whole number"),
         (lambda: natural_direction(1.0, tolerance=-1), "natural_direction: tolerance is -1, wanted a number of at"),

@@ -344,7 +344,7 @@ VECTOR = jnp.zeros(2)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: improves_within(0.0), "improves_within: radius is 0.0, wanted a number greater than 0"),
+        (lambda: improves_within(0.0), "improves_within: kl_radius is 0.0, wanted a number greater than 0"),
         (lambda: improves_within(0.1, -1.0), "improves_within: share is -1.0, wanted a number of at least 0"),
         (lambda: backtracking_search(no_trial, 1.0), "shrink is 1.0, wanted a number between 0 and 1"),
         (lambda: backtracking_search(no_trial, 0), "shrink is 0, wanted a number between 0 and 1"),

@@ -16,7 +16,7 @@ Settings left open are tuned for the recipe and the environment. Ctrl-C ends a r
 Examples:
   rlax-llm control                                      PPO learns CartPole with 8 seeds
   rlax-llm control --env Pendulum-v1 --recipe trpo --seeds 16 --render
-  rlax-llm control --recipe reinforce --weight td_residual --total-steps 100000
+  rlax-llm control --recipe reinforce --weight td_residual --steps 100000
   rlax-llm control --config mine.yaml --learning-rate 1e-3
   rlax-llm control --resume runs/mine                   go on with a run that was interrupted""",
     ),

@@ -81,12 +81,12 @@ def _weights(config: Any) -> dict[str, credits.Credit]:
 
 
 def _learning(config: Any) -> Learning:
-    plain = _is_off(config.value_clip_eps)
+    plain = _is_off(config.value_eps)
     return Learning(
         epochs=config.epochs,
         minibatches=config.minibatches,
         target=credits.lambda_return(config.gae_lambda),
-        value_loss=plain_value_loss if plain else clipped_value_loss(config.value_clip_eps),
+        value_loss=plain_value_loss if plain else clipped_value_loss(config.value_eps),
         value_coef=0.0 if config.value_coef is None else config.value_coef,
         entropy_coef=0.0 if config.entropy_coef is None else config.entropy_coef,
         normalize=whiten if config.normalize_advantages else no_normalization,
@@ -120,19 +120,17 @@ def _trpo(config: Any, policy: ActorCritic, optimizer: optax.GradientTransformat
 
 RECIPES: dict[str, Recipe] = {
     "reinforce": _without_penalty(lambda config: control_recipes.reinforce(_weights(config)[config.weight])),
-    "q-actor-critic": _without_penalty(lambda config: control_recipes.q_actor_critic()),
+    "q_actor_critic": _without_penalty(lambda config: control_recipes.q_actor_critic()),
     "a2c": _without_penalty(lambda config: control_recipes.a2c(config.gae_lambda)),
-    "ppo": _without_penalty(lambda config: control_recipes.ppo(config.gae_lambda, config.clip_eps)),
-    "ppo-penalty": _by_gradient(
+    "ppo": _without_penalty(lambda config: control_recipes.ppo(config.gae_lambda, config.eps)),
+    "ppo_penalty": _by_gradient(
         lambda config: control_recipes.ppo_penalty(config.gae_lambda),
         lambda config: Penalty(doubling_coef(config.kl_target)),
     ),
-    "dual-clip": _with_trust_region(lambda config: trust_regions.dual_clip(config.clip_eps)),
-    "cispo": _with_trust_region(
-        lambda config: trust_regions.cispo(ceiling=1 + config.clip_eps, floor=1 - config.clip_eps)
-    ),
+    "dual_clip": _with_trust_region(lambda config: trust_regions.dual_clip(config.eps)),
+    "cispo": _with_trust_region(lambda config: trust_regions.cispo(ceiling=1 + config.eps, floor=1 - config.eps)),
     "sapo": _with_trust_region(lambda config: trust_regions.sapo()),
-    "discovered-policy-optimization": _with_trust_region(lambda config: trust_regions.discovered_policy_optimization()),
+    "discovered_policy_optimization": _with_trust_region(lambda config: trust_regions.discovered_policy_optimization()),
     "unclipped": _with_trust_region(lambda config: trust_regions.unclipped),
     "trpo": _trpo,
 }
@@ -152,7 +150,7 @@ def _policy(config: Any, environment: Environment) -> ActorCritic:
 
 def _optimizer(config: Any, iterations: int) -> optax.GradientTransformation:
     rate, steps = config.learning_rate, iterations * config.epochs * config.minibatches
-    schedule = optax.linear_schedule(rate, 0.0, steps) if config.anneal_learning_rate else rate
+    schedule = optax.linear_schedule(rate, 0.0, steps) if config.schedule == "linear" else rate
     adam = optax.adam(schedule, eps=_ADAM_EPS)
     return adam if _is_off(config.max_grad_norm) else optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
 
@@ -170,14 +168,14 @@ def build(config: ControlSettings) -> ControlProgram:
         ImportError: where the environment's package is missing.
         ValueError: for an unknown environment, and for settings that contradict each other.
 
-    >>> program = build(ControlSettings(env="probe:constant_reward", total_steps=2048))
+    >>> program = build(ControlSettings(env="probe:constant_reward", steps=2048))
     >>> program.environment.actions, program.iterations
     (Discrete(n=2), 4)
     """
     full: Any = resolve(config)
     environment = make(full.env)
     policy = _policy(full, environment)
-    iterations = full.total_steps // (full.environments * full.horizon_steps)
+    iterations = full.steps // (full.environments * full.horizon_steps)
     collecting = Collecting(
         full.environments,
         full.horizon_steps,

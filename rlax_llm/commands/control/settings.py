@@ -17,7 +17,7 @@ _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,
     "horizon_steps": 64,
     "learning_rate": 3e-3,
-    "anneal_learning_rate": True,
+    "schedule": "linear",
     "epochs": 1,
     "minibatches": 1,
     "entropy_coef": 0.01,
@@ -26,11 +26,11 @@ _PPO: dict[str, Any] = {
     "environments": 4,
     "horizon_steps": 128,
     "learning_rate": 2.5e-4,
-    "anneal_learning_rate": True,
+    "schedule": "linear",
     "epochs": 4,
     "minibatches": 4,
-    "clip_eps": 0.2,
-    "value_clip_eps": 0.2,
+    "eps": 0.2,
+    "value_eps": 0.2,
     "entropy_coef": 0.01,
 }
 _TRPO: dict[str, Any] = {
@@ -38,7 +38,7 @@ _TRPO: dict[str, Any] = {
     "horizon_steps": 512,
     "gae_lambda": 0.98,
     "learning_rate": 1e-3,
-    "anneal_learning_rate": False,
+    "schedule": "constant",
     "epochs": 20,
     "minibatches": 2,
     "kl_radius": 0.01,
@@ -48,25 +48,25 @@ _TRPO: dict[str, Any] = {
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "reinforce": _POLICY_GRADIENT | {"weight": "return_to_go"},
-    "q-actor-critic": _POLICY_GRADIENT | {"gae_lambda": 0.0},
+    "q_actor_critic": _POLICY_GRADIENT | {"gae_lambda": 0.0},
     "a2c": _POLICY_GRADIENT,
     "ppo": _PPO,
-    "ppo-penalty": _PPO | {"kl_target": 0.01},
-    "dual-clip": _PPO,
+    "ppo_penalty": _PPO | {"kl_target": 0.01},
+    "dual_clip": _PPO,
     "cispo": _PPO,
     "sapo": _PPO,
-    "discovered-policy-optimization": _PPO,
+    "discovered_policy_optimization": _PPO,
     "unclipped": _PPO,
     "trpo": _TRPO,
 }
 """The recipes, and the settings that differ between them; these are right for CartPole."""
 
 _EVERYWHERE: dict[str, Any] = {
-    "total_steps": 500_000,
+    "steps": 500_000,
     "discount": 0.99,
     "gae_lambda": 0.95,
     "max_grad_norm": 0.5,
-    "value_clip_eps": 0.0,
+    "value_eps": 0.0,
     "value_coef": 0.5,
     "entropy_coef": 0.0,
     "kl_limit": 0.0,
@@ -81,8 +81,8 @@ _EVERYWHERE: dict[str, Any] = {
 
 _READ_BY = {
     "weight": ("reinforce",),
-    "clip_eps": ("ppo", "dual-clip", "cispo"),
-    "kl_target": ("ppo-penalty",),
+    "eps": ("ppo", "dual_clip", "cispo"),
+    "kl_target": ("ppo_penalty",),
     "kl_radius": ("trpo",),
     "damping": ("trpo",),
     "cg_iterations": ("trpo",),
@@ -92,12 +92,12 @@ _READ_BY = {
 }
 """Settings that not every recipe reads."""
 
-_SWING = {"discount": 0.9, "learning_rate": 1e-3, "horizon_steps": 1024, "value_clip_eps": 0.0, "entropy_coef": 0.0}
-_GRIDS = {"environments": 64, "total_steps": 10_000_000, "activation": "relu"}
+_SWING = {"discount": 0.9, "learning_rate": 1e-3, "horizon_steps": 1024, "value_eps": 0.0, "entropy_coef": 0.0}
+_GRIDS = {"environments": 64, "steps": 10_000_000, "activation": "relu"}
 
 _TUNED: list[tuple[str, str, dict[str, Any]]] = [
-    ("Pendulum-v1", "*", _SWING | {"total_steps": 200_000, "normalize_observations": True, "normalize_rewards": True}),
-    ("Pendulum-v1", "ppo", {"discount": 0.95, "anneal_learning_rate": False, "epochs": 10, "minibatches": 32}),
+    ("Pendulum-v1", "*", _SWING | {"steps": 200_000, "normalize_observations": True, "normalize_rewards": True}),
+    ("Pendulum-v1", "ppo", {"discount": 0.95, "schedule": "constant", "epochs": 10, "minibatches": 32}),
     ("Pendulum-v1", "trpo", {"discount": 0.95, "gae_lambda": 0.95, "kl_radius": 0.02}),
     ("Acrobot-v1", "*", {"environments": 16, "normalize_observations": True, "normalize_rewards": True}),
     ("Acrobot-v1", "trpo", {"environments": 4}),
@@ -110,7 +110,7 @@ _TUNED: list[tuple[str, str, dict[str, Any]]] = [
 """(environment, recipe, what they want), as patterns; a later row wins over an earlier one, all over the recipe's."""
 
 _OUT_HELP = "Directory of the run: config.yaml, config.json, metrics.jsonl, curves.png, summary.json, checkpoints/."
-_RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --total-steps may change."
+_RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --steps may change."
 _CONFIG_HELP = "YAML or JSON file of settings, keys as the flags with underscores; flags given beside it win over it."
 _THEN = "tuned for recipe and environment"
 
@@ -127,7 +127,7 @@ class ControlSettings:
 
     >>> ControlSettings(recipe="pppo")
     Traceback (most recent call last):
-    ValueError: control: there is no recipe 'pppo'; did you mean 'ppo'? There are reinforce, q-actor-critic, ...
+    ValueError: control: there is no recipe 'pppo'; did you mean 'ppo'? There are reinforce, q_actor_critic, ...
     """
 
     command: ClassVar[str] = "control"
@@ -141,7 +141,7 @@ class ControlSettings:
     )
     recipe: str = option("ppo", "task", f"Algorithm: {', '.join(FAMILIES)}.", metavar="NAME")
     seeds: int = option(8, "task", "Independent runs, side by side in one program.")
-    total_steps: int | None = option(None, "task", "Environment steps of each seed.", _THEN)
+    steps: int | None = option(None, "task", "Environment steps of each seed.", _THEN)
     seed: int = option(0, "task", "Everything random follows from it.")
 
     environments: int | None = option(None, "rollout", "Environments of each seed, side by side.", _THEN)
@@ -165,11 +165,11 @@ class ControlSettings:
     )
     entropy_coef: float | None = option(None, "objective", "Weight of the entropy, per nat.", _THEN)
     value_coef: float | None = option(None, "objective", "Weight of the critic's loss.", _THEN)
-    value_clip_eps: float | None = option(
+    value_eps: float | None = option(
         None, "objective", "Half-width of the critic's clip, in (scaled) rewards; 0 is off.", _THEN
     )
-    clip_eps: float | None = option(None, "objective", "Half-width of the ratio clip: ppo, dual-clip, cispo.", _THEN)
-    kl_target: float | None = option(None, "objective", "KL that ppo-penalty steers to, nats.", _THEN)
+    eps: float | None = option(None, "objective", "Half-width of the ratio clip: ppo, dual_clip, cispo.", _THEN)
+    kl_target: float | None = option(None, "objective", "KL that ppo_penalty steers to, nats.", _THEN)
     kl_limit: float | None = option(
         None, "objective", "KL to the old policy, nats, that ends an update early; 0 is off.", "off"
     )
@@ -178,7 +178,9 @@ class ControlSettings:
     cg_iterations: int | None = option(None, "objective", "Conjugate-gradient iterations of trpo.", _THEN)
 
     learning_rate: float | None = option(None, "training", "Adam's; of the critic alone in trpo.", _THEN)
-    anneal_learning_rate: bool | None = option(None, "training", "Bring the learning rate linearly to 0.", _THEN)
+    schedule: Literal["constant", "linear"] | None = option(
+        None, "training", "Learning rate over the run; linear ends at 0.", _THEN, "constant|linear"
+    )
     max_grad_norm: float | None = option(None, "training", "Largest global gradient norm; 0 is off.", _THEN)
     epochs: int | None = option(
         None, "training", "Times that each step is learned from; by the critic alone in trpo.", _THEN
@@ -222,12 +224,12 @@ class ControlSettings:
                 f"control: there is no recipe {self.recipe!r}{did_you_mean(self.recipe, FAMILIES)} "
                 f"There are {', '.join(FAMILIES)}."
             )
-        at_least(self, 1, "seeds", "total_steps", "environments", "horizon_steps", "epochs", "minibatches")
+        at_least(self, 1, "seeds", "steps", "environments", "horizon_steps", "epochs", "minibatches")
         at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")
         at_least(self, 0, "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
         at_least(self, 0, "value_coef", "save_every")
-        above_zero(self, "learning_rate", "clip_eps", "kl_target", "kl_radius")
-        for name in ("value_clip_eps", "kl_limit", "max_grad_norm"):
+        above_zero(self, "learning_rate", "eps", "kl_target", "kl_radius")
+        for name in ("value_eps", "kl_limit", "max_grad_norm"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not value >= 0:
                 raise ValueError(f"control: {name} is {value}, wanted at least 0, which is off.")
@@ -255,7 +257,7 @@ def resolve(config: ControlSettings) -> ControlSettings:
         ValueError: for a setting that the recipe does not read, and for settings that contradict each other.
 
     >>> resolved = resolve(ControlSettings(learning_rate=0.5))
-    >>> resolved.learning_rate, resolved.clip_eps, resolved.kl_radius
+    >>> resolved.learning_rate, resolved.eps, resolved.kl_radius
     (0.5, 0.2, None)
     """
     unread = [name for name, recipes in _READ_BY.items() if config.recipe not in recipes]
@@ -281,7 +283,7 @@ def resolve(config: ControlSettings) -> ControlSettings:
 
 def _parent(recipe: str) -> str:
     """The recipe whose tuned settings another shares: PPO's, where only the trust region differs."""
-    return "ppo" if FAMILIES[recipe].get("clip_eps") else recipe
+    return "ppo" if FAMILIES[recipe].get("eps") else recipe
 
 
 def _check_together(config: ControlSettings) -> None:
@@ -300,9 +302,9 @@ def _check_together(config: ControlSettings) -> None:
     rows, named = (environments, "environments") if config.memory else (environments * horizon, "steps of a rollout")
     if config.minibatches and rows % config.minibatches:
         raise ValueError(f"control: minibatches is {config.minibatches}, wanted a divisor of the {rows} {named}.")
-    if config.total_steps is not None and config.total_steps < environments * horizon:
+    if config.steps is not None and config.steps < environments * horizon:
         raise ValueError(
-            f"control: total_steps is {config.total_steps}, wanted at least one rollout: {environments} environments × "
+            f"control: steps is {config.steps}, wanted at least one rollout: {environments} environments × "
             f"{horizon} steps = {environments * horizon}."
         )
 
@@ -312,12 +314,12 @@ def _check_sizes(config: ControlSettings) -> None:
     environments, horizon = config.environments or 1, config.horizon_steps or 1
     widths = [*(config.shared or ()), *(config.hidden or ()), 3 * config.memory if config.memory else 1]
     layer = max(into * out for into, out in zip([1, *widths], widths))
-    updates = (config.total_steps or 1) // (environments * horizon) * (config.epochs or 1) * (config.minibatches or 1)
+    updates = (config.steps or 1) // (environments * horizon) * (config.epochs or 1) * (config.minibatches or 1)
     sizes = {
         "seeds · environments · horizon_steps": config.seeds * environments * horizon,
         "seeds · eval_episodes · eval_steps": config.seeds * config.eval_episodes * max(config.eval_steps, 1),
         "seeds · the widths of two layers (shared, hidden, memory)": config.seeds * layer,
-        "the number of optimizer steps (total_steps, epochs, minibatches)": updates,
+        "the number of optimizer steps (steps, epochs, minibatches)": updates,
     }
     for named, size in sizes.items():
         if size > LARGEST_COUNT:

@@ -137,12 +137,12 @@ def _with_kl(objective: Objective, weight: float, place: str) -> Objective:
 
 def build_learning(config: GrpoSettings) -> GroupLearning:
     """Epochs, minibatches, the filter, the correction and the entropy bonus of the settings."""
-    groups = (config.groups or 1) // config.minibatches
+    groups = (config.batch_size or 1) // config.minibatches
     steered = config.entropy_target is not None
     return GroupLearning(
         epochs=config.epochs,
         minibatches=config.minibatches,
-        micro_batches=groups // (config.micro_batch_groups or groups),
+        micro_batches=groups // (config.micro_batch_size or groups),
         teaching=overlong_filter if config.overlong_filter else every_completion,
         correction=CORRECTIONS[config.correction],
         entropy_coef=config.entropy_coef,
@@ -150,7 +150,7 @@ def build_learning(config: GrpoSettings) -> GroupLearning:
     )
 
 
-def trust_region_step(radius: float) -> tuple[Any, Any]:
-    """TRPO's direction and search within a KL of ``radius`` nats a token."""
-    direction = natural_direction(radius, damping=0.1)
-    return direction, backtracking_search(improves_within(radius))
+def trust_region_step(kl_radius: float) -> tuple[Any, Any]:
+    """TRPO's direction and search within a KL of ``kl_radius`` nats a token."""
+    direction = natural_direction(kl_radius, damping=0.1)
+    return direction, backtracking_search(improves_within(kl_radius))

@@ -59,9 +59,9 @@ class GroupPhase:
 
     def __init__(self, config: GrpoSettings, learner: Learner, task: Task, judge: Judge):
         self.title = config.recipe
-        self.lower = "radius" if config.recipe == TRPO else "learning_rate"
+        self.lower = "kl_radius" if config.recipe == TRPO else "learning_rate"
         self.config, self.learner, self.task, self.judge = config, learner, task, judge
-        self.groups, self.group_size = config.groups or 0, config.group_size or 0
+        self.groups, self.group_size = config.batch_size or 0, config.group_size or 0
         self.updates = config.epochs * config.minibatches
         self.chosen = None if config.recipe == TRPO else build_objective(config, judge.weights())
         self.needs_reference = self.chosen is not None and self.chosen.needs_reference
@@ -96,7 +96,7 @@ class GroupPhase:
         bias = logit_bias_of(self.config)
         if self.chosen is None:
             logits = group_logits(shape, layout, temperature, remat, bias)
-            step = trust_region_step(self.config.radius)
+            step = trust_region_step(self.config.kl_radius)
             teaching = overlong_filter if self.config.overlong_filter else every_completion
             return group_trpo_loop(logits, per_group(z_score), token_mean, *step, teaching)
         log_probs = group_log_probs(shape, layout, temperature, remat, bias)

@@ -14,6 +14,7 @@ from rlax_llm.commands.settings import (
     above_zero,
     at_least,
     check_divides,
+    check_micro_batch,
     check_values,
     option,
 )
@@ -72,7 +73,7 @@ class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSetting
     )
     eps_high: float | None = option(None, "objective", "Half-width of the clip above 1.", "the recipe's")
     ceiling: float | None = option(None, "objective", "Largest ratio (cispo, verl:grpo).", "the recipe's")
-    radius: float = option(0.01, "objective", "KL of a token that a step of trpo may take, nats.")
+    kl_radius: float = option(0.01, "objective", "KL of a token that a step of trpo may take, nats.")
     entropy_coef: float = option(0.0, "objective", "Weight of a bonus for the entropy of a token, at the start.")
     entropy_target: float | None = option(
         None, "objective", "Entropy that the bonus is steered to, nats per token.", "the weight stays"
@@ -82,7 +83,7 @@ class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSetting
         0, "objective", "Steps after which the reference becomes the policy; 0 keeps the first."
     )
 
-    groups: int | None = option(None, "rollout", "Prompts per step.", CHOSEN)
+    batch_size: int | None = option(None, "rollout", "Prompts per step.", CHOSEN)
     group_size: int | None = option(None, "rollout", "Completions per prompt.", CHOSEN)
     max_prompt_tokens: int | None = option(None, "rollout", "Longest prompt, tokens.", CHOSEN)
     max_new_tokens: int | None = option(None, "rollout", "Longest completion, tokens.", CHOSEN)
@@ -100,9 +101,9 @@ class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSetting
         None, "training", "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
     )
     epochs: int = option(1, "training", "Times that each completion is learned from.")
-    minibatches: int = option(1, "training", "Optimizer steps in an epoch, each on a share of the groups.")
-    micro_batch_groups: int | None = option(
-        None, "training", "Groups per micro-batch: less memory, same gradient.", "all groups at once"
+    minibatches: int = option(1, "training", "Optimizer steps in an epoch, each on a share of the prompts.")
+    micro_batch_size: int | None = option(
+        None, "training", "Prompts per micro-batch: less memory, same gradient.", "a minibatch at once"
     )
 
     def __post_init__(self) -> None:
@@ -111,25 +112,21 @@ class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSetting
         self.check_model()
         self.check_optimizer()
         self.check_run()
-        at_least(self, 1, "groups", "micro_batch_groups", "max_prompt_tokens", "max_new_tokens", "epochs")
+        at_least(self, 1, "batch_size", "micro_batch_size", "max_prompt_tokens", "max_new_tokens", "epochs")
         at_least(self, 1, "minibatches")
         at_least(self, 2, "group_size")
         at_least(self, 0, "warm_start_steps", "kl_coef", "entropy_coef", "entropy_target", "reference_every")
         at_least(self, 0, "reward_workers", "overlong_buffer", "dynamic_rounds")
-        above_zero(self, "temperature", "eps", "eps_high", "ceiling", "radius", "reward_timeout")
+        above_zero(self, "temperature", "eps", "eps_high", "ceiling", "kl_radius", "reward_timeout")
         self.check_sampler()
         if self.data is None or self.reward_model is None:
             check_task(self)
-        check_divides(self, "minibatches", "groups")
+        check_divides(self, "minibatches", "batch_size")
         self._check_parts()
         self._check_trpo()
 
     def _check_parts(self) -> None:
-        if self.groups and self.micro_batch_groups and (self.groups // self.minibatches) % self.micro_batch_groups:
-            raise ValueError(
-                f"grpo: micro_batch_groups is {self.micro_batch_groups}, wanted a divisor of the "
-                f"{self.groups // self.minibatches} groups of a minibatch."
-            )
+        check_micro_batch(self)
         if self.max_new_tokens and self.overlong_buffer > self.max_new_tokens:
             raise ValueError(
                 f"grpo: overlong_buffer is {self.overlong_buffer}, wanted at most max_new_tokens, "
@@ -142,10 +139,10 @@ class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSetting
 
     def _check_trpo(self) -> None:
         if self.recipe != "trpo":
-            if self.radius != GrpoSettings.radius:
-                raise ValueError(f"grpo: recipe {self.recipe} has no radius; leave it out, or choose trpo.")
+            if self.kl_radius != GrpoSettings.kl_radius:
+                raise ValueError(f"grpo: recipe {self.recipe} has no kl_radius; leave it out, or choose trpo.")
             return
-        plain = {"epochs": 1, "minibatches": 1, "correction": "none", "entropy_coef": 0.0, "micro_batch_groups": None}
+        plain = {"epochs": 1, "minibatches": 1, "correction": "none", "entropy_coef": 0.0, "micro_batch_size": None}
         plain |= {"kl_coef": None, "eps": None, "eps_high": None, "ceiling": None}
         # Without a ratio nothing makes up for samples of other weights.
         plain |= {"dynamic_rounds": 0, "sampler_dtype": None, "reference_every": 0}

@@ -201,10 +201,11 @@ def shaping_of(config: PpoSettings) -> Shaping:
 
 def learning_of(config: PpoSettings) -> RlhfLearning:
     """Epochs, minibatches and the value model's loss, as the settings say."""
+    prompts = (config.batch_size or 1) // config.minibatches
     return RlhfLearning(
         epochs=config.epochs,
         minibatches=config.minibatches,
-        micro_batches=config.micro_batches,
+        micro_batches=prompts // (config.micro_batch_size or prompts),
         group_size=config.group_size,
         value_loss=clipped_value_loss(config.value_eps),
         value_coef=config.value_coef,

@@ -13,6 +13,8 @@ from rlax_llm.commands.settings import (
     SamplerSettings,
     above_zero,
     at_least,
+    check_divides,
+    check_micro_batch,
     check_values,
     option,
 )
@@ -73,7 +75,9 @@ class PpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings
     )
     epochs: int = option(4, "training", "Times that each completion is learned from.")
     minibatches: int = option(1, "training", "Optimizer steps in an epoch.")
-    micro_batches: int = option(1, "training", "Parts of a minibatch: less memory, same gradient.")
+    micro_batch_size: int | None = option(
+        None, "training", "Prompts per micro-batch: less memory, same gradient.", "a minibatch at once"
+    )
     value_learning_rate: float | None = option(None, "training", "Peak learning rate of the value model.", "the same")
     value_warmup_steps: int = option(0, "training", "First steps that teach the value model alone.")
 
@@ -84,18 +88,15 @@ class PpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSettings
         self.check_optimizer()
         self.check_run()
         at_least(self, 1, "batch_size", "group_size", "max_prompt_tokens", "max_new_tokens", "epochs", "minibatches")
-        at_least(self, 1, "micro_batches")
+        at_least(self, 1, "micro_batch_size")
         at_least(self, 0, "kl_coef", "value_coef", "warm_start_steps", "value_warmup_steps")
         above_zero(self, "eps", "value_eps", "kl_target", "temperature", "value_learning_rate")
         for name in ("discount", "policy_lambda", "value_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ppo: {name} is {getattr(self, name)}, wanted a number from 0 to 1.")
         self.check_sampler()
-        if self.batch_size and self.batch_size % (self.minibatches * self.micro_batches):
-            raise ValueError(
-                f"ppo: minibatches {self.minibatches} · micro_batches {self.micro_batches} do not divide batch_size, "
-                f"which is {self.batch_size}; change one of them."
-            )
+        check_divides(self, "minibatches", "batch_size")
+        check_micro_batch(self)
         if self.steps and self.value_warmup_steps >= self.steps:
             raise ValueError(
                 f"ppo: value_warmup_steps is {self.value_warmup_steps} of {self.steps} steps; leave some to the policy."
