@@ -29,7 +29,7 @@ from rlax_llm.generation.engine import Request, generate, generate_at_once
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import init
+from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.recipes.group import grpo
 
@@ -86,7 +86,7 @@ def temporary_gigabytes(program: Any) -> dict[str, float]:
 
 def measure_decode(config: DecoderConfig, args: argparse.Namespace, new: int) -> dict[str, Any]:
     """Tokens per second of a whole generation, prompts included: in one program, and by doubling caches."""
-    params = jax.jit(partial(init, config))(jax.random.key(0))
+    params = jax.jit(partial(init_decoder, config))(jax.random.key(0))
     request = Request(Categorical(), (), new, args.group_size)
     given = prompts(config, args.groups, args.prompt)
     sides: dict[str, Callable[[], Any]] = {
@@ -113,7 +113,7 @@ def measure_decode(config: DecoderConfig, args: argparse.Namespace, new: int) ->
 
 def measure_learner(config: DecoderConfig, args: argparse.Namespace, new: int) -> dict[str, Any]:
     """Tokens per second of forward and backward; flat rows count, though a group's prompt is computed once."""
-    params = jax.jit(partial(init, config))(jax.random.key(0))
+    params = jax.jit(partial(init_decoder, config))(jax.random.key(0))
     batch = completions(config, args.groups * args.group_size, args.prompt, new)
     log_probs = group_log_probs(config, (args.group_size, args.prompt), remat=True)
 
@@ -138,7 +138,7 @@ def measure_learner(config: DecoderConfig, args: argparse.Namespace, new: int) -
 
 def measure_step(config: DecoderConfig, args: argparse.Namespace, new: int) -> dict[str, Any]:
     """A whole GRPO step: sample, score on the device, learn, with AdamW; the sum of both parts apart."""
-    params = jax.jit(partial(init, config))(jax.random.key(0))
+    params = jax.jit(partial(init_decoder, config))(jax.random.key(0))
     request = Request(Categorical(), (), new, args.group_size)
     given = prompts(config, args.groups, args.prompt)
     log_probs = group_log_probs(config, (args.group_size, args.prompt), remat=True)

@@ -56,7 +56,7 @@ def write_inputs(args: argparse.Namespace, folder: Path) -> dict[str, int]:
     """The model, its tokenizer and the prompts that all sides read; the model's sizes."""
     import jax
 
-    from rlax_llm.models.decoder import init
+    from rlax_llm.models.decoder import init_decoder
     from rlax_llm.models.huggingface import write_model
     from rlax_llm.models.loading import load_model
 
@@ -64,7 +64,7 @@ def write_inputs(args: argparse.Namespace, folder: Path) -> dict[str, int]:
     letters = draw.choice(list(LETTERS), (512, args.prompt))
     if args.model == "tiny":
         config = sides.tiny_shape(args)
-        write_model(folder, config, init(config, jax.random.key(0)))
+        write_model(folder, config, init_decoder(config, jax.random.key(0)))
         tiny_tokenizer().save_pretrained(folder)
         prompts = ["".join(row) for row in letters]
     else:

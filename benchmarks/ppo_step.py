@@ -251,12 +251,12 @@ def write_weights(args: argparse.Namespace, folder: Path) -> None:
     """Policy, value model and reward model, which both sides read."""
     import jax
 
-    from rlax_llm.models.decoder import init
+    from rlax_llm.models.decoder import init_decoder
     from rlax_llm.models.huggingface import write_model, write_scalar
     from rlax_llm.models.scalar import init_scalar
 
     config = sides.tiny_shape(args)
-    params = init(config, jax.random.key(0))
+    params = init_decoder(config, jax.random.key(0))
     write_model(folder / "model", config, params)
     for seed, name in enumerate(("value", "reward"), 1):
         write_scalar(folder / name, config, init_scalar(params, jax.random.key(seed)))

@@ -293,10 +293,10 @@ CONFIGURATIONS = {
 def tiny(args: argparse.Namespace) -> tuple[Any, Any]:
     import jax
 
-    from rlax_llm.models.decoder import init
+    from rlax_llm.models.decoder import init_decoder
 
     config = sides.tiny_shape(args)
-    return config, init(config, jax.random.key(0))
+    return config, init_decoder(config, jax.random.key(0))
 
 
 def smollm2(_: argparse.Namespace) -> tuple[Any, Any]:

@@ -48,7 +48,7 @@ def program(args: argparse.Namespace) -> Callable[[Any, Any], Any]:
         update = group_loop(group_log_probs(config, (args.group_size, 1)), recipes.dapo(), optax.adam(rate))
         init, step = language_loop(collector, update)
         first, order = jax.random.split(key)
-        state = init(decoder.init(config, first))
+        state = init(decoder.init_decoder(config, first))
         return jax.lax.scan(step, state, jax.random.split(order, args.steps))[1]["reward"]
 
     return run

@@ -85,7 +85,7 @@ def base(language: Language, key: jax.Array) -> Params:
         return step(state, demonstrations(language, key, 128))[0], None
 
     keys = jax.random.split(order, language.imitation_steps)
-    return jax.lax.scan(one, init(decoder.init(language.config, start)), keys)[0].params
+    return jax.lax.scan(one, init(decoder.init_decoder(language.config, start)), keys)[0].params
 
 
 def demonstrations(language: Language, key: jax.Array, count: int) -> Completions:

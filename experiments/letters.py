@@ -111,7 +111,7 @@ def reference(language: Language, key: jax.Array) -> Params:
         return (laid(asked, jnp.select([kind == 0, kind == 1], [asked[:, :1], asked[:, 1:]], letter)),)
 
     init, step = supervised_loop(language.log_probs(), optax.adam(3e-3))
-    state = init(decoder.init(language.config, start))
+    state = init(decoder.init_decoder(language.config, start))
     return repeated(step, state, order, language.imitation_steps, demonstrations).params
 
 

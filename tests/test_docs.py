@@ -11,3 +11,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 def test_algorithms_is_what_its_script_prints():
     page = runpy.run_path(str(DOCS / "print_algorithms.py"))["page"]()
     assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run docs/print_algorithms.py again"
+
+
+def test_the_stubs_are_what_their_script_writes():
+    script = runpy.run_path(str(DOCS / "write_stubs.py"))
+    faces = script["faces"]()
+    assert len(faces) > 10
+    for face in faces:
+        assert script["place"](face).read_text(encoding="utf-8") == script["stub"](face), (
+            f"{face.__name__}: run docs/write_stubs.py again"
+        )

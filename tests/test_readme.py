@@ -43,7 +43,7 @@ def test_the_one_program_example_runs():
         "optax": optax,
         "rl": rlax_llm,
         "config": config,
-        "params": decoder.init(config, jax.random.key(0)),
+        "params": decoder.init_decoder(config, jax.random.key(0)),
         "prompts": rlax_llm.Prompts(np.arange(5)[:, None], np.ones((5, 1), bool), np.arange(5)),
         "reward": lambda completions, wanted: (completions.tokens[:, 1:] == wanted[:, None]).mean(-1),
         "request": rlax_llm.Request(rlax_llm.Categorical(), (), 3, 4),

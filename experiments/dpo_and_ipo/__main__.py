@@ -92,7 +92,7 @@ def training(settings: Settings, name: str, batch: PairRows, vocabulary: int) ->
         def imitation(state: Any, _: None) -> tuple[Any, None]:
             return imitate[1](state, completions)[0], None
 
-        start = imitate[0](decoder.init(config, key))
+        start = imitate[0](decoder.init_decoder(config, key))
         model = jax.lax.scan(imitation, start, None, settings.imitation_steps)[0].params
         reference = log_probs(model, completions)[0]
 

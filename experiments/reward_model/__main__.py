@@ -56,7 +56,7 @@ def learning(settings: Settings) -> Callable[[jax.Array], dict[str, Any]]:
         held_out = judged_pairs(language, base, fresh, settings.held_out)
         every = judged_pairs(language, base, train, max(settings.pairs))
         texts = drawn(language, base, language.prompts, new, 64)
-        starts = jax.tree.map(lambda *x: jnp.stack(x), base, decoder.init(language.config, other))
+        starts = jax.tree.map(lambda *x: jnp.stack(x), base, decoder.init_decoder(language.config, other))
 
         def one(start: Any, count: int) -> jax.Array:
             pairs = jax.tree.map(lambda x: x[: 2 * count], every)

@@ -53,7 +53,7 @@ def training(settings: Settings) -> Callable[[jax.Array], dict[str, Any]]:
             language, base, judged_pairs(language, base, judge, settings.pairs), fit, settings.pairs // 16
         )
         nothing = jax.nn.initializers.zeros
-        bodies = (scorer, base, decoder.init(language.config, scratch))
+        bodies = (scorer, base, decoder.init_decoder(language.config, scratch))
         starts = (scorer, *(init_scalar(body, key, nothing) for body in bodies))
         loop = ppo_loop(language, settings.ppo, settings.beta)
         step = ppo_step(language, settings.ppo, loop, scorer, base)

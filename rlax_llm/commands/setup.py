@@ -171,7 +171,7 @@ def _model(config: Any) -> LanguageModel:
     if config.model != "char":
         return computed_in(config.dtype, load_model(config.model, stored_in(config)))
     shape = DecoderConfig(_CHARACTERS.vocab_size, _WIDTH, 4 * _WIDTH, 2, 4, 4, _WIDTH // 4, max_positions=128)
-    params = decoder.init(shape, jax.random.key(config.seed), stored_in(config))
+    params = decoder.init_decoder(shape, jax.random.key(config.seed), stored_in(config))
     return computed_in(config.dtype, LanguageModel(shape, params, _CHARACTERS))
 
 

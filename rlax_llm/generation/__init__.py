@@ -1,1 +1,13 @@
-"""generation."""
+"""Sampling completions: samplers, the engine with its cache, turns with tools; imports ``models`` and ``core``."""
+
+from rlax_llm.core.faces import lazy_face
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "engine": ("Request", "generate", "generate_at_once", "stream"),
+        "prompts": ("pad_prompts",),
+        "sampling": ("Categorical", "Draw", "Sampler", "greedy"),
+        "turns": ("Tool", "calculator", "with_tools"),
+    },
+)

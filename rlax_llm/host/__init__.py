@@ -1,1 +1,1 @@
-"""host."""
+"""A run on disk: its session, loop, checkpoints, progress and curves; knows no algorithm; imports ``core``."""

@@ -257,10 +257,10 @@ def language_loop(
     >>> config = DecoderConfig(4, 8, 16, 1, 2, 2, 4)
     >>> prompts = Prompts(jnp.array([[1], [2]]), jnp.ones((2, 1), bool), columns=jnp.array([2, 3]))
     >>> def reward(completions, wanted): return (completions.tokens[:, 1:] == wanted[:, None]).mean(-1)
-    >>> collector = fresh_sampling(config, prompts, reward, Request(Categorical(), (), 2, group_size=4), groups=2)
+    >>> collector = fresh_sampling(config, prompts, reward, Request(Categorical(), (), 2, group_size=4), batch_size=2)
     >>> update = group_loop(group_log_probs(config, (4, 1)), recipes.dapo(), optax.adam(0.01))
     >>> init, step = language_loop(collector, update)
-    >>> state = init(decoder.init(config, jax.random.key(0)))
+    >>> state = init(decoder.init_decoder(config, jax.random.key(0)))
     >>> state, metrics = jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 3))
     >>> metrics["reward"].shape
     (3,)

@@ -1,1 +1,21 @@
-"""models."""
+"""Networks and their files: decoder, policies of control, adapters, tokenizers; imports ``core`` and ``envs``."""
+
+from rlax_llm.core.faces import lazy_face
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "actor_critic": ("ActorCritic", "perceptron", "policy_from_apply", "recurrent"),
+        "config": ("DecoderConfig", "LinearRope", "Llama3Rope", "Lora", "RopeScaling"),
+        "decoder": ("init_decoder", "logits"),
+        "functional": ("pure_functions",),
+        "huggingface": ("write_model", "write_scalar"),
+        "initializers": ("orthogonal",),
+        "loading": ("LanguageModel", "check_same_vocabulary", "load_model", "load_scalar"),
+        "lora": ("init_adapter", "merge_adapter", "read_adapter", "write_adapter"),
+        "packing": ("Packed", "packed_log_probs"),
+        "scalar": ("init_scalar", "sequence_scores", "token_values"),
+        "scoring": ("group_log_probs", "group_logits", "row_log_probs"),
+        "tokenizer": ("Tokenizer",),
+    },
+)

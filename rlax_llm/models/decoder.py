@@ -133,7 +133,7 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
     return init, checked
 
 
-def init(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> Params:
+def init_decoder(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> Params:
     """Random parameters: normal, scaled by the fan-in; the embedding scaled so that tied logits start near 1.
 
     Args:
@@ -294,7 +294,7 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
 
     Args:
         config: shapes.
-        params: of ``config.parameter_shapes``, from ``init`` or a loaded model.
+        params: of ``config.parameter_shapes``, from ``init_decoder`` or a loaded model.
         tokens: ``[B, T]`` int32.
         valid: ``[B, T]`` bool, False on padding, on either side; None where there is none.
     """

@@ -213,7 +213,7 @@ def write_scalar(
     """Write a reward or value model as a sequence-classification directory with one label, as ``write_model`` does.
 
     transformers scores a row at its last token that is not the padding's id: where that is also the stop token, at
-    the token before it. See :func:`~rlax_llm.models.scalar.without_trailing`.
+    the token before it. See :func:`~rlax_llm.models.scalar.drop_trailing`.
 
     Args:
         directory: created, or replaced where it holds a model and nothing else.

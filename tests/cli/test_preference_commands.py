@@ -110,7 +110,7 @@ def test_a_setting_that_cannot_be(capsys, words, message):
 def test_a_reward_model_of_another_vocabulary(tmp_path, capsys):
     tokenizer = Tokenizer.characters("abc")
     config = DecoderConfig(tokenizer.vocab_size, 8, 8, 1, 2, 1, 4)
-    params = init_scalar(decoder.init(config, jax.random.key(0)), jax.random.key(1))
+    params = init_scalar(decoder.init_decoder(config, jax.random.key(0)), jax.random.key(1))
     write_scalar(tmp_path / "judge", config, params, tokenizer)
     message = said(capsys, "ppo", "--reward-model", str(tmp_path / "judge"))
     assert "another vocabulary than the policy" in message

@@ -71,7 +71,7 @@ def test_packed_rows_hold_every_demonstration_once():
 
 
 def test_packed_log_probs_are_those_of_rows_on_their_own():
-    rows, params = demonstrations(), decoder.init(CONFIG, jax.random.key(0))
+    rows, params = demonstrations(), decoder.init_decoder(CONFIG, jax.random.key(0))
     alone, packed = demonstration_rows(rows, PAD), pack(rows, PAD, WIDTH)
     width = alone.prompt_width
     separate = jax.device_get(jax.jit(row_log_probs(CONFIG))(params, alone.completions))
@@ -85,7 +85,7 @@ def test_packed_log_probs_are_those_of_rows_on_their_own():
 
 
 def test_a_supervised_step_on_packed_rows_is_that_on_rows_of_their_own():
-    rows, params = demonstrations(1), decoder.init(CONFIG, jax.random.key(1))
+    rows, params = demonstrations(1), decoder.init_decoder(CONFIG, jax.random.key(1))
     packed, alone = pack(rows, PAD, WIDTH), demonstration_rows(rows, PAD).completions
     results = []
     for log_probs, batch in ((packed_log_probs(CONFIG, remat=True), packed), (row_log_probs(CONFIG), alone)):
@@ -101,14 +101,14 @@ def test_a_supervised_step_on_packed_rows_is_that_on_rows_of_their_own():
 def test_one_segment_is_the_plain_row():
     tokens = jnp.array([[1, 2, 3, 4, 5]])
     valid = jnp.array([[True, True, True, True, False]])
-    params = decoder.init(CONFIG, jax.random.key(0))
+    params = decoder.init_decoder(CONFIG, jax.random.key(0))
     one = hidden(CONFIG, params, tokens, valid, segments=jnp.array([[1, 1, 1, 1, 0]]))
     np.testing.assert_allclose(one[:, :4], hidden(CONFIG, params, tokens, valid)[:, :4], atol=1e-6)
 
 
 def test_a_segment_sees_no_other():
     tokens, segments = jnp.array([[1, 2, 3, 4, 5]]), jnp.array([[1, 1, 2, 2, 2]])
-    params, valid = decoder.init(CONFIG, jax.random.key(0)), jnp.ones((1, 5), bool)
+    params, valid = decoder.init_decoder(CONFIG, jax.random.key(0)), jnp.ones((1, 5), bool)
     one = hidden(CONFIG, params, tokens, valid, segments=segments)
     other = hidden(CONFIG, params, tokens.at[0, :2].set(jnp.array([7, 8])), valid, segments=segments)
     np.testing.assert_array_equal(one[:, 2:], other[:, 2:])

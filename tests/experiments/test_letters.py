@@ -27,7 +27,7 @@ judged_pairs = jax.jit(letters.judged_pairs, static_argnums=(0, 3))
 @pytest.fixture(scope="module")
 def models():
     base = reference(LANGUAGE, jax.random.key(0))
-    return base, jax.jit(decoder.init, static_argnums=0)(LANGUAGE.config, jax.random.key(1))
+    return base, jax.jit(decoder.init_decoder, static_argnums=0)(LANGUAGE.config, jax.random.key(1))
 
 
 def test_rewards_are_shares_of_the_first_letter_less_the_second():

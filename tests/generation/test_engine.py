@@ -222,7 +222,7 @@ def test_greedy_completions_do_not_depend_on_the_rest_of_the_batch():
 @pytest.mark.usefixtures("small_rooms")
 def test_few_programs_whatever_the_lengths():
     config = DecoderConfig(V, 8, 8, 1, 1, 1, 4)
-    params, request = decoder.init(config, jax.random.key(0)), Request(Categorical(), (3,), 3)
+    params, request = decoder.init_decoder(config, jax.random.key(0)), Request(Categorical(), (3,), 3)
     before = prefill._cache_size(), decode._cache_size()
     for seed, length in enumerate([1, 2, 5, 8, 9, 11, 12, 7, 3, 10]):
         generate(config, params, pad_prompts([[1] * length], 0, V), jax.random.key(seed), request)
@@ -234,7 +234,7 @@ def test_few_programs_whatever_the_lengths():
 def test_the_cache_is_donated_and_never_copied():
     config = DecoderConfig(64, 32, 32, 1, 4, 2, 8)
     request, room = Request(Categorical(0.7, top_k=9), (3,), 600, 8), 512
-    params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: decoder.init_decoder(config, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32), jax.ShapeDtypeStruct((4, 64), jnp.bool_)
     key = jax.eval_shape(lambda: jax.random.key(0))
     prompt, state = jax.eval_shape(lambda p, *x: prefill(config, p, *x, request, room), params, *tokens, key)
@@ -249,7 +249,7 @@ def test_the_cache_is_donated_and_never_copied():
 
 def test_too_long_for_the_model():
     config = DecoderConfig(V, 8, 8, 1, 1, 1, 4, max_positions=16)
-    params, prompts = decoder.init(config, jax.random.key(0)), pad_prompts([[1, 2]], 0, V)
+    params, prompts = decoder.init_decoder(config, jax.random.key(0)), pad_prompts([[1, 2]], 0, V)
     with pytest.raises(ValueError) as caught:
         generate(config, params, prompts, jax.random.key(0), Request(greedy, (), 9))
     assert str(caught.value) == (

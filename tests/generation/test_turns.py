@@ -30,7 +30,7 @@ TURNS = {"plain": 2, "hot": 3}
 @pytest.fixture(scope="module")
 def drawn():
     """What ``generate`` and the same with tools draw from one key, for each sampler."""
-    params, key = decoder.init(TINY, jax.random.key(2)), jax.random.key(9)
+    params, key = decoder.init_decoder(TINY, jax.random.key(2)), jax.random.key(9)
     both = {}
     for name, sampler in SAMPLERS.items():
         request = Request(sampler, FEW.eos_ids, LIMIT, GROUP)

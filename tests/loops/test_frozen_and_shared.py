@@ -131,7 +131,7 @@ def decoder_rows(seed: int, pairs: int) -> Completions:
 @pytest.fixture(scope="module")
 def decoders() -> list:
     """Parameters of a policy and of its reference."""
-    initial = jax.jit(lambda seed: decoder.init(CONFIG, jax.random.key(seed), jnp.float64))
+    initial = jax.jit(lambda seed: decoder.init_decoder(CONFIG, jax.random.key(seed), jnp.float64))
     with jax.enable_x64(True):
         return [initial(seed) for seed in (0, 1)]
 

@@ -150,7 +150,7 @@ def test_micro_batches_change_the_memory_and_nothing_else():
     """Ten steps of a decoder on completions of several lengths, with micro-batches of 1, 2, 4 and all 8 groups."""
     groups, letters, stop = 8, 5, 0
     config = DecoderConfig(letters, 16, 32, 1, 2, 2, 8)
-    start = decoder.init(config, KEY, jnp.float64)
+    start = decoder.init_decoder(config, KEY, jnp.float64)
     prompts = Prompts(jnp.arange(1, letters)[:, None], jnp.ones((letters - 1, 1), bool), jnp.arange(1, letters))
 
     def reward(completions, wanted):

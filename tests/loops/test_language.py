@@ -52,7 +52,7 @@ def update(learning=GroupLearning(), rate=1e-2, temperature=1.0):  # noqa: B008 
 
 def run(key, steps=60, collect=None, **given):
     init, step = language_loop(collect or collector(), update(**given))
-    state = init(decoder.init(CONFIG, KEY))
+    state = init(decoder.init_decoder(CONFIG, KEY))
     return jax.lax.scan(step, state, jax.random.split(key, steps))
 
 
@@ -77,7 +77,7 @@ def test_the_first_update_has_ratios_of_one_at_any_temperature():
 
         collect = collector(Request(draw, (), LENGTH, G))
         init, step = language_loop(collect, update(temperature=temperature))
-        return step(init(decoder.init(CONFIG, KEY)), KEY)[1]
+        return step(init(decoder.init_decoder(CONFIG, KEY)), KEY)[1]
 
     metrics = jax.jit(jax.vmap(first))(jnp.array([0.5, 1.0, 2.0]))
     assert np.all(np.asarray(metrics["kl_old"]) < 1e-6)
@@ -96,7 +96,7 @@ def test_the_first_update_has_ratios_of_one_whatever_cuts_the_sampler(name):
     """Prompts of several lengths, completions that stop early: what was drawn has the learner's log-probabilities."""
     sampler, stop, group_size = SAMPLERS[name], 0, 8
     tokens, valid = pad_prompts([[1], [2, 3, 1], [4, 4], [3, 1, 2, 2, 1]], stop, LETTERS)
-    params = jax.tree.map(lambda x: 1.5 * x, decoder.init(CONFIG, KEY))
+    params = jax.tree.map(lambda x: 1.5 * x, decoder.init_decoder(CONFIG, KEY))
     drawn = generate_at_once(CONFIG, params, (tokens, valid), KEY, Request(sampler, (stop,), 6, group_size, 2))
     lengths = drawn.mask.sum(-1)
     assert 2 <= lengths.min() < lengths.max()
@@ -122,7 +122,7 @@ def test_dynamic_sampling_fills_the_batch_with_informative_groups():
         return (share(completions, wanted) == 1).astype(float)  # a chance of 1 in 125 a completion
 
     collect = dynamic_sampling(collector(reward=rare), most_rounds=200)
-    params = decoder.init(CONFIG, KEY)
+    params = decoder.init_decoder(CONFIG, KEY)
     memory, groups, metrics = jax.jit(collect.collect)(collect.init(params), params, KEY)
     assert np.all(informative_groups(groups.scores))
     assert metrics["sampling/filled"] == 1 and metrics["sampling/rounds"] > 1
@@ -181,7 +181,7 @@ def test_a_stale_sampler_lags_and_is_corrected():
 
 @pytest.mark.parametrize("wrap", [partial(stale_sampling, every=1), lambda inner: rounded_sampling(inner, jnp.float32)])
 def test_wrappers_that_change_nothing(wrap):
-    params = decoder.init(CONFIG, KEY)
+    params = decoder.init_decoder(CONFIG, KEY)
     collect = wrap(collector())
     found = collect.collect(collect.init(params), params, KEY)[1]
     jax.tree.map(np.testing.assert_array_equal, found, fresh(params, KEY))
@@ -191,7 +191,7 @@ def test_a_rounded_sampler_is_near_the_learner():
     init, step = language_loop(
         rounded_sampling(collector(), jnp.bfloat16), update(GroupLearning(correction=truncated_importance(ceiling=2.0)))
     )
-    metrics = jax.jit(step)(init(decoder.init(CONFIG, KEY)), KEY)[1]
+    metrics = jax.jit(step)(init(decoder.init_decoder(CONFIG, KEY)), KEY)[1]
     assert 0 < metrics["sampler/kl_k3"] < 1e-3 and metrics["kl_old"] < 1e-6
 
 

@@ -35,7 +35,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 
 @pytest.fixture(scope="module")
 def params():
-    drawn = decoder.init(PLAIN, jax.random.key(0))
+    drawn = decoder.init_decoder(PLAIN, jax.random.key(0))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), drawn)
 
 
@@ -170,7 +170,7 @@ def test_a_base_under_adapters_is_bfloat16_and_the_adapters_are_not():
 
 def test_adapters_beside_a_narrow_base_sample_what_they_learn():
     config = replace(NARROW, lora=Lora(2, 4.0))
-    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), decoder.init(PLAIN, jax.random.key(3)))
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), decoder.init_decoder(PLAIN, jax.random.key(3)))
     adapter = jax.tree.map(lambda x: x + 0.02, init_adapter(config, jax.random.key(4)))
     model = join_trees(adapter, base)
     request = Request(Categorical(), (), 7, GROUP)

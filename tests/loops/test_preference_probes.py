@@ -125,7 +125,7 @@ def test_dpo_teaches_a_decoder_the_optimal_policies_of_several_prompts():
     """Two prompts, completions of one token, rewards of each: every pair of tokens, each prompt computed once."""
     vocabulary, prompts, width, steps = 5, 2, 2, 400
     config = DecoderConfig(vocabulary, 16, 32, 1, 2, 2, 8)
-    start = jax.jit(partial(decoder.init, config, dtype=jnp.float64))(jax.random.key(0))
+    start = jax.jit(partial(decoder.init_decoder, config, dtype=jnp.float64))(jax.random.key(0))
     rewards = np.random.default_rng(2).normal(size=(prompts, vocabulary))
     pairs = np.array(list(combinations(range(vocabulary), 2)))
     ends = np.concatenate([pairs.ravel()] * prompts)[:, None]

@@ -316,7 +316,7 @@ def test_frequencies(scaling, literal):
 def test_init_makes_the_declared_shapes(name):
     config = CONFIGS[name]
     for dtype in (jnp.float32, jnp.bfloat16):
-        params = jax.eval_shape(lambda dtype=dtype: decoder.init(config, jax.random.key(0), dtype))
+        params = jax.eval_shape(lambda dtype=dtype: decoder.init_decoder(config, jax.random.key(0), dtype))
         assert jax.tree.map(lambda x: x.shape, params) == config.parameter_shapes
         assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
 

@@ -197,7 +197,7 @@ def test_bfloat16_weights_with_a_float32_adapter_stay_bfloat16():
 def test_the_base_is_what_it_was():
     assert LLAMA.parameter_shapes == BASES["llama"].parameter_shapes
     assert BASES["llama"].adapter_shapes == {"layers": {}}
-    shapes = jax.eval_shape(partial(decoder.init, LLAMA), jax.random.key(0))
+    shapes = jax.eval_shape(partial(decoder.init_decoder, LLAMA), jax.random.key(0))
     assert jax.tree.map(lambda leaf: leaf.shape, shapes) == LLAMA.parameter_shapes
     assert hash(LLAMA) == hash(replace(BASES["llama"], lora=Lora(3, 5.0)))
 

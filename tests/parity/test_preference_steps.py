@@ -82,7 +82,7 @@ def rows_of(prompts: list[str], completions: list[str], layout: int) -> Completi
 def directory(tmp_path_factory) -> Path:
     """A model as files, which transformers reads."""
     path = tmp_path_factory.mktemp("model")
-    write_model(path, CONFIG, decoder.init(CONFIG, jax.random.key(0)))
+    write_model(path, CONFIG, decoder.init_decoder(CONFIG, jax.random.key(0)))
     return path
 
 
@@ -299,7 +299,9 @@ REWARD_METRICS = {name: name for name in ("loss", "accuracy", "margin", "min_rew
 def test_reward_trainer(demanding, dtype, tmp_path):
     """TRL's rows are prompt and completion as one; margins and centering together in the second case."""
     data = pairs(2)
-    write_scalar(tmp_path / "scalar", CONFIG, init_scalar(decoder.init(CONFIG, jax.random.key(0)), jax.random.key(1)))
+    write_scalar(
+        tmp_path / "scalar", CONFIG, init_scalar(decoder.init_decoder(CONFIG, jax.random.key(0)), jax.random.key(1))
+    )
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scalar", dtype=DTYPES[dtype])
     whole = {
         f"{side}_ids": [[*ids(prompt + text), 1] for prompt, text in zip(data["prompt"], data[side])]

@@ -1,1 +1,1 @@
-"""commands/control."""
+"""The command ``control``."""

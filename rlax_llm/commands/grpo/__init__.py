@@ -1,1 +1,1 @@
-"""commands/grpo."""
+"""The command ``grpo``."""

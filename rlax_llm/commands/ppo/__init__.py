@@ -1,1 +1,1 @@
-"""commands/ppo."""
+"""The command ``ppo``."""

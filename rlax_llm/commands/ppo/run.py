@@ -59,7 +59,7 @@ def _value(config: PpoSettings, model: LanguageModel, reward: LanguageModel | No
     """The value model, and what its adapters belong to."""
     origin = value_origin(config)
     if origin == "scratch":
-        fresh = decoder.init(model.config, jax.random.key(config.seed + 1))
+        fresh = decoder.init_decoder(model.config, jax.random.key(config.seed + 1))
         name, start = "scratch", model._replace(params=fresh)
         config = dataclasses.replace(config, lora_rank=0, lora_alpha=None, lora_targets=None)
     elif origin == "policy":

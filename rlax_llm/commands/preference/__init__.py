@@ -1,1 +1,1 @@
-"""commands/preference."""
+"""The commands ``reward``, ``dpo`` and ``kto``."""

@@ -1,0 +1,20 @@
+"""Sampling completions: samplers, the engine with its cache, turns with tools; imports ``models`` and ``core``."""
+
+# Written by docs/write_stubs.py; a test compares.
+
+from rlax_llm.generation import engine as engine
+from rlax_llm.generation import prompts as prompts
+from rlax_llm.generation import sampling as sampling
+from rlax_llm.generation import turns as turns
+from rlax_llm.generation.engine import Request as Request
+from rlax_llm.generation.engine import generate as generate
+from rlax_llm.generation.engine import generate_at_once as generate_at_once
+from rlax_llm.generation.engine import stream as stream
+from rlax_llm.generation.prompts import pad_prompts as pad_prompts
+from rlax_llm.generation.sampling import Categorical as Categorical
+from rlax_llm.generation.sampling import Draw as Draw
+from rlax_llm.generation.sampling import Sampler as Sampler
+from rlax_llm.generation.sampling import greedy as greedy
+from rlax_llm.generation.turns import Tool as Tool
+from rlax_llm.generation.turns import calculator as calculator
+from rlax_llm.generation.turns import with_tools as with_tools
