@@ -194,7 +194,7 @@ def _gumbel_argmax(noise: jax.Array, logits: jax.Array) -> jax.Array:
     return jnp.argmax(_wide(logits) + noise, -1).astype(jnp.int32)
 
 
-categorical = Distribution(
+categorical: Distribution = Distribution(
     log_prob=categorical_log_prob,
     entropy=categorical_entropy,
     kl=categorical_kl,
@@ -321,7 +321,7 @@ def _scaled_and_shifted(noise: jax.Array, parameters: Pair) -> jax.Array:
     return mean + exp_then_line(log_std) * noise
 
 
-normal = Distribution(
+normal: Distribution = Distribution(
     log_prob=normal_log_prob,
     entropy=normal_entropy,
     kl=normal_kl,
@@ -359,4 +359,4 @@ def independent(distribution: Distribution) -> Distribution:
     )
 
 
-gaussian = independent(normal)
+gaussian: Distribution = independent(normal)

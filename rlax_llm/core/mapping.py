@@ -10,7 +10,7 @@ import jax
 CACHE = 2**19  # float32 numbers, 2 MB
 
 
-def map_in_cache(function: Callable[..., Any], items: tuple, numbers: int) -> Any:
+def map_in_cache(function: Callable[..., Any], items: tuple[Any, ...], numbers: int) -> Any:
     """``vmap(function)(*items)``: on a CPU, as many items at a time as fit its cache together.
 
     An operation over all items at once reads them from memory each time; items one by one would cost more in calls

@@ -38,7 +38,9 @@ def _cut_product_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Ar
 
 
 def reverse_affine_scan(
-    offsets: jax.Array, factors: jax.Array | float | tuple, last: jax.Array | float = 0.0
+    offsets: jax.Array,
+    factors: jax.Array | float | tuple[jax.Array | float, ...],
+    last: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Solve ``y[t] = x[t] + a[t] · y[t+1]`` with ``y[T] = last``, from T − 1 down to 0.
 

@@ -22,16 +22,20 @@ Point = tuple[float, float]
 SIZE = (480, 320)
 GRID_PIXELS = 320
 SHARPNESS = 2
-INK, STEEL, WOOD, SIGNAL = (32, 34, 37), (130, 138, 150), (202, 152, 101), (204, 51, 51)
+INK = (32, 34, 37)
+STEEL = (130, 138, 150)
+WOOD = (202, 152, 101)
+SIGNAL = (204, 51, 51)
 
 
 class Canvas:
     """A white picture in the units of the world that it shows; drawn large and scaled down, for smooth edges."""
 
     def __init__(self, center: Point, width: float) -> None:
-        self.image = Image.new("RGB", (SIZE[0] * SHARPNESS, SIZE[1] * SHARPNESS), "white")
-        self.pen = ImageDraw.Draw(self.image)
-        self.center, self.scale = center, SIZE[0] * SHARPNESS / width
+        self.image: Any = Image.new("RGB", (SIZE[0] * SHARPNESS, SIZE[1] * SHARPNESS), "white")
+        self.pen: Any = ImageDraw.Draw(self.image)
+        self.center: Point = center
+        self.scale: float = SIZE[0] * SHARPNESS / width
 
     def pixel(self, point: Point) -> Point:
         """Where a point of the world lies in the large picture."""

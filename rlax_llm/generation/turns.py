@@ -102,7 +102,7 @@ def calculate(text: str) -> str:
     return str(value) if isinstance(value, int) else f"{value + 0.0:.15g}"
 
 
-calculator = Tool("calculator", "<calc>", "</calc>", calculate)
+calculator: Tool = Tool("calculator", "<calc>", "</calc>", calculate)
 """Arithmetic: ``<calc>12*3</calc>``."""
 
 

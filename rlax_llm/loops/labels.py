@@ -117,7 +117,7 @@ def _after_rewards(
     return memory.mean, memory, {}
 
 
-running_mean_reward = CarriedReference(running_mean, _after_rewards)
+running_mean_reward: CarriedReference = CarriedReference(running_mean, _after_rewards)
 """BCO's δ (arXiv 2404.04656): the mean reward of all labels so far, the present batch's included, as peers take it."""
 
 

@@ -237,7 +237,7 @@ def rounded_sampling(collector: Collector, dtype: Any) -> Collector:
 
 
 def language_loop(
-    collector: Collector, update: tuple[Callable, Callable]
+    collector: Collector, update: tuple[Callable[..., Any], Callable[..., Any]]
 ) -> tuple[Callable[..., LanguageState], Callable[..., tuple[LanguageState, Metrics]]]:
     """``init(params, frozen=None)`` and ``step(state, key, ref_params=None, frozen=None)``: all of RL in one program.
 

@@ -39,7 +39,7 @@ class Scaling(NamedTuple):
     apply: Callable[[Any, jax.Array], jax.Array]
 
 
-no_scaling = Scaling(lambda shape: (), lambda state, samples: state, lambda state, x: x)
+no_scaling: Scaling = Scaling(lambda shape: (), lambda state, samples: state, lambda state, x: x)
 
 
 def merge_moments(moments: Moments, samples: jax.Array) -> Moments:

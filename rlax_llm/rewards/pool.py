@@ -107,11 +107,13 @@ class RewardPool:
             raise RewardError(
                 f"reward {loaded.name!r}: a timeout of {timeout} seconds, wanted a finite number above 0."
             )
-        self.reward = loaded._replace(function=self, spec=_importable(loaded))
+        self.reward: Reward = loaded._replace(function=self, spec=_importable(loaded))
         self._folder = Path.cwd()  # where a spec is looked up, also by workers that start later
         with contextlib.suppress(TypeError, ValueError):  # what check_columns reads
-            self.__signature__ = inspect.signature(loaded.function)
-        self._size, self._timeout, self._failed = workers, timeout, failed
+            self.__signature__: inspect.Signature = inspect.signature(loaded.function)
+        self._size = workers
+        self._timeout = timeout
+        self._failed = failed
         self._workers: list[_Worker] = []
         self._open = False
 
