@@ -45,6 +45,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pyright -p examples
 	$(BIN)/lint-imports
 
 # Live comparisons with PyTorch, transformers and TRL, in an environment of their own.

@@ -17,13 +17,13 @@ seeds, steps = (1, 5) if quick else (4, 120)
 rl.cores_as_devices(seeds)
 
 
-def smooth(eps=0.2):
+def smooth(eps: float = 0.2) -> rl.policy.TrustRegion:
     """A trust region: the ratio's excess over 1 saturates smoothly at ``eps``, where PPO's clip has a corner.
 
     Loss per token: ``-advantage · eps · tanh((ratio - 1) / eps)``. At ratio 1 its slope is the policy gradient's.
     """
 
-    def loss(log_ratio, advantages):
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
         excess = jnp.expm1(log_ratio)
         return -advantages * eps * jnp.tanh(excess / eps)
 
@@ -37,12 +37,12 @@ tokens = jnp.arange(VOCABULARY)
 prompts = rl.Prompts(tokens[:, None], jnp.ones((VOCABULARY, 1), bool), columns=tokens)
 
 
-def reward(completions, wanted):
+def reward(completions: rl.Completions, wanted: jax.Array) -> jax.Array:
     """Share of the completion's tokens that are the prompt's."""
     return jnp.mean(completions.tokens[:, 1:] == wanted[:, None], axis=-1)
 
 
-def rewards_of(objective):
+def rewards_of(objective: rl.Objective) -> jax.Array:
     """Rewards ``[seeds, steps]`` of whole runs that learn by an objective."""
     request = rl.Request(rl.Categorical(), stop_ids=(), max_new_tokens=LENGTH, group_size=GROUP)
     collector = rl.fresh_sampling(shape, prompts, reward, request, batch_size=8)
@@ -52,7 +52,7 @@ def rewards_of(objective):
     update = rl.group_loop(log_probs, objective, optax.adam(5e-3), learning)
     init, step = rl.language_loop(collector, update)
 
-    def run(key):
+    def run(key: jax.Array) -> jax.Array:
         first, rest = jax.random.split(key)
         state = init(rl.init_decoder(shape, first))
         return jax.lax.scan(step, state, jax.random.split(rest, steps))[1]["reward"]

@@ -19,7 +19,7 @@ warm_steps, steps = (5, 5) if quick else (200, 600)
 ALPHABET = "0123456789+="
 
 
-def encode(texts):
+def encode(texts: list[str]) -> jax.Array:
     """Token ids ``[N, T]`` of texts of one length."""
     return jnp.array([[ALPHABET.index(character) for character in text] for text in texts])
 
@@ -39,7 +39,7 @@ log_probs = rl.row_log_probs(shape)
 start, supervised_step = rl.supervised_loop(log_probs, optax.adam(2e-3))
 
 
-def warm(state, key):
+def warm(state: rl.loops.TrainState, key: jax.Array) -> tuple[rl.loops.TrainState, dict[str, jax.Array]]:
     """One step of maximum likelihood on some rows."""
     tokens = rows[jax.random.randint(key, (128,), 0, len(rows))]
     chosen = jnp.broadcast_to(jnp.arange(width + longest) >= width, tokens.shape)
@@ -53,7 +53,7 @@ params = jax.jit(lambda params: jax.lax.scan(warm, start(params), warm_keys)[0].
 
 
 # Reinforcement learning: sample eight answers to each of 32 questions, score them, learn; all of it one program.
-def reward(completions, wanted):
+def reward(completions: rl.Completions, wanted: jax.Array) -> jax.Array:
     """1 for the right answer, 0 for any other."""
     return jnp.all(completions.tokens[:, width:] == wanted, axis=-1).astype(float)
 

@@ -30,7 +30,7 @@ init, step = rl.control_loop(environment, policy, update, collecting)
 evaluate = rl.evaluate_greedily(environment, policy, collecting, limit_steps=500)
 
 
-def run(key):
+def run(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """A whole training run of one seed, and the returns of greedy episodes after it."""
     start, training, testing = jax.random.split(key, 3)
     state, metrics = jax.lax.scan(step, init(start), jax.random.split(training, iterations))

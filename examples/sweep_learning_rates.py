@@ -25,12 +25,12 @@ tokens = jnp.arange(VOCABULARY)
 prompts = rl.Prompts(tokens[:, None], jnp.ones((VOCABULARY, 1), bool), columns=tokens)
 
 
-def reward(completions, wanted):
+def reward(completions: rl.Completions, wanted: jax.Array) -> jax.Array:
     """Share of the completion's tokens that are the prompt's."""
     return jnp.mean(completions.tokens[:, 1:] == wanted[:, None], axis=-1)
 
 
-def run(key, learning_rate):
+def run(key: jax.Array, learning_rate: jax.Array) -> jax.Array:
     """One whole run, from its own initial parameters: the mean reward of each step."""
     request = rl.Request(rl.Categorical(), stop_ids=(), max_new_tokens=LENGTH, group_size=GROUP)
     collector = rl.fresh_sampling(shape, prompts, reward, request, batch_size=8)

@@ -37,7 +37,7 @@ evaluate = rl.evaluate_greedily(environment, policy, collecting, limit_steps=200
 
 @jax.jit
 @jax.vmap
-def run(key):
+def run(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """A whole training run of one seed, and the returns of greedy episodes after it."""
     start, training, testing = jax.random.split(key, 3)
     state, metrics = jax.lax.scan(step, init(start), jax.random.split(training, iterations))
