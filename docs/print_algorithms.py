@@ -4,19 +4,17 @@ python docs/print_algorithms.py > docs/algorithms.md
 """
 
 import inspect
-import re
 
+from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.preference.pairs import Preference
-from rlax_llm.recipes import control as control_recipes
-from rlax_llm.recipes import group as recipes
-from rlax_llm.recipes import openrlhf, trl, verl
-from rlax_llm.recipes import preference as preference_recipes
+from rlax_llm.recipes.control import Penalized
+from rlax_llm.recipes.preference import dpo
+from rlax_llm.recipes.registry import PEERS, recipes
 
 # What an algorithm cannot be made without, for the table.
 NEEDED = {"reward_weights": (1.0,), "max_new_tokens": 1024, "kl_coef": 0.001, "ceiling": 5.0}
-PEERS = {"TRL": trl, "verl": verl, "OpenRLHF": openrlhf}
 
 HEADER = """# Algorithms
 
@@ -48,24 +46,27 @@ def describe(choice):
     return f"{name}({', '.join(texts)})" if values else name
 
 
-def made(function):
+def made(named):
     """The algorithm with its defaults, and a stand-in for what has none."""
-    parameters = inspect.signature(function).parameters.values()
-    return function(**{p.name: NEEDED[p.name] for p in parameters if p.default is p.empty})
+    if named.family == "link":
+        return dpo()._replace(link=named.make)
+    parameters = inspect.signature(named.make).parameters.values()
+    algorithm = named.make(**{p.name: NEEDED[p.name] for p in parameters if p.default is p.empty})
+    return algorithm.objective if isinstance(algorithm, Penalized) else algorithm
 
 
-def algorithms(module, kind):
-    """Name, function and object of each algorithm that a module defines."""
-    for name, function in vars(module).items():
-        own = inspect.isfunction(function) and function.__module__ == module.__name__
-        if own and inspect.signature(function).return_annotation == kind.__name__:
-            yield name, function, made(function)
+def algorithms(*families, peer="", kind=(Objective, Preference)):
+    """Row of the registry and object of each algorithm of these families, of this library or of a peer."""
+    for named in recipes(*families).values():
+        if named.name.rpartition(":")[0] == peer:
+            algorithm = made(named)
+            if isinstance(algorithm, kind):
+                yield named, algorithm
 
 
-def reference(function):
-    """The arXiv number that the docstring names."""
-    found = re.search(r"arXiv (\d{4}\.\d{4,5})", function.__doc__)
-    return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
+def reference(named):
+    """The arXiv number of an algorithm."""
+    return f"[{named.paper}](https://arxiv.org/abs/{named.paper})" if named.paper else ""
 
 
 def row(*cells):
@@ -78,44 +79,60 @@ def head(*cells):
     return [row(*cells), row(*("---" for _ in cells))]
 
 
-def policies(module=recipes):
+def policies(family):
     """The policy objectives of the papers."""
     yield from head("recipe", "reference", *(field.replace("_", " ") for field in Objective._fields))
-    for name, function, objective in algorithms(module, Objective):
-        yield row(f"`{name}`", reference(function), *(f"`{describe(choice)}`" for choice in objective))
+    for named, objective in algorithms(family):
+        yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in objective))
+
+
+def natural():
+    """The algorithms of natural-gradient steps."""
+    yield from head("command", "recipe", "reference", *NaturalStep._fields)
+    for family in ("group", "control"):
+        for named, step in algorithms(family, kind=NaturalStep):
+            command = "grpo" if family == "group" else family
+            yield row(command, f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in step))
 
 
 def peers():
     """Where each peer's algorithm differs from the paper's."""
     yield from head("peer", "preset", "differs from the recipe in", "what it is there")
-    for peer, module, home, kind in [
-        (peer, module, home, kind)
-        for peer, module in PEERS.items()
-        for home, kind in ((recipes, Objective), (preference_recipes, Preference))
-    ]:
-        own = {name: choice for name, _, choice in algorithms(home, kind)}
-        for name, function, choice in algorithms(module, kind):
-            pairs = zip(kind._fields, choice, own.get(name, own.get("grpo")), strict=True)
-            differs = [(field, describe(here)) for field, here, there in pairs if describe(here) != describe(there)]
-            text = "<br>".join(f"{field.replace('_', ' ')}: `{choice}`" for field, choice in differs) or "nothing"
-            what = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
-            yield row(peer, f"`{name}`", text, what)
+    for peer, title in PEERS.items():
+        for families in (("group",), ("preference", "link")):
+            own = {named.name: choice for named, choice in algorithms(*families)}
+            for named, choice in algorithms(*families, peer=peer):
+                name = named.name.rpartition(":")[2]
+                pairs = zip(choice._fields, choice, own.get(name, own.get("grpo")), strict=True)
+                differs = [(field, describe(here)) for field, here, there in pairs if describe(here) != describe(there)]
+                text = "<br>".join(f"{field.replace('_', ' ')}: `{part}`" for field, part in differs) or "nothing"
+                what = " ".join(inspect.getdoc(named.make).split("\n\n")[0].split())
+                yield row(title, f"`{name}`", text, what)
 
 
 def preferences():
     """The preference losses."""
     yield from head("recipe", "reference", "rewards", "link", "likelihood")
-    for name, function, preference in algorithms(preference_recipes, Preference):
-        yield row(f"`{name}`", reference(function), *(f"`{describe(choice)}`" for choice in preference))
+    for named, preference in algorithms("preference", "link"):
+        yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in preference))
+
+
+def unpaired():
+    """The losses of labels."""
+    yield from head("recipe", "reference", "reward", "link")
+    for named in recipes("unpaired").values():
+        yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in made(named)))
 
 
 def page():
     """The whole page."""
     sections = {
-        "Policy objectives": policies,
+        "Policy objectives": lambda: policies("group"),
         "The peers' variants": peers,
-        "Control objectives": lambda: policies(control_recipes),
+        "Control objectives": lambda: policies("control"),
+        "Natural-gradient steps": natural,
         "Preference losses": preferences,
+        "Losses of labels": unpaired,
     }
     lines = [HEADER]
     for title, section in sections.items():

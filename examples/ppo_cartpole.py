@@ -25,7 +25,7 @@ rate = optax.linear_schedule(1e-3, 0.0, iterations * learning.epochs * learning.
 optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
 
 # Any point of the product does: rl.ppo()._replace(trust_region=rl.dual_clip()), rl.a2c(), rl.reinforce(), ...
-update = rl.gradient_update(policy, rl.ppo(lambda_=0.95, eps=0.2), optimizer, learning)
+update = rl.gradient_update(policy, rl.ppo(gae_lambda=0.95, eps=0.2), optimizer, learning)
 init, step = rl.control_loop(environment, policy, update, collecting)
 evaluate = rl.evaluate_greedily(environment, policy, collecting, limit_steps=500)
 

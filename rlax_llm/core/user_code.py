@@ -16,6 +16,30 @@ from rlax_llm.core.names import did_you_mean
 _SHOWN = 300
 
 
+def is_own(spec: str) -> bool:
+    """Whether a text is written as ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``; nothing is looked up.
+
+    >>> is_own("losses.py:mine"), is_own("package.losses:mine"), is_own("dpo"), is_own("dpo:0.8")
+    (True, True, False, False)
+    """
+    place, _, name = spec.rpartition(":")
+    return bool(place) and name.isidentifier()
+
+
+def whole_path(spec: str) -> str:
+    """``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` so that it is found from any directory: a file here by its path.
+
+    What is no file of the working directory stays as it is, a module in a package too.
+
+    >>> whole_path("no_such_file.py:score")
+    'no_such_file.py:score'
+    """
+    place, _, name = spec.strip().rpartition(":")
+    # A module is looked up in the working directory first.
+    path = Path(place if place.endswith(".py") else f"{place}.py")
+    return f"{path.resolve()}:{name}" if place and path.is_file() else spec
+
+
 def named_function(what: str, spec: str, failure: type[ValueError] = ValueError) -> Callable[..., Any]:
     """The function that ``spec`` names; its module, or file, is imported and so runs.
 

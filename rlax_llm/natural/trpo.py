@@ -71,6 +71,20 @@ SearchRule = Callable[[Evaluate, Tree, Tree], Search]
 Accept = Callable[[Trial], Any]
 
 
+class NaturalStep(NamedTuple):
+    """An algorithm that takes one natural-gradient step per batch: as an ``Objective`` names one of gradient steps.
+
+    Attributes:
+        advantage: the credit, of groups or of a stream.
+        direction: of the step.
+        search: along it.
+    """
+
+    advantage: Callable[[Any], Any]
+    direction: DirectionRule
+    search: SearchRule
+
+
 def improves_within(kl_radius: float | jax.Array, share: float | jax.Array = 0.0) -> Accept:
     """TRPO's acceptance: the surrogate improves, by ``share`` of the linear prediction, and ``KL ≤ kl_radius``.
 

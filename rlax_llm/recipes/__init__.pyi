@@ -2,19 +2,23 @@
 
 # Written by docs/write_stubs.py; a test compares.
 
+from rlax_llm.recipes import building as building
 from rlax_llm.recipes import control as control
 from rlax_llm.recipes import group as group
 from rlax_llm.recipes import openrlhf as openrlhf
-from rlax_llm.recipes import papers as papers
 from rlax_llm.recipes import preference as preference
+from rlax_llm.recipes import registry as registry
 from rlax_llm.recipes import trl as trl
 from rlax_llm.recipes import trl_config as trl_config
 from rlax_llm.recipes import verl as verl
 from rlax_llm.recipes.control import a2c as a2c
+from rlax_llm.recipes.control import discovered_policy_optimization as discovered_policy_optimization
+from rlax_llm.recipes.control import dual_clip as dual_clip
 from rlax_llm.recipes.control import ppo as ppo
 from rlax_llm.recipes.control import ppo_penalty as ppo_penalty
 from rlax_llm.recipes.control import q_actor_critic as q_actor_critic
 from rlax_llm.recipes.control import reinforce as reinforce
+from rlax_llm.recipes.control import steered_ppo_penalty as steered_ppo_penalty
 from rlax_llm.recipes.group import cispo as cispo
 from rlax_llm.recipes.group import dapo as dapo
 from rlax_llm.recipes.group import dppo_kl as dppo_kl
@@ -33,12 +37,22 @@ from rlax_llm.recipes.group import reinforce_plus_plus as reinforce_plus_plus
 from rlax_llm.recipes.group import reinforce_plus_plus_baseline as reinforce_plus_plus_baseline
 from rlax_llm.recipes.group import rloo as rloo
 from rlax_llm.recipes.group import sapo as sapo
+from rlax_llm.recipes.group import trpo as trpo
 from rlax_llm.recipes.group import vespo as vespo
 from rlax_llm.recipes.preference import alpha_po as alpha_po
 from rlax_llm.recipes.preference import aot as aot
+from rlax_llm.recipes.preference import aot_unpaired as aot_unpaired
+from rlax_llm.recipes.preference import apo_zero as apo_zero
+from rlax_llm.recipes.preference import bco as bco
+from rlax_llm.recipes.preference import cdpo as cdpo
 from rlax_llm.recipes.preference import cpo as cpo
+from rlax_llm.recipes.preference import discopop as discopop
 from rlax_llm.recipes.preference import dpo as dpo
+from rlax_llm.recipes.preference import dpo_norm as dpo_norm
+from rlax_llm.recipes.preference import dpop as dpop
+from rlax_llm.recipes.preference import exo as exo
 from rlax_llm.recipes.preference import ipo as ipo
 from rlax_llm.recipes.preference import orpo as orpo
+from rlax_llm.recipes.preference import robust as robust
 from rlax_llm.recipes.preference import simpo as simpo
 from rlax_llm.recipes.preference import sppo as sppo

@@ -6,6 +6,8 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import KlEstimator, k3, kl_penalty
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import centered, kl_in_score, leave_one_out, length_centered, per_group, z_score
+from rlax_llm.natural.fisher import natural_direction
+from rlax_llm.natural.trpo import NaturalStep, backtracking_search, improves_within
 from rlax_llm.policy import coupled, trust_regions
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import sequence_ratio, sequence_token_ratio, summed_token_ratio, token_ratio
@@ -56,17 +58,17 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
 
 
 @check_arguments
-def dapo(eps_low: float = 0.2, eps_high: float = 0.28) -> Objective:
+def dapo(eps: float = 0.2, eps_high: float = 0.28) -> Objective:
     """DAPO's loss (arXiv 2503.14476): clip-higher and the token mean, no KL.
 
     Args:
-        eps_low: half-width of the clip below 1.
+        eps: half-width of the clip below 1.
         eps_high: half-width of the clip above 1.
 
     >>> dapo().weighting is token_mean
     True
     """
-    return grpo(0)._replace(trust_region=clip(eps_low, eps_high), weighting=token_mean)
+    return grpo(0)._replace(trust_region=clip(eps, eps_high), weighting=token_mean)
 
 
 @check_arguments
@@ -84,45 +86,45 @@ def rloo(kl_coef: float = 0.05) -> Objective:
 
 
 @check_arguments
-def gspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
+def gspo(eps: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """Group Sequence Policy Optimization (arXiv 2507.18071): one ratio a completion, no KL.
 
     Args:
-        eps_low: half-width of the clip below 1, of the mean ratio of a token.
+        eps: half-width of the clip below 1, of the mean ratio of a token.
         eps_high: half-width above 1.
 
     >>> gspo().ratio is sequence_ratio
     True
     """
-    return grpo(0)._replace(ratio=sequence_ratio, trust_region=clip(eps_low, eps_high))
+    return grpo(0)._replace(ratio=sequence_ratio, trust_region=clip(eps, eps_high))
 
 
 @check_arguments
-def gspo_token(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
+def gspo_token(eps: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """GSPO-token (arXiv 2507.18071): the completion's ratio with each token's own gradient.
 
     Args:
-        eps_low: half-width of the clip below 1.
+        eps: half-width of the clip below 1.
         eps_high: half-width above 1.
 
     >>> gspo_token().ratio is sequence_token_ratio
     True
     """
-    return gspo(eps_low, eps_high)._replace(ratio=sequence_token_ratio)
+    return gspo(eps, eps_high)._replace(ratio=sequence_token_ratio)
 
 
 @check_arguments
-def luspo(eps_low: float = 3e-4, eps_high: float = 4e-4) -> Objective:
+def luspo(eps: float = 3e-4, eps_high: float = 4e-4) -> Objective:
     """LUSPO: GSPO whose completions weigh as many tokens as they have.
 
     Args:
-        eps_low: half-width of the clip below 1.
+        eps: half-width of the clip below 1.
         eps_high: half-width above 1.
 
     >>> luspo().weighting is sequence_sum
     True
     """
-    return gspo(eps_low, eps_high)._replace(weighting=sequence_sum)
+    return gspo(eps, eps_high)._replace(weighting=sequence_sum)
 
 
 @check_arguments
@@ -265,3 +267,17 @@ def gdpo(reward_weights: tuple[float, ...]) -> Objective:
     True
     """
     return dapo(0.2, 0.2)._replace(advantage=batch_credit.per_reward(reward_weights))
+
+
+@check_arguments
+def trpo(kl_radius: float = 0.01) -> NaturalStep:
+    """TRPO (arXiv 1502.05477) on groups: z-scores, and a natural-gradient step within a KL per token.
+
+    Args:
+        kl_radius: largest KL(π_old‖π), nats per token.
+
+    >>> trpo()._fields
+    ('advantage', 'direction', 'search')
+    """
+    direction = natural_direction(kl_radius, damping=0.1)
+    return NaturalStep(per_group(z_score), direction, backtracking_search(improves_within(kl_radius)))

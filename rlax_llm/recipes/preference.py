@@ -1,10 +1,8 @@
 """Named preference algorithms on pairs, each stated as its difference from another.
 
-Those that differ from ``dpo`` by a link alone have no function of their own: ``dpo(β)._replace(link=…)`` with
-``hinge`` (RSO), ``smoothed(logistic, ε)`` (cDPO), ``robust(logistic, ε)``, ``exo(ε)``, ``nca``, ``discopop()``,
-``against_zero(logistic)`` (BCO), ``against_zero(misranking)`` (APO-zero), ``apo_down``, ``sorted_pairs(logistic)``
-(unpaired AOT), ``chosen_drop(logistic, λ)`` (DPOP). f-DPO, length-desensitized and length-normalized DPO replace
-``rewards``; the negative log-likelihood of RPO is ``nll_coef``.
+Those that differ from ``dpo`` by a plain link have no function of their own: ``dpo(β)._replace(link=…)`` with
+``hinge`` (RSO), ``nca`` or ``apo_down``. f-DPO and length-desensitized DPO replace ``rewards``; the negative
+log-likelihood of RPO is ``nll_coef``.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import jax
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
+from rlax_llm.preference import links
 from rlax_llm.preference.implicit_rewards import (
     alpha_slope,
     divergence_reward,
@@ -22,7 +21,15 @@ from rlax_llm.preference.implicit_rewards import (
     mean_log_prob,
     mean_log_ratio,
 )
-from rlax_llm.preference.links import compare_with_zero, demand_margin, logistic, sorted_pairs, squared, weighted_sum
+from rlax_llm.preference.links import (
+    compare_with_zero,
+    demand_margin,
+    logistic,
+    misranking,
+    sorted_pairs,
+    squared,
+    weighted_sum,
+)
 from rlax_llm.preference.pairs import Preference, per_response, policy_and_reference
 
 
@@ -48,27 +55,148 @@ def dpo(beta: float | jax.Array = 0.1) -> Preference:
 
 
 @check_arguments
-def ipo(tau: float | jax.Array = 0.1) -> Preference:
-    """Identity Preference Optimization, ``(Δ − 1/(2τ))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
-
-    The paper writes whole responses; per token is what its authors ran and TRL, HALOs and EasyDeL compute. On sums, as
-    in OpenRLHF and DPO's own code: ``ipo(tau)._replace(rewards=per_response(log_ratio()))``; τ is not comparable.
+def cdpo(beta: float | jax.Array = 0.1, label_smoothing: float = 0.1) -> Preference:
+    """Conservative DPO: ``dpo`` under labels of which a share is wrong.
 
     Args:
-        tau: τ > 0, strength of the regularization, per nat.
+        beta: temperature β > 0, reward per nat.
+        label_smoothing: that share, from 0 to below 0.5.
+
+    >>> cdpo().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=links.smooth_labels(logistic, label_smoothing))
+
+
+@check_arguments
+def robust(beta: float | jax.Array = 0.1, label_smoothing: float = 0.1) -> Preference:
+    """Robust DPO (arXiv 2403.00409): ``cdpo`` without its bias.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+        label_smoothing: share of wrong labels, from 0 to below 0.5.
+
+    >>> robust().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=links.robust(logistic, label_smoothing))
+
+
+@check_arguments
+def exo(beta: float | jax.Array = 0.1, label_smoothing: float = 1e-3) -> Preference:
+    """EXO on pairs (arXiv 2402.00856): the reverse KL to the smoothed label.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+        label_smoothing: share of wrong labels, above 0.
+
+    >>> exo().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=links.exo(label_smoothing))
+
+
+@check_arguments
+def bco(beta: float | jax.Array = 0.1) -> Preference:
+    """BCO on pairs (arXiv 2404.04656): each response against a reward of 0.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+
+    >>> bco().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=compare_with_zero(logistic))
+
+
+@check_arguments
+def apo_zero(beta: float | jax.Array = 0.1) -> Preference:
+    """APO-zero (arXiv 2408.06266): the chosen response up, the rejected one down.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+
+    >>> apo_zero().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=compare_with_zero(misranking))
+
+
+@check_arguments
+def discopop(beta: float | jax.Array = 0.1) -> Preference:
+    """DiscoPOP (arXiv 2406.08414): a link that was found by search.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+
+    >>> discopop().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=links.discopop())
+
+
+@check_arguments
+def dpop(beta: float | jax.Array = 0.1, drop_coef: float = 5.0) -> Preference:
+    """DPOP (arXiv 2402.13228): ``dpo`` that punishes a chosen response below the reference.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+        drop_coef: λ, weight of the drop.
+
+    >>> dpop().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=links.chosen_drop(logistic, drop_coef))
+
+
+@check_arguments
+def aot_unpaired(beta: float | jax.Array = 0.1) -> Preference:
+    """Alignment via Optimal Transport of rewards (arXiv 2406.05882): the sorted ones of the batch.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+
+    >>> aot_unpaired().nll_coef
+    0.0
+    """
+    return dpo(beta)._replace(link=sorted_pairs(logistic))
+
+
+@check_arguments
+def dpo_norm(beta: float | jax.Array = 0.1) -> Preference:
+    """``dpo`` of log-ratios per token.
+
+    Args:
+        beta: temperature β > 0, reward per nat per token.
+
+    >>> dpo_norm().link is logistic
+    True
+    """
+    return dpo()._replace(rewards=per_response(mean_log_ratio(beta)))
+
+
+@check_arguments
+def ipo(beta: float | jax.Array = 0.1) -> Preference:
+    """Identity Preference Optimization, ``(Δ − 1/(2β))²`` of log-ratios per token (arXiv 2310.12036, eq. 17).
+
+    The paper writes whole responses; per token is what its authors ran and TRL, HALOs and EasyDeL compute. On sums, as
+    in OpenRLHF and DPO's own code: ``ipo(beta)._replace(rewards=per_response(log_ratio()))``; β is not comparable.
+
+    Args:
+        beta: the paper's τ > 0, strength of the regularization, per nat.
 
     Returns:
-        ``per_response(mean_log_ratio()) × squared(1/(2τ))``.
+        ``per_response(mean_log_ratio()) × squared(1/(2β))``.
 
     Raises:
-        ValueError: for a τ that is not positive.
+        ValueError: for a β that is not positive.
 
     >>> import jax.numpy as jnp
     >>> ipo(0.25).link(jnp.array([3.0]), jnp.array([0.0])).tolist()
     [1.0]
     """
-    checks.positive("ipo", tau=tau)
-    return Preference(per_response(mean_log_ratio()), squared(1 / (2 * tau)))
+    checks.positive("ipo", beta=beta)
+    return Preference(per_response(mean_log_ratio()), squared(1 / (2 * beta)))
 
 
 @check_arguments
@@ -81,7 +209,7 @@ def sppo(beta: float | jax.Array = 0.1) -> Preference:
         beta: β > 0, the reciprocal of the paper's η, per nat.
 
     Returns:
-        ``per_response(log_ratio()) × against_zero(squared(1/(2β)))``.
+        ``per_response(log_ratio()) × compare_with_zero(squared(1/(2β)))``.
 
     Raises:
         ValueError: for a β that is not positive.
@@ -189,19 +317,19 @@ def alpha_po(alpha: float = 0.25, beta: float | jax.Array = 2.0, gamma: float = 
 
 
 @check_arguments
-def orpo(odds_coef: float = 0.1) -> Preference:
-    """Odds-Ratio Preference Optimization, ``NLL − λ log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
+def orpo(beta: float = 0.1) -> Preference:
+    """Odds-Ratio Preference Optimization, ``NLL − β log σ(log odds(w) − log odds(l))`` (arXiv 2403.07691, eq. 6).
 
-    Limiting case: λ = 0 is supervised training on the chosen responses. Peers differ in the likelihood's tokens:
+    Limiting case: β = 0 is supervised training on the chosen responses. Peers differ in the likelihood's tokens:
     prompt and response (TRL; give such ``token_weights``), or the response alone.
 
     Args:
-        odds_coef: λ, weight of the odds-ratio term.
+        beta: the paper's λ, weight of the odds-ratio term.
 
     Returns:
-        ``per_response(log_odds) × λ logistic + NLL``.
+        ``per_response(log_odds) × β logistic + NLL``.
 
     >>> orpo().nll_coef
     1.0
     """
-    return Preference(per_response(log_odds), weighted_sum((odds_coef, logistic)), 1.0)
+    return Preference(per_response(log_odds), weighted_sum((beta, logistic)), 1.0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlax_llm.core.names import did_you_mean
-from rlax_llm.core.user_code import named_function
+from rlax_llm.core.user_code import named_function, whole_path
 from rlax_llm.rewards import mathematics
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import (
@@ -109,10 +108,8 @@ def anchor_files(spec: str) -> str:
 
 def _anchored(text: str) -> str:
     weight, rest = (f"{weighted[1]}*", weighted[2]) if (weighted := _weighted(text)) else ("", text)
-    place, _, name = rest.strip().rpartition(":")
-    # A module is looked up in the working directory first.
-    path = Path(place if place.endswith(".py") else f"{place}.py")
-    return f"{weight}{path.resolve()}:{name}" if place and path.is_file() else text
+    found = whole_path(rest)
+    return text if found == rest else f"{weight}{found}"
 
 
 def _weighted(text: str) -> re.Match[str] | None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from rlax_llm.commands.control import program as control_config
-from rlax_llm.commands.control.program import RECIPES, ControlSettings, build, resolve
-from rlax_llm.commands.control.settings import FAMILIES
+from rlax_llm.commands.control.program import ControlSettings, build, resolve
+from rlax_llm.commands.control.settings import DEFAULTS
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
+from rlax_llm.recipes.registry import recipes
 
 TINY = ControlSettings(
     env="probe:time_limit",
@@ -57,12 +58,12 @@ def assert_close(got, wanted):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
-def test_every_recipe_has_settings_and_a_function():
-    assert set(RECIPES) == set(FAMILIES)
+def test_every_recipe_is_like_one_that_has_settings():
+    assert {named.like for named in recipes("control").values()} == set(DEFAULTS)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "brax:ant", "probe:time_limit"])
-@pytest.mark.parametrize("recipe", FAMILIES)
+@pytest.mark.parametrize("recipe", recipes("control"))
 def test_nothing_that_is_read_stays_open(recipe, env):
     resolved = resolve(ControlSettings(env=env, recipe=recipe))
     unread = {name for name, reader in OPEN.items() if reader != recipe} | (
@@ -101,7 +102,7 @@ def first(program):
     return both
 
 
-@pytest.mark.parametrize("recipe", FAMILIES)
+@pytest.mark.parametrize("recipe", recipes("control"))
 def test_every_recipe_makes_a_program(recipe):
     program = build(dataclasses.replace(TINY, recipe=recipe))
     start, state, metrics = jax.eval_shape(first(program), jax.random.key(0))

@@ -12,20 +12,17 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.types import PolicyBatch, Scored
-from rlax_llm.policy.objectives import Objective, policy_loss
-from rlax_llm.recipes import group as recipes
-from rlax_llm.recipes import openrlhf, trl, verl
+from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.recipes.registry import PEERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 PRINTED = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "print_algorithms.py"))
 OBJECTIVES = {
-    f"{module.__name__.split('.')[-1]} {name}": objective
-    for module in (recipes, trl, verl, openrlhf)
-    for name, _, objective in PRINTED["algorithms"](module, Objective)
+    named.name: objective for peer in ("", *PEERS) for named, objective in PRINTED["algorithms"]("group", peer=peer)
 }
 # Their constants count rows or columns, so rows without a token or more padding are meant to change them.
-COUNT_PADDING = [name for name in OBJECTIVES if name.startswith("trl") or name == "verl dr_grpo"]
+COUNT_PADDING = [name for name in OBJECTIVES if name.startswith("trl") or name == "verl:dr_grpo"]
 each = pytest.mark.parametrize("name", OBJECTIVES)
 GROUPS, SIZE, COLUMNS = 2, 3, 6
 ROWS = GROUPS * SIZE

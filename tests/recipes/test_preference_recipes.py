@@ -253,7 +253,7 @@ def test_the_optimum_of_ipo_is_its_target_and_dpo_has_none():
     ("call", "message"),
     [
         (lambda: dpo(0.0), "log_prob: beta is 0.0, wanted a number greater than 0."),
-        (lambda: ipo(-1), "ipo: tau is -1, wanted a number greater than 0."),
+        (lambda: ipo(-1), "ipo: beta is -1, wanted a number greater than 0."),
         (lambda: sppo(0), "sppo: beta is 0, wanted a number greater than 0."),
         (lambda: alpha_po(beta=0), "log_prob: beta is 0, wanted a number greater than 0."),
     ],

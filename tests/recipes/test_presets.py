@@ -19,7 +19,7 @@ from rlax_llm.policy.objectives import policy_loss
 from rlax_llm.policy.trust_regions import clip
 from rlax_llm.policy.weightings import fixed_length, sequence_mean, sequence_sum
 from rlax_llm.recipes import group as recipes
-from rlax_llm.recipes import openrlhf, papers, trl, verl
+from rlax_llm.recipes import openrlhf, trl, verl
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -248,10 +248,6 @@ def test_the_peers_meet_the_papers_where_they_agree():
     on_policy = (data[1], *data[1:])
     pair = [jax.grad(lambda x, o=o: ours(o, x, on_policy))(data[1]) for o in (far, recipes.rloo(0.0))]
     np.testing.assert_allclose(*pair, rtol=1e-6, atol=0)  # weights are float32
-
-
-def test_every_paper_is_a_recipe():
-    assert all(getattr(papers, name) is getattr(recipes, name) for name in papers.__all__)
 
 
 def test_presets_are_reached_from_the_flat_face():

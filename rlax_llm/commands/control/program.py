@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.commands.control.settings import ControlSettings, resolve
-from rlax_llm.core.kl import doubling_coef
+from rlax_llm.commands.control.settings import RECIPE_SETTINGS, ControlSettings, resolve
 from rlax_llm.core.masked import whiten
 from rlax_llm.credit import streams as credits
 from rlax_llm.credit.values import clipped_value_loss
@@ -34,17 +33,15 @@ from rlax_llm.loops.updates import (
     plain_value_loss,
 )
 from rlax_llm.models.actor_critic import ActorCritic, perceptron, recurrent
-from rlax_llm.natural.fisher import natural_direction
-from rlax_llm.natural.trpo import backtracking_search, improves_within
-from rlax_llm.policy import trust_regions
+from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy.objectives import Objective
-from rlax_llm.recipes import control as control_recipes
+from rlax_llm.recipes.building import build as build_recipe
+from rlax_llm.recipes.control import Penalized
+from rlax_llm.recipes.registry import find
 
-__all__ = ["RECIPES", "ControlProgram", "ControlSettings", "Recipe", "build", "resolve"]
+__all__ = ["ControlProgram", "ControlSettings", "build", "build_update", "resolve"]
 
-Recipe = Callable[[Any, ActorCritic, optax.GradientTransformation], Update]
-
-_SHRINK = 0.8
+_MADE = {"an Objective": Objective, "a Penalized": Penalized, "a NaturalStep": NaturalStep}
 _ADAM_EPS = 1e-5
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
@@ -94,48 +91,29 @@ def _learning(config: Any) -> Learning:
     )
 
 
-def _by_gradient(objective: Callable[[Any], Objective], penalty: Callable[[Any], Penalty | None]) -> Recipe:
-    def recipe(config: Any, policy: ActorCritic, optimizer: optax.GradientTransformation) -> Update:
-        return gradient_update(policy, objective(config), optimizer, _learning(config), penalty(config))
+def build_update(
+    config: ControlSettings, policy: ActorCritic, optimizer: optax.GradientTransformation, learning: Learning
+) -> Update:
+    """The recipe of the settings as an update of a policy.
 
-    return recipe
+    Args:
+        config: in full.
+        policy: that is updated.
+        optimizer: of the gradient steps.
+        learning: how often, and on what critic.
 
-
-def _without_penalty(objective: Callable[[Any], Objective]) -> Recipe:
-    return _by_gradient(objective, lambda config: None)
-
-
-def _with_trust_region(trust_region: Callable[[Any], trust_regions.TrustRegion]) -> Recipe:
-    """PPO with another trust region."""
-    return _without_penalty(
-        lambda config: control_recipes.ppo(config.gae_lambda)._replace(trust_region=trust_region(config))
-    )
-
-
-def _trpo(config: Any, policy: ActorCritic, optimizer: optax.GradientTransformation) -> Update:
-    direction = natural_direction(config.kl_radius, config.damping, config.cg_iterations)
-    search = backtracking_search(improves_within(config.kl_radius), _SHRINK)
-    return natural_update(policy, credits.gae(config.gae_lambda), direction, search, optimizer, _learning(config))
-
-
-RECIPES: dict[str, Recipe] = {
-    "reinforce": _without_penalty(lambda config: control_recipes.reinforce(_weights(config)[config.weight])),
-    "q_actor_critic": _without_penalty(lambda config: control_recipes.q_actor_critic()),
-    "a2c": _without_penalty(lambda config: control_recipes.a2c(config.gae_lambda)),
-    "ppo": _without_penalty(lambda config: control_recipes.ppo(config.gae_lambda, config.eps)),
-    "ppo_penalty": _by_gradient(
-        lambda config: control_recipes.ppo_penalty(config.gae_lambda),
-        lambda config: Penalty(doubling_coef(config.kl_target)),
-    ),
-    "dual_clip": _with_trust_region(lambda config: trust_regions.dual_clip(config.eps)),
-    "cispo": _with_trust_region(lambda config: trust_regions.cispo(ceiling=1 + config.eps, floor=1 - config.eps)),
-    "sapo": _with_trust_region(lambda config: trust_regions.sapo()),
-    "discovered_policy_optimization": _with_trust_region(lambda config: trust_regions.discovered_policy_optimization()),
-    "unclipped": _with_trust_region(lambda config: trust_regions.unclipped),
-    "trpo": _trpo,
-}
-"""Algorithms by name: ``(settings in full, policy, optimizer) → update``. ``vespo`` is not among the trust regions: its
-weights are of whole completions."""
+    Raises:
+        ValueError: for an unknown recipe; as ``recipes.building.build`` for a user's own.
+    """
+    named = find("control", config.recipe, "control")
+    credit = None if config.weight is None else _weights(config)[config.weight]
+    settings = {name: getattr(config, setting) for name, setting in RECIPE_SETTINGS.items()} | {"credit": credit}
+    made = build_recipe("control", named, settings, _MADE)
+    if isinstance(made, NaturalStep):
+        return natural_update(policy, made.advantage, made.direction, made.search, optimizer, learning)
+    if isinstance(made, Penalized):
+        return gradient_update(policy, made.objective, optimizer, learning, Penalty(made.control))
+    return gradient_update(policy, made, optimizer, learning)
 
 
 def _is_off(value: Any) -> bool:
@@ -183,6 +161,6 @@ def build(config: ControlSettings) -> ControlProgram:
         standardization() if full.normalize_observations else no_scaling,
         unit_return() if full.normalize_rewards else no_scaling,
     )
-    update = RECIPES[full.recipe](full, policy, _optimizer(full, iterations))
+    update = build_update(full, policy, _optimizer(full, iterations), _learning(full))
     init, step = control_loop(environment, policy, update, collecting)
     return ControlProgram(environment, policy, collecting, init, step, iterations)

@@ -11,7 +11,8 @@ from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.settings import LARGEST_COUNT, above_zero, at_least, check_values, option
-from rlax_llm.core.names import did_you_mean
+from rlax_llm.recipes.building import parameters
+from rlax_llm.recipes.registry import Named, find, listed, recipes
 
 _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,
@@ -20,6 +21,7 @@ _POLICY_GRADIENT: dict[str, Any] = {
     "schedule": "linear",
     "epochs": 1,
     "minibatches": 1,
+    "weight": "return_to_go",
     "entropy_coef": 0.01,
 }
 _PPO: dict[str, Any] = {
@@ -31,6 +33,7 @@ _PPO: dict[str, Any] = {
     "minibatches": 4,
     "eps": 0.2,
     "value_eps": 0.2,
+    "kl_target": 0.01,
     "entropy_coef": 0.01,
 }
 _TRPO: dict[str, Any] = {
@@ -46,20 +49,13 @@ _TRPO: dict[str, Any] = {
     "cg_iterations": 15,
 }
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "reinforce": _POLICY_GRADIENT | {"weight": "return_to_go"},
-    "q_actor_critic": _POLICY_GRADIENT | {"gae_lambda": 0.0},
+DEFAULTS: dict[str, dict[str, Any]] = {
     "a2c": _POLICY_GRADIENT,
+    "q_actor_critic": _POLICY_GRADIENT | {"gae_lambda": 0.0},
     "ppo": _PPO,
-    "ppo_penalty": _PPO | {"kl_target": 0.01},
-    "dual_clip": _PPO,
-    "cispo": _PPO,
-    "sapo": _PPO,
-    "discovered_policy_optimization": _PPO,
-    "unclipped": _PPO,
     "trpo": _TRPO,
 }
-"""The recipes, and the settings that differ between them; these are right for CartPole."""
+"""What differs between recipes, by the one that a recipe is ``like``; these are right for CartPole."""
 
 _EVERYWHERE: dict[str, Any] = {
     "steps": 500_000,
@@ -79,18 +75,19 @@ _EVERYWHERE: dict[str, Any] = {
     "activation": "tanh",
 }
 
-_READ_BY = {
-    "weight": ("reinforce",),
-    "eps": ("ppo", "dual_clip", "cispo"),
-    "kl_target": ("ppo_penalty",),
-    "kl_radius": ("trpo",),
-    "damping": ("trpo",),
-    "cg_iterations": ("trpo",),
-    "entropy_coef": tuple(name for name in FAMILIES if name != "trpo"),
-    "value_coef": tuple(name for name in FAMILIES if name != "trpo"),
-    "kl_limit": tuple(name for name in FAMILIES if name != "trpo"),
+RECIPE_SETTINGS = {
+    "credit": "weight",
+    "gae_lambda": "gae_lambda",
+    "eps": "eps",
+    "kl_target": "kl_target",
+    "kl_radius": "kl_radius",
+    "damping": "damping",
+    "cg_iterations": "cg_iterations",
 }
-"""Settings that not every recipe reads."""
+"""The settings that recipes have parameters for, by the parameter."""
+
+_OF_GRADIENTS = ("entropy_coef", "value_coef", "kl_limit")
+"""Settings that recipes of natural-gradient steps do not read."""
 
 _SWING = {"discount": 0.9, "learning_rate": 1e-3, "horizon_steps": 1024, "value_eps": 0.0, "entropy_coef": 0.0}
 _GRIDS = {"environments": 64, "steps": 10_000_000, "activation": "relu"}
@@ -112,6 +109,9 @@ _TUNED: list[tuple[str, str, dict[str, Any]]] = [
 _OUT_HELP = "Directory of the run: config.yaml, config.json, metrics.jsonl, curves.png, summary.json, checkpoints/."
 _RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --steps may change."
 _CONFIG_HELP = "YAML or JSON file of settings, keys as the flags with underscores; flags given beside it win over it."
+_RECIPE_HELP = (
+    f"Algorithm: {listed('control')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Objective."
+)
 _THEN = "tuned for recipe and environment"
 
 
@@ -139,7 +139,7 @@ class ControlSettings:
         "probe:NAME.",
         metavar="NAME",
     )
-    recipe: str = option("ppo", "task", f"Algorithm: {', '.join(FAMILIES)}.", metavar="NAME")
+    recipe: str = option("ppo", "task", _RECIPE_HELP, metavar="NAME")
     seeds: int = option(8, "task", "Independent runs, side by side in one program.")
     steps: int | None = option(None, "task", "Environment steps of each seed.", _THEN)
     seed: int = option(0, "task", "Everything random follows from it.")
@@ -219,11 +219,7 @@ class ControlSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_values(self)
-        if self.recipe not in FAMILIES:
-            raise ValueError(
-                f"control: there is no recipe {self.recipe!r}{did_you_mean(self.recipe, FAMILIES)} "
-                f"There are {', '.join(FAMILIES)}."
-            )
+        object.__setattr__(self, "recipe", find("control", self.recipe, "control").name)
         at_least(self, 1, "seeds", "steps", "environments", "horizon_steps", "epochs", "minibatches")
         at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")
         at_least(self, 0, "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
@@ -260,16 +256,19 @@ def resolve(config: ControlSettings) -> ControlSettings:
     >>> resolved.learning_rate, resolved.eps, resolved.kl_radius
     (0.5, 0.2, None)
     """
-    unread = [name for name, recipes in _READ_BY.items() if config.recipe not in recipes]
+    named = find("control", config.recipe, "control")
+    like = named.like or "ppo"
+    unread = _unread(named)
     for name in unread:
         if getattr(config, name) is not None:
+            readers = [other.name for other in recipes("control").values() if name not in _unread(other)]
             raise ValueError(
                 f"control: {name} is given, and recipe {config.recipe} does not read it; leave it out, or take one of "
-                f"{', '.join(_READ_BY[name])}."
+                f"{', '.join(readers)}."
             )
-    chosen = _EVERYWHERE | FAMILIES[config.recipe]
+    chosen = _EVERYWHERE | DEFAULTS[like]
     for environment, recipe, settings in _TUNED:
-        if fnmatch(config.env, environment) and fnmatch(_parent(config.recipe), recipe):
+        if fnmatch(config.env, environment) and fnmatch(like, recipe):
             chosen |= settings
     if config.memory:
         chosen["hidden"] = (64,)
@@ -281,9 +280,11 @@ def resolve(config: ControlSettings) -> ControlSettings:
     return resolved
 
 
-def _parent(recipe: str) -> str:
-    """The recipe whose tuned settings another shares: PPO's, where only the trust region differs."""
-    return "ppo" if FAMILIES[recipe].get("eps") else recipe
+def _unread(named: Named) -> list[str]:
+    """The settings that a recipe does not read: those that it has no parameter for, but λ, which the critic reads."""
+    takes = parameters(named)
+    unread = [setting for name, setting in RECIPE_SETTINGS.items() if name not in takes and name != "gae_lambda"]
+    return [*unread, *(_OF_GRADIENTS if named.like == "trpo" else ())]
 
 
 def _check_together(config: ControlSettings) -> None:

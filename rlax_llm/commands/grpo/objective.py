@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.core.kl import fixed_coef, k3
-from rlax_llm.core.names import did_you_mean
 from rlax_llm.credit.groups import kl_in_score
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import GroupLearning, every_completion
-from rlax_llm.natural.fisher import natural_direction
-from rlax_llm.natural.trpo import backtracking_search, improves_within
+from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy.corrections import Correction, masked_importance, rejection, truncated_importance
 from rlax_llm.policy.entropy import stepped_coef
 from rlax_llm.policy.objectives import Objective
-from rlax_llm.recipes import group as recipes
-from rlax_llm.recipes import openrlhf, trl, verl
+from rlax_llm.recipes.building import build, check_given, parameters
 from rlax_llm.recipes.group import penalty_or_none
+from rlax_llm.recipes.registry import find, recipes
 
 TRPO = "trpo"
-_PRESETS = {"trl": trl, "verl": verl, "openrlhf": openrlhf}
-
-
-def _objectives(module: ModuleType) -> dict[str, Callable[..., Objective]]:
-    """The functions of a module that make an objective, in its order."""
-    made = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
-    return {name: f for name, f in made.items() if inspect.signature(f).return_annotation == "Objective"}
-
-
-RECIPES: dict[str, Callable[..., Objective]] = _objectives(recipes) | {
-    f"{peer}:{name}": recipe for peer, module in _PRESETS.items() for name, recipe in _objectives(module).items()
-}
-"""Recipes of this library by name, and other trainers' variants as ``TRAINER:NAME``."""
 
 CORRECTIONS: dict[str, Correction | None] = {
     "none": None,
@@ -60,18 +42,6 @@ class Chosen(NamedTuple):
     several: bool = False
 
 
-def check_recipe(config: GrpoSettings) -> None:
-    """Raise for a recipe that does not exist.
-
-    >>> check_recipe(GrpoSettings(recipe="gmppo"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: grpo: there is no recipe 'gmppo'; did you mean 'gmpo'? rlax-llm grpo --help ...
-    """
-    if config.recipe not in RECIPES and config.recipe != TRPO:
-        hint = did_you_mean(config.recipe, [*RECIPES, TRPO])
-        raise ValueError(f"grpo: there is no recipe {config.recipe!r}{hint} rlax-llm grpo --help lists them.")
-
-
 def build_objective(config: GrpoSettings, reward_weights: tuple[float, ...] = (1.0,)) -> Chosen:
     """The recipe with the settings given for it.
 
@@ -84,48 +54,29 @@ def build_objective(config: GrpoSettings, reward_weights: tuple[float, ...] = (1
 
     >>> build_objective(GrpoSettings(recipe="gspo", ceiling=2.0))
     Traceback (most recent call last):
-    ValueError: grpo: recipe gspo has no ceiling; leave it out, or choose another recipe (cispo, verl:grpo).
+    ValueError: grpo: recipe gspo has no ceiling; leave it out, or take one of cispo, verl:grpo.
     """
-    recipe = RECIPES[config.recipe]
-    takes = inspect.signature(recipe).parameters
-    given = _given(config, takes)
-    own_kl = "kl_coef" in takes
-    if own_kl and config.kl_in is None:
-        given |= {} if config.kl_coef is None else {"kl_coef": config.kl_coef}
-        weight = given.get("kl_coef", takes["kl_coef"].default)
-    else:
-        given |= {"kl_coef": 0.0} if own_kl else {}
-        weight = config.kl_coef or 0.0
-    fixed = {"max_new_tokens": config.max_new_tokens, "reward_weights": reward_weights}
-    given |= {name: value for name, value in fixed.items() if name in takes}
-    missing = [name for name, taken in takes.items() if taken.default is taken.empty and name not in given]
-    if missing:
-        raise ValueError(f"grpo: recipe {config.recipe} needs {missing[0]}; give --{missing[0].replace('_', '-')}.")
+    named = find("grpo", config.recipe, "group")
+    takes = parameters(named)
+    region = {"eps": config.eps, "eps_high": config.eps_high, "ceiling": config.ceiling}
+    given = [name for name, value in region.items() if value is not None]
+    check_given("grpo", named, given, recipes("group").values())
     several = "reward_weights" in takes
     if several and config.kl_in == "reward":
         raise ValueError(
             f"grpo: recipe {config.recipe} normalizes each reward by itself and has no score to take a KL from; give "
             "--kl-in loss."
         )
-    objective = recipe(**given)
-    if not own_kl or config.kl_in is not None:
-        objective = _with_kl(objective, weight, config.kl_in or "loss")
-    return Chosen(objective, weight > 0, several)
-
-
-def _given(config: GrpoSettings, takes: Any) -> dict[str, Any]:
-    """The settings of the trust region that were given, by the recipe's own names."""
-    lower = "eps_low" if "eps_low" in takes else "eps"
-    given = {lower: config.eps, "eps_high": config.eps_high, "ceiling": config.ceiling}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in takes:
-            having = [known for known, other in RECIPES.items() if name in inspect.signature(other).parameters]
-            raise ValueError(
-                f"grpo: recipe {config.recipe} has no {name}; leave it out, or choose another recipe "
-                f"({', '.join(having)})."
-            )
-    return given
+    # A recipe with a KL of its own has it as the paper does, unless told where to put it.
+    as_it_is = "kl_coef" in takes and config.kl_in is None
+    fixed = {"max_new_tokens": config.max_new_tokens, "reward_weights": reward_weights}
+    settings = region | fixed | {"kl_coef": config.kl_coef if as_it_is else 0.0}
+    objective = build("grpo", named, settings, {"an Objective": Objective})
+    if as_it_is:
+        weight = takes["kl_coef"].default if config.kl_coef is None else config.kl_coef
+        return Chosen(objective, weight > 0, several)
+    weight = config.kl_coef or 0.0
+    return Chosen(_with_kl(objective, weight, config.kl_in or "loss"), weight > 0, several)
 
 
 def _with_kl(objective: Objective, weight: float, place: str) -> Objective:
@@ -150,7 +101,6 @@ def build_learning(config: GrpoSettings) -> GroupLearning:
     )
 
 
-def trust_region_step(kl_radius: float) -> tuple[Any, Any]:
-    """TRPO's direction and search within a KL of ``kl_radius`` nats a token."""
-    direction = natural_direction(kl_radius, damping=0.1)
-    return direction, backtracking_search(improves_within(kl_radius))
+def build_step(kl_radius: float) -> NaturalStep:
+    """TRPO's direction and search within a KL of ``kl_radius`` nats per token."""
+    return build("grpo", find("grpo", TRPO, "group"), {"kl_radius": kl_radius}, {"a NaturalStep": NaturalStep})

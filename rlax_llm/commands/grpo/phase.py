@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.grpo.gathering import Gatherer, Taken
-from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, trust_region_step
+from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, build_step
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learner import Learner
@@ -21,7 +21,6 @@ from rlax_llm.commands.rollouts import Rollout, Sampling, evaluate
 from rlax_llm.commands.settings import logit_bias_of
 from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
 from rlax_llm.core.finite import watch_finite
-from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.generation.engine import generate
@@ -96,9 +95,9 @@ class GroupPhase:
         bias = logit_bias_of(self.config)
         if self.chosen is None:
             logits = group_logits(shape, layout, temperature, remat, bias)
-            step = trust_region_step(self.config.kl_radius)
+            step = build_step(self.config.kl_radius)
             teaching = overlong_filter if self.config.overlong_filter else every_completion
-            return group_trpo_loop(logits, per_group(z_score), token_mean, *step, teaching)
+            return group_trpo_loop(logits, step.advantage, token_mean, step.direction, step.search, teaching)
         log_probs = group_log_probs(shape, layout, temperature, remat, bias)
         return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
 

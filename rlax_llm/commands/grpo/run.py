@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlax_llm.commands.grpo.objective import check_recipe
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, pooled
@@ -34,7 +33,6 @@ def run_grpo(config: GrpoSettings) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
-    check_recipe(config)
     config = with_defaults(config)
     model = build_model(config)
     task, learner = judged_task(config, model), language_learner(config, model, config.seed)

@@ -19,11 +19,11 @@ from rlax_llm.commands.settings import (
     option,
 )
 from rlax_llm.commands.task_settings import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP, check_task
+from rlax_llm.recipes.registry import find, listed
 
 _RECIPE_HELP = (
-    "Named objective: grpo, dapo, dr_grpo, rloo, gspo, gspo_token, luspo, gmpo, cispo, sapo, vespo, dppo_tv, dppo_kl, "
-    "lite_ppo, opo, gpg, gdpo, reinforce_plus_plus, reinforce_plus_plus_baseline, trpo, or another trainer's variant "
-    "as trl:dr_grpo, verl:gspo, openrlhf:rloo."
+    f"Named objective: {listed('group')}; another trainer's variant as trl:dr_grpo, verl:gspo, openrlhf:rloo; or your "
+    "own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Objective."
 )
 
 
@@ -109,6 +109,7 @@ class GrpoSettings(RunSettings, OptimizerSettings, SamplerSettings, ModelSetting
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_values(self)
+        object.__setattr__(self, "recipe", find("grpo", self.recipe, "group").name)
         self.check_model()
         self.check_optimizer()
         self.check_run()

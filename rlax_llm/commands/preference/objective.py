@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings
-from rlax_llm.core.names import did_you_mean
 from rlax_llm.loops.labels import (
     CarriedReference,
     ReferencePoint,
@@ -16,85 +14,46 @@ from rlax_llm.loops.labels import (
     running_mean_reward,
     zero_reference,
 )
-from rlax_llm.preference.implicit_rewards import mean_log_ratio
-from rlax_llm.preference.links import (
-    Link,
-    apo_down,
-    chosen_drop,
-    compare_with_zero,
-    discopop,
-    exo,
-    hinge,
-    logistic,
-    misranking,
-    nca,
-    robust,
-    smooth_labels,
-    sorted_pairs,
-    weighted_sum,
-)
-from rlax_llm.preference.pairs import Preference, per_response
-from rlax_llm.preference.unpaired import Unpaired, bco, kto
-from rlax_llm.recipes import preference as recipes
+from rlax_llm.preference.links import Link, weighted_sum
+from rlax_llm.preference.pairs import Preference
+from rlax_llm.preference.unpaired import Unpaired
+from rlax_llm.recipes.building import build, check_given, parameters
+from rlax_llm.recipes.preference import dpo
+from rlax_llm.recipes.registry import Named, find, recipes, spelled
 
-_LINKS: dict[str, Callable[..., Link]] = {
-    "dpo": lambda: logistic,
-    "cdpo": lambda label_smoothing=0.1: smooth_labels(logistic, label_smoothing),
-    "robust": lambda label_smoothing=0.1: robust(logistic, label_smoothing),
-    "exo": lambda label_smoothing=1e-3: exo(label_smoothing),
-    "hinge": lambda: hinge,
-    "nca": lambda: nca,
-    "bco": lambda: compare_with_zero(logistic),
-    "apo_zero": lambda: compare_with_zero(misranking),
-    "apo_down": lambda: apo_down,
-    "discopop": discopop,
-    "dpop": lambda: chosen_drop(logistic, 5.0),
-    "aot_unpaired": lambda: sorted_pairs(logistic),
-}
-"""Those that are ``dpo`` but for the link."""
+_LIKELIHOOD = {"cpo": 1.0}
+"""The weight of the likelihood where the command's default is not the recipe's: as in cpo's paper."""
 
-_WHOLE: dict[str, Callable[..., Preference]] = {
-    "ipo": lambda beta=0.1: recipes.ipo(beta),
-    "dpo_norm": lambda beta=0.1: recipes.dpo()._replace(rewards=per_response(mean_log_ratio(beta))),
-    "sppo": lambda beta=0.1: recipes.sppo(beta),
-    "aot": lambda beta=0.1: recipes.aot(beta),
-    "simpo": lambda beta=2.0, gamma=0.5: recipes.simpo(beta, gamma),
-    "alpha_po": lambda beta=2.0, gamma=0.5: recipes.alpha_po(beta=beta, gamma=gamma),
-    "cpo": lambda beta=0.1: recipes.cpo(beta, 1.0),
-    "orpo": lambda beta=0.1: recipes.orpo(beta),
-}
-
-
-_UNPAIRED: dict[str, tuple[Callable[[float], Unpaired], ReferencePoint | CarriedReference]] = {
-    "kto": (kto, reference_point_of_mismatched),
-    "bco": (bco, running_mean_reward),
-    "apo_zero": (kto, zero_reference),
-}
-"""The losses of labels, and what each compares rewards with."""
+_REFERENCES: dict[str, ReferencePoint | CarriedReference] = {"bco": running_mean_reward, "apo_zero": zero_reference}
+"""What a loss of labels compares rewards with, where it is not the mismatched completions' mean reward."""
 
 
 def build_unpaired(config: KtoSettings) -> tuple[Unpaired, ReferencePoint | CarriedReference]:
     """The recipe of the settings and its reference point.
 
+    Raises:
+        ValueError: for an unknown recipe.
+
     >>> build_unpaired(KtoSettings(recipe="bco"))[0].link.__name__
     'logistic'
     """
-    make, reference = _UNPAIRED[config.recipe]
-    return make(config.beta), reference
+    named = find("kto", config.recipe, "unpaired")
+    loss = build("kto", named, {"beta": config.beta}, {"an Unpaired": Unpaired})
+    return loss, _REFERENCES.get(named.name, reference_point_of_mismatched)
 
 
-def _with_link(link: Callable[..., Link]) -> Callable[..., Preference]:
-    def made(beta: float = 0.1, **settings: Any) -> Preference:
-        return recipes.dpo(beta)._replace(link=link(**settings))
+class _Term(NamedTuple):
+    """One recipe of a sum.
 
-    return made
+    Attributes:
+        named: the recipe.
+        loss: as the settings make it.
+        weight: in the sum.
+    """
 
-
-def _takes(name: str) -> list[str]:
-    """The settings that a recipe has."""
-    own = inspect.signature(_LINKS.get(name) or _WHOLE[name]).parameters
-    known = {"beta", "label_smoothing", "gamma"} & set(own)
-    return sorted(known | {"nll_coef"} | ({"beta"} if name in _LINKS else set()))
+    named: Named
+    loss: Preference | Link
+    weight: float
 
 
 def build_preference(config: DpoSettings) -> Preference:
@@ -107,54 +66,84 @@ def build_preference(config: DpoSettings) -> Preference:
     Traceback (most recent call last):
     ValueError: dpo: recipe simpo has no label_smoothing; leave it out, or take one of cdpo, robust, exo.
     """
-    terms = _parsed(config.recipe)
-    given = {name: getattr(config, name) for name in ("beta", "label_smoothing", "gamma", "nll_coef")}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if not any(name in _takes(term) for term in terms):
-            others = ", ".join(other for other in (*_LINKS, *_WHOLE) if name in _takes(other))
-            raise ValueError(f"dpo: recipe {config.recipe} has no {name}; leave it out, or take one of {others}.")
-    nll_coef = given.pop("nll_coef", None)
-    made = _sum(terms, given) if len(terms) > 1 else _one(next(iter(terms)), given)
+    weights = read_sum(config.recipe)
+    settings = {"beta": config.beta, "label_smoothing": config.label_smoothing, "gamma": config.gamma}
+    named = [find("dpo", name, "preference", "link") for name in weights]
+    for name, value in settings.items():
+        if value is not None and not any(_takes(one, name) for one in named):
+            check_given("dpo", named[0], [name], recipes("preference").values())
+    terms = [_Term(one, _made(one, settings), weight) for one, weight in zip(named, weights.values(), strict=True)]
+    made = _sum(terms, config.beta) if len(terms) > 1 else _one(terms[0], config.beta)
+    nll_coef = _LIKELIHOOD.get(named[0].name) if config.nll_coef is None else config.nll_coef
     return made if nll_coef is None else made._replace(nll_coef=nll_coef)
 
 
-def _one(name: str, given: Mapping[str, Any]) -> Preference:
-    factory = _with_link(_LINKS[name]) if name in _LINKS else _WHOLE[name]
-    return factory(**given)
+def _takes(named: Named, setting: str) -> bool:
+    # A link takes the β of dpo's reward.
+    return setting in parameters(named) or (named.family == "link" and setting == "beta")
 
 
-def _sum(terms: Mapping[str, float], given: Mapping[str, Any]) -> Preference:
+def _made(named: Named, settings: Mapping[str, Any]) -> Preference | Link:
+    if named.family == "link":
+        return named.make
+    return build("dpo", named, settings, {"a Preference": Preference, "a link": Callable})
+
+
+def _one(term: _Term, beta: float | None) -> Preference:
+    """A preference as it is; a link with the reward of dpo."""
+    return term.loss if isinstance(term.loss, Preference) else _dpo(beta)._replace(link=term.loss)
+
+
+def _sum(terms: Sequence[_Term], beta: float | None) -> Preference:
     """Several links on one reward: the losses share β."""
-    others = [name for name in terms if name not in _LINKS]
-    if others:
-        raise ValueError(
-            f"dpo: recipe {others[0]} has a reward of its own, wanted those of {', '.join(_LINKS)} in a sum."
-        )
-    beta = {name: value for name, value in given.items() if name == "beta"}
-    links = [
-        (weight, _LINKS[name](**{key: given[key] for key in _takes(name) if key in given and key != "beta"}))
-        for name, weight in terms.items()
-    ]
-    return recipes.dpo(**beta)._replace(link=weighted_sum(*links))
-
-
-def _parsed(text: str) -> dict[str, float]:
-    """``name`` or ``name:weight,name:weight`` by name."""
-    terms: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = (piece.strip() for piece in part.partition(":"))
-        if name not in _LINKS and name not in _WHOLE:
-            known = (*_LINKS, *_WHOLE)
+    for term in terms:
+        if isinstance(term.loss, Preference) and term.named.like != "dpo":
+            alike = [name for name, other in recipes("preference", "link").items() if _is_of_dpo(other)]
             raise ValueError(
-                f"dpo: there is no recipe {name!r}{did_you_mean(name, known)} There are {', '.join(known)}."
+                f"dpo: recipe {term.named.name} has a reward of its own, wanted those of {', '.join(alike)} in a sum."
             )
+    links = [(term.weight, term.loss.link if isinstance(term.loss, Preference) else term.loss) for term in terms]
+    return _dpo(beta)._replace(link=weighted_sum(*links))
+
+
+def _is_of_dpo(named: Named) -> bool:
+    return named.family == "link" or named.like == "dpo"
+
+
+def _dpo(beta: float | None) -> Preference:
+    return dpo() if beta is None else dpo(beta)
+
+
+def read_sum(text: str) -> dict[str, float]:
+    """``name`` or ``name:weight,name:weight`` by name.
+
+    Raises:
+        ValueError: an unknown recipe, one that is there twice, or a weight that is no number above 0.
+
+    >>> read_sum("dpo:0.8,bco:0.2")
+    {'dpo': 0.8, 'bco': 0.2}
+    """
+    terms: dict[str, float] = {}
+    weighted = False
+    for part in text.split(","):
+        name, weight = _parted(part.strip())
+        weighted = weighted or weight is not None
+        name = find("dpo", name, "preference", "link").name
         if name in terms:
             raise ValueError(f"dpo: recipe {name} is there twice; give it once, with the sum of the weights.")
-        terms[name] = _weight(name, weight)
-    if len(terms) == 1 and ":" in text:
+        terms[name] = 1.0 if weight is None else _weight(name, weight)
+    if len(terms) == 1 and weighted:
         raise ValueError(f"dpo: recipe {text!r} has a weight and nothing beside it; leave the weight out.")
     return terms
+
+
+def _parted(text: str) -> tuple[str, str | None]:
+    """A recipe and the text of its weight; MODULE:FUNCTION and TRAINER:NAME have a colon of their own."""
+    name, colon, weight = (piece.strip() for piece in text.rpartition(":"))
+    plain = colon and spelled(name) in recipes("preference", "link")
+    if plain or (colon and not weight.isidentifier()):
+        return name, weight
+    return text, None
 
 
 def _weight(name: str, text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from rlax_llm.commands.settings import (
     BatchSettings,
@@ -15,6 +15,7 @@ from rlax_llm.commands.settings import (
     check_values,
     option,
 )
+from rlax_llm.recipes.registry import find, listed
 
 _PAIRS_HELP = (
     "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, "
@@ -79,8 +80,9 @@ class DpoSettings(PreferenceSettings):
     recipe: str = option(
         "dpo",
         "objective",
-        "Named loss (dpo, ipo, cdpo, robust, hinge, simpo, orpo, ...; a wrong name lists them), or several of dpo's "
-        "kin with weights: dpo:0.8,bco:0.2.",
+        f"Named loss: {listed('preference', 'link')}; several of dpo's kin with weights: dpo:0.8,bco:0.2; another "
+        "trainer's variant as trl:cpo; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns a Preference "
+        "or a link.",
         metavar="RECIPE",
     )
     beta: float | None = option(None, "objective", "β, reward per nat; τ of ipo, λ of orpo.", "the recipe's")
@@ -115,11 +117,12 @@ class KtoSettings(PreferenceSettings):
     command: ClassVar[str] = "kto"
 
     data: str | None = option(None, "task", _LABELS_HELP, _BUILT_IN, "DATA")
-    recipe: Literal["kto", "bco", "apo_zero"] = option(
+    recipe: str = option(
         "kto",
         "objective",
         "What rewards are compared with: the policy's KL (kto), 0 (apo_zero), or their mean so far, by the logistic "
-        "link (bco).",
+        "link (bco); or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Unpaired.",
+        metavar="RECIPE",
     )
     beta: float = option(0.1, "objective", "β, reward per nat.")
     desirable_weight: float = option(1.0, "objective", "Weight of desirable completions.")
@@ -128,5 +131,6 @@ class KtoSettings(PreferenceSettings):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
+        object.__setattr__(self, "recipe", find("kto", self.recipe, "unpaired").name)
         above_zero(self, "beta")
         at_least(self, 0, "desirable_weight", "undesirable_weight")

@@ -1,0 +1,233 @@
+"""The one table of named algorithms: the command line, its help and hints, and the pages of docs/ read it.
+
+It names what makes an algorithm by MODULE:FUNCTION and imports that when it is asked for, so that ``--help`` costs no
+import of JAX. An algorithm is one function and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+from rlax_llm.core.names import did_you_mean
+from rlax_llm.core.user_code import is_own, named_function
+
+Family = Literal["group", "control", "preference", "link", "unpaired"]
+
+
+class Named(NamedTuple):
+    """A named algorithm.
+
+    Attributes:
+        name: as the command line takes it; another trainer's variant as ``TRAINER:NAME``.
+        family: ``group`` and ``control`` make an ``Objective`` (or a ``NaturalStep``, or a ``Penalized``),
+            ``preference`` a ``Preference``, ``unpaired`` an ``Unpaired``; a ``link`` is itself the link of a
+            ``Preference`` with the reward of dpo.
+        place: MODULE:FUNCTION, of a user's own FILE.py:FUNCTION too.
+        paper: arXiv number, or nothing.
+        like: the algorithm that it resembles: in ``control`` whose tuned settings it has, in ``preference`` whose
+            reward, so that their links can be added up; or nothing.
+    """
+
+    name: str
+    family: Family
+    place: str
+    paper: str = ""
+    like: str = ""
+
+    @property
+    def make(self) -> Callable[..., Any]:
+        """The function at ``place``.
+
+        Raises:
+            ValueError: as ``named_function``, for a user's own.
+        """
+        module, _, function = self.place.rpartition(":")
+        if module.startswith("rlax_llm."):
+            return getattr(import_module(module), function)
+        return named_function("recipe", self.place)
+
+
+_GROUP = "rlax_llm.recipes.group:"
+_CONTROL = "rlax_llm.recipes.control:"
+_PREFERENCE = "rlax_llm.recipes.preference:"
+_LINKS = "rlax_llm.preference.links:"
+_UNPAIRED = "rlax_llm.preference.unpaired:"
+_TRL = "rlax_llm.recipes.trl:"
+_VERL = "rlax_llm.recipes.verl:"
+_OPENRLHF = "rlax_llm.recipes.openrlhf:"
+
+PEERS = {"trl": "TRL", "verl": "verl", "openrlhf": "OpenRLHF"}
+"""Other trainers, by the word before the colon."""
+
+REGISTRY = (
+    Named("grpo", "group", _GROUP + "grpo", "2402.03300"),
+    Named("dr_grpo", "group", _GROUP + "dr_grpo", "2503.20783"),
+    Named("dapo", "group", _GROUP + "dapo", "2503.14476"),
+    Named("rloo", "group", _GROUP + "rloo", "2402.14740"),
+    Named("gspo", "group", _GROUP + "gspo", "2507.18071"),
+    Named("gspo_token", "group", _GROUP + "gspo_token", "2507.18071"),
+    Named("luspo", "group", _GROUP + "luspo"),
+    Named("gmpo", "group", _GROUP + "gmpo", "2507.20673"),
+    Named("cispo", "group", _GROUP + "cispo", "2506.13585"),
+    Named("sapo", "group", _GROUP + "sapo", "2511.20347"),
+    Named("vespo", "group", _GROUP + "vespo", "2602.10693"),
+    Named("dppo_tv", "group", _GROUP + "dppo_tv", "2602.04879"),
+    Named("dppo_kl", "group", _GROUP + "dppo_kl", "2602.04879"),
+    Named("lite_ppo", "group", _GROUP + "lite_ppo", "2508.08221"),
+    Named("opo", "group", _GROUP + "opo", "2505.23585"),
+    Named("gpg", "group", _GROUP + "gpg", "2504.02546"),
+    Named("reinforce_plus_plus", "group", _GROUP + "reinforce_plus_plus", "2501.03262"),
+    Named("reinforce_plus_plus_baseline", "group", _GROUP + "reinforce_plus_plus_baseline", "2501.03262"),
+    Named("gdpo", "group", _GROUP + "gdpo", "2601.05242"),
+    Named("trpo", "group", _GROUP + "trpo", "1502.05477"),
+    Named("trl:grpo", "group", _TRL + "grpo"),
+    Named("trl:grpo_corrected_kl", "group", _TRL + "grpo_corrected_kl"),
+    Named("trl:grpo_sequence_mean", "group", _TRL + "grpo_sequence_mean"),
+    Named("trl:dr_grpo", "group", _TRL + "dr_grpo"),
+    Named("trl:gspo", "group", _TRL + "gspo"),
+    Named("trl:luspo", "group", _TRL + "luspo"),
+    Named("trl:sapo", "group", _TRL + "sapo"),
+    Named("trl:cispo", "group", _TRL + "cispo"),
+    Named("trl:vespo", "group", _TRL + "vespo"),
+    Named("trl:rloo", "group", _TRL + "rloo"),
+    Named("verl:grpo", "group", _VERL + "grpo"),
+    Named("verl:dr_grpo", "group", _VERL + "dr_grpo"),
+    Named("verl:rloo", "group", _VERL + "rloo"),
+    Named("verl:reinforce_plus_plus", "group", _VERL + "reinforce_plus_plus"),
+    Named("verl:reinforce_plus_plus_baseline", "group", _VERL + "reinforce_plus_plus_baseline"),
+    Named("verl:opo", "group", _VERL + "opo"),
+    Named("verl:gpg", "group", _VERL + "gpg"),
+    Named("verl:gspo", "group", _VERL + "gspo"),
+    Named("verl:cispo", "group", _VERL + "cispo"),
+    Named("verl:gmpo", "group", _VERL + "gmpo"),
+    Named("openrlhf:grpo", "group", _OPENRLHF + "grpo"),
+    Named("openrlhf:dr_grpo", "group", _OPENRLHF + "dr_grpo"),
+    Named("openrlhf:rloo", "group", _OPENRLHF + "rloo"),
+    Named("openrlhf:reinforce_plus_plus", "group", _OPENRLHF + "reinforce_plus_plus"),
+    Named("openrlhf:reinforce_plus_plus_baseline", "group", _OPENRLHF + "reinforce_plus_plus_baseline"),
+    Named("openrlhf:gspo", "group", _OPENRLHF + "gspo"),
+    Named("reinforce", "control", _CONTROL + "reinforce", like="a2c"),
+    Named("q_actor_critic", "control", _CONTROL + "q_actor_critic", like="q_actor_critic"),
+    Named("a2c", "control", _CONTROL + "a2c", "1602.01783", like="a2c"),
+    Named("ppo", "control", _CONTROL + "ppo", "1707.06347", like="ppo"),
+    Named("ppo_penalty", "control", _CONTROL + "steered_ppo_penalty", "1707.06347", like="ppo"),
+    Named("dual_clip", "control", _CONTROL + "dual_clip", "1912.09729", like="ppo"),
+    Named("cispo", "control", _CONTROL + "cispo", "2506.13585", like="ppo"),
+    Named("sapo", "control", _CONTROL + "sapo", "2511.20347", like="ppo"),
+    Named(
+        "discovered_policy_optimization", "control", _CONTROL + "discovered_policy_optimization", "2210.05639", "ppo"
+    ),
+    Named("unclipped", "control", _CONTROL + "ppo_penalty", like="ppo"),
+    Named("trpo", "control", _CONTROL + "trpo", "1502.05477", like="trpo"),
+    Named("dpo", "preference", _PREFERENCE + "dpo", "2305.18290", like="dpo"),
+    Named("cdpo", "preference", _PREFERENCE + "cdpo", like="dpo"),
+    Named("robust", "preference", _PREFERENCE + "robust", "2403.00409", like="dpo"),
+    Named("exo", "preference", _PREFERENCE + "exo", "2402.00856", like="dpo"),
+    Named("hinge", "link", _LINKS + "hinge", "2309.06657"),
+    Named("nca", "link", _LINKS + "nca", "2402.05369"),
+    Named("bco", "preference", _PREFERENCE + "bco", "2404.04656", like="dpo"),
+    Named("apo_zero", "preference", _PREFERENCE + "apo_zero", "2408.06266", like="dpo"),
+    Named("apo_down", "link", _LINKS + "apo_down", "2408.06266"),
+    Named("discopop", "preference", _PREFERENCE + "discopop", "2406.08414", like="dpo"),
+    Named("dpop", "preference", _PREFERENCE + "dpop", "2402.13228", like="dpo"),
+    Named("aot_unpaired", "preference", _PREFERENCE + "aot_unpaired", "2406.05882", like="dpo"),
+    Named("ipo", "preference", _PREFERENCE + "ipo", "2310.12036"),
+    Named("dpo_norm", "preference", _PREFERENCE + "dpo_norm"),
+    Named("sppo", "preference", _PREFERENCE + "sppo", "2405.00675"),
+    Named("aot", "preference", _PREFERENCE + "aot", "2406.05882"),
+    Named("simpo", "preference", _PREFERENCE + "simpo", "2405.14734"),
+    Named("alpha_po", "preference", _PREFERENCE + "alpha_po", "2501.03884"),
+    Named("cpo", "preference", _PREFERENCE + "cpo", "2401.08417"),
+    Named("orpo", "preference", _PREFERENCE + "orpo", "2403.07691"),
+    Named("trl:cpo", "preference", _TRL + "cpo"),
+    Named("trl:simpo", "preference", _TRL + "simpo"),
+    Named("openrlhf:dpo", "preference", _OPENRLHF + "dpo"),
+    Named("openrlhf:ipo", "preference", _OPENRLHF + "ipo"),
+    Named("kto", "unpaired", _UNPAIRED + "kto", "2402.01306"),
+    Named("bco", "unpaired", _UNPAIRED + "bco", "2404.04656"),
+    Named("apo_zero", "unpaired", _UNPAIRED + "kto", "2408.06266"),
+)
+
+
+def recipes(*families: Family) -> dict[str, Named]:
+    """The algorithms of these families by name, in the order of the table.
+
+    Args:
+        families: one or more.
+
+    >>> list(recipes("unpaired"))
+    ['kto', 'bco', 'apo_zero']
+    """
+    return {row.name: row for row in REGISTRY if row.family in families}
+
+
+def homes() -> dict[str, tuple[str, ...]]:
+    """The functions of this folder that make algorithms, by module: what ``rlax_llm.recipes`` shows.
+
+    Of two that share a name the first in the table is shown: ``cispo`` is that of groups.
+
+    >>> "dr_grpo" in homes()["group"], "cispo" in homes()["control"]
+    (True, False)
+    """
+    shown: dict[str, str] = {}
+    for row in REGISTRY:
+        module, _, function = row.place.rpartition(":")
+        if module.startswith("rlax_llm.recipes.") and ":" not in row.name:
+            shown.setdefault(function, module.removeprefix("rlax_llm.recipes."))
+    modules = dict.fromkeys(shown.values())
+    return {module: tuple(sorted(name for name in shown if shown[name] == module)) for module in modules}
+
+
+def listed(*families: Family) -> str:
+    """The names of these families in one line, without other trainers' variants.
+
+    Args:
+        families: one or more.
+
+    >>> listed("unpaired")
+    'kto, bco, apo_zero'
+    """
+    return ", ".join(name for name in recipes(*families) if ":" not in name)
+
+
+def spelled(text: str) -> str:
+    """A recipe as it is written here: a ``-`` in a name is a ``_``; MODULE:FUNCTION stays as it is.
+
+    >>> spelled("dr-grpo"), spelled("trl:dr-grpo"), spelled("my-losses.py:mine")
+    ('dr_grpo', 'trl:dr_grpo', 'my-losses.py:mine')
+    """
+    return text if _is_own(text) else text.replace("-", "_")
+
+
+def find(command: str, text: str, *families: Family) -> Named:
+    """The algorithm of a name; a user's own by MODULE:FUNCTION or FILE.py:FUNCTION, which is not imported yet.
+
+    Args:
+        command: that asks, for the message.
+        text: a name, as ``spelled`` reads it.
+        families: in which to look; a user's own is of the first.
+
+    Raises:
+        ValueError: there is none of that name; with the closest that there is.
+
+    >>> find("grpo", "dr-grpo", "group").paper
+    '2503.20783'
+    >>> find("grpo", "gmppo", "group")
+    Traceback (most recent call last):
+    ValueError: grpo: there is no recipe 'gmppo'; did you mean 'gmpo'? There are grpo, dr_grpo, dapo, ...
+    """
+    name, known = spelled(text), recipes(*families)
+    if name in known:
+        return known[name]
+    if _is_own(text):
+        return Named(text, families[0], text)
+    hint = did_you_mean(name, known)
+    raise ValueError(
+        f"{command}: there is no recipe {text!r}{hint} There are {listed(*families)}, or your own as FILE.py:FUNCTION."
+    )
+
+
+def _is_own(text: str) -> bool:
+    return is_own(text) and text.partition(":")[0] not in PEERS
