@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
+from rlax_llm.commands.places import whole_paths
+from rlax_llm.commands.resolving import flat, keys, resolve
 from rlax_llm.commands.table import Settings
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.host.run_directory import RunDirectory
 
 _C = TypeVar("_C", bound=Settings)
 
-_MAY_CHANGE_ON_RESUME = ("steps",)
+_MAY_CHANGE_ON_RESUME = "steps"
 _NOT_IN_FILES = ("config", "resume")
 
 
@@ -27,7 +27,7 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     With ``--resume RUN_DIR`` the settings are that run's, and only ``--steps`` may differ.
 
     Args:
-        kind: the configuration's class.
+        kind: of settings.
         arguments: the words after the command's name.
         description: what ``--help`` begins with.
 
@@ -50,10 +50,10 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     if "resume" in flags:
         return _resumed(kind, flags["resume"], flags)
     settings = (read_yaml(kind, flags["config"]) if "config" in flags else {}) | flags
-    for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.name not in settings:
-            raise ValueError(f"{kind.command}: there is no {field.name}; give one after the flags.")
-    return kind(**settings)
+    for name, key in keys(kind).items():
+        if key.field.metadata.get("word") and name not in settings:
+            raise ValueError(f"{kind.command}: there is no {name}; give one after the flags.")
+    return resolve(kind, settings)
 
 
 def read_yaml(kind: type[Settings], path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,43 +79,33 @@ def checked(kind: type[Settings], content: Mapping[str, Any], path: str | os.Pat
     Traceback (most recent call last):
     ValueError: a.yaml: sft has no setting 'learning_rte'; did you mean 'learning_rate'?
     """
-    hints = typing.get_type_hints(kind)
-    known = [name for name in _names(kind) if name not in _NOT_IN_FILES]
+    known = {name: key.hint for name, key in keys(kind).items() if name not in _NOT_IN_FILES}
     settings = {}
-    for key, value in content.items():
-        if key == "command":
+    for name, value in content.items():
+        if name == "command":
             if value != kind.command:
                 raise ValueError(f"{path} is of the command {shortened(value)}, not {kind.command!r}.")
-        elif key not in known:
-            hint = did_you_mean(key, known, f"; rlax-llm {kind.command} --help lists them.")
-            raise ValueError(f"{path}: {kind.command} has no setting {shortened(key)}{hint}")
+        elif name not in known:
+            hint = did_you_mean(name, known, f"; rlax-llm {kind.command} --help lists them.")
+            raise ValueError(f"{path}: {kind.command} has no setting {shortened(name)}{hint}")
         else:
-            settings[key] = converted(f"{path}: {key}", value, hints[key])
+            settings[name] = converted(f"{path}: {name}", value, known[name])
     return settings
 
 
-def _names(kind: type[Settings]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
-
-
 def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
-    from rlax_llm.commands.places import whole_paths  # here: rewards need numpy
-
     run = RunDirectory.reopen(path)
     content = read_mapping(run.config_path)
     if "command" not in content:
         raise ValueError(f"{run.config_path} has no line 'command: ...', so it is not what a run wrote; begin anew.")
-    saved = kind(**checked(kind, content, run.config_path), out=path, resume=path)  # pyright: ignore[reportCallIssue]
-    settings = dataclasses.asdict(saved) | dict(flags)
+    saved = flat(resolve(kind, {**checked(kind, content, run.config_path), "out": path, "resume": path}))
     # The same file may be given in other words.
-    settings |= whole_paths(settings)
-    before = dataclasses.asdict(saved) | whole_paths(dataclasses.asdict(saved))
-    for name, value in settings.items():
-        was = before[name]
-        if value != was and name not in _MAY_CHANGE_ON_RESUME:
-            changeable = next(flag(known) for known in _names(kind) if known in _MAY_CHANGE_ON_RESUME)
+    saved |= whole_paths(saved)
+    asked = {**flags, **whole_paths(flags)}
+    for name, value in asked.items():
+        if value != saved[name] and name != _MAY_CHANGE_ON_RESUME:
             raise ValueError(
-                f"{flag(name)} {value} conflicts with the run in {path}, where it is {was}; "
-                f"only {changeable} may change."
+                f"{flag(name)} {value} conflicts with the run in {path}, where it is {saved[name]}; "
+                f"only {flag(_MAY_CHANGE_ON_RESUME)} may change."
             )
-    return kind(**settings)
+    return resolve(kind, saved | asked)

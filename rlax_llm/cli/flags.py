@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from rlax_llm.cli.values import converted, is_list, is_truth
+from rlax_llm.commands.resolving import keys
 from rlax_llm.core.names import did_you_mean
 
 
@@ -35,7 +34,7 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
     """The settings of ``kind`` that the words of a command line give; of a flag that is there twice, the last.
 
     Args:
-        kind: a configuration's class, with its ``command``; a field without a default is a word without a flag.
+        kind: of settings.
         words: those after the command's name. All after ``--`` are without a flag.
 
     Raises:
@@ -48,9 +47,8 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: generate has no flag --sample; did you mean --samples?
     """
-    hints = typing.get_type_hints(kind)
-    places = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
-    known = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name not in places}
+    words_alone = [name for name, key in keys(kind).items() if key.field.metadata.get("word")]
+    known = {name: key.hint for name, key in keys(kind).items() if name not in words_alone}
     found: dict[str, Any] = {}
     waiting, only_words = deque(words), False
     while waiting:
@@ -61,7 +59,7 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
             name, value = _setting(kind.command, known, word, waiting)
             found[name] = value
         else:
-            found[_place(kind.command, places, found, word)] = word
+            found[_place(kind.command, words_alone, found, word)] = word
     return found
 
 

@@ -1,7 +1,7 @@
 """``--help`` of a command, which tyro writes.
 
-tyro lists nested dataclasses as groups, and the configurations are flat, so for each of them a nested one is made from
-its fields' metadata.
+tyro lists nested dataclasses as groups; for each part of the settings one is made of its fields' metadata, in which
+what follows from other settings may be left open.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-_GROUPS = ("prompt", "model", "task", "objective", "rollout", "sampling", "network", "training", "run")
+from rlax_llm.commands.resolving import keys
 
 
 def show(kind: type[Any], description: str) -> NoReturn:
-    """Print every flag of a configuration's class with its help and its default, and leave.
+    """Print every flag of a command with its help and its default, and leave.
 
     Args:
-        kind: the class, with its ``command``.
+        kind: of settings.
         description: what stands first.
 
     Raises:
         SystemExit: in the end, with code 0.
     """
-    hints = typing.get_type_hints(kind)
     groups: dict[str, list[Any]] = {}
-    for field in dataclasses.fields(kind):
-        groups.setdefault(field.metadata["group"], []).append(_tyro_field(field, hints[field.name]))
-    nested = [(name, _undocumented(name, groups[name])) for name in sorted(groups, key=_GROUPS.index)]
+    for key in keys(kind).values():
+        groups.setdefault(key.part, []).append(_tyro_field(key.field, key.hint))
+    nested = [(name, _undocumented(name, fields)) for name, fields in groups.items()]
     tyro.cli(
         _undocumented(kind.__name__, nested),
         prog=f"rlax-llm {kind.command}",
@@ -50,10 +49,14 @@ def _undocumented(name: str, fields: Sequence[Any]) -> type:
 
 
 def _tyro_field(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
-    metadata = field.metadata
-    default = field.default
-    plain = [option for option in typing.get_args(hint) if option is not type(None)]
+    metadata, default = field.metadata, field.default
     metavar = metadata.get("metavar")
+    if metadata.get("word"):
+        described = tyro.conf.arg(help=metadata["help"], metavar=metavar)
+        return field.name, Annotated[tyro.conf.Positional[hint], described]
+    if default is dataclasses.MISSING:
+        hint, default = hint | None, None
+    plain = [option for option in typing.get_args(hint) if option is not type(None)]
     if metavar is None and isinstance(hint, types.UnionType) and plain != [bool]:
         metavar = plain[0].__name__.upper()
     described = tyro.conf.arg(
@@ -64,8 +67,4 @@ def _tyro_field(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
     if isinstance(default, bool):
         # One flag, which turns it the other way; what is open can be turned both ways.
         hint = tyro.conf.FlagCreatePairsOff[hint]
-    if field.default is dataclasses.MISSING:
-        hint = tyro.conf.Positional[hint]
-    if default is dataclasses.MISSING:
-        return field.name, Annotated[hint, described]
     return field.name, Annotated[hint, described], dataclasses.field(default=default)

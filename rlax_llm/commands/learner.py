@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.commands.settings import ModelSettings
+from rlax_llm.commands.parts import TrainedModelSettings
+from rlax_llm.commands.resolving import Settings
 from rlax_llm.core.trees import join_trees, widen
-from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.huggingface_config import NOWHERE, Origin
@@ -141,7 +142,7 @@ class Learner(NamedTuple):
         return os.path.abspath(base)
 
 
-def language_learner(settings: ModelSettings, model: LanguageModel, seed: int) -> Learner:
+def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed: int) -> Learner:
     """The model's weights, or adapters over them where the settings ask for them.
 
     Args:
@@ -152,18 +153,19 @@ def language_learner(settings: ModelSettings, model: LanguageModel, seed: int) -
     Raises:
         ValueError: targets that the decoder does not have.
     """
+    if isinstance(settings, Settings):
+        settings = settings.model
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
-    targets = settings.lora_targets or ",".join(TARGETS)
-    alpha = 2.0 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha
-    lora = Lora(settings.lora_rank, alpha, tuple(name.strip() for name in targets.split(",")))
+    targets = tuple(name.strip() for name in settings.lora_targets.split(","))
+    lora = Lora(settings.lora_rank, settings.lora_alpha, targets)
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1))
     return Learner(settings.model, config, adapter, model.params, model.tokenizer, model.origin)
 
 
 def scalar_learner(
-    settings: ModelSettings, model: LanguageModel, seed: int, initial: Initial = small_normal
+    settings: TrainedModelSettings, model: LanguageModel, seed: int, initial: Initial = small_normal
 ) -> Learner:
     """The model with a scalar in place of its head; the score is always trained, the rest as in ``language_learner``.
 

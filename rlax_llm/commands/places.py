@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlax_llm.rewards.loading import anchor_files
-
 _FILES = ("data", "eval_data", "model", "reward_model", "value_model")
 _CODE = ("reward", "optimizer")
 _NAMES = ("char", "smollm2", "policy", "reward", "scratch")
 """What the commands themselves mean by a word, whatever file has it for its name."""
-
-
-def located(config: Any) -> Any:
-    """The settings with each file and directory that is there by its whole path, so that a run can go on from anywhere.
-
-    Args:
-        config: settings of any command.
-
-    >>> from rlax_llm.commands.sft.settings import SftSettings
-    >>> located(SftSettings(model="char", data="no/such.jsonl")).data
-    'no/such.jsonl'
-    """
-    return dataclasses.replace(config, **whole_paths({name: getattr(config, name, None) for name in (*_FILES, *_CODE)}))
 
 
 def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +27,10 @@ def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     files = {name: settings[name] for name in _FILES if settings.get(name) is not None}
     found = {name: os.path.abspath(value) for name, value in files.items() if value not in _NAMES and _is_there(value)}
     code = {name: settings[name] for name in _CODE if settings.get(name) is not None}
+    if not code:
+        return found
+    from rlax_llm.rewards.loading import anchor_files  # here: rewards need numpy
+
     return found | {name: anchor_files(spec) for name, spec in code.items()}
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import optax
 
+from rlax_llm.commands.defaults import WARM_START_LEARNING_RATE
 from rlax_llm.commands.examples import of_task
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.learner import Export, Learner
 from rlax_llm.commands.ppo.phase import PpoPhase
 from rlax_llm.commands.sessions import heading, open_session, title
-from rlax_llm.commands.setup import WARM_START_LEARNING_RATE, with_defaults
 from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.completions_table import completions_table
@@ -55,8 +55,8 @@ def run_reinforced(learner: Learner, phase: Phase, export: Export) -> RunDirecto
 
 def _warm_start(learner: Learner, phase: Phase) -> SupervisedPhase:
     config, task = phase.config, phase.task
-    peak = WARM_START_LEARNING_RATE if config.model == "char" else config.learning_rate or 0.0
-    batch_size = with_defaults(SftSettings(model=config.model)).batch_size
+    peak = WARM_START_LEARNING_RATE if config.model.model == "char" else config.learning_rate or 0.0
+    batch_size = SftSettings.of(model=config.model.model).batch_size
     examples, form = of_task(task, learner, config), own_rows(config, learner)
     return SupervisedPhase(config, learner, examples, form, optax.constant_schedule(peak), batch_size)
 

@@ -27,16 +27,16 @@ def open_session(config: Any, warm_start_steps: int = 0) -> Session:
 
 def heading(config: Any) -> dict[str, str]:
     """What a run is called: its command, its model, what it learns from, and its recipe where there are several."""
-    found = {"command": config.command, "model": config.model, "task": task_of(config)}
+    found = {"command": config.command, "model": config.model.model, "task": task_of(config)}
     recipe = getattr(config, "recipe", None)
     return found if recipe is None else found | {"recipe": recipe}
 
 
 def title(config: Any) -> str:
     """Of a run's figure."""
-    return f"{config.command} · {config.model} · {task_of(config)}"
+    return f"{config.command} · {config.model.model} · {task_of(config)}"
 
 
 def task_of(config: Any) -> str:
     """What a run learns from, in a word: its file, its task, or the built-in one."""
-    return config.data or getattr(config, "task", "arithmetic")
+    return config.data or getattr(config.task, "task", "arithmetic")

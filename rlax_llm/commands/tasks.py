@@ -11,7 +11,6 @@ from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.commands.task_settings import EVAL_SIZE
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, keep_prompts_within
 from rlax_llm.data.rows import DataError
@@ -32,7 +31,9 @@ def build_task(config: GrpoSettings | SftSettings | PpoSettings, model: Language
     """The task or data file, split by ``config.seed``; rows that the model cannot read are left out, and told of."""
     reward, use = getattr(config, "reward", None), _use(config, model)
     if config.data is None:
-        task = load_task(config.task, reward=reward, held_out_size=config.eval_size or 0, seed=config.seed, use=use)
+        task = load_task(
+            config.task.task, reward=reward, held_out_size=config.eval_size or 0, seed=config.seed, use=use
+        )
     else:
         task = file_task(config.data, reward, Held(config.eval_size, config.eval_data, config.seed), use)
     return _told(task)
@@ -43,9 +44,9 @@ def build_measured(config: EvalSettings, model: LanguageModel) -> Task:
     use = _use(config, model)
     if config.data is not None:
         return _told(measured_task(config.data, config.reward, Held(config.size, None, config.seed), use))
-    assert config.task is not None  # chosen with the model
-    size = EVAL_SIZE if config.size is None else config.size
-    return _told(load_task(config.task, reward=config.reward, held_out_size=size, seed=config.seed, use=use))
+    assert config.task.task is not None and config.task.size is not None  # chosen with the model
+    size = config.task.size
+    return _told(load_task(config.task.task, reward=config.reward, held_out_size=size, seed=config.seed, use=use))
 
 
 def _use(config: Any, model: LanguageModel | Learner) -> Use:

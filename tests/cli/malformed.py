@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import types
@@ -10,6 +9,7 @@ import typing
 from typing import Any, Literal, NamedTuple
 
 from rlax_llm.cli.main import COMMANDS
+from rlax_llm.commands.resolving import keys
 
 
 class Row(NamedTuple):
@@ -59,8 +59,7 @@ def _kind(hint: Any) -> Any:
 
 
 def _settings(command: str) -> list[tuple[str, Any]]:
-    hints = typing.get_type_hints(COMMANDS[command].settings)
-    return [(field.name, hints[field.name]) for field in dataclasses.fields(COMMANDS[command].settings)]
+    return [(name, key.hint) for name, key in keys(COMMANDS[command].settings).items()]
 
 
 def flags_of(command: str) -> list[Row]:

@@ -1,6 +1,5 @@
 """The command line: what wins over what, and what is said when something is wrong."""
 
-import dataclasses
 import subprocess
 import sys
 import types
@@ -17,7 +16,7 @@ from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
-from rlax_llm.commands.settings import as_dict
+from rlax_llm.commands.resolving import as_dict, keys
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -37,7 +36,7 @@ def _parse(kind, *words):
 
 def test_without_flags_the_defaults_hold():
     for kind, words in ((GrpoSettings, ()), (SftSettings, ()), (EvalSettings, ()), (GenerateSettings, ("hi",))):
-        assert _parse(kind, *words) == kind(*words)
+        assert _parse(kind, *words) == kind.of(**dict(zip(("prompt",), words, strict=False)))
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(settings_file):
@@ -45,20 +44,20 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(settings_file):
         "command: grpo\nlearning_rate: 1e-5\nsteps: 7\nseed: 3\nremat: true\nkl_coef: 1\nrecipe: dapo\n"
     )
     config = _parse(GrpoSettings, "--config", path, "--steps", "9")
-    want = GrpoSettings(learning_rate=1e-5, steps=9, seed=3, remat=True, kl_coef=1.0, recipe="dapo", config=path)
+    want = GrpoSettings.of(learning_rate=1e-5, steps=9, seed=3, remat=True, kl_coef=1.0, recipe="dapo", config=path)
     assert config == want
     assert isinstance(config.kl_coef, float)
     assert _parse(GrpoSettings, f"--config={path}", "--no-remat").remat is False
 
 
 def test_a_saved_config_gives_the_same_run(settings_file):
-    config = GrpoSettings(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", max_grad_norm=float("inf"))
+    config = GrpoSettings.of(temperature=0.7, out="runs/a", data="d.jsonl", reward="m:f", max_grad_norm=float("inf"))
     path = settings_file(yaml.safe_dump(as_dict(config)))
-    assert _parse(GrpoSettings, "--config", path) == dataclasses.replace(config, out=None, config=path)
+    assert _parse(GrpoSettings, "--config", path) == config.changed(out=None, config=path)
 
 
 def test_a_prompt_may_be_in_the_file(settings_file):
-    assert _parse(GenerateSettings, "--config", settings_file("prompt: hello")).prompt == "hello"
+    assert _parse(GenerateSettings, "--config", settings_file("prompt: hello")).prompt.prompt == "hello"
 
 
 @pytest.mark.parametrize(
@@ -95,24 +94,24 @@ def test_a_file_that_is_not_there():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GrpoSettings(temperature=0.0), "temperature is 0.0, wanted a number greater than 0"),
-        (lambda: GrpoSettings(learning_rate=float("nan")), "learning_rate is nan"),
-        (lambda: GrpoSettings(top_p=1.5), "top_p is 1.5"),
-        (lambda: GrpoSettings(min_p=-0.1), "min_p is -0.1, wanted a number from 0 to 1"),
-        (lambda: EvalSettings(min_p=1.5), "min_p is 1.5, wanted a number from 0 to 1"),
-        (lambda: GenerateSettings("hi", min_new_tokens=-1), "min_new_tokens is -1, wanted at least 0"),
+        (lambda: GrpoSettings.of(temperature=0.0), "temperature is 0.0, wanted a number greater than 0"),
+        (lambda: GrpoSettings.of(learning_rate=float("nan")), "learning_rate is nan"),
+        (lambda: GrpoSettings.of(top_p=1.5), "top_p is 1.5"),
+        (lambda: GrpoSettings.of(min_p=-0.1), "min_p is -0.1, wanted a number from 0 to 1"),
+        (lambda: EvalSettings.of(min_p=1.5), "min_p is 1.5, wanted a number from 0 to 1"),
+        (lambda: GenerateSettings.of(prompt="hi", min_new_tokens=-1), "min_new_tokens is -1, wanted at least 0"),
         (
-            lambda: GenerateSettings("hi", min_new_tokens=257),
+            lambda: GenerateSettings.of(prompt="hi", min_new_tokens=257),
             "min_new_tokens is 257, wanted at most max_new_tokens, 256",
         ),
-        (lambda: PpoSettings(logit_bias="3"), "logit_bias holds '3', wanted TOKEN_ID=BIAS; give pairs with commas"),
-        (lambda: PpoSettings(logit_bias="3=1,x=2"), "logit_bias holds 'x=2', wanted TOKEN_ID=BIAS"),
-        (lambda: GrpoSettings(data="a.jsonl"), "data is given without reward"),
-        (lambda: EvalSettings(data="a.jsonl"), "eval: data is given without reward"),
-        (lambda: GrpoSettings(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor of the"),
-        (lambda: SftSettings(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
-        (lambda: EvalSettings(samples=4), "samples is 4 at temperature 0, where all are the same"),
-        (lambda: GenerateSettings("hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
+        (lambda: PpoSettings.of(logit_bias="3"), "logit_bias holds '3', wanted TOKEN_ID=BIAS; give pairs with commas"),
+        (lambda: PpoSettings.of(logit_bias="3=1,x=2"), "logit_bias holds 'x=2', wanted TOKEN_ID=BIAS"),
+        (lambda: GrpoSettings.of(data="a.jsonl"), "data is given without reward"),
+        (lambda: EvalSettings.of(data="a.jsonl"), "eval: data is given without reward"),
+        (lambda: GrpoSettings.of(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor of the"),
+        (lambda: SftSettings.of(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
+        (lambda: EvalSettings.of(samples=4), "samples is 4 at temperature 0, where all are the same"),
+        (lambda: GenerateSettings.of(prompt="hi", max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):
@@ -122,11 +121,11 @@ def test_values_out_of_range_are_refused(make, message):
 
 def test_resuming_keeps_the_settings_of_the_run(tmp_path):
     out = str(tmp_path / "run")
-    RunDirectory.create(out, as_dict(SftSettings(steps=10, seed=4, batch_size=8)))
-    resumed = SftSettings(steps=10, seed=4, batch_size=8, out=out, resume=out)
+    RunDirectory.create(out, as_dict(SftSettings.of(steps=10, seed=4, batch_size=8)))
+    resumed = SftSettings.of(steps=10, seed=4, batch_size=8, out=out, resume=out)
     assert _parse(SftSettings, "--resume", out) == resumed
     longer = _parse(SftSettings, "--resume", out, "--steps", "20", "--seed", "4")
-    assert longer == dataclasses.replace(resumed, steps=20)
+    assert longer == resumed.changed(steps=20)
     with pytest.raises(ValueError, match=r"--batch-size 16 conflicts with the run in .*, where it is 8; only --steps"):
         _parse(SftSettings, "--resume", out, "--batch-size", "16")
     with pytest.raises(ValueError, match="--out elsewhere conflicts"):
@@ -155,9 +154,9 @@ def test_a_mistyped_command_gets_a_hint(capsys):
 def test_help_has_every_setting_with_words_of_its_own(name, capsys):
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
-    for field in dataclasses.fields(COMMANDS[name].settings):
-        assert field.metadata["help"].endswith("."), field.name
-        flag = "PROMPT" if field.name == "prompt" else f"--{field.name.replace('_', '-')}"
+    for setting, key in keys(COMMANDS[name].settings).items():
+        assert key.field.metadata["help"].endswith("."), setting
+        flag = "PROMPT" if setting == "prompt" else f"--{setting.replace('_', '-')}"
         assert flag in shown
     assert "Examples:" in shown
     assert "None" not in shown
@@ -182,14 +181,14 @@ def test_a_command_runs_with_its_settings(runs):
         setattr(runs, command.run.partition(":")[2], seen.append)
         assert main([name, "--seed", "5", *(["hi"] if name == "generate" else [])]) == 0
     assert seen == [
-        GrpoSettings(seed=5),
-        SftSettings(seed=5),
-        RewardSettings(seed=5),
-        DpoSettings(seed=5),
-        KtoSettings(seed=5),
-        PpoSettings(seed=5),
-        EvalSettings(seed=5),
-        GenerateSettings("hi", seed=5),
+        GrpoSettings.of(seed=5),
+        SftSettings.of(seed=5),
+        RewardSettings.of(seed=5),
+        DpoSettings.of(seed=5),
+        KtoSettings.of(seed=5),
+        PpoSettings.of(seed=5),
+        EvalSettings.of(seed=5),
+        GenerateSettings.of(prompt="hi", seed=5),
         ControlSettings(seed=5),
     ]
 
@@ -263,5 +262,5 @@ def test_the_compilation_cache_is_the_users_or_the_one_given(monkeypatch, tmp_pa
 
 def test_a_setting_of_infinity_survives_the_run_directory(tmp_path):
     out = str(tmp_path / "run")
-    RunDirectory.create(out, as_dict(SftSettings(max_grad_norm=float("inf"))))
+    RunDirectory.create(out, as_dict(SftSettings.of(max_grad_norm=float("inf"))))
     assert _parse(SftSettings, "--resume", out).max_grad_norm == float("inf")

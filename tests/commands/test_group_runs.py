@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import string
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ from rlax_llm.recipes.registry import recipes
 from rlax_llm.rewards.calling import Reward
 from rlax_llm.rewards.functions import exact_answer
 
-TINY = GrpoSettings(
+TINY = GrpoSettings.of(
     task="arithmetic,largest=9",
     batch_size=4,
     group_size=4,
@@ -41,7 +40,7 @@ TINY = GrpoSettings(
 
 
 def ran(tmp_path, **changes):
-    config = dataclasses.replace(TINY, out=str(tmp_path / "run"), **changes)
+    config = TINY.changed(out=str(tmp_path / "run"), **changes)
     directory = runs.run_grpo(config)
     return directory, directory.metrics()[-1]
 
@@ -52,22 +51,22 @@ def test_every_recipe_has_an_objective():
         if name == TRPO:
             continue
         given = {key: value for key, value in needed.items() if key in parameters(named)}
-        config = GrpoSettings(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
+        config = GrpoSettings.of(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
         chosen = build_objective(config, (1.0, 0.5))
         assert chosen.needs_reference, name
-        assert not build_objective(dataclasses.replace(config, kl_coef=0.0)).needs_reference, name
+        assert not build_objective(config.changed(kl_coef=0.0)).needs_reference, name
     assert {"dapo", "gdpo", "trl:dr_grpo", "verl:gpg", "openrlhf:rloo"} <= set(recipes("group"))
 
 
 def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
     for recipe in ("dapo", "rloo", "grpo"):
         loss, reward = (
-            build_objective(GrpoSettings(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
+            build_objective(GrpoSettings.of(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
             for place in ("loss", "reward")
         )
         assert loss.kl is not None and reward.kl is None
         assert loss.advantage != reward.advantage
-    assert build_objective(GrpoSettings(recipe="grpo", kl_coef=0.1)).objective.kl is not None
+    assert build_objective(GrpoSettings.of(recipe="grpo", kl_coef=0.1)).objective.kl is not None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
 )
 def test_settings_that_a_recipe_lacks_are_named(settings, told):
     with pytest.raises(ValueError, match=told):
-        build_objective(GrpoSettings(**settings))
+        build_objective(GrpoSettings.of(**settings))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
 )
 def test_settings_that_contradict_each_other_are_named(settings, told):
     with pytest.raises(ValueError, match=told):
-        GrpoSettings(**settings)
+        GrpoSettings.of(**settings)
 
 
 def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
@@ -110,7 +109,7 @@ def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
         parts = each["clip_ratio/low_mean"] + each["clip_ratio/high_mean"]
         assert parts == pytest.approx(each["clip_ratio/region_mean"], rel=1e-5)
     assert row["learning_rate"] > 0  # of a schedule that counts optimizer steps
-    assert build_learning(dataclasses.replace(TINY, epochs=3, minibatches=2)).micro_batches == 1
+    assert build_learning(TINY.changed(epochs=3, minibatches=2)).micro_batches == 1
     names = {"mean", "min", "max", "mean_terminated", "min_terminated", "max_terminated"}
     assert {f"completions/{name}_length" for name in names} | {"completions/clipped_ratio"} <= set(row)
     assert row["reward_std"] >= 0 and "frac_reward_zero_std" in row
@@ -118,14 +117,14 @@ def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
 
 
 def test_dynamic_sampling_wastes_no_group_and_resumes(tmp_path):
-    settings = dataclasses.replace(TINY, recipe="dapo", dynamic_rounds=30, steps=4, save_every=1)
-    whole = runs.run_grpo(dataclasses.replace(settings, out=str(tmp_path / "whole")))
+    settings = TINY.changed(recipe="dapo", dynamic_rounds=30, steps=4, save_every=1)
+    whole = runs.run_grpo(settings.changed(out=str(tmp_path / "whole")))
     rows = [row for row in whole.metrics() if row["step"] > 0]
     assert all(row["frac_reward_zero_std"] == 0 and row["sampling/filled"] == 1 for row in rows)
     assert sum(row["sampling/surplus"] for row in rows) > 0
-    runs.run_grpo(dataclasses.replace(settings, steps=2, out=str(tmp_path / "half"), schedule="constant"))
-    again = runs.run_grpo(dataclasses.replace(settings, steps=4, resume=str(tmp_path / "half"), schedule="constant"))
-    constant = runs.run_grpo(dataclasses.replace(settings, out=str(tmp_path / "constant"), schedule="constant"))
+    runs.run_grpo(settings.changed(steps=2, out=str(tmp_path / "half"), schedule="constant"))
+    again = runs.run_grpo(settings.changed(steps=4, resume=str(tmp_path / "half"), schedule="constant"))
+    constant = runs.run_grpo(settings.changed(out=str(tmp_path / "constant"), schedule="constant"))
     for name in ("reward", "policy_loss", "sampling/rounds", "sampling/surplus"):
         values = [[row[name] for row in run.metrics() if row["step"] > 0] for run in (again, constant)]
         np.testing.assert_array_equal(*values)
@@ -157,7 +156,7 @@ def test_several_rewards_are_weighted_and_told_apart(tmp_path):
 
 
 def test_a_reward_model_judges(tmp_path):
-    judge = run_reward(RewardSettings(steps=2, eval_size=4, batch_size=4, out=str(tmp_path / "judge")))
+    judge = run_reward(RewardSettings.of(steps=2, eval_size=4, batch_size=4, out=str(tmp_path / "judge")))
     directory, row = ran(tmp_path, reward_model=str(judge.model_path))
     assert np.isfinite(row["reward"]) and "held_out_accuracy" not in row
     assert "held_out_reward" in directory.metrics()[-1]
@@ -192,7 +191,7 @@ def test_the_surplus_of_every_checkpoint_is_kept(tmp_path):
     """Also where a checkpoint could not be written, and its step's surplus is written once more."""
     gatherer = Gatherer(lambda params, number: pytest.fail("nothing is drawn"), 2, 3)
     unread = {"task": SimpleNamespace(train=[]), "sampling": SimpleNamespace(texts=None)}
-    phase: Any = SimpleNamespace(config=dataclasses.replace(TINY, dynamic_rounds=3), gatherer=gatherer, **unread)
+    phase: Any = SimpleNamespace(config=TINY.changed(dynamic_rounds=3), gatherer=gatherer, **unread)
     for position in (10, 20, 30, 30, 40):
         gatherer.kept = Kept(drawn=position)
         GroupPhase.keep(phase, tmp_path, position)
@@ -250,7 +249,7 @@ def test_answers_can_be_turned_into_integers(tmp_path, capsys):
     rows = [{"prompt": f"half of {n}", "answer": f"{n}/2"} for n in (1, 3, 5)] + [{"prompt": "who", "answer": "Ann"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"data": str(data), "reward": "integer_answer", "eval_size": 1, "seed": 1}
-    config = GrpoSettings(**given, integer_answers=True)
+    config = GrpoSettings.of(**given, integer_answers=True, max_prompt_tokens=200)
     task = build_task(config, reader())
     rows = [*task.train, *task.held_out]
     assert sorted(row["answer"] for row in rows) == [3, 5, 7]
@@ -258,14 +257,14 @@ def test_answers_can_be_turned_into_integers(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "1 of 4 rows left out: 1 because the answer 'Ann' has no integer form (line 4)" in told
     with pytest.raises(ValueError, match="grpo: integer_answers is given without data"):
-        GrpoSettings(integer_answers=True)
+        GrpoSettings.of(integer_answers=True)
 
 
 def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsys):
     data = tmp_path / "answers.jsonl"
     rows = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(["1/2", None, r"\frac{", "7", "x + 1"])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = GrpoSettings(data=str(data), reward="math_answer + 0*integer_answer", eval_size=1, seed=1)
+    config = GrpoSettings.of(data=str(data), reward="math_answer + 0*integer_answer", eval_size=1, seed=1)
     assert len(build_task(config, reader()).train) == 4
     told = capsys.readouterr().err.splitlines()
     assert (

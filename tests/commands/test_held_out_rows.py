@@ -11,7 +11,7 @@ from rlax_llm.commands.examples import of_tables
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.settings import DpoSettings
-from rlax_llm.commands.setup import build_model, with_defaults
+from rlax_llm.commands.setup import build_model
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.tasks import build_measured, build_task
 from rlax_llm.data.encoding import encode_pairs
@@ -71,7 +71,7 @@ def test_one_prompt_is_trained_on_and_the_row_that_cannot_be_is_named(tmp_path, 
 def test_held_out_rows_of_a_file_of_their_own(file):
     data = file("train.jsonl", [{"prompt": f"{n}=", "answer": str(n)} for n in range(3)])
     held_out = file("test.jsonl", [{"prompt": "0=", "answer": "0"}, {"prompt": LONG, "answer": "0"}])
-    config = with_defaults(GrpoSettings(data=data, eval_data=held_out, reward="exact_answer"))
+    config = GrpoSettings.of(data=data, eval_data=held_out, reward="exact_answer")
     task = build_task(config, build_model(config))
     assert (len(task.train), [row["prompt"] for row in task.held_out]) == (3, ["0="])
     assert task.reports[0].startswith(
@@ -83,7 +83,7 @@ def test_held_out_pairs_of_a_file_of_their_own(file, capsys):
     pairs = [PAIR | {"prompt": f"{n}+1="} for n in range(5)]
     given = {"data": file("train.jsonl", pairs), "eval_data": file("test.jsonl", [*pairs, PAIR | {"chosen": "3"}])}
     for size, count in ((None, 5), (3, 3), (9, 5)):
-        config = with_defaults(DpoSettings(**given, eval_size=size))
+        config = DpoSettings.of(**given, eval_size=size)
         split = of_tables(read_pairs, encode_pairs, language_learner(config, build_model(config), 0), config)
         assert (len(split.train), len(split.held_out)) == (5, count)
     assert (
@@ -96,12 +96,12 @@ def test_a_file_is_measured_whole(file):
         "test.jsonl", [{"prompt": f"{n}=", "answer": str(n)} for n in range(10)] + [{"prompt": LONG, "answer": ""}]
     )
     for size, count in ((None, 10), (256, 10), (4, 4)):
-        config = with_defaults(EvalSettings(model="char", data=data, reward="exact_answer", size=size))
+        config = EvalSettings.of(model="char", data=data, reward="exact_answer", size=size)
         assert len(build_measured(config, build_model(config)).held_out) == count
 
 
 def test_settings_of_held_out_rows_that_contradict_each_other():
     with pytest.raises(ValueError, match="sft: eval_data is given without data; give both"):
-        SftSettings(eval_data="a.jsonl")
+        SftSettings.of(eval_data="a.jsonl")
     with pytest.raises(ValueError, match="sft: eval_data is given and eval_size is 0; leave one out"):
-        SftSettings(data="a.jsonl", eval_data="a.jsonl", eval_size=0)
+        SftSettings.of(data="a.jsonl", eval_data="a.jsonl", eval_size=0)

@@ -1,12 +1,10 @@
 """Files by their whole paths, so that a run goes on from any directory."""
 
-import dataclasses
-
 import pytest
 
 from rlax_llm.cli.configuration import parse
 from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.places import located, whole_paths
+from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.rewards.loading import load_rewards
@@ -52,10 +50,10 @@ def test_rewards_so_named_are_the_same(folder, monkeypatch):
 
 
 def test_a_run_goes_on_from_another_directory_and_the_same_file_in_other_words_is_no_change(folder, monkeypatch):
-    config = located(GrpoSettings(data="mine.jsonl", reward="graded:good", warm_start_steps=0))
+    config = GrpoSettings.of(data="mine.jsonl", reward="graded:good", warm_start_steps=0)
     RunDirectory.create("run", as_dict(config)).release()
     run = f"{folder}/run"
-    wanted = dataclasses.replace(config, out=run, resume=run)
+    wanted = config.changed(out=run, resume=run)
     for words in ((), ("--data", "./mine.jsonl"), ("--data", f"{folder}/mine.jsonl", "--reward", "graded.py:good")):
         assert parse(GrpoSettings, ("--resume", run, *words), "") == wanted
     monkeypatch.chdir("/")

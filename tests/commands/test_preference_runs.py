@@ -1,6 +1,5 @@
 """Whole runs of reward, dpo, kto and ppo with the embedded model, at the smallest size that still does everything."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,7 +11,6 @@ from rlax_llm.commands.ppo.run import build_models, run_ppo
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.run import run_dpo, run_kto, run_reward
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
-from rlax_llm.commands.setup import with_defaults
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.core.finite import NOT_FINITE
 from rlax_llm.host import checkpoints, session
@@ -59,7 +57,7 @@ def complete(directory, *names):
 @pytest.fixture(scope="module")
 def reward_run(pairs, tmp_path_factory):
     out = tmp_path_factory.mktemp("reward") / "run"
-    return run_reward(RewardSettings(data=pairs, centering_coef=0.01, out=str(out), **SIZES))
+    return run_reward(RewardSettings.of(data=pairs, centering_coef=0.01, out=str(out), **SIZES))
 
 
 def test_reward_model_is_written_and_read(reward_run):
@@ -73,7 +71,7 @@ def test_reward_model_is_written_and_read(reward_run):
 
 @pytest.fixture(scope="module")
 def dpo_run(pairs, tmp_path_factory):
-    return run_dpo(DpoSettings(data=pairs, out=str(tmp_path_factory.mktemp("dpo") / "run"), **SIZES))
+    return run_dpo(DpoSettings.of(data=pairs, out=str(tmp_path_factory.mktemp("dpo") / "run"), **SIZES))
 
 
 def test_dpo_begins_at_the_reference(dpo_run):
@@ -91,7 +89,7 @@ def test_dpo_begins_at_the_reference(dpo_run):
 
 
 def test_a_precomputed_reference_changes_nothing(dpo_run, pairs, tmp_path):
-    other = run_dpo(DpoSettings(data=pairs, precompute_reference=True, out=str(tmp_path / "run"), **SIZES))
+    other = run_dpo(DpoSettings.of(data=pairs, precompute_reference=True, out=str(tmp_path / "run"), **SIZES))
     for left, right in zip(numbers(dpo_run), numbers(other), strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
@@ -100,17 +98,17 @@ def test_a_precomputed_reference_changes_nothing(dpo_run, pairs, tmp_path):
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_path):
     out = str(tmp_path / "run")
-    config = DpoSettings(data=pairs, out=out, **SIZES)
+    config = DpoSettings.of(data=pairs, out=out, **SIZES)
     # The schedule is that of the whole run, so the run is stopped, not shortened.
-    run_dpo(dataclasses.replace(config, schedule="constant", steps=2))
-    again = run_dpo(dataclasses.replace(config, schedule="constant", resume=out))
-    whole = run_dpo(dataclasses.replace(config, schedule="constant", out=str(tmp_path / "whole")))
+    run_dpo(config.changed(schedule="constant", steps=2))
+    again = run_dpo(config.changed(schedule="constant", resume=out))
+    whole = run_dpo(config.changed(schedule="constant", out=str(tmp_path / "whole")))
     assert numbers(again)[-1]["loss"] == numbers(whole)[-1]["loss"]
     assert all(leaves_equal(load_model(again.model_path).params, load_model(whole.model_path).params))
 
 
 def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
-    run = run_dpo(DpoSettings(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
+    run = run_dpo(DpoSettings.of(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
     assert complete(run, "model_adapter", "model_base")
     assert not (run.checkpoints_path / "reference").exists(), "a recipe without a reference keeps none"
     settings = json.loads((run.path / "model_adapter" / "adapter_config.json").read_text())
@@ -125,7 +123,7 @@ def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
 
 
 def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
-    config = KtoSettings(data=pairs, desirable_weight=3.0, out=str(tmp_path / "run"), **SIZES)
+    config = KtoSettings.of(data=pairs, desirable_weight=3.0, out=str(tmp_path / "run"), **SIZES)
     run = run_kto(config)
     assert complete(run)
     assert "recommended is a desirable_weight of 1 to 1.33" in capsys.readouterr().err
@@ -135,17 +133,17 @@ def test_kto_takes_pairs_apart_and_warns_of_imbalance(pairs, tmp_path, capsys):
 
 def test_without_a_reference_point_labels_of_one_prompt_do(pairs, tmp_path):
     sizes = SIZES | {"batch_size": 2, "steps": 3}
-    run = run_kto(KtoSettings(data=pairs, recipe="apo_zero", out=str(tmp_path / "run"), **sizes))
+    run = run_kto(KtoSettings.of(data=pairs, recipe="apo_zero", out=str(tmp_path / "run"), **sizes))
     assert complete(run) and "kl" not in run.metrics()[1]
     assert run.metrics()[0]["held_out_margin"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_bco_carries_its_running_mean_over_a_resume(pairs, tmp_path):
     out = str(tmp_path / "run")
-    config = KtoSettings(data=pairs, recipe="bco", schedule="constant", learning_rate=1e-2, out=out, **SIZES)
-    run_kto(dataclasses.replace(config, steps=2))
-    again = run_kto(dataclasses.replace(config, resume=out))
-    whole = run_kto(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    config = KtoSettings.of(data=pairs, recipe="bco", schedule="constant", learning_rate=1e-2, out=out, **SIZES)
+    run_kto(config.changed(steps=2))
+    again = run_kto(config.changed(resume=out))
+    whole = run_kto(config.changed(out=str(tmp_path / "whole")))
     assert complete(again) and numbers(again) == numbers(whole)
     assert all(leaves_equal(load_model(again.model_path).params, load_model(whole.model_path).params))
     begin, first, _, last = whole.metrics()
@@ -154,7 +152,7 @@ def test_bco_carries_its_running_mean_over_a_resume(pairs, tmp_path):
 
 
 def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
-    config = PpoSettings(
+    config = PpoSettings.of(
         task="arithmetic,largest=9",
         reward_model=str(reward_run.model_path),
         warm_start_steps=0,
@@ -176,13 +174,11 @@ def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
     assert value.params["score"].shape == reward.params["score"].shape
 
 
-PPO = with_defaults(PpoSettings(task="arithmetic,largest=9", warm_start_steps=2, **SIZES))
+PPO = PpoSettings.of(task="arithmetic,largest=9", warm_start_steps=2, **SIZES)
 
 
 def test_ppo_rates_end_where_training_does():
-    config = dataclasses.replace(
-        PPO, steps=10, epochs=2, minibatches=2, value_warmup_steps=4, warmup_steps=1, learning_rate=1.0
-    )
+    config = PPO.changed(steps=10, epochs=2, minibatches=2, value_warmup_steps=4, warmup_steps=1, learning_rate=1.0)
     models = build_models(config)
     phase = PpoPhase(config, models, build_task(config, models.policy))
     # One step of warm-up is four optimizer steps; six steps teach the policy, 24 optimizer steps.
@@ -191,7 +187,7 @@ def test_ppo_rates_end_where_training_does():
 
 
 def test_the_value_model_starts_from_the_warm_started_policy():
-    config = dataclasses.replace(PPO, lora_rank=2, steps=2)
+    config = PPO.changed(lora_rank=2, steps=2)
     models = build_models(config)
     phase = PpoPhase(config, models, build_task(config, models.policy))
     policy = jax.tree.map(lambda x: x + 1, phase.models.policy.params)
@@ -201,7 +197,7 @@ def test_the_value_model_starts_from_the_warm_started_policy():
 
 
 def test_an_error_in_the_first_step_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
-    config = dataclasses.replace(PPO, out=str(tmp_path / "run"), save_every=0)
+    config = PPO.changed(out=str(tmp_path / "run"), save_every=0)
 
     def fail(*_):
         raise ValueError("no luck")
@@ -210,7 +206,7 @@ def test_an_error_in_the_first_step_leaves_a_run_that_goes_on(tmp_path, monkeypa
         patched.setattr(PpoPhase, "step", fail)
         with pytest.raises(ValueError, match="no luck"):
             run_ppo(config)
-    assert complete(run_ppo(dataclasses.replace(config, resume=config.out)), "value_model")
+    assert complete(run_ppo(config.changed(resume=config.out)), "value_model")
 
 
 @pytest.mark.parametrize("command", ["reward", "dpo", "kto", "ppo"])
@@ -220,7 +216,7 @@ def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, mon
         "dpo": (run_dpo, DpoSettings),
         "kto": (run_kto, KtoSettings),
     }.get(command, (run_ppo, None))
-    config = dataclasses.replace(PPO, warm_start_steps=0) if kind is None else kind(data=pairs, **SIZES)
+    config = PPO.changed(warm_start_steps=0) if kind is None else kind.of(data=pairs, **SIZES)
     seen = []
 
     def second(metrics):
@@ -232,15 +228,15 @@ def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, mon
     with pytest.raises(
         RunFailed, match=rf"{command}: the parameters of step 2 are not finite.* is the model after step 1"
     ):
-        run(dataclasses.replace(config, out=str(out)))
+        run(config.changed(out=str(out)))
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["steps"], summary["finished"], seen) == (1, False, [0.0, 0.0])
     assert (out / "model" / "model.safetensors").is_file() and checkpoints.latest(out / "checkpoints") == 1
 
 
 def test_ppo_takes_functions_too(tmp_path):
-    config = PpoSettings(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
-    run = run_ppo(dataclasses.replace(config, warm_start_steps=2))
+    config = PpoSettings.of(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
+    run = run_ppo(config.changed(warm_start_steps=2))
     assert complete(run, "value_model", "model_adapter", "value_model_adapter")
     pair = [load_scalar(run.path / name).params for name in ("value_model", "value_model_adapter")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *pair)

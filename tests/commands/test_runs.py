@@ -1,6 +1,5 @@
 """Whole runs of the embedded model, at the smallest size that still does everything."""
 
-import dataclasses
 import json
 import shutil
 
@@ -17,7 +16,6 @@ from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings
-from rlax_llm.commands.setup import with_defaults
 from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import NOT_FINITE
@@ -29,7 +27,7 @@ from rlax_llm.models.loading import load_model
 from rlax_llm.rewards.calling import Reward, RewardError
 from rlax_llm.rewards.functions import exact_answer
 
-TINY = GrpoSettings(
+TINY = GrpoSettings.of(
     task="arithmetic,largest=9",
     batch_size=4,
     group_size=4,
@@ -55,7 +53,7 @@ def same_parameters(left, right):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return runs.run_grpo(dataclasses.replace(TINY, out=str(tmp_path_factory.mktemp("run") / "whole")))
+    return runs.run_grpo(TINY.changed(out=str(tmp_path_factory.mktemp("run") / "whole")))
 
 
 def test_run_directory_is_complete(whole):
@@ -75,10 +73,10 @@ def test_run_directory_is_complete(whole):
 
 
 def test_same_seed_same_run(whole, tmp_path):
-    again = runs.run_grpo(dataclasses.replace(TINY, out=str(tmp_path / "again")))
+    again = runs.run_grpo(TINY.changed(out=str(tmp_path / "again")))
     assert numbers(again) == numbers(whole)
     assert same_parameters(again, whole)
-    other = runs.run_grpo(dataclasses.replace(TINY, seed=1, out=str(tmp_path / "other")))
+    other = runs.run_grpo(TINY.changed(seed=1, out=str(tmp_path / "other")))
     assert numbers(other) != numbers(whole)
 
 
@@ -98,12 +96,12 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, steps_before
 
     monkeypatch.setattr(Session, "advance", interrupted)
     out = tmp_path / "cut"
-    first = runs.run_grpo(dataclasses.replace(TINY, out=str(out)))
+    first = runs.run_grpo(TINY.changed(out=str(out)))
     summary = json.loads(first.summary_path.read_text())
     assert summary["steps"] == steps_before - 3 and not summary["finished"]
     assert (first.model_path / "model.safetensors").is_file()
     monkeypatch.setattr(Session, "advance", advance)
-    resumed = runs.run_grpo(dataclasses.replace(TINY, out=str(out), resume=str(out)))
+    resumed = runs.run_grpo(TINY.changed(out=str(out), resume=str(out)))
     assert numbers(resumed) == numbers(whole)
     assert resumed.completions() == whole.completions()
     assert same_parameters(resumed, whole)
@@ -123,7 +121,7 @@ def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "score", failing)
     out = tmp_path / "failed"
     with pytest.raises(RewardError, match="row 2"):
-        runs.run_grpo(dataclasses.replace(TINY, save_every=0, out=str(out)))
+        runs.run_grpo(TINY.changed(save_every=0, out=str(out)))
     directory = RunDirectory.reopen(out)
     assert [row["step"] for row in directory.metrics()][-1] == 2
     assert json.loads(directory.summary_path.read_text())["steps"] == 2
@@ -132,7 +130,7 @@ def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
 
 def test_completions_of_the_beginning_are_written_once(whole, tmp_path, monkeypatch):
     """Where the checkpoint that a run goes on from is the warm start's last."""
-    config = dataclasses.replace(TINY, out=str(tmp_path / "cut"))
+    config = TINY.changed(out=str(tmp_path / "cut"))
 
     def fail(*_):
         raise ValueError("no luck")
@@ -140,7 +138,7 @@ def test_completions_of_the_beginning_are_written_once(whole, tmp_path, monkeypa
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="no luck"):
         patched.setattr(GroupPhase, "step", fail)
         runs.run_grpo(config)
-    resumed = runs.run_grpo(dataclasses.replace(config, resume=config.out))
+    resumed = runs.run_grpo(config.changed(resume=config.out))
     assert resumed.completions() == whole.completions() and numbers(resumed) == numbers(whole)
     assert json.loads(resumed.summary_path.read_text())["finished"]
 
@@ -155,7 +153,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
     monkeypatch.setattr(session, "not_finite_part", second)
     out = tmp_path / "run"
     with pytest.raises(RunFailed, match=r"grpo: the gradient of step 2 is not finite.*is the model after step 1, the"):
-        runs.run_grpo(dataclasses.replace(TINY, out=str(out)))
+        runs.run_grpo(TINY.changed(out=str(out)))
     directory = RunDirectory.reopen(out)
     summary = json.loads(directory.summary_path.read_text())
     assert (summary["steps"], summary["finished"]) == (1, False) and "not finite" in summary["stopped"]
@@ -167,13 +165,13 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
     exported = jax.tree_util.tree_leaves_with_path({"params": load_model(directory.model_path).params})
     assert sums == {checkpoints._name(path): checkpoints._checksum(np.asarray(leaf)) for path, leaf in exported}
     monkeypatch.undo()
-    resumed = runs.run_grpo(dataclasses.replace(TINY, out=str(out), resume=str(out)))
+    resumed = runs.run_grpo(TINY.changed(out=str(out), resume=str(out)))
     assert numbers(resumed) == numbers(whole) and same_parameters(resumed, whole)
 
 
 def test_a_run_in_which_nothing_was_scored_has_failed(tmp_path, capsys):
     (tmp_path / "silent.py").write_text("def silent(prompts, completions, **_):\n    return [None] * len(prompts)\n")
-    config = dataclasses.replace(TINY, reward=f"{tmp_path}/silent.py:silent", steps=2, out=str(tmp_path / "run"))
+    config = TINY.changed(reward=f"{tmp_path}/silent.py:silent", steps=2, out=str(tmp_path / "run"))
     with pytest.raises(RunFailed, match="grpo: no completion had a score in any of the 2 steps"):
         runs.run_grpo(config)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -192,7 +190,7 @@ def test_a_run_whose_completions_were_all_left_out_has_failed():
     cut, unscored, whole = (
         {"reward": x, "completions/clipped_ratio": y} for x, y in ((1.0, 1), (None, 0.5), (1.0, 0.5))
     )
-    filtered = dataclasses.replace(TINY, overlong_filter=True)
+    filtered = TINY.changed(overlong_filter=True)
     with pytest.raises(RunFailed, match="grpo: every completion of all 2 steps was cut or had no score, and overlong"):
         check(filtered, [cut, unscored])
     with pytest.raises(RunFailed, match="grpo: no completion had a score in any of the 2 steps"):
@@ -209,28 +207,28 @@ def test_a_reference_that_is_gone_is_named(whole, tmp_path):
     shutil.copytree(whole.path, out)
     shutil.rmtree(out / "checkpoints" / "reference")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*reference/0: the reference that this run is"):
-        runs.run_grpo(dataclasses.replace(TINY, steps=6, out=str(out), resume=str(out)))
+        runs.run_grpo(TINY.changed(steps=6, out=str(out), resume=str(out)))
 
 
 def test_a_checkpoint_of_the_character_model_is_trained_like_it(whole, tmp_path):
-    small = with_defaults(DpoSettings(model=str(whole.model_path)))
-    assert small.learning_rate == with_defaults(DpoSettings()).learning_rate
-    further = with_defaults(GrpoSettings(model=str(whole.model_path)))
-    assert (further.batch_size, further.warm_start_steps) == (with_defaults(GrpoSettings()).batch_size, 0)
-    assert with_defaults(DpoSettings(model=str(tmp_path))).learning_rate < small.learning_rate
+    small = DpoSettings.of(model=str(whole.model_path))
+    assert small.learning_rate == DpoSettings.of().learning_rate
+    further = GrpoSettings.of(model=str(whole.model_path))
+    assert (further.batch_size, further.warm_start_steps) == (GrpoSettings.of().batch_size, 0)
+    assert DpoSettings.of(model=str(tmp_path)).learning_rate < small.learning_rate
 
 
 def test_an_existing_run_is_not_overwritten(whole):
     with pytest.raises(FileExistsError, match="--resume"):
-        runs.run_grpo(dataclasses.replace(TINY, out=str(whole.path)))
+        runs.run_grpo(TINY.changed(out=str(whole.path)))
 
 
 @pytest.mark.parametrize("recipe", ["dr_grpo", "dapo", "rloo"])
 def test_every_recipe_runs_with_micro_batches_and_truncated_sampling(tmp_path, recipe):
-    config = dataclasses.replace(
-        TINY, recipe=recipe, micro_batch_size=2, top_k=6, top_p=0.9, temperature=0.8, warm_start_steps=1, steps=1
+    config = TINY.changed(
+        recipe=recipe, micro_batch_size=2, top_k=6, top_p=0.9, temperature=0.8, warm_start_steps=1, steps=1
     )
-    directory = runs.run_grpo(dataclasses.replace(config, remat=True, out=str(tmp_path / recipe)))
+    directory = runs.run_grpo(config.changed(remat=True, out=str(tmp_path / recipe)))
     row = directory.metrics()[-1]
     assert row["kl_old"] < 1e-8 and np.isfinite(row["policy_loss"]) and row["clip_ratio/region_mean"] == 0
     assert ("kl" in row) == (recipe == "rloo")
@@ -243,7 +241,7 @@ def test_data_file_with_a_reward_of_ones_own(tmp_path, monkeypatch):
         "def short(prompts, completions, goal, **columns):\n"
         "    return [None if g == 0 else -float(len(c)) for c, g in zip(completions, goal)]\n"
     )
-    config = GrpoSettings(
+    config = GrpoSettings.of(
         data=str(data), reward=f"{tmp_path}/shortness.py:short", batch_size=2, group_size=2, steps=2,
         warm_start_steps=0, eval_size=3, out=str(tmp_path / "run"),
     )  # fmt: skip
@@ -255,13 +253,13 @@ def test_data_file_with_a_reward_of_ones_own(tmp_path, monkeypatch):
 def test_warm_start_needs_answers(tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(12)))
-    config = GrpoSettings(data=str(data), reward="exact_answer", eval_size=3, out=str(tmp_path / "run"))
+    config = GrpoSettings.of(data=str(data), reward="exact_answer", eval_size=3, out=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="--warm-start-steps 0"):
         runs.run_grpo(config)
 
 
 def test_sft_then_eval_and_generate(tmp_path, capsys):
-    config = SftSettings(
+    config = SftSettings.of(
         task="arithmetic", steps=30, batch_size=32, micro_batch_size=16, eval_size=8, eval_every=0,
         out=str(tmp_path / "sft"),
     )  # fmt: skip
@@ -270,11 +268,11 @@ def test_sft_then_eval_and_generate(tmp_path, capsys):
     assert rows[-1]["held_out_loss"] < 0.8 * rows[0]["held_out_loss"]
     model = str(directory.model_path)
     capsys.readouterr()
-    summary = run_eval(EvalSettings(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
+    summary = run_eval(EvalSettings.of(model=model, size=8, max_new_tokens=4, out=str(tmp_path / "eval")))
     assert summary["held_out_accuracy"] == rows[-1]["held_out_accuracy"], "both are greedy on the same split"
     assert len(RunDirectory.reopen(tmp_path / "eval").completions()) == 8
     assert "held_out_accuracy" in capsys.readouterr().out
-    (answer,) = run_generate(GenerateSettings(prompt="1+2=", model=model))  # asks for more than there are positions
+    (answer,) = run_generate(GenerateSettings.of(prompt="1+2=", model=model))  # asks for more than there are positions
     assert answer == capsys.readouterr().out.rstrip("\n")
-    many = run_generate(GenerateSettings(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
+    many = run_generate(GenerateSettings.of(prompt="1+2=", model=model, max_new_tokens=4, samples=3, temperature=1.0))
     assert len(many) == 3

@@ -1,6 +1,5 @@
 """``sft`` on files: what becomes of their columns, and rows that examples share."""
 
-import dataclasses
 import json
 
 import jax
@@ -10,7 +9,7 @@ from rlax_llm.cli.main import main
 from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 
-CONFIG = SftSettings(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
+CONFIG = SftSettings.of(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,10 +28,8 @@ def file(path, rows):
 
 def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
     data = file(tmp_path / "sums.jsonl", [{"prompt": f"{a}+1=", "completion": str(a + 1)} for a in range(16)])
-    apart = run_sft(dataclasses.replace(CONFIG, data=data, out=str(tmp_path / "apart"))).metrics()
-    shared = run_sft(
-        dataclasses.replace(CONFIG, data=data, packed_tokens=24, lora_rank=2, out=str(tmp_path / "shared"))
-    )
+    apart = run_sft(CONFIG.changed(data=data, out=str(tmp_path / "apart"))).metrics()
+    shared = run_sft(CONFIG.changed(data=data, packed_tokens=24, lora_rank=2, out=str(tmp_path / "shared")))
     assert shared.metrics()[0]["held_out_loss"] == pytest.approx(apart[0]["held_out_loss"], rel=1e-5)
     assert shared.metrics()[-1]["held_out_loss"] < shared.metrics()[0]["held_out_loss"]
     assert (shared.path / "model_adapter" / "adapter_model.safetensors").is_file()
@@ -40,7 +37,7 @@ def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
 
 def test_a_text_is_learned_whole(tmp_path):
     data = file(tmp_path / "texts.jsonl", [{"text": f"{a}+1"} for a in range(16)])
-    rows = run_sft(dataclasses.replace(CONFIG, data=data, out=str(tmp_path / "run"))).metrics()
+    rows = run_sft(CONFIG.changed(data=data, out=str(tmp_path / "run"))).metrics()
     assert rows[-1]["held_out_loss"] < rows[0]["held_out_loss"]
 
 

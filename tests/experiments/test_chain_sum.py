@@ -19,16 +19,17 @@ def test_the_commands_are_settings_of_the_command_line():
     commands = experiment.commands(experiment.Settings(), Path("DATA"))
     assert list(commands) == ["start", *experiment.RECIPES.values()]
     for name, (command, *flags) in commands.items():
-        config = parse({"sft": SftSettings, "grpo": GrpoSettings}[command], flags, "")
-        assert name == "start" or (config.recipe, config.model) == (name, "DATA/start/model")
+        found = parse({"sft": SftSettings, "grpo": GrpoSettings}[command], flags, "")
+        assert name == "start" or (found.objective.recipe, found.model.model) == (name, "DATA/start/model")
 
 
 def test_every_model_is_sampled_from_on_the_same_prompts():
     settings = experiment.Settings()
     for name, (command, *flags) in experiment.evaluations(settings, Path("DATA")).items():
-        config = parse(EvalSettings, flags, "")
-        assert (command, config.model, config.seed) == ("eval", f"DATA/{name}/model", 0)
-        assert (config.size, config.samples, config.temperature) == (settings.held_out, settings.samples, 1)
+        found = parse(EvalSettings, flags, "")
+        assert (command, found.model.model, found.run.seed) == ("eval", f"DATA/{name}/model", 0)
+        assert found.task.size == settings.held_out
+        assert (found.sampling.samples, found.sampling.temperature) == (settings.samples, 1)
 
 
 def test_all_of_dapo_is_asked_for():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, Rewa
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.data.preferences import read_demonstrations, read_labeled, read_pairs
 
-CONFIGS = {"sft": SftSettings, "reward": RewardSettings, "ppo": PpoSettings, "dpo": DpoSettings, "kto": KtoSettings}
+SETTINGS = {"sft": SftSettings, "reward": RewardSettings, "ppo": PpoSettings, "dpo": DpoSettings, "kto": KtoSettings}
 TEXTS = [["I love the rain.", "It rains.", "I hate rain.", "Rain."], ["Bread.", "Great bread.", "Bread!", "Bad bread."]]
 
 
@@ -71,6 +70,6 @@ def test_the_commands_are_settings_of_the_command_line():
     commands = experiment.commands(experiment.Settings(), place)
     assert list(commands)[:2] == ["sft", "reward"]
     for name, (command, *flags) in commands.items():
-        config = parse(CONFIGS[command], flags, "")
-        assert dataclasses.asdict(config)["lora_rank"] == 16, name
-        assert config.learning_rate == (1e-3 if name == "sft" else 5e-4)
+        settings = parse(SETTINGS[command], flags, "")
+        assert settings.model.lora_rank == 16, name
+        assert settings.optimizer.learning_rate == (1e-3 if name == "sft" else 5e-4)

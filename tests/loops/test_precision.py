@@ -135,7 +135,7 @@ SMALL = {"steps": 3, "batch_size": 8, "eval_size": 8, "learning_rate": 5e-7, "sc
 def test_small_steps_move_as_many_weights_as_in_float32(tmp_path, adapters):
     share, losses = {}, {}
     for dtype in ("float32", "bfloat16"):
-        config = DpoSettings(**SMALL, **adapters, dtype=dtype, out=str(tmp_path / dtype))
+        config = DpoSettings.of(**SMALL, **adapters, dtype=dtype, out=str(tmp_path / dtype))
         run = run_dpo(config)
         before = jax.tree.leaves(language_learner(config, build_model(config), 0).params)
         state = run.path / "model"
@@ -151,7 +151,7 @@ def test_small_steps_move_as_many_weights_as_in_float32(tmp_path, adapters):
 
 
 def test_a_base_under_adapters_is_bfloat16_and_the_adapters_are_not():
-    config = DpoSettings(dtype="bfloat16", lora_rank=4)
+    config = DpoSettings.of(dtype="bfloat16", lora_rank=4)
     learner = language_learner(config, build_model(config), 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(learner.frozen)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(learner.params)} == {jnp.dtype(jnp.float32)}

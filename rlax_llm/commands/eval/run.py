@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -38,9 +37,9 @@ def run_eval(config: EvalSettings) -> dict[str, Any]:
     """
     config = with_defaults(config)
     model = build_model(config)
-    if config.task is None:
+    if config.task.task is None:
         form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
-        config = dataclasses.replace(config, task=form)
+        config = config.changed(task=form)
     task = build_measured(config, model)
     sampling = Sampling(model.config, model.tokenizer, config.max_prompt_tokens or 0)
     sampler = build_sampler(config, model.config.vocab_size)
@@ -54,7 +53,7 @@ def run_eval(config: EvalSettings) -> dict[str, Any]:
         if directory is not None:
             directory.abandon()
         raise
-    summary: dict[str, Any] = {"command": "eval", "model": config.model, "task": task_of(config)}
+    summary: dict[str, Any] = {"command": "eval", "model": config.model.model, "task": task_of(config)}
     summary |= {"prompts": len(task.held_out), "samples": config.samples} | result.metrics()
     passed = result.solved.reshape(-1, config.samples).any(-1).mean()
     summary |= {f"pass@{config.samples}": float(passed)} if config.samples > 1 else {}

@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-from rlax_llm.commands.settings import CHOSEN, CONFIG_HELP, SamplerSettings, at_least, check_values, option
-from rlax_llm.commands.task_settings import (
-    DATA_HELP,
-    EVAL_SIZE,
-    INTEGERS_HELP,
-    REWARD_HELP,
-    TASK_HELP,
-    TRAINED_MODEL_HELP,
+from rlax_llm.commands.defaults import model_defaults
+from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP
+from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
+from rlax_llm.commands.parts import (
+    DrawSettings,
+    LimitSettings,
+    ModelSettings,
+    SeedSettings,
+    check_integer_answers,
     check_samples,
-    check_task,
+    check_shortest,
 )
+from rlax_llm.commands.resolving import Settings
+
+_SIZE = 256  # held-out prompts of a built-in task
 
 
-@dataclass(frozen=True)
-class EvalSettings(SamplerSettings):
+@dataclass(frozen=True, kw_only=True)
+class MeasuredTaskSettings(Part):
+    """What is measured on."""
+
+    task: str | None = option(
+        None, TASK_HELP, "arithmetic-words, or arithmetic for a model without a chat template", "TASK"
+    )
+    data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = option(None, REWARD_HELP, "the task's own", "MODULE:FUNCTION")
+    integer_answers: bool = option(False, INTEGERS_HELP)
+    size: int | None = resolved("Prompts at most.", f"all of a file, {_SIZE} held-out ones of a built-in task")
+
+    def check(self) -> None:
+        """Check the ranges, and that data has a reward."""
+        at_least(self, 1, "size")
+        if self.data is not None and self.reward is None:
+            raise ValueError("data is given without reward, and a file has none of its own; give both.")
+        if self.data is None and self.size is None:
+            raise ValueError("size is None, wanted a whole number, as there is no data.")
+        check_integer_answers(self.integer_answers, self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSamplingSettings(DrawSettings, LimitSettings):
+    """How completions are sampled to be measured."""
+
+    temperature: float = option(0.0, "Sampling temperature; 0 takes the likeliest token each time.")
+    samples: int = option(1, "Completions per prompt; several need a temperature above 0.")
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        at_least(self, 1, "samples")
+        check_shortest(self.min_new_tokens, self.max_new_tokens)
+        check_samples(self.samples, self.temperature)
+        check_countable(self.row_tokens, {"samples": self.samples})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringSettings(SeedSettings):
+    """What is kept."""
+
+    out: str | None = option(None, "Directory for summary.json and completions.jsonl.", "print only", "DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Settings):
     """Settings of ``rlax-llm eval``: reward and accuracy of a model on held-out prompts.
 
     Raises:
@@ -28,35 +78,13 @@ class EvalSettings(SamplerSettings):
 
     command: ClassVar[str] = "eval"
 
-    model: str = option("smollm2", "model", TRAINED_MODEL_HELP, metavar="MODEL")
-    dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "model", "Number format of the parameters and of the computation."
-    )
+    model: ModelSettings
+    task: MeasuredTaskSettings
+    sampling: MeasuredSamplingSettings
+    run: MeasuringSettings
 
-    task: str | None = option(
-        None, "task", TASK_HELP, "arithmetic-words, or arithmetic for a model without a chat template", "TASK"
-    )
-    data: str | None = option(None, "task", DATA_HELP, "the task", "FILE.jsonl")
-    reward: str | None = option(None, "task", REWARD_HELP, "the task's own", "MODULE:FUNCTION")
-    integer_answers: bool = option(False, "task", INTEGERS_HELP)
-    size: int | None = option(
-        None, "task", "Prompts at most.", f"all of a file, {EVAL_SIZE} held-out ones of a built-in task"
-    )
-
-    max_prompt_tokens: int | None = option(None, "sampling", "Longest prompt, tokens.", CHOSEN)
-    max_new_tokens: int | None = option(None, "sampling", "Longest completion, tokens.", CHOSEN)
-    temperature: float = option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
-    samples: int = option(1, "sampling", "Completions per prompt; several need a temperature above 0.")
-    seed: int = option(0, "sampling", "Everything random follows from it.")
-
-    out: str | None = option(None, "run", "Directory for summary.json and completions.jsonl.", "print only", "DIR")
-    config: str | None = option(None, "run", CONFIG_HELP, "no file", "FILE.yaml")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_values(self)
-        at_least(self, 1, "size", "samples", "max_prompt_tokens", "max_new_tokens")
-        at_least(self, 0, "temperature")
-        self.check_sampler()
-        check_samples(self)
-        check_task(self)
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is chosen for the model; and of a file, all rows."""
+        size = _SIZE if given.get("data") is None else None
+        return model_defaults(cls.command, given, "smollm2") | {"size": size}

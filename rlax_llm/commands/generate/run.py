@@ -27,7 +27,7 @@ def run_generate(config: GenerateSettings) -> list[str]:
     """
     model = build_model(config)
     tokenizer, seed = model.tokenizer, jax.random.key(config.seed)
-    ids = tokenizer.encode_prompt(config.prompt)
+    ids = tokenizer.encode_prompt(config.prompt.prompt)
     # The longest prompt whose bucket still leaves room; an answer is no longer than the model's positions allow.
     prompts = pad_prompts([ids], tokenizer.pad_id, model.config.vocab_size, model.config.max_positions // 2)
     room = min(config.max_new_tokens, model.config.max_positions - prompts[0].shape[1])

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from rlax_llm.commands.settings import CONFIG_HELP, SamplerSettings, at_least, check_values, option
-from rlax_llm.commands.task_settings import TRAINED_MODEL_HELP, check_samples
+from rlax_llm.commands.fields import Part, at_least, check_countable, option, word
+from rlax_llm.commands.parts import DrawSettings, ModelSettings, SeedSettings, check_samples, check_shortest
+from rlax_llm.commands.resolving import Settings
 
 
-@dataclass(frozen=True)
-class GenerateSettings(SamplerSettings):
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(Part):
+    """What is asked."""
+
+    prompt: str = word("The text to answer.", "PROMPT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings(DrawSettings):
+    """How answers are drawn."""
+
+    max_new_tokens: int = option(256, "Longest completion, tokens.")
+    temperature: float = option(0.0, "Sampling temperature; 0 takes the likeliest token each time.")
+    samples: int = option(1, "Number of answers; several need a temperature above 0.")
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        at_least(self, 1, "max_new_tokens", "samples")
+        check_shortest(self.min_new_tokens, self.max_new_tokens)
+        check_samples(self.samples, self.temperature)
+        check_countable(self.max_new_tokens, {"samples": self.samples})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(Settings):
     """Settings of ``rlax-llm generate``: print what a model answers to a prompt.
 
     Raises:
@@ -20,24 +44,7 @@ class GenerateSettings(SamplerSettings):
 
     command: ClassVar[str] = "generate"
 
-    prompt: str = dataclasses.field(metadata={"group": "prompt", "help": "The text to answer.", "metavar": "PROMPT"})
-    _: dataclasses.KW_ONLY
-
-    model: str = option("smollm2", "model", TRAINED_MODEL_HELP, metavar="MODEL")
-    dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "model", "Number format of the parameters and of the computation."
-    )
-
-    max_new_tokens: int = option(256, "sampling", "Longest completion, tokens.")
-    temperature: float = option(0.0, "sampling", "Sampling temperature; 0 takes the likeliest token each time.")
-    samples: int = option(1, "sampling", "Number of answers; several need a temperature above 0.")
-    seed: int = option(0, "sampling", "Everything random follows from it.")
-    config: str | None = option(None, "run", CONFIG_HELP, "no file", "FILE.yaml")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_values(self)
-        at_least(self, 1, "max_new_tokens", "samples")
-        at_least(self, 0, "temperature")
-        self.check_sampler()
-        check_samples(self)
+    prompt: PromptSettings
+    model: ModelSettings
+    sampling: AnswerSettings
+    run: SeedSettings

@@ -52,7 +52,7 @@ def build_objective(config: GrpoSettings, reward_weights: tuple[float, ...] = (1
     Raises:
         ValueError: for an unknown recipe, a setting that the recipe does not have, or one that it misses.
 
-    >>> build_objective(GrpoSettings(recipe="gspo", ceiling=2.0))
+    >>> build_objective(GrpoSettings.of(recipe="gspo", ceiling=2.0))
     Traceback (most recent call last):
     ValueError: grpo: recipe gspo has no ceiling; leave it out, or take one of cispo, verl:grpo.
     """

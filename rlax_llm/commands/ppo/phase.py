@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from functools import lru_cache, partial
 from pathlib import Path
@@ -121,7 +120,7 @@ class PpoPhase:
 
     def _schedule(self, peak: float | None, idle_steps: int = 0) -> optax.Schedule:
         """Learning rate by optimizer step, of a model that learns from all steps but the first ``idle_steps``."""
-        config = dataclasses.replace(self.config, warmup_steps=self.config.warmup_steps * self._updates)
+        config = self.config.changed(warmup_steps=self.config.warmup_steps * self._updates)
         return build_schedule(config, peak or 0.0, ((config.steps or 0) - idle_steps) * self._updates)
 
     def _loop(self, layout: tuple[int, int]) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
+from rlax_llm.commands.parts import TrainedModelSettings
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.reinforced_run import run_reinforced
@@ -61,9 +61,9 @@ def _value(config: PpoSettings, model: LanguageModel, reward: LanguageModel | No
     if origin == "scratch":
         fresh = decoder.init_decoder(model.config, jax.random.key(config.seed + 1))
         name, start = "scratch", model._replace(params=fresh)
-        config = dataclasses.replace(config, lora_rank=0, lora_alpha=None, lora_targets=None)
+        config = config.changed(lora_rank=0, lora_alpha=0.0, lora_targets=TrainedModelSettings.lora_targets)
     elif origin == "policy":
-        name, start = config.model, model
+        name, start = config.model.model, model
     elif reward is not None and origin == "reward":
         name, start = str(config.reward_model), reward
     else:

@@ -34,7 +34,7 @@ def build_unpaired(config: KtoSettings) -> tuple[Unpaired, ReferencePoint | Carr
     Raises:
         ValueError: for an unknown recipe.
 
-    >>> build_unpaired(KtoSettings(recipe="bco"))[0].link.__name__
+    >>> build_unpaired(KtoSettings.of(recipe="bco"))[0].link.__name__
     'logistic'
     """
     named = find("kto", config.recipe, "unpaired")
@@ -62,7 +62,7 @@ def build_preference(config: DpoSettings) -> Preference:
     Raises:
         ValueError: for an unknown recipe, a setting that it does not have, or recipes that cannot be added up.
 
-    >>> build_preference(DpoSettings(recipe="simpo", label_smoothing=0.1))
+    >>> build_preference(DpoSettings.of(recipe="simpo", label_smoothing=0.1))
     Traceback (most recent call last):
     ValueError: dpo: recipe simpo has no label_smoothing; leave it out, or take one of cdpo, robust, exo.
     """

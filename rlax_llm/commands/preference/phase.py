@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from rlax_llm.commands.preference.settings import PreferenceSettings
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import Completions
 from rlax_llm.data.rows import batch_indices
@@ -65,7 +65,7 @@ class PreferencePhase:
 
     def __init__(
         self,
-        config: PreferenceSettings,
+        config: RewardSettings | DpoSettings | KtoSettings,
         method: Method,
         train: Sequence[Any],
         held_out: Sequence[Any],

@@ -15,7 +15,7 @@ from rlax_llm.commands.examples import Split, of_records, of_tables
 from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
-from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, PreferenceSettings, RewardSettings
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.sessions import heading, open_session, title
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
@@ -149,7 +149,7 @@ def run_kto(config: KtoSettings) -> RunDirectory:
 
 
 def _run(
-    config: PreferenceSettings,
+    config: RewardSettings | DpoSettings | KtoSettings,
     learner: Learner,
     method: Method,
     rows: Split,
@@ -178,7 +178,9 @@ def _run(
     return session.directory
 
 
-def _log_samples(config: PreferenceSettings, session: Session, learner: Learner, params: Any, rows: Split) -> None:
+def _log_samples(
+    config: RewardSettings | DpoSettings | KtoSettings, session: Session, learner: Learner, params: Any, rows: Split
+) -> None:
     """Greedy completions of some held-out prompts, for a person to read; a reward model has none."""
     if "score" in params or not rows.held_out:
         return
@@ -211,7 +213,7 @@ def _labeled_each(pairs: Sequence[Pair]) -> list[Any]:
     return [split_pairs([pair]) for pair in pairs]
 
 
-def _sums(config: PreferenceSettings, model: LanguageModel) -> Kept[Pair]:
+def _sums(config: RewardSettings | DpoSettings | KtoSettings, model: LanguageModel) -> Kept[Pair]:
     """Right answers preferred to those of other sums: neither their size nor their form gives them away."""
     form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
     task = load_task(form, held_out_size=1, seed=config.seed)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from rlax_llm.commands.settings import (
+from rlax_llm.commands.defaults import model_defaults
+from rlax_llm.commands.fields import Part, above_zero, at_least, option
+from rlax_llm.commands.parts import (
     BatchSettings,
-    ModelSettings,
+    HeldOutSettings,
     OptimizerSettings,
     RunSettings,
-    above_zero,
-    at_least,
-    check_values,
-    option,
+    TrainedModelSettings,
 )
+from rlax_llm.commands.resolving import Settings
 from rlax_llm.recipes.registry import find, listed
 
 _PAIRS_HELP = (
@@ -30,23 +31,82 @@ _LABELS_HELP = (
 _BUILT_IN = "right and wrong sums of the arithmetic task"
 
 
-@dataclass(frozen=True)
-class PreferenceSettings(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
-    """What these commands share."""
+@dataclass(frozen=True, kw_only=True)
+class PairDataSettings(HeldOutSettings):
+    """Pairs to learn from."""
 
-    command: ClassVar[str]
+    data: str | None = option(None, _PAIRS_HELP, _BUILT_IN, "DATA")
 
-    def __post_init__(self) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDataSettings(HeldOutSettings):
+    """Labeled completions to learn from."""
+
+    data: str | None = option(None, _LABELS_HELP, _BUILT_IN, "DATA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardObjectiveSettings(Part):
+    """What a reward model pays besides the loss of its pairs."""
+
+    centering_coef: float = option(0.0, "Weight of the squared sum of a pair's scores: keeps them around 0.")
+
+    def check(self) -> None:
         """Check the ranges."""
-        check_values(self)
-        self.check_model()
-        self.check_optimizer()
-        self.check_run()
-        self.check_batch()
+        at_least(self, 0, "centering_coef")
 
 
-@dataclass(frozen=True)
-class RewardSettings(PreferenceSettings):
+@dataclass(frozen=True, kw_only=True)
+class PairObjectiveSettings(Part):
+    """A recipe, and what of it is set otherwise."""
+
+    recipe: str = option(
+        "dpo",
+        f"Named loss: {listed('preference', 'link')}; several of dpo's kin with weights: dpo:0.8,bco:0.2; another "
+        "trainer's variant as trl:cpo; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns a Preference "
+        "or a link.",
+        metavar="RECIPE",
+    )
+    beta: float | None = option(None, "β, reward per nat; τ of ipo, λ of orpo.", "the recipe's")
+    label_smoothing: float | None = option(None, "Share of wrong labels in cdpo, robust and exo.", "the recipe's")
+    gamma: float | None = option(None, "Margin of simpo and alpha_po, reward.", "the recipe's")
+    nll_coef: float | None = option(
+        None, "Weight of the chosen completions' negative log-likelihood, per nat.", "the recipe's"
+    )
+    precompute_reference: bool = option(
+        False, "Compute the reference's log-probabilities once, before training, and then forget it."
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        above_zero(self, "beta")
+        at_least(self, 0, "label_smoothing", "gamma", "nll_coef")
+        if self.label_smoothing is not None and self.label_smoothing >= 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, wanted a share below 0.5.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelObjectiveSettings(Part):
+    """A recipe, and what labels weigh."""
+
+    recipe: str = option(
+        "kto",
+        "What rewards are compared with: the policy's KL (kto), 0 (apo_zero), or their mean so far, by the logistic "
+        "link (bco); or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Unpaired.",
+        metavar="RECIPE",
+    )
+    beta: float = option(0.1, "β, reward per nat.")
+    desirable_weight: float = option(1.0, "Weight of desirable completions.")
+    undesirable_weight: float = option(1.0, "Weight of undesirable completions.")
+
+    def check(self) -> None:
+        """Check the ranges."""
+        above_zero(self, "beta")
+        at_least(self, 0, "desirable_weight", "undesirable_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings(Settings):
     """Settings of ``rlax-llm reward``: a reward model from preference pairs.
 
     Raises:
@@ -55,59 +115,44 @@ class RewardSettings(PreferenceSettings):
 
     command: ClassVar[str] = "reward"
 
-    data: str | None = option(None, "task", _PAIRS_HELP, _BUILT_IN, "DATA")
-    centering_coef: float = option(
-        0.0, "objective", "Weight of the squared sum of a pair's scores: keeps them around 0."
-    )
+    model: TrainedModelSettings
+    task: PairDataSettings
+    objective: RewardObjectiveSettings
+    batch: BatchSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        at_least(self, 0, "centering_coef")
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is chosen for the model."""
+        return model_defaults(cls.command, given)
 
 
-@dataclass(frozen=True)
-class DpoSettings(PreferenceSettings):
+@dataclass(frozen=True, kw_only=True)
+class DpoSettings(Settings):
     """Settings of ``rlax-llm dpo``: preference optimization on pairs.
 
     Raises:
-        ValueError: a value is out of its range, or the recipe does not have the setting.
+        ValueError: a value is out of its range.
     """
 
     command: ClassVar[str] = "dpo"
 
-    data: str | None = option(None, "task", _PAIRS_HELP, _BUILT_IN, "DATA")
-    recipe: str = option(
-        "dpo",
-        "objective",
-        f"Named loss: {listed('preference', 'link')}; several of dpo's kin with weights: dpo:0.8,bco:0.2; another "
-        "trainer's variant as trl:cpo; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns a Preference "
-        "or a link.",
-        metavar="RECIPE",
-    )
-    beta: float | None = option(None, "objective", "β, reward per nat; τ of ipo, λ of orpo.", "the recipe's")
-    label_smoothing: float | None = option(
-        None, "objective", "Share of wrong labels in cdpo, robust and exo.", "the recipe's"
-    )
-    gamma: float | None = option(None, "objective", "Margin of simpo and alpha_po, reward.", "the recipe's")
-    nll_coef: float | None = option(
-        None, "objective", "Weight of the chosen completions' negative log-likelihood, per nat.", "the recipe's"
-    )
-    precompute_reference: bool = option(
-        False, "objective", "Compute the reference's log-probabilities once, before training, and then forget it."
-    )
+    model: TrainedModelSettings
+    task: PairDataSettings
+    objective: PairObjectiveSettings
+    batch: BatchSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        above_zero(self, "beta")
-        at_least(self, 0, "label_smoothing", "gamma", "nll_coef")
-        if self.label_smoothing is not None and self.label_smoothing >= 0.5:
-            raise ValueError(f"dpo: label_smoothing is {self.label_smoothing}, wanted a share below 0.5.")
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is chosen for the model."""
+        return model_defaults(cls.command, given)
 
 
-@dataclass(frozen=True)
-class KtoSettings(PreferenceSettings):
+@dataclass(frozen=True, kw_only=True)
+class KtoSettings(Settings):
     """Settings of ``rlax-llm kto``: optimization of labeled completions.
 
     Raises:
@@ -116,21 +161,19 @@ class KtoSettings(PreferenceSettings):
 
     command: ClassVar[str] = "kto"
 
-    data: str | None = option(None, "task", _LABELS_HELP, _BUILT_IN, "DATA")
-    recipe: str = option(
-        "kto",
-        "objective",
-        "What rewards are compared with: the policy's KL (kto), 0 (apo_zero), or their mean so far, by the logistic "
-        "link (bco); or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Unpaired.",
-        metavar="RECIPE",
-    )
-    beta: float = option(0.1, "objective", "β, reward per nat.")
-    desirable_weight: float = option(1.0, "objective", "Weight of desirable completions.")
-    undesirable_weight: float = option(1.0, "objective", "Weight of undesirable completions.")
+    model: TrainedModelSettings
+    task: LabelDataSettings
+    objective: LabelObjectiveSettings
+    batch: BatchSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        object.__setattr__(self, "recipe", find("kto", self.recipe, "unpaired").name)
-        above_zero(self, "beta")
-        at_least(self, 0, "desirable_weight", "undesirable_weight")
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is chosen for the model."""
+        return model_defaults(cls.command, given)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe by its own name."""
+        return {"recipe": find(cls.command, given["recipe"], "unpaired").name} if "recipe" in given else {}

@@ -2,23 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.settings import (
+from rlax_llm.commands.defaults import model_defaults
+from rlax_llm.commands.descriptions import TASK_HELP
+from rlax_llm.commands.fields import at_least, option
+from rlax_llm.commands.parts import (
     BatchSettings,
-    ModelSettings,
+    HeldOutSettings,
     OptimizerSettings,
     RunSettings,
-    at_least,
-    check_values,
-    option,
+    TrainedModelSettings,
 )
-from rlax_llm.commands.task_settings import TASK_HELP
+from rlax_llm.commands.resolving import Settings
+
+_DATA_HELP = (
+    "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory "
+    "or its hub id, with columns prompt and completion, or messages, or text. Rows that cannot be used are left out, "
+    "counted and named."
+)
 
 
-@dataclass(frozen=True)
-class SftSettings(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationSettings(HeldOutSettings):
+    """What is learned from."""
+
+    task: str = option("arithmetic", TASK_HELP, metavar="TASK")
+    data: str | None = option(None, _DATA_HELP, "the task", "DATA")
+    every_turn: bool = option(False, "Learn all that the assistant says in 'messages', not its last message alone.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatchSettings(BatchSettings):
+    """The rows of a step, which examples may share."""
+
+    packed_tokens: int = option(
+        0, "Width of rows that examples share, each seeing itself alone; 0 gives each a row.", metavar="INT"
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        at_least(self, 0, "packed_tokens")
+
+    @property
+    def widest_row(self) -> int:
+        """Tokens of the widest row."""
+        return max(self.row_tokens, self.packed_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedOptimizerSettings(OptimizerSettings):
+    """How parameters move, at a constant rate."""
+
+    schedule: Literal["constant", "cosine", "linear"] = option(
+        "constant", "Learning rate after the warm-up; cosine and linear end at 0."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedRunSettings(RunSettings):
+    """A run of short steps."""
+
+    save_every: int = option(200, "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings(Settings):
     """Settings of ``rlax-llm sft``: supervised training on prompts and their answers.
 
     Raises:
@@ -27,34 +79,13 @@ class SftSettings(RunSettings, BatchSettings, OptimizerSettings, ModelSettings):
 
     command: ClassVar[str] = "sft"
 
-    task: str = option("arithmetic", "task", TASK_HELP, metavar="TASK")
-    data: str | None = option(
-        None,
-        "task",
-        "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's "
-        "directory or its hub id, with columns prompt and completion, or messages, or text. Rows that cannot be used "
-        "are left out, counted and named.",
-        "the task",
-        "DATA",
-    )
-    every_turn: bool = option(
-        False, "task", "Learn all that the assistant says in 'messages', not its last message alone."
-    )
+    model: TrainedModelSettings
+    task: DemonstrationSettings
+    batch: PackedBatchSettings
+    optimizer: SupervisedOptimizerSettings
+    run: SupervisedRunSettings
 
-    packed_tokens: int = option(
-        0, "training", "Width of rows that examples share, each seeing itself alone; 0 gives each a row.", metavar="INT"
-    )
-    schedule: Literal["constant", "cosine", "linear"] = option(
-        "constant", "training", "Learning rate after the warm-up; cosine and linear end at 0."
-    )
-
-    save_every: int = option(200, "run", "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_values(self)
-        self.check_optimizer()
-        self.check_model()
-        self.check_run()
-        self.check_batch()
-        at_least(self, 0, "packed_tokens")
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is chosen for the model."""
+        return model_defaults(cls.command, given)

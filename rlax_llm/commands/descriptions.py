@@ -1,14 +1,16 @@
-"""What the settings of several commands say of tasks, data, rewards and trained models, and checks of them."""
+"""What the help of several commands says of models, tasks, data and rewards."""
 
 from __future__ import annotations
 
-from typing import Any
-
+BASE_MODEL_HELP = (
+    "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
+    "a Hugging Face directory (RUN_DIR/model of a run too), a directory of adapters (RUN_DIR/model_adapter), a .gguf "
+    "file, or a Hugging Face hub id."
+)
 TRAINED_MODEL_HELP = (
     "Language model: 'smollm2' (SmolLM2-135M-Instruct), a Hugging Face directory (RUN_DIR/model of a run), "
     "a directory of adapters (RUN_DIR/model_adapter), a .gguf file, or a Hugging Face hub id."
 )
-EVAL_SIZE = 256
 TASK_HELP = (
     "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
     "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2."
@@ -26,20 +28,3 @@ REWARD_HELP = (
     "-> floats; exact_answer, integer_answer or math_answer (column 'answer'); format=REGEX, words=LIMIT or "
     "repetition=N; or a sum of them as 'integer_answer + 0.2*format=.*[0-9]', whose first tells right from wrong."
 )
-
-
-def check_samples(config: Any) -> None:
-    """Raise where several samples would all be the same."""
-    if config.samples > 1 and config.temperature == 0:
-        raise ValueError(
-            f"{config.command}: samples is {config.samples} at temperature 0, where all are the same; "
-            "give a temperature above 0."
-        )
-
-
-def check_task(config: Any) -> None:
-    """Raise where a data file has no reward."""
-    if config.data is not None and config.reward is None:
-        raise ValueError(f"{config.command}: data is given without reward, and a file has none of its own; give both.")
-    if getattr(config, "integer_answers", False) and config.data is None:
-        raise ValueError(f"{config.command}: integer_answers is given without data, whose answers it reads; give both.")

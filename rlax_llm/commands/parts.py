@@ -1,0 +1,367 @@
+"""Parts that several commands' settings have: the model, its task, sampling, the optimizer, batches, the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlax_llm.commands.descriptions import (
+    BASE_MODEL_HELP,
+    DATA_HELP,
+    INTEGERS_HELP,
+    REWARD_HELP,
+    TASK_HELP,
+    TRAINED_MODEL_HELP,
+)
+from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
+
+CHOSEN = "chosen for the model"
+_CONFIG_HELP = (
+    "YAML file of settings, keys as the flags with underscores; flags given with it win over it. It is code, as it "
+    "may name a reward and an optimizer, which are imported."
+)
+_OUT_HELP = "Directory of the run: config.yaml, metrics.jsonl, completions.jsonl, curves.png, summary.json, model/."
+_RESUME_HELP = (
+    "Go on with an interrupted run from its directory, with its settings; only --steps may change. The directory is "
+    "code: what its config.yaml names as reward and optimizer is imported."
+)
+_COLDEST = 1e-6  # below it, logits divided by a temperature leave float32
+_PROJECTIONS = "q,k,v,o,gate,up,down"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Part):
+    """A model that is only read."""
+
+    model: str = option("smollm2", TRAINED_MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Number format of the parameters and of the computation.")
+
+    @property
+    def stored_dtype(self) -> str:
+        """The number format of its parameters."""
+        return self.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModelSettings(ModelSettings):
+    """The model that is trained, or its adapters."""
+
+    model: str = option("char", BASE_MODEL_HELP, metavar="MODEL")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Number format of the computation, and of a base under adapters; what is trained is float32."
+    )
+    remat: bool = resolved("Recompute activations in the backward pass: a tenth of the memory.", "on except for 'char'")
+    lora_rank: int = option(0, "Train adapters of this rank instead of the weights; 0 trains the weights.", None, "INT")
+    lora_alpha: float = resolved("An adapter counts alpha / rank times.", "twice the rank")
+    lora_targets: str = option(_PROJECTIONS, "Projections that have an adapter, as q,v.", metavar="NAMES")
+
+    @property
+    def stored_dtype(self) -> str:
+        """The number format of its parameters: float32 where they are trained, else what is computed in.
+
+        >>> model = TrainedModelSettings(remat=True, lora_rank=8, lora_alpha=16.0, dtype="bfloat16")
+        >>> model.stored_dtype, TrainedModelSettings(remat=True, lora_alpha=0.0, dtype="bfloat16").stored_dtype
+        ('bfloat16', 'float32')
+        """
+        return self.dtype if self.lora_rank else "float32"
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 0, "lora_rank")
+        if self.lora_rank:
+            above_zero(self, "lora_alpha")
+            return
+        for name, unused in (("lora_alpha", 0.0), ("lora_targets", _PROJECTIONS)):
+            if getattr(self, name) != unused:
+                raise ValueError(f"{name} is given without lora_rank; give both.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings(Part):
+    """Data of one's own, and what is measured on."""
+
+    data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    eval_data: str | None = option(
+        None, "File of held-out rows, of the form of --data.", "rows of the data itself", "DATA"
+    )
+    eval_size: int | None = resolved(
+        "Held-out prompts per evaluation; 0 holds out none.", "chosen for the model, or all of eval_data"
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 0, "eval_size")
+        if self.eval_data is None:
+            if self.eval_size is None:
+                raise ValueError("eval_size is None, wanted a whole number, as there is no eval_data.")
+            return
+        if self.data is None:
+            raise ValueError("eval_data is given without data; give both.")
+        if self.eval_size == 0:
+            raise ValueError("eval_data is given and eval_size is 0; leave one out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(HeldOutSettings):
+    """Prompts and what tells their completions apart: rewards, a reward model or both."""
+
+    task: str = option("arithmetic", TASK_HELP, metavar="TASK")
+    data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = option(None, REWARD_HELP, "the task's own, none with a reward model", "REWARD")
+    integer_answers: bool = option(False, INTEGERS_HELP)
+    reward_model: str | None = option(
+        None,
+        "Reward model whose score is added: RUN_DIR/model of a reward run (or its model_adapter), or another sequence "
+        "classifier.",
+        "none",
+        "DIR",
+    )
+
+    def check(self) -> None:
+        """Check that data has a reward."""
+        super().check()
+        if self.data is not None and self.reward is None and self.reward_model is None:
+            raise ValueError("data is given without reward or reward_model, and a file has none of its own; give one.")
+        check_integer_answers(self.integer_answers, self.data)
+
+
+def check_integer_answers(integer_answers: bool, data: str | None) -> None:
+    """Raise where integers are wanted of answers that are not there."""
+    if integer_answers and data is None:
+        raise ValueError("integer_answers is given without data, whose answers it reads; give both.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings(Part):
+    """How long rows may be."""
+
+    max_prompt_tokens: int = resolved("Longest prompt, tokens.", CHOSEN)
+    max_new_tokens: int = resolved("Longest completion, tokens.", CHOSEN)
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 1, "max_prompt_tokens", "max_new_tokens")
+
+    @property
+    def row_tokens(self) -> int:
+        """The longest row."""
+        return self.max_prompt_tokens + self.max_new_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(LimitSettings):
+    """The rows of a step, where they come from a file."""
+
+    batch_size: int = resolved("Examples per step.", CHOSEN)
+    micro_batch_size: int | None = option(
+        None, "Examples per micro-batch: less memory, same gradient.", "the whole batch at once"
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        at_least(self, 1, "batch_size", "micro_batch_size")
+        divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
+        check_countable(self.widest_row, {"batch_size": self.batch_size})
+
+    @property
+    def widest_row(self) -> int:
+        """Tokens of the widest row."""
+        return self.row_tokens
+
+    @property
+    def micro_batches(self) -> int:
+        """Parts that a batch is taken in."""
+        return 1 if self.micro_batch_size is None else self.batch_size // self.micro_batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings(Part):
+    """What completions are drawn from, token by token."""
+
+    temperature: float = option(1.0, "Sampling temperature, above 0.")
+    top_k: int = option(0, "Sample among the k likeliest tokens; 0 is off.")
+    top_p: float = option(1.0, "Sample among the likeliest tokens that hold this probability; 1 is off.")
+    min_p: float = option(0.0, "Sample among tokens at least this times as likely as the likeliest; 0 is off.")
+    min_new_tokens: int = option(0, "Shortest completion, tokens: none stops before.")
+    logit_bias: str | None = option(
+        None, "Added to the logits of tokens, as 42=-2.5,7=-inf; -inf bans a token.", "no bias", "TOKEN_ID=BIAS,..."
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        at_least(self, 0, "top_k", "min_new_tokens", "temperature")
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature is {self.temperature}, wanted at least {_COLDEST}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, wanted a number above 0 and up to 1.")
+        within(self, 0, 1, "min_p")
+        bias_pairs(self.logit_bias)
+
+    @property
+    def bias(self) -> tuple[tuple[int, float], ...]:
+        """The pairs of token id and bias."""
+        return bias_pairs(self.logit_bias)
+
+
+def bias_pairs(text: str | None) -> tuple[tuple[int, float], ...]:
+    """The pairs of token id and bias that ``logit_bias`` names.
+
+    Raises:
+        ValueError: for text that is no list of ``TOKEN_ID=BIAS``.
+
+    >>> bias_pairs("42=-2.5,7=-inf"), bias_pairs(None)
+    (((42, -2.5), (7, -inf)), ())
+    """
+    pairs = []
+    for pair in [] if text is None else text.split(","):
+        token, _, bias = pair.partition("=")
+        try:
+            pairs.append((int(token), float(bias)))
+        except ValueError:
+            raise ValueError(
+                f"logit_bias holds {pair!r}, wanted TOKEN_ID=BIAS; give pairs with commas between them, as "
+                "42=-2.5,7=-inf."
+            ) from None
+    return tuple(pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(DrawSettings, LimitSettings):
+    """How completions are sampled to learn from."""
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        above_zero(self, "temperature")
+        check_shortest(self.min_new_tokens, self.max_new_tokens)
+
+
+def check_shortest(shortest: int, longest: int) -> None:
+    """Raise where the shortest completion is longer than the longest."""
+    if shortest > longest:
+        raise ValueError(f"min_new_tokens is {shortest}, wanted at most max_new_tokens, {longest}.")
+
+
+def check_samples(samples: int, temperature: float) -> None:
+    """Raise where several samples would all be the same."""
+    if samples > 1 and temperature == 0:
+        raise ValueError(f"samples is {samples} at temperature 0, where all are the same; give a temperature above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Part):
+    """How parameters move."""
+
+    optimizer: str = option(
+        "adamw",
+        "'adamw', or MODULE:FUNCTION or FILE.py:FUNCTION that returns an Optax transformation given a schedule.",
+        metavar="OPTIMIZER",
+    )
+    learning_rate: float = resolved("Peak learning rate.", CHOSEN)
+    schedule: Literal["constant", "cosine", "linear"] = option(
+        "linear", "Learning rate after the warm-up; cosine and linear end at 0."
+    )
+    warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
+    weight_decay: float = option(0.0, "Decoupled weight decay of adamw.")
+    max_grad_norm: float = option(1.0, "Largest global gradient norm; 'inf' is off.", infinite=True)
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 0, "warmup_steps", "weight_decay")
+        above_zero(self, "learning_rate", "max_grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSettings(Part):
+    """Where randomness and further settings come from."""
+
+    seed: int = option(0, "Everything random follows from it.")
+    config: str | None = option(None, _CONFIG_HELP, "no file", "FILE.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(SeedSettings):
+    """How long a run is, and what is measured and kept on the way."""
+
+    steps: int = resolved("Training steps.", CHOSEN)
+    eval_every: int = resolved("Steps between held-out evaluations; 0 is only first and last.", CHOSEN)
+    save_every: int = option(50, "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
+    out: str | None = option(None, _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
+    resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 1, "steps")
+        at_least(self, 0, "eval_every", "save_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartedRunSettings(RunSettings):
+    """A run that may begin with supervised steps."""
+
+    warm_start_steps: int = resolved(
+        "Supervised steps before, on the task's own answers.", "chosen for 'char', 0 for other models"
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        super().check()
+        at_least(self, 0, "warm_start_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings(Part):
+    """The completions of a step."""
+
+    batch_size: int = resolved("Prompts per step.", CHOSEN)
+    group_size: int = resolved("Completions per prompt.", CHOSEN)
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 1, "batch_size", "group_size")
+
+    @property
+    def rows(self) -> int:
+        """Completions of a step."""
+        return self.batch_size * self.group_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSettings(Part):
+    """How often a rollout is learned from, and in which shares."""
+
+    epochs: int = option(1, "Times that each completion is learned from.")
+    minibatches: int = option(1, "Optimizer steps in an epoch, each on a share of the prompts.")
+    micro_batch_size: int | None = option(
+        None, "Prompts per micro-batch: less memory, same gradient.", "a minibatch at once"
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 1, "epochs", "minibatches", "micro_batch_size")
+
+    def check_shares(self, batch_size: int) -> None:
+        """Raise unless the shares are whole.
+
+        Args:
+            batch_size: prompts per step.
+        """
+        divides("minibatches", self.minibatches, "batch_size", batch_size)
+        size, prompts = self.micro_batch_size, batch_size // self.minibatches
+        if size is not None and prompts % size:
+            raise ValueError(f"micro_batch_size is {size}, wanted a divisor of the {prompts} prompts of a minibatch.")
+
+    def micro_batches(self, batch_size: int) -> int:
+        """Parts that a minibatch is taken in.
+
+        Args:
+            batch_size: prompts per step.
+        """
+        return 1 if self.micro_batch_size is None else batch_size // self.minibatches // self.micro_batch_size
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of a step."""
+        return self.epochs * self.minibatches
