@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from common import interleaved, parser, ready, report, seconds
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Groups
 from rlax_llm.generation.engine import Request, generate, generate_at_once
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
@@ -150,7 +150,7 @@ def measure_step(config: DecoderConfig, args: argparse.Namespace, new: int) -> d
         even = (drawn.tokens % 2 == 0) & drawn.mask
         return even.sum(-1).reshape(args.groups, args.group_size).astype(jnp.float32)
 
-    learn = jax.jit(lambda state, drawn: update(state, drawn, scored(drawn)), donate_argnums=0)
+    learn = jax.jit(lambda state, drawn: update(state, Groups(drawn, scored(drawn))), donate_argnums=0)
     drawn = ready(generate(config, state.params, given, jax.random.key(1), request))
     began = time.perf_counter()
     learn = learn.lower(state, drawn).compile()

@@ -90,6 +90,7 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     import jax
     import optax
 
+    from rlax_llm.core.types import Groups
     from rlax_llm.generation.engine import Request, generate
     from rlax_llm.generation.prompts import pad_prompts
     from rlax_llm.generation.sampling import Categorical
@@ -119,7 +120,7 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
             [row[mask] for row, mask in zip(drawn.tokens, drawn.mask, strict=True)], skip_special_tokens=True
         )
         scores = np.asarray(reward(texts), np.float32).reshape(args.prompts, args.group_size)
-        state, metrics = update(state, drawn, scores)
+        state, metrics = update(state, Groups(drawn, scores))
         jax.device_get(metrics)
         return time.perf_counter() - began
 

@@ -96,6 +96,7 @@ def our_functions(args: argparse.Namespace, folder: Path) -> tuple[Any, Callable
     import jax
     import jax.numpy as jnp
 
+    from rlax_llm.core.types import ScoredCompletions
     from rlax_llm.generation.engine import Request, generate
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.models.huggingface import read_config, read_parameters, read_scalar_parameters
@@ -115,11 +116,12 @@ def our_functions(args: argparse.Namespace, folder: Path) -> tuple[Any, Callable
     init, step = our_loop(args, config)
     state = init({"policy": jax.tree.map(jnp.copy, policy), "value": value})
     example = rollout(policy, 0)
-    given = (example, score(reward, example), jax.random.key(0))
-    program = jax.jit(step, donate_argnums=0).lower(state, *given, ref_params=policy).compile()
+    batch = ScoredCompletions(example, score(reward, example))
+    lowered = jax.jit(step, donate_argnums=0).lower(state, batch, key=jax.random.key(0), reference=policy)
+    program = lowered.compile()
 
     def update(state: Any, completions: Any, scores: Any, index: int) -> Any:
-        return program(state, completions, scores, jax.random.key(index), ref_params=policy)
+        return program(state, ScoredCompletions(completions, scores), key=jax.random.key(index), reference=policy)
 
     return state, rollout, lambda completions: score(reward, completions), (update, program)
 

@@ -67,11 +67,11 @@ def rows_of(args: argparse.Namespace) -> Rows:
 
 
 class Ours(NamedTuple):
-    """A loop, the parameters it starts from, and what ``step`` reads: of a batch, made anew each time, and of all."""
+    """A loop, the parameters it starts from, and what ``step`` reads: a batch, made anew each time, and what stays."""
 
     loop: tuple[Callable, Callable]
     params: Any
-    batch: Callable[[], dict[str, Any]]
+    batch: Callable[[], Any]
     fixed: dict[str, Any]
 
 
@@ -94,21 +94,23 @@ def our_optimizer(args: argparse.Namespace) -> Any:
     return optax.chain(optax.clip_by_global_norm(NORM), optax.adamw(args.learning_rate, weight_decay=0.0))
 
 
-def our_pairs(args: argparse.Namespace, rows: Rows) -> dict[str, Any]:
+def our_pairs(args: argparse.Namespace, rows: Rows) -> Any:
+    from rlax_llm.core.types import PairedCompletions
     from rlax_llm.data.batches import pair_rows
     from rlax_llm.data.encoding import PairTokens
 
     pairs = [PairTokens(*row) for row in zip(*rows, strict=True)]
-    return {"completions": pair_rows(pairs, sides.PAD, (args.prompt_tokens, args.completion_tokens)).completions}
+    return PairedCompletions(pair_rows(pairs, sides.PAD, (args.prompt_tokens, args.completion_tokens)).completions)
 
 
-def our_labels(args: argparse.Namespace, rows: Rows) -> dict[str, Any]:
+def our_labels(args: argparse.Namespace, rows: Rows) -> Any:
+    from rlax_llm.core.types import LabeledCompletions
     from rlax_llm.data.batches import labeled_rows
     from rlax_llm.data.encoding import LabeledTokens
 
     labeled = [LabeledTokens(*row) for row in zip(rows.prompts, rows.chosen, rows.labels(), strict=True)]
     laid = labeled_rows(labeled, sides.PAD, (args.prompt_tokens, args.completion_tokens))
-    return {"completions": laid.completions, "desirable": laid.desirable}
+    return LabeledCompletions(laid.completions, laid.desirable)
 
 
 def our_dpo(args: argparse.Namespace, folder: Path, group_size: int, precomputed: bool) -> Ours:
@@ -125,10 +127,10 @@ def our_dpo(args: argparse.Namespace, folder: Path, group_size: int, precomputed
     loop = preference_loop(log_probs, dpo(BETA), our_optimizer(args))
     batch = partial(our_pairs, args, rows_of(args))
     if not precomputed:
-        return Ours(loop, params, batch, {"ref_params": params, "frozen": frozen})
+        return Ours(loop, params, batch, {"reference": params, "frozen": frozen})
     score = jax.jit(lambda model, rows: log_probs(model, rows)[0])
-    known = score(join_trees(params, frozen), batch()["completions"])
-    return Ours(loop, params, batch, {"ref_log_probs": known, "frozen": frozen})
+    known = score(join_trees(params, frozen), batch().completions)
+    return Ours(loop, params, lambda: batch()._replace(ref_log_probs=known), {"frozen": frozen})
 
 
 def our_kto(args: argparse.Namespace, folder: Path, group_size: int) -> Ours:
@@ -140,7 +142,7 @@ def our_kto(args: argparse.Namespace, folder: Path, group_size: int) -> Ours:
     config, params, frozen = our_weights(args, folder / "model", read_parameters)
     log_probs = group_log_probs(config, (group_size, args.prompt_tokens), remat=args.remat)
     loop = label_loop(log_probs, kto(BETA), our_optimizer(args))
-    return Ours(loop, params, partial(our_labels, args, rows_of(args)), {"ref_params": params, "frozen": frozen})
+    return Ours(loop, params, partial(our_labels, args, rows_of(args)), {"reference": params, "frozen": frozen})
 
 
 def our_reward(args: argparse.Namespace, folder: Path, group_size: int) -> Ours:
@@ -164,15 +166,15 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path, build: Callab
     made = build(args, folder, group_size)
     init, update = made.loop
     state = init(jax.tree.map(jnp.copy, made.params))  # a step writes over it; the reference stays
-    if "ref_params" not in made.fixed:
+    if "reference" not in made.fixed:
         made = made._replace(params=None)
-    program = jax.jit(update, donate_argnums=0).lower(state, **made.batch(), **made.fixed).compile()
+    program = jax.jit(update, donate_argnums=0).lower(state, made.batch(), **made.fixed).compile()
     losses: list[float] = []
 
     def step() -> float:
         nonlocal state
         start = time.perf_counter()
-        state, metrics = program(state, **made.batch(), **made.fixed)
+        state, metrics = program(state, made.batch(), **made.fixed)
         losses.append(float(jax.device_get(metrics)["loss"]))
         return time.perf_counter() - start
 

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Groups, Metrics, Params
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_loop
-from rlax_llm.loops.language import Collector, Groups, Prompts, fresh_sampling, language_loop
-from rlax_llm.loops.policy import Metrics, Params, supervised_loop
+from rlax_llm.loops.language import Collector, Prompts, fresh_sampling, language_loop
+from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs

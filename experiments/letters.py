@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params, ScoredCompletions
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.loops.policy import Metrics, Params, supervised_loop
+from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.loops.preference import reward_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
@@ -91,10 +91,10 @@ def true_reward(completions: Completions) -> jax.Array:
 
 
 def repeated(step: Callable, state: Any, key: jax.Array, steps: int, batch: Callable, **more: Any) -> Any:
-    """The state after ``steps`` steps on ``batch(key)``, the arguments of a step."""
+    """The state after ``steps`` steps on ``batch(key)``."""
 
     def one(state: Any, key: jax.Array) -> tuple[Any, None]:
-        return step(state, *batch(key), **more)[0], None
+        return step(state, batch(key), **more)[0], None
 
     return jax.lax.scan(one, state, jax.random.split(key, steps))[0]
 
@@ -103,12 +103,12 @@ def reference(language: Language, key: jax.Array) -> Params:
     """A decoder that has learned to write either letter of the prompt three times in ten, and any at all otherwise."""
     start, order = jax.random.split(key)
 
-    def demonstrations(key: jax.Array) -> tuple[Completions]:
+    def demonstrations(key: jax.Array) -> Completions:
         which, kind, letter = jax.random.split(key, 3)
         asked = some_prompts(language, which, 64)
         kind = jax.random.choice(kind, 3, (64, language.length), p=jnp.array([0.3, 0.3, 0.4]))
         letter = jax.random.randint(letter, kind.shape, 0, language.letters)
-        return (laid(asked, jnp.select([kind == 0, kind == 1], [asked[:, :1], asked[:, 1:]], letter)),)
+        return laid(asked, jnp.select([kind == 0, kind == 1], [asked[:, :1], asked[:, 1:]], letter))
 
     init, step = supervised_loop(language.log_probs(), optax.adam(3e-3))
     state = init(decoder.init_decoder(language.config, start))
@@ -136,11 +136,11 @@ def judged_pairs(language: Language, params: Params, key: jax.Array, count: int)
     return jax.tree.map(lambda x: x[order.ravel()], rows)
 
 
-def some_pairs(pairs: Completions, key: jax.Array, count: int) -> Completions:
+def some_pairs(pairs: Completions, key: jax.Array, count: int) -> PairedCompletions:
     """``count`` pairs of the data, with replacement."""
     chosen = jax.random.randint(key, (count,), 0, len(pairs.tokens) // 2)
     rows = (2 * chosen[:, None] + jnp.arange(2)).ravel()
-    return jax.tree.map(lambda x: x[rows], pairs)
+    return PairedCompletions(jax.tree.map(lambda x: x[rows], pairs))
 
 
 def reward_model(
@@ -151,7 +151,7 @@ def reward_model(
     rate = optax.linear_schedule(3e-3, 0.0, steps)
     init, step = reward_loop(language.scores(2), logistic, optax.adam(rate))
     state = init(init_scalar(start, head))
-    return repeated(step, state, order, steps, lambda key: (some_pairs(pairs, key, batch_size),)).params
+    return repeated(step, state, order, steps, lambda key: some_pairs(pairs, key, batch_size)).params
 
 
 def pair_accuracy(language: Language, model: Params, pairs: Completions) -> jax.Array:
@@ -188,7 +188,8 @@ def ppo_step(
     def step(state: Any, key: jax.Array) -> tuple[Any, Metrics]:
         which, draw, order = jax.random.split(key, 3)
         rows = drawn(language, state.params["policy"], some_prompts(language, which, settings.rows), draw)
-        return loop[1](state, rows, language.scores()(reward_model, rows), order, ref_params)
+        scored = ScoredCompletions(rows, language.scores()(reward_model, rows))
+        return loop[1](state, scored, key=order, reference=ref_params)
 
     return step
 

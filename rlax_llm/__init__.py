@@ -15,9 +15,12 @@ __getattr__, __dir__ = lazy_face(
     {
         "core": (
             "Completions",
+            "Groups",
+            "LabeledCompletions",
+            "PairedCompletions",
             "PolicyBatch",
             "Scored",
-            "Trajectory",
+            "ScoredCompletions",
             "categorical",
             "gaussian",
             "k1",

@@ -32,9 +32,12 @@ from rlax_llm.core.kl import k2 as k2
 from rlax_llm.core.kl import k3 as k3
 from rlax_llm.core.kl import kl_penalty as kl_penalty
 from rlax_llm.core.types import Completions as Completions
+from rlax_llm.core.types import Groups as Groups
+from rlax_llm.core.types import LabeledCompletions as LabeledCompletions
+from rlax_llm.core.types import PairedCompletions as PairedCompletions
 from rlax_llm.core.types import PolicyBatch as PolicyBatch
 from rlax_llm.core.types import Scored as Scored
-from rlax_llm.core.types import Trajectory as Trajectory
+from rlax_llm.core.types import ScoredCompletions as ScoredCompletions
 from rlax_llm.credit.batches import batch_std as batch_std
 from rlax_llm.credit.batches import whiten_advantages as whiten_advantages
 from rlax_llm.credit.groups import centered as centered

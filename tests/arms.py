@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Groups
 
 ARMS, P, G, T = 5, 4, 4, 3
 
@@ -41,13 +41,13 @@ def completions_of(tokens, log_probs, mask=None) -> Completions:
     return Completions(tokens, mask, mask, log_probs, jnp.zeros(tokens.shape[0], bool))
 
 
-def rollout(log_probs, params, key):
+def rollout(log_probs, params, key) -> Groups:
     """Draw tokens from the policy itself, and score the share of the last arm in a completion."""
     everything = completions_of(jnp.arange(ARMS)[None], jnp.zeros((1, ARMS)))
     logits = log_probs(params, everything)[0][0]
     tokens = jax.random.categorical(key, logits, shape=(P * G, T)).astype(jnp.int32)
     completions = completions_of(tokens, logits[tokens])
-    return completions, (tokens == ARMS - 1).mean(-1).reshape(P, G)
+    return Groups(completions, (tokens == ARMS - 1).mean(-1).reshape(P, G))
 
 
 def fixed(seed: int = 0, drift: float = 0.2):

@@ -77,12 +77,12 @@ def mean_entropy(params, mask) -> float:
     return (np.asarray(mask) * entropy).sum() / np.asarray(mask).sum()
 
 
-def one_step(loop, params, *data, **more):
+def one_step(loop, params, batch, **more):
     """Gradient (of an SGD step of rate 1) and metrics."""
     init, step = loop
-    params, data, more = jax.tree.map(jnp.asarray, (params, data, more))
+    params, batch, more = jax.tree.map(jnp.asarray, (params, batch, more))
     # Each is run once or twice: what is spent on a fast program is never won back.
-    state, metrics = jax.jit(step, compiler_options=QUICKLY)(init(params), *data, **more)
+    state, metrics = jax.jit(step, compiler_options=QUICKLY)(init(params), batch, **more)
     assert state.step == 1
     return jax.tree.map(lambda x, y: np.asarray(x - y), params, state.params), metrics
 
@@ -99,7 +99,7 @@ def assert_gradient(gradient, function) -> None:
     assert np.abs(expected).max() > 1e-3
 
 
-def refused(match: str, loop, *data, **more) -> None:
+def refused(match: str, loop, batch, **more) -> None:
     init, step = loop
     with pytest.raises(ValueError, match=match):
-        step(init(PARAMS), *data, **more)
+        step(init(PARAMS), batch, **more)

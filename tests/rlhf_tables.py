@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, ScoredCompletions
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.recipes import control as control_recipes
 
@@ -74,8 +74,10 @@ def scores_of(seed: int = 2):
 def stepped(shaping, learning, completions, scores, *, optimizers=SGD, objective=PPO, params=None, **given):
     """One step on the tables, with the reference that is given, or as log-probabilities of ``REFERENCE``."""
     init, step = rlhf_loop(table, table_values, objective, optimizers, shaping, learning)
-    given = given or {"ref_params": {"logits": jnp.asarray(REFERENCE)}}
-    return jax.jit(step)(init(params or parameters()), completions, scores, KEY, **given)
+    known = given.pop("ref_log_probs", None)
+    if known is None and not given:
+        given = {"reference": {"logits": jnp.asarray(REFERENCE)}}
+    return jax.jit(step)(init(params or parameters()), ScoredCompletions(completions, scores, known), key=KEY, **given)
 
 
 def assert_same(found, expected, tolerance=1e-10):

@@ -15,6 +15,7 @@ import pytest
 from scipy.special import log_softmax
 
 from rlax_llm.core.kl import k1, k3
+from rlax_llm.core.types import Groups
 from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.sampling import Categorical, greedy
@@ -231,7 +232,7 @@ def test_trpo_moves_on_the_kept_sets(drawn, models):
     search = backtracking_search(improves_within(0.01))
     init, step = group_trpo_loop(logits, per_group(z_score), token_mean, natural_direction(0.01), search)
     scores = jax.random.normal(jax.random.key(0), (1, rows))
-    state, metrics = jax.jit(step)(init(models[OLD]), completions, scores)
+    state, metrics = jax.jit(step)(init(models[OLD]), Groups(completions, scores))
     before, after = (np.asarray(jax.nn.log_softmax(x)) for x in (old, dense(state.params, completions)))
     possible = np.isfinite(before)
     assert not possible.all()

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.common import COLORS, arguments, band, interval, label, new_figure, said, table, write
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, PairedCompletions
 from rlax_llm.data.arithmetic import ALPHABET, Problems, digit_rows
 from rlax_llm.data.batches import PairRows, pair_rows
 from rlax_llm.data.encoding import encode_pairs
@@ -95,9 +95,10 @@ def training(settings: Settings, name: str, batch: PairRows, vocabulary: int) ->
         start = imitate[0](decoder.init_decoder(config, key))
         model = jax.lax.scan(imitation, start, None, settings.imitation_steps)[0].params
         reference = log_probs(model, completions)[0]
+        pairs = PairedCompletions(completions, ref_log_probs=reference)
 
         def one(state: Any, _: None) -> tuple[Any, None]:
-            return prefer[1](state, completions, ref_log_probs=reference)[0], None
+            return prefer[1](state, pairs)[0], None
 
         def several(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
             found = measurements(log_probs(state.params, completions)[0], reference, completions)

@@ -31,11 +31,12 @@ from experiments.common import (
     write,
 )
 from rlax_llm.core.trees import dot
+from rlax_llm.core.types import Groups
 from rlax_llm.credit.groups import centered, per_group, z_score
 from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop
-from rlax_llm.loops.language import Groups, fresh_sampling
+from rlax_llm.loops.language import fresh_sampling
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.policy.trust_regions import clip, unclipped
 from rlax_llm.policy.weightings import fixed_length, sequence_mean, token_mean
@@ -71,7 +72,7 @@ def gradient(settings: Settings, params: Any, groups: Groups, weighting: Any) ->
     """What a step of plain descent would add to the parameters, at a rate of 1, by the tokens behind the answer."""
     log_probs = group_log_probs(settings.language.config, (settings.group_size, PROMPT))
     init, step = group_loop(log_probs, GRPO._replace(weighting=behind_the_answer(weighting)), optax.sgd(1.0))
-    moved = step(init(params), *groups)[0].params
+    moved = step(init(params), groups)[0].params
     return jax.tree.map(jnp.subtract, moved, params)
 
 

@@ -12,7 +12,7 @@ import optax
 from experiments.kl_estimators.estimators import ESTIMATES, IN_SCORE
 from experiments.letters import Exact, Language, drawn, exact, repeated, some_prompts, true_reward
 from rlax_llm import group_loop
-from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.core.types import Groups, PolicyBatch, Scored
 from rlax_llm.credit.groups import kl_in_score, leave_one_out, per_group
 from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
@@ -66,10 +66,11 @@ def trained(
     def step(state: Any, key: jax.Array, base: Params) -> tuple[Any, Any]:
         which, draw = jax.random.split(key)
         rows = drawn(language, state.params, some_prompts(language, which, training.prompts), draw, training.group_size)
-        return update(state, rows, true_reward(rows).reshape(-1, training.group_size), base)
+        groups = Groups(rows, true_reward(rows).reshape(-1, training.group_size))
+        return update(state, groups, reference=base)
 
     def run(key: jax.Array, base: Params) -> tuple[Params, Exact]:
-        params = repeated(step, init(base), key, training.steps, lambda key: (key,), base=base).params
+        params = repeated(step, init(base), key, training.steps, lambda key: key, base=base).params
         return params, exact(language, params, base)
 
     return run

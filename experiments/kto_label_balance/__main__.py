@@ -29,7 +29,7 @@ from experiments.common import (
     write,
 )
 from experiments.letters import Language, drawn, exact, reference, repeated, some_prompts, true_reward
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, LabeledCompletions
 from rlax_llm.loops.labels import label_loop
 from rlax_llm.preference.unpaired import kto, mismatched_rows
 
@@ -73,14 +73,14 @@ def judged(language: Language, params: Any, key: jax.Array, wanted: jax.Array) -
     return jax.tree.map(lambda x: x[chosen], pool)
 
 
-def some_labels(rows: Completions, desirable: jax.Array, key: jax.Array, count: int) -> tuple[Completions, jax.Array]:
+def some_labels(rows: Completions, desirable: jax.Array, key: jax.Array, count: int) -> LabeledCompletions:
     """``count`` rows, each followed by its prompt with the next row's completion, and the labels."""
     chosen = jax.random.randint(key, (count,), 0, len(desirable))
     own = jax.tree.map(lambda x: x[chosen], rows)
     other = own.tokens[mismatched_rows(count)]
     mixed = own._replace(tokens=jnp.where(own.mask, other, own.tokens))
     both = jax.tree.map(lambda x, y: jnp.stack([x, y], 1).reshape(-1, *x.shape[1:]), own, mixed)
-    return both, desirable[chosen]
+    return LabeledCompletions(both, desirable[chosen])
 
 
 def training(settings: Settings) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
@@ -99,10 +99,10 @@ def training(settings: Settings) -> Callable[[jax.Array], tuple[jax.Array, jax.A
                 language.log_probs(), kto(settings.beta), optax.adam(rate), 1, weights[0], weights[1]
             )
 
-            def batch(key: jax.Array) -> tuple[Completions, jax.Array]:
+            def batch(key: jax.Array) -> LabeledCompletions:
                 return some_labels(rows, wanted, key, settings.batch_size)
 
-            state = repeated(step, init(base), order, steps, batch, ref_params=base)
+            state = repeated(step, init(base), order, steps, batch, reference=base)
             return jnp.stack(exact(language, state.params, base))
 
         shares = jnp.array([good / (good + bad) for good, bad in settings.odds])

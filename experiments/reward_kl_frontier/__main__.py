@@ -30,6 +30,7 @@ from experiments.letters import (
     reward_model,
     some_pairs,
 )
+from rlax_llm.core.types import PairedCompletions
 from rlax_llm.loops.preference import preference_loop
 from rlax_llm.recipes.preference import dpo
 
@@ -93,12 +94,12 @@ def frontier(settings: Settings) -> Callable[[jax.Array], dict[str, Exact]]:
             rate = optax.linear_schedule(settings.learning_rate, 0.0, settings.dpo_steps)
             loop = preference_loop(language.log_probs(2), dpo(beta), optax.adam(rate))
 
-            def batch(key: jax.Array) -> tuple[Any]:
-                return (some_pairs(pairs, key, BATCH),)
+            def batch(key: jax.Array) -> PairedCompletions:
+                return some_pairs(pairs, key, BATCH)
 
             def several(state: Any, key: jax.Array) -> tuple[Any, Exact]:
                 steps = settings.dpo_steps // settings.measured
-                state = repeated(loop[1], state, key, steps, batch, ref_params=base)
+                state = repeated(loop[1], state, key, steps, batch, reference=base)
                 return state, exact(language, state.params, base)
 
             return jax.lax.scan(several, loop[0](base), jax.random.split(order, settings.measured))[1]

@@ -42,6 +42,16 @@ __getattr__, __dir__ = lazy_face(
         "masked": ("divide_by_std", "masked_deviation", "masked_mean", "masked_variance", "unit_variance", "whiten"),
         "recurrence": ("reverse_affine_scan",),
         "shuffling": ("permutation",),
-        "types": ("Completions", "PolicyBatch", "Scored", "Trajectory"),
+        "types": (
+            "Completions",
+            "CreditedCompletions",
+            "Groups",
+            "LabeledCompletions",
+            "PairedCompletions",
+            "PolicyBatch",
+            "Scored",
+            "ScoredCompletions",
+            "Trajectory",
+        ),
     },
 )

@@ -60,6 +60,11 @@ from rlax_llm.core.masked import whiten as whiten
 from rlax_llm.core.recurrence import reverse_affine_scan as reverse_affine_scan
 from rlax_llm.core.shuffling import permutation as permutation
 from rlax_llm.core.types import Completions as Completions
+from rlax_llm.core.types import CreditedCompletions as CreditedCompletions
+from rlax_llm.core.types import Groups as Groups
+from rlax_llm.core.types import LabeledCompletions as LabeledCompletions
+from rlax_llm.core.types import PairedCompletions as PairedCompletions
 from rlax_llm.core.types import PolicyBatch as PolicyBatch
 from rlax_llm.core.types import Scored as Scored
+from rlax_llm.core.types import ScoredCompletions as ScoredCompletions
 from rlax_llm.core.types import Trajectory as Trajectory

@@ -60,6 +60,26 @@ def _one_more(name: str, own: tuple[int, ...], steps: tuple[int, ...]) -> str:
     return ": of the values v of T + 1 states, values=v[:-1] and next_values=v[1:]"
 
 
+def record(where: str, name: str, value: Any, kind: type) -> None:
+    """Raise unless a value is the record that is wanted.
+
+    Raises:
+        ValueError: naming the argument, what it is, and the record's fields.
+
+    >>> from rlax_llm.core.types import Groups
+    >>> record("group_loop", "batch", [1.0], Groups)
+    Traceback (most recent call last):
+    ValueError: group_loop: batch is a list, wanted a Groups; give Groups(completions, scores).
+    """
+    if isinstance(value, kind):
+        return
+    defaults = getattr(kind, "_field_defaults", {})
+    fields = ", ".join(field for field in getattr(kind, "_fields", ()) if field not in defaults)
+    raise ValueError(
+        f"{where}: {name} is a {type(value).__name__}, wanted a {kind.__name__}; give {kind.__name__}({fields})."
+    )
+
+
 def rank(where: str, name: str, array: Any, wanted: int, layout: str) -> None:
     """Raise unless ``array`` has ``wanted`` axes, laid out as ``layout`` says.
 
@@ -98,7 +118,7 @@ def not_negative(where: str, **scalars: Any) -> None:
 
     >>> not_negative("add_damping", damping=-0.1)
     Traceback (most recent call last):
-    ValueError: damped: damping is -0.1, wanted a number of at least 0.
+    ValueError: add_damping: damping is -0.1, wanted a number of at least 0.
     """
     for name, value in scalars.items():
         if isinstance(value, (int, float)) and not value >= 0:

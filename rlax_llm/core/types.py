@@ -7,9 +7,14 @@ prompt, a padding or a tool token, and the end-of-sequence token that it chose i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+
+Params = Any
+"""What a model computes with, any pytree of arrays: what is trained, or what is frozen."""
+Metrics = dict[str, jax.Array]
+"""Scalars by name, as a step reports them."""
 
 
 class Completions(NamedTuple):
@@ -33,6 +38,80 @@ class Completions(NamedTuple):
     log_probs: jax.Array
     truncated: jax.Array
     kept: jax.Array | None = None
+
+
+class CreditedCompletions(NamedTuple):
+    """Completions with the advantages of their tokens: a batch of ``policy_loop``.
+
+    Attributes:
+        completions: of B rows.
+        advantages: ``[B, T]``.
+        ref_log_probs: ``[B, T]``, nats, the frozen reference's; None where nothing reads them, or where the step gets
+            the reference's parameters.
+        factors: ``[B, T]``, multiply the loss's weights, such as a correction for the sampler; None for factors of 1.
+    """
+
+    completions: Completions
+    advantages: jax.Array
+    ref_log_probs: jax.Array | None = None
+    factors: jax.Array | None = None
+
+
+class Groups(NamedTuple):
+    """Completions with their scores, in groups: a batch of ``group_loop`` and ``group_trpo_loop``.
+
+    Attributes:
+        completions: of ``P · G`` rows.
+        scores: ``[P, G]``, or ``[K, P, G]`` of K rewards; NaN marks a completion without a score.
+    """
+
+    completions: Completions
+    scores: jax.Array
+
+
+class ScoredCompletions(NamedTuple):
+    """Completions with a score each: a batch of ``rlhf_loop``.
+
+    Attributes:
+        completions: of B rows.
+        scores: ``[B]``; NaN marks a completion without a score.
+        ref_log_probs: ``[B, T]``, nats, the frozen reference's; None where the step gets its parameters.
+    """
+
+    completions: Completions
+    scores: jax.Array
+    ref_log_probs: jax.Array | None = None
+
+
+class PairedCompletions(NamedTuple):
+    """Pairs of completions: a batch of ``preference_loop`` and ``reward_loop``.
+
+    Attributes:
+        completions: of 2B rows; row 2b is chosen, row 2b + 1 rejected, of one prompt.
+        margins: ``[B]``, what is demanded of each pair, in the rewards' units; None for no margin.
+        ref_log_probs: ``[2B, T]``, nats, the frozen reference's; None where nothing reads them, or where the step gets
+            the reference's parameters.
+    """
+
+    completions: Completions
+    margins: jax.Array | None = None
+    ref_log_probs: jax.Array | None = None
+
+
+class LabeledCompletions(NamedTuple):
+    """Completions that are desirable or not: a batch of ``label_loop``.
+
+    Attributes:
+        completions: of 2B rows; row 2b is prompt b's own, row 2b + 1 has another prompt's completion. B own rows where
+            nothing reads the others.
+        desirable: ``[B]`` bool.
+        ref_log_probs: of all rows, ``[2B, T]`` or ``[B, T]``, nats, the frozen reference's; None where the step gets
+            its parameters.
+    """
+
+    completions: Completions
+    desirable: jax.Array
+    ref_log_probs: jax.Array | None = None
 
 
 class Scored(NamedTuple):

@@ -16,7 +16,6 @@ __getattr__, __dir__ = lazy_face(
             "zero_reference",
         ),
         "language": (
-            "Groups",
             "Prompts",
             "dynamic_sampling",
             "fresh_sampling",

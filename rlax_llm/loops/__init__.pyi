@@ -32,7 +32,6 @@ from rlax_llm.loops.labels import label_loop as label_loop
 from rlax_llm.loops.labels import reference_point_of_mismatched as reference_point_of_mismatched
 from rlax_llm.loops.labels import running_mean_reward as running_mean_reward
 from rlax_llm.loops.labels import zero_reference as zero_reference
-from rlax_llm.loops.language import Groups as Groups
 from rlax_llm.loops.language import Prompts as Prompts
 from rlax_llm.loops.language import dynamic_sampling as dynamic_sampling
 from rlax_llm.loops.language import fresh_sampling as fresh_sampling

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.recurrence import reverse_affine_scan
 from rlax_llm.core.trees import check_trainable
-from rlax_llm.core.types import Trajectory
+from rlax_llm.core.types import Metrics, Trajectory
 from rlax_llm.credit.values import explained_variance
 from rlax_llm.envs.environment import Environment
 from rlax_llm.loops.collect import Runner, Steps, rollout, start_runner
 from rlax_llm.loops.scaling import Scaling, no_scaling
-from rlax_llm.loops.updates import Metrics, Rollout, Update
+from rlax_llm.loops.updates import Rollout, Update
 from rlax_llm.models.actor_critic import ActorCritic, Params
 
 

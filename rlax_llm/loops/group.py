@@ -18,11 +18,11 @@ from rlax_llm.core.distributions import categorical
 from rlax_llm.core.kl import KlControl, fixed_coef
 from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
-from rlax_llm.core.types import Completions, Scored
+from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Metrics, Params, Scored
 from rlax_llm.credit.groups import Advantage
 from rlax_llm.credit.shaping import informative
 from rlax_llm.loops.minibatches import minibatch_rows
-from rlax_llm.loops.policy import LogProbs, Metrics, Params, TrainState, fixed_log_probs, policy_loop
+from rlax_llm.loops.policy import LogProbs, Loop, TrainState, fixed_log_probs, initial_state, policy_update
 from rlax_llm.natural.fisher import DirectionRule, linearize_by_reverse
 from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
 from rlax_llm.policy.corrections import Correction, sampler_metrics
@@ -87,12 +87,14 @@ class GroupState(NamedTuple):
 
 
 ONCE = GroupLearning()
-GroupLoop = tuple[Callable[[Params], GroupState], Callable[..., tuple[GroupState, Metrics]]]
+GroupLoop = Loop[GroupState, Groups]
 
 
-def _check(completions: Completions, scores: jax.Array, learning: GroupLearning, key: jax.Array | None) -> None:
-    rows, parts = completions.tokens.shape[0], learning.minibatches * learning.micro_batches
-    shape = checks.shape("group_loop", "scores", scores)
+def _check(batch: Groups, learning: GroupLearning, key: jax.Array | None) -> None:
+    checks.record("group_loop", "batch", batch, Groups)
+    rows = batch.completions.tokens.shape[0]
+    parts = learning.minibatches * learning.micro_batches
+    shape = checks.shape("group_loop", "scores", batch.scores)
     if len(shape) not in (2, 3) or shape[-2] * shape[-1] != rows:
         raise ValueError(
             f"group_loop: scores has shape {shape}, wanted [P, G] (or [K, P, G] for K rewards) with P · G = "
@@ -160,10 +162,10 @@ def _fixed(log_probs: LogProbs, learning: GroupLearning, completions: Completion
     return fixed_log_probs(log_probs, params, completions, learning.minibatches * learning.micro_batches)
 
 
-def _reference_is_there(objective: Objective, ref_params: Params | None) -> None:
-    if objective.kl is not None and ref_params is None:
+def _reference_is_there(objective: Objective, reference: Params | None) -> None:
+    if objective.kl is not None and reference is None:
         raise checks.NoReference(
-            "group_loop: objective.kl needs a reference, got ref_params None; give step ref_params=, the frozen "
+            "group_loop: objective.kl needs a reference, got reference None; give step reference=, the frozen "
             "reference's parameters (the policy's at its start), or an objective with kl=None."
         )
 
@@ -176,8 +178,8 @@ def _credited(
         return group_advantages(advantage, completions, scores, ref_log_probs)
     except checks.NoReference:
         raise checks.NoReference(
-            "group_loop: objective.advantage takes a KL off the score and needs a reference, got ref_params None; give "
-            "step ref_params=, the frozen reference's parameters (the policy's at its start), or a kl_coef of 0."
+            "group_loop: objective.advantage takes a KL off the score and needs a reference, got reference None; give "
+            "step reference=, the frozen reference's parameters (the policy's at its start), or a kl_coef of 0."
         ) from None
 
 
@@ -201,7 +203,7 @@ def group_loop(
     optimizer: optax.GradientTransformation,
     learning: GroupLearning = ONCE,
 ) -> GroupLoop:
-    """``init(params)`` and ``step(state, completions, scores, ref_params=None, frozen=None, key=None)`` for groups.
+    """``init(params)`` and ``step(state, groups, *, key, reference, frozen)`` for completions in groups.
 
     ``scores [P, G]`` belong to the ``P · G`` rows of ``completions``; NaN marks a completion without a score: its
     advantage is 0, and only a KL term still moves it. The old log-probabilities are the sampler's, so the first
@@ -215,11 +217,10 @@ def group_loop(
         learning: epochs, minibatches and what else there is to choose.
 
     Returns:
-        The pair; ``ref_params`` are like ``params``, and joined with the same ``frozen``; ``key`` orders minibatches.
-        Metrics are means over the optimizer steps of ``policy_loop``'s, and ``frac_reward_zero_std`` (see
-        ``uninformative_share``); with a correction ``sampler/…`` of ``sampler_metrics``, and where the entropy bonus
-        is controlled ``entropy_coef``. A minibatch without a token to learn from is no step: it changes nothing and
-        counts in no mean.
+        The pair; a batch is ``Groups``, and ``key`` orders its minibatches. Metrics are means over the optimizer steps
+        of ``policy_loop``'s, and ``frac_reward_zero_std`` (see ``uninformative_share``); with a correction
+        ``sampler/…`` of ``sampler_metrics``, and where the entropy bonus is controlled ``entropy_coef``. A minibatch
+        without a token to learn from is no step: it changes nothing and counts in no mean.
 
     Raises:
         ValueError: for settings out of range; at trace time, for scores that do not fit the rows, minibatches that do
@@ -228,36 +229,50 @@ def group_loop(
     counts = ("epochs", "minibatches", "micro_batches")
     checks.at_least_one("group_loop", **{name: getattr(learning, name) for name in counts})
     checks.not_negative("group_loop", entropy_coef=learning.entropy_coef)
-    start, policy_step = policy_loop(log_probs, objective, optimizer, learning.micro_batches)
+    update = policy_update(log_probs, objective, optimizer, learning.micro_batches)
 
     def init(params: Params) -> GroupState:
-        return GroupState(*start(params), jnp.asarray(learning.entropy_coef, float))
+        start = initial_state(optimizer, params)
+        return GroupState(
+            params=start.params,
+            opt_state=start.opt_state,
+            step=start.step,
+            entropy_coef=jnp.asarray(learning.entropy_coef, float),
+        )
 
     def step(
         state: GroupState,
-        completions: Completions,
-        scores: jax.Array,
-        ref_params: Params | None = None,
-        frozen: Params | None = None,
+        batch: Groups,
+        *,
         key: jax.Array | None = None,
+        reference: Params | None = None,
+        frozen: Params | None = None,
     ) -> tuple[GroupState, Metrics]:
-        _check(completions, scores, learning, key)
-        _reference_is_there(objective, ref_params)
-        reference = None if ref_params is None else join_trees(ref_params, frozen)
-        ref_log_probs = _fixed(log_probs, learning, completions, reference)
+        _check(batch, learning, key)
+        _reference_is_there(objective, reference)
+        completions, scores = batch.completions, batch.scores
+        whole = None if reference is None else join_trees(reference, frozen)
+        ref_log_probs = _fixed(log_probs, learning, completions, whole)
         advantages = _credited(objective.advantage, completions, scores, ref_log_probs)
         taught, factors, described = _corrected(log_probs, learning, completions, join_trees(state.params, frozen))
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
 
-        def learn(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
-            return policy_step(now, *batch[:3], frozen, batch[3], state.entropy_coef)
+        def learn(now: TrainState, rows: CreditedCompletions) -> tuple[TrainState, Metrics]:
+            return update(now, rows, frozen, state.entropy_coef)
 
-        batch = (taught, advantages, ref_log_probs, factors)
-        now, metrics = _epochs(_taught(learn), TrainState(*state[:3]), batch, learning, scores.shape[-1], key)
+        start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
+        rows = CreditedCompletions(taught, advantages, ref_log_probs, factors)
+        now, metrics = _epochs(_taught(learn), start, rows, learning, scores.shape[-1], key)
         metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)}
-        metrics |= {"entropy_coef": state.entropy_coef} if learning.entropy_control is not fixed_coef else {}
+        if learning.entropy_control is not fixed_coef:
+            metrics |= {"entropy_coef": state.entropy_coef}
         coef = learning.entropy_control(state.entropy_coef, metrics["entropy"])
-        return GroupState(*now, jnp.where(taught.mask.any(), coef, state.entropy_coef)), metrics
+        return GroupState(
+            params=now.params,
+            opt_state=now.opt_state,
+            step=now.step,
+            entropy_coef=jnp.where(taught.mask.any(), coef, state.entropy_coef),
+        ), metrics
 
     return init, step
 
@@ -265,26 +280,32 @@ def group_loop(
 def _taught(learn: Callable) -> Callable:
     """``learn`` where the batch has a token to learn from; else nothing, and metrics that are NaN."""
 
-    def nothing(now: TrainState, batch: tuple) -> tuple[TrainState, Metrics]:
+    def nothing(now: TrainState, batch: CreditedCompletions) -> tuple[TrainState, Metrics]:
         metrics = jax.eval_shape(learn, now, batch)[1]
         return now, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
 
-    return lambda now, batch: jax.lax.cond(batch[0].mask.any(), learn, nothing, now, batch)
+    return lambda now, batch: jax.lax.cond(batch.completions.mask.any(), learn, nothing, now, batch)
 
 
 def _epochs(
-    minibatch: Callable, now: TrainState, batch: Any, learning: GroupLearning, group_size: int, key: jax.Array | None
+    minibatch: Callable,
+    now: TrainState,
+    batch: CreditedCompletions,
+    learning: GroupLearning,
+    group_size: int,
+    key: jax.Array | None,
 ) -> tuple[TrainState, Metrics]:
     """The state after all epochs, and means of the metrics."""
     if learning.epochs * learning.minibatches == 1:  # nothing to gather
         return minibatch(now, batch)
-    rows, key = jax.tree.leaves(batch)[0].shape[0], jax.random.key(0) if key is None else key
+    rows = batch.advantages.shape[0]
+    key = jax.random.key(0) if key is None else key
     orders = minibatch_rows(rows, key, learning.epochs, learning.minibatches, group_size)
 
     def one(now: TrainState, order: jax.Array) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
         picked = jax.tree.map(lambda x: x[order], batch)
         now, metrics = minibatch(now, picked)
-        return now, (metrics, picked[0].mask.any())
+        return now, (metrics, picked.completions.mask.any())
 
     now, (steps, counted) = jax.lax.scan(one, now, orders)
     return now, jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
@@ -315,7 +336,8 @@ def group_trpo_loop(
         teaching: ``(mask, truncated) → mask``, the tokens that teach.
 
     Returns:
-        The pair. Metrics are those of ``trpo_step``, ``entropy`` before it (nats a token) and
+        The pair; a batch is ``Groups``, and neither ``key`` nor ``reference`` is read. Metrics are those of
+        ``trpo_step``, ``entropy`` before it (nats per token) and
         ``frac_reward_zero_std``.
     """
 
@@ -325,14 +347,15 @@ def group_trpo_loop(
 
     def step(
         state: GroupState,
-        completions: Completions,
-        scores: jax.Array,
-        ref_params: Params | None = None,
-        frozen: Params | None = None,
+        batch: Groups,
+        *,
         key: jax.Array | None = None,
+        reference: Params | None = None,
+        frozen: Params | None = None,
     ) -> tuple[GroupState, Metrics]:
-        del ref_params, key
-        _check(completions, scores, ONCE, None)
+        del key, reference
+        _check(batch, ONCE, None)
+        completions, scores = batch.completions, batch.scores
         advantages = group_advantages(advantage, completions, scores)
         mask = teaching(completions.mask, completions.truncated)
 

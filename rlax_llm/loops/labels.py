@@ -19,18 +19,18 @@ import optax
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, LabeledCompletions, Metrics, Params
 from rlax_llm.loops.policy import (
     LogProbs,
-    Metrics,
-    Params,
+    Loop,
     TrainState,
     descend,
     fixed_log_probs,
     initial_state,
+    reference_log_probs,
     summed_gradient,
 )
-from rlax_llm.loops.preference import reads_reference, reference_log_probs
+from rlax_llm.loops.preference import reads_reference
 from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference.implicit_rewards import Responses, Reward, log_prob, log_ratio
 from rlax_llm.preference.pairs import per_response
@@ -76,7 +76,7 @@ class LabelState(NamedTuple):
     memory: Any = ()
 
 
-LabelLoop = tuple[Callable[[Params], LabelState], Callable[..., tuple[LabelState, Metrics]]]
+LabelLoop = Loop[LabelState, LabeledCompletions]
 
 
 def reference_point_of_mismatched(reward: Reward, mismatched: Callable[[], Responses]) -> tuple[jax.Array, Metrics]:
@@ -134,9 +134,12 @@ def _with_memory(reference: ReferencePoint | CarriedReference) -> CarriedReferen
     return CarriedReference(tuple, step)
 
 
-def _check_labels(completions: Completions, desirable: jax.Array, micro_batches: int) -> int:
-    """Rows to a label, 1 or 2."""
-    rows, labels = completions.tokens.shape[0], desirable.size
+def _check_labels(batch: LabeledCompletions, micro_batches: int) -> int:
+    """Rows per label, 1 or 2."""
+    checks.record("label_loop", "batch", batch, LabeledCompletions)
+    desirable = batch.desirable
+    rows = batch.completions.tokens.shape[0]
+    labels = desirable.size
     if desirable.ndim != 1 or rows not in (labels, 2 * labels):
         raise ValueError(
             f"label_loop: desirable has shape {desirable.shape} for {rows} rows, wanted [B] for 2B rows (for B rows "
@@ -205,9 +208,9 @@ def label_loop(
     micro_batches: int = 1,
     desirable_weight: float | jax.Array = 1.0,
     undesirable_weight: float | jax.Array = 1.0,
-    reference: ReferencePoint | CarriedReference = reference_point_of_mismatched,
+    reference_point: ReferencePoint | CarriedReference = reference_point_of_mismatched,
 ) -> LabelLoop:
-    """``init(params)`` and ``step(state, completions, desirable, ref_log_probs, ref_params, frozen)``.
+    """``init(params)`` and ``step(state, labels, *, key, reference, frozen)``: a policy from labels.
 
     A first pass without a gradient takes the reference point over the mismatched rows of the *whole* batch; the
     gradient is then that of the prompts' own completions, whatever the micro-batches. Limiting case: for a reference
@@ -221,17 +224,17 @@ def label_loop(
         micro_batches: parts that the labels are taken in.
         desirable_weight: λ_D ≥ 0.
         undesirable_weight: λ_U ≥ 0.
-        reference: ``reference_point_of_mismatched``, ``zero_reference`` (each ``(reward, mismatched) → (z0, metrics)``)
-            or ``running_mean_reward``, which the state carries from step to step: BCO's, with the recipe ``bco``.
+        reference_point: ``reference_point_of_mismatched``, ``zero_reference`` (each ``(reward, mismatched) → (z0,
+            metrics)``) or ``running_mean_reward``, which the state carries from step to step: BCO's, with the recipe
+            ``bco``.
 
     Returns:
-        The pair. ``step`` takes ``desirable [B]`` bool, and ``completions`` of 2B rows: row 2b is prompt b's own, row
-        2b + 1 the mismatched one (``unpaired.mismatched_rows``); the B own ones do where ``reference`` reads no other.
-        The reference policy comes as ``ref_log_probs`` of all rows or as ``ref_params``, joined with the same
-        ``frozen``; each of the three may be None. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
+        The pair; a batch is ``LabeledCompletions``, and ``key`` is not read. Its mismatched rows may be left out where
+        ``reference_point`` reads none. The reference policy comes as the batch's ``ref_log_probs`` of all rows or as
+        ``reference``, its parameters. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
         where z0 is that of mismatched rows, ``kl`` (z0/β, nats); means over each label, NaN where the batch has none:
         ``desirable_reward``, ``undesirable_reward``, ``desirable_log_prob``, ``undesirable_log_prob``, and the rewards'
-        ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats a completion token); ``grad_norm``
+        ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats per completion token); ``grad_norm``
         before any clipping.
 
     Raises:
@@ -242,33 +245,42 @@ def label_loop(
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
     >>> rows = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
-    >>> init, step = label_loop(bandit, kto(1.0), optax.sgd(8.0), reference=zero_reference)
-    >>> step(init(jnp.zeros(2)), rows, jnp.array([True, False]), ref_params=jnp.zeros(2))[0].params.tolist()
+    >>> init, step = label_loop(bandit, kto(1.0), optax.sgd(8.0), reference_point=zero_reference)
+    >>> batch = LabeledCompletions(rows, jnp.array([True, False]))
+    >>> step(init(jnp.zeros(2)), batch, reference=jnp.zeros(2))[0].params.tolist()
     [1.0, -1.0]
     """
     checks.not_negative("label_loop", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
-    needs_reference, compared = reads_reference(per_response(unpaired.reward)), _with_memory(reference)
+    needs_reference = reads_reference(per_response(unpaired.reward))
+    compared = _with_memory(reference_point)
+    loss = _label_terms(log_probs, unpaired)
 
     def init(params: Params) -> LabelState:
-        return LabelState(*initial_state(optimizer, params), compared.init())
-
-    loss = _label_terms(log_probs, unpaired)
+        start = initial_state(optimizer, params)
+        return LabelState(params=start.params, opt_state=start.opt_state, step=start.step, memory=compared.init())
 
     def step(
         state: LabelState,
-        completions: Completions,
-        desirable: jax.Array,
-        ref_log_probs: jax.Array | None = None,
-        ref_params: Params | None = None,
+        batch: LabeledCompletions,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[LabelState, Metrics]:
+        del key
+
         def score(params: Params, taken: Completions) -> jax.Array:
             return fixed_log_probs(log_probs, join_trees(params, frozen), taken, micro_batches)
 
-        per_label = _check_labels(completions, desirable, micro_batches)
-        given = ("label_loop", needs_reference, score, completions, ref_log_probs, ref_params)
-        rows = _interleaved((completions, reference_log_probs(*given)), per_label)
-        still, (own, ref) = partial(score, state.params), rows[0]
+        completions, desirable = batch.completions, batch.desirable
+        per_label = _check_labels(batch, micro_batches)
+        of_reference = partial(score, taken=completions)
+        ref_log_probs = reference_log_probs(
+            "label_loop", of_reference, batch, reference, needs_reference, "a reward that reads no reference"
+        )
+        rows = _interleaved((completions, ref_log_probs), per_label)
+        still = partial(score, state.params)
+        own, ref = rows[0]
         mismatched = partial(_mismatched, still, rows, desirable.size)
         point, memory, metrics = compared.step(
             unpaired.reward, lambda: Responses(still(own), own.mask, ref), mismatched, state.memory
@@ -279,6 +291,8 @@ def label_loop(
             lambda params, rows: loss(join_trees(params, frozen), rows, point), state.params, learned, micro_batches
         )
         metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
-        return LabelState(*descend(optimizer, TrainState(*state[:3]), gradient), memory), metrics
+        start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
+        now = descend(optimizer, start, gradient)
+        return LabelState(params=now.params, opt_state=now.opt_state, step=now.step, memory=memory), metrics
 
     return init, step

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Groups, Metrics, Params
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.loops.group import informative_groups
-from rlax_llm.loops.policy import Metrics, Params
 from rlax_llm.models.config import DecoderConfig
 
 Memory = Any
@@ -39,18 +38,6 @@ class Prompts(NamedTuple):
     tokens: jax.Array
     valid: jax.Array
     columns: Any = ()
-
-
-class Groups(NamedTuple):
-    """Completions with their scores.
-
-    Attributes:
-        completions: of ``P · G`` rows.
-        scores: ``[P, G]``, or ``[K, P, G]`` of K rewards.
-    """
-
-    completions: Completions
-    scores: jax.Array
 
 
 class Collector(NamedTuple):
@@ -239,7 +226,9 @@ def rounded_sampling(collector: Collector, dtype: Any) -> Collector:
 def language_loop(
     collector: Collector, update: tuple[Callable[..., Any], Callable[..., Any]]
 ) -> tuple[Callable[..., LanguageState], Callable[..., tuple[LanguageState, Metrics]]]:
-    """``init(params, frozen=None)`` and ``step(state, key, ref_params=None, frozen=None)``: all of RL in one program.
+    """``init(params, frozen)`` and ``step(state, key, *, reference, frozen)``: all of RL in one program.
+
+    The loop draws its own batch, so its ``step`` takes a key in the batch's place, as ``jax.lax.scan`` gives it.
 
     Args:
         collector: where the groups come from: ``fresh_sampling``, or a wrapper around it.
@@ -271,12 +260,12 @@ def language_loop(
         return LanguageState(start(params), collector.init(join_trees(params, frozen)))
 
     def step(
-        state: LanguageState, key: jax.Array, ref_params: Params | None = None, frozen: Params | None = None
+        state: LanguageState, key: jax.Array, *, reference: Params | None = None, frozen: Params | None = None
     ) -> tuple[LanguageState, Metrics]:
         draw, order = jax.random.split(key)
-        memory, groups, told = collector.collect(state.memory, join_trees(state.learner.params, frozen), draw)
-        learner, metrics = learn(state.learner, *groups, ref_params, frozen, order)
-        return LanguageState(learner, memory), metrics | told | describe_groups(groups)
+        memory, groups, sampling = collector.collect(state.memory, join_trees(state.learner.params, frozen), draw)
+        learner, metrics = learn(state.learner, groups, key=order, reference=reference, frozen=frozen)
+        return LanguageState(learner, memory), metrics | sampling | describe_groups(groups)
 
     return init, step
 

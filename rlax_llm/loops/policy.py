@@ -7,24 +7,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import check_trainable, join_trees
-from rlax_llm.core.types import Completions, PolicyBatch
+from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.policy.weightings import token_mean
 
-Params = Any
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
-Metrics = dict[str, jax.Array]
-Loop = tuple[Callable[[Params], "TrainState"], Callable[..., tuple["TrainState", Metrics]]]
+State = TypeVar("State")
+Batch = TypeVar("Batch", contravariant=True)
+
+
+class StepFunction(Protocol[State, Batch]):
+    """The second function of every loop that learns from a batch it is given."""
+
+    def __call__(
+        self,
+        state: State,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[State, Metrics]:
+        """The state after a batch, and what there is to say of it.
+
+        Args:
+            state: what the loop's ``init`` made, or an earlier step.
+            batch: one record, such as ``Groups`` or ``PairedCompletions``.
+            key: randomness; None where the loop draws nothing.
+            reference: the frozen reference's parameters, like those that are trained; joined with the same ``frozen``.
+                None where nothing reads a reference, or where the batch has its log-probabilities.
+            frozen: the parameters that are not trained, to be joined with those that are.
+        """
+        ...
+
+
+Loop = tuple[Callable[[Params], State], StepFunction[State, Batch]]
 
 
 class TrainState(NamedTuple):
@@ -117,11 +145,100 @@ def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completion
     return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
 
 
+def reference_log_probs(
+    where: str,
+    score: Callable[[Params], jax.Array],
+    batch: Any,
+    reference: Params | None,
+    needed: bool,
+    without: str,
+) -> jax.Array | None:
+    """The reference's log-probabilities: as the batch has them, from its parameters, or None where none are read.
+
+    Args:
+        where: the loop, for errors.
+        score: ``params → [B, T]``, without a gradient; called only where needed.
+        batch: a record with ``completions`` and ``ref_log_probs``.
+        reference: parameters, or None.
+        needed: whether anything reads them.
+        without: what to take where there is no reference, for errors.
+
+    Returns:
+        ``[B, T]`` in nats, or None.
+
+    Raises:
+        ValueError: where they are needed and neither the batch nor ``reference`` has them, or where both do.
+    """
+    given = batch.ref_log_probs
+    checks.same_shape(where, tokens=batch.completions.tokens, ref_log_probs=given)
+    if given is not None and reference is not None:
+        raise ValueError(f"{where}: got batch.ref_log_probs and reference, wanted one of them; leave one out.")
+    if not needed:
+        return None
+    if given is None and reference is None:
+        raise checks.NoReference(
+            f"{where}: a reference is read, got neither batch.ref_log_probs nor reference; give one of them (the "
+            f"parameters are the policy's at its start), or take {without}."
+        )
+    return given if reference is None else score(reference)
+
+
+PolicyUpdate = Callable[[TrainState, CreditedCompletions, Params | None, float | jax.Array], tuple[TrainState, Metrics]]
+
+
+def policy_update(
+    log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
+) -> PolicyUpdate:
+    """One optimizer step on ``policy_loss − entropy_coef · mean entropy of a token``.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        objective: its ``advantage`` is not read.
+        optimizer: any Optax transformation.
+        micro_batches: parts that the rows are taken in; a part must hold whole groups.
+
+    Returns:
+        ``(state, batch, frozen, entropy_coef) → (state, metrics)``.
+    """
+
+    def update(
+        state: TrainState, batch: CreditedCompletions, frozen: Params | None, entropy_coef: float | jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        weights = objective.weighting(batch.completions.mask)
+        weights = weights if batch.factors is None else weights * batch.factors
+        uniform = token_mean(batch.completions.mask)
+
+        def loss(params: Params, part: tuple[CreditedCompletions, jax.Array, jax.Array]) -> tuple[jax.Array, Metrics]:
+            rows, weights, uniform = part
+            taken = rows.completions
+            current, entropy = log_probs(join_trees(params, frozen), taken)
+            value, metrics = policy_loss(
+                objective,
+                PolicyBatch(
+                    log_probs=current,
+                    old_log_probs=taken.log_probs,
+                    advantages=rows.advantages,
+                    mask=taken.mask,
+                    weights=weights,
+                    ref_log_probs=rows.ref_log_probs,
+                    uniform=uniform,
+                ),
+            )
+            entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
+            return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
+
+        rows = (batch._replace(factors=None), weights, uniform)
+        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
+        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+
+    return update
+
+
 @check_arguments
 def policy_loop(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
-) -> Loop:
-    """``init(params)`` and ``step(state, completions, advantages, ref_log_probs=None, frozen=None, …)``.
+) -> Loop[TrainState, CreditedCompletions]:
+    """``init(params)`` and ``step(state, batch, *, key, reference, frozen)`` on completions with advantages.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
@@ -130,43 +247,42 @@ def policy_loop(
         micro_batches: parts that the rows are taken in; a part must hold whole groups.
 
     Returns:
-        The pair. ``step`` takes ``advantages [B, T]``, and in ``frozen`` the parameters that are not trained, to be
-        joined with those that are; ``factors [B, T]`` multiply the weights (a correction for the sampler), and
-        ``entropy_coef`` times the mean entropy of a token is taken off the loss. It returns the new state and scalar
-        metrics: those of ``policy_loss``, ``entropy`` (nats a token) and ``grad_norm`` before any clipping.
+        The pair; a batch is ``CreditedCompletions``, and ``key`` is not read. Metrics are those of ``policy_loss``,
+        ``entropy`` (nats per token) and ``grad_norm`` before any clipping.
+
+    Raises:
+        ValueError: at trace time, for a batch that is no ``CreditedCompletions``, rows that micro-batches do not
+            divide, a KL term without a reference, or two references.
     """
+    update = policy_update(log_probs, objective, optimizer, micro_batches)
 
     def step(
         state: TrainState,
-        completions: Completions,
-        advantages: jax.Array,
-        ref_log_probs: jax.Array | None = None,
+        batch: CreditedCompletions,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
         frozen: Params | None = None,
-        factors: jax.Array | None = None,
-        entropy_coef: float | jax.Array = 0.0,
     ) -> tuple[TrainState, Metrics]:
-        weights = objective.weighting(completions.mask)
-        weights = weights if factors is None else weights * factors
-        uniform = token_mean(completions.mask)
+        del key
+        checks.record("policy_loop", "batch", batch, CreditedCompletions)
 
-        def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
-            taken, advantages, weights, uniform, ref_log_probs = rows
-            current, entropy = log_probs(join_trees(params, frozen), taken)
-            batch = PolicyBatch(current, taken.log_probs, advantages, taken.mask, weights, ref_log_probs, uniform)
-            value, metrics = policy_loss(objective, batch)
-            entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
-            return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
+        def score(params: Params) -> jax.Array:
+            return fixed_log_probs(log_probs, join_trees(params, frozen), batch.completions, micro_batches)
 
-        rows = (completions, advantages, weights, uniform, ref_log_probs)
-        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
-        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        ref_log_probs = reference_log_probs(
+            "policy_loop", score, batch, reference, objective.kl is not None, "an objective with kl=None"
+        )
+        return update(state, batch._replace(ref_log_probs=ref_log_probs), frozen, 0.0)
 
     return partial(initial_state, optimizer), step
 
 
 @check_arguments
-def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1) -> Loop:
-    """``init(params)`` and ``step(state, completions, frozen=None)``: maximum likelihood, by the token mean.
+def supervised_loop(
+    log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1
+) -> Loop[TrainState, Completions]:
+    """``init(params)`` and ``step(state, completions, *, key, reference, frozen)``: maximum likelihood, token mean.
 
     It is the policy loss with advantage 1, the score function and behavior log-probabilities of 0.
 
@@ -176,14 +292,25 @@ def supervised_loop(log_probs: LogProbs, optimizer: optax.GradientTransformation
         micro_batches: parts that the rows are taken in.
 
     Returns:
-        The pair; metrics are ``loss`` (nats a token), ``entropy`` and ``grad_norm``.
+        The pair; a batch is ``Completions``, or what else ``log_probs`` reads with their ``tokens``, ``mask`` and
+        ``log_probs``, as ``Packed`` has. Neither ``key`` nor ``reference`` is read. Metrics are ``loss`` (nats per
+        token), ``entropy`` and ``grad_norm``.
     """
     objective = Objective(lambda scored: scored.scores, token_ratio, score_function, token_mean)
-    init, policy_step = policy_loop(log_probs, objective, optimizer, micro_batches)
+    update = policy_update(log_probs, objective, optimizer, micro_batches)
 
-    def step(state: TrainState, completions: Completions, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
-        given = completions._replace(log_probs=jnp.zeros(completions.tokens.shape))
-        state, metrics = policy_step(state, given, jnp.ones(completions.tokens.shape), frozen=frozen)
+    def step(
+        state: TrainState,
+        batch: Completions,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        del key, reference
+        shape = batch.tokens.shape
+        credited = CreditedCompletions(batch._replace(log_probs=jnp.zeros(shape)), jnp.ones(shape))
+        state, metrics = update(state, credited, frozen, 0.0)
         return state, {"loss": metrics["policy_loss"], "entropy": metrics["entropy"], "grad_norm": metrics["grad_norm"]}
 
-    return init, step
+    return partial(initial_state, optimizer), step

@@ -17,16 +17,15 @@ import optax
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params
 from rlax_llm.loops.policy import (
     LogProbs,
     Loop,
-    Metrics,
-    Params,
     TrainState,
     descend,
     fixed_log_probs,
     initial_state,
+    reference_log_probs,
     summed_gradient,
 )
 from rlax_llm.policy.weightings import Weighting, token_mean
@@ -64,43 +63,6 @@ def reads_reference(rewards: Rewards) -> bool:
     return False
 
 
-def reference_log_probs(
-    where: str,
-    needed: bool,
-    score: Callable[[Params, Completions], jax.Array],
-    completions: Completions,
-    given: jax.Array | None,
-    ref_params: Params | None,
-) -> jax.Array | None:
-    """The reference's log-probabilities: as given, from its parameters, or None where none are read.
-
-    Args:
-        where: the loop, for errors.
-        needed: whether the rewards read them.
-        score: ``(params, completions) → [B, T]``, without a gradient; called only where needed.
-        completions: ``[B, T]``.
-        given: ``[B, T]`` or None.
-        ref_params: or None.
-
-    Returns:
-        ``[B, T]`` in nats, or None.
-
-    Raises:
-        ValueError: where they are needed and neither ``given`` nor ``ref_params`` is there, or where both are.
-    """
-    checks.same_shape(where, tokens=completions.tokens, ref_log_probs=given)
-    if given is not None and ref_params is not None:
-        raise ValueError(f"{where}: got both ref_log_probs and ref_params, wanted one reference; leave one out.")
-    if not needed:
-        return None
-    if given is None and ref_params is None:
-        raise ValueError(
-            f"{where}: the rewards read a reference, got neither ref_log_probs nor ref_params; give one of them, "
-            "or take rewards without a reference."
-        )
-    return given if ref_params is None else score(ref_params, completions)
-
-
 def _check_link(where: str, link: Link, micro_batches: int) -> None:
     """Refuse micro-batches for a link that does not take a pair by itself: it would see a part for the whole."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -115,8 +77,10 @@ def _check_link(where: str, link: Link, micro_batches: int) -> None:
         )
 
 
-def _pairs(where: str, completions: Completions, micro_batches: int) -> tuple[Completions, jax.Array]:
+def _pairs(where: str, batch: PairedCompletions, micro_batches: int) -> tuple[Completions, jax.Array]:
     """The completions with padding masked, and the pairs' weights ``[B]``."""
+    checks.record(where, "batch", batch, PairedCompletions)
+    completions = batch.completions
     rows = completions.tokens.shape[0]
     if rows % 2 or (rows // 2) % micro_batches:
         raise ValueError(
@@ -124,6 +88,7 @@ def _pairs(where: str, completions: Completions, micro_batches: int) -> tuple[Co
             "of the pairs; row 2b is chosen, row 2b + 1 rejected."
         )
     weights = pair_mean(completions.mask[CHOSEN], completions.mask[REJECTED])
+    checks.same_shape(where, pairs=weights, margins=batch.margins)
     return completions._replace(mask=completions.mask & jnp.repeat(weights != 0, 2)[:, None]), weights
 
 
@@ -161,8 +126,8 @@ def preference_loop(
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
     token_weighting: Weighting = token_mean,
-) -> Loop:
-    """``init(params)`` and ``step(state, completions, margins, ref_log_probs, ref_params, frozen)``.
+) -> Loop[TrainState, PairedCompletions]:
+    """``init(params)`` and ``step(state, pairs, *, key, reference, frozen)``: a policy from pairs.
 
     Limiting case: for a reference that is the policy, the loss is the link's at rewards of 0 (log 2 for ``dpo``).
 
@@ -176,11 +141,11 @@ def preference_loop(
         token_weighting: aggregation of the chosen responses' likelihood, over the whole batch.
 
     Returns:
-        The pair. All but two arguments of ``step`` may be None: ``margins [B]`` in the rewards' units; the reference,
-        as its log-probabilities ``[2B, T]`` or as its parameters (like ``params``, joined with the same ``frozen``);
-        and in ``frozen`` the parameters that are not trained. Rewards that read no reference compute none. Metrics:
+        The pair; a batch is ``PairedCompletions``, its margins in the rewards' units, and ``key`` is not read. The
+        reference comes as the batch's ``ref_log_probs`` or as ``reference``, its parameters; rewards that read none
+        compute none. Metrics:
         ``loss`` and those of ``preference_loss``, the likelihood's ``nll`` included; ``chosen_log_prob`` and
-        ``rejected_log_prob`` (of whole responses, mean over pairs), ``entropy`` (nats a completion token), and
+        ``rejected_log_prob`` (of whole responses, mean over pairs), ``entropy`` (nats per completion token), and
         ``grad_norm`` before any clipping.
 
     Raises:
@@ -192,7 +157,7 @@ def preference_loop(
     >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> bandit = lambda params, rows: (jax.nn.log_softmax(params)[rows.tokens], jnp.zeros(rows.tokens.shape))
     >>> init, step = preference_loop(bandit, dpo(beta=1.0), optax.sgd(1.0))
-    >>> step(init(jnp.zeros(2)), pair, ref_params=jnp.zeros(2))[0].params.tolist()
+    >>> step(init(jnp.zeros(2)), PairedCompletions(pair), reference=jnp.zeros(2))[0].params.tolist()
     [0.5, -0.5]
     """
     needs_reference = reads_reference(preference.rewards)
@@ -202,22 +167,23 @@ def preference_loop(
 
     def step(
         state: TrainState,
-        completions: Completions,
-        margins: jax.Array | None = None,
-        ref_log_probs: jax.Array | None = None,
-        ref_params: Params | None = None,
+        batch: PairedCompletions,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        def score(params: Params, taken: Completions) -> jax.Array:
-            return fixed_log_probs(log_probs, join_trees(params, frozen), taken, micro_batches)
+        del key
+        completions, weights = _pairs("preference_loop", batch, micro_batches)
 
-        completions, weights = _pairs("preference_loop", completions, micro_batches)
-        checks.same_shape("preference_loop", pairs=weights, margins=margins)
+        def score(params: Params) -> jax.Array:
+            return fixed_log_probs(log_probs, join_trees(params, frozen), completions, micro_batches)
+
         ref_log_probs = reference_log_probs(
-            "preference_loop", needs_reference, score, completions, ref_log_probs, ref_params
+            "preference_loop", score, batch, reference, needs_reference, "rewards that read no reference"
         )
         token_weights = token_weighting(completions.mask[CHOSEN])
-        rows = (completions, ref_log_probs, weights, margins, token_weights, token_mean(completions.mask))
+        rows = (completions, ref_log_probs, weights, batch.margins, token_weights, token_mean(completions.mask))
         gradient, metrics = summed_gradient(
             lambda params, rows: loss(join_trees(params, frozen), rows), state.params, rows, micro_batches
         )
@@ -242,8 +208,8 @@ def reward_loop(
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
     centering_coef: float = 0.0,
-) -> Loop:
-    """``init(params)`` and ``step(state, completions, margins=None, frozen=None)``: a reward model from pairs.
+) -> Loop[TrainState, PairedCompletions]:
+    """``init(params)`` and ``step(state, pairs, *, key, reference, frozen)``: a reward model from pairs.
 
     The loss is the mean over pairs of ``link(w − margin, l) + c (w + l)²`` (arXiv 2203.02155, 2307.09288, 2312.09244).
     Limiting case: ``logistic`` without margins and with c = 0 is Bradley-Terry's, log 2 for equal scores.
@@ -256,9 +222,9 @@ def reward_loop(
         centering_coef: c ≥ 0, per squared score; margins do not move what it centers.
 
     Returns:
-        The pair. ``step`` takes ``margins [B]`` in the scores' units, and in ``frozen`` the parameters that are not
-        trained. Metrics: ``loss``, ``accuracy`` (a tie is wrong) and ``margin``, means over pairs; ``min_reward``,
-        ``mean_reward`` and ``max_reward`` over responses; ``grad_norm`` before any clipping.
+        The pair; a batch is ``PairedCompletions``, its margins in the scores' units, and neither ``key`` nor
+        ``reference`` is read. Metrics: ``loss``, ``accuracy`` (a tie is wrong) and ``margin``, means over pairs;
+        ``min_reward``, ``mean_reward`` and ``max_reward`` over responses; ``grad_norm`` before any clipping.
 
     Raises:
         ValueError: for micro-batches of a link that reads the whole batch, or a negative c; at trace time, for rows
@@ -268,7 +234,7 @@ def reward_loop(
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
     >>> pair = Completions(jnp.array([[0], [1]]), mask, mask, zeros, jnp.zeros(2, bool))
     >>> init, step = reward_loop(lambda params, rows: params[rows.tokens[:, 0]], logistic, optax.sgd(1.0))
-    >>> step(init(jnp.zeros(2)), pair)[0].params.tolist()
+    >>> step(init(jnp.zeros(2)), PairedCompletions(pair))[0].params.tolist()
     [0.5, -0.5]
     """
     checks.not_negative("reward_loop", centering_coef=centering_coef)
@@ -276,12 +242,14 @@ def reward_loop(
 
     def step(
         state: TrainState,
-        completions: Completions,
-        margins: jax.Array | None = None,
+        batch: PairedCompletions,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        completions, weights = _pairs("reward_loop", completions, micro_batches)
-        checks.same_shape("reward_loop", pairs=weights, margins=margins)
+        del key, reference
+        completions, weights = _pairs("reward_loop", batch, micro_batches)
         places = jnp.arange(completions.tokens.shape[0])
 
         def of_rows(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
@@ -293,7 +261,7 @@ def reward_loop(
             every = jnp.zeros(places.shape).at[own].set(values)
             return value, jax.lax.stop_gradient(metrics | {"scores": every})
 
-        rows = (completions, weights, margins, places)
+        rows = (completions, weights, batch.margins, places)
         gradient, metrics = summed_gradient(of_rows, state.params, rows, micro_batches)
         every, used = metrics.pop("scores"), jnp.repeat(weights != 0, 2)
         metrics |= {"min_reward": jnp.min(every, where=used, initial=jnp.inf), "mean_reward": every.mean(where=used)}

@@ -18,10 +18,10 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import k2
 from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
-from rlax_llm.core.types import Completions, PolicyBatch
+from rlax_llm.core.types import Completions, Metrics, Params, PolicyBatch, ScoredCompletions
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
 from rlax_llm.loops.minibatches import minibatch_rows
-from rlax_llm.loops.policy import LogProbs, Metrics, Params, fixed_log_probs, summed_gradient
+from rlax_llm.loops.policy import LogProbs, Loop, fixed_log_probs, reference_log_probs, summed_gradient
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.trust_regions import slopes
@@ -112,8 +112,12 @@ def _check_settings(shaping: Shaping, learning: RlhfLearning) -> None:
             raise ValueError(f"rlhf_loop: {name} is {trace}, wanted a number from 0 to 1, or a function of the length.")
 
 
-def _check_batch(learning: RlhfLearning, completions: Completions, scores: jax.Array) -> None:
-    rows = completions.tokens.shape[0]
+def _check_batch(learning: RlhfLearning, key: jax.Array | None, batch: ScoredCompletions) -> None:
+    checks.record("rlhf_loop", "batch", batch, ScoredCompletions)
+    if learning.minibatches > 1 and key is None:
+        raise ValueError("rlhf_loop: several minibatches are drawn at random and key is None; give step a key.")
+    scores = batch.scores
+    rows = batch.completions.tokens.shape[0]
     if jnp.shape(scores) != (rows,):
         raise ValueError(
             f"rlhf_loop: scores has shape {jnp.shape(scores)}, wanted [B] = ({rows},), one for each row of completions."
@@ -192,19 +196,17 @@ def _fixed(loop: _Loop, function: LogProbs, model: Params, completions: Completi
     return fixed_log_probs(function, model, completions, parts)
 
 
-def _reference(loop: _Loop, completions: Completions, ref_params: Params, given: Any, frozen: Any) -> jax.Array | None:
+def _reference(
+    loop: _Loop, batch: ScoredCompletions, reference: Params | None, frozen: Params | None
+) -> jax.Array | None:
     """The reference's log-probabilities, or None where there is none and none is needed."""
-    if ref_params is None and given is None and loop.shaping.kl.charged:
-        raise ValueError(
-            "rlhf_loop: the KL in the reward needs ref_params or ref_log_probs, got neither; give one, or set "
-            "kl=KlInReward(0)."
-        )
-    if ref_params is not None and given is not None:
-        raise ValueError("rlhf_loop: got ref_params and ref_log_probs, wanted one of them; leave one out.")
-    checks.same_shape("rlhf_loop", mask=completions.mask, ref_log_probs=given)
-    if ref_params is None:
-        return given
-    return _fixed(loop, loop.log_probs, join_trees({"policy": ref_params}, frozen)["policy"], completions)
+    given = reference is not None or batch.ref_log_probs is not None
+
+    def score(params: Params) -> jax.Array:
+        return _fixed(loop, loop.log_probs, join_trees({"policy": params}, frozen)["policy"], batch.completions)
+
+    needed = given or loop.shaping.kl.charged
+    return reference_log_probs("rlhf_loop", score, batch, reference, needed, "a Shaping with kl=KlInReward(0)")
 
 
 def _experience(
@@ -240,10 +242,16 @@ def _next_kl_coef(loop: _Loop, state: RlhfState, metrics: Metrics, still: jax.Ar
 
 
 def _learned(
-    loop: _Loop, state: RlhfState, batch: Experience, key: jax.Array, frozen: Params | None, warming: jax.Array
+    loop: _Loop,
+    state: RlhfState,
+    batch: Experience,
+    key: jax.Array | None,
+    frozen: Params | None,
+    warming: jax.Array,
 ) -> tuple[tuple, Metrics]:
     """Parameters and optimizer states after all epochs, and means over the optimizer steps."""
     minibatch, learning = _descent(loop, frozen, warming), loop.learning
+    key = jax.random.key(0) if key is None else key
     now, steps = jax.lax.scan(
         lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)),
         (state.params, state.opt_state),
@@ -264,8 +272,8 @@ def rlhf_loop(
     optimizers: Optimizers,
     shaping: Shaping,
     learning: RlhfLearning,
-) -> tuple[Callable[[Params], RlhfState], Callable[..., tuple[RlhfState, Metrics]]]:
-    """RLHF-PPO (arXiv 1909.08593, 2203.02155): ``init(params)`` and ``step(state, completions, scores, key, …)``.
+) -> Loop[RlhfState, ScoredCompletions]:
+    """RLHF-PPO (arXiv 1909.08593, 2203.02155): ``init(params)`` and ``step(state, scored, *, key, reference, frozen)``.
 
     A step's rewards, advantages and targets are fixed before its first optimizer step; each optimizer step then
     descends ``policy_loss + value_coef · Σ weights · value_loss`` on a minibatch of rows. The old log-probabilities are
@@ -287,10 +295,9 @@ def rlhf_loop(
         learning: epochs, minibatches and the value model's loss.
 
     Returns:
-        The pair. ``init`` takes ``{"policy": …, "value": …}``. ``step(state, completions, scores [B], key,
-        ref_params=None, ref_log_probs=None, frozen=None)`` takes the reference as parameters like the policy's, or as
-        numbers ``[B, T]``; ``frozen`` has what is not trained, ``{"policy": …, "value": …}``, to be joined with
-        what is.
+        The pair. ``init`` takes ``{"policy": …, "value": …}``. A batch is ``ScoredCompletions``; ``key`` orders its
+        minibatches. The reference comes as the batch's ``ref_log_probs`` or as ``reference``, parameters like the
+        policy's; ``frozen`` has what is not trained, ``{"policy": …, "value": …}``, to be joined with what is.
         Metrics: those of ``reward_metrics``; ``kl_coef`` of this step, ``advantage_mean`` before it is normalized,
         ``explained_variance`` of the values before the update; and means over the optimizer steps: those of
         ``policy_loss``, ``value_loss``, ``value_clip_fraction``, ``entropy``, ``approx_kl`` (k2 of a token, nats),
@@ -312,21 +319,21 @@ def rlhf_loop(
 
     def step(
         state: RlhfState,
-        completions: Completions,
-        scores: jax.Array,
-        key: jax.Array,
-        ref_params: Params | None = None,
-        ref_log_probs: jax.Array | None = None,
+        batch: ScoredCompletions,
+        *,
+        key: jax.Array | None = None,
+        reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[RlhfState, Metrics]:
-        _check_batch(learning, completions, scores)
-        ref_log_probs = _reference(loop, completions, ref_params, ref_log_probs, frozen)
-        scores = shaping.scores(scores, completions.truncated)
+        _check_batch(learning, key, batch)
+        completions = batch.completions
+        ref_log_probs = _reference(loop, batch, reference, frozen)
+        scores = shaping.scores(batch.scores, completions.truncated)
         metrics = reward_metrics(shaping, scores, completions, ref_log_probs, state.kl_coef)
-        batch, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
+        experience, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
         warming = state.step < learning.warmup_steps
-        (params, opt_state), learned = _learned(loop, state, batch, key, frozen, warming)
-        kl_coef = _next_kl_coef(loop, state, metrics, warming | ~batch.mask.any())
+        (params, opt_state), learned = _learned(loop, state, experience, key, frozen, warming)
+        kl_coef = _next_kl_coef(loop, state, metrics, warming | ~experience.mask.any())
         metrics |= described | learned | {"kl_coef": state.kl_coef}
         return RlhfState(params, opt_state, state.step + 1, kl_coef), metrics
 

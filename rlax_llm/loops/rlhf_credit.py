@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.kl import KlControl, KlEstimator, fixed_coef, k1
 from rlax_llm.core.masked import masked_mean, whiten
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Metrics
 from rlax_llm.credit.shaping import kl_in_reward, score_at_end
 from rlax_llm.credit.token_returns import decoupled_gae, token_steps
 from rlax_llm.loops.updates import Normalize, no_normalization
@@ -21,7 +21,6 @@ from rlax_llm.loops.updates import Normalize, no_normalization
 ScoreRule = Callable[[jax.Array, jax.Array], jax.Array]
 Ending = Callable[[Callable[[Completions], jax.Array], Completions], tuple[jax.Array, jax.Array]]
 Trace = float | jax.Array | Callable[[jax.Array], jax.Array]
-Metrics = dict[str, jax.Array]
 
 
 def no_shaping(scores: jax.Array, truncated: jax.Array) -> jax.Array:

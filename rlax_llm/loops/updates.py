@@ -17,7 +17,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.kl import KlControl
 from rlax_llm.core.masked import whiten
 from rlax_llm.core.shuffling import permutation
-from rlax_llm.core.types import PolicyBatch, Trajectory
+from rlax_llm.core.types import Metrics, PolicyBatch, Trajectory
 from rlax_llm.credit.streams import Credit, lambda_return
 from rlax_llm.credit.values import ClippedValueLoss, squared_value_loss
 from rlax_llm.models.actor_critic import ActorCritic, Params
@@ -26,7 +26,6 @@ from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.weightings import token_mean
 
-Metrics = dict[str, jax.Array]
 Normalize = Callable[[jax.Array, jax.Array], jax.Array]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlax_llm.core.finite import NOT_FINITE, not_finite_part, watch_finite
 from rlax_llm.core.trees import all_finite
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Groups
 from rlax_llm.loops.group import group_loop, group_trpo_loop
 from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.natural.fisher import natural_direction
@@ -69,7 +69,9 @@ def test_a_loop_that_leaves_the_finite_numbers_trips_it(start):
 @pytest.mark.parametrize("chosen", [True, False])
 def test_a_batch_without_a_token_is_no_failure(chosen):
     init, step = group_loop(bandit, grpo(kl_coef=0.0), optax.sgd(0.1))
-    state, metrics = jax.jit(watch_finite(step))(init(jnp.zeros(3)), rows(chosen), jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+    state, metrics = jax.jit(watch_finite(step))(
+        init(jnp.zeros(3)), Groups(rows(chosen), jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+    )
     assert bool(jnp.isnan(metrics["policy_loss"])) != chosen and int(state.step) == chosen
     assert not_finite_part(metrics) is None
 
@@ -83,6 +85,7 @@ def test_trpo_which_stays_where_it_is_says_so(score):
     init, step = group_trpo_loop(
         lambda params, rows: jnp.broadcast_to(params, (4, 1, 3)), advantage, token_mean, natural_direction(0.01), search
     )
-    state, metrics = jax.jit(watch_finite(step))(init(jnp.zeros(3)), rows(), jnp.array([[0.0, score], [0.0, 0.0]]))
+    groups = Groups(rows(), jnp.array([[0.0, score], [0.0, 0.0]]))
+    state, metrics = jax.jit(watch_finite(step))(init(jnp.zeros(3)), groups)
     assert all_finite(state.params)
     assert not_finite_part(metrics) == (None if score == 1.0 else "gradient")

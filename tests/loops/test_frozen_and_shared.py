@@ -25,7 +25,7 @@ from preference_tables import (
 )
 
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, CreditedCompletions, Groups, LabeledCompletions, PairedCompletions
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.labels import label_loop
 from rlax_llm.loops.policy import policy_loop, supervised_loop
@@ -55,32 +55,32 @@ START = {"adapter": np.zeros((TOKENS, 2))}
 FROZEN_LOOPS = {
     "preference": (
         lambda model: preference_loop(model, dpo(BETA), optax.sgd(1.0), 2),
-        lambda: (completions_of(7),),
+        lambda: PairedCompletions(completions_of(7)),
         True,
     ),
     "label": (
         lambda model: label_loop(model, kto(BETA), optax.sgd(1.0), 2),
-        lambda: (completions_of(7), LABELS),
+        lambda: LabeledCompletions(completions_of(7), LABELS),
         True,
     ),
     "reward": (
         lambda model: reward_loop(lambda *given: model(*given)[0].sum(-1), links.logistic, optax.sgd(1.0), 2),
-        lambda: (completions_of(7),),
+        lambda: PairedCompletions(completions_of(7)),
         False,
     ),
     "policy": (
         lambda model: policy_loop(model, recipes.dapo(), optax.sgd(1.0), 2),
-        lambda: (completions_of(7), jnp.ones((2 * PAIRS, TOKENS))),
+        lambda: CreditedCompletions(completions_of(7), jnp.ones((2 * PAIRS, TOKENS))),
         False,
     ),
     "group": (
         lambda model: group_loop(model, recipes.grpo(0.1), optax.sgd(1.0), GroupLearning(micro_batches=2)),
-        lambda: (completions_of(7), jnp.arange(2.0 * PAIRS).reshape(2, PAIRS)),
+        lambda: Groups(completions_of(7), jnp.arange(2.0 * PAIRS).reshape(2, PAIRS)),
         True,
     ),
     "supervised": (
         lambda model: supervised_loop(model, optax.sgd(1.0), 2),
-        lambda: (completions_of(7),),
+        lambda: completions_of(7),
         False,
     ),
 }
@@ -89,11 +89,11 @@ FROZEN_LOOPS = {
 @pytest.mark.parametrize("name", FROZEN_LOOPS)
 def test_the_gradient_of_what_is_trained_is_a_part_of_the_whole(name):
     build, data, referred = FROZEN_LOOPS[name]
-    reference = {"ref_params": START} if referred else {}
-    gradient, metrics = one_step(build(adapted), ADAPTER, *data(), frozen=BASE, **reference)
+    reference = {"reference": START} if referred else {}
+    gradient, metrics = one_step(build(adapted), ADAPTER, data(), frozen=BASE, **reference)
     assert set(gradient) == {"adapter"}
-    reference = {"ref_params": START | BASE} if referred else {}
-    whole, expected = one_step(build(adapted), ADAPTER | BASE, *data(), **reference)
+    reference = {"reference": START | BASE} if referred else {}
+    whole, expected = one_step(build(adapted), ADAPTER | BASE, data(), **reference)
     np.testing.assert_allclose(gradient["adapter"], whole["adapter"], rtol=0, atol=1e-12)
     assert np.abs(gradient["adapter"]).max() > 1e-3
     np.testing.assert_allclose(metrics.pop("grad_norm"), np.linalg.norm(gradient["adapter"]), rtol=1e-9)
@@ -142,7 +142,9 @@ def test_a_decoder_that_shares_prompts_takes_the_same_steps(decoders):
     results = []
     for model, micro_batches in models:
         init, step = preference_loop(model, dpo(BETA), optax.adam(1e-2), micro_batches)
-        scan = partial(jax.lax.scan, lambda state, rows, step=step: step(state, rows, ref_params=reference))
+        scan = partial(
+            jax.lax.scan, lambda state, rows, step=step: step(state, PairedCompletions(rows), reference=reference)
+        )
         run = jax.jit(scan, compiler_options=QUICKLY)
         results.append(run(init(params), jax.tree.map(lambda x: jnp.stack([x] * 4), completions)))
     assert_same(*results, rtol=1e-6, atol=1e-9)
@@ -154,15 +156,15 @@ def test_a_decoder_that_shares_prompts_takes_the_same_steps(decoders):
 def test_a_decoder_reads_nothing_of_padding(decoders):
     (params, reference), completions = decoders, decoder_rows(0, PAIRS)
     loop = preference_loop(group_log_probs(CONFIG, (2, WIDTH)), dpo(BETA), optax.sgd(1.0))
-    expected = one_step(loop, params, completions, ref_params=reference)
-    more = padded(completions, 2, 0)
-    assert_same(one_step(loop, params, more, ref_params=reference), expected, rtol=1e-6, atol=1e-9)
+    expected = one_step(loop, params, PairedCompletions(completions), reference=reference)
+    more = PairedCompletions(padded(completions, 2, 0))
+    assert_same(one_step(loop, params, more, reference=reference), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_decoder_as_its_own_reference(decoders):
     params = jax.tree.map(lambda x: x.astype(jnp.float32), decoders[0])
     loop = preference_loop(group_log_probs(CONFIG, (2, WIDTH)), dpo(), optax.sgd(1.0), 4)
-    metrics = one_step(loop, params, decoder_rows(0, PAIRS), ref_params=params)[1]
+    metrics = one_step(loop, params, PairedCompletions(decoder_rows(0, PAIRS)), reference=params)[1]
     np.testing.assert_allclose(metrics["loss"], math.log(2), rtol=0, atol=1e-6)
     for name in ("chosen_reward", "rejected_reward", "margin"):
         np.testing.assert_allclose(metrics[name], 0, rtol=0, atol=1e-6)

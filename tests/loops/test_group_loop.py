@@ -13,6 +13,7 @@ import pytest
 from arms import ARMS, G, P, T, bandit, completions_of, fixed, rollout, zero_params
 
 from rlax_llm.core.kl import fixed_coef
+from rlax_llm.core.types import CreditedCompletions, Groups
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.credit.shaping import overlong_filter
@@ -66,7 +67,8 @@ def in_turn(objective, state, completions, scores, orders, optimizer, reference=
     seen = []
     for order in orders:
         rows, credit = jax.tree.map(lambda x, order=order: x[order], (completions, advantages))
-        state, metrics = step(state, rows, credit, None if ref_log_probs is None else ref_log_probs[order])
+        known = None if ref_log_probs is None else ref_log_probs[order]
+        state, metrics = step(state, CreditedCompletions(rows, credit, known))
         seen.append(metrics)
     return state, {name: np.mean([x[name] for x in seen]) for name in seen[0]}
 
@@ -77,7 +79,7 @@ def test_a_batch_is_learned_from_as_one_would_by_hand(name, epochs, minibatches)
     params, completions, scores = fixed()
     reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
     init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), GroupLearning(epochs, minibatches))
-    state, metrics = jax.jit(step)(init(params), completions, scores, reference, key=KEY)
+    state, metrics = jax.jit(step)(init(params), Groups(completions, scores), key=KEY, reference=reference)
     orders = minibatch_rows(P * G, KEY, epochs, minibatches, G)
     assert sorted(np.asarray(orders[:minibatches]).ravel()) == list(range(P * G))
     start = policy_loop(bandit, EVERY[name], optax.adam(0.1))[0](params)
@@ -94,8 +96,8 @@ def climb(objective, key, learning, steps=60):
     init, step = group_loop(bandit, objective, optax.adam(0.05), learning)
 
     def one(state, key):
-        completions, scores = rollout(bandit, state.params, key)
-        return step(state, completions, scores, params, key=key)[0], scores.mean()
+        groups = rollout(bandit, state.params, key)
+        return step(state, groups, key=key, reference=params)[0], groups.scores.mean()
 
     return jax.lax.scan(one, init(params), jax.random.split(key, steps))[1]
 
@@ -114,8 +116,9 @@ def test_a_sampler_that_is_the_learner_needs_no_correction():
         group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(correction=correction))
         for correction in (None, truncated_importance(ceiling=2.0))
     )
-    wanted = plain[1](plain[0](params), completions, scores)[0]
-    state, metrics = corrected[1](corrected[0](params), completions, scores)
+    groups = Groups(completions, scores)
+    wanted = plain[1](plain[0](params), groups)[0]
+    state, metrics = corrected[1](corrected[0](params), groups)
     np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
     assert float(metrics["sampler/ratio_mean"]) == pytest.approx(1)
     assert float(metrics["sampler/correction_mean"]) == pytest.approx(1)
@@ -139,7 +142,7 @@ def test_a_correction_recovers_the_gradient_of_the_learners_own_samples(kept):
 
     def moved(correction):
         init, step = group_loop(bandit, objective, optax.sgd(1.0), GroupLearning(correction=correction))
-        return step(init(zero_params(learner)), completions, scores)[0].params["logits"] - learner
+        return step(init(zero_params(learner)), Groups(completions, scores))[0].params["logits"] - learner
 
     wanted = jax.grad(lambda x: (jax.nn.softmax(x)[arms] * scores[0]).sum())(learner)
     np.testing.assert_allclose(moved(truncated_importance(ceiling=1e9)), wanted, rtol=1e-6)  # weights are float32
@@ -148,7 +151,7 @@ def test_a_correction_recovers_the_gradient_of_the_learners_own_samples(kept):
 
 def test_micro_batches_change_the_memory_and_nothing_else():
     """Ten steps of a decoder on completions of several lengths, with micro-batches of 1, 2, 4 and all 8 groups."""
-    groups, letters, stop = 8, 5, 0
+    prompts_per_step, letters, stop = 8, 5, 0
     config = DecoderConfig(letters, 16, 32, 1, 2, 2, 8)
     start = decoder.init_decoder(config, KEY, jnp.float64)
     prompts = Prompts(jnp.arange(1, letters)[:, None], jnp.ones((letters - 1, 1), bool), jnp.arange(1, letters))
@@ -156,14 +159,17 @@ def test_micro_batches_change_the_memory_and_nothing_else():
     def reward(completions, wanted):
         return ((completions.tokens[:, 1:] == wanted[:, None]) & completions.mask[:, 1:]).mean(-1)
 
-    collect = dynamic_sampling(fresh_sampling(config, prompts, reward, Request(Categorical(), (stop,), 5, G), groups))
-    drawn, scores = jax.jit(lambda key: collect.collect(collect.init(start), start, key)[1])(KEY)
+    collect = dynamic_sampling(
+        fresh_sampling(config, prompts, reward, Request(Categorical(), (stop,), 5, G), prompts_per_step)
+    )
+    groups = jax.jit(lambda key: collect.collect(collect.init(start), start, key)[1])(KEY)
+    drawn = groups.completions
     assert drawn.mask.sum(-1).min() < drawn.mask.sum(-1).max()
     ends = []
     for micro_batches in (8, 4, 2, 1):
         learning = GroupLearning(micro_batches=micro_batches, entropy_coef=0.01)
         init, step = group_loop(group_log_probs(config, (G, 1)), recipes.dapo(), optax.adam(1e-2), learning)
-        steps = jax.jit(lambda state, step=step: jax.lax.scan(lambda now, _: step(now, drawn, scores), state, None, 10))
+        steps = jax.jit(lambda state, step=step: jax.lax.scan(lambda now, _: step(now, groups), state, None, 10))
         ends.append(steps(init(start)))
     moved = jax.tree.map(jnp.subtract, ends[-1][0].params, start)
     assert min(np.abs(x).max() for x in jax.tree.leaves(moved)) > 0.01
@@ -177,11 +183,11 @@ def test_truncated_completions_can_be_left_out():
     completions = completions._replace(truncated=jnp.arange(P * G) % 2 == 0)
     filtered = GroupLearning(teaching=overlong_filter)
     init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), filtered)
-    state, _ = step(init(params), completions, scores)
+    state, _ = step(init(params), Groups(completions, scores))
     credit = group_advantages(recipes.dapo().advantage, completions, scores)
     kept = completions._replace(mask=completions.mask & ~completions.truncated[:, None])
     start, by_hand = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0))
-    wanted = by_hand(start(params), kept, credit)[0]
+    wanted = by_hand(start(params), CreditedCompletions(kept, credit))[0]
     np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
 
 
@@ -198,17 +204,17 @@ def test_a_minibatch_without_a_token_is_no_step():
     key = next(key for key, order in zip(keys, orders, strict=True) if rows[order].all(1).any())
     init, step = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(minibatches=2, **control))
     step = jax.jit(step)
-    warm = step(init(params), completions, scores, key=KEY)[0]
-    found, metrics = step(warm, blank, scores, key=key)
+    warm = step(init(params), Groups(completions, scores), key=KEY)[0]
+    found, metrics = step(warm, Groups(blank, scores), key=key)
     half = jax.tree.map(lambda x: x[: P * G // 2], completions)
     alone = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(**control))[1]
-    wanted, told = jax.jit(alone)(warm, half, scores[: P // 2])
+    wanted, told = jax.jit(alone)(warm, Groups(half, scores[: P // 2]))
     chex.assert_trees_all_close(found, wanted, rtol=1e-12)
     assert found.step == warm.step + 1
     for name in ("entropy", "policy_loss", "clip_fraction"):
         np.testing.assert_allclose(metrics[name], told[name], rtol=1e-12)
     nothing = completions._replace(mask=jnp.zeros_like(completions.mask))
-    left, metrics = step(warm, nothing, jnp.full_like(scores, jnp.nan), key=key)
+    left, metrics = step(warm, Groups(nothing, jnp.full_like(scores, jnp.nan)), key=key)
     chex.assert_trees_all_equal(left, warm)
     assert np.isnan(metrics["entropy"])
 
@@ -217,7 +223,7 @@ def test_the_entropy_bonus_climbs_the_entropy():
     params, completions, _ = fixed()
     scores = jnp.zeros((P, G))  # nothing else to learn
     init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(entropy_coef=0.5))
-    moved = step(init(params), completions, scores)[0].params["logits"] - params["logits"]
+    moved = step(init(params), Groups(completions, scores))[0].params["logits"] - params["logits"]
 
     def entropy(logits):
         return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum()
@@ -229,7 +235,7 @@ def test_the_bonus_is_steered_to_a_target():
     learning = GroupLearning(entropy_coef=0.1, entropy_control=stepped_coef(1.0, 0.01))
     params, completions, scores = fixed()
     init, step = group_loop(bandit, recipes.dapo(), optax.sgd(0.0), learning)
-    state, metrics = step(init(params), completions, scores)
+    state, metrics = step(init(params), Groups(completions, scores))
     assert float(metrics["entropy_coef"]) == pytest.approx(0.1)
     change = -0.01 if metrics["entropy"] > 1 else 0.01
     assert float(state.entropy_coef) == pytest.approx(0.1 + change)
@@ -246,10 +252,11 @@ def test_several_rewards():
     planes = jnp.stack([scores, scores**2])
     objective = recipes.gdpo((1.0, 0.5))
     init, step = group_loop(bandit, objective, optax.sgd(1.0))
-    state, metrics = step(init(params), completions, planes)
+    state, metrics = step(init(params), Groups(completions, planes))
     credit = batch_credit.gdpo(planes, jnp.array([1.0, 0.5])).reshape(-1, 1)
     start, by_hand = policy_loop(bandit, objective, optax.sgd(1.0))
-    wanted = by_hand(start(params), completions, jnp.broadcast_to(credit, completions.tokens.shape))[0]
+    credited = CreditedCompletions(completions, jnp.broadcast_to(credit, completions.tokens.shape))
+    wanted = by_hand(start(params), credited)[0]
     np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
     assert metrics["frac_reward_zero_std"] == 0
 
@@ -273,9 +280,9 @@ def test_trpo_stays_in_its_radius_and_learns():
     init, step = trpo(0.02)
 
     def one(state, key):
-        completions, scores = rollout(bandit, state.params, key)
-        state, metrics = step(state, completions, scores)
-        return state, metrics | {"score": scores.mean()}
+        groups = rollout(bandit, state.params, key)
+        state, metrics = step(state, groups)
+        return state, metrics | {"score": groups.scores.mean()}
 
     run = jax.jit(lambda key: jax.lax.scan(one, init(zero_params()), jax.random.split(key, 60)))
     state, metrics = run(KEY)
@@ -292,12 +299,14 @@ def test_trpo_steps_along_the_natural_gradient():
     loop = group_trpo_loop(
         logits_of, per_group(z_score), token_mean, natural_direction(radius, damping=1e-9, iterations=50), search
     )
-    moved = np.asarray(loop[1](loop[0](params), completions, scores)[0].params["logits"] - params["logits"])
+    state = loop[1](loop[0](params), Groups(completions, scores))[0]
+    moved = np.asarray(state.params["logits"] - params["logits"])
     p = np.asarray(jax.nn.softmax(params["logits"]))
     fisher = np.diag(p) - np.outer(p, p)
     start, by_hand = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0))
     credit = group_advantages(recipes.dapo().advantage, completions, scores)
-    gradient = np.asarray(by_hand(start(params), completions, credit)[0].params["logits"] - params["logits"])
+    state = by_hand(start(params), CreditedCompletions(completions, credit))[0]
+    gradient = np.asarray(state.params["logits"] - params["logits"])
     direction = np.linalg.pinv(fisher) @ gradient
     wanted = direction * np.sqrt(2 * radius / (direction @ fisher @ direction))
     np.testing.assert_allclose(moved - moved.mean(), wanted - wanted.mean(), rtol=1e-3, atol=1e-8)
@@ -307,10 +316,10 @@ def test_mistakes_are_told():
     params, completions, scores = fixed()
     init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(minibatches=3))
     with pytest.raises(ValueError, match=r"minibatches 3 · micro_batches 1 is 3, wanted a divisor of the 4 groups"):
-        step(init(params), completions, scores, key=KEY)
+        step(init(params), Groups(completions, scores), key=KEY)
     init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(minibatches=2))
     with pytest.raises(ValueError, match="key is None"):
-        step(init(params), completions, scores)
+        step(init(params), Groups(completions, scores))
     with pytest.raises(ValueError, match="epochs"):
         group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(0))
     with pytest.raises(ValueError, match="entropy_coef"):

@@ -27,7 +27,7 @@ from preference_tables import (
     totals,
 )
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, LabeledCompletions
 from rlax_llm.loops.labels import label_loop, reference_point_of_mismatched, running_mean_reward, zero_reference
 from rlax_llm.loops.preference import reads_reference
 from rlax_llm.preference import links
@@ -84,7 +84,7 @@ def test_kto_is_what_the_paper_writes(micro_batches, weights):
     for completions in (above, below):
         expected = literal_kto(PARAMS, completions, weights)
         assert (expected["reference"] > 0) == (completions is above)
-        gradient, metrics = one_step(loop, PARAMS, completions, LABELS, ref_params=REFERENCE)
+        gradient, metrics = one_step(loop, PARAMS, LabeledCompletions(completions, LABELS), reference=REFERENCE)
         assert set(metrics) == {*expected, "grad_norm"}
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-12, err_msg=name)
@@ -102,20 +102,20 @@ def test_a_reference_point_of_zero_reads_no_mismatched_row(loss):
         value = [log_sigma(x) for x in signed]
         return np.mean([-x if loss.link is links.logistic else 1 - math.exp(x) for x in value])
 
-    loop = label_loop(spoilt, loss, optax.sgd(1.0), 2, reference=zero_reference)
-    gradient, metrics = one_step(loop, PARAMS, own, LABELS, ref_params=REFERENCE)
+    loop = label_loop(spoilt, loss, optax.sgd(1.0), 2, reference_point=zero_reference)
+    gradient, metrics = one_step(loop, PARAMS, LabeledCompletions(own, LABELS), reference=REFERENCE)
     np.testing.assert_allclose(metrics["loss"], literal(PARAMS), rtol=1e-6)
     assert metrics["reference"] == 0
     assert "kl" not in metrics
     assert_gradient(gradient, literal)
-    both = one_step(loop, PARAMS, completions, LABELS, ref_params=REFERENCE)
+    both = one_step(loop, PARAMS, LabeledCompletions(completions, LABELS), reference=REFERENCE)
     assert_same(both, (gradient, metrics))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_bco_compares_with_the_mean_reward_of_all_labels_so_far(micro_batches):
     """Three batches, the second with a padded row: δ counts every reward once, by the policy that met it."""
-    init, step = label_loop(table, bco(BETA), optax.sgd(1.0), micro_batches, reference=running_mean_reward)
+    init, step = label_loop(table, bco(BETA), optax.sgd(1.0), micro_batches, reference_point=running_mean_reward)
     step, state, seen = jax.jit(step), init(PARAMS), []
     for seed in range(3):
         own = jax.tree.map(lambda x: x[::2], completions_of(seed))
@@ -134,7 +134,7 @@ def test_bco_compares_with_the_mean_reward_of_all_labels_so_far(micro_batches):
             signed = np.where(LABELS, 1, -1) * (rewards(params) - point)
             return np.mean([-log_sigma(x) for x in signed[there]])
 
-        state, metrics = step(state, own, jnp.asarray(LABELS), ref_params=REFERENCE)
+        state, metrics = step(state, LabeledCompletions(own, jnp.asarray(LABELS)), reference=REFERENCE)
         np.testing.assert_allclose(metrics["reference"], point, rtol=1e-6)
         np.testing.assert_allclose(metrics["loss"], literal(before), rtol=1e-6)
         logits = np.array(before["logits"])
@@ -147,7 +147,7 @@ def test_bco_compares_with_the_mean_reward_of_all_labels_so_far(micro_batches):
 def test_labels_of_one_kind(desirable):
     labels = jnp.full(PAIRS, desirable)
     loop = label_loop(table, kto(BETA), optax.sgd(1.0), 2)
-    gradient, metrics = one_step(loop, PARAMS, completions_of(0), labels, ref_params=REFERENCE)
+    gradient, metrics = one_step(loop, PARAMS, LabeledCompletions(completions_of(0), labels), reference=REFERENCE)
     there, absent = ("desirable", "undesirable") if desirable else ("undesirable", "desirable")
     assert metrics[there] == PAIRS
     assert metrics[absent] == 0
@@ -160,7 +160,7 @@ def test_labels_of_one_kind(desirable):
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_labels_with_the_policy_as_its_own_reference(micro_batches):
     loop = label_loop(table, kto(BETA), optax.sgd(1.0), micro_batches)
-    _, metrics = one_step(loop, PARAMS, completions_of(0), LABELS, ref_params=PARAMS)
+    _, metrics = one_step(loop, PARAMS, LabeledCompletions(completions_of(0), LABELS), reference=PARAMS)
     np.testing.assert_allclose(metrics["loss"], 0.5, rtol=1e-12)
     for name in ("reference", "kl", "desirable_reward", "undesirable_reward", "margin"):
         assert metrics[name] == 0
@@ -169,20 +169,23 @@ def test_labels_with_the_policy_as_its_own_reference(micro_batches):
 def test_padding_and_garbage_change_no_label():
     completions, weights = completions_of(label_cases()[0]), (1.3, 0.6)
     expected = one_step(
-        label_loop(table, kto(BETA), optax.sgd(1.0), 1, *weights), PARAMS, completions, LABELS, ref_params=REFERENCE
+        label_loop(table, kto(BETA), optax.sgd(1.0), 1, *weights),
+        PARAMS,
+        LabeledCompletions(completions, LABELS),
+        reference=REFERENCE,
     )
     more, labels = padded(completions, 2, 0), jnp.repeat(LABELS, 2).at[1::2].set(jnp.array([True, True, False, True]))
     for micro_batches in (1, 8):
         loop = label_loop(spoilt, kto(BETA), optax.sgd(1.0), micro_batches, *weights)
-        assert_same(one_step(loop, PARAMS, more, labels, ref_params=REFERENCE), expected, rtol=1e-6)
+        assert_same(one_step(loop, PARAMS, LabeledCompletions(more, labels), reference=REFERENCE), expected, rtol=1e-6)
         reference = jnp.where(more.mask, table(REFERENCE, more)[0], jnp.nan)
-        assert_same(one_step(loop, PARAMS, more, labels, ref_log_probs=reference), expected, rtol=1e-6)
+        assert_same(one_step(loop, PARAMS, LabeledCompletions(more, labels, reference)), expected, rtol=1e-6)
 
 
 def test_rewards_of_labels_may_read_no_reference():
     loss = kto(BETA)._replace(reward=log_prob(BETA))
-    loop = label_loop(table, loss, optax.sgd(1.0), reference=zero_reference)
-    _, metrics = one_step(loop, PARAMS, completions_of(0), LABELS)
+    loop = label_loop(table, loss, optax.sgd(1.0), reference_point=zero_reference)
+    _, metrics = one_step(loop, PARAMS, LabeledCompletions(completions_of(0), LABELS))
     rewards = BETA * totals(PARAMS, completions_of(0))[::2]
     np.testing.assert_allclose(metrics["desirable_reward"], rewards[np.asarray(LABELS)].mean(), rtol=1e-6)
     assert not reads_reference(per_response(loss.reward))
@@ -192,12 +195,23 @@ def test_errors_of_labels():
     completions = completions_of(0)
     loop = label_loop(table, kto(), optax.sgd(1.0))
     for wrong in (LABELS[:3], LABELS[None], jnp.ones(16, bool)):
-        refused(r"label_loop: desirable has shape .* for 8 rows, wanted \[B\]", loop, completions, wrong)
+        refused(
+            r"label_loop: desirable has shape .* for 8 rows, wanted \[B\]", loop, LabeledCompletions(completions, wrong)
+        )
     own = jax.tree.map(lambda x: x[::2], completions)
-    refused(r"got 4 rows for 4 labels, wanted a mismatched row after each", loop, own, LABELS, ref_params=REFERENCE)
-    refused(r"label_loop: the rewards read a reference", loop, completions, LABELS)
+    refused(
+        r"got 4 rows for 4 labels, wanted a mismatched row after each",
+        loop,
+        LabeledCompletions(own, LABELS),
+        reference=REFERENCE,
+    )
+    refused(r"label_loop: a reference is read", loop, LabeledCompletions(completions, LABELS))
     loop = label_loop(table, kto(), optax.sgd(1.0), 3)
-    refused(r"label_loop: micro_batches is 3, wanted a divisor of the 4 labels", loop, completions, LABELS)
+    refused(
+        r"label_loop: micro_batches is 3, wanted a divisor of the 4 labels",
+        loop,
+        LabeledCompletions(completions, LABELS),
+    )
     with pytest.raises(ValueError, match=r"label_loop: undesirable_weight is -1\.0, wanted a number of at least 0"):
         label_loop(table, kto(), optax.sgd(1.0), undesirable_weight=-1.0)
 

@@ -106,7 +106,7 @@ def test_the_first_update_has_ratios_of_one_whatever_cuts_the_sampler(name):
     np.testing.assert_allclose(jnp.where(drawn.mask, own - drawn.log_probs, 0.0), 0.0, atol=1e-5)
     scores = jax.random.normal(KEY, (4, group_size))
     init, step = group_loop(log_probs, recipes.dapo(1e-4, 1e-4), optax.sgd(0.1))
-    metrics = jax.jit(step)(init(params), drawn, scores)[1]
+    metrics = jax.jit(step)(init(params), Groups(drawn, scores))[1]
     # The narrowest clip there is has nothing to clip.
     assert metrics["clip_fraction"] == 0 and metrics["kl_old"] < 1e-9
 

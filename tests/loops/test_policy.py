@@ -10,6 +10,7 @@ import pytest
 from arms import ARMS, Arms, G, P, T, bandit, fixed, linen, rollout, zero_params
 from scipy.special import log_softmax
 
+from rlax_llm.core.types import CreditedCompletions, Groups
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.policy import policy_loop, supervised_loop
 from rlax_llm.recipes import group as recipes
@@ -32,9 +33,9 @@ def climb(log_probs, objective, params, key, learning_rate=0.1, steps: int = 60)
     init, step = group_loop(log_probs, objective, optax.adam(learning_rate))
 
     def body(state, key):
-        completions, scores = rollout(log_probs, state.params, key)
-        state, metrics = step(state, completions, scores, params)
-        return state, metrics | {"score": scores.mean()}
+        groups = rollout(log_probs, state.params, key)
+        state, metrics = step(state, groups, reference=params)
+        return state, metrics | {"score": groups.scores.mean()}
 
     return jax.lax.scan(body, init(params), jax.random.split(key, steps))
 
@@ -71,6 +72,7 @@ def test_runs_over_learning_rates_and_seeds_are_one_program():
 @pytest.mark.parametrize("name", ["grpo_kl", "dapo", "rloo_kl"])
 def test_micro_batches_change_nothing(name):
     params, completions, scores = fixed()
+    groups = Groups(completions, scores)
     reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
     results = []
     for micro_batches in (1, 2, 4):
@@ -78,7 +80,7 @@ def test_micro_batches_change_nothing(name):
         # Made inside the loop on purpose: a program for each number of micro-batches.
         run = jax.jit(
             lambda state, step=step: jax.lax.scan(
-                lambda state, _: step(state, completions, scores, reference), state, None, 5
+                lambda state, _: step(state, groups, reference=reference), state, None, 5
             )
         )
         results.append(run(init(params)))
@@ -94,7 +96,7 @@ def gradient_step(name_or_objective, params, completions, scores, reference=None
     """Gradient (of an SGD step of rate 1) and metrics."""
     objective = RECIPES.get(name_or_objective, name_or_objective)
     init, step = group_loop(bandit, objective, optax.sgd(1.0))
-    state, metrics = jax.jit(step)(init(params), completions, scores, reference)
+    state, metrics = jax.jit(step)(init(params), Groups(completions, scores), reference=reference)
     return np.asarray(params["logits"] - state.params["logits"]), metrics
 
 
@@ -153,7 +155,7 @@ def test_garbage_outside_the_mask_reaches_neither_parameters_nor_metrics():
     results = []
     for model in (bandit, garbage):
         init, step = group_loop(model, RECIPES["grpo_kl"], optax.sgd(1.0))
-        results.append(jax.jit(step)(init(params), completions, scores, zero_params()))
+        results.append(jax.jit(step)(init(params), Groups(completions, scores), reference=zero_params()))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), *results)
 
 
@@ -179,18 +181,18 @@ def test_errors():
         with pytest.raises(
             ValueError, match=r"group_loop: scores has shape \(.*\), wanted \[P, G\] .* with P · G = 16"
         ):
-            step(init(params), completions, wrong)
+            step(init(params), Groups(completions, wrong))
     with pytest.raises(ValueError, match=r"group_loop: scores is a list, wanted an array; give jnp\.array\(scores\)\."):
-        step(init(params), completions, scores.tolist())
+        step(init(params), Groups(completions, scores.tolist()))
     init, step = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0), micro_batches=3)
     with pytest.raises(ValueError, match=r"micro_batches is 3, wanted a divisor of the batch's 16 rows\."):
-        step(init(params), completions, jnp.ones((P * G, T)))
+        step(init(params), CreditedCompletions(completions, jnp.ones((P * G, T))))
     init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(micro_batches=2 * P))
     with pytest.raises(
         ValueError,
         match=rf"group_loop: minibatches 1 · micro_batches {2 * P} is {2 * P}, wanted a divisor of the {P} groups",
     ):
-        step(init(params), completions, scores)
+        step(init(params), Groups(completions, scores))
     for objective, part in (
         (recipes.grpo(0.1), "kl"),
         (recipes.rloo(), "advantage"),
@@ -198,6 +200,25 @@ def test_errors():
     ):
         init, step = group_loop(bandit, objective, optax.sgd(1.0))
         with pytest.raises(
-            ValueError, match=rf"group_loop: objective\.{part} .*got ref_params None; give step ref_params="
+            ValueError, match=rf"group_loop: objective\.{part} .*got reference None; give step reference="
         ):
-            step(init(params), completions, scores)
+            step(init(params), Groups(completions, scores))
+    with pytest.raises(ValueError, match=r"group_loop: batch is a Completions, wanted a Groups; give Groups\(comp"):
+        step(init(params), completions)
+    init, step = policy_loop(bandit, recipes.grpo(0.1), optax.sgd(1.0))
+    credited = CreditedCompletions(completions, jnp.ones((P * G, T)))
+    with pytest.raises(ValueError, match=r"policy_loop: a reference is read, got neither batch.ref_log_probs nor ref"):
+        step(init(params), credited)
+    with pytest.raises(ValueError, match=r"policy_loop: got batch.ref_log_probs and reference, wanted one of them"):
+        step(init(params), credited._replace(ref_log_probs=credited.advantages), reference=params)
+
+
+def test_a_reference_is_its_log_probabilities_or_its_parameters():
+    params, completions, _ = fixed()
+    reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
+    init, step = policy_loop(bandit, recipes.grpo(0.5), optax.sgd(1.0), 2)
+    batch = CreditedCompletions(completions, jnp.zeros((P * G, T)))
+    live = step(init(params), batch, reference=reference)
+    known = step(init(params), batch._replace(ref_log_probs=bandit(reference, completions)[0]))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), live, known)
+    assert np.abs(live[0].params["logits"] - params["logits"]).max() > 1e-3

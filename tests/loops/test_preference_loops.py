@@ -32,7 +32,7 @@ from preference_tables import (
     totals,
 )
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, PairedCompletions
 from rlax_llm.loops.preference import preference_loop, reads_reference, reward_loop
 from rlax_llm.policy.weightings import sequence_sum
 from rlax_llm.preference import links
@@ -80,7 +80,7 @@ def test_dpo_is_what_the_paper_writes(margins):
     demanded = np.zeros(PAIRS) if margins is None else np.array(margins)
     given = None if margins is None else jnp.asarray(demanded)
     loop = preference_loop(table, RECIPES["dpo"], optax.sgd(1.0))
-    gradient, metrics = one_step(loop, PARAMS, completions, given, ref_params=REFERENCE)
+    gradient, metrics = one_step(loop, PARAMS, PairedCompletions(completions, given), reference=REFERENCE)
     expected = literal_dpo(PARAMS, completions, demanded)
     assert set(metrics) == {*expected, "preference_loss", "grad_norm"}
     for name, value in expected.items():
@@ -98,7 +98,7 @@ def test_the_likelihood_reads_the_chosen_responses_alone():
         return np.mean([-log_sigma(m) for m in margins]) - 0.5 * log_probs[::2].mean()
 
     loop = preference_loop(table, cpo(BETA, 0.5), optax.sgd(1.0), token_weighting=sequence_sum)
-    gradient, metrics = one_step(loop, PARAMS, completions)
+    gradient, metrics = one_step(loop, PARAMS, PairedCompletions(completions))
     np.testing.assert_allclose(metrics["loss"], literal(PARAMS), rtol=1e-6)
     np.testing.assert_allclose(metrics["nll"], -totals(PARAMS, completions)[::2].mean(), rtol=1e-6)
     assert_gradient(gradient, literal)
@@ -106,7 +106,10 @@ def test_the_likelihood_reads_the_chosen_responses_alone():
 
 def test_the_policy_as_its_own_reference():
     gradient, metrics = one_step(
-        preference_loop(table, dpo(BETA), optax.sgd(1.0)), PARAMS, completions_of(0), ref_params=PARAMS
+        preference_loop(table, dpo(BETA), optax.sgd(1.0)),
+        PARAMS,
+        PairedCompletions(completions_of(0)),
+        reference=PARAMS,
     )
     np.testing.assert_allclose(metrics["loss"], math.log(2), rtol=1e-12)
     for name in ("chosen_reward", "rejected_reward", "margin", "accuracy"):
@@ -124,7 +127,10 @@ def runs():
         def run(completions, margins):
             start = init(jax.tree.map(jnp.asarray, PARAMS))
             return jax.lax.scan(
-                lambda state, _: step(state, completions, margins, ref_params=REFERENCE), start, None, 5
+                lambda state, _: step(state, PairedCompletions(completions, margins), reference=REFERENCE),
+                start,
+                None,
+                5,
             )
 
         return jax.jit(run, compiler_options=QUICKLY)
@@ -147,21 +153,26 @@ def test_padding_changes_nothing(name):
     """A pair with an empty response, wherever it lies, whatever its other response holds."""
     completions = completions_of(2)
     expected = one_step(
-        preference_loop(table, RECIPES[name], optax.sgd(1.0)), PARAMS, completions, ref_params=REFERENCE
+        preference_loop(table, RECIPES[name], optax.sgd(1.0)),
+        PARAMS,
+        PairedCompletions(completions),
+        reference=REFERENCE,
     )
     loop = preference_loop(spoilt, RECIPES[name], optax.sgd(1.0), 4)
     for kept in (0, 1):
         more = padded(completions, 2, kept)
         reference = jnp.where(more.mask, table(REFERENCE, more)[0], jnp.nan)
-        assert_same(one_step(loop, PARAMS, more, ref_log_probs=reference), expected, rtol=1e-6)
+        assert_same(one_step(loop, PARAMS, PairedCompletions(more, ref_log_probs=reference)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dpo", "mixed"])
 def test_a_precomputed_reference_is_a_live_one(name):
     completions = completions_of(3)
     loop = preference_loop(table, RECIPES[name], optax.sgd(1.0), 2)
-    live = one_step(loop, PARAMS, completions, ref_params=REFERENCE)
-    assert_same(one_step(loop, PARAMS, completions, ref_log_probs=table(REFERENCE, completions)[0]), live)
+    live = one_step(loop, PARAMS, PairedCompletions(completions), reference=REFERENCE)
+    assert_same(
+        one_step(loop, PARAMS, PairedCompletions(completions, ref_log_probs=table(REFERENCE, completions)[0])), live
+    )
 
 
 @each
@@ -175,10 +186,10 @@ def test_only_what_reads_a_reference_computes_one(name):
     needed = name in ("dpo", "ipo", "mixed")
     assert reads_reference(RECIPES[name].rewards) == needed
     loop = preference_loop(model, RECIPES[name], optax.sgd(1.0))
-    one_step(loop, PARAMS, completions_of(0), ref_params=REFERENCE)
+    one_step(loop, PARAMS, PairedCompletions(completions_of(0)), reference=REFERENCE)
     assert len(traced) == 1 + needed
     if not needed:
-        one_step(loop, PARAMS, completions_of(0))
+        one_step(loop, PARAMS, PairedCompletions(completions_of(0)))
         assert len(traced) == 2
 
 
@@ -191,10 +202,10 @@ def test_one_compilation_for_all_steps():
 
     init, step = preference_loop(model, dpo(), optax.adam(0.1), 2)
     update, state = jax.jit(step), init(jax.tree.map(jnp.asarray, PARAMS))
-    state, _ = update(state, completions_of(0), ref_params=REFERENCE)
+    state, _ = update(state, PairedCompletions(completions_of(0)), reference=REFERENCE)
     first = len(traced)
     for seed in (1, 2):
-        state, _ = update(state, completions_of(seed), ref_params=REFERENCE)
+        state, _ = update(state, PairedCompletions(completions_of(seed)), reference=REFERENCE)
     assert len(traced) == first
     assert state.step == 3
 
@@ -232,7 +243,7 @@ def test_reward_model_is_what_the_papers_write(margins, centering_coef):
     }
     for micro_batches in (1, 4):
         loop = reward_loop(scalar, links.logistic, optax.sgd(1.0), micro_batches, centering_coef)
-        gradient, metrics = one_step(loop, PARAMS, completions, given)
+        gradient, metrics = one_step(loop, PARAMS, PairedCompletions(completions, given))
         assert set(metrics) == {*expected, "grad_norm"}
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
@@ -247,27 +258,39 @@ def test_padding_changes_no_reward_model(kept):
         rows = completions.mask.any(-1)
         return scalar(params, completions) + jnp.where(rows, 0.0, jnp.nan)
 
-    expected = one_step(reward_loop(scalar, links.logistic, optax.sgd(1.0), 1, 0.1), PARAMS, completions)
+    expected = one_step(
+        reward_loop(scalar, links.logistic, optax.sgd(1.0), 1, 0.1), PARAMS, PairedCompletions(completions)
+    )
     for micro_batches in (1, 4):
         loop = reward_loop(spoilt_scores, links.logistic, optax.sgd(1.0), micro_batches, 0.1)
-        assert_same(one_step(loop, PARAMS, padded(completions, 2, kept)), expected, rtol=1e-6)
+        assert_same(one_step(loop, PARAMS, PairedCompletions(padded(completions, 2, kept))), expected, rtol=1e-6)
 
 
 def test_errors_of_pairs():
     completions = completions_of(0)
-    reference = table(REFERENCE, completions)[0]
+    pairs, reference = PairedCompletions(completions), table(REFERENCE, completions)[0]
     loop = preference_loop(table, dpo(), optax.sgd(1.0))
-    refused(r"rewards read a reference, got neither ref_log_probs nor ref_params", loop, completions)
-    both = {"ref_log_probs": reference, "ref_params": REFERENCE}
-    refused(r"got both ref_log_probs and ref_params, wanted one reference", loop, completions, **both)
-    refused(r"preference_loop: ref_log_probs has shape \(4, 3\)", loop, completions, ref_log_probs=reference[::2])
-    refused(r"preference_loop: margins has shape \(8,\)", loop, completions, jnp.ones(8), ref_params=REFERENCE)
+    refused(r"a reference is read, got neither batch.ref_log_probs nor reference", loop, pairs)
+    known = pairs._replace(ref_log_probs=reference)
+    refused(r"got batch.ref_log_probs and reference, wanted one of them", loop, known, reference=REFERENCE)
+    short = pairs._replace(ref_log_probs=reference[::2])
+    refused(r"preference_loop: ref_log_probs has shape \(4, 3\)", loop, short)
+    refused(r"preference_loop: batch is a Completions, wanted a PairedCompletions", loop, completions)
+    refused(
+        r"preference_loop: margins has shape \(8,\)",
+        loop,
+        pairs._replace(margins=jnp.ones(8)),
+        reference=REFERENCE,
+    )
     odd = jax.tree.map(lambda x: x[:-1], completions)
-    refused(r"got 7 rows in 1 micro_batches, wanted an even number", loop, odd, ref_params=REFERENCE)
+    refused(r"got 7 rows in 1 micro_batches, wanted an even number", loop, PairedCompletions(odd), reference=REFERENCE)
     for parts in (3, 8):
         loop = preference_loop(table, dpo(), optax.sgd(1.0), parts)
         refused(
-            rf"got 8 rows in {parts} micro_batches, .* divisor of the pairs", loop, completions, ref_params=REFERENCE
+            rf"got 8 rows in {parts} micro_batches, .* divisor of the pairs",
+            loop,
+            PairedCompletions(completions),
+            reference=REFERENCE,
         )
     reads_all = r"micro_batches is 2 but the link reads the whole batch \(as sorted_pairs does\)"
     per_pair = links.demand_margin(links.logistic, jnp.ones(PAIRS))
@@ -275,7 +298,10 @@ def test_errors_of_pairs():
         with pytest.raises(ValueError, match=f"preference_loop: {reads_all}"):
             preference_loop(table, preference, optax.sgd(1.0), 2)
         _, metrics = one_step(
-            preference_loop(table, preference, optax.sgd(1.0)), PARAMS, completions, ref_params=REFERENCE
+            preference_loop(table, preference, optax.sgd(1.0)),
+            PARAMS,
+            PairedCompletions(completions),
+            reference=REFERENCE,
         )
         assert np.isfinite(metrics["loss"])
     with pytest.raises(ValueError, match=f"reward_loop: {reads_all}"):
@@ -284,7 +310,7 @@ def test_errors_of_pairs():
 
 def test_errors_of_reward_models():
     loop = reward_loop(lambda params, rows: params["logits"][0], links.logistic, optax.sgd(1.0))
-    refused(r"reward_loop: scores has shape \(5,\)", loop, completions_of(0))
-    refused(r"reward_loop: margins has shape \(3,\)", loop, completions_of(0), jnp.ones(3))
+    refused(r"reward_loop: scores has shape \(5,\)", loop, PairedCompletions(completions_of(0)))
+    refused(r"reward_loop: margins has shape \(3,\)", loop, PairedCompletions(completions_of(0), jnp.ones(3)))
     with pytest.raises(ValueError, match=r"reward_loop: centering_coef is -0\.1"):
         reward_loop(scalar, links.logistic, optax.sgd(1.0), centering_coef=-0.1)

@@ -17,7 +17,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import expit, log_expit, logsumexp, softmax
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, LabeledCompletions, PairedCompletions
 from rlax_llm.loops.labels import label_loop, zero_reference
 from rlax_llm.loops.preference import preference_loop
 from rlax_llm.models import decoder
@@ -71,10 +71,10 @@ def total_variation(p, q) -> float:
     return 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum(-1)
 
 
-def trained(loop, params, steps: int, *data, **more):
+def trained(loop, params, steps: int, batch, **more):
     """All steps on one batch in one scan: the last state, and the metrics of every step."""
     init, step = loop
-    return jax.lax.scan(lambda state, _: step(state, *data, **more), init(params), None, steps)
+    return jax.lax.scan(lambda state, _: step(state, batch, **more), init(params), None, steps)
 
 
 def settling(steps: int, rate: float = 0.05) -> optax.GradientTransformation:
@@ -89,7 +89,7 @@ def soft_labels(link: links.Link, wins) -> links.Link:
 def run_pairs(preference, wins, reference, steps: int = 600):
     softened = preference._replace(link=soft_labels(preference.link, wins))
     loop = preference_loop(language, softened, settling(steps))
-    return trained(loop, reference, steps, rows_of(ORDERED), ref_params=reference)[0].params
+    return trained(loop, reference, steps, PairedCompletions(rows_of(ORDERED)), reference=reference)[0].params
 
 
 def bradley_terry(rewards: np.ndarray) -> np.ndarray:
@@ -146,7 +146,9 @@ def test_dpo_teaches_a_decoder_the_optimal_policies_of_several_prompts():
     wins = expit(rewards[:, pairs[:, 0]] - rewards[:, pairs[:, 1]]).ravel()
     preference = dpo(BETA)._replace(link=soft_labels(links.logistic, wins))
     loop = preference_loop(group_log_probs(config, (2, width)), preference, settling(steps, 0.02))
-    run = jax.jit(lambda: trained(loop, start, steps, batch(starts, ends), ref_params=start)[0].params)
+    run = jax.jit(
+        lambda: trained(loop, start, steps, PairedCompletions(batch(starts, ends)), reference=start)[0].params
+    )
     reference = policies(start)
     wanted = softmax(np.log(reference) + rewards / BETA, -1)
     assert np.all(total_variation(reference, wanted) > 0.2)
@@ -173,7 +175,7 @@ ARMS = np.array([0.3, -0.4])
 def margins_of(preference, rate: float, steps: int) -> np.ndarray:
     """Margins of rewards before each step."""
     loop, start = preference_loop(two_arms, preference, optax.sgd(rate)), jnp.asarray(ARMS)
-    run = jax.jit(lambda: trained(loop, start, steps, arm_pair(), ref_params=start)[1]["margin"])
+    run = jax.jit(lambda: trained(loop, start, steps, PairedCompletions(arm_pair()), reference=start)[1]["margin"])
     return np.asarray(run())
 
 
@@ -255,7 +257,7 @@ def kto_policy(reference: np.ndarray, share: np.ndarray, liked: np.ndarray) -> t
 def run_kto(counts, desirable, start, steps: int, loss=None, rate: float = 0.05, **more):
     completions, labels = labeled(counts, desirable)
     loop = label_loop(language, loss or kto(BETA), settling(steps, rate), **more)
-    run = jax.jit(lambda: trained(loop, start, steps, completions, labels, ref_params=start))
+    run = jax.jit(lambda: trained(loop, start, steps, LabeledCompletions(completions, labels), reference=start))
     state, metrics = run()
     return np.asarray(policy_of(state.params)), metrics
 
@@ -315,7 +317,7 @@ def test_labels_under_the_logistic_link_reach_the_optimal_policy(seed):
     rewards = rewards - BETA * logsumexp(np.log(start) + rewards / BETA)
     counts = np.full(COUNT, 400)
     desirable = np.rint(counts * expit(rewards)).astype(int)
-    found, metrics = run_kto(counts, desirable, reference, 800, bco(BETA), reference=zero_reference)
+    found, metrics = run_kto(counts, desirable, reference, 800, bco(BETA), reference_point=zero_reference)
     wanted = optimum(start, rewards, BETA)
     assert total_variation(start, wanted) > 0.2
     assert total_variation(found, wanted) < 0.005

@@ -27,7 +27,7 @@ from rlhf_tables import (
 )
 from scipy.special import log_softmax
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, ScoredCompletions
 from rlax_llm.loops.minibatches import minibatch_rows
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
@@ -114,7 +114,12 @@ def two_steps(float64):
                 kl=KlInReward(beta), ending=ending, discount=discount, trace=trace, value_trace=value_trace
             )
             init, step = rlhf_loop(table, table_values, PPO, SGD, shaping, ONCE)
-            return step(init(parameters()), completions, scores, KEY, {"logits": jnp.asarray(REFERENCE)})
+            return step(
+                init(parameters()),
+                ScoredCompletions(completions, scores),
+                key=KEY,
+                reference={"logits": jnp.asarray(REFERENCE)},
+            )
 
         return run
 

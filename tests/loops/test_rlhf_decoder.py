@@ -14,6 +14,7 @@ from rlhf_tables import (
     table_values,
 )
 
+from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
@@ -55,7 +56,8 @@ def test_a_decoders_own_samples_have_ratio_one_and_kl_zero(sampler):
         log_probs = group_log_probs(DECODER, (2, 4), temperature)
         learning = RlhfLearning(epochs=1, group_size=2)
         init, step = rlhf_loop(log_probs, table_values, PPO, SGD, Shaping(), learning)
-        found[temperature] = jax.jit(step)(init(params), completions, jnp.arange(6.0), KEY, params["policy"])[1]
+        batch = ScoredCompletions(completions, jnp.arange(6.0))
+        found[temperature] = jax.jit(step)(init(params), batch, key=KEY, reference=params["policy"])[1]
     here = found[sampler.temperature]
     assert abs(here["ratio"] - 1) < 2e-6 and here["ratio_var"] < 1e-11
     for name in ("kl", "kl_per_token", "approx_kl", "clip_fraction"):
@@ -83,7 +85,7 @@ def test_a_value_model_may_start_as_the_reward_model():
     init, step = rlhf_loop(
         group_log_probs(DECODER, layout), token_values(DECODER, layout), PPO, optimizers, shaping, learning
     )
-    state, metrics = jax.jit(step)(init(params), completions, scores, KEY, policy)
+    state, metrics = jax.jit(step)(init(params), ScoredCompletions(completions, scores), key=KEY, reference=policy)
     assert all(np.isfinite(x) for x in metrics.values())
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, params)
     assert all(np.asarray(x) > 0 for x in jax.tree.leaves(moved))

@@ -30,7 +30,7 @@ from scipy.special import log_softmax
 
 from rlax_llm.core.kl import fixed_coef, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance, whiten
-from rlax_llm.core.types import Scored
+from rlax_llm.core.types import CreditedCompletions, Scored, ScoredCompletions
 from rlax_llm.credit.batches import returns_to_go
 from rlax_llm.credit.shaping import fixed_if_truncated, missing_eos_penalty
 from rlax_llm.credit.token_returns import length_adaptive_trace
@@ -43,6 +43,8 @@ from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+FROZEN = {"logits": REFERENCE}
 
 
 def test_an_epoch_takes_every_row_once_and_keeps_groups_together():
@@ -64,7 +66,9 @@ def test_one_step_without_a_critic_is_the_policy_loop_on_returns_to_go(objective
     ref = table({"logits": jnp.asarray(REFERENCE)}, completions)[0]
     scored = Scored(*(x[None] for x in (scores, completions.log_probs, completions.mask, ref)))
     init, step = policy_loop(table, objective, optax.sgd(1.0))
-    expected, known = jax.jit(step)(init(params["policy"]), completions, returns_to_go(0.4)(scored)[0])
+    expected, known = jax.jit(step)(
+        init(params["policy"]), CreditedCompletions(completions, returns_to_go(0.4)(scored)[0])
+    )
     assert_same(state.params["policy"], expected.params)
     for name in ("policy_loss", "kl_old", "clip_fraction", "entropy", "grad_norm"):
         np.testing.assert_allclose(metrics[name], known[name], rtol=1e-10, err_msg=name)
@@ -77,7 +81,7 @@ def test_before_anything_moved_ratios_are_one_and_kl_is_zero():
     params = parameters()
     completions = batch(drift=0.0)
     state, metrics = stepped(
-        Shaping(kl=KlInReward(0.3)), ONCE, completions, scores_of(), ref_params=params["policy"], params=params
+        Shaping(kl=KlInReward(0.3)), ONCE, completions, scores_of(), reference=params["policy"], params=params
     )
     assert metrics["ratio"] == 1
     for name in ("kl", "kl_per_token", "approx_kl", "kl_old", "ratio_var", "clip_fraction", "non_score_reward"):
@@ -112,7 +116,9 @@ def test_what_a_value_model_says_elsewhere_is_not_read():
     completions, scores, shaping = batch(), scores_of(), Shaping(kl=KlInReward(0.3))
     reference = {"logits": jnp.asarray(REFERENCE)}
     init, step = rlhf_loop(table, noisy, PPO, ADAM, shaping, RlhfLearning(epochs=2))
-    state, metrics = jax.jit(step)(init(parameters()), completions, scores, KEY, reference)
+    state, metrics = jax.jit(step)(
+        init(parameters()), ScoredCompletions(completions, scores), key=KEY, reference=reference
+    )
     expected, known = stepped(shaping, RlhfLearning(epochs=2), completions, scores, optimizers=ADAM)
     assert_same((state, metrics), (expected, known))
 
@@ -154,8 +160,9 @@ def test_the_frozen_part_is_joined_with_the_trained_one():
     shaping, learning = Shaping(kl=KlInReward(0.3)), RlhfLearning(2)
     init, step = rlhf_loop(added, added_values, PPO, ADAM, shaping, learning)
     run = jax.jit(partial(step, frozen=tables))
-    state, metrics = run(init(adapters), completions, scores, KEY, adapters["policy"])
-    expected, known = stepped(shaping, learning, completions, scores, optimizers=ADAM, ref_params=tables["policy"])
+    scored = ScoredCompletions(completions, scores)
+    state, metrics = run(init(adapters), scored, key=KEY, reference=adapters["policy"])
+    expected, known = stepped(shaping, learning, completions, scores, optimizers=ADAM, reference=tables["policy"])
     moved = jax.tree.map(lambda x, y: x - y, expected.params, tables)
     assert_same(state.params["policy"]["adapter"], moved["policy"]["logits"])
     assert_same(state.params["value"]["adapter"], moved["value"]["values"])
@@ -177,7 +184,7 @@ def test_the_reference_may_be_given_as_numbers():
 def test_a_coefficient_of_zero_reads_no_reference():
     completions, scores, shaping = batch(), scores_of(), Shaping(kl=KlInReward(0))
     init, step = rlhf_loop(table, table_values, PPO, SGD, shaping, ONCE)
-    state, metrics = jax.jit(step)(init(parameters()), completions, scores, KEY)
+    state, metrics = jax.jit(step)(init(parameters()), ScoredCompletions(completions, scores), key=KEY)
     nan = jnp.full((B, T), jnp.nan)
     watched, seen = stepped(shaping, ONCE, completions, scores, ref_log_probs=nan)
     assert_same(watched, state, 0)
@@ -210,7 +217,7 @@ def test_zieglers_controller_follows_the_kl_of_a_completion():
     ref_log_p, betas = log_softmax(REFERENCE, -1), []
     for seed in range(4):
         completions = batch(seed=seed)
-        state, metrics = run(state, completions, scores_of(seed), KEY, {"logits": jnp.asarray(REFERENCE)})
+        state, metrics = run(state, ScoredCompletions(completions, scores_of(seed)), key=KEY, reference=FROZEN)
         tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
         ref = ref_log_p[np.roll(tokens, 1, -1), tokens]
         kl = np.where(mask, np.asarray(completions.log_probs) - ref, 0.0).sum() / B
@@ -239,7 +246,7 @@ def test_a_warm_up_teaches_the_value_model_alone():
     reference, state, losses = {"logits": jnp.asarray(REFERENCE)}, start, []
     completions, scores = batch(), scores_of()
     for _ in range(3):
-        state, metrics = run(state, completions, scores, KEY, reference)
+        state, metrics = run(state, ScoredCompletions(completions, scores), key=KEY, reference=reference)
         losses.append(float(metrics["value_loss"]))
         assert_same(
             (state.params["policy"], state.opt_state["policy"]), (start.params["policy"], start.opt_state["policy"]), 0
@@ -247,13 +254,13 @@ def test_a_warm_up_teaches_the_value_model_alone():
         assert state.kl_coef == start.kl_coef
     assert losses[0] > losses[1] > losses[2]
     count = len(traces)
-    after, _ = run(state, completions, scores, KEY, reference)
+    after, _ = run(state, ScoredCompletions(completions, scores), key=KEY, reference=reference)
     assert len(traces) == count
     # What follows is what a run without a warm-up does that starts with this value model.
     init, step = rlhf_loop(table, table_values, PPO, optimizers, Shaping(kl=kl), RlhfLearning(2, 2))
     fresh = init(state.params)
     fresh = fresh._replace(opt_state=fresh.opt_state | {"value": state.opt_state["value"]})
-    expected, _ = jax.jit(step)(fresh, completions, scores, KEY, reference)
+    expected, _ = jax.jit(step)(fresh, ScoredCompletions(completions, scores), key=KEY, reference=reference)
     assert_same((after.params, after.opt_state, after.kl_coef), (expected.params, expected.opt_state, expected.kl_coef))
     assert np.abs(after.params["policy"]["logits"] - start.params["policy"]["logits"]).max() > 1e-3
 
@@ -288,7 +295,7 @@ def test_rewards_and_advantages_are_normalized_by_the_given_functions():
         kl=KlInReward(0.3), rewards=recorded("rewards", unit_variance), advantages=recorded("advantages", whiten)
     )
     init, step = rlhf_loop(table, table_values, PPO, SGD, shaping, ONCE)
-    state, _ = step(init(parameters()), completions, scores, KEY, {"logits": jnp.asarray(REFERENCE)})
+    state, _ = step(init(parameters()), ScoredCompletions(completions, scores), key=KEY, reference=FROZEN)
     rewards, mask = (np.asarray(x) for x in seen["rewards"])
     np.testing.assert_array_equal(mask, completions.mask)
     assert rewards.shape == (B, T)
@@ -337,7 +344,7 @@ def test_coefficients_and_seeds_are_one_program():
     def run(beta, key):
         shaping = Shaping(kl=KlInReward(beta, control=fixed_coef))
         init, step = rlhf_loop(table, table_values, PPO, ADAM, shaping, RlhfLearning(2, 2))
-        return step(init(parameters()), completions, scores, key, {"logits": jnp.asarray(REFERENCE)})[0].params
+        return step(init(parameters()), ScoredCompletions(completions, scores), key=key, reference=FROZEN)[0].params
 
     betas, keys = jnp.array([0.0, 0.4]), jax.random.split(KEY, 2)
     many = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (None, 0)))(betas, keys)
@@ -376,18 +383,20 @@ def test_bad_input_is_refused_while_tracing():
     init, step = rlhf_loop(table, table_values, PPO, SGD, Shaping(), RlhfLearning(minibatches=3, micro_batches=2))
     with pytest.raises(ValueError, match=r"params has the entries .'logits'., wanted 'policy' and 'value'"):
         init({"logits": jnp.zeros((V, V))})
-    state, completions, scores = init(parameters()), batch(), scores_of()
+    state, scored = init(parameters()), ScoredCompletions(batch(), scores_of())
     with pytest.raises(
         ValueError, match=r"minibatches 3 · micro_batches 2 · group_size 1 is 6, wanted a divisor .* 8 rows"
     ):
-        step(state, completions, scores, KEY)
+        step(state, scored, key=KEY)
     with pytest.raises(ValueError, match=r"scores has shape \(4, 2\), wanted \[B\] = \(8,\)"):
-        step(state, completions, scores.reshape(4, 2), KEY)
+        step(state, scored._replace(scores=scored.scores.reshape(4, 2)), key=KEY)
+    with pytest.raises(ValueError, match="several minibatches are drawn at random and key is None; give step a key"):
+        step(state, scored)
     step = rlhf_loop(table, table_values, PPO, SGD, Shaping(), ONCE)[1]
-    with pytest.raises(ValueError, match="needs ref_params or ref_log_probs, got neither; give one, or set kl="):
-        step(state, completions, scores, KEY)
-    both = {"ref_params": parameters()["policy"], "ref_log_probs": completions.log_probs}
-    with pytest.raises(ValueError, match="got ref_params and ref_log_probs, wanted one of them"):
-        step(state, completions, scores, KEY, **both)
-    with pytest.raises(ValueError, match=r"ref_log_probs has shape \(8,\), mask has \(8, 6\)"):
-        step(state, completions, scores, KEY, ref_log_probs=jnp.zeros(B))
+    with pytest.raises(ValueError, match=r"got neither batch\.ref_log_probs .*, or take a Shaping with kl="):
+        step(state, scored, key=KEY)
+    known = scored._replace(ref_log_probs=scored.completions.log_probs)
+    with pytest.raises(ValueError, match=r"got batch.ref_log_probs and reference, wanted one of them"):
+        step(state, known, key=KEY, reference=parameters()["policy"])
+    with pytest.raises(ValueError, match=r"ref_log_probs has shape \(8,\), tokens has \(8, 6\)"):
+        step(state, scored._replace(ref_log_probs=jnp.zeros(B)), key=KEY)

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from rlax_llm.core.masked import whiten
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, ScoredCompletions
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
 from rlax_llm.loops.updates import no_normalization, plain_value_loss
@@ -81,8 +81,8 @@ def run(log_probs, values, params, reward, length, rows, steps, rate, shaping, b
         drawn = jax.random.categorical(key, log_p, shape=(rows,))
         completions = completions_of(everything[drawn], jnp.zeros((rows, length)))
         old = jnp.where(completions.mask, log_probs(state.params["policy"], completions)[0], 0.0)
-        sampled = completions._replace(log_probs=old)
-        state, metrics = step(state, sampled, reward[drawn], jax.random.fold_in(key, 1), params["policy"])
+        sampled = ScoredCompletions(completions._replace(log_probs=old), reward[drawn])
+        state, metrics = step(state, sampled, key=jax.random.fold_in(key, 1), reference=params["policy"])
         return state, metrics | {"distance": 0.5 * jnp.abs(jnp.exp(log_p) - best).sum()}
 
     _, metrics = jax.lax.scan(body, init(params), jax.random.split(key, steps))

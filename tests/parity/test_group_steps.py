@@ -23,7 +23,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from rlax_llm import group_loop
 from rlax_llm.core.kl import k3, kl_penalty
-from rlax_llm.core.types import Completions, PolicyBatch
+from rlax_llm.core.types import Completions, Groups, PolicyBatch
 from rlax_llm.credit.batches import batch_std
 from rlax_llm.credit.groups import centered, per_group
 from rlax_llm.loops.group import group_advantages
@@ -136,11 +136,11 @@ def our_step(case: Case, models: dict[str, peers.Weights], groups: peers.Groups)
     completions = peers.completions_of(groups, "mask_truncated_completions" in case.fields)
     completions = completions._replace(log_probs=model(models["sampler"].params, completions)[0])
     init, step = group_loop(model, case.objective, keeping_the_gradient())
-    reference = {"ref_params": models["reference"].params} if case.fields.get("beta") else {}
+    reference = {"reference": models["reference"].params} if case.fields.get("beta") else {}
     scores = jnp.asarray(groups.scores)
-    state, metrics = step(init(models["policy"].params), completions, scores, **reference)
+    state, metrics = step(init(models["policy"].params), Groups(completions, scores), **reference)
     current = model(models["policy"].params, completions)[0]
-    known = model(reference["ref_params"], completions)[0] if reference else None
+    known = model(reference["reference"], completions)[0] if reference else None
     advantages = group_advantages(case.objective.advantage, completions, scores, known)
     batch = PolicyBatch(current, completions.log_probs, advantages, completions.mask, ref_log_probs=known)
     metrics |= {"loss": policy_loss(case.objective, batch)[0]}
@@ -281,7 +281,7 @@ def our_run(start: dict, groups: peers.Groups, iterations: int) -> tuple[list, l
         # As the sampler with these parameters gives them.
         completions = completions._replace(log_probs=model_at()(state.params, completions)[0])
         for _ in range(iterations):
-            state, metrics = step(state, completions, jnp.asarray(part.scores))
+            state, metrics = step(state, Groups(completions, jnp.asarray(part.scores)))
             params.append(state.params)
             logs.append({name: float(x) for name, x in metrics.items()})
     return params, logs

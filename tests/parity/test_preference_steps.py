@@ -27,7 +27,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, LabeledCompletions, PairedCompletions
 from rlax_llm.loops.labels import label_loop, zero_reference
 from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.models import decoder
@@ -141,12 +141,12 @@ def theirs(trainer, config, models: list, scratch: Path, data: dict, **more) -> 
     return Peer(start, keep.params, [entry for entry in run.state.log_history if "loss" in entry])
 
 
-def ours(loop, start, *batches, **more) -> tuple[list, dict]:
+def ours(loop, start, batches, **more) -> tuple[list, dict]:
     init, step = loop
     start, more = jax.tree.map(jnp.asarray, (start, more))
 
     def body(state, rows):
-        state, metrics = step(state, *rows, **more)
+        state, metrics = step(state, rows, **more)
         return state, (state.params, metrics)
 
     state, (params, metrics) = jax.jit(partial(jax.lax.scan, body))(init(start), jax.tree.map(jnp.asarray, batches))
@@ -236,7 +236,7 @@ def test_dpo_trainer(name, dtype, directory, tmp_path):
     preference, fields, differing = DPO[name]
     peer = theirs(DPOTrainer, DPOConfig, language_models(directory, dtype), tmp_path, data, beta=BETA, **fields)
     loop = preference_loop(group_log_probs(CONFIG, (2, PROMPT)), preference, optimizer(), 2)
-    mine = ours(loop, peer.start, pair_rows(data), ref_params=peer.start)
+    mine = ours(loop, peer.start, PairedCompletions(pair_rows(data)), reference=peer.start)
     assert_same_run(mine, peer, {x: key for x, key in PAIR_METRICS.items() if x not in differing}, BOUNDS[dtype])
 
 
@@ -280,10 +280,10 @@ def test_kto_trainer(loss_type, dtype, directory, tmp_path):
     fields = {"beta": BETA, "loss_type": loss_type} | weights
     peer = theirs(KTOTrainer, KTOConfig, language_models(directory, dtype), tmp_path, data, **fields)
     model = group_log_probs(CONFIG, (1, PROMPT))
-    more = {} if loss_type == "kto" else {"reference": zero_reference}
+    more = {} if loss_type == "kto" else {"reference_point": zero_reference}
     loop = label_loop(model, kto(BETA), optimizer(), 2, **weights, **more)
     labels = jnp.asarray(data["label"]).reshape(STEPS, BATCH)
-    mine = ours(loop, peer.start, label_rows(data), labels, ref_params=peer.start)
+    mine = ours(loop, peer.start, LabeledCompletions(label_rows(data), labels), reference=peer.start)
     assert_same_run(mine, peer, LABEL_METRICS | ({"kl": "kl"} if loss_type == "kto" else {}), BOUNDS[dtype])
     metrics = mine[1]
     assert loss_type != "kto" or (metrics["kl"][1:] > 0).any()
@@ -314,5 +314,5 @@ def test_reward_trainer(demanding, dtype, tmp_path):
     )
     scores = sequence_scores(CONFIG, (2, PROMPT))
     loop = reward_loop(scores, links.logistic, optimizer(), 2, *more.values())
-    batches = [pair_rows(data)] + ([margins.reshape(STEPS, BATCH)] if demanding else [])
-    assert_same_run(ours(loop, peer.start, *batches), peer, REWARD_METRICS | {"grad_norm": "grad_norm"}, BOUNDS[dtype])
+    batches = PairedCompletions(pair_rows(data), margins.reshape(STEPS, BATCH) if demanding else None)
+    assert_same_run(ours(loop, peer.start, batches), peer, REWARD_METRICS | {"grad_norm": "grad_norm"}, BOUNDS[dtype])

@@ -19,7 +19,7 @@ import torch
 
 from rlax_llm.core.kl import k1, k3
 from rlax_llm.core.masked import unit_variance, whiten
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, ScoredCompletions
 from rlax_llm.credit.shaping import kl_in_reward, missing_eos_penalty, score_at_end
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, token_credit, token_rewards
@@ -237,8 +237,8 @@ def our_step(data: Arrays, shaping: Shaping, epochs: int):
         RlhfLearning(epochs=epochs),
     )
     params = {"policy": {"log_probs": jnp.asarray(data.current)}, "value": {"values": jnp.asarray(data.values)}}
-    run = jax.jit(partial(step, ref_log_probs=jnp.asarray(data.ref)))
-    state, metrics = run(init(params), completions_of(data), jnp.asarray(data.scores), jax.random.key(0))
+    batch = ScoredCompletions(completions_of(data), jnp.asarray(data.scores), jnp.asarray(data.ref))
+    state, metrics = jax.jit(step)(init(params), batch, key=jax.random.key(0))
     return state.params["policy"]["log_probs"], state.params["value"]["values"], metrics
 
 

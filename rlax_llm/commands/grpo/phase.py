@@ -21,6 +21,7 @@ from rlax_llm.commands.rollouts import Rollout, Sampling, evaluate
 from rlax_llm.commands.settings import logit_bias_of
 from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
 from rlax_llm.core.finite import watch_finite
+from rlax_llm.core.types import Groups
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.generation.engine import generate
@@ -115,7 +116,7 @@ class GroupPhase:
         return Taken(np.asarray(chosen), rollout, self.judge(rollout, self.group_size))
 
     def step(
-        self, state: GroupState, index: int, ref_params: Params | None
+        self, state: GroupState, index: int, reference: Params | None
     ) -> tuple[GroupState, dict[str, Any], list[dict[str, Any]]]:
         """Step ``index`` (from 0): the new state, its metrics, and records of one group's completions."""
         start = time.perf_counter()
@@ -123,11 +124,10 @@ class GroupPhase:
         rollout, gathering = taken.rollout, time.perf_counter() - start
         state, metrics = self.update(rollout.prompt_width)(
             state,
-            rollout.completions,
-            self._scores(taken),
-            ref_params,
-            self.learner.frozen,
-            jax.random.fold_in(jax.random.fold_in(self.key, index), _ORDER),
+            Groups(rollout.completions, self._scores(taken)),
+            key=jax.random.fold_in(jax.random.fold_in(self.key, index), _ORDER),
+            reference=reference,
+            frozen=self.learner.frozen,
         )
         metrics = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": gathering - rollout.seconds}

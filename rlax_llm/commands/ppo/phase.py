@@ -22,6 +22,7 @@ from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance
+from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.credit.shaping import missing_eos_penalty
 from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.data.rows import batch_indices
@@ -149,7 +150,7 @@ class PpoPhase:
         return jax.jit(watch_finite(self._loop((self.config.group_size, prompt_width))[1]), donate_argnums=0)
 
     def step(
-        self, state: RlhfState, index: int, ref_params: Params | None
+        self, state: RlhfState, index: int, reference: Params | None
     ) -> tuple[RlhfState, dict[str, Any], list[dict[str, Any]]]:
         """Step ``index`` (from 0): the new state, its metrics, and records of some completions."""
         chosen = batch_indices(len(self.task.train), self.config.batch_size or 1, self.config.seed, index)
@@ -159,9 +160,12 @@ class PpoPhase:
         start = time.perf_counter()
         scores = self.judge(rollout, self.config.group_size)
         scoring = time.perf_counter() - start
-        update, keys = self.update(rollout.prompt_width), jax.random.fold_in(key, 1)
-        state, metrics = update(
-            state, rollout.completions, jnp.asarray(scores.total), keys, ref_params, None, self.frozen
+        state, metrics = self.update(rollout.prompt_width)(
+            state,
+            ScoredCompletions(rollout.completions, jnp.asarray(scores.total)),
+            key=jax.random.fold_in(key, 1),
+            reference=reference,
+            frozen=self.frozen,
         )
         named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}

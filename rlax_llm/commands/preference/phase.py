@@ -13,26 +13,24 @@ import optax
 
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.core.finite import watch_finite
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import LabeledCompletions, PairedCompletions
 from rlax_llm.data.rows import batch_indices
 from rlax_llm.host.progress import Column
-from rlax_llm.loops.labels import LabelLoop, LabelState
+from rlax_llm.loops.labels import LabelState
 from rlax_llm.loops.policy import Loop, TrainState
 from rlax_llm.models.functional import Params
 
 
 class Rows(NamedTuple):
-    """A batch as a loop's ``step`` takes it.
+    """A batch, and what its compiled program depends on.
 
     Attributes:
-        completions: ``[rows, T]``.
+        batch: as the loop's ``step`` takes it.
         prompt_width: the columns that hold prompts.
-        arguments: what else ``step`` takes of these rows, by name.
     """
 
-    completions: Completions
+    batch: PairedCompletions | LabeledCompletions
     prompt_width: int
-    arguments: dict[str, Any]
 
 
 class Method(NamedTuple):
@@ -45,7 +43,7 @@ class Method(NamedTuple):
         columns: of the progress display.
     """
 
-    loop: Callable[[optax.GradientTransformation, int, int], Loop | LabelLoop]
+    loop: Callable[[optax.GradientTransformation, int, int], Loop[Any, Any]]
     collate: Callable[[Sequence[Any]], Rows]
     names: Mapping[str, str]
     columns: tuple[Column, ...]
@@ -98,11 +96,11 @@ class PreferencePhase:
         start = time.perf_counter()
         places = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
         rows = self.method.collate([self.train[i] for i in places])
-        state, metrics = self.update(rows.prompt_width)(state, rows.completions, **rows.arguments, **self.fixed)
+        state, metrics = self.update(rows.prompt_width)(state, rows.batch, **self.fixed)
         self.memory = getattr(state, "memory", None)
         named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - start
-        return state, named | {"tokens_per_second": float(np.sum(rows.completions.valid)) / seconds}
+        return state, named | {"tokens_per_second": float(np.sum(rows.batch.completions.valid)) / seconds}
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Held-out loss, and where there are any accuracy and margin: means over the rows; nothing of no rows."""
@@ -116,7 +114,7 @@ class PreferencePhase:
         for start in range(0, len(self.held_out), self.batch_size):
             taken = self.held_out[start : start + self.batch_size]
             rows = self.method.collate(taken)
-            found.append(self.measure(rows.prompt_width)(state, rows.completions, **rows.arguments, **self.fixed))
+            found.append(self.measure(rows.prompt_width)(state, rows.batch, **self.fixed))
             sizes.append(len(taken))
         means = {name: np.average([batch[name] for batch in found], weights=sizes) for name in found[0]}
         if "desirable" in found[0]:  # a batch may lack a label: each label's mean is over its own count

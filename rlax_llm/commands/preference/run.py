@@ -21,7 +21,8 @@ from rlax_llm.commands.sessions import heading, open_session, title
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule, with_defaults
 from rlax_llm.commands.sft.phase import run_steps
 from rlax_llm.core.trees import join_trees
-from rlax_llm.data.batches import labeled_rows, pair_rows
+from rlax_llm.core.types import LabeledCompletions, PairedCompletions
+from rlax_llm.data.batches import PairRows, labeled_rows, pair_rows
 from rlax_llm.data.encoding import encode_labeled, encode_pairs
 from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, split_pairs
 from rlax_llm.data.sifting import Kept, flatten_rows, number_rows
@@ -75,7 +76,7 @@ def run_reward(config: RewardSettings) -> RunDirectory:
     learner = scalar_learner(config, model, config.seed)
     rows = _pairs(config, model, learner)
 
-    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
         scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), bool(config.remat))
         return reward_loop(scores, logistic, optimizer, micro_batches, config.centering_coef)
 
@@ -101,7 +102,7 @@ def run_dpo(config: DpoSettings) -> RunDirectory:
     def log_probs(prompt_width: int) -> Any:
         return group_log_probs(learner.config, (2, prompt_width), remat=bool(config.remat))
 
-    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop:
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
         return preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
 
     columns = (_LOSS, Column("rewards/accuracies", "accuracy"), Column("rewards/margins", "margin"), _HELD_OUT, _TOKENS)
@@ -142,7 +143,7 @@ def run_kto(config: KtoSettings) -> RunDirectory:
         # Only KTO's reference point reads the mismatched completions.
         step = 1 if reference is reference_point_of_mismatched else 2
         completions = jax.tree.map(lambda x: x[::step], batch.completions)
-        return Rows(completions, batch.prompt_width, {"desirable": batch.desirable})
+        return Rows(LabeledCompletions(completions, batch.desirable), batch.prompt_width)
 
     columns = (_LOSS, Column("rewards/margins", "margin"), Column("kl", "KL"), _TOKENS)
     return _run(config, learner, Method(loop, collate, _LABEL_NAMES, columns), rows, live_reference=True)
@@ -165,7 +166,7 @@ def _run(
     with session.running(learner.export, lambda: summary(session, heading(config), steps), title(config)) as stop:
         began, rows = session.position, Split(*map(prepare, rows))
         fixed: dict[str, Any] = {"frozen": learner.frozen}
-        fixed |= {"ref_params": session.reference(learner.params)} if live_reference else {}
+        fixed |= {"reference": session.reference(learner.params)} if live_reference else {}
         phase = PreferencePhase(config, method, rows.train, rows.held_out, optimizer, fixed)
         session.begin(phase.init(learner.params))
         if session.position == 0:
@@ -236,15 +237,17 @@ def _plain(row: Any) -> Any:
 
 
 def _pair_batch(model: LanguageModel, rows: Sequence[Any]) -> Rows:
-    known = isinstance(rows[0], _Referenced)
     batch = pair_rows([_plain(row) for row in rows], model.tokenizer.pad_id)
-    arguments: dict[str, Any] = {} if batch.margins is None else {"margins": batch.margins}
-    if known:
-        reference = np.zeros(batch.completions.tokens.shape, np.float32)
-        for place, values in enumerate(side for row in rows for side in row.log_probs):
-            reference[place, batch.prompt_width : batch.prompt_width + len(values)] = values
-        arguments["ref_log_probs"] = jnp.asarray(reference)
-    return Rows(batch.completions, batch.prompt_width, arguments)
+    ref_log_probs = _known(rows, batch) if isinstance(rows[0], _Referenced) else None
+    return Rows(PairedCompletions(batch.completions, batch.margins, ref_log_probs), batch.prompt_width)
+
+
+def _known(rows: Sequence[_Referenced], batch: PairRows) -> jax.Array:
+    """The reference's log-probabilities in the layout of the batch."""
+    placed = np.zeros(batch.completions.tokens.shape, np.float32)
+    for place, values in enumerate(side for row in rows for side in row.log_probs):
+        placed[place, batch.prompt_width : batch.prompt_width + len(values)] = values
+    return jnp.asarray(placed)
 
 
 def _referenced(
@@ -259,7 +262,8 @@ def _referenced(
     for start in range(0, len(rows), size):
         taken = rows[start : start + size]
         batch = _pair_batch(model, taken)
-        values = np.asarray(compiled(learner.params, learner.frozen, batch.completions, batch.prompt_width))
+        completions = batch.batch.completions
+        values = np.asarray(compiled(learner.params, learner.frozen, completions, batch.prompt_width))
         own = values[:, batch.prompt_width :]
         found += [
             _Referenced(row, (own[2 * i, : len(row.chosen)], own[2 * i + 1, : len(row.rejected)]))

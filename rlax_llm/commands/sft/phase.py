@@ -114,7 +114,7 @@ class SupervisedPhase:
         start = time.perf_counter()
         chosen = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
         batch = self.form.collate([self.train[i] for i in chosen])
-        state, metrics = self.update(state, batch, self.learner.frozen)
+        state, metrics = self.update(state, batch, frozen=self.learner.frozen)
         metrics = {name: float(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - start
         return state, metrics | {"tokens_per_second": float(np.sum(batch.valid)) / seconds}
