@@ -45,7 +45,7 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", args.devices)
     else:
         cores_as_devices(args.seeds)
-    config = ControlSettings(env=args.environment, recipe=args.recipe, seeds=args.seeds, steps=args.steps)
+    config = ControlSettings.of(env=args.environment, recipe=args.recipe, seeds=args.seeds, steps=args.steps)
     program = build(config)
 
     def run(key: jax.Array) -> tuple:

@@ -6,7 +6,6 @@ interrupted one goes on. Peers' returns are those that ``benchmarks/control.py``
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -49,9 +48,9 @@ class Settings(NamedTuple):
 
 def finished_run(task: Task, seeds: int, place: Path) -> RunDirectory:
     """The task's run: read, gone on with, or begun."""
-    config = ControlSettings(env=task.env, recipe=task.recipe, seeds=seeds, steps=task.steps, out=str(place))
+    config = ControlSettings.of(env=task.env, recipe=task.recipe, seeds=seeds, steps=task.steps, out=str(place))
     if not is_finished(place):
-        run_control(dataclasses.replace(config, resume=str(place)) if place.exists() else config)
+        run_control(config.changed(resume=str(place)) if place.exists() else config)
     if not is_finished(place):
         sys.exit(f"{task.env}, {task.recipe} was interrupted; the same command goes on with it")
     return RunDirectory.reopen(place)

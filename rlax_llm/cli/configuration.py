@@ -10,8 +10,7 @@ from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
 from rlax_llm.commands.places import whole_paths
-from rlax_llm.commands.resolving import flat, keys, resolve
-from rlax_llm.commands.table import Settings
+from rlax_llm.commands.settings import Settings, flat, keys, resolve
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.host.run_directory import RunDirectory
 

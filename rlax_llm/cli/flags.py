@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlax_llm.cli.values import converted, is_list, is_truth
-from rlax_llm.commands.resolving import keys
+from rlax_llm.commands.settings import keys
 from rlax_llm.core.names import did_you_mean
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from rlax_llm.commands.resolving import keys
+from rlax_llm.commands.settings import keys
 
 
 def show(kind: type[Any], description: str) -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,15 +37,16 @@ def option(default: Any, text: str, then: str | None = None, metavar: str | None
     return dataclasses.field(default=default, metadata={"help": text, "then": then, "metavar": metavar} | limits)
 
 
-def resolved(text: str, then: str, metavar: str | None = None) -> Any:
+def resolved(text: str, then: str, metavar: str | None = None, **limits: Any) -> Any:
     """A field without a default of its own: it follows from other settings where it is not given.
 
     Args:
         text: its help, a sentence.
         then: what the help says of its default.
         metavar: what stands for its value in the help.
+        limits: as of ``option``.
     """
-    return dataclasses.field(metadata={"help": text, "then": then, "metavar": metavar})
+    return dataclasses.field(metadata={"help": text, "then": then, "metavar": metavar} | limits)
 
 
 def word(text: str, metavar: str) -> Any:
@@ -67,9 +69,9 @@ class Part:
 
     def __post_init__(self) -> None:
         """Check types, then ranges."""
-        types = types_of(type(self))
+        kinds = types_of(type(self))
         for field in dataclasses.fields(self):
-            check_value(field, getattr(self, field.name), types[field.name])
+            check_value(field, getattr(self, field.name), kinds[field.name])
         self.check()
 
     def check(self) -> None:
@@ -82,7 +84,9 @@ def types_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
-        options = typing.get_args(hints[field.name]) or (hints[field.name],)
+        hint = hints[field.name]
+        united = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if united else (hint,)
         found[field.name] = tuple(choice for option in options for choice in _choices(option) or (option,))
     return found
 
@@ -91,7 +95,7 @@ def _choices(option: Any) -> tuple[Any, ...]:
     return typing.get_args(option) if typing.get_origin(option) is Literal else ()
 
 
-def check_value(field: dataclasses.Field[Any], value: Any, types: tuple[Any, ...]) -> None:
+def check_value(field: dataclasses.Field[Any], value: Any, kinds: tuple[Any, ...]) -> None:
     """Raise for a value that a field does not take: of another type, not finite, too large to count, empty text.
 
     What is traced is passed over, and so is None where the field may be left open.
@@ -99,29 +103,31 @@ def check_value(field: dataclasses.Field[Any], value: Any, types: tuple[Any, ...
     Args:
         field: of a part.
         value: to be its value.
-        types: that it takes.
+        kinds: the types, or the choices, that it takes.
 
     Raises:
         ValueError: naming the setting.
     """
-    if value is None and type(None) in types:
+    if value is None and type(None) in kinds:
         return
-    wanted = _wanted(field, value, types)
+    wanted = _wanted(field, value, kinds)
     if wanted is not None:
         raise ValueError(f"{field.name} is {value!r}, wanted {wanted}.")
 
 
-def _wanted(field: dataclasses.Field[Any], value: Any, types: tuple[Any, ...]) -> str | None:
+def _wanted(field: dataclasses.Field[Any], value: Any, kinds: tuple[Any, ...]) -> str | None:
     """What a field takes instead of the value, or None where it takes it."""
     if value is None:
         return "a value"
-    if int in types:
+    if int in kinds:
         return _wanted_count(field, value)
-    if float in types:
+    if float in kinds:
         return _wanted_number(field, value)
-    if str in types:
+    if str in kinds:
         return _wanted_text(field, value)
-    choices = [choice for choice in types if isinstance(choice, str)]
+    if any(typing.get_origin(choice) is tuple for choice in kinds):
+        return None if isinstance(value, tuple | list) else "a list of whole numbers"
+    choices = [choice for choice in kinds if isinstance(choice, str)]
     return f"one of {', '.join(choices)}" if choices and value not in choices else None
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.parts import TrainedModelSettings
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params

@@ -1,137 +1,220 @@
-"""What the commands' settings share: fields with their help, checks of ranges, and the groups of fields in common.
+"""A command's settings: a record of parts, made once, whole, from what is given.
 
-Plain values, checked when made, no imports beyond the standard library. A field's ``metadata`` holds its ``help`` line,
-the ``group`` it is listed under, where the default is ``None`` what happens ``then``, and perhaps the ``metavar`` that
-stands for its value; ``rlax_llm.cli`` makes the command line and the checks of YAML files from them.
+On the command line and in files settings are flat (``--learning-rate``, ``learning_rate:``): a field's name is that of
+one part only. In a program ``GrpoSettings.of(steps=3, model="char")`` makes them, and ``settings.changed(steps=4)``
+makes others of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from rlax_llm.commands import resolving
-from rlax_llm.commands.parts import bias_pairs
+from rlax_llm.commands.fields import check_value, types_of
+from rlax_llm.commands.places import whole_paths
+from rlax_llm.core.names import did_you_mean
 
 # Where a run is and which file began it are no part of what the run computes, so they stay out of its config.yaml.
 _PLACES = ("out", "resume", "config")
-
-LARGEST_SEED = 2**32 - 1
-"""JAX reads the last 32 bits of a seed and no more, so a larger one would be another's run."""
-LARGEST_COUNT = 2**31 - 1
-"""Steps, rows and tokens are counted in 32 bits."""
-_LARGEST_FLOAT, _SMALLEST_FLOAT = 3.4e38, 1.2e-38  # of float32
-_MAY_BE_INFINITE = ("max_grad_norm",)
-_MAY_BE_EMPTY = ("prompt",)
-_MAY_BE_LARGE = (("control", "steps"),)  # counted on the host
+_GIVEN = "_given"
 
 
-def option(default: Any, group: str, text: str, then: str | None = None, metavar: str | None = None) -> Any:
-    """A field with what the command line says of it: group, help, what happens where it is None, its metavar."""
-    metadata = {"group": group, "help": text, "then": then, "metavar": metavar}
-    return dataclasses.field(default=default, metadata=metadata)
+class Settings:
+    """The settings of a command: a frozen dataclass of parts, with checks between them in ``__post_init__``.
 
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """What a run's ``config.yaml`` holds: its command and every setting but where it is kept."""
-    if isinstance(config, resolving.Settings):
-        return resolving.as_dict(config)
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _PLACES}
-    return {"command": config.command, **settings}
-
-
-def check_values(config: Any) -> None:
-    """Raise for a value that no setting takes: of another type, not finite, beyond what can be counted, empty text.
-
-    What is traced is passed over, and so is ``None`` where a setting may be left open. Every command's settings begin
-    their checks here.
-
-    Raises:
-        ValueError: naming the command and the setting.
-
+    Attributes:
+        command: its name.
     """
-    for name, types in _types(type(config)).items():
-        value = getattr(config, name)
-        wanted = None if value is None and type(None) in types else _wanted(config.command, name, value, types)
-        if wanted is not None:
-            raise ValueError(f"{config.command}: {name} is {value!r}, wanted {wanted}.")
+
+    command: ClassVar[str]
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values that follow from what is given, by name; they are for what is not given.
+
+        Args:
+            given: by name, of the right types, perhaps out of their ranges.
+        """
+        del given
+        return {}
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of the given is kept in other words, by name, as a recipe by its own name.
+
+        Args:
+            given: by name, of the right types.
+        """
+        del given
+        return {}
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """The settings in full: what is given, and for all else the defaults, which may follow from what is given.
+
+        Args:
+            given: by name, in whatever part they are.
+
+        Raises:
+            ValueError: no such setting, or a value that it does not take.
+
+        >>> from rlax_llm.commands.sft.settings import SftSettings
+        >>> settings = SftSettings.of(model="smollm2", seed=3)
+        >>> settings.run.seed, settings.optimizer.learning_rate
+        (3, 2e-05)
+        >>> SftSettings.of(learning_rte=1e-3)
+        Traceback (most recent call last):
+        ValueError: sft has no setting 'learning_rte'; did you mean 'learning_rate'?
+        """
+        return resolve(cls, given)
+
+    def changed(self, **new: Any) -> Self:
+        """The settings that what was given makes, with some of it replaced; what follows from it follows anew.
+
+        Args:
+            new: by name, in whatever part they are.
+
+        Raises:
+            ValueError: no such setting, or a value that it does not take.
+
+        >>> from rlax_llm.commands.sft.settings import SftSettings
+        >>> SftSettings.of(steps=7).changed(model="smollm2").optimizer.learning_rate
+        2e-05
+        """
+        return resolve(type(self), vars(self).get(_GIVEN, flat(self)) | new)
+
+    def __getattr__(self, name: str) -> Any:
+        key = keys(type(self)).get(name)
+        if key is None:
+            raise AttributeError(name)
+        return getattr(getattr(self, key.part), name)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Key(NamedTuple):
+    """A setting as the command line and files know it, by its name alone.
+
+    Attributes:
+        part: name of the part.
+        field: of the part.
+        hint: its type.
+        types: the types, or the choices, that it takes.
+    """
+
+    part: str
+    field: dataclasses.Field[Any]
+    hint: Any
+    types: tuple[Any, ...]
 
 
 @functools.cache
-def _types(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
-    """The types, or the choices, that each setting takes."""
-    hints = typing.get_type_hints(kind)
-    found = {}
-    for field in dataclasses.fields(kind):
-        options = typing.get_args(hints[field.name]) or (hints[field.name],)
-        found[field.name] = tuple(choice for option in options for choice in _choices(option) or (option,))
+def keys(kind: type[Settings]) -> dict[str, Key]:
+    """Every setting of a command by its name, in the order of the parts.
+
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> keys(SftSettings)["learning_rate"].part
+    'optimizer'
+    """
+    found: dict[str, Key] = {}
+    for part, part_kind in typing.get_type_hints(kind).items():
+        if not dataclasses.is_dataclass(part_kind):
+            continue
+        hints, types = typing.get_type_hints(part_kind), types_of(part_kind)
+        for field in dataclasses.fields(part_kind):
+            assert field.name not in found, f"{kind.__name__} has two settings {field.name}"
+            found[field.name] = Key(part, field, hints[field.name], types[field.name])
     return found
 
 
-def _choices(option: Any) -> tuple[Any, ...]:
-    return typing.get_args(option) if typing.get_origin(option) is Literal else ()
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every setting's value by its name."""
+    return {name: getattr(getattr(settings, key.part), name) for name, key in keys(type(settings)).items()}
 
 
-def _wanted(command: str, name: str, value: Any, types: tuple[Any, ...]) -> str | None:
-    """What a setting takes instead of the value, or None where it takes it."""
-    if value is None:
-        return "a value"
-    if int in types:
-        return _wanted_count(command, name, value)
-    if float in types:
-        return _wanted_number(name, value)
-    if str in types:
-        return _wanted_text(name, value)
-    choices = [choice for choice in types if isinstance(choice, str)]
-    return f"one of {', '.join(choices)}" if choices and value not in choices else None
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """What a run's ``config.yaml`` holds: its command and every setting but where it is kept.
+
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> saved = as_dict(SftSettings.of(seed=3, out="runs/a"))
+    >>> saved["command"], saved["seed"], "out" in saved
+    ('sft', 3, False)
+    """
+    return {"command": settings.command} | {name: x for name, x in flat(settings).items() if name not in _PLACES}
 
 
-def _wanted_count(command: str, name: str, value: Any) -> str | None:
-    if isinstance(value, bool | float | str):
-        return "a whole number"
-    if not isinstance(value, int):
-        return None
-    if name == "seed":
-        return None if 0 <= value <= LARGEST_SEED else f"a whole number from 0 to {LARGEST_SEED}"
-    largest = LARGEST_COUNT**2 if (command, name) in _MAY_BE_LARGE else LARGEST_COUNT
-    return None if value <= largest else f"a whole number of at most {largest}"
+def resolve(kind: type[S], given: Mapping[str, Any]) -> S:
+    """The settings in full: what is given, with files by their whole paths, and the defaults for all else.
+
+    Args:
+        kind: of settings.
+        given: by name.
+
+    Raises:
+        ValueError: no such setting, or a value that it does not take, or two that contradict each other.
+
+    >>> from rlax_llm.commands.sft.settings import SftSettings
+    >>> resolve(SftSettings, {"learning_rate": float("inf")})
+    Traceback (most recent call last):
+    ValueError: sft: learning_rate is inf, wanted a finite number.
+    >>> resolve(SftSettings, {"seed": 2**32})
+    Traceback (most recent call last):
+    ValueError: sft: seed is 4294967296, wanted a whole number from 0 to 4294967295.
+    """
+    for name, value in given.items():
+        key = _known(kind, name)
+        with _told_of(kind):
+            check_value(key.field, value, key.types)
+    # None is no value of what follows from other settings, but says that it is left open.
+    given = {name: value for name, value in given.items() if value is not None or _has_default(kind, name)}
+    given = {**given, **whole_paths(given), **kind.read(given)}
+    chosen, known = kind.defaults(given), keys(kind)
+    made = _made(kind, {name: value for name, value in chosen.items() if name in known} | given)
+    # The parts are frozen and hold what was resolved; this is for `changed`.
+    object.__setattr__(made, _GIVEN, given)
+    return made
 
 
-def _wanted_number(name: str, value: Any) -> str | None:
-    if isinstance(value, bool | str):
-        return "a number"
-    if not isinstance(value, int | float) or (value == float("inf") and name in _MAY_BE_INFINITE):
-        return None
-    # NaN compares with nothing.
-    return None if abs(value) <= _LARGEST_FLOAT else "a finite number"
+def _made(kind: type[S], values: Mapping[str, Any]) -> S:
+    parts: dict[str, dict[str, Any]] = {key.part: {} for key in keys(kind).values()}
+    for name, value in values.items():
+        parts[_known(kind, name).part][name] = value
+    for name, key in keys(kind).items():
+        if key.field.default is dataclasses.MISSING and name not in values:
+            raise ValueError(f"{kind.command}: there is no {name}; give one.")
+    hints = typing.get_type_hints(kind)
+    with _told_of(kind):
+        return kind(**{part: hints[part](**fields) for part, fields in parts.items()})
 
 
-def _wanted_text(name: str, value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "text"
-    if not value.strip() and name not in _MAY_BE_EMPTY:
-        return "text that is not empty"
-    return "text without a NUL character" if "\0" in value else None
+def _has_default(kind: type[Settings], name: str) -> bool:
+    return keys(kind)[name].field.default is not dataclasses.MISSING
 
 
-def at_least(config: Any, bound: int, *names: str) -> None:
-    """Raise for a number below the bound; ``None`` and traced values are passed over."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, (int, float)) and not value >= bound:
-            raise ValueError(f"{config.command}: {name} is {value}, wanted at least {bound}.")
+def _known(kind: type[Settings], name: str) -> Key:
+    known = keys(kind)
+    if name not in known:
+        hint = did_you_mean(name, known, f"; rlax-llm {kind.command} --help lists them.")
+        raise ValueError(f"{kind.command} has no setting {name!r}{hint}")
+    return known[name]
 
 
-def above_zero(config: Any, *names: str) -> None:
-    """Raise for a number that is not positive in float32; ``None`` and traced values are passed over."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, (int, float)) and not value >= _SMALLEST_FLOAT:
-            raise ValueError(f"{config.command}: {name} is {value}, wanted a number greater than 0.")
+@contextlib.contextmanager
+def _told_of(kind: type[Settings]) -> Iterator[None]:
+    """What a part says of a value, with the command in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{kind.command}: {error}") from None
 
 
 def logit_bias_of(config: Any) -> tuple[tuple[int, float], ...]:
     """The pairs of token id and bias that ``logit_bias`` names."""
+    from rlax_llm.commands.parts import bias_pairs
+
     return bias_pairs(config.logit_bias)

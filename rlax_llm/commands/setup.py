@@ -19,7 +19,7 @@ from rlax_llm.commands.parts import (
     TrainedModelSettings,
     bias_pairs,
 )
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 from rlax_llm.core.logit_bias import bias_vector
 from rlax_llm.core.user_code import named_function, told
 from rlax_llm.data.arithmetic import ALPHABET

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import NamedTuple
+
+from rlax_llm.commands.settings import Settings
 
 FOLDERS = (
     "grpo",
@@ -16,13 +17,6 @@ FOLDERS = (
     "control",
 )
 """Those of ``rlax_llm.commands`` that hold a ``command.py``, in the order of ``rlax-llm --help``."""
-
-
-class Settings(Protocol):
-    """A command's settings: a dataclass that knows the command's name."""
-
-    command: ClassVar[str]
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 class Command(NamedTuple):

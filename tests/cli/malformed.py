@@ -9,7 +9,7 @@ import typing
 from typing import Any, Literal, NamedTuple
 
 from rlax_llm.cli.main import COMMANDS
-from rlax_llm.commands.resolving import keys
+from rlax_llm.commands.settings import keys
 
 
 class Row(NamedTuple):

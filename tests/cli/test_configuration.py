@@ -16,7 +16,7 @@ from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
-from rlax_llm.commands.resolving import as_dict, keys
+from rlax_llm.commands.settings import as_dict, keys
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -189,7 +189,7 @@ def test_a_command_runs_with_its_settings(runs):
         PpoSettings.of(seed=5),
         EvalSettings.of(seed=5),
         GenerateSettings.of(prompt="hi", seed=5),
-        ControlSettings(seed=5),
+        ControlSettings.of(seed=5),
     ]
 
 

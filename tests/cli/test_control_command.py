@@ -7,7 +7,7 @@ import yaml
 
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import main
-from rlax_llm.commands.control.settings import ControlSettings, resolve
+from rlax_llm.commands.control.settings import ControlSettings
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -23,7 +23,7 @@ def test_flags_of_every_kind():
         *("--recipe", "reinforce", "--weight", "gae", "--hidden", "8", "16", "--shared", "4", "--kl-limit", "0.1"),
         *("--no-normalize-rewards", "--render", "--activation", "relu"),
     )
-    assert config == ControlSettings(
+    assert config == ControlSettings.of(
         recipe="reinforce",
         weight="gae",
         hidden=(8, 16),
@@ -37,12 +37,10 @@ def test_flags_of_every_kind():
 
 @pytest.mark.parametrize("dump", [yaml.safe_dump, json.dumps])
 def test_a_written_configuration_gives_the_same_run(tmp_path, dump):
-    config = resolve(ControlSettings(recipe="trpo", env="Pendulum-v1", hidden=(8,)))
+    config = ControlSettings.of(recipe="trpo", env="Pendulum-v1", hidden=(8,))
     path = tmp_path / "config.txt"
     path.write_text(dump(json.loads(json.dumps(as_dict(config)))))
-    assert resolve(_parse("--config", str(path), "--out", "x")) == resolve(
-        ControlSettings(recipe="trpo", env="Pendulum-v1", hidden=(8,), config=str(path), out="x")
-    )
+    assert _parse("--config", str(path), "--out", "x") == config.changed(config=str(path), out="x")
 
 
 @pytest.mark.parametrize(
@@ -62,11 +60,11 @@ def test_mistakes_in_a_file_are_named(tmp_path, line, message):
 
 
 def test_resuming_keeps_all_settings_but_the_steps(tmp_path):
-    saved = resolve(ControlSettings(env="probe:time_limit"))
+    saved = ControlSettings.of(env="probe:time_limit")
     out = str(tmp_path / "run")
     RunDirectory.create(out, as_dict(saved))
     config = _parse("--resume", out, "--steps", "1000000")
-    assert (config.steps, config.resume, config.hidden) == (1_000_000, out, (64, 64))
+    assert (config.run.steps, config.run.resume, config.network.hidden) == (1_000_000, out, (64, 64))
     with pytest.raises(ValueError, match=r"--seeds 3 conflicts with the run in .*, where it is 8; only --steps may"):
         _parse("--resume", out, "--seeds", "3")
 

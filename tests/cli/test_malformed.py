@@ -152,8 +152,9 @@ def test_directories_of_models(refuse):
 def test_numbers_as_people_write_them(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("steps: 1e5\nhidden: [1e2, 0_64]\nrender: yes\nlearning_rate: 1e-3\nseed: 010\n")
-    words = ("--config", str(file), "--eval-steps", "1_000", "--epochs=1e1", "--no-render", "--memory", "5.0")
-    config = parse(ControlSettings, words, "")
-    assert (config.steps, config.hidden, config.render, config.learning_rate) == (100_000, (100, 64), False, 1e-3)
-    assert (config.seed, config.eval_steps, config.epochs, config.memory) == (10, 1000, 10, 5)
-    assert parse(GrpoSettings, ("--seed", str(2**32 - 1), "--max-grad-norm", "inf"), "").seed == 2**32 - 1
+    words = ("--config", str(file), "--eval-steps", "1_000", "--epochs=1e1", "--no-render", "--seeds", "5.0")
+    found = parse(ControlSettings, words, "")
+    assert (found.run.steps, found.run.render, found.learning.learning_rate) == (100_000, False, 1e-3)
+    assert (found.run.seed, found.run.eval_steps, found.learning.epochs, found.run.seeds) == (10, 1000, 10, 5)
+    assert found.network.hidden == (100, 64)
+    assert parse(GrpoSettings, ("--seed", str(2**32 - 1), "--max-grad-norm", "inf"), "").run.seed == 2**32 - 1

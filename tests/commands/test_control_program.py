@@ -1,6 +1,5 @@
 """Settings of a control run: what stands for those left open, what is refused, and that floats may be traced."""
 
-import dataclasses
 import re
 
 import jax
@@ -9,13 +8,14 @@ import numpy as np
 import pytest
 
 from rlax_llm.commands.control import program as control_config
-from rlax_llm.commands.control.program import ControlSettings, build, resolve
+from rlax_llm.commands.control.program import ControlSettings, build
 from rlax_llm.commands.control.settings import DEFAULTS
+from rlax_llm.commands.settings import flat
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
 from rlax_llm.recipes.registry import recipes
 
-TINY = ControlSettings(
+TINY = ControlSettings.of(
     env="probe:time_limit",
     seeds=2,
     steps=32,
@@ -34,7 +34,7 @@ OPEN = {
     "damping": "trpo",
     "cg_iterations": "trpo",
 }
-PLACES = {"out", "resume", "config", "log_every", "save_every"}
+PLACES = {"out", "resume", "config", "save_every"}
 
 
 def run(config):
@@ -65,31 +65,33 @@ def test_every_recipe_is_like_one_that_has_settings():
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "brax:ant", "probe:time_limit"])
 @pytest.mark.parametrize("recipe", recipes("control"))
 def test_nothing_that_is_read_stays_open(recipe, env):
-    resolved = resolve(ControlSettings(env=env, recipe=recipe))
+    resolved = ControlSettings.of(env=env, recipe=recipe)
     unread = {name for name, reader in OPEN.items() if reader != recipe} | (
         {"entropy_coef", "value_coef", "kl_limit"} if recipe == "trpo" else set()
     )
     if recipe in ("dual_clip", "cispo"):
         unread.remove("eps")
-    for field in dataclasses.fields(resolved):
-        is_open = getattr(resolved, field.name) is None
-        assert is_open == (field.name in unread | PLACES), field.name
-    assert resolve(resolved) == resolved
+    for name, value in flat(resolved).items():
+        assert (value is None) == (name in unread | PLACES), name
+    given = {name: value for name, value in flat(resolved).items() if value is not None}
+    assert ControlSettings.of(**given) == resolved
 
 
 def test_what_is_given_wins_and_the_environment_wins_over_the_recipe():
-    assert resolve(ControlSettings(learning_rate=0.5, env="Pendulum-v1")).learning_rate == 0.5
-    cartpole, pendulum = (resolve(ControlSettings(env=env)) for env in ("CartPole-v1", "Pendulum-v1"))
-    assert (cartpole.discount, pendulum.discount) == (0.99, 0.95)
-    assert (cartpole.environments, cartpole.horizon_steps, cartpole.minibatches) == (4, 128, 4)
-    assert resolve(ControlSettings(env="Breakout-MinAtar", recipe="sapo")).learning_rate == 5e-3
+    assert ControlSettings.of(learning_rate=0.5, env="Pendulum-v1").learning.learning_rate == 0.5
+    cartpole, pendulum = (ControlSettings.of(env=env) for env in ("CartPole-v1", "Pendulum-v1"))
+    assert (cartpole.environment.discount, pendulum.environment.discount) == (0.99, 0.95)
+    assert (cartpole.environment.environments, cartpole.environment.horizon_steps) == (4, 128)
+    assert cartpole.learning.minibatches == 4
+    assert ControlSettings.of(env="Breakout-MinAtar", recipe="sapo").learning.learning_rate == 5e-3
 
 
 def test_what_other_peers_publish_for_cartpole():
-    resolved = resolve(ControlSettings())
-    assert (resolved.learning_rate, resolved.schedule, resolved.max_grad_norm) == (2.5e-4, "linear", 0.5)
-    assert (resolved.epochs, resolved.gae_lambda, resolved.eps, resolved.value_eps) == (4, 0.95, 0.2, 0.2)
-    assert (resolved.entropy_coef, resolved.value_coef, resolved.steps) == (0.01, 0.5, 500_000)
+    resolved = ControlSettings.of()
+    learning, objective = resolved.learning, resolved.objective
+    assert (learning.learning_rate, learning.schedule, learning.max_grad_norm) == (2.5e-4, "linear", 0.5)
+    assert (learning.epochs, objective.gae_lambda, objective.eps, objective.value_eps) == (4, 0.95, 0.2, 0.2)
+    assert (objective.entropy_coef, objective.value_coef, resolved.run.steps) == (0.01, 0.5, 500_000)
 
 
 def first(program):
@@ -104,7 +106,7 @@ def first(program):
 
 @pytest.mark.parametrize("recipe", recipes("control"))
 def test_every_recipe_makes_a_program(recipe):
-    program = build(dataclasses.replace(TINY, recipe=recipe))
+    program = build(TINY.changed(recipe=recipe))
     start, state, metrics = jax.eval_shape(first(program), jax.random.key(0))
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, start)
     assert program.iterations == 2
@@ -115,7 +117,7 @@ def test_every_recipe_makes_a_program(recipe):
 @pytest.mark.parametrize("recipe", ["reinforce", "cispo", "ppo_penalty", "trpo"])
 def test_a_recipe_of_each_kind_learns_a_step(recipe):
     key = jax.random.key(0)
-    start, state, _ = compiled(first(build(dataclasses.replace(TINY, recipe=recipe))), key)(key)
+    start, state, _ = compiled(first(build(TINY.changed(recipe=recipe))), key)(key)
     assert int(state.steps) == 16
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     pairs = zip(*map(jax.tree.leaves, (start.params, state.params)), strict=True)
@@ -128,7 +130,7 @@ def test_the_weights_of_reinforce(monkeypatch):
     monkeypatch.setattr(control_config, "control_loop", lambda *_: (None, None))
     by_name = ("total_return", "return_to_go", "return_minus_baseline", "q_value", "td_residual")
     for name in (*by_name, "gae"):
-        build(ControlSettings(recipe="reinforce", weight=name, gae_lambda=0.5))
+        build(ControlSettings.of(recipe="reinforce", weight=name, gae_lambda=0.5))
     assert [objective.advantage for objective in found[:5]] == [getattr(credits, name) for name in by_name]
     row = jnp.arange(4.0)
     trajectory = Trajectory(row, row / 4, row / 4, row**2, 1 + row)
@@ -165,7 +167,7 @@ def assert_vmap_is_each_run_on_its_own(config, base, other):
     stacked = {name: jnp.array([row[name] for row in rows]) for name in base}
 
     def params_of(point):
-        return run(dataclasses.replace(config, **point))[0]
+        return run(config.changed(**point))[0]
 
     together = compiled(jax.vmap(params_of), stacked)(stacked)
     single = compiled(params_of, jax.tree.map(lambda x: x[0], stacked))
@@ -174,7 +176,7 @@ def assert_vmap_is_each_run_on_its_own(config, base, other):
         assert_close(row, single(jax.tree.map(lambda x, i=index: x[i], stacked)))
         same = all(np.array_equal(leaf[index], leaf[0]) for leaf in jax.tree.leaves(together))
         assert same == (changed == "nothing"), changed
-    assert_close(jax.tree.map(lambda x: x[0], together), ran(dataclasses.replace(config, **base))[0])
+    assert_close(jax.tree.map(lambda x: x[0], together), ran(config.changed(**base))[0])
 
 
 def test_vmap_over_every_float():
@@ -182,14 +184,14 @@ def test_vmap_over_every_float():
 
 
 def test_vmap_over_the_trust_region_of_trpo():
-    config = dataclasses.replace(TINY, recipe="trpo", steps=16)
+    config = TINY.changed(recipe="trpo", steps=16)
     other = {"kl_radius": 0.1, "damping": 1.0}
     assert_vmap_is_each_run_on_its_own(config, {"kl_radius": 0.001, "damping": 0.1}, other)
 
 
 def test_memory_and_shared_layers_make_other_policies():
     def shapes(**settings):
-        program = build(dataclasses.replace(TINY, **settings))
+        program = build(TINY.changed(**settings))
         state = jax.eval_shape(program.init, jax.random.key(0))
         return jax.eval_shape(program.step, state, jax.random.key(1))[0]
 
@@ -197,13 +199,13 @@ def test_memory_and_shared_layers_make_other_policies():
     assert set(shapes(shared=(4,)).params) == {"actor", "critic", "torso"}
     remembering = shapes(memory=3)
     assert "cell" in remembering.params["torso"] and remembering.runner.carry.shape == (2, 3)
-    assert resolve(ControlSettings(memory=8)).hidden == (64,)
-    assert resolve(ControlSettings(memory=8, environments=2)).minibatches == 2
+    assert ControlSettings.of(memory=8).network.hidden == (64,)
+    assert ControlSettings.of(memory=8, environments=2).learning.minibatches == 2
 
 
 def test_zero_is_off():
-    off = dataclasses.replace(TINY, max_grad_norm=0.0, kl_limit=0.0, value_eps=0.0)
-    wide = dataclasses.replace(TINY, max_grad_norm=1e9, kl_limit=1e9, value_eps=1e9)
+    off = TINY.changed(max_grad_norm=0.0, kl_limit=0.0, value_eps=0.0)
+    wide = TINY.changed(max_grad_norm=1e9, kl_limit=1e9, value_eps=1e9)
     (params, metrics), (wide_params, wide_metrics) = ran(off), ran(wide)
     assert "stopped" in wide_metrics and "stopped" not in metrics
     assert_close(params, wide_params)
@@ -234,10 +236,10 @@ def test_zero_is_off():
 )
 def test_mistakes_are_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message if "\\" in message else re.escape(message)) as raised:
-        resolve(ControlSettings(**settings))
+        ControlSettings.of(**settings)
     assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_environment_names_the_nearest():
     with pytest.raises(ValueError, match="no environment 'CartPol-v1'; did you mean 'CartPole-v1'"):
-        build(ControlSettings(env="CartPol-v1"))
+        build(ControlSettings.of(env="CartPol-v1"))

@@ -1,6 +1,5 @@
 """Whole control runs at the smallest size that still does everything."""
 
-import dataclasses
 import json
 import math
 import os
@@ -19,13 +18,14 @@ from rlax_llm.commands.control import program as control_config
 from rlax_llm.commands.control import run as control_run
 from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control.run import run_control
+from rlax_llm.commands.settings import flat
 from rlax_llm.envs.registry import make
 from rlax_llm.host import checkpoints, closing, control_curves
 from rlax_llm.host.interrupts import Stop
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.spread import spread, student_quantile
 
-TINY = ControlSettings(
+TINY = ControlSettings.of(
     seeds=2,
     steps=7 * 32,
     environments=2,
@@ -46,7 +46,7 @@ def numbers(directory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return run_control(dataclasses.replace(TINY, render=True, out=str(tmp_path_factory.mktemp("run") / "whole")))
+    return run_control(TINY.changed(render=True, out=str(tmp_path_factory.mktemp("run") / "whole")))
 
 
 def test_the_directory_is_complete(whole):
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(who
     def impatient():
         yield Impatient()
 
-    config = dataclasses.replace(TINY, out=str(tmp_path / "a"))
+    config = TINY.changed(out=str(tmp_path / "a"))
     with monkeypatch.context() as patched:
         patched.setattr(closing, "interruptible", impatient)
         run_control(config)
@@ -119,13 +119,13 @@ def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(who
     assert halfway.curves_path.exists() and checkpoints.latest(halfway.checkpoints_path) == 6
     halfway.log_metrics(7, {"environment_steps": 999, "left": "by a crash"})
 
-    run_control(dataclasses.replace(config, resume=str(tmp_path / "a")))
+    run_control(config.changed(resume=str(tmp_path / "a")))
     assert numbers(halfway) == numbers(whole)
     assert json.loads(halfway.summary_path.read_text())["finished"]
 
 
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(whole, tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, save_every=2, out=str(tmp_path / "a"))
+    config = TINY.changed(save_every=2, out=str(tmp_path / "a"))
     log = RunDirectory.log_metrics
 
     def killed(directory, step, row):
@@ -138,7 +138,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(whole, tmp_path, 
         run_control(config)
     directory = RunDirectory.reopen(tmp_path / "a")
     assert checkpoints.steps(directory.checkpoints_path) == [3, 6] and not directory.summary_path.exists()
-    run_control(dataclasses.replace(config, resume=str(tmp_path / "a")))
+    run_control(config.changed(resume=str(tmp_path / "a")))
     assert numbers(directory) == numbers(whole)
 
 
@@ -159,7 +159,7 @@ def broken(which):
 @pytest.mark.parametrize("which", ["reward", "parameter"])
 def test_a_run_that_leaves_the_finite_numbers_stops_and_keeps_what_it_wrote(which, tmp_path, monkeypatch):
     monkeypatch.setattr(control_config, "make", lambda name: broken(which))
-    config = dataclasses.replace(TINY, out=str(tmp_path / "a"))
+    config = TINY.changed(out=str(tmp_path / "a"))
     with pytest.raises(ValueError, match=rf"a {which} of seed 0 is not finite after iteration 1; .*written is in"):
         run_control(config)
     directory = RunDirectory.reopen(tmp_path / "a")
@@ -169,7 +169,7 @@ def test_a_run_that_leaves_the_finite_numbers_stops_and_keeps_what_it_wrote(whic
 
 
 def test_the_first_seed_to_fail_is_named(tmp_path):
-    run = control_run.ControlRun(dataclasses.replace(TINY, out=str(tmp_path / "a")))
+    run = control_run.ControlRun(TINY.changed(out=str(tmp_path / "a")))
     run._refuse_not_finite(control_run.Bad(*[np.array([-1, -1])] * 3))
     with pytest.raises(ValueError, match="control: a parameter of seed 1 is not finite after iteration 4;"):
         run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([5, -1]), np.array([-1, -1])))
@@ -182,7 +182,7 @@ def test_the_first_seed_to_fail_is_named(tmp_path):
 def test_seeds_are_shared_out_over_devices(whole):
     """The same numbers from two devices, in a process that has them."""
     program = f"""
-import dataclasses, jax, sys
+import jax, sys
 jax.config.update("jax_compilation_cache_dir", {str(jax.config.jax_compilation_cache_dir)!r})
 from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control import run as control_run
@@ -190,11 +190,11 @@ assert len(jax.devices()) == 2
 seen = []
 compiled = control_run.compiled
 control_run.compiled = lambda *a: seen.append(compiled(*a)) or seen[-1]
-control_run.run_control(ControlSettings(**eval(sys.argv[1])))
+control_run.run_control(ControlSettings.of(**eval(sys.argv[1])))
 assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(seen[0].state)), "on both devices"
 """
     out = str(whole.path.parent / "two")
-    settings = dataclasses.asdict(dataclasses.replace(TINY, eval_steps=0, out=out))
+    settings = {name: x for name, x in flat(TINY.changed(eval_steps=0, out=out)).items() if x is not None}
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", program, repr(settings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -263,7 +263,7 @@ def test_any_number_of_rows_and_seeds_gives_a_figure(tmp_path, rows, seeds):
 
 
 def test_what_cannot_be_drawn_is_said_before_the_run(tmp_path):
-    config = ControlSettings(env="probe:time_limit", render=True, out=str(tmp_path / "a"))
+    config = ControlSettings.of(env="probe:time_limit", render=True, out=str(tmp_path / "a"))
     with pytest.raises(ValueError, match="cannot render probe:time_limit; leave render out, or take one of"):
         run_control(config)
     assert not (tmp_path / "a").exists()

@@ -1,7 +1,7 @@
 """From settings to a program: recipes by name, and ``build``.
 
-config = ControlSettings(env="Pendulum-v1", recipe="trpo")
-program = build(config)
+settings = ControlSettings.of(env="Pendulum-v1", recipe="trpo")
+program = build(settings)
 state, metrics = jax.lax.scan(program.step, program.init(key), jax.random.split(other_key, program.iterations))
 """
 
@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlax_llm.commands.control.settings import RECIPE_SETTINGS, ControlSettings, resolve
+from rlax_llm.commands.control.settings import (
+    RECIPE_SETTINGS,
+    ControlSettings,
+    LearningSettings,
+    NetworkSettings,
+    ObjectiveSettings,
+)
 from rlax_llm.core.masked import whiten
 from rlax_llm.credit import streams as credits
 from rlax_llm.credit.values import clipped_value_loss
@@ -39,7 +45,7 @@ from rlax_llm.recipes.building import build as build_recipe
 from rlax_llm.recipes.control import Penalized
 from rlax_llm.recipes.registry import find
 
-__all__ = ["ControlProgram", "ControlSettings", "build", "build_update", "resolve"]
+__all__ = ["ControlProgram", "ControlSettings", "build", "build_update"]
 
 _MADE = {"an Objective": Objective, "a Penalized": Penalized, "a NaturalStep": NaturalStep}
 _ADAM_EPS = 1e-5
@@ -66,38 +72,40 @@ class ControlProgram(NamedTuple):
     iterations: int
 
 
-def _weights(config: Any) -> dict[str, credits.Credit]:
+def _credits(gae_lambda: Any) -> dict[str, credits.Credit]:
+    """What weighs the policy gradient in reinforce, by the setting's name."""
     return {
         "total_return": credits.total_return,
         "return_to_go": credits.return_to_go,
         "return_minus_baseline": credits.return_minus_baseline,
         "q_value": credits.q_value,
-        "gae": credits.gae(config.gae_lambda),
+        "gae": credits.gae(gae_lambda),
         "td_residual": credits.td_residual,
     }
 
 
-def _learning(config: Any) -> Learning:
-    plain = _is_off(config.value_eps)
+def _learning(objective: ObjectiveSettings, settings: LearningSettings) -> Learning:
+    plain = _is_off(objective.value_eps)
+    limit = objective.kl_limit
     return Learning(
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        target=credits.lambda_return(config.gae_lambda),
-        value_loss=plain_value_loss if plain else clipped_value_loss(config.value_eps),
-        value_coef=0.0 if config.value_coef is None else config.value_coef,
-        entropy_coef=0.0 if config.entropy_coef is None else config.entropy_coef,
-        normalize=whiten if config.normalize_advantages else no_normalization,
-        kl_limit=None if config.kl_limit is None or _is_off(config.kl_limit) else config.kl_limit,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        target=credits.lambda_return(objective.gae_lambda),
+        value_loss=plain_value_loss if plain else clipped_value_loss(objective.value_eps),
+        value_coef=0.0 if objective.value_coef is None else objective.value_coef,
+        entropy_coef=0.0 if objective.entropy_coef is None else objective.entropy_coef,
+        normalize=whiten if objective.normalize_advantages else no_normalization,
+        kl_limit=None if limit is None or _is_off(limit) else limit,
     )
 
 
 def build_update(
-    config: ControlSettings, policy: ActorCritic, optimizer: optax.GradientTransformation, learning: Learning
+    settings: ObjectiveSettings, policy: ActorCritic, optimizer: optax.GradientTransformation, learning: Learning
 ) -> Update:
     """The recipe of the settings as an update of a policy.
 
     Args:
-        config: in full.
+        settings: the recipe, and what of it is set otherwise.
         policy: that is updated.
         optimizer: of the gradient steps.
         learning: how often, and on what critic.
@@ -105,10 +113,10 @@ def build_update(
     Raises:
         ValueError: for an unknown recipe; as ``recipes.building.build`` for a user's own.
     """
-    named = find("control", config.recipe, "control")
-    credit = None if config.weight is None else _weights(config)[config.weight]
-    settings = {name: getattr(config, setting) for name, setting in RECIPE_SETTINGS.items()} | {"credit": credit}
-    made = build_recipe("control", named, settings, _MADE)
+    named = find("control", settings.recipe, "control")
+    credit = None if settings.weight is None else _credits(settings.gae_lambda)[settings.weight]
+    given = {name: getattr(settings, setting) for name, setting in RECIPE_SETTINGS.items()} | {"credit": credit}
+    made = build_recipe("control", named, given, _MADE)
     if isinstance(made, NaturalStep):
         return natural_update(policy, made.advantage, made.direction, made.search, optimizer, learning)
     if isinstance(made, Penalized):
@@ -120,47 +128,51 @@ def _is_off(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
 
-def _policy(config: Any, environment: Environment) -> ActorCritic:
-    if config.memory:
-        return recurrent(environment, config.hidden[0], config.memory)
-    return perceptron(environment, config.hidden, _ACTIVATIONS[config.activation], config.shared)
+def _policy(settings: NetworkSettings, environment: Environment) -> ActorCritic:
+    if settings.memory:
+        return recurrent(environment, settings.hidden[0], settings.memory)
+    return perceptron(environment, settings.hidden, _ACTIVATIONS[settings.activation], settings.shared)
 
 
-def _optimizer(config: Any, iterations: int) -> optax.GradientTransformation:
-    rate, steps = config.learning_rate, iterations * config.epochs * config.minibatches
-    schedule = optax.linear_schedule(rate, 0.0, steps) if config.schedule == "linear" else rate
+def _optimizer(settings: LearningSettings, iterations: int) -> optax.GradientTransformation:
+    steps = iterations * settings.epochs * settings.minibatches
+    falling = settings.schedule == "linear"
+    schedule = optax.linear_schedule(settings.learning_rate, 0.0, steps) if falling else settings.learning_rate
     adam = optax.adam(schedule, eps=_ADAM_EPS)
-    return adam if _is_off(config.max_grad_norm) else optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+    if _is_off(settings.max_grad_norm):
+        return adam
+    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), adam)
 
 
-def build(config: ControlSettings) -> ControlProgram:
+def build(settings: ControlSettings) -> ControlProgram:
     """The program of one seed that settings describe; ``vmap`` its functions over keys for several.
 
     Args:
-        config: the settings, ``resolve``d or not; floats may be traced.
+        settings: floats may be traced.
 
     Returns:
         The program: ``jax.lax.scan(step, init(key), jax.random.split(other_key, iterations))`` is the run.
 
     Raises:
         ImportError: where the environment's package is missing.
-        ValueError: for an unknown environment, and for settings that contradict each other.
+        ValueError: for an unknown environment.
 
-    >>> program = build(ControlSettings(env="probe:constant_reward", steps=2048))
+    >>> program = build(ControlSettings.of(env="probe:constant_reward", steps=2048))
     >>> program.environment.actions, program.iterations
     (Discrete(n=2), 4)
     """
-    full: Any = resolve(config)
-    environment = make(full.env)
-    policy = _policy(full, environment)
-    iterations = full.steps // (full.environments * full.horizon_steps)
+    rollout = settings.environment
+    environment = make(rollout.env)
+    policy = _policy(settings.network, environment)
+    iterations = settings.run.steps // rollout.rollout_steps
     collecting = Collecting(
-        full.environments,
-        full.horizon_steps,
-        full.discount,
-        standardization() if full.normalize_observations else no_scaling,
-        unit_return() if full.normalize_rewards else no_scaling,
+        rollout.environments,
+        rollout.horizon_steps,
+        rollout.discount,
+        standardization() if rollout.normalize_observations else no_scaling,
+        unit_return() if rollout.normalize_rewards else no_scaling,
     )
-    update = build_update(full, policy, _optimizer(full, iterations), _learning(full))
+    learning = _learning(settings.objective, settings.learning)
+    update = build_update(settings.objective, policy, _optimizer(settings.learning, iterations), learning)
     init, step = control_loop(environment, policy, update, collecting)
     return ControlProgram(environment, policy, collecting, init, step, iterations)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.commands.control.program import ControlProgram, ControlSettings, build, resolve
+from rlax_llm.commands.control.program import ControlProgram, ControlSettings, build
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.core.trees import all_finite
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
@@ -172,7 +172,7 @@ class ControlRun:
 
     def __init__(self, config: ControlSettings):
         self.started = self.saved = time.perf_counter()
-        self.config: Any = resolve(config)
+        self.config: Any = config
         cores_as_devices(self.config.seeds)
         self.program = build(self.config)
         if self.config.render and self.config.env not in (*DRAWINGS, *GRIDS):

@@ -1,16 +1,17 @@
-"""The settings of ``rlax-llm control``, and what stands for those that are left open: one table, recipe × environment.
+"""The settings of ``rlax-llm control``, and what they are where they are left open: one table, recipe × environment.
 
-Plain values and no imports beyond the standard library, like ``configs``; ``control_config`` makes a program of them.
+Plain values and no imports beyond the standard library, like the settings of the other commands.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.settings import LARGEST_COUNT, above_zero, at_least, check_values, option
+from rlax_llm.commands.fields import LARGEST_COUNT, Part, above_zero, at_least, option, resolved, within
+from rlax_llm.commands.settings import Settings
 from rlax_llm.recipes.building import parameters
 from rlax_llm.recipes.registry import Named, find, listed, recipes
 
@@ -113,171 +114,242 @@ _RECIPE_HELP = (
     f"Algorithm: {listed('control')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Objective."
 )
 _THEN = "tuned for recipe and environment"
+_LOOKS = 50
 
 
-@dataclass(frozen=True)
-class ControlSettings:
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSettings(Part):
+    """The environment, and what is collected from it between two updates."""
+
+    env: str = option(
+        "CartPole-v1",
+        "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors or "
+        "probe:NAME.",
+        metavar="NAME",
+    )
+    environments: int = resolved("Environments of each seed, run together.", _THEN)
+    horizon_steps: int = resolved("Steps of each environment between two updates.", _THEN)
+    discount: float = resolved("Discount of a step, from 0 to 1.", _THEN)
+    normalize_observations: bool = resolved("Bring observations to mean 0 and variance 1, as seen so far.", _THEN)
+    normalize_rewards: bool = resolved("Divide rewards by the standard deviation of the discounted returns.", _THEN)
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 1, "environments", "horizon_steps")
+        within(self, 0, 1, "discount")
+
+    @property
+    def rollout_steps(self) -> int:
+        """Environment steps of one seed between two updates."""
+        return self.environments * self.horizon_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings(Part):
+    """A recipe, and what of it is set otherwise; what the recipe does not read is None."""
+
+    recipe: str = option("ppo", _RECIPE_HELP, metavar="NAME")
+    weight: Literal["total_return", "return_to_go", "return_minus_baseline", "q_value", "gae", "td_residual"] | None = (
+        resolved("Weight of the policy gradient in reinforce.", "return_to_go", "NAME")
+    )
+    gae_lambda: float = resolved("λ of the advantage estimate and of the critic's target, from 0 to 1.", _THEN)
+    normalize_advantages: bool = resolved("Bring the advantages of a minibatch to mean 0 and variance 1.", "on")
+    entropy_coef: float | None = resolved("Weight of the entropy, per nat.", _THEN)
+    value_coef: float | None = resolved("Weight of the critic's loss.", _THEN)
+    value_eps: float = resolved("Half-width of the critic's clip, in (scaled) rewards; 0 is off.", _THEN)
+    eps: float | None = resolved("Half-width of the ratio clip: ppo, dual_clip, cispo.", _THEN)
+    kl_target: float | None = resolved("KL that ppo_penalty steers to, nats.", _THEN)
+    kl_limit: float | None = resolved("KL to the old policy, nats, that ends an update early; 0 is off.", "off")
+    kl_radius: float | None = resolved("Radius of the trust region of trpo, nats.", _THEN)
+    damping: float | None = resolved("Added to the Fisher matrix's diagonal by trpo.", _THEN)
+    cg_iterations: int | None = resolved("Conjugate-gradient iterations of trpo.", _THEN)
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 0, "entropy_coef", "value_coef", "damping")
+        at_least(self, 1, "cg_iterations")
+        above_zero(self, "eps", "kl_target", "kl_radius")
+        within(self, 0, 1, "gae_lambda")
+        _at_least_off(self, "value_eps", "kl_limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningSettings(Part):
+    """How a rollout is learned from."""
+
+    learning_rate: float = resolved("Adam's; of the critic alone in trpo.", _THEN)
+    schedule: Literal["constant", "linear"] = resolved(
+        "Learning rate over the run; linear ends at 0.", _THEN, "constant|linear"
+    )
+    max_grad_norm: float = resolved("Largest global gradient norm; 0 is off.", _THEN)
+    epochs: int = resolved("Times that each step is learned from; by the critic alone in trpo.", _THEN)
+    minibatches: int = resolved("Optimizer steps in an epoch.", _THEN)
+
+    def check(self) -> None:
+        """Check the ranges."""
+        above_zero(self, "learning_rate")
+        _at_least_off(self, "max_grad_norm")
+        at_least(self, 1, "epochs", "minibatches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(Part):
+    """The layers of actor and critic."""
+
+    hidden: tuple[int, ...] = resolved(
+        "Widths of the hidden layers of actor and critic, or of the one before the memory.", _THEN, "INT"
+    )
+    shared: tuple[int, ...] = resolved(
+        "Widths of layers that actor and critic share, in front of the others.", "none", "INT"
+    )
+    memory: int = resolved("Width of a gated recurrent unit; 0 is no memory.", "0")
+    activation: Literal["tanh", "relu"] = resolved("Of the hidden layers.", _THEN, "tanh|relu")
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 0, "memory")
+        for name in ("hidden", "shared"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted widths of at least 1.")
+        if self.memory and (self.shared or len(self.hidden) != 1):
+            raise ValueError(
+                f"with memory {self.memory} hidden is {self.hidden} and shared is {self.shared}, wanted one width in "
+                "hidden and none in shared."
+            )
+
+    @property
+    def largest_layer(self) -> int:
+        """The most weights that a layer has."""
+        widths = [*self.shared, *self.hidden, 3 * self.memory if self.memory else 1]
+        return max(into * out for into, out in zip([1, *widths], widths, strict=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRunSettings(Part):
+    """How long a run is, over how many seeds, and what is measured and kept on the way."""
+
+    steps: int = resolved("Environment steps of each seed.", _THEN, largest=LARGEST_COUNT**2)
+    seeds: int = option(8, "Independent runs, in one program.")
+    seed: int = option(0, "Everything random follows from it.")
+    eval_steps: int = option(1000, "Longest episode of the greedy evaluation at the end, steps; 0 is none.")
+    eval_episodes: int = option(16, "Episodes of each seed in the greedy evaluation.")
+    log_every: int = resolved("Iterations (rollout and update) between two looks at the run.", f"about {_LOOKS} looks")
+    save_every: int | None = option(
+        None, "Iterations between checkpoints, at the next look; 0 is only at the end or at Ctrl-C.", "one per minute"
+    )
+    render: bool = option(False, "Write a greedy episode of the best seed to episode.gif.")
+    out: str | None = option(None, _OUT_HELP, "runs/control-DATE-TIME", "DIR")
+    resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = option(None, _CONFIG_HELP, "no file", "FILE")
+
+    def check(self) -> None:
+        """Check the ranges."""
+        at_least(self, 1, "steps", "seeds", "eval_episodes", "log_every")
+        at_least(self, 0, "eval_steps", "save_every")
+
+
+def _at_least_off(part: Part, *names: str) -> None:
+    for name in names:
+        value = getattr(part, name)
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"{name} is {value}, wanted at least 0, which is off.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings(Settings):
     """Settings of ``rlax-llm control``: training in an environment, over several seeds at once.
 
-    A setting that is None is the recipe's and environment's own (``resolve``). Floats may be traced, so ``vmap`` runs
-    over them: ``jax.vmap(lambda lr: run(dataclasses.replace(config, learning_rate=lr)))``.
+    What is left open is the recipe's and the environment's own. Floats may be traced, so ``vmap`` runs over them:
+    ``jax.vmap(lambda rate: run(settings.changed(learning_rate=rate)))``.
 
     Raises:
-        ValueError: a value is out of its range, or there is no such recipe.
+        ValueError: a value is out of its range, there is no such recipe, or it does not read a setting that is given.
 
-    >>> ControlSettings(recipe="pppo")
+    >>> settings = ControlSettings.of(learning_rate=0.5)
+    >>> settings.learning.learning_rate, settings.objective.eps, settings.objective.kl_radius
+    (0.5, 0.2, None)
+    >>> ControlSettings.of(recipe="pppo")
     Traceback (most recent call last):
     ValueError: control: there is no recipe 'pppo'; did you mean 'ppo'? There are reinforce, q_actor_critic, ...
     """
 
     command: ClassVar[str] = "control"
 
-    env: str = option(
-        "CartPole-v1",
-        "task",
-        "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors or "
-        "probe:NAME.",
-        metavar="NAME",
-    )
-    recipe: str = option("ppo", "task", _RECIPE_HELP, metavar="NAME")
-    seeds: int = option(8, "task", "Independent runs, side by side in one program.")
-    steps: int | None = option(None, "task", "Environment steps of each seed.", _THEN)
-    seed: int = option(0, "task", "Everything random follows from it.")
+    environment: EnvironmentSettings
+    objective: ObjectiveSettings
+    learning: LearningSettings
+    network: NetworkSettings
+    run: ControlRunSettings
 
-    environments: int | None = option(None, "rollout", "Environments of each seed, side by side.", _THEN)
-    horizon_steps: int | None = option(None, "rollout", "Steps of each environment between two updates.", _THEN)
-    discount: float | None = option(None, "rollout", "Discount of a step, from 0 to 1.", _THEN)
-    normalize_observations: bool | None = option(
-        None, "rollout", "Bring observations to mean 0 and variance 1, as seen so far.", _THEN
-    )
-    normalize_rewards: bool | None = option(
-        None, "rollout", "Divide rewards by the standard deviation of the discounted returns.", _THEN
-    )
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe by its own name."""
+        return {"recipe": find(cls.command, given["recipe"], "control").name} if "recipe" in given else {}
 
-    weight: Literal["total_return", "return_to_go", "return_minus_baseline", "q_value", "gae", "td_residual"] | None = (
-        option(None, "objective", "Weight of the policy gradient in reinforce.", "return_to_go", "NAME")
-    )
-    gae_lambda: float | None = option(
-        None, "objective", "λ of the advantage estimate and of the critic's target, from 0 to 1.", _THEN
-    )
-    normalize_advantages: bool | None = option(
-        None, "objective", "Bring the advantages of a minibatch to mean 0 and variance 1.", "on"
-    )
-    entropy_coef: float | None = option(None, "objective", "Weight of the entropy, per nat.", _THEN)
-    value_coef: float | None = option(None, "objective", "Weight of the critic's loss.", _THEN)
-    value_eps: float | None = option(
-        None, "objective", "Half-width of the critic's clip, in (scaled) rewards; 0 is off.", _THEN
-    )
-    eps: float | None = option(None, "objective", "Half-width of the ratio clip: ppo, dual_clip, cispo.", _THEN)
-    kl_target: float | None = option(None, "objective", "KL that ppo_penalty steers to, nats.", _THEN)
-    kl_limit: float | None = option(
-        None, "objective", "KL to the old policy, nats, that ends an update early; 0 is off.", "off"
-    )
-    kl_radius: float | None = option(None, "objective", "Radius of the trust region of trpo, nats.", _THEN)
-    damping: float | None = option(None, "objective", "Added to the Fisher matrix's diagonal by trpo.", _THEN)
-    cg_iterations: int | None = option(None, "objective", "Conjugate-gradient iterations of trpo.", _THEN)
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is tuned for the recipe and the environment; a setting that the recipe does not read is None.
 
-    learning_rate: float | None = option(None, "training", "Adam's; of the critic alone in trpo.", _THEN)
-    schedule: Literal["constant", "linear"] | None = option(
-        None, "training", "Learning rate over the run; linear ends at 0.", _THEN, "constant|linear"
-    )
-    max_grad_norm: float | None = option(None, "training", "Largest global gradient norm; 0 is off.", _THEN)
-    epochs: int | None = option(
-        None, "training", "Times that each step is learned from; by the critic alone in trpo.", _THEN
-    )
-    minibatches: int | None = option(None, "training", "Optimizer steps in an epoch.", _THEN)
-
-    hidden: tuple[int, ...] | None = option(
-        None,
-        "network",
-        "Widths of the hidden layers of actor and critic, or of the one before the memory.",
-        _THEN,
-        "INT",
-    )
-    shared: tuple[int, ...] | None = option(
-        None, "network", "Widths of layers that actor and critic share, in front of the others.", "none", "INT"
-    )
-    memory: int | None = option(None, "network", "Width of a gated recurrent unit; 0 is no memory.", "0")
-    activation: Literal["tanh", "relu"] | None = option(None, "network", "Of the hidden layers.", _THEN, "tanh|relu")
-
-    eval_steps: int = option(1000, "run", "Longest episode of the greedy evaluation at the end, steps; 0 is none.")
-    log_every: int | None = option(
-        None, "run", "Iterations (rollout and update) between two looks at the run.", "about 50 looks"
-    )
-    save_every: int | None = option(
-        None,
-        "run",
-        "Iterations between checkpoints, at the next look; 0 is only at the end or at Ctrl-C.",
-        "one a minute",
-    )
-    eval_episodes: int = option(16, "run", "Episodes of each seed in the greedy evaluation.")
-    render: bool = option(False, "run", "Write a greedy episode of the best seed to episode.gif.")
-    out: str | None = option(None, "run", _OUT_HELP, "runs/control-DATE-TIME", "DIR")
-    resume: str | None = option(None, "run", _RESUME_HELP, "a new run", "RUN_DIR")
-    config: str | None = option(None, "run", _CONFIG_HELP, "no file", "FILE")
+        Raises:
+            ValueError: for a setting that the recipe does not read.
+        """
+        named = find(cls.command, given.get("recipe", ObjectiveSettings.recipe), "control")
+        _check_read(named, given)
+        like, environment = named.like or "ppo", given.get("env", EnvironmentSettings.env)
+        chosen = dict.fromkeys(RECIPE_SETTINGS.values()) | _EVERYWHERE | DEFAULTS[like]
+        for place, recipe, settings in _TUNED:
+            if fnmatch(environment, place) and fnmatch(like, recipe):
+                chosen |= settings
+        if given.get("memory"):
+            chosen["hidden"] = (64,)
+            chosen["minibatches"] = min(chosen["minibatches"], given.get("environments", chosen["environments"]))
+        whole = chosen | given
+        iterations = whole["steps"] // max(whole["environments"] * whole["horizon_steps"], 1)
+        return chosen | dict.fromkeys(_unread(named)) | {"log_every": max(1, iterations // _LOOKS)}
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_values(self)
-        object.__setattr__(self, "recipe", find("control", self.recipe, "control").name)
-        at_least(self, 1, "seeds", "steps", "environments", "horizon_steps", "epochs", "minibatches")
-        at_least(self, 1, "cg_iterations", "log_every", "eval_episodes")
-        at_least(self, 0, "discount", "gae_lambda", "damping", "memory", "eval_steps", "entropy_coef")
-        at_least(self, 0, "value_coef", "save_every")
-        above_zero(self, "learning_rate", "eps", "kl_target", "kl_radius")
-        for name in ("value_eps", "kl_limit", "max_grad_norm"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and not value >= 0:
-                raise ValueError(f"control: {name} is {value}, wanted at least 0, which is off.")
-        for name in ("discount", "gae_lambda"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and not value <= 1:
-                raise ValueError(f"control: {name} is {value}, wanted a number from 0 to 1.")
-        for name in ("hidden", "shared"):
-            if any(width < 1 for width in getattr(self, name) or ()):
-                raise ValueError(f"control: {name} is {getattr(self, name)}, wanted widths of at least 1.")
+        """Check the parts together."""
+        environments, steps = self.environment.environments, self.environment.rollout_steps
+        if self.objective.recipe == "trpo":
+            for name in ("memory", "shared"):
+                if getattr(self.network, name):
+                    raise ValueError(
+                        f"{name} is {getattr(self.network, name)} with recipe trpo, whose actor and critic share "
+                        f"nothing; leave {name} out, or take another recipe."
+                    )
+        rows, named = (environments, "environments") if self.network.memory else (steps, "steps of a rollout")
+        if rows % self.learning.minibatches:
+            raise ValueError(f"minibatches is {self.learning.minibatches}, wanted a divisor of the {rows} {named}.")
+        if self.run.steps < steps:
+            raise ValueError(
+                f"steps is {self.run.steps}, wanted at least one rollout: {environments} environments × "
+                f"{self.environment.horizon_steps} steps = {steps}."
+            )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raise for what 32 bits do not count: the steps of a rollout, optimizer steps, a layer's weights."""
+        run, steps = self.run, self.environment.rollout_steps
+        updates = run.steps // steps * self.learning.epochs * self.learning.minibatches
+        sizes = {
+            "seeds · environments · horizon_steps": run.seeds * steps,
+            "seeds · eval_episodes · eval_steps": run.seeds * run.eval_episodes * max(run.eval_steps, 1),
+            "seeds · the widths of two layers (shared, hidden, memory)": run.seeds * self.network.largest_layer,
+            "the number of optimizer steps (steps, epochs, minibatches)": updates,
+        }
+        for named, size in sizes.items():
+            if size > LARGEST_COUNT:
+                raise ValueError(f"{named} is {size:,}, wanted at most {LARGEST_COUNT:,}; lower one of them.")
 
 
-def resolve(config: ControlSettings) -> ControlSettings:
-    """The same settings with nothing left open: what is None becomes the recipe's and the environment's own.
-
-    A setting that the recipe does not read stays None. Resolving twice is resolving once.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        The settings in full.
-
-    Raises:
-        ValueError: for a setting that the recipe does not read, and for settings that contradict each other.
-
-    >>> resolved = resolve(ControlSettings(learning_rate=0.5))
-    >>> resolved.learning_rate, resolved.eps, resolved.kl_radius
-    (0.5, 0.2, None)
-    """
-    named = find("control", config.recipe, "control")
-    like = named.like or "ppo"
-    unread = _unread(named)
-    for name in unread:
-        if getattr(config, name) is not None:
+def _check_read(named: Named, given: Mapping[str, Any]) -> None:
+    for name in _unread(named):
+        if name in given:
             readers = [other.name for other in recipes("control").values() if name not in _unread(other)]
             raise ValueError(
-                f"control: {name} is given, and recipe {config.recipe} does not read it; leave it out, or take one of "
+                f"control: {name} is given, and recipe {named.name} does not read it; leave it out, or take one of "
                 f"{', '.join(readers)}."
             )
-    chosen = _EVERYWHERE | DEFAULTS[like]
-    for environment, recipe, settings in _TUNED:
-        if fnmatch(config.env, environment) and fnmatch(like, recipe):
-            chosen |= settings
-    if config.memory:
-        chosen["hidden"] = (64,)
-        chosen["minibatches"] = min(chosen["minibatches"], config.environments or chosen["environments"])
-    missing = {name: value for name, value in chosen.items() if getattr(config, name) is None and name not in unread}
-    resolved = dataclasses.replace(config, **missing)
-    _check_together(resolved)
-    _check_sizes(resolved)
-    return resolved
 
 
 def _unread(named: Named) -> list[str]:
@@ -285,43 +357,3 @@ def _unread(named: Named) -> list[str]:
     takes = parameters(named)
     unread = [setting for name, setting in RECIPE_SETTINGS.items() if name not in takes and name != "gae_lambda"]
     return [*unread, *(_OF_GRADIENTS if named.like == "trpo" else ())]
-
-
-def _check_together(config: ControlSettings) -> None:
-    environments, horizon = config.environments or 1, config.horizon_steps or 1
-    if config.recipe == "trpo" and (config.memory or config.shared):
-        named = "memory" if config.memory else "shared"
-        raise ValueError(
-            f"control: {named} is {getattr(config, named)} with recipe trpo, whose actor and critic share nothing; "
-            f"leave {named} out, or take another recipe."
-        )
-    if config.memory and (config.shared or len(config.hidden or ()) != 1):
-        raise ValueError(
-            f"control: with memory {config.memory} hidden is {config.hidden} and shared is {config.shared}, "
-            "wanted one width in hidden and none in shared."
-        )
-    rows, named = (environments, "environments") if config.memory else (environments * horizon, "steps of a rollout")
-    if config.minibatches and rows % config.minibatches:
-        raise ValueError(f"control: minibatches is {config.minibatches}, wanted a divisor of the {rows} {named}.")
-    if config.steps is not None and config.steps < environments * horizon:
-        raise ValueError(
-            f"control: steps is {config.steps}, wanted at least one rollout: {environments} environments × "
-            f"{horizon} steps = {environments * horizon}."
-        )
-
-
-def _check_sizes(config: ControlSettings) -> None:
-    """Raise for what 32 bits do not count: the steps of a rollout, optimizer steps, a layer's weights."""
-    environments, horizon = config.environments or 1, config.horizon_steps or 1
-    widths = [*(config.shared or ()), *(config.hidden or ()), 3 * config.memory if config.memory else 1]
-    layer = max(into * out for into, out in zip([1, *widths], widths))
-    updates = (config.steps or 1) // (environments * horizon) * (config.epochs or 1) * (config.minibatches or 1)
-    sizes = {
-        "seeds · environments · horizon_steps": config.seeds * environments * horizon,
-        "seeds · eval_episodes · eval_steps": config.seeds * config.eval_episodes * max(config.eval_steps, 1),
-        "seeds · the widths of two layers (shared, hidden, memory)": config.seeds * layer,
-        "the number of optimizer steps (steps, epochs, minibatches)": updates,
-    }
-    for named, size in sizes.items():
-        if size > LARGEST_COUNT:
-            raise ValueError(f"control: {named} is {size:,}, wanted at most {LARGEST_COUNT:,}; lower one of them.")

@@ -18,7 +18,7 @@ from rlax_llm.commands.parts import (
     check_samples,
     check_shortest,
 )
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 
 _SIZE = 256  # held-out prompts of a built-in task
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, word
 from rlax_llm.commands.parts import DrawSettings, ModelSettings, SeedSettings, check_samples, check_shortest
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

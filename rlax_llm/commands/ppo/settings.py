@@ -17,7 +17,7 @@ from rlax_llm.commands.parts import (
     TrainedModelSettings,
     WarmStartedRunSettings,
 )
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

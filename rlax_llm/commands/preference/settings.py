@@ -15,7 +15,7 @@ from rlax_llm.commands.parts import (
     RunSettings,
     TrainedModelSettings,
 )
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 from rlax_llm.recipes.registry import find, listed
 
 _PAIRS_HELP = (

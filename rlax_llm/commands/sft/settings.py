@@ -16,7 +16,7 @@ from rlax_llm.commands.parts import (
     RunSettings,
     TrainedModelSettings,
 )
-from rlax_llm.commands.resolving import Settings
+from rlax_llm.commands.settings import Settings
 
 _DATA_HELP = (
     "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory "
