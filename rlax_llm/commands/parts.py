@@ -16,7 +16,8 @@ from rlax_llm.commands.descriptions import (
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
 
 CHOSEN = "chosen for the model"
-_CONFIG_HELP = (
+SEED_HELP = "Everything random follows from it."
+CONFIG_HELP = (
     "YAML file of settings, keys as the flags with underscores; flags given with it win over it. It is code, as it "
     "may name a reward and an optimizer, which are imported."
 )
@@ -102,10 +103,16 @@ class HeldOutSettings(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSettings(HeldOutSettings):
-    """Prompts and what tells their completions apart: rewards, a reward model or both."""
+class BuiltInSettings(Part):
+    """A task that comes with its prompts."""
 
     task: str = option("arithmetic", TASK_HELP, metavar="TASK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(HeldOutSettings, BuiltInSettings):
+    """Prompts and what tells their completions apart: rewards, a reward model or both."""
+
     data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
     reward: str | None = option(None, REWARD_HELP, "the task's own, none with a reward model", "REWARD")
     integer_answers: bool = option(False, INTEGERS_HELP)
@@ -277,19 +284,21 @@ class OptimizerSettings(Part):
 class SeedSettings(Part):
     """Where randomness and further settings come from."""
 
-    seed: int = option(0, "Everything random follows from it.")
-    config: str | None = option(None, _CONFIG_HELP, "no file", "FILE.yaml")
+    seed: int = option(0, SEED_HELP)
+    config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(SeedSettings):
+class RunSettings(Part):
     """How long a run is, and what is measured and kept on the way."""
 
     steps: int = resolved("Training steps.", CHOSEN)
+    seed: int = option(0, SEED_HELP)
     eval_every: int = resolved("Steps between held-out evaluations; 0 is only first and last.", CHOSEN)
     save_every: int = option(50, "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
     out: str | None = option(None, _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
     resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
+    config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")
 
     def check(self) -> None:
         """Check the ranges."""

@@ -10,10 +10,11 @@ from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
 from rlax_llm.commands.parts import (
+    CONFIG_HELP,
+    SEED_HELP,
     DrawSettings,
     LimitSettings,
     ModelSettings,
-    SeedSettings,
     check_integer_answers,
     check_samples,
     check_shortest,
@@ -62,10 +63,12 @@ class MeasuredSamplingSettings(DrawSettings, LimitSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuringSettings(SeedSettings):
+class MeasuringSettings(Part):
     """What is kept."""
 
+    seed: int = option(0, SEED_HELP)
     out: str | None = option(None, "Directory for summary.json and completions.jsonl.", "print only", "DIR")
+    config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
-from rlax_llm.commands.descriptions import TASK_HELP
 from rlax_llm.commands.fields import at_least, option
 from rlax_llm.commands.parts import (
     BatchSettings,
+    BuiltInSettings,
     HeldOutSettings,
     OptimizerSettings,
     RunSettings,
@@ -26,10 +26,9 @@ _DATA_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemonstrationSettings(HeldOutSettings):
+class DemonstrationSettings(HeldOutSettings, BuiltInSettings):
     """What is learned from."""
 
-    task: str = option("arithmetic", TASK_HELP, metavar="TASK")
     data: str | None = option(None, _DATA_HELP, "the task", "DATA")
     every_turn: bool = option(False, "Learn all that the assistant says in 'messages', not its last message alone.")
 
