@@ -13,7 +13,8 @@ TRAINED_MODEL_HELP = (
 )
 TASK_HELP = (
     "Prompts and their rewards: arithmetic (12+34=), arithmetic-words (for chat models) or reasoning-gym:NAME, with "
-    "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2."
+    "settings if wanted: arithmetic,largest=50 or reasoning-gym:chain_sum,min_terms=2; or your "
+    "own as MODULE:FUNCTION or FILE.py:FUNCTION."
 )
 DATA_HELP = (
     "File of your own, instead of a task: .jsonl, .json or .parquet, gzipped if wanted, in each row a 'prompt' and "

@@ -7,10 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlax_llm.core.user_code import whole_path
+from rlax_llm.recipes.registry import whole_places
+
 _FILES = ("data", "eval_data", "model", "reward_model", "value_model")
-_CODE = ("reward", "optimizer")
+_ENVIRONMENTS = ("brax", "probe")
 _NAMES = ("char", "smollm2", "policy", "reward", "scratch")
 """What the commands themselves mean by a word, whatever file has it for its name."""
+
+
+def _environment(name: str) -> str:
+    return name if name.partition(":")[0] in _ENVIRONMENTS else whole_path(name)
+
+
+def _task(spec: str) -> str:
+    name, comma, settings = spec.partition(",")
+    return f"{whole_path(name)}{comma}{settings}"
+
+
+def _rewards(spec: str) -> str:
+    from rlax_llm.rewards.loading import anchor_files  # here: rewards need numpy
+
+    return anchor_files(spec)
+
+
+_CODE = {"reward": _rewards, "optimizer": whole_path, "recipe": whole_places, "env": _environment, "task": _task}
+"""How the settings that name code are written so that it is found from any directory."""
 
 
 def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,11 +49,7 @@ def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     files = {name: settings[name] for name in _FILES if settings.get(name) is not None}
     found = {name: os.path.abspath(value) for name, value in files.items() if value not in _NAMES and _is_there(value)}
     code = {name: settings[name] for name in _CODE if settings.get(name) is not None}
-    if not code:
-        return found
-    from rlax_llm.rewards.loading import anchor_files  # here: rewards need numpy
-
-    return found | {name: anchor_files(spec) for name, spec in code.items()}
+    return found | {name: _CODE[name](spec) for name, spec in code.items()}
 
 
 def _is_there(name: str) -> bool:

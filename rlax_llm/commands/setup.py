@@ -21,13 +21,15 @@ from rlax_llm.commands.parts import (
 )
 from rlax_llm.commands.settings import Settings
 from rlax_llm.core.logit_bias import bias_vector
-from rlax_llm.core.user_code import named_function, told
+from rlax_llm.core.user_code import call_named
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
 from rlax_llm.models.tokenizer import Tokenizer
+
+_TRANSFORMATIONS = {"an Optax transformation": (optax.GradientTransformation, optax.GradientTransformationExtraArgs)}
 
 
 def build_model(settings: Any, seed: int | None = None) -> LanguageModel:
@@ -140,22 +142,8 @@ def build_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> op
     if settings.optimizer == "adamw":
         chosen = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
     else:
-        chosen = _made(settings.optimizer, schedule)
+        chosen = call_named("optimizer", settings.optimizer, _TRANSFORMATIONS, schedule)
     return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), chosen)
-
-
-def _made(spec: str, schedule: optax.Schedule) -> Any:
-    """What a function of the user's makes of a schedule."""
-    factory = named_function("optimizer", spec)
-    try:
-        made = factory(schedule)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"optimizer {spec!r}: given a schedule, it raised {told(error)}.") from error
-    if not isinstance(made, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-        raise ValueError(
-            f"optimizer {spec!r}: given a schedule, it returned {type(made).__name__}, wanted an Optax transformation."
-        )
-    return made
 
 
 def build_sampler(settings: DrawSettings, vocabulary: int) -> Sampler:

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +75,70 @@ def named_function(what: str, spec: str, failure: type[ValueError] = ValueError)
     if not callable(function):
         raise failure(f"{what} {spec!r}: {name} is of type {type(function).__name__}, wanted a function.")
     return function
+
+
+def call_named(
+    what: str,
+    spec: str,
+    wanted: Mapping[str, Any],
+    *arguments: Any,
+    failure: type[ValueError] = ValueError,
+    **named: Any,
+) -> Any:
+    """What the function that ``spec`` names returns.
+
+    Args:
+        what: what the function is to be, which the messages begin with.
+        spec: as ``named_function`` takes it.
+        wanted: the classes that it may return, by what the message calls one.
+        arguments: that it is called with.
+        failure: the class of what is raised.
+        named: arguments by name.
+
+    Raises:
+        ValueError: as ``named_function``; where the function raises (chained), or returns something else.
+
+    >>> call_named("optimizer", "optax:sgd", {"a number": float}, 0.1)
+    Traceback (most recent call last):
+    ValueError: optimizer 'optax:sgd' returned a GradientTransformationExtraArgs, wanted a number.
+    """
+    return call_checked(
+        f"{what} {spec!r}", named_function(what, spec, failure), wanted, *arguments, failure=failure, **named
+    )
+
+
+def call_checked(
+    where: str,
+    function: Callable[..., Any],
+    wanted: Mapping[str, Any],
+    /,
+    *arguments: Any,
+    failure: type[ValueError] = ValueError,
+    **named: Any,
+) -> Any:
+    """What a function of somebody else's returns, once it is of a class that is wanted.
+
+    Args:
+        where: what the messages begin with.
+        function: that is called.
+        wanted: the classes that it may return, by what the message calls one.
+        arguments: that it is called with.
+        failure: the class of what is raised.
+        named: arguments by name.
+
+    Raises:
+        ValueError: the function raises (chained), or returns something else.
+
+    >>> call_checked("half", lambda x: x / 2, {"a number": float}, 3)
+    1.5
+    """
+    try:
+        made = function(*arguments, **named)
+    except (Exception, SystemExit) as error:
+        raise failure(f"{where} raised {told(error)}.") from error
+    if not isinstance(made, tuple(wanted.values())):
+        raise failure(f"{where} returned a {type(made).__name__}, wanted {' or '.join(wanted)}.")
+    return made
 
 
 class _NotThere(Exception):

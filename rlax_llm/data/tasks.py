@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from rlax_llm.core.names import did_you_mean
+from rlax_llm.core.user_code import call_named, is_own
 from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
 from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
@@ -90,7 +91,9 @@ def load_task(
     ``reasoning-gym:chain_sum,min_terms=2,size=500`` (the settings of the task, and the number of training rows).
 
     Args:
-        spec: ``arithmetic``, ``arithmetic-words`` or ``reasoning-gym:NAME``, with settings.
+        spec: ``arithmetic``, ``arithmetic-words`` or ``reasoning-gym:NAME``, with settings; or one of your own as
+            ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``, with settings: ``f(held_out_size, seed, **settings)`` returns
+            rows to train on, rows held out and the reward function.
         reward: as ``load_rewards`` takes it, instead of the task's own: one, or a sum with weights.
         held_out_size: number of held-out rows, 0 for none.
         seed: chooses the rows and which are held out.
@@ -219,7 +222,25 @@ def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
         size = settings.pop("size", 1000)
         *parts, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
         return Task(spec, *_named(spec, parts), (reward,), solved=_nearly_full_score)
+    if is_own(name):
+        return _own_task(spec, name, held_out_size, seed, settings)
     raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{did_you_mean(name, _KNOWN)}")
+
+
+def _own_task(spec: str, name: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:
+    """A user's own: a function that returns rows to train on, rows held out, and the reward function."""
+    wanted = {"a tuple of rows to train on, rows held out and a reward function": tuple}
+    given = {"held_out_size": held_out_size, "seed": seed} | settings
+    made = call_named("task", name, wanted, failure=DataError, **given)
+    if len(made) != 3 or not callable(made[2]):
+        raise DataError(f"task {name!r} returned a tuple of {len(made)}, wanted {next(iter(wanted))}.")
+    train, held_out, reward = made
+    for part in (train, held_out):
+        if not all(isinstance(row, dict) and isinstance(row.get("prompt"), str | list) for row in part):
+            raise DataError(f"task {name!r}: a row is not a dict with a 'prompt' of text or messages; write it so.")
+    if not train:
+        raise DataError(f"task {name!r} returned no row to train on; return at least one.")
+    return Task(spec, *_named(spec, (train, held_out)), (Reward(getattr(reward, "__name__", "reward"), reward),))
 
 
 def _named(spec: str, parts: Sequence[Any]) -> tuple[Kept[Row], Kept[Row]]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlax_llm.core.user_code import told
+from rlax_llm.core.user_code import call_checked
 from rlax_llm.recipes.registry import Named
 
 
@@ -71,17 +71,9 @@ def build(command: str, named: Named, settings: Mapping[str, Any], wanted: Mappi
         optional = taken.default is not taken.empty or taken.kind in (taken.VAR_POSITIONAL, taken.VAR_KEYWORD)
         if not optional and name not in given:
             raise ValueError(f"{command}: recipe {named.name} needs {name}; {_how(name, settings)}.")
-    try:
-        made = named.make(**given)
-    except ValueError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{command}: recipe {named.name} raised {told(error)}.") from error
-    if not isinstance(made, tuple(wanted.values())):
-        raise ValueError(
-            f"{command}: recipe {named.name} returned a {type(made).__name__}, wanted {' or '.join(wanted)}."
-        )
-    return made
+    if not named.is_own:
+        return named.make(**given)
+    return call_checked(f"{command}: recipe {named.name}", named.make, wanted, **given)
 
 
 def _how(name: str, settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from rlax_llm.core.names import did_you_mean
-from rlax_llm.core.user_code import is_own, named_function
+from rlax_llm.core.user_code import is_own, named_function, whole_path
 
 Family = Literal["group", "control", "preference", "link", "unpaired"]
 
@@ -43,10 +43,15 @@ class Named(NamedTuple):
         Raises:
             ValueError: as ``named_function``, for a user's own.
         """
+        if self.is_own:
+            return named_function("recipe", self.place)
         module, _, function = self.place.rpartition(":")
-        if module.startswith("rlax_llm."):
-            return getattr(import_module(module), function)
-        return named_function("recipe", self.place)
+        return getattr(import_module(module), function)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's own, none of this table."""
+        return self.name == self.place
 
 
 _GROUP = "rlax_llm.recipes.group:"
@@ -199,6 +204,22 @@ def spelled(text: str) -> str:
     ('dr_grpo', 'trl:dr_grpo', 'my-losses.py:mine')
     """
     return text if _is_own(text) else text.replace("-", "_")
+
+
+def whole_places(text: str) -> str:
+    """A recipe, or a sum of them, whose files are found from any directory.
+
+    >>> whole_places("dpo:0.8,no_such_file.py:mine:0.2")
+    'dpo:0.8,no_such_file.py:mine:0.2'
+    """
+    return ",".join(_whole_place(part) for part in text.split(","))
+
+
+def _whole_place(text: str) -> str:
+    name, colon, weight = text.rpartition(":")
+    if _is_own(text):
+        return whole_path(text)
+    return f"{whole_path(name)}:{weight}" if colon and _is_own(name) else text
 
 
 def find(command: str, text: str, *families: Family) -> Named:

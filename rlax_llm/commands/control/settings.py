@@ -123,8 +123,8 @@ class EnvironmentSettings(Part):
 
     env: str = option(
         "CartPole-v1",
-        "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors or "
-        "probe:NAME.",
+        "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors, "
+        "probe:NAME, or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Environment.",
         metavar="NAME",
     )
     environments: int = resolved("Environments of each seed, run together.", _THEN)
