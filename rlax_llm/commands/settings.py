@@ -172,7 +172,8 @@ def resolve(kind: type[S], given: Mapping[str, Any]) -> S:
             check_value(key.field, value, key.types)
     # None is no value of what follows from other settings, but says that it is left open.
     given = {name: value for name, value in given.items() if value is not None or _has_default(kind, name)}
-    given = {**given, **whole_paths(given), **kind.read(given)}
+    given = {**given, **kind.read(given)}
+    given = {**given, **whole_paths(given)}
     chosen, known = kind.defaults(given), keys(kind)
     made = _made(kind, {name: value for name, value in chosen.items() if name in known} | given)
     # The parts are frozen and hold what was resolved; this is for `changed`.
