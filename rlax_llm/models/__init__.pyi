@@ -8,6 +8,7 @@ from rlax_llm.models import backend as backend
 from rlax_llm.models import chat as chat
 from rlax_llm.models import config as config
 from rlax_llm.models import decoder as decoder
+from rlax_llm.models import families as families
 from rlax_llm.models import fields as fields
 from rlax_llm.models import files as files
 from rlax_llm.models import functional as functional

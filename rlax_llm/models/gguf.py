@@ -11,13 +11,16 @@ import numpy as np
 
 from rlax_llm.models.chat import one_line
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
+from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.huggingface import Parameters, stack_parameters
 from rlax_llm.models.shards import check_layers
 from rlax_llm.models.tensors import read_finite
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
 
-_ARCHITECTURES = {"llama": {}, "qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    name: {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm} for name, family in FAMILIES.items() if family.gguf
+}
 _TOP = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
 _MODULES = {
     "attention_norm": "attn_norm",

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.files import existing_directory, replace_directory, write_json
+from rlax_llm.models.families import FAMILIES, Family
+from rlax_llm.models.families import listed as listed_families
+from rlax_llm.models.files import existing_directory, read_json, replace_directory, write_json
 from rlax_llm.models.huggingface_config import (
     NOWHERE,
     Origin,
@@ -43,8 +45,8 @@ Parameters = dict[str, Any]
 SHARD_BYTES = 5_000_000_000
 _SLACK_BYTES = 16_000_000  # headers, tokenizer and configuration
 
-_TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
-_TOP |= {"score": "score.weight"}
+_LLAMA = FAMILIES["llama"]
+_TOP = {leaf: _LLAMA.tensor(leaf, None) for leaf in ("embed", "norm", "head", "score")}
 _IGNORED = ("rotary_emb.inv_freq",)
 _TIE = "export the model again, or set tie_word_embeddings to true where the embedding is the head"
 # What a model directory may hold that a new model replaces.
@@ -52,7 +54,6 @@ _MODEL_FILES = re.compile(
     r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|tokenizer.*|special_tokens_map\.json"
     r"|added_tokens\.json|vocab\.json|merges\.txt|chat_template\..*|README\.md|LICENSE.*|\.gitattributes"
 )
-_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
 def read_parameters(directory: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Parameters:
@@ -199,7 +200,7 @@ def write_model(
     """
     _check_tree("write_model", config.parameter_shapes, params)
     texts = _Texts(config_fields(config, origin), origin.generation, tokenizer)
-    _write(Path(directory), texts, params, _slots(config.parameter_shapes), shard_bytes)
+    _write(Path(directory), texts, params, _slots(config.parameter_shapes, texts.family), shard_bytes)
 
 
 def write_scalar(
@@ -231,7 +232,7 @@ def write_scalar(
     """
     _check_tree("write_scalar", config.scalar_shapes, params)
     texts = _Texts(scalar_fields(config, origin), origin.generation, tokenizer)
-    _write(Path(directory), texts, params, _slots(config.scalar_shapes), shard_bytes)
+    _write(Path(directory), texts, params, _slots(config.scalar_shapes, texts.family), shard_bytes)
 
 
 class _Texts(NamedTuple):
@@ -240,6 +241,10 @@ class _Texts(NamedTuple):
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     tokenizer: Any
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.config["model_type"]]
 
     def save(self, directory: Path, dtype: str) -> None:
         ids = {} if self.tokenizer is None else self.tokenizer.special_ids()
@@ -271,40 +276,40 @@ class _Slot(NamedTuple):
     transposed: bool
 
 
-def _slots(shapes: Parameters) -> dict[str, _Slot]:
+def _slots(shapes: Parameters, family: Family) -> dict[str, _Slot]:
     """Every tensor of the model by its name, in the order of the file."""
     shapes = dict(shapes)
     layers = shapes.pop("layers")
     # The score is a linear map to one label: a row in the file, a vector here.
     slots = {
-        _TOP[leaf]: _Slot(leaf, None, (1, *shape) if leaf == "score" else shape, False)
+        family.tensor(leaf, None): _Slot(leaf, None, (1, *shape) if leaf == "score" else shape, False)
         for leaf, shape in shapes.items()
     }
     for layer in range(layers["q"][0]):
         for leaf, (_, *shape) in layers.items():
             kernel = len(shape) == 2  # [in, out] here, [out, in] in torch
-            slots[tensor_name(leaf, layer)] = _Slot(leaf, layer, tuple(shape[::-1] if kernel else shape), kernel)
+            slots[family.tensor(leaf, layer)] = _Slot(leaf, layer, tuple(shape[::-1] if kernel else shape), kernel)
     return slots
 
 
 def tensor_name(leaf: str, layer: int) -> str:
-    """What Hugging Face calls a leaf of one layer.
+    """What Llama's files, and those of adapters, call a leaf of one layer.
 
     >>> tensor_name("q", 3), tensor_name("q_bias", 3)
     ('model.layers.3.self_attn.q_proj.weight', 'model.layers.3.self_attn.q_proj.bias')
     """
-    module, _, kind = leaf.partition("_")
-    if leaf in _NORMS:
-        return f"model.layers.{layer}.{_NORMS[leaf]}.weight"
-    if kind == "norm":
-        return f"model.layers.{layer}.self_attn.{leaf}.weight"
-    block = "mlp" if module in ("gate", "up", "down") else "self_attn"
-    return f"model.layers.{layer}.{block}.{module}_proj.{kind or 'weight'}"
+    return FAMILIES["llama"].tensor(leaf, layer)
+
+
+def _family_in(directory: Path) -> Family:
+    """The family that a directory's config.json names; Llama where there is none."""
+    path = directory / "config.json"
+    return FAMILIES.get(read_json(path).get("model_type", ""), _LLAMA) if path.is_file() else _LLAMA
 
 
 def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dtype: Any) -> Parameters:
     check_layers(directory, shapes["layers"]["q"][0], len(tensors))
-    slots = _slots(shapes)
+    slots = _slots(shapes, _family_in(directory))
     _check_names(directory, tensors, slots)
     for name, slot in slots.items():
         check_tensor(tensors[name], slot.shape)
@@ -331,7 +336,7 @@ def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[st
     if extra:
         raise ValueError(
             f"{found[extra[0]].path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of the decoder that "
-            "config.json describes holds it; use a model of the families Llama, Mistral, Qwen2 and Qwen3."
+            f"config.json describes holds it; use a model of the families {listed_families()}."
         )
 
 

@@ -9,27 +9,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
+from rlax_llm.models.families import FAMILIES, family_of
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import existing_directory, read_json
 
-
-class _Family(NamedTuple):
-    """What a ``model_type`` implies, and what its configuration class puts where config.json is silent."""
-
-    max_positions: int
-    num_kv_heads: int | None = None  # None: one for each query head
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
-    qkv_bias: bool = False
-    qk_norm: bool = False
-
-
-_FAMILIES = {
-    "llama": _Family(2_048),
-    "mistral": _Family(131_072, num_kv_heads=8),
-    "qwen2": _Family(32_768, num_kv_heads=32, qkv_bias=True),
-    "qwen3": _Family(32_768, num_kv_heads=32, head_dim=128, qk_norm=True),
-}
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _DROPPED = ("auto_map", "num_labels", "id2label", "label2id", "problem_type")
 _WINDOW = 4_096  # where config.json does not say
 
@@ -60,11 +43,11 @@ def read_config(directory: str | Path) -> DecoderConfig:
 
 
 def _decoder_config(fields: Fields) -> DecoderConfig:
-    kind = fields.among("model_type", _FAMILIES, "use a model of these families")
+    kind = fields.among("model_type", FAMILIES, "use a model of these families")
     for name, allowed in _ONLY.items():
         if fields.raw.get(name) not in allowed:
             raise fields.refused(name, repr(allowed[-1]), "use a model without it")
-    family = _FAMILIES[kind]
+    family = FAMILIES[kind]
     heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
     theta, scaling = _rope(fields)
     shape: dict[str, Any] = {
@@ -157,7 +140,7 @@ def config_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, 
         return _own_fields(config)
     # Code of the origin's own (auto_map) and the labels of a classifier do not come along.
     kept = {name: value for name, value in origin.config.items() if name not in _DROPPED}
-    architecture = f"{_CLASSES[kept['model_type']]}ForCausalLM"
+    architecture = f"{FAMILIES[kept['model_type']].architecture}ForCausalLM"
     return kept | {"architectures": [architecture], "tie_word_embeddings": config.tie_embeddings}
 
 
@@ -171,10 +154,10 @@ def _describes(raw: Mapping[str, Any], config: DecoderConfig) -> bool:
 
 
 def _own_fields(config: DecoderConfig) -> dict[str, Any]:
-    kind, extra = _family_fields(config)
+    kind = family_of(config)
     scaling = _rope_fields(config.rope_scaling)
     return {
-        "architectures": [f"{_CLASSES[kind]}ForCausalLM"],
+        "architectures": [f"{FAMILIES[kind].architecture}ForCausalLM"],
         "model_type": kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -191,7 +174,7 @@ def _own_fields(config: DecoderConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
         "rope_parameters": {"rope_theta": config.rope_theta} | (scaling or {"rope_type": "default"}),
-    } | extra
+    } | FAMILIES[kind].fields(config)
 
 
 def scalar_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, Any]:
@@ -211,22 +194,6 @@ def scalar_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, 
     (architecture,) = fields["architectures"]
     labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return fields | labels | {"architectures": [architecture.replace("CausalLM", "SequenceClassification")]}
-
-
-def _family_fields(config: DecoderConfig) -> tuple[str, dict[str, Any]]:
-    """``model_type`` and the fields of that family alone."""
-    if config.qkv_bias and config.qk_norm:
-        raise ValueError(
-            "config_fields: the config has qkv_bias and qk_norm, no Hugging Face family has both; drop one."
-        )
-    full = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.num_layers}
-    if config.qkv_bias:
-        return "qwen2", full
-    if config.qk_norm:
-        return "qwen3", full
-    if config.hidden_size % config.num_heads:  # which Llama's own configuration refuses
-        return "mistral", {"sliding_window": None}
-    return "llama", {"mlp_bias": False}
 
 
 def _rope_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -255,7 +222,7 @@ def _max_positions(fields: Fields, default: int) -> int:
     if unknown:
         wanted = "full_attention or sliding_attention"
         raise ValueError(f"{fields.path}: layer_types is {unknown[0]!r}, wanted {wanted}; use another model.")
-    slides = fields.raw["model_type"] == "mistral" or (fields.flag("use_sliding_window") and _slide(fields, layers))
+    slides = FAMILIES[fields.raw["model_type"]].slides or (fields.flag("use_sliding_window") and _slide(fields, layers))
     if not slides or fields.raw.get("sliding_window", _WINDOW) is None:
         return longest
     return min(longest, fields.size("sliding_window", _WINDOW))
