@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.control.program import ControlProgram, ControlSettings, build
+from rlax_llm.commands.control.settings import ControlRunSettings
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.core.trees import all_finite
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS, gif
@@ -29,7 +30,6 @@ from rlax_llm.loops.control import ControlState, evaluate_greedily
 from rlax_llm.loops.seeds import cores_as_devices, on_devices, over_seeds, state_numbers
 
 COLUMNS = (Column("episode_return", "return", "{:.1f}"), Column("steps_per_second", "steps/s", "{:,.0f}"))
-_LOOKS = 50
 _FINAL_SHARE = 0.1
 _SECONDS_BETWEEN_SAVES = 60.0
 
@@ -62,13 +62,14 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def seed_keys(config: ControlSettings) -> tuple[jax.Array, jax.Array, jax.Array]:
+def seed_keys(settings: ControlRunSettings) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Keys ``[seeds]`` of the beginning, of the iterations and of the evaluation.
 
     Args:
-        config: gives the seed and their number.
+        settings: give the seed and their number.
     """
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jax.random.split(jax.random.key(config.seed), config.seeds))
+    seeds = jax.random.split(jax.random.key(settings.seed), settings.seeds)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(seeds)
     return keys[:, 0], keys[:, 1], keys[:, 2]
 
 
@@ -105,16 +106,16 @@ def chunk(program: ControlProgram, most: int) -> Callable:
     return advance
 
 
-def compiled(program: ControlProgram, config: ControlSettings, most: int) -> Compiled:
+def compiled(program: ControlProgram, settings: ControlRunSettings, most: int) -> Compiled:
     """The program over the configuration's seeds.
 
     Args:
         program: of one seed.
-        config: gives the seeds.
+        settings: give the seeds.
         most: iterations of a chunk.
     """
-    start, seeds = time.perf_counter(), config.seeds
-    begin_keys, step_keys, _ = on_devices(seed_keys(config), seeds)
+    start, seeds = time.perf_counter(), settings.seeds
+    begin_keys, step_keys, _ = on_devices(seed_keys(settings), seeds)
     numbers = state_numbers(jax.eval_shape(program.init, begin_keys[0]))
     state = _compiled(over_seeds(program.init, seeds), begin_keys)(begin_keys)
     one = chunk(program, most)
@@ -170,28 +171,29 @@ def spread_of(name: str, values: Any) -> dict[str, Any]:
 class ControlRun:
     """One process's part in a run; ``position`` counts the iterations that are done, over all processes."""
 
-    def __init__(self, config: ControlSettings):
+    def __init__(self, settings: ControlSettings):
         self.started = self.saved = time.perf_counter()
-        self.config: Any = config
-        cores_as_devices(self.config.seeds)
-        self.program = build(self.config)
-        if self.config.render and self.config.env not in (*DRAWINGS, *GRIDS):
+        self.settings, self.plan = settings, settings.run
+        self.env, self.recipe = settings.environment.env, settings.objective.recipe
+        cores_as_devices(self.plan.seeds)
+        self.program = build(self.settings)
+        if self.plan.render and self.env not in (*DRAWINGS, *GRIDS):
             raise ValueError(
-                f"control: cannot render {self.config.env}; leave render out, or take one of {[*DRAWINGS, *GRIDS]}."
+                f"control: cannot render {self.env}; leave render out, or take one of {[*DRAWINGS, *GRIDS]}."
             )
         self.position, self.run_seconds, self.run_iterations = 0, 0.0, 0
         self.state: ControlState | None = None
         self.compile_seconds = 0.0
         self.greedy: dict[str, Any] = {}
         self.stopped: str | None = None
-        if self.config.resume is None:
-            out = self.config.out or f"runs/control-{time.strftime('%Y%m%d-%H%M%S')}"
-            self.directory = RunDirectory.create(out, as_dict(self.config))
-            text = json.dumps(as_dict(self.config), indent=2, ensure_ascii=False) + "\n"
+        if self.plan.resume is None:
+            out = self.plan.out or f"runs/control-{time.strftime('%Y%m%d-%H%M%S')}"
+            self.directory = RunDirectory.create(out, as_dict(self.settings))
+            text = json.dumps(as_dict(self.settings), indent=2, ensure_ascii=False) + "\n"
             with writing(self.directory.path / "config.json"):
                 (self.directory.path / "config.json").write_text(text, encoding="utf-8")
         else:
-            self.directory = RunDirectory.reopen(self.config.resume)
+            self.directory = RunDirectory.reopen(self.plan.resume)
             self.directory.hold()
             self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
             self.directory.truncate_to(self.position)
@@ -199,15 +201,15 @@ class ControlRun:
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps of one seed."""
-        return self.config.environments * self.config.horizon_steps
+        return self.settings.environment.rollout_steps
 
     def train(self, stop: Callable[[], bool]) -> None:
         """Iterations from the position to the last, or until ``stop``."""
         iterations = self.program.iterations
-        most = min(self.config.log_every or max(1, iterations // _LOOKS), iterations)
-        title = f"{self.config.recipe} · {self.config.env}"
+        most = min(self.plan.log_every, iterations)
+        title = f"{self.recipe} · {self.env}"
         with Progress(iterations, title, COLUMNS, first_step=self.position) as progress:
-            ready = compiled(self.program, self.config, most)
+            ready = compiled(self.program, self.plan, most)
             self.compile_seconds, state = ready.seconds, ready.state
             if self.position:
                 state = checkpoints.restore(self.directory.checkpoints_path, self.position, state)
@@ -220,7 +222,7 @@ class ControlRun:
                 self.state = state
                 self._refuse_not_finite(jax.tree.map(np.asarray, bad))
                 row = self._row({name: np.asarray(values)[:, :count] for name, values in metrics.items()})
-                row["steps_per_second"] = count * self.steps_per_iteration * self.config.seeds / seconds
+                row["steps_per_second"] = count * self.steps_per_iteration * self.plan.seeds / seconds
                 self.position, self.run_iterations = self.position + count, self.run_iterations + count
                 self.run_seconds += seconds
                 self.directory.log_metrics(self.position, row)
@@ -230,7 +232,7 @@ class ControlRun:
 
     def _save_is_due(self, before: int) -> bool:
         """Whether a chunk, begun at iteration ``before``, ended where a checkpoint is due."""
-        every = self.config.save_every
+        every = self.plan.save_every
         if every is None:
             return time.perf_counter() - self.saved >= _SECONDS_BETWEEN_SAVES
         return bool(every) and before // every != self.position // every
@@ -261,21 +263,21 @@ class ControlRun:
 
     def evaluate(self) -> None:
         """Greedy episodes by the trained policies, and a picture of one where that is asked for."""
-        if self.state is None or not self.config.eval_steps:
+        if self.state is None or not self.plan.eval_steps:
             return
-        collecting = self.program.collecting._replace(environments=self.config.eval_episodes)
-        evaluate = evaluate_greedily(self.program.environment, self.program.policy, collecting, self.config.eval_steps)
-        keys = on_devices(seed_keys(self.config)[2], self.config.seeds)
-        mapped = over_seeds(lambda state, key: evaluate(state, key)[0], self.config.seeds)
+        collecting = self.program.collecting._replace(environments=self.plan.eval_episodes)
+        evaluate = evaluate_greedily(self.program.environment, self.program.policy, collecting, self.plan.eval_steps)
+        keys = on_devices(seed_keys(self.plan)[2], self.plan.seeds)
+        mapped = over_seeds(lambda state, key: evaluate(state, key)[0], self.plan.seeds)
         returns = np.asarray(_compiled(mapped, self.state, keys)(self.state, keys))
         means = returns.mean(1)
         self.greedy = spread_of("greedy_return", means) | {"greedy_return_seeds": means}
-        if self.config.render:
+        if self.plan.render:
             best = int(means.argmax())
             state = jax.tree.map(lambda x: x[best], self.state)
             states = _compiled(evaluate, state, keys[best])(state, keys[best])[1]
             states = jax.tree.map(lambda x: np.asarray(x)[:, 0], states)
-            gif(self.config.env, _until_still(states), self.directory.path / "episode.gif")
+            gif(self.env, _until_still(states), self.directory.path / "episode.gif")
 
     def finish(self, failed: str | None) -> None:
         """Write checkpoint, figure and summary.
@@ -294,14 +296,14 @@ class ControlRun:
             self.saved = time.perf_counter()
 
     def _draw(self) -> None:
-        title = f"control · {self.config.recipe} · {self.config.env} · {self.config.seeds} seeds"
+        title = f"control · {self.recipe} · {self.env} · {self.plan.seeds} seeds"
         draw_control_curves(self.directory.curves_path, self.directory.metrics(), title)
 
     def summary(self) -> dict[str, Any]:
         """What came out."""
         steps = self.position * self.steps_per_iteration
-        summary: dict[str, Any] = {"command": "control", "env": self.config.env, "recipe": self.config.recipe}
-        summary |= {"seeds": self.config.seeds, "iterations": self.position, "environment_steps": steps}
+        summary: dict[str, Any] = {"command": "control", "env": self.env, "recipe": self.recipe}
+        summary |= {"seeds": self.plan.seeds, "iterations": self.position, "environment_steps": steps}
         summary |= {"finished": self.position >= self.program.iterations and self.stopped is None}
         summary |= {"stopped": self.stopped}
         rows = [row for row in self.directory.metrics() if row["environment_steps"] > (1 - _FINAL_SHARE) * steps]
@@ -311,7 +313,7 @@ class ControlRun:
             summary |= spread_of("final_return", final) | {"final_return_seeds": final}
         summary |= self.greedy
         if self.run_seconds:
-            rate = self.run_iterations * self.steps_per_iteration * self.config.seeds / self.run_seconds
+            rate = self.run_iterations * self.steps_per_iteration * self.plan.seeds / self.run_seconds
             summary["steps_per_second"] = round(rate, 1)
         devices = jax.devices()
         summary |= {
@@ -336,23 +338,23 @@ def _until_still(states: Any) -> Any:
     return jax.tree.map(lambda x: x[: last + 1], states)
 
 
-def run_control(config: ControlSettings) -> RunDirectory:
+def run_control(settings: ControlSettings) -> RunDirectory:
     """Train over seeds in one program, evaluate greedily, and leave a run directory.
 
     A signal ends the run after its chunk; an error ends it too. What was done so far is written in either case.
 
     Args:
-        config: the settings; those left open are the recipe's and the environment's own.
+        settings: of the command.
 
     Returns:
         The run directory.
 
     Raises:
         ImportError: where the environment's package is missing.
-        ValueError: for settings that cannot work, and a run that leaves the finite numbers, told in a sentence.
+        ValueError: for settings that cannot work, and a run that leaves the finite numbers.
     """
-    run = ControlRun(config)
-    with closing(run.directory, config.resume is None, run.finish) as stop:
+    run = ControlRun(settings)
+    with closing(run.directory, settings.run.resume is None, run.finish) as stop:
         run.train(stop)
         if not stop():
             run.evaluate()
@@ -367,7 +369,7 @@ def _farewell(run: ControlRun) -> str:
         if key in summary:
             low, high = summary[f"{key}_interval"]
             told += [f"{name} {summary[key]:.1f}" + ("" if math.isnan(low) else f" (95 % {low:.1f} to {high:.1f})")]
-    told += [f"{run.position} iterations of {run.config.seeds} seeds in {summary['wall_seconds']:.0f} s"]
+    told += [f"{run.position} iterations of {run.plan.seeds} seeds in {summary['wall_seconds']:.0f} s"]
     lines = [", ".join(told), f"written to {run.directory.path}"]
     if not summary["finished"]:
         lines += [f"Go on with: rlax-llm control --resume {run.directory.path}"]

@@ -303,7 +303,7 @@ class ControlSettings(Settings):
         if given.get("memory"):
             chosen["hidden"] = (64,)
             chosen["minibatches"] = min(chosen["minibatches"], given.get("environments", chosen["environments"]))
-        whole = chosen | given
+        whole = {**chosen, **given}
         iterations = whole["steps"] // max(whole["environments"] * whole["horizon_steps"], 1)
         return chosen | dict.fromkeys(_unread(named)) | {"log_every": max(1, iterations // _LOOKS)}
 
