@@ -13,7 +13,13 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} >= {"dpo_pairs", "grpo_addition", "ppo_cartpole", "ppo_rlhf", "trpo_pendulum"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "dpo_pairs",
+        "grpo_addition",
+        "ppo_cartpole",
+        "ppo_rlhf",
+        "trpo_pendulum",
+    }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -14,7 +14,7 @@ from rlax_llm.envs.gymnax_envs import GYMNAX_IDS, gymnax
 from rlax_llm.envs.probes import PROBES
 from rlax_llm.envs.rock_paper_scissors import rock_paper_scissors
 
-_OWN: dict[str, Callable[..., Environment]] = {"RockPaperScissors": rock_paper_scissors}
+ENVIRONMENTS: dict[str, Callable[..., Environment]] = {"RockPaperScissors": rock_paper_scissors}
 """This library's environments by name."""
 
 
@@ -24,7 +24,7 @@ def names() -> list[str]:
     >>> "CartPole-v1" in names(), "brax:ant" in names(), "probe:time_limit" in names()
     (True, True, True)
     """
-    return [*GYMNAX_IDS, *_OWN, *(f"brax:{x}" for x in BRAX_NAMES), *(f"probe:{x}" for x in PROBES)]
+    return [*GYMNAX_IDS, *ENVIRONMENTS, *(f"brax:{x}" for x in BRAX_NAMES), *(f"probe:{x}" for x in PROBES)]
 
 
 def make(name: str, **parameters: Any) -> Environment:
@@ -52,9 +52,9 @@ def make(name: str, **parameters: Any) -> Environment:
     if family == "probe" and rest in PROBES:
         check_parameters(name, PROBES[rest], parameters)
         return PROBES[rest](**parameters).environment
-    if name in _OWN:
-        check_parameters(name, _OWN[name], parameters)
-        return _OWN[name](**parameters)
+    if name in ENVIRONMENTS:
+        check_parameters(name, ENVIRONMENTS[name], parameters)
+        return ENVIRONMENTS[name](**parameters)
     if name in GYMNAX_IDS or _registered_with_gymnax(name):
         return gymnax(name, **parameters)
     if is_own(name) and family not in ("brax", "probe"):

@@ -41,7 +41,11 @@ def _whole(text: str) -> int:
         raise ValueError(f"{text!r} is not a whole number") from error
 
 
-BUILT_IN = {"exact_answer": exact_answer, "integer_answer": integer_answer, "math_answer": mathematics.math_answer}
+BUILT_IN = {
+    "exact_answer": exact_answer,
+    "integer_answer": integer_answer,
+    "math_answer": mathematics.math_answer,
+}
 _READ: dict[Callable[..., Any], Callable[[Any], bool]] = {
     exact_answer: lambda answer: answer_text(answer) is not None,
     integer_answer: lambda answer: expected_integer(answer) is not None,
