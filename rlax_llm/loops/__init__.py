@@ -23,6 +23,7 @@ __getattr__, __dir__ = lazy_face(
             "rounded_sampling",
             "stale_sampling",
         ),
+        "minibatches": ("Passes", "epochs", "minibatch_rows"),
         "policy": ("TrainState", "policy_loop", "supervised_loop"),
         "preference": ("preference_loop", "reward_loop"),
         "rlhf": ("RlhfLearning", "RlhfState", "rlhf_loop"),

@@ -38,6 +38,9 @@ from rlax_llm.loops.language import fresh_sampling as fresh_sampling
 from rlax_llm.loops.language import language_loop as language_loop
 from rlax_llm.loops.language import rounded_sampling as rounded_sampling
 from rlax_llm.loops.language import stale_sampling as stale_sampling
+from rlax_llm.loops.minibatches import Passes as Passes
+from rlax_llm.loops.minibatches import epochs as epochs
+from rlax_llm.loops.minibatches import minibatch_rows as minibatch_rows
 from rlax_llm.loops.policy import TrainState as TrainState
 from rlax_llm.loops.policy import policy_loop as policy_loop
 from rlax_llm.loops.policy import supervised_loop as supervised_loop

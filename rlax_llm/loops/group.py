@@ -21,7 +21,7 @@ from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Metrics, Params, Scored
 from rlax_llm.credit.groups import Advantage
 from rlax_llm.credit.shaping import informative
-from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.minibatches import Passes, epochs
 from rlax_llm.loops.policy import LogProbs, Loop, TrainState, fixed_log_probs, initial_state, policy_update
 from rlax_llm.natural.fisher import DirectionRule, linearize_by_reverse
 from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
@@ -262,7 +262,9 @@ def group_loop(
 
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
         rows = CreditedCompletions(taught, advantages, ref_log_probs, factors)
-        now, metrics = _epochs(_taught(learn), start, rows, learning, scores.shape[-1], key)
+        passes = Passes(learning.epochs, learning.minibatches, group_size=scores.shape[-1])
+        now, (steps, counted) = epochs(_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key)
+        metrics = _means_where(counted, steps)
         metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)}
         if learning.entropy_control is not fixed_coef:
             metrics |= {"entropy_coef": state.entropy_coef}
@@ -278,37 +280,23 @@ def group_loop(
 
 
 def _taught(learn: Callable) -> Callable:
-    """``learn`` where the batch has a token to learn from; else nothing, and metrics that are NaN."""
+    """``learn`` where the batch has a token to learn from, else nothing; and whether it has one, beside the metrics."""
 
     def nothing(now: TrainState, batch: CreditedCompletions) -> tuple[TrainState, Metrics]:
         metrics = jax.eval_shape(learn, now, batch)[1]
         return now, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
 
-    return lambda now, batch: jax.lax.cond(batch.completions.mask.any(), learn, nothing, now, batch)
+    def learn_or_not(now: TrainState, batch: CreditedCompletions) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
+        there = batch.completions.mask.any()
+        now, metrics = jax.lax.cond(there, learn, nothing, now, batch)
+        return now, (metrics, there)
+
+    return learn_or_not
 
 
-def _epochs(
-    minibatch: Callable,
-    now: TrainState,
-    batch: CreditedCompletions,
-    learning: GroupLearning,
-    group_size: int,
-    key: jax.Array | None,
-) -> tuple[TrainState, Metrics]:
-    """The state after all epochs, and means of the metrics."""
-    if learning.epochs * learning.minibatches == 1:  # nothing to gather
-        return minibatch(now, batch)
-    rows = batch.advantages.shape[0]
-    key = jax.random.key(0) if key is None else key
-    orders = minibatch_rows(rows, key, learning.epochs, learning.minibatches, group_size)
-
-    def one(now: TrainState, order: jax.Array) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
-        picked = jax.tree.map(lambda x: x[order], batch)
-        now, metrics = minibatch(now, picked)
-        return now, (metrics, picked.completions.mask.any())
-
-    now, (steps, counted) = jax.lax.scan(one, now, orders)
-    return now, jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
+def _means_where(counted: jax.Array, steps: Metrics) -> Metrics:
+    """Means over the optimizer steps that were taken."""
+    return jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
 
 
 @check_arguments

@@ -30,10 +30,9 @@ from rlax_llm.loops.policy import (
     reference_log_probs,
     summed_gradient,
 )
-from rlax_llm.loops.preference import reads_reference
 from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference.implicit_rewards import Responses, Reward, log_prob, log_ratio
-from rlax_llm.preference.pairs import per_response
+from rlax_llm.preference.marks import reads_reference
 from rlax_llm.preference.unpaired import (
     LabeledBatch,
     Unpaired,
@@ -45,6 +44,9 @@ from rlax_llm.preference.unpaired import (
 )
 
 ReferencePoint = Callable[[Reward, Callable[[], Responses]], tuple[jax.Array, Metrics]]
+
+
+_WITHOUT = "a reward that reads none (marks.reference_free says so of your own)"
 
 
 class CarriedReference(NamedTuple):
@@ -251,7 +253,7 @@ def label_loop(
     [1.0, -1.0]
     """
     checks.not_negative("label_loop", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
-    needs_reference = reads_reference(per_response(unpaired.reward))
+    needs_reference = reads_reference(unpaired.reward)
     compared = _with_memory(reference_point)
     loss = _label_terms(log_probs, unpaired)
 
@@ -276,7 +278,12 @@ def label_loop(
         per_label = _check_labels(batch, micro_batches)
         of_reference = partial(score, taken=completions)
         ref_log_probs = reference_log_probs(
-            "label_loop", of_reference, batch, reference, needs_reference, "a reward that reads no reference"
+            "label_loop",
+            of_reference,
+            batch,
+            reference,
+            needs_reference,
+            _WITHOUT,
         )
         rows = _interleaved((completions, ref_log_probs), per_label)
         still = partial(score, state.params)

@@ -17,6 +17,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
+from rlax_llm.loops.minibatches import optimizer_step
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
 from rlax_llm.policy.trust_regions import score_function
@@ -125,8 +126,8 @@ def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient
         state: before the step.
         gradient: of the loss, like ``state.params``.
     """
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+    params, opt_state = optimizer_step(optimizer, gradient, state.params, state.opt_state)
+    return TrainState(params, opt_state, state.step + 1)
 
 
 def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1) -> jax.Array:

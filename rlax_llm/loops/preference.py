@@ -31,10 +31,10 @@ from rlax_llm.loops.policy import (
 from rlax_llm.policy.weightings import Weighting, token_mean
 from rlax_llm.preference.implicit_rewards import Responses, log_prob
 from rlax_llm.preference.links import Link, centered_rewards, demand_margin
+from rlax_llm.preference.marks import is_pairwise, reads_reference
 from rlax_llm.preference.pairs import (
     Preference,
     PreferenceBatch,
-    Rewards,
     pair_loss,
     pair_mean,
     preference_loss,
@@ -42,38 +42,17 @@ from rlax_llm.preference.pairs import (
 
 Scores = Callable[[Params, Completions], jax.Array]
 
-CHOSEN, REJECTED = slice(0, None, 2), slice(1, None, 2)
-
-
-def reads_reference(rewards: Rewards) -> bool:
-    """Whether rewards need a reference: whether they refuse a batch without one. Nothing is computed.
-
-    Args:
-        rewards: ``Preference.rewards``, or ``per_response(reward)``.
-
-    >>> from rlax_llm.recipes.preference import dpo, simpo
-    >>> reads_reference(dpo().rewards), reads_reference(simpo().rewards)
-    (True, False)
-    """
-    response = Responses(jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
-    try:
-        jax.eval_shape(rewards, PreferenceBatch(response, response, jnp.ones(1)))
-    except ValueError:
-        return True
-    return False
+CHOSEN = slice(0, None, 2)
+REJECTED = slice(1, None, 2)
+_WITHOUT = "rewards that read none (marks.reference_free says so of your own)"
 
 
 def _check_link(where: str, link: Link, micro_batches: int) -> None:
-    """Refuse micro-batches for a link that does not take a pair by itself: it would see a part for the whole."""
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    try:
-        by_pair = jax.eval_shape(link, scalar, scalar).shape == ()
-    except ValueError:
-        by_pair = False
-    if micro_batches > 1 and not by_pair:
+    """Refuse micro-batches for a link that may read more than a pair: it would see a part for the whole."""
+    if micro_batches > 1 and not is_pairwise(link):
         raise ValueError(
             f"{where}: micro_batches is {micro_batches} but the link reads the whole batch (as sorted_pairs does), "
-            "wanted 1; take the batch in one part, or a link of single pairs."
+            "wanted 1; take the batch in one part, or a link of single pairs (marks.pairwise says so of your own)."
         )
 
 
@@ -180,7 +159,12 @@ def preference_loop(
             return fixed_log_probs(log_probs, join_trees(params, frozen), completions, micro_batches)
 
         ref_log_probs = reference_log_probs(
-            "preference_loop", score, batch, reference, needs_reference, "rewards that read no reference"
+            "preference_loop",
+            score,
+            batch,
+            reference,
+            needs_reference,
+            _WITHOUT,
         )
         token_weights = token_weighting(completions.mask[CHOSEN])
         rows = (completions, ref_log_probs, weights, batch.margins, token_weights, token_mean(completions.mask))

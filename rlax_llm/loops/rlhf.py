@@ -20,7 +20,7 @@ from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, Metrics, Params, PolicyBatch, ScoredCompletions
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
-from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.minibatches import Passes, epochs, optimizer_step
 from rlax_llm.loops.policy import LogProbs, Loop, fixed_log_probs, reference_log_probs, summed_gradient
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.policy.objectives import Objective, policy_loss
@@ -180,8 +180,7 @@ def _descent(loop: _Loop, frozen: Params | None, warming: jax.Array) -> Callable
         gradient, metrics = summed_gradient(loss, params, part, loop.learning.micro_batches)
         moved = {}
         for name in MODELS:
-            updates, state = loop.optimizers[name].update(gradient[name], opt_state[name], params[name])
-            moved[name] = (optax.apply_updates(params[name], updates), state)
+            moved[name] = optimizer_step(loop.optimizers[name], gradient[name], params[name], opt_state[name])
         still = (params["policy"], opt_state["policy"])
         moved["policy"] = jax.tree.map(lambda old, new: jnp.where(warming, old, new), still, moved["policy"])
         norms = {"grad_norm": optax.global_norm(gradient["policy"])}
@@ -250,13 +249,11 @@ def _learned(
     warming: jax.Array,
 ) -> tuple[tuple, Metrics]:
     """Parameters and optimizer states after all epochs, and means over the optimizer steps."""
-    minibatch, learning = _descent(loop, frozen, warming), loop.learning
-    key = jax.random.key(0) if key is None else key
-    now, steps = jax.lax.scan(
-        lambda now, order: minibatch(now, jax.tree.map(lambda x: x[order], batch)),
-        (state.params, state.opt_state),
-        minibatch_rows(batch.mask.shape[0], key, learning.epochs, learning.minibatches, learning.group_size),
-    )
+    learning = loop.learning
+    passes = Passes(learning.epochs, learning.minibatches, learning.group_size)
+    start = (state.params, state.opt_state)
+    rows = batch.mask.shape[0]
+    now, steps = epochs(_descent(loop, frozen, warming), start, batch, rows, passes, key)
     learned = jax.tree.map(jnp.mean, steps)
     return now, learned | {
         "ratio": 1 + learned["ratio"],

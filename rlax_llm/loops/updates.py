@@ -16,10 +16,10 @@ import optax
 from rlax_llm.core import checks
 from rlax_llm.core.kl import KlControl
 from rlax_llm.core.masked import whiten
-from rlax_llm.core.shuffling import permutation
 from rlax_llm.core.types import Metrics, PolicyBatch, Trajectory
 from rlax_llm.credit.streams import Credit, lambda_return
 from rlax_llm.credit.values import ClippedValueLoss, squared_value_loss
+from rlax_llm.loops.minibatches import Passes, epochs, optimizer_step, take_rows
 from rlax_llm.models.actor_critic import ActorCritic, Params
 from rlax_llm.natural.fisher import DirectionRule
 from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
@@ -161,34 +161,39 @@ def along_streams(credit: Credit, trajectory: Trajectory) -> jax.Array:
 def _rows(policy: ActorCritic, rollout: Rollout, advantage: Credit, target: Credit) -> tuple[Rows, Any]:
     """Rows and their memories: steps on their own without memory, whole streams with it."""
     advantages, targets = (along_streams(credit, rollout.trajectory) for credit in (advantage, target))
-    rows = Rows(*rollout[:5], advantages, targets, rollout.trajectory.values)
+    rows = Rows(
+        observations=rollout.observations,
+        starts=rollout.starts,
+        actions=rollout.actions,
+        parameters=rollout.parameters,
+        log_probs=rollout.log_probs,
+        advantages=advantages,
+        targets=targets,
+        values=rollout.trajectory.values,
+    )
     if jax.tree.leaves(policy.carry):
         return rows, rollout.carry
     return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows), rollout.carry
 
 
-def _minibatches(learning: Learning, rows: Rows, carry: Any, key: jax.Array) -> tuple[Rows, Any]:
-    """Rows in a new order, in ``[M, L, R/M, …]``."""
+def _take(batch: tuple[Rows, Any], order: jax.Array) -> tuple[Rows, Any]:
+    """Some rows, which are on axis 1, and their memories, which are on axis 0."""
+    rows, carry = batch
+    taken = jax.tree.map(lambda x: x[:, order], rows), take_rows(carry, order)
+    return jax.lax.optimization_barrier(taken)  # gathered once, not again in each operation that reads them
+
+
+def _epochs(learning: Learning, batch: tuple[Rows, Any], minibatch: Callable, start: Any, key: jax.Array) -> tuple:
+    """``minibatch`` over every minibatch of every epoch, and the means of what it reports."""
+    rows, carry = batch
     count = rows.starts.shape[1]
     if count % learning.minibatches:
         raise ValueError(
             f"Learning.minibatches is {learning.minibatches}, wanted a divisor of the {count} rows of a rollout "
             f"({'its environments' if jax.tree.leaves(carry) else 'its steps'}); change one of them."
         )
-    if learning.minibatches == 1:  # one gradient of everything does not depend on the order
-        return jax.tree.map(lambda x: x[None], (rows, carry))
-    order = permutation(key, count).reshape(learning.minibatches, -1)
-    cut = jax.tree.map(lambda x: jnp.moveaxis(x[:, order], 1, 0), rows)
-    return cut, jax.tree.map(lambda x: x[order], carry)
-
-
-def _epochs(learning: Learning, rows: Rows, carry: Any, minibatch: Callable, start: Any, key: jax.Array) -> tuple:
-    """``minibatch`` over every minibatch of every epoch, and the means of what it reports."""
-
-    def epoch(now: Any, key: jax.Array) -> tuple:
-        return jax.lax.scan(minibatch, now, _minibatches(learning, rows, carry, key))
-
-    end, reports = jax.lax.scan(epoch, start, jax.random.split(key, learning.epochs))
+    passes = Passes(learning.epochs, learning.minibatches)
+    end, reports = epochs(minibatch, start, batch, count, passes, key, _take)
     return end, jax.tree.map(jnp.mean, reports)
 
 
@@ -250,8 +255,7 @@ def gradient_update(
         def minibatch(now: tuple, part: tuple[Rows, Any]) -> tuple[tuple, Metrics]:
             params, opt_state, stopped = now
             gradient, metrics = gradient_of(params, *part, state.kl_coef)
-            updates, new_state = optimizer.update(gradient, opt_state, params)
-            new = (optax.apply_updates(params, updates), new_state)
+            new = optimizer_step(optimizer, gradient, params, opt_state)
             if learning.kl_limit is not None:
                 stopped = stopped | (metrics["kl_old"] > learning.kl_limit)
                 new = jax.tree.map(lambda x, old: jnp.where(stopped, old, x), new, (params, opt_state))
@@ -260,7 +264,7 @@ def gradient_update(
 
         rows, carry = _rows(policy, rollout, objective.advantage, learning.target)
         start = (params, state.opt_state, jnp.array(False))
-        (params, opt_state, _), metrics = _epochs(learning, rows, carry, minibatch, start, key)
+        (params, opt_state, _), metrics = _epochs(learning, (rows, carry), minibatch, start, key)
         kl_coef = state.kl_coef
         if penalty is not None:
             parameters = policy.evaluate(params, rollout.carry, rollout.observations, rollout.starts)[0]
@@ -330,12 +334,11 @@ def natural_update(
         def minibatch(now: tuple, part: tuple[Rows, Any]) -> tuple[tuple, jax.Array]:
             critic, opt_state = now
             loss, gradient = jax.value_and_grad(value_loss)(critic, params, *part)
-            updates, opt_state = optimizer.update(gradient, opt_state, critic)
-            return (optax.apply_updates(critic, updates), opt_state), loss
+            return optimizer_step(optimizer, gradient, critic, opt_state), loss
 
         rows, carry = _rows(policy, rollout, advantage, learning.target)
         actor, metrics = actor_step(params, rows, carry)
-        (critic, opt_state), loss = _epochs(learning, rows, carry, minibatch, (params["critic"], opt_state), key)
+        (critic, opt_state), loss = _epochs(learning, (rows, carry), minibatch, (params["critic"], opt_state), key)
         return {"actor": actor, "critic": critic}, opt_state, metrics | {"value_loss": loss}
 
     return Update(init, step)

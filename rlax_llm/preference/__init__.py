@@ -40,6 +40,7 @@ __getattr__, __dir__ = lazy_face(
             "squared",
             "weighted_sum",
         ),
+        "marks": ("is_pairwise", "pairwise", "reads_reference", "reference_free"),
         "pairs": (
             "Preference",
             "PreferenceBatch",

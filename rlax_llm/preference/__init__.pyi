@@ -4,6 +4,7 @@
 
 from rlax_llm.preference import implicit_rewards as implicit_rewards
 from rlax_llm.preference import links as links
+from rlax_llm.preference import marks as marks
 from rlax_llm.preference import pairs as pairs
 from rlax_llm.preference import unpaired as unpaired
 from rlax_llm.preference.implicit_rewards import Responses as Responses
@@ -37,6 +38,10 @@ from rlax_llm.preference.links import smooth_labels as smooth_labels
 from rlax_llm.preference.links import sorted_pairs as sorted_pairs
 from rlax_llm.preference.links import squared as squared
 from rlax_llm.preference.links import weighted_sum as weighted_sum
+from rlax_llm.preference.marks import is_pairwise as is_pairwise
+from rlax_llm.preference.marks import pairwise as pairwise
+from rlax_llm.preference.marks import reads_reference as reads_reference
+from rlax_llm.preference.marks import reference_free as reference_free
 from rlax_llm.preference.pairs import Preference as Preference
 from rlax_llm.preference.pairs import PreferenceBatch as PreferenceBatch
 from rlax_llm.preference.pairs import Rewards as Rewards

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rlax_llm.core import checks, kl
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import expm1_then_line
+from rlax_llm.preference.marks import reads_like, reference_free
 
 Reward = Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
 Slope = Callable[[jax.Array], jax.Array]
@@ -72,7 +73,7 @@ def log_prob(beta: float | jax.Array = 1.0) -> Reward:
         checks.same_shape("log_prob", log_probs=log_probs, mask=mask)
         return beta * jnp.where(mask, wide(log_probs), 0.0).sum(-1)
 
-    return reward
+    return reference_free(reward)
 
 
 @check_arguments
@@ -125,7 +126,7 @@ def normalize_length(reward: Reward) -> Reward:
     def normalized(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
         return reward(log_probs, ref_log_probs, mask) / jnp.maximum(mask.sum(-1), 1)
 
-    return normalized
+    return reads_like(normalized, reward)
 
 
 @check_arguments
@@ -191,7 +192,7 @@ def regularize_length(reward: Reward, length_coef: float) -> Reward:
     def regularized(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
         return reward(log_probs, ref_log_probs, mask) + length_coef * mask.sum(-1)
 
-    return regularized
+    return reads_like(regularized, reward)
 
 
 @check_arguments
@@ -218,7 +219,11 @@ def divergence_reward(reward: Reward, slope: Slope, beta: float | jax.Array) -> 
     0.5
     """
     checks.positive("divergence_reward", beta=beta)
-    return lambda log_probs, ref_log_probs, mask: beta * slope(reward(log_probs, ref_log_probs, mask))
+
+    def of_slope(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
+        return beta * slope(reward(log_probs, ref_log_probs, mask))
+
+    return reads_like(of_slope, reward)
 
 
 @check_arguments
@@ -282,6 +287,7 @@ def jensen_shannon_slope(log_ratio: jax.Array) -> jax.Array:
     return jnp.log(2.0) + jax.nn.log_sigmoid(log_ratio)
 
 
+@reference_free
 @check_arguments
 def log_odds(log_probs: jax.Array, ref_log_probs: jax.Array | None, mask: jax.Array) -> jax.Array:
     """ORPO's reward ``log(p/(1 − p))`` with p the geometric mean of the tokens' probabilities (arXiv 2403.07691).

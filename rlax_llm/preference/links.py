@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
+from rlax_llm.preference.marks import pairwise, pairwise_like
 
 Link = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -24,6 +25,7 @@ def _difference(where: str, chosen_rewards: jax.Array, rejected_rewards: jax.Arr
     return chosen_rewards - rejected_rewards
 
 
+@pairwise
 @check_arguments
 def logistic(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Bradley-Terry negative log-likelihood ``−log σ(Δ)``: reward models (arXiv 2203.02155), DPO (arXiv 2305.18290).
@@ -43,6 +45,7 @@ def logistic(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Arra
     return jax.nn.softplus(-_difference("logistic", chosen_rewards, rejected_rewards))
 
 
+@pairwise
 @check_arguments
 def misranking(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Bradley-Terry probability that the rejected one wins, ``1 − σ(Δ)``: KTO's value, APO's terms.
@@ -63,6 +66,7 @@ def misranking(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Ar
     return jax.nn.sigmoid(-_difference("misranking", chosen_rewards, rejected_rewards))
 
 
+@pairwise
 @check_arguments
 def hinge(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Hinge ``max(0, 1 − Δ)``: of ``log_prob`` SLiC-HF (arXiv 2305.10425), of ``log_ratio`` RSO (arXiv 2309.06657).
@@ -97,7 +101,11 @@ def squared(target: jax.typing.ArrayLike) -> Link:
     >>> squared(0.5)(jnp.array([2.0]), jnp.array([0.5])).tolist()
     [1.0]
     """
-    return lambda chosen, rejected: jnp.square(_difference("squared", chosen, rejected) - target)
+
+    def link(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return jnp.square(_difference("squared", chosen, rejected) - target)
+
+    return link if jnp.ndim(target) else pairwise(link)
 
 
 @check_arguments
@@ -125,9 +133,10 @@ def exo(eps: float = 1e-3) -> Link:
         right = misranking(rejected, chosen) * (-logistic(chosen, rejected) - jnp.log1p(-eps))
         return right + misranking(chosen, rejected) * (-logistic(rejected, chosen) - jnp.log(eps))
 
-    return link
+    return pairwise(link)
 
 
+@pairwise
 @check_arguments
 def nca(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """Noise-contrastive alignment of pairs, ``−log σ(w) − ½ log σ(−w) − ½ log σ(−l)`` (NCA, arXiv 2402.05369).
@@ -149,6 +158,7 @@ def nca(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     return logistic(chosen_rewards, zero) + 0.5 * (logistic(zero, chosen_rewards) + logistic(zero, rejected_rewards))
 
 
+@pairwise
 @check_arguments
 def apo_down(chosen_rewards: jax.Array, rejected_rewards: jax.Array) -> jax.Array:
     """APO-down ``σ(w) + 1 − σ(w − l)``: lowers the chosen one too, the rejected one more (arXiv 2408.06266, eq. 8).
@@ -195,7 +205,7 @@ def discopop(temperature: float = 0.05) -> Link:
         exponential = exp_then_line(jax.nn.log_sigmoid(scaled) - delta)
         return jax.nn.softplus(-delta) * jax.nn.sigmoid(-scaled) + exponential
 
-    return link
+    return pairwise(link)
 
 
 # Modifiers: link → link.
@@ -217,11 +227,18 @@ def demand_margin(link: Link, margin: jax.typing.ArrayLike) -> Link:
     >>> demand_margin(hinge, 0.5)(jnp.array([1.0]), jnp.array([0.0])).tolist()
     [0.5]
     """
-    return lambda chosen, rejected: link(chosen - margin, rejected)
+
+    def demanding(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return link(chosen - margin, rejected)
+
+    return demanding if jnp.ndim(margin) else pairwise_like(demanding, link)
 
 
 def _flipped(link: Link, share: float) -> Link:
-    return lambda chosen, rejected: (1 - share) * link(chosen, rejected) + share * link(rejected, chosen)
+    def both_ways(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return (1 - share) * link(chosen, rejected) + share * link(rejected, chosen)
+
+    return pairwise_like(both_ways, link)
 
 
 @check_arguments
@@ -295,7 +312,7 @@ def compare_with_zero(link: Link) -> Link:
         zero = jnp.zeros_like(chosen)
         return link(chosen, zero) + link(zero, rejected)
 
-    return both
+    return pairwise_like(both, link)
 
 
 @check_arguments
@@ -341,7 +358,11 @@ def chosen_drop(link: Link, drop_coef: float) -> Link:
     >>> chosen_drop(hinge, 2.0)(jnp.array([-1.0, 1.0]), jnp.array([0.0, 0.0])).tolist()
     [4.0, 0.0]
     """
-    return lambda chosen, rejected: link(chosen - drop_coef * jax.nn.relu(-chosen), rejected)
+
+    def dropped(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return link(chosen - drop_coef * jax.nn.relu(-chosen), rejected)
+
+    return pairwise_like(dropped, link)
 
 
 @check_arguments
@@ -361,7 +382,11 @@ def centered_rewards(link: Link, centering_coef: float) -> Link:
     >>> centered_rewards(hinge, 0.5)(jnp.array([1.0]), jnp.array([1.0])).tolist()
     [3.0]
     """
-    return lambda chosen, rejected: link(chosen, rejected) + centering_coef * jnp.square(chosen + rejected)
+
+    def centered(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return link(chosen, rejected) + centering_coef * jnp.square(chosen + rejected)
+
+    return pairwise_like(centered, link)
 
 
 @check_arguments
@@ -389,7 +414,7 @@ def weighted_sum(*terms: tuple[float, Link]) -> Link:
         first, *others = (coef * link(chosen, rejected) for coef, link in terms)
         return sum(others, start=first)
 
-    return total
+    return pairwise_like(total, *(link for _, link in terms))
 
 
 def _below(where: str, eps: float, ceiling: float) -> None:

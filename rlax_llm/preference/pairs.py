@@ -17,6 +17,7 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 from rlax_llm.preference.implicit_rewards import Responses, Reward, mean_log_ratio, wide
 from rlax_llm.preference.links import Link, demand_margin
+from rlax_llm.preference.marks import reads_like
 
 
 class PreferenceBatch(NamedTuple):
@@ -78,7 +79,7 @@ def per_response(reward: Reward) -> Rewards:
         of_chosen, of_rejected = (reward(x.log_probs, x.ref_log_probs, x.mask) for x in (batch.chosen, batch.rejected))
         return of_chosen, of_rejected
 
-    return rewards
+    return reads_like(rewards, reward)
 
 
 @check_arguments
@@ -149,7 +150,7 @@ def desensitize_length(rewards: Rewards, tail_coef: float) -> Rewards:
         shared = jnp.minimum(batch.chosen.mask.sum(-1), batch.rejected.mask.sum(-1))
         return rewards(batch._replace(chosen=damped(batch.chosen, shared), rejected=damped(batch.rejected, shared)))
 
-    return of_batch
+    return reads_like(of_batch, rewards)
 
 
 @check_arguments

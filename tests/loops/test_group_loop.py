@@ -21,7 +21,7 @@ from rlax_llm.generation.engine import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop, group_trpo_loop, uninformative_share
 from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling
-from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.minibatches import Passes, minibatch_rows
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
@@ -80,7 +80,7 @@ def test_a_batch_is_learned_from_as_one_would_by_hand(name, epochs, minibatches)
     reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
     init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), GroupLearning(epochs, minibatches))
     state, metrics = jax.jit(step)(init(params), Groups(completions, scores), key=KEY, reference=reference)
-    orders = minibatch_rows(P * G, KEY, epochs, minibatches, G)
+    orders = minibatch_rows(P * G, KEY, Passes(epochs, minibatches, G))
     assert sorted(np.asarray(orders[:minibatches]).ravel()) == list(range(P * G))
     start = policy_loop(bandit, EVERY[name], optax.adam(0.1))[0](params)
     wanted, told = in_turn(EVERY[name], start, completions, scores, orders, optax.adam(0.1), reference)
@@ -200,7 +200,7 @@ def test_a_minibatch_without_a_token_is_no_step():
     optimizer = optax.adamw(0.1, weight_decay=0.1)
     control = {"entropy_coef": 0.1, "entropy_control": stepped_coef(1.0, 0.01)}
     keys = jax.random.split(KEY, 64)
-    orders = jax.jit(jax.vmap(lambda key: minibatch_rows(P * G, key, 1, 2, G)))(keys)
+    orders = jax.jit(jax.vmap(lambda key: minibatch_rows(P * G, key, Passes(1, 2, G))))(keys)
     key = next(key for key, order in zip(keys, orders, strict=True) if rows[order].all(1).any())
     init, step = group_loop(bandit, recipes.dapo(), optimizer, GroupLearning(minibatches=2, **control))
     step = jax.jit(step)

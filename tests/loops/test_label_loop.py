@@ -29,9 +29,9 @@ from preference_tables import (
 
 from rlax_llm.core.types import Completions, LabeledCompletions
 from rlax_llm.loops.labels import label_loop, reference_point_of_mismatched, running_mean_reward, zero_reference
-from rlax_llm.loops.preference import reads_reference
 from rlax_llm.preference import links
 from rlax_llm.preference.implicit_rewards import log_prob, log_ratio, mean_log_prob
+from rlax_llm.preference.marks import reads_reference
 from rlax_llm.preference.pairs import per_response
 from rlax_llm.preference.unpaired import bco, kto
 from rlax_llm.recipes.preference import aot

@@ -33,9 +33,12 @@ from preference_tables import (
 )
 
 from rlax_llm.core.types import Completions, PairedCompletions
-from rlax_llm.loops.preference import preference_loop, reads_reference, reward_loop
+from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.policy.weightings import sequence_sum
 from rlax_llm.preference import links
+from rlax_llm.preference.implicit_rewards import log_prob
+from rlax_llm.preference.marks import pairwise, reads_reference, reference_free
+from rlax_llm.preference.pairs import Preference, per_response
 from rlax_llm.recipes.preference import aot, cpo, dpo, ipo, orpo, simpo
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -314,3 +317,23 @@ def test_errors_of_reward_models():
     refused(r"reward_loop: margins has shape \(3,\)", loop, PairedCompletions(completions_of(0), jnp.ones(3)))
     with pytest.raises(ValueError, match=r"reward_loop: centering_coef is -0\.1"):
         reward_loop(scalar, links.logistic, optax.sgd(1.0), centering_coef=-0.1)
+
+
+def test_functions_of_a_users_own_say_what_they_need():
+    """One that says nothing is given the reference, and the whole batch: nothing is guessed by trying it."""
+    pairs = PairedCompletions(completions_of(0))
+
+    def mine(log_probs, ref_log_probs, mask):
+        return jnp.where(mask, log_probs, 0.0).sum(-1)
+
+    def link(chosen, rejected):
+        return jax.nn.softplus(rejected - chosen)
+
+    loop = preference_loop(table, Preference(per_response(mine), link), optax.sgd(1.0))
+    refused(r"a reference is read, .* rewards that read none \(marks\.reference_free says so", loop, pairs)
+    with pytest.raises(ValueError, match=r"or a link of single pairs \(marks\.pairwise says so of your own\)"):
+        preference_loop(table, Preference(per_response(mine), link), optax.sgd(1.0), 2)
+    said = Preference(per_response(reference_free(mine)), pairwise(link))
+    ours = Preference(per_response(log_prob()), links.logistic)
+    loops = [preference_loop(table, preference, optax.sgd(1.0), 2) for preference in (said, ours)]
+    assert_same(*(one_step(loop, PARAMS, pairs) for loop in loops), rtol=1e-6)

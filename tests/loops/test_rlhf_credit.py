@@ -28,7 +28,7 @@ from rlhf_tables import (
 from scipy.special import log_softmax
 
 from rlax_llm.core.types import Completions, ScoredCompletions
-from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.minibatches import Passes, minibatch_rows
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
 
@@ -183,7 +183,7 @@ def test_epochs_are_optimizer_steps_on_the_papers_loss(minibatches):
     advantages = (advantages - chosen.mean()) / np.sqrt(chosen.var(ddof=1) + 1e-8)
 
     states = {name: FAST[name].init(params[name]) for name in params}
-    for order in np.asarray(minibatch_rows(B, KEY, *learning[:2], learning.group_size)):
+    for order in np.asarray(minibatch_rows(B, KEY, Passes(*learning[:2], learning.group_size))):
         rows = jax.tree.map(lambda x, order=order: x[order], completions)
         gradient = jax.grad(paper_loss)(params, rows, advantages[order], now[order], targets[order], mask[order])
         for name in params:

@@ -34,7 +34,7 @@ from rlax_llm.core.types import CreditedCompletions, Scored, ScoredCompletions
 from rlax_llm.credit.batches import returns_to_go
 from rlax_llm.credit.shaping import fixed_if_truncated, missing_eos_penalty
 from rlax_llm.credit.token_returns import length_adaptive_trace
-from rlax_llm.loops.minibatches import minibatch_rows
+from rlax_llm.loops.minibatches import Passes, minibatch_rows
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
@@ -48,8 +48,7 @@ FROZEN = {"logits": REFERENCE}
 
 
 def test_an_epoch_takes_every_row_once_and_keeps_groups_together():
-    learning = RlhfLearning(epochs=3, minibatches=2, group_size=2)
-    orders = np.asarray(minibatch_rows(12, KEY, *learning[:2], learning.group_size)).reshape(3, 6, 2)
+    orders = np.asarray(minibatch_rows(12, KEY, Passes(epochs=3, minibatches=2, group_size=2))).reshape(3, 6, 2)
     np.testing.assert_array_equal(np.sort(orders.reshape(3, 12)), np.tile(np.arange(12), (3, 1)))
     np.testing.assert_array_equal(orders[..., 1], orders[..., 0] + 1)
     assert np.all(orders[..., 0] % 2 == 0)

@@ -34,10 +34,11 @@ from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import Session
 from rlax_llm.loops.labels import LabelLoop, label_loop, reference_point_of_mismatched
 from rlax_llm.loops.policy import Loop, fixed_log_probs
-from rlax_llm.loops.preference import preference_loop, reads_reference, reward_loop
+from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.preference.links import logistic
+from rlax_llm.preference.marks import reads_reference
 from rlax_llm.preference.unpaired import desirable_weight_range
 
 _SAMPLES = 8

@@ -1,0 +1,93 @@
+"""What a reward or a link says of itself: that it reads no reference, that a pair's loss reads that pair alone.
+
+A function that says nothing is taken to need the most: a reference, and the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_READS, _PAIRWISE = "reads_reference", "pairwise"
+
+
+def reference_free(reward: F) -> F:
+    """Say of a reward that it reads no reference, so that none is computed for it; a decorator.
+
+    Args:
+        reward: ``(log_probs, ref_log_probs, mask) → rewards``, or the rewards of a batch of pairs.
+
+    >>> @reference_free
+    ... def first_token(log_probs, ref_log_probs, mask):
+    ...     return log_probs[..., 0]
+    >>> reads_reference(first_token)
+    False
+    """
+    setattr(reward, _READS, False)
+    return reward
+
+
+def reads_reference(reward: Callable[..., Any]) -> bool:
+    """Whether a reward, or the rewards of a batch of pairs, need a reference's log-probabilities.
+
+    Args:
+        reward: any; one that says nothing does.
+
+    >>> from rlax_llm.recipes.preference import dpo, simpo
+    >>> reads_reference(dpo().rewards), reads_reference(simpo().rewards)
+    (True, False)
+    """
+    return getattr(reward, _READS, True)
+
+
+def reads_like(made: F, reward: Callable[..., Any]) -> F:
+    """The function ``made`` of a reward, which reads a reference where the reward does.
+
+    Args:
+        made: a reward, or rewards of pairs.
+        reward: what it was made of.
+    """
+    setattr(made, _READS, reads_reference(reward))
+    return made
+
+
+def pairwise(link: F) -> F:
+    """Say of a link that each pair's loss reads that pair alone, so that micro-batches change nothing; a decorator.
+
+    Args:
+        link: ``(chosen_rewards, rejected_rewards) → loss``.
+
+    >>> @pairwise
+    ... def difference(chosen, rejected):
+    ...     return rejected - chosen
+    >>> is_pairwise(difference), is_pairwise(lambda chosen, rejected: rejected - chosen.mean())
+    (True, False)
+    """
+    setattr(link, _PAIRWISE, True)
+    return link
+
+
+def is_pairwise(link: Callable[..., Any]) -> bool:
+    """Whether each pair's loss reads that pair alone.
+
+    Args:
+        link: any; one that says nothing reads the whole batch.
+
+    >>> from rlax_llm.preference.links import logistic, smooth_labels, sorted_pairs
+    >>> is_pairwise(smooth_labels(logistic, 0.1)), is_pairwise(sorted_pairs(logistic))
+    (True, False)
+    """
+    return getattr(link, _PAIRWISE, False)
+
+
+def pairwise_like(made: F, *links: Callable[..., Any]) -> F:
+    """The link ``made`` of others, which is of single pairs where all of them are.
+
+    Args:
+        made: a link.
+        links: what it was made of.
+    """
+    setattr(made, _PAIRWISE, all(is_pairwise(link) for link in links))
+    return made
