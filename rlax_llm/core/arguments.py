@@ -204,7 +204,8 @@ def _makes(where: str, kind: str) -> str | None:
 
 def _judge(function: Callable, annotation: str) -> Judge | None:
     where = function.__name__
-    optional, parts = "None" in annotation.split(" | "), [x for x in annotation.split(" | ") if x != "None"]
+    optional = "None" in annotation.split(" | ")
+    parts = [x for x in annotation.split(" | ") if x != "None"]
     made = _makes(where, function.__annotations__.get("return", ""))
     judge: Judge | None = None
     if parts in (["jax.Array"], ["PerStep"], ["jax.typing.ArrayLike"]):
@@ -253,7 +254,8 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     TypeError: half: there is no argument y. It takes x.
     """
     parameters = inspect.signature(function).parameters.values()
-    where, names = function.__name__, [p.name for p in parameters]
+    where = function.__name__
+    names = [p.name for p in parameters]
     judges = {p.name: _judge(function, str(p.annotation)) for p in parameters}
     places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -148,7 +148,8 @@ def categorical_kl(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     True
     """
     checks.same_shape("categorical_kl", logits=logits, ref_logits=ref_logits)
-    p, q = _softmax("categorical_kl", logits), _softmax("categorical_kl", ref_logits)
+    p = _softmax("categorical_kl", logits)
+    q = _softmax("categorical_kl", ref_logits)
     both = p.possible & q.possible
     gap = jnp.where(both, p.log_probs - q.log_probs, 0.0)
     # k3 where p/q is not small; elsewhere its exponential could overflow, and the plain form loses no digits.

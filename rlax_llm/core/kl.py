@@ -173,7 +173,8 @@ def top_k_kl(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     0.1438
     """
     checks.same_shape("top_k_kl", log_probs=log_probs, ref_log_probs=ref_log_probs)
-    log_p, log_q = _with_tail(log_probs), _with_tail(ref_log_probs)
+    log_p = _with_tail(log_probs)
+    log_q = _with_tail(ref_log_probs)
     possible = log_p > -jnp.inf
     difference = k1(jnp.where(possible, log_p, 0.0), jnp.where(possible, log_q, 0.0))
     return (jnp.exp(log_p) * difference).sum(-1)

@@ -73,26 +73,43 @@ def _forward(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, soft
     return (log_probs, entropy), (hidden, targets, kept, softmax, normalizer, entropy)
 
 
+class _Chunk(NamedTuple):
+    """Some rows on the way back: what the forward pass read and found, and the slopes of its two results."""
+
+    hidden: jax.Array
+    targets: jax.Array
+    kept: jax.Array | None
+    normalizer: jax.Array
+    entropy: jax.Array
+    log_prob_bar: jax.Array
+    entropy_bar: jax.Array
+
+
+def _logit_slopes(chunk: _Chunk, softmax: _Softmax) -> tuple[jax.Array, jax.Array]:
+    """``∂ log p_y / ∂ logit_v = 1[v = y] − p_v`` and ``∂ H / ∂ logit_v = −p_v (log p_v + H)``; and the finite log p."""
+    log_p = _chunk_logits(chunk.hidden, chunk.targets, chunk.kept, softmax) - chunk.normalizer[:, None]
+    finite = jnp.where(jnp.isfinite(log_p), log_p, 0.0)
+    surprise = finite + chunk.entropy[:, None]
+    slope = -jnp.exp(log_p) * (chunk.log_prob_bar[:, None] + chunk.entropy_bar[:, None] * surprise)
+    hit = jnp.arange(softmax.head.shape[0]) == chunk.targets[:, None]
+    return (slope + jnp.where(hit, chunk.log_prob_bar[:, None], 0.0)) / softmax.temperature, finite
+
+
 def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
     hidden, targets, kept, softmax, normalizer, entropy = residuals
     head, temperature, _ = softmax
-    # ∂ log p_y / ∂ logit_v = 1[v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v (log p_v + H).
     rows = _chunked(head.shape[0], hidden, targets, kept, normalizer, entropy, *cotangents)
 
-    def step(totals: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        h, target, kept, norm, ent, log_prob_bar, entropy_bar = chunk
-        log_p = _chunk_logits(h, target, kept, softmax) - norm[:, None]
-        finite = jnp.where(jnp.isfinite(log_p), log_p, 0.0)
-        surprise = finite + ent[:, None]
-        slope = -jnp.exp(log_p) * (log_prob_bar[:, None] + entropy_bar[:, None] * surprise)
-        hit = jnp.arange(head.shape[0]) == target[:, None]
-        slope = (slope + jnp.where(hit, log_prob_bar[:, None], 0.0)) / temperature
-        temperature_slope = -(slope * finite).sum()  # each row of slope sums to 0, so log p does for the logits
-        slope = slope.astype(h.dtype)
-        head_slope = jnp.matmul(slope.T, h, preferred_element_type=totals[0].dtype)
-        return (totals[0] + head_slope, totals[1] + temperature_slope), slope @ head.astype(h.dtype)
+    def step(totals: tuple[jax.Array, jax.Array], arrays: tuple) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        chunk = _Chunk(*arrays)
+        slope, log_p = _logit_slopes(chunk, softmax)
+        temperature_slope = -(slope * log_p).sum()  # each row of slope sums to 0, so log p does for the logits
+        slope = slope.astype(chunk.hidden.dtype)
+        head_slope = jnp.matmul(slope.T, chunk.hidden, preferred_element_type=totals[0].dtype)
+        hidden_slope = slope @ head.astype(chunk.hidden.dtype)
+        return (totals[0] + head_slope, totals[1] + temperature_slope), hidden_slope
 
-    zeros = jnp.zeros(head.shape, temperature.dtype), jnp.zeros_like(temperature)
+    zeros = (jnp.zeros(head.shape, temperature.dtype), jnp.zeros_like(temperature))
     (head_gradient, temperature_gradient), hidden_gradient = jax.lax.scan(step, zeros, rows)
     hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
     return hidden_gradient, None, None, _Softmax(head_gradient.astype(head.dtype), temperature_gradient, None)

@@ -62,19 +62,10 @@ def reverse_affine_scan(
     [2.0, 2.0, 7.0]
     """
     parts = factors if isinstance(factors, tuple) else (factors,)
-    step_shape = jnp.shape(offsets)[1:]
-    if jnp.ndim(offsets) == 0:
-        raise ValueError("reverse_affine_scan: offsets is a scalar, wanted [T, ...]; give one number a step.")
-    for part in parts:
-        if jnp.ndim(part):
-            checks.same_shape("reverse_affine_scan", offsets=offsets, factors=part)
-    if jnp.shape(last) not in ((), step_shape):
-        raise ValueError(
-            f"reverse_affine_scan: last has shape {jnp.shape(last)}, one step of offsets has {step_shape}; "
-            "give a scalar or one step."
-        )
+    _check(offsets, parts, last)
     dtype = jnp.promote_types(jnp.result_type(offsets, *parts, last), jnp.float32)
-    x, *arrays = (jnp.asarray(part, dtype) for part in (offsets, *(part for part in parts if jnp.ndim(part))))
+    x = jnp.asarray(offsets, dtype)
+    arrays = [jnp.asarray(part, dtype) for part in parts if jnp.ndim(part)]
     product = functools.reduce(cut_product, arrays) if arrays else jnp.ones_like(x)
     # Scalars are multiplied within the step: another array of products would cost as much as the scan.
     constants = [jnp.asarray(part, dtype) for part in parts if not jnp.ndim(part)]
@@ -83,5 +74,19 @@ def reverse_affine_scan(
         y = now[0] + cut_product(functools.reduce(cut_product, constants, now[1]), y)
         return y, y
 
-    end = jnp.broadcast_to(jnp.asarray(last, dtype), step_shape)
+    end = jnp.broadcast_to(jnp.asarray(last, dtype), x.shape[1:])
     return jax.lax.scan(step, end, (x, product), reverse=True)[1]
+
+
+def _check(offsets: jax.Array, parts: tuple[jax.Array | float, ...], last: jax.Array | float) -> None:
+    if jnp.ndim(offsets) == 0:
+        raise ValueError("reverse_affine_scan: offsets is a scalar, wanted [T, ...]; give one number per step.")
+    for part in parts:
+        if jnp.ndim(part):
+            checks.same_shape("reverse_affine_scan", offsets=offsets, factors=part)
+    step_shape = jnp.shape(offsets)[1:]
+    if jnp.shape(last) not in ((), step_shape):
+        raise ValueError(
+            f"reverse_affine_scan: last has shape {jnp.shape(last)}, one step of offsets has {step_shape}; "
+            "give a scalar or one step."
+        )

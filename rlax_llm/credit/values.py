@@ -64,8 +64,10 @@ def clipped_value_loss(eps: float) -> ClippedValueLoss:
 
     def loss(values: jax.Array, old_values: jax.Array, targets: jax.Array) -> jax.Array:
         checks.same_shape("clipped_value_loss", values=values, old_values=old_values, targets=targets)
-        values, old_values = at_least_float32(values), at_least_float32(old_values)
-        low, high = old_values - eps, old_values + eps
+        values = at_least_float32(values)
+        old_values = at_least_float32(old_values)
+        low = old_values - eps
+        high = old_values + eps
         # On the border itself jnp.clip has half the slope; it belongs to the interval.
         held = jnp.where((low <= values) & (values <= high), values, jnp.clip(values, low, high))
         return jnp.maximum(squared_value_loss(values, targets), squared_value_loss(held, targets))
@@ -146,7 +148,8 @@ def symlog(x: jax.Array) -> jax.Array:
     0.0
     """
     # With sign(x) and |x| the slope at 0 would come out as 0; it is 1.
-    up, down = jnp.where(x < 0, 0.0, x), jnp.where(x < 0, x, 0.0)
+    up = jnp.where(x < 0, 0.0, x)
+    down = jnp.where(x < 0, x, 0.0)
     return jnp.where(x < 0, -jnp.log1p(-down), jnp.log1p(up))
 
 
@@ -163,7 +166,8 @@ def symexp(x: jax.Array) -> jax.Array:
     >>> float(symexp(jnp.array(0.0)))
     0.0
     """
-    up, down = jnp.where(x < 0, 0.0, x), jnp.where(x < 0, x, 0.0)
+    up = jnp.where(x < 0, 0.0, x)
+    down = jnp.where(x < 0, x, 0.0)
     return jnp.where(x < 0, -jnp.expm1(-down), jnp.expm1(up))
 
 

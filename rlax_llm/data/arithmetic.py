@@ -149,10 +149,12 @@ def _problems(problems: Problems, seed: int) -> list[tuple[int, str, int]]:
     pairs = operands * (operands + 1) // 2  # without regard to order
     found = []
     for index in _chosen(pairs * len(operators), problems.most, seed):
-        operator, pair = operators[index // pairs], index % pairs
+        operator = operators[index // pairs]
+        pair = index % pairs
         larger = (math.isqrt(8 * pair + 1) - 1) // 2
         smaller = pair - larger * (larger + 1) // 2
-        a, b = problems.smallest + larger, problems.smallest + smaller
+        a = problems.smallest + larger
+        b = problems.smallest + smaller
         found.append((a, operator, b))
         if operator != "-" and a != b:
             found.append((b, operator, a))

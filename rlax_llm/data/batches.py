@@ -130,7 +130,8 @@ def demonstration_rows(
     >>> batch.completions.tokens.tolist(), batch.completions.mask.astype(int).tolist()
     ([[0, 5, 6, 1, 0]], [[0, 0, 1, 1, 0]])
     """
-    prompts, sides = [row.prompt for row in rows], [row.completion for row in rows]
+    prompts = [row.prompt for row in rows]
+    sides = [row.completion for row in rows]
     (tokens, valid, mask), width = _laid("demonstration_rows", prompts, sides, pad_id, widths)
     mask[:, width:] &= _learned(sides, [row.learned for row in rows], mask.shape[1] - width)
     return DemonstrationRows(given_completions(tokens, valid, mask), width)
@@ -165,8 +166,13 @@ def given_completions(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -
     """
     # Made on the host: device arithmetic would be compiled for each width.
     unknown = np.zeros(tokens.shape, np.float32)
-    arrays = (tokens.astype(np.int32), valid, mask, unknown, np.zeros(len(tokens), bool))
-    return Completions(*map(jnp.asarray, arrays))
+    return Completions(
+        tokens=jnp.asarray(tokens.astype(np.int32)),
+        valid=jnp.asarray(valid),
+        mask=jnp.asarray(mask),
+        log_probs=jnp.asarray(unknown),
+        truncated=jnp.asarray(np.zeros(len(tokens), bool)),
+    )
 
 
 def _laid(
@@ -196,11 +202,13 @@ def _mismatch(prompts: Sequence[list[int]]) -> tuple[int, np.ndarray]:
     """The offset with the fewest rows that meet their own prompt, and which rows do."""
     names: dict[tuple[int, ...], int] = {}
     own = np.array([names.setdefault(tuple(prompt), len(names)) for prompt in prompts])
-    best, fewest = 1, len(own) + 1
+    best = 1
+    fewest = len(own) + 1
     for offset in range(1, len(own)):
         meeting = int((own == np.roll(own, offset)).sum())
         if meeting < fewest:
-            best, fewest = offset, meeting
+            best = offset
+            fewest = meeting
         if meeting == 0:
             break
     return best, own == np.roll(own, best)

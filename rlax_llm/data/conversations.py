@@ -86,7 +86,8 @@ def _answer(tokenizer: Tokenizer, messages: Sequence[Message], before: str) -> s
 
 def _behind(opening: str, content: str) -> str:
     """What of a content comes behind an opening that the prompt has written already."""
-    mark, text = opening.strip(), content.lstrip()
+    mark = opening.strip()
+    text = content.lstrip()
     if text.startswith(mark):
         text = text[len(mark) :]
         blank = opening[len(opening.rstrip()) :]

@@ -195,7 +195,8 @@ def _parts(tokenizer: Tokenizer, pieces: Pieces, known: Mapping[str, list[int]])
     """
     if len(pieces) > 2 and _joined(known[piece] for piece in pieces) == known["".join(pieces)]:
         return [known[piece] for piece in pieces]
-    text, parts = pieces[0], [known[pieces[0]]]
+    text = pieces[0]
+    parts = [known[pieces[0]]]
     for piece in pieces[1:]:
         text += piece
         whole = known[text] if text in known else tokenizer.encode(text)
@@ -257,7 +258,8 @@ def _tokens(tokenizer: Tokenizer, parts: list[list[int]], prompt: Text, where: s
     read, *rest = parts if _templated(tokenizer, prompt) else _begun(tokenizer, parts)
     if whole_text and not read:
         # Nothing comes before a text's first token, so that none can be asked to predict it.
-        read, rest = rest[0][:1], [rest[0][1:]]
+        read = rest[0][:1]
+        rest = [rest[0][1:]]
     if not read:
         raise DataError(f"{where}: the prompt has no tokens; a completion needs at least one before it.")
     rest = [*rest[:-1], _stopped(tokenizer, where, rest[-1], whole_text)]

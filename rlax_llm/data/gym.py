@@ -47,22 +47,15 @@ def load(
         if not isinstance(number, int) or number < least:
             raise DataError(f"reasoning-gym:{name}: {what} is {number!r}, wanted a whole number of at least {least}.")
     settings = dict(config or {})
-    # A generator has at least one entry, also where none is held out.
-    generator = _dataset(name, settings, size=max(_DRAWS * held_out_size, 1), seed=_start(seed, 1))
-    held_out = list(itertools.islice(_unseen(_entries(name, generator), set()), held_out_size))
-    seen = {entry["question"] for entry in held_out}
-    if len(held_out) < held_out_size:
-        raise DataError(
-            f"reasoning-gym:{name}: {_DRAWS * held_out_size} entries hold only {len(held_out)} different questions, "
-            f"wanted {held_out_size} to hold out; hold out fewer, or set the task to be harder."
-        )
+    held_out = _held_out(name, settings, held_out_size, seed)
     generator = _dataset(name, settings, size=size, seed=_start(seed, 0))
-    train = list(_unseen(_entries(name, generator), seen))
+    train = list(_unseen(_entries(name, generator), {entry["question"] for entry in held_out}))
     if not train:
         raise DataError(f"reasoning-gym:{name}: every training question is held out; hold out fewer.")
     answered = all(isinstance(entry["answer"], str) for entry in itertools.chain(train, held_out))
-    reward = Reward(name, _scorer(generator))
-    return [_row(entry, answered) for entry in train], [_row(entry, answered) for entry in held_out], reward
+    train_rows = [_row(entry, answered) for entry in train]
+    held_out_rows = [_row(entry, answered) for entry in held_out]
+    return train_rows, held_out_rows, Reward(name, _scorer(generator))
 
 
 def extract_answer(completion: str, lines: int | None = 1) -> str:
@@ -83,6 +76,19 @@ def extract_answer(completion: str, lines: int | None = 1) -> str:
         return text
     text = "\n".join(text.split("\n")[-lines:]).strip()
     return _LABEL.sub("", text.strip("*`")).strip("*` ") if lines == 1 else text
+
+
+def _held_out(name: str, settings: dict[str, Any], size: int, seed: int) -> list[dict[str, Any]]:
+    """As many entries with different questions as are to be held out."""
+    # A generator has at least one entry, also where none is held out.
+    generator = _dataset(name, settings, size=max(_DRAWS * size, 1), seed=_start(seed, 1))
+    found = list(itertools.islice(_unseen(_entries(name, generator), set()), size))
+    if len(found) < size:
+        raise DataError(
+            f"reasoning-gym:{name}: {_DRAWS * size} entries hold only {len(found)} different questions, "
+            f"wanted {size} to hold out; hold out fewer, or set the task to be harder."
+        )
+    return found
 
 
 def _start(seed: int, side: int) -> int:

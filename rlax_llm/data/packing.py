@@ -94,7 +94,8 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
         length = lengths[index]
         place = bisect.bisect_left(rooms, length)
         if place == len(rooms):
-            chosen, room = len(bins), width
+            chosen = len(bins)
+            room = width
             bins.append([])
         else:
             room = rooms[place]

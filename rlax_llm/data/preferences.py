@@ -110,7 +110,8 @@ def pair(where: str, row: Row) -> Pair:
     for name in used[1:]:
         check_text(where, name, row[name])
     _check_different(where, row["chosen"], row["rejected"])
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen = row["chosen"]
+    rejected = row["rejected"]
     prompt: Any = row.get("prompt")
     if "prompt" in row:
         check_text(where, "prompt", prompt)
@@ -143,7 +144,8 @@ def labeled_completion(where: str, row: Row) -> Labeled:
     """
     used = _FORMS["an unpaired preference"]
     _require(where, row, "an unpaired preference", used)
-    (prompt, completion), label = _exchange(where, row), row["label"]
+    prompt, completion = _exchange(where, row)
+    label = row["label"]
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
         raise DataError(f"{where}: the label is {_shown(label)}, wanted true or false (1 or 0).")
     return Labeled(prompt, completion, bool(label), where, _others(row, used))
@@ -306,9 +308,9 @@ def _read(path: str | Path, split: str, form: Callable[[str, Row], Read]) -> Kep
 
 
 def _labels(where: str, row: Row) -> list[Labeled]:
-    return (
-        split_pairs([pair(where, row)]) if "chosen" in row and "label" not in row else [labeled_completion(where, row)]
-    )
+    if "chosen" in row and "label" not in row:
+        return split_pairs([pair(where, row)])
+    return [labeled_completion(where, row)]
 
 
 def _other_margin(row: Pair, usual: Pair) -> str:
@@ -317,12 +319,14 @@ def _other_margin(row: Pair, usual: Pair) -> str:
 
 def _exchange(where: str, row: Row) -> tuple[Text, Text]:
     """Prompt and completion, the completion without the prompt where it is a whole conversation."""
-    prompt, completion = row["prompt"], row["completion"]
+    prompt = row["prompt"]
+    completion = row["completion"]
     check_text(where, "prompt", prompt)
     check_text(where, "completion", completion)
     if is_conversation(completion):
         length = prompt_length(where, "completion", prompt, answers(where, "completion", completion))
-        prompt, completion = completion[:length], completion[length:]
+        prompt = completion[:length]
+        completion = completion[length:]
     return prompt, answer_text(where, "completion", completion, prompt)
 
 

@@ -76,7 +76,8 @@ def split_rows(
         raise DataError(
             f"{where}: holding out {held_out_size} of {len(rows)} rows leaves none to train on; hold out fewer, {_NONE}"
         )
-    return [rows[index] for index in sorted(itertools.chain(*groups.values()))], [rows[index] for index in held_out]
+    left = sorted(itertools.chain.from_iterable(groups.values()))
+    return [rows[index] for index in left], [rows[index] for index in held_out]
 
 
 def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:

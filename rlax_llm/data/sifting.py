@@ -13,7 +13,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _LOT = 1000  # rows that are tried together
-_REASONS, _PLACES = 4, 4  # told of at most
+_REASONS = 4  # and places, told of at most
+_PLACES = 4
 _OWN = re.compile(r"'[^']*'|\d+")  # what differs between two rows with the same fault
 
 
@@ -71,7 +72,9 @@ class Kept(Sequence[T], Generic[T]):
         >>> list(kept), kept.report()
         (['a'], 'd: 1 of 2 rows left out: 1 because it is too long (row 2)')
         """
-        rows, places, left_out = [], [], list(self.left_out)
+        rows = []
+        places = []
+        left_out = list(self.left_out)
         for start in range(0, len(self.rows), _LOT):
             lot = range(start, min(start + _LOT, len(self.rows)))
             try:
@@ -151,7 +154,9 @@ def sift(name: str, rows: Iterable[tuple[str, T]], use: Callable[[str, T], U]) -
     >>> sift("d", [("d, row 1", "2"), ("d, row 2", "3")], lambda where, row: int(row)).rows
     [2, 3]
     """
-    found, places, left_out = [], [], []
+    found = []
+    places = []
+    left_out = []
     for where, row in rows:
         try:
             found.append(use(where, row))

@@ -15,7 +15,8 @@ from typing import IO, Any
 from rlax_llm.data.rows import DataError, Row
 
 _CHUNK = 1000  # rows of a Parquet file or data set in memory as Python objects
-_PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_GZIP = b"\x1f\x8b"
 _HALF = re.compile("[\ud800-\udfff]")
 _START = 1024  # bytes within which an array begins
 _SAVED = ("state.json", "dataset_dict.json")

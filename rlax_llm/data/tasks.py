@@ -115,7 +115,8 @@ def load_task(
         task = Task(task.name, task.train, task.held_out, rewards)
     for function in task.rewards:
         check_columns(function, list(task.train[0]))
-    train, held_out = task.train.then(use), task.held_out.then(use)
+    train = task.train.then(use)
+    held_out = task.held_out.then(use)
     return replace(task, train=train, held_out=held_out, reports=_reports([train, held_out]))
 
 
@@ -157,7 +158,8 @@ def file_task(data: str | Path, reward: str | None, held: Held, use: Use = every
         keys = [prompt_key(row) for row in files[0]]
         train, held_out = split_rows(str(data), placed[0], keys, held.size or 0, held.seed)
     else:
-        train, held_out = placed[0], some_of(placed[1], held.size, held.seed)
+        train = placed[0]
+        held_out = some_of(placed[1], held.size, held.seed)
     return Task(str(data), _part(data, train), _part(data, held_out), rewards, reports=_reports(files))
 
 
@@ -210,18 +212,18 @@ def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
         short = isinstance(settings.get("largest"), int) and settings["largest"] <= 10
         problems = _problems(spec, {"smallest": 0 if short else 10, "largest": 99} | settings)
         parts = arithmetic.digit_rows(problems, held_out_size, seed)
-        return Task(spec, *_named(spec, parts), (Reward("exact_answer", exact_answer),))
+        return _task(spec, parts, Reward("exact_answer", exact_answer))
     if name == "arithmetic-words":
         problems = _problems(spec, {"smallest": 2, "largest": 20, "operators": "+-"} | settings)
         parts = arithmetic.word_rows(problems, held_out_size, seed)
-        return Task(spec, *_named(spec, parts), (Reward("integer_answer", integer_answer),))
+        return _task(spec, parts, Reward("integer_answer", integer_answer))
     family, _, member = name.partition(":")
     if family == _GYM and member:
         if "seed" in settings:
             raise DataError(f"task {spec!r}: seed is not a setting; it is the run's own seed.")
         size = settings.pop("size", 1000)
-        *parts, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
-        return Task(spec, *_named(spec, parts), (reward,), solved=_nearly_full_score)
+        train, held_out, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
+        return replace(_task(spec, (train, held_out), reward), solved=_nearly_full_score)
     if is_own(name):
         return _own_task(spec, name, held_out_size, seed, settings)
     raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{did_you_mean(name, _KNOWN)}")
@@ -240,11 +242,13 @@ def _own_task(spec: str, name: str, held_out_size: int, seed: int, settings: dic
             raise DataError(f"task {name!r}: a row is not a dict with a 'prompt' of text or messages; write it so.")
     if not train:
         raise DataError(f"task {name!r} returned no row to train on; return at least one.")
-    return Task(spec, *_named(spec, (train, held_out)), (Reward(getattr(reward, "__name__", "reward"), reward),))
+    return _task(spec, (train, held_out), Reward(getattr(reward, "__name__", "reward"), reward))
 
 
-def _named(spec: str, parts: Sequence[Any]) -> tuple[Kept[Row], Kept[Row]]:
-    return number_rows(f"{spec}, training", parts[0]), number_rows(f"{spec}, held-out", parts[1])
+def _task(spec: str, parts: tuple[Sequence[Row], Sequence[Row]], reward: Reward) -> Task:
+    train = number_rows(f"{spec}, training", parts[0])
+    held_out = number_rows(f"{spec}, held-out", parts[1])
+    return Task(spec, train, held_out, (reward,))
 
 
 def _nearly_full_score(score: float) -> bool:

@@ -73,8 +73,10 @@ def brax(name: str, horizon_steps: int = 1000, **parameters: Any) -> Environment
         return Timed(inner, jnp.zeros((), jnp.int32)), inner.obs
 
     def step(key: jax.Array, state: State, action: jax.Array) -> Step:
-        inner, steps = source.step(state.inner, jnp.clip(action, -1.0, 1.0)), state.steps + 1
-        reward, terminated = jnp.asarray(inner.reward, jnp.float32), jnp.asarray(inner.done, bool)
+        inner = source.step(state.inner, jnp.clip(action, -1.0, 1.0))
+        steps = state.steps + 1
+        reward = jnp.asarray(inner.reward, jnp.float32)
+        terminated = jnp.asarray(inner.done, bool)
         return Step(Timed(inner, steps), inner.obs, reward, terminated, steps >= horizon_steps)
 
     _, observation = jax.eval_shape(reset, jax.random.key(0))

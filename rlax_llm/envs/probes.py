@@ -93,7 +93,8 @@ def two_steps(discount: float = 0.5) -> Probe:
     [0.5, 1.0]
     """
     environment = _tabular("two_steps", [[1], [1]], [[0.0], [1.0]], terminates=[False, True])
-    values, mistakes = np.array([discount, 1.0]), {"the discount is lost": np.ones(2)}
+    values = np.array([discount, 1.0])
+    mistakes = {"the discount is lost": np.ones(2)}
     return Probe(environment, discount, np.eye(2), values, None, 1.0, mistakes)
 
 
@@ -125,10 +126,12 @@ def delayed_reward(discount: float = 0.9, delay_steps: int = 5) -> Probe:
     checks.at_least_one("delayed_reward", delay_steps=delay_steps)
     number = 2 * delay_steps + 1
     following = [[1, 2]] + [[s + 2 if s + 2 < number else s] * 2 for s in range(1, number)]
-    rewards, ends = np.zeros((number, 2)), np.arange(number) >= number - 2
+    rewards = np.zeros((number, 2))
+    ends = np.arange(number) >= number - 2
     rewards[number - 1] = 1.0
     environment = _tabular("delayed_reward", following, rewards, terminates=ends)
-    times, choices = (np.arange(number) + 1) // 2, (np.arange(number) + 1) % 2
+    times = (np.arange(number) + 1) // 2
+    choices = (np.arange(number) + 1) % 2
     values = np.where(choices, discount ** (delay_steps - times.astype(float)), 0.0)
     best = np.ones(number, int)
     mistakes = {
@@ -274,20 +277,29 @@ def _tabular(
 ) -> Environment:
     """An environment from tables: ``following`` and ``rewards`` ``[S, A]``, the ends by the state that is left."""
     number = len(following)
-    tables = np.array(following, np.int32), np.array(rewards, np.float32)
-    # One action is no choice, and a policy needs one: a second does the same.
-    following, rewards = (np.repeat(x, 2, 1) if x.shape[1] == 1 else x for x in tables)
-    terminates, truncates = (np.zeros(number, bool) if x is None else np.array(x) for x in (terminates, truncates))
+    states = _with_choice(np.array(following, np.int32))
+    paid = _with_choice(np.array(rewards, np.float32))
     seen = np.array(np.eye(number) if observations is None else observations, np.float32)
+    ends = np.stack([_flags(terminates, number), _flags(truncates, number)])
 
     def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = jax.random.randint(key, (), 0, starts, jnp.int32)
         return state, jnp.asarray(seen)[state]
 
     def step(key: jax.Array, state: jax.Array, action: jax.Array) -> Step:
-        after = jnp.asarray(following)[state, action]
-        reward, ends = jnp.asarray(rewards)[state, action], jnp.asarray(np.stack([terminates, truncates]))[:, state]
-        return Step(after, jnp.asarray(seen)[after], reward, ends[0], ends[1])
+        after = jnp.asarray(states)[state, action]
+        reward = jnp.asarray(paid)[state, action]
+        ended = jnp.asarray(ends)[:, state]
+        return Step(after, jnp.asarray(seen)[after], reward, terminated=ended[0], truncated=ended[1])
 
     spec = jax.ShapeDtypeStruct(seen.shape[1:], seen.dtype)
-    return Environment(f"probe:{name}", reset, step, spec, Discrete(following.shape[1]))
+    return Environment(f"probe:{name}", reset, step, spec, Discrete(states.shape[1]))
+
+
+def _flags(given: list[bool] | np.ndarray | None, number: int) -> np.ndarray:
+    return np.zeros(number, bool) if given is None else np.array(given)
+
+
+def _with_choice(table: np.ndarray) -> np.ndarray:
+    """One action is no choice, and a policy needs one: a second does the same."""
+    return np.repeat(table, 2, 1) if table.shape[1] == 1 else table

@@ -48,7 +48,8 @@ class Canvas:
 
     def disc(self, center: Point, radius: float, color: tuple[int, int, int]) -> None:
         """A filled circle."""
-        (x, y), r = self.pixel(center), radius * self.scale
+        x, y = self.pixel(center)
+        r = radius * self.scale
         self.pen.ellipse([x - r, y - r, x + r, y + r], color)
 
     def array(self) -> np.ndarray:
@@ -84,7 +85,8 @@ def frames(name: str, states: State, **parameters: Any) -> np.ndarray:
     if name in GRIDS:
         observations = jax.vmap(lambda state: source.observe(jax.random.key(0), state, None, chosen))(states)
         return _grids(np.asarray(observations, np.float32))
-    draw, states = DRAWINGS[name], jax.tree.map(np.asarray, states)
+    draw = DRAWINGS[name]
+    states = jax.tree.map(np.asarray, states)
     count = len(jax.tree.leaves(states)[0])
     return np.stack([draw(jax.tree.map(lambda x, t=t: x[t], states), chosen) for t in range(count)])
 
@@ -116,7 +118,9 @@ def gif(name: str, states: State, path: str | Path, frames_per_second: float = 3
 
 def _cart_pole(state: Any, parameters: Any) -> np.ndarray:
     canvas = Canvas((0.0, 0.6), 2.2 * parameters.x_threshold)
-    x, lean, length = float(state.x), float(state.theta), 2 * parameters.length
+    x = float(state.x)
+    lean = float(state.theta)
+    length = 2 * parameters.length
     canvas.line([(-parameters.x_threshold, 0.0), (parameters.x_threshold, 0.0)], 0.02, STEEL)
     canvas.line([(x - 0.25, 0.0), (x + 0.25, 0.0)], 0.3, INK)
     canvas.line([(x, 0.15), (x + length * np.sin(lean), 0.15 + length * np.cos(lean))], 0.1, WOOD)
@@ -125,7 +129,8 @@ def _cart_pole(state: Any, parameters: Any) -> np.ndarray:
 
 
 def _pendulum(state: Any, parameters: Any) -> np.ndarray:
-    canvas, angle = Canvas((0.0, 0.0), 3.6 * parameters.l), float(state.theta)
+    canvas = Canvas((0.0, 0.0), 3.6 * parameters.l)
+    angle = float(state.theta)
     end = (-parameters.l * np.sin(angle), parameters.l * np.cos(angle))
     canvas.line([(0.0, 0.0), end], 0.2 * parameters.l, SIGNAL)
     canvas.disc(end, 0.1 * parameters.l, SIGNAL)
@@ -134,14 +139,16 @@ def _pendulum(state: Any, parameters: Any) -> np.ndarray:
 
 
 def _mountain_car(state: Any, parameters: Any) -> np.ndarray:
-    low, high = parameters.min_position, parameters.max_position
+    low = parameters.min_position
+    high = parameters.max_position
     canvas = Canvas(((low + high) / 2, 0.55), 1.1 * (high - low))
 
     def ground(x: float) -> Point:
         return x, 0.45 * float(np.sin(3 * x)) + 0.55
 
     canvas.line([ground(x) for x in np.linspace(low, high, 100)], 0.01, INK)
-    x, flag = float(state.position), ground(parameters.goal_position)
+    x = float(state.position)
+    flag = ground(parameters.goal_position)
     canvas.line([flag, (flag[0], flag[1] + 0.15)], 0.01, STEEL)
     canvas.disc((flag[0], flag[1] + 0.15), 0.025, SIGNAL)
     canvas.disc((x, ground(x)[1] + 0.04), 0.04, INK)
@@ -149,7 +156,8 @@ def _mountain_car(state: Any, parameters: Any) -> np.ndarray:
 
 
 def _acrobot(state: Any, parameters: Any) -> np.ndarray:
-    first, second = parameters.link_length_1, parameters.link_length_2
+    first = parameters.link_length_1
+    second = parameters.link_length_2
     upper = float(state.joint_angle1)
     lower = upper + float(state.joint_angle2)
     elbow = (first * np.sin(upper), -first * np.cos(upper))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from rlax_llm.generation.sampling import Draw, Sampler
 from rlax_llm.models.attention import Segment, attention, segment
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import (
+    Attend,
     block,
     causal,
     embedding,
@@ -128,10 +129,12 @@ def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
 
 def _sampled(request: Request, step: jax.Array | int, key: jax.Array, logits: jax.Array) -> Draw:
     """One draw a row; before ``min_new_tokens`` of them no stop token can be drawn, and none is in the kept set."""
-    (rows, vocabulary), stop_ids = logits.shape, request.stop_ids
+    rows, vocabulary = logits.shape
+    stop_ids = request.stop_ids
     if not (request.min_new_tokens and stop_ids):
         return _checked(request.sampler(key, logits), rows, vocabulary)
-    stops, early = np.isin(np.arange(vocabulary), stop_ids), step < request.min_new_tokens
+    stops = np.isin(np.arange(vocabulary), stop_ids)
+    early = step < request.min_new_tokens
     draw = _checked(request.sampler(key, jnp.where(early & stops, -jnp.inf, logits)), rows, vocabulary)
     kept = jnp.full((rows, words(vocabulary)), EVERY) if draw.kept is None else draw.kept
     return draw._replace(kept=jnp.where(early, kept & to_bits(~stops), kept))
@@ -183,17 +186,32 @@ def prefill(
     Returns:
         The prompts' cache and the state of ``P · G`` rows after one draw.
     """
-    apply, positions, attend = block(config)[1], positions_of(valid), causal(valid)
+    apply = block(config)[1]
+    positions = positions_of(valid)
+    attend = causal(valid)
     embedded = embedding(config, params, tokens)
     x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
     hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
-    prompts, rows = tokens.shape[0], tokens.shape[0] * request.group_size
-    shape = (prompts, request.group_size, config.num_kv_heads)
-    keys = jnp.zeros((*shape, config.head_dim, room), x.dtype)
-    values = jnp.zeros((*shape, room, config.head_dim), x.dtype)
-    state = Decoding(
-        cache=tuple((keys, values) for _ in range(config.num_layers)),
-        tokens=jnp.full((rows, request.max_new_tokens), request.stop_ids[0] if request.stop_ids else 0, jnp.int32),
+    empty = _empty_cache(config, (tokens.shape[0], request.group_size, config.num_kv_heads), room, x.dtype)
+    state = _before_first(config, request, empty, tokens.shape[0] * request.group_size, key)
+    state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
+    cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
+    return Prefilled(cache, valid), state
+
+
+def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, dtype: Any) -> Cache:
+    """Keys and values of no token, for ``(prompts, group_size, key heads)``."""
+    keys = jnp.zeros((*shape, config.head_dim, room), dtype)
+    values = jnp.zeros((*shape, room, config.head_dim), dtype)
+    return tuple((keys, values) for _ in range(config.num_layers))
+
+
+def _before_first(config: DecoderConfig, request: Request, cache: Cache, rows: int, key: jax.Array) -> Decoding:
+    """The state of rows for which no token was drawn."""
+    filler = request.stop_ids[0] if request.stop_ids else 0
+    return Decoding(
+        cache=cache,
+        tokens=jnp.full((rows, request.max_new_tokens), filler, jnp.int32),
         log_probs=jnp.zeros((rows, request.max_new_tokens)),
         kept=_room_for_sets(request, rows, config.vocab_size, key),
         alive=jnp.ones(rows, bool),
@@ -201,36 +219,43 @@ def prefill(
         step=jnp.int32(0),
         key=key,
     )
-    state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
-    cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
-    return Prefilled(cache, valid), state
 
 
 def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
     """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values."""
-    apply, at = block(config)[1], state.step - 1
+    apply = block(config)[1]
+    at = state.step - 1
     prompts, group_size, room = (state.cache[0][0].shape[i] for i in (0, 1, -1))
     token = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, 1)
     positions = jnp.repeat(prompt.valid.sum(-1, dtype=jnp.int32), group_size)[:, None] + at
     prompt_mask = prompt.valid[:, None, None, :]
     own_mask = jnp.broadcast_to(jnp.arange(room) <= at, (prompts, 1, 1, room))
-    x, caches = embedding(config, params, token), []
+    x = embedding(config, params, token)
+    caches = []
     for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
-
-        def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, shared: tuple = shared, own: tuple = own
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            q, k, v = (x.reshape(prompts, group_size, *x.shape[1:]) for x in (q, k, v))
-            new = jax.vmap(segment)(k, v, own_mask)
-            keys = jax.lax.dynamic_update_slice_in_dim(own[0], new.keys, at, -1)
-            values = jax.lax.dynamic_update_slice_in_dim(own[1], new.values, at, -2)
-            segments = [Segment(shared[0], shared[1], prompt_mask), Segment(keys, values, own_mask)]
-            mixed = jax.vmap(attention)(q, segments)
-            return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
-
-        x, cache = apply(layer, x, positions, attend)
+        x, cache = apply(
+            layer, x, positions, _attend_to_cache(Segment(*shared, prompt_mask), Segment(*own, own_mask), at)
+        )
         caches.append(cache)
     return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
+
+
+def _attend_to_cache(shared: Segment, own: Segment, at: jax.Array) -> Attend:
+    """One token of each row to its prompt's keys and to its own, among which it writes its own at place ``at``."""
+    prompts, group_size = own.keys.shape[:2]
+
+    def by_group(x: jax.Array) -> jax.Array:
+        return x.reshape(prompts, group_size, *x.shape[1:])
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        q = by_group(q)
+        new = jax.vmap(segment)(by_group(k), by_group(v), own.mask)
+        keys = jax.lax.dynamic_update_slice_in_dim(own.keys, new.keys, at, -1)
+        values = jax.lax.dynamic_update_slice_in_dim(own.values, new.values, at, -2)
+        mixed = jax.vmap(attention)(q, [shared, Segment(keys, values, own.mask)])
+        return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
+
+    return attend
 
 
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
@@ -297,7 +322,8 @@ def stream(
     room = min(FIRST_ROOM, limit)
     prompt, state = prefill(config, params, *prompts, key, request, room)
     yield state
-    unrolled, drawn = _unrolled(config, params), 1
+    unrolled = _unrolled(config, params)
+    drawn = 1
     while drawn < limit and bool(state.alive.any()):
         if drawn > room:
             room = min(2 * room, limit)
@@ -380,7 +406,8 @@ def completions(tokens: jax.Array, valid: jax.Array, state: Decoding, request: R
 
 
 def _check(config: DecoderConfig, width: int, request: Request) -> None:
-    limit, least = request.max_new_tokens, request.min_new_tokens
+    limit = request.max_new_tokens
+    least = request.min_new_tokens
     if width + limit > config.max_positions:
         raise ValueError(
             f"generate: a prompt of {width} tokens and max_new_tokens {limit} make {width + limit}, the model was "

@@ -131,7 +131,8 @@ class Categorical:
 
     def _kept(self, tempered: jax.Array) -> jax.Array | None:
         """The tokens ``[B, V]`` at or above the highest threshold, or None where there is none."""
-        thresholds, top_p = [], self.top_p or 1.0
+        thresholds = []
+        top_p = self.top_p or 1.0
         if self.top_k is not None and self.top_k < tempered.shape[-1]:
             thresholds.append(top_k_threshold(tempered, self.top_k, top_p))
         elif top_p < 1:
@@ -234,16 +235,18 @@ def _nucleus(tempered: jax.Array, top_p: float) -> jax.Array:
         mass = bracket.mass_low - bracket.mass_high
         return (mass > 1.5 * jnp.exp(bracket.low)) & (bracket.halvings < HALVINGS)
 
-    def halve(bracket: _Bracket) -> _Bracket:
-        middle = 0.5 * (bracket.low + bracket.high)
-        mass = jnp.where(weights >= jnp.exp(middle), weights, 0.0).sum()
-        enough, count = mass >= top_p * total, bracket.halvings + 1
-        upper = _Bracket(middle, bracket.high, mass, bracket.mass_high, count)
-        lower = _Bracket(bracket.low, middle, bracket.mass_low, mass, count)
-        return jax.tree.map(lambda x, y: jnp.where(enough, x, y), upper, lower)
-
     # Tokens lighter than (1 − top_p) total / V are cut: all of them together weigh less than the cut may.
     low = jnp.log((1 - top_p) * total / tempered.shape[-1]) - 1e-3
     start = _Bracket(low, jnp.float32(1e-3), total, jnp.zeros_like(total), jnp.int32(0))
-    above = weights >= jnp.exp(jax.lax.while_loop(several, halve, start).low)
-    return jnp.where(above, tempered, jnp.inf).min()
+    found = jax.lax.while_loop(several, lambda bracket: _halve(bracket, weights, top_p * total), start)
+    return jnp.where(weights >= jnp.exp(found.low), tempered, jnp.inf).min()
+
+
+def _halve(bracket: _Bracket, weights: jax.Array, least: jax.Array) -> _Bracket:
+    """The half of the bracket in which the mass from there up reaches ``least``."""
+    middle = 0.5 * (bracket.low + bracket.high)
+    mass = jnp.where(weights >= jnp.exp(middle), weights, 0.0).sum()
+    count = bracket.halvings + 1
+    upper = _Bracket(middle, bracket.high, mass, bracket.mass_high, count)
+    lower = _Bracket(bracket.low, middle, bracket.mass_low, mass, count)
+    return jax.tree.map(lambda x, y: jnp.where(mass >= least, x, y), upper, lower)

@@ -248,7 +248,8 @@ class _Calls:
 
     def answer(self, tool: Tool, text: str) -> list[int]:
         """The tokens of a tool's answer, in its tags."""
-        answer, (before, behind) = tool.answer(text), self.answer_tags
+        answer = tool.answer(text)
+        before, behind = self.answer_tags
         try:
             return self.tokenizer.encode_inside(before + answer + behind)
         except ValueError:  # an alphabet that lacks a character must not lose the rollout
@@ -323,7 +324,8 @@ def _answer_calls(drawn: Completions, begins: dict[int, int], calls: _Calls, fil
     Returns:
         The column from which each of these rows goes on; a row that is full is not among them.
     """
-    further, columns = {}, drawn.tokens.shape[1]
+    further = {}
+    columns = drawn.tokens.shape[1]
     for row, begin in begins.items():
         found = calls.first(drawn.tokens[row, begin:][drawn.mask[row, begin:]].tolist())
         # Behind a call that ends at the limit there is no room for an answer.

@@ -6,7 +6,8 @@ A policy is an ``ActorCritic``, a record of pure functions. ``perceptron`` and `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -89,7 +90,8 @@ class _Stack(nnx.Module):
     """A torso and what follows it."""
 
     def __init__(self, torso: nnx.Module, head: nnx.Module):
-        self.torso, self.head = torso, head
+        self.torso = torso
+        self.head = head
 
     def __call__(self, x: jax.Array) -> Any:
         return self.head(self.torso(x))
@@ -146,12 +148,12 @@ def perceptron(
     size, flatten = _flattened(environment)
     torso_init, torso = pure_functions(lambda rngs: _Perceptron((size, *shared), activation, rngs))
     widths = (shared[-1] if shared else size, *hidden)
-
-    def network(head: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[nnx.Rngs], nnx.Module]:
-        return lambda rngs: _Stack(_Perceptron(widths, activation, rngs), head(rngs))
-
-    actor_init, actor = pure_functions(network(lambda rngs: _Actor(widths[-1], environment.actions, rngs)))
-    critic_init, critic = pure_functions(network(lambda rngs: _value_head(widths[-1], rngs)))
+    actor_init, actor = pure_functions(
+        lambda rngs: _Stack(_Perceptron(widths, activation, rngs), _Actor(widths[-1], environment.actions, rngs))
+    )
+    critic_init, critic = pure_functions(
+        lambda rngs: _Stack(_Perceptron(widths, activation, rngs), _value_head(widths[-1], rngs))
+    )
 
     def init(key: jax.Array) -> Params:
         params = {"actor": actor_init(key), "critic": critic_init(key)}
@@ -220,28 +222,42 @@ def recurrent(environment: Environment, hidden: int = 64, memory: int = 64) -> A
     critic_init, critic = pure_functions(lambda rngs: _value_head(memory, rngs))
     start = jnp.zeros(memory)
 
-    def init(key: jax.Array) -> Params:
-        cell_key, key = jax.random.split(key)
-        params = {"actor": actor_init(key), "critic": critic_init(key), "torso": {"embed": embed_init(key)}}
-        params = _orthogonal(key, params)
-        return params | {"torso": params["torso"] | {"cell": cell_init(cell_key)}}
+    inits = {"actor": actor_init, "critic": critic_init, "embed": embed_init, "cell": cell_init}
 
-    def remember(params: Params, carry: Carry, embedded: jax.Array) -> Carry:
-        return cell(params["torso"]["cell"], carry, embedded)[0]
+    def embedded(params: Params, observations: jax.Array) -> jax.Array:
+        return embed(params["torso"]["embed"], flatten(observations))
+
+    def remember(params: Params, carry: Carry, x: jax.Array) -> Carry:
+        return cell(params["torso"]["cell"], carry, x)[0]
 
     def act(params: Params, carry: Carry, observations: jax.Array) -> tuple[Parameters, Carry]:
-        carry = remember(params, carry, embed(params["torso"]["embed"], flatten(observations)))
+        carry = remember(params, carry, embedded(params, observations))
         return actor(params["actor"], carry), carry
 
     def evaluate(params: Params, carry: Carry, observations: jax.Array, starts: jax.Array) -> tuple:
-        embedded = embed(params["torso"]["embed"], flatten(observations))
-
-        def step(carry: Carry, now: tuple) -> tuple[Carry, Carry]:
-            begins, embedded = now
-            carry = remember(params, jnp.where(begins[:, None], start, carry), embedded)
-            return carry, carry
-
-        memories = jax.lax.scan(step, carry, (starts, embedded))[1]
+        steps = (starts, embedded(params, observations))
+        memories = _memories(partial(remember, params), start, carry, steps)
         return actor(params["actor"], memories), critic(params["critic"], memories)[..., 0]
 
-    return ActorCritic(init, start, act, evaluate, distribution_over(environment.actions))
+    distribution = distribution_over(environment.actions)
+    return ActorCritic(partial(_init_recurrent, inits), start, act, evaluate, distribution)
+
+
+def _init_recurrent(inits: Mapping[str, Callable[[jax.Array], Params]], key: jax.Array) -> Params:
+    cell_key, key = jax.random.split(key)
+    params = {"actor": inits["actor"](key), "critic": inits["critic"](key), "torso": {"embed": inits["embed"](key)}}
+    params = _orthogonal(key, params)
+    return params | {"torso": params["torso"] | {"cell": inits["cell"](cell_key)}}
+
+
+def _memories(
+    remember: Callable[[Carry, jax.Array], Carry], start: jax.Array, carry: Carry, steps: tuple[jax.Array, jax.Array]
+) -> Carry:
+    """The memory after each step, begun anew where an episode begins."""
+
+    def step(carry: Carry, now: tuple[jax.Array, jax.Array]) -> tuple[Carry, Carry]:
+        begins, x = now
+        carry = remember(jnp.where(begins[:, None], start, carry), x)
+        return carry, carry
+
+    return jax.lax.scan(step, carry, steps)[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,8 @@ def _forward(queries: jax.Array, segments: Sequence[Segment]) -> tuple[jax.Array
     scores = [_scores(grouped, part) for part in segments]
     tops = [_unfold(x.max(-1, keepdims=True), part, grouped.shape) for x, part in zip(scores, segments, strict=True)]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-    total, mixed = jnp.float32(0), jnp.float32(0)
+    total = jnp.float32(0)
+    mixed = jnp.float32(0)
     for x, part in zip(scores, segments, strict=True):
         weights = jnp.exp(x - _fold(top, part))
         total += _unfold(weights.sum(-1, keepdims=True), part, grouped.shape)
@@ -101,22 +102,33 @@ def _forward(queries: jax.Array, segments: Sequence[Segment]) -> tuple[jax.Array
 def _backward(residuals: tuple, slope: jax.Array) -> tuple[jax.Array, list[Segment]]:
     """With p the weights and o the output: ∂v = pᵀ ∂o,  ∂score = p (∂o·v − ∂o·o)."""
     queries, segments, output, normalizer = residuals
-    key_heads, scale = segments[0].keys.shape[1], queries.shape[-1] ** -0.5
+    key_heads = segments[0].keys.shape[1]
+    scale = queries.shape[-1] ** -0.5
     wide = normalizer.dtype
-    grouped, slopes = _split_heads(queries * scale, key_heads), _split_heads(slope.astype(wide), key_heads)
+    grouped = _split_heads(queries * scale, key_heads)
+    slopes = _split_heads(slope.astype(wide), key_heads)
     mean = (slopes * _split_heads(output, key_heads)).sum(-1, keepdims=True)
-    queries_slope, segments_slope = jnp.zeros((), wide), []
+    queries_slope = jnp.zeros((), wide)
+    segments_slope = []
     for part in segments:
         weights = jnp.exp(_scores(grouped, part) - _fold(normalizer, part))
         folded = _fold(slopes, part).astype(part.values.dtype)
         scores_slope = weights * (_matmul(folded, part.values.swapaxes(-1, -2)) - _fold(mean, part))
         scores_slope = scores_slope.astype(part.keys.dtype)
-        keys_slope = _matmul(_fold(grouped, part).swapaxes(-1, -2), scores_slope)
-        values_slope = _matmul(weights.swapaxes(-1, -2), folded)
+        segments_slope.append(_segment_slope(part, grouped, folded, weights, scores_slope))
         queries_slope += _unfold(_matmul(scores_slope, part.keys.swapaxes(-1, -2)), part, grouped.shape)
-        slopes_of = {"keys": keys_slope.astype(part.keys.dtype), "values": values_slope.astype(part.values.dtype)}
-        segments_slope.append(part._replace(**slopes_of, mask=None))
     return (_join_heads(queries_slope) * scale).astype(queries.dtype), segments_slope
+
+
+def _segment_slope(
+    part: Segment, queries: jax.Array, folded: jax.Array, weights: jax.Array, scores_slope: jax.Array
+) -> Any:
+    """The slopes of a segment's keys and values, in their dtypes; a mask has none."""
+    keys_slope = _matmul(_fold(queries, part).swapaxes(-1, -2), scores_slope)
+    values_slope = _matmul(weights.swapaxes(-1, -2), folded)
+    return part._replace(
+        keys=keys_slope.astype(part.keys.dtype), values=values_slope.astype(part.values.dtype), mask=None
+    )
 
 
 @jax.custom_vjp
@@ -182,6 +194,7 @@ def rotary(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Ar
     [[[[1.0, 1.0, 1.0, 1.0]]]]
     """
     angles = positions[..., None, None] * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos = jnp.cos(angles)
+    sin = jnp.sin(angles)
     left, right = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)

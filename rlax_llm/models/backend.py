@@ -39,7 +39,8 @@ def beginning(fast: Any) -> list[int]:
     """Ids that the tokenizer's post-processor puts before a text."""
     for text in NEIGHBORS:
         try:
-            whole, bare = fast(text)["input_ids"], fast(text, add_special_tokens=False)["input_ids"]
+            whole = fast(text)["input_ids"]
+            bare = fast(text, add_special_tokens=False)["input_ids"]
         except Exception:
             # It has no token for this one.
             continue

@@ -103,7 +103,8 @@ def render_continued(fast: Any, messages: Sequence[Message]) -> str:
     Raises:
         ValueError: the template does not take them, or leaves out some of the beginning.
     """
-    text, beginning = _rendered(fast, messages, continue_final_message=True), str(messages[-1]["content"])
+    text = _rendered(fast, messages, continue_final_message=True)
+    beginning = str(messages[-1]["content"])
     if not has_open_reasoning(beginning) or len(messages) == 1:
         return text
     before = render_open(fast, messages[:-1])

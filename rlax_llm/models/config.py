@@ -160,8 +160,11 @@ class DecoderConfig:
     @property
     def parameter_shapes(self) -> dict[str, Any]:
         """The parameter tree as shapes: ``layers`` stacked on axis 0, kernels ``[in, out]``, embeddings ``[V, D]``."""
-        d, f, hd = self.hidden_size, self.intermediate_size, self.head_dim
-        q, kv = self.num_heads * hd, self.num_kv_heads * hd
+        d = self.hidden_size
+        f = self.intermediate_size
+        hd = self.head_dim
+        q = self.num_heads * hd
+        kv = self.num_kv_heads * hd
         block: dict[str, tuple[int, ...]] = {
             "attention_norm": (d,),
             "q": (d, q),

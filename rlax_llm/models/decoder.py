@@ -76,17 +76,20 @@ class Block(nnx.Module):
 
     def project(self, name: str, x: jax.Array) -> jax.Array:
         """``x·W``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B``: W + A·B is never formed."""
-        projected, lora = linear(x, getattr(self, name)[...]), self.config.lora
+        projected = linear(x, getattr(self, name)[...])
+        lora = self.config.lora
         if lora is None or name not in lora.targets:
             return projected
-        a, b = getattr(self, f"{name}_lora_a")[...], getattr(self, f"{name}_lora_b")[...]
+        a = getattr(self, f"{name}_lora_a")[...]
+        b = getattr(self, f"{name}_lora_b")[...]
         # An adapter may be wider than its base: bfloat16 would round its small steps away.
         wide = x.astype(jnp.promote_types(x.dtype, a.dtype))
         return projected + linear(linear(wide, a) * lora.scale, b).astype(projected.dtype)
 
     def attend(self, h: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
         """Project to heads, norm (Qwen3), rotate and attend."""
-        config, frequencies = self.config, self.config.frequencies()
+        config = self.config
+        frequencies = self.config.frequencies()
 
         def heads(name: str) -> jax.Array:
             projected = self.project(name, h)
@@ -279,7 +282,9 @@ def hidden_states(
     Returns:
         ``[B, T, D]``.
     """
-    apply, positions, attend = block(config)[1], positions_of(valid, segments), causal(valid, segments)
+    apply = block(config)[1]
+    positions = positions_of(valid, segments)
+    attend = causal(valid, segments)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return apply(layer, x, positions, attend)[0], None
@@ -322,30 +327,54 @@ def completion_states(
         ``[P · G, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
     """
     group_size, width = layout
-    apply, positions = block(config)[1], positions_of(valid)
-    groups, length = tokens.shape[0] // group_size, tokens.shape[1] - width
+    rows = tokens.shape[0]
+    groups = rows // group_size
+    length = tokens.shape[1] - width
+    step = _group_step(block(config)[1], valid, layout)
+    prompts = embedding(config, params, tokens[::group_size, :width])
+    completions = embedding(config, params, tokens[:, width:])
+    (prompt, completion), _ = layer_scan(params, step, (prompts, completions), remat)
+    last = jnp.broadcast_to(prompt[:, None, -1:], (groups, group_size, 1, prompt.shape[-1]))
+    own = completion.reshape(groups, group_size, length, -1)
+    x = jnp.concatenate([last, own], 2).reshape(rows, length + 1, -1)
+    return rms_norm(x, params["norm"], config.norm_eps)
+
+
+def _group_step(apply: Callable[..., Any], valid: jax.Array, layout: tuple[int, int]) -> Callable[..., Any]:
+    """One layer over the states of prompts and of completions, which read their prompt's keys and their own."""
+    group_size, width = layout
+    positions = positions_of(valid)
     prompt_valid = valid[::group_size, :width]
-    own_mask = valid[:, None, width:] & jnp.tril(jnp.ones((length, length), bool))
-    own_mask = own_mask.reshape(groups, group_size, length, length)
-    fold = partial(jnp.reshape, shape=(groups, group_size, length, -1))
+    own_mask = _own_mask(valid[:, width:], group_size)
 
     def step(carry: tuple[jax.Array, jax.Array], layer: Params) -> tuple[tuple[jax.Array, jax.Array], None]:
         prompt, (keys, values) = apply(layer, carry[0], positions[::group_size, :width], causal(prompt_valid))
         shared = Segment(keys[:, None], values[:, None], prompt_valid[:, None, None, :])
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-            q, k, v = (x.reshape(groups, group_size, *x.shape[1:]) for x in (q, k, v))
-            own = jax.vmap(segment)(k, v, own_mask)
-            return mapped_attention(q, [shared, own]).reshape(groups * group_size, length, -1), None
-
-        completion, _ = apply(layer, carry[1], positions[:, width:], attend)
+        completion, _ = apply(layer, carry[1], positions[:, width:], _attend_to_prompt(shared, own_mask))
         return (prompt, completion), None
 
-    embedded = tuple(embedding(config, params, part) for part in (tokens[::group_size, :width], tokens[:, width:]))
-    (prompt, completion), _ = layer_scan(params, step, embedded, remat)
-    last = jnp.broadcast_to(prompt[:, None, -1:], (groups, group_size, 1, prompt.shape[-1]))
-    x = jnp.concatenate([last, fold(completion)], 2).reshape(groups * group_size, length + 1, -1)
-    return rms_norm(x, params["norm"], config.norm_eps)
+    return step
+
+
+def _own_mask(valid: jax.Array, group_size: int) -> jax.Array:
+    """``[P, G, S, S]``: which of its own tokens each token of a completion reads."""
+    rows, length = valid.shape
+    mask = valid[:, None, :] & jnp.tril(jnp.ones((length, length), bool))
+    return mask.reshape(rows // group_size, group_size, length, length)
+
+
+def _attend_to_prompt(shared: Segment, own_mask: jax.Array) -> Attend:
+    """Completions read the keys of their prompt and, causally, their own."""
+    groups, group_size, length, _ = own_mask.shape
+
+    def by_group(x: jax.Array) -> jax.Array:
+        return x.reshape(groups, group_size, *x.shape[1:])
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        own = jax.vmap(segment)(by_group(k), by_group(v), own_mask)
+        return mapped_attention(by_group(q), [shared, own]).reshape(groups * group_size, length, -1), None
+
+    return attend
 
 
 def group_hidden_states(

@@ -35,7 +35,8 @@ _SETTINGS += ("attention.head_count", "attention.head_count_kv", "attention.key_
 _SETTINGS += ("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scaling.factor")
 _ROPE_FACTORS = "rope_freqs.weight"
 # token_type: 3 is a control token, 4 one that a user added; both are matched before the text is split.
-_CONTROL, _USER_DEFINED = 3, 4
+_CONTROL = 3
+_USER_DEFINED = 4
 
 # The published tokenizers' own patterns. ``None`` is byte-level BPE's, the one of GPT-2.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -112,13 +113,9 @@ class _File:
 
 
 def _config(file: _File) -> DecoderConfig:
-    if file.architecture not in _ARCHITECTURES:
-        wanted = " or ".join(_ARCHITECTURES)
-        raise file.refuse("the architecture", file.architecture, wanted, "use a model of these families")
-    fields = file.fields(_SETTINGS)
-    if fields.raw.get("expert_count"):
-        raise file.refuse("expert_count", fields.raw["expert_count"], "none", "use a dense model")
-    heads, hidden = fields.size("attention.head_count"), fields.size("embedding_length")
+    fields = _known_fields(file)
+    heads = fields.size("attention.head_count")
+    hidden = fields.size("embedding_length")
     head_dim = fields.size("attention.key_length", max(hidden // heads, 1))
     rotated = fields.size("rope.dimension_count", head_dim)
     if rotated != head_dim:
@@ -145,6 +142,17 @@ def _config(file: _File) -> DecoderConfig:
     )
 
 
+def _known_fields(file: _File) -> Fields:
+    """The settings of an architecture that the decoder is."""
+    if file.architecture not in _ARCHITECTURES:
+        wanted = " or ".join(_ARCHITECTURES)
+        raise file.refuse("the architecture", file.architecture, wanted, "use a model of these families")
+    fields = file.fields(_SETTINGS)
+    if fields.raw.get("expert_count"):
+        raise file.refuse("expert_count", fields.raw["expert_count"], "none", "use a dense model")
+    return fields
+
+
 def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | None:
     """The scaling: linear is in the metadata; Llama 3's is a tensor of divisors, which is recognized."""
     kind = file.get("{arch}.rope.scaling.type", "none")
@@ -167,14 +175,7 @@ def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
     check_layers(file.path, config.num_layers, len(file.tensors))
     wanted = {_tensor_name(leaf, None) for leaf in shapes if leaf != "layers"}
     wanted |= {_tensor_name(leaf, layer) for leaf in shapes["layers"] for layer in range(config.num_layers)}
-    missing, extra = sorted(wanted - file.tensors.keys()), sorted(file.tensors.keys() - wanted - {_ROPE_FACTORS})
-    if missing:
-        raise ValueError(f"{file.path}: tensor {missing[0]} is missing ({len(missing)} are); download the model again.")
-    if extra:
-        raise ValueError(
-            f"{file.path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of a {file.architecture} "
-            "decoder holds it; use another model."
-        )
+    _check_names(file, wanted)
     # llama.cpp rotates neighboring rows of a llama's heads, Hugging Face and this decoder the two halves.
     heads = {"q": config.num_heads, "k": config.num_kv_heads} if file.architecture == "llama" else {}
 
@@ -187,6 +188,18 @@ def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
         return value.T if kernel else value
 
     return stack_parameters(config, dtype, fetch)
+
+
+def _check_names(file: _File, wanted: set[str]) -> None:
+    missing = sorted(wanted - file.tensors.keys())
+    extra = sorted(file.tensors.keys() - wanted - {_ROPE_FACTORS})
+    if missing:
+        raise ValueError(f"{file.path}: tensor {missing[0]} is missing ({len(missing)} are); download the model again.")
+    if extra:
+        raise ValueError(
+            f"{file.path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of a {file.architecture} "
+            "decoder holds it; use another model."
+        )
 
 
 def _tensor_name(leaf: str, layer: int | None) -> str:
@@ -208,43 +221,59 @@ def _dequantized(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> 
     try:
         return read_finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
     except NotImplementedError as error:
-        got, wanted = tensor.tensor_type.name, "one that the gguf package dequantizes"
+        got = tensor.tensor_type.name
+        wanted = "one that the gguf package dequantizes"
         raise file.refuse(f"the quantization of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
 
 
 def _tokenizer(file: _File) -> Tokenizer:
     """Byte-level BPE with the file's merges, special tokens and chat template."""
-    model, pre = file["tokenizer.ggml.model"], file.get("tokenizer.ggml.pre", "default")
+    pre = _pre_tokenizer(file)
+    tokens = file["tokenizer.ggml.tokens"]
+    backend = _backend(pre, tokens, [_pair(merge) for merge in file["tokenizer.ggml.merges"]])
+    _add_tokens(backend, tokens, file["tokenizer.ggml.token_type"])
+    begin = _special(file, "bos")
+    if begin is not None and file.get("tokenizer.ggml.add_bos_token"):
+        from tokenizers import processors
+
+        written = [tokens[begin], "$A"]
+        backend.post_processor = processors.TemplateProcessing(single=written, special_tokens=[(written[0], begin)])
+    roles = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    ids = {name: _special(file, role) for name, role in roles.items()}
+    named = {name: tokens[index] for name, index in ids.items() if index is not None}
+    fast = fast_class()(tokenizer_object=backend, model_max_length=file["{arch}.context_length"], **named)
+    fast.chat_template = file.get("tokenizer.chat_template")
+    turns = [_special(file, role) for role in ("eot", "eom")]
+    return Tokenizer(fast, [index for index in turns if index is not None])
+
+
+def _pre_tokenizer(file: _File) -> str:
+    """The name of the rule by which text is split, of those that are known here."""
+    model = file["tokenizer.ggml.model"]
     if model != "gpt2":
         do = "use the Hugging Face directory of this model"
         raise file.refuse("tokenizer.ggml.model", model, "gpt2 (byte-level BPE)", do)
+    pre = file.get("tokenizer.ggml.pre", "default")
     if pre not in _PATTERNS:
         raise file.refuse("tokenizer.ggml.pre", pre, " or ".join(_PATTERNS), "use the Hugging Face directory")
-    from tokenizers import AddedToken, processors
+    return pre
 
-    tokens, kinds = file["tokenizer.ggml.tokens"], file["tokenizer.ggml.token_type"]
-    backend = _backend(pre, tokens, [_pair(merge) for merge in file["tokenizer.ggml.merges"]])
+
+def _add_tokens(backend: Any, tokens: list[str], kinds: list[int]) -> None:
+    """Tell the backend which tokens are no text of the vocabulary's."""
+    from tokenizers import AddedToken
+
     control = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     added = [token for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED]
     backend.add_tokens([AddedToken(token, normalized=False) for token in added])
 
-    def special(role: str) -> int | None:
-        name = f"{role}_token_id"
-        fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")
-        return next(iter(fields.ids(name, len(tokens))), None)
 
-    begin = special("bos")
-    if begin is not None and file.get("tokenizer.ggml.add_bos_token"):
-        written = [tokens[begin], "$A"]
-        backend.post_processor = processors.TemplateProcessing(single=written, special_tokens=[(written[0], begin)])
-    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    ids = {name: special(role) for name, role in names.items()}
-    named = {name: tokens[index] for name, index in ids.items() if index is not None}
-    fast = fast_class()(tokenizer_object=backend, model_max_length=file["{arch}.context_length"], **named)
-    fast.chat_template = file.get("tokenizer.chat_template")
-    turns = (special(role) for role in ("eot", "eom"))
-    return Tokenizer(fast, [index for index in turns if index is not None])
+def _special(file: _File, role: str) -> int | None:
+    """The id of the token with this role, where the file names one."""
+    name = f"{role}_token_id"
+    fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")
+    return next(iter(fields.ids(name, len(file["tokenizer.ggml.tokens"]))), None)
 
 
 def _pair(merge: str) -> tuple[str, str]:

@@ -114,7 +114,8 @@ def with_own_head(directory: str | Path, config: DecoderConfig) -> DecoderConfig
 
 
 def _with_own_head(tensors: Mapping[str, Tensor], config: DecoderConfig) -> DecoderConfig:
-    head, embed = tensors.get(_TOP["head"]), tensors.get(_TOP["embed"])
+    head = tensors.get(_TOP["head"])
+    embed = tensors.get(_TOP["embed"])
     if not config.tie_embeddings or head is None or embed is None or same_numbers(head, embed):
         return config
     return replace(config, tie_embeddings=False)
@@ -316,7 +317,8 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
     names = {(slot.leaf, slot.layer): name for name, slot in slots.items()}
 
     def fetch(leaf: str, layer: int | None) -> np.ndarray:
-        slot, tensor = slots[names[leaf, layer]], tensors[names[leaf, layer]]
+        slot = slots[names[leaf, layer]]
+        tensor = tensors[names[leaf, layer]]
         value = read_finite(tensor.read(), dtype, tensor.path, tensor.name)
         return value.T if slot.transposed else value
 
@@ -380,7 +382,8 @@ def _shards(slots: Mapping[str, _Slot], params: Parameters, limit: int) -> list[
 def _write_shards(staging: Path, shards: list[dict[str, _Slot]], params: Parameters) -> None:
     from safetensors.numpy import save_file
 
-    total, where = 0, {}
+    total = 0
+    where = {}
     for number, slots in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         tensors = {name: _tensor(params, slot) for name, slot in slots.items()}

@@ -48,7 +48,8 @@ def _decoder_config(fields: Fields) -> DecoderConfig:
         if fields.raw.get(name) not in allowed:
             raise fields.refused(name, repr(allowed[-1]), "use a model without it")
     family = FAMILIES[kind]
-    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
+    heads = fields.size("num_attention_heads")
+    hidden = fields.size("hidden_size")
     theta, scaling = _rope(fields)
     shape: dict[str, Any] = {
         "vocab_size": fields.size("vocab_size"),
@@ -97,7 +98,8 @@ def read_origin(directory: str | Path, vocab_size: int) -> Origin:
         ValueError: a file is not JSON, or the stop tokens are none of the vocabulary's.
     """
     path = existing_directory(directory) / "config.json"
-    config, generation = Fields(path, read_json(path)), Fields(path.with_name("generation_config.json"), {})
+    config = Fields(path, read_json(path))
+    generation = Fields(path.with_name("generation_config.json"), {})
     if generation.path.is_file():
         generation = replace(generation, raw=read_json(generation.path))
     (generation if generation.raw else config).ids("eos_token_id", vocab_size)
@@ -238,7 +240,8 @@ def _slide(fields: Fields, layers: Sequence[str]) -> bool:
 
 def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """``rope_theta`` and the scaling, from ``rope_scaling`` (transformers 4) or ``rope_parameters`` (5)."""
-    older, newer = fields.nested("rope_scaling"), fields.nested("rope_parameters")
+    older = fields.nested("rope_scaling")
+    newer = fields.nested("rope_parameters")
     rope = older if older.raw else newer
     thetas = [place.number("rope_theta") for place in (rope, fields) if place.given("rope_theta")]
     theta = thetas[0] if thetas else 10_000.0

@@ -72,11 +72,7 @@ def orthogonal_kernels(key: jax.Array, params: Any, scale: Callable[[str], float
     shapes = [leaf.shape for _, leaf in leaves if leaf.ndim == 2]
     if not shapes:
         return params
-    tall, wide = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
-    drawn = jax.random.normal(key, (len(shapes), tall, wide))
-    rows, columns = (jnp.array([pick(shape) for shape in shapes])[:, None, None] for pick in (max, min))
-    inside = (jnp.arange(tall)[:, None] < rows) & (jnp.arange(wide) < columns)
-    factors = iter(_polar_factors(jnp.where(inside, drawn, 0.0)))
+    factors = iter(_polar_factors(_gaussians(key, shapes)))
 
     def filled(path: Any, leaf: jax.Array) -> jax.Array:
         if leaf.ndim != 2:
@@ -86,3 +82,14 @@ def orthogonal_kernels(key: jax.Array, params: Any, scale: Callable[[str], float
         return (scale(jax.tree_util.keystr(path)) * factor).astype(leaf.dtype)
 
     return jax.tree_util.tree_unflatten(structure, [filled(path, leaf) for path, leaf in leaves])
+
+
+def _gaussians(key: jax.Array, shapes: Sequence[Sequence[int]]) -> jax.Array:
+    """Gaussian matrices that are no wider than tall, in the corners of as many zero matrices of one shape."""
+    tall = max(max(shape) for shape in shapes)
+    wide = max(min(shape) for shape in shapes)
+    drawn = jax.random.normal(key, (len(shapes), tall, wide))
+    rows = jnp.array([max(shape) for shape in shapes])[:, None, None]
+    columns = jnp.array([min(shape) for shape in shapes])[:, None, None]
+    inside = (jnp.arange(tall)[:, None] < rows) & (jnp.arange(wide) < columns)
+    return jnp.where(inside, drawn, 0.0)

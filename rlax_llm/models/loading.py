@@ -111,7 +111,8 @@ def local_fields(name_or_path: str | Path) -> dict[str, Any]:
     >>> local_fields("smollm2")
     {}
     """
-    path, seen = Path(name_or_path), set()
+    path = Path(name_or_path)
+    seen = set()
     while path.is_dir() and is_adapter(path) and path not in seen:
         seen.add(path)
         path = Path(_base_of(path))
@@ -132,7 +133,8 @@ def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer) -> None:
     Traceback (most recent call last):
     ValueError: The reward model has another vocabulary than the policy: token 'a' is id 3 in its tokenizer and 2 in ...
     """
-    own, other = policy.vocabulary(), reward.vocabulary()
+    own = policy.vocabulary()
+    other = reward.vocabulary()
     if own == other:
         return
     token = min((own.items() ^ other.items()), key=lambda item: (item[1], item[0]))[0]
@@ -172,7 +174,8 @@ _BASE = _Kind("load_scalar", _OTHERS, _read_either, True)
 
 def _load(name_or_path: str | Path, dtype: Any, kind: _Kind, above: tuple[Path, ...] = ()) -> LanguageModel:
     """The model of a name; ``above`` are the adapters whose base it is."""
-    path, name = Path(name_or_path), str(name_or_path)
+    path = Path(name_or_path)
+    name = str(name_or_path)
     if path.is_dir():
         return _from_directory(path, dtype, kind, above)
     if path.suffix == ".gguf" and kind.converted:
@@ -224,7 +227,8 @@ def _check_rows(file: Path, tokenizer: Tokenizer, rows: int) -> None:
 
 def _over_base(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...]) -> LanguageModel:
     """The base of an adapter with the adapter merged into it."""
-    above, name = (*above, directory.resolve()), _base_of(directory)
+    above = (*above, directory.resolve())
+    name = _base_of(directory)
     if Path(name).resolve() in above:
         raise missing_base(directory, "that is an adapter over itself")
     if name != base_name(directory):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from rlax_llm.models.shards import has_weights
 from rlax_llm.models.tensors import Tensor, check_tensor, open_tensors, read_finite
 
 _SLACK_BYTES = 1_000_000
-_SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_SETTINGS = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
 _FILES = re.compile(r"adapter_config\.json|adapter_model\.safetensors|README\.md")
 _PREFIX = "base_model.model."
 _SCORE = f"{_PREFIX}score.weight"
@@ -49,7 +50,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "arrow_config": _NONE,
     "use_bdlora": _NONE,
 }
-_BASE, _INITIAL = "base_model_name_or_path", "init_lora_weights"
+_BASE = "base_model_name_or_path"
+_INITIAL = "init_lora_weights"
 # Others (pissa, olora, corda, loftq, ...) take their first A·B out of the base, which they do not write.
 _OVER_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -102,7 +104,9 @@ def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     model = join_trees(params, adapter)
     layers = dict(model["layers"])
     for target in lora.targets:
-        weight, a, b = layers[target], layers.pop(f"{target}_lora_a"), layers.pop(f"{target}_lora_b")
+        weight = layers[target]
+        a = layers.pop(f"{target}_lora_a")
+        b = layers.pop(f"{target}_lora_b")
         wide = jnp.promote_types(jnp.result_type(weight, a, b), jnp.float32)
         update = jnp.matmul(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
         layers[target] = (weight.astype(wide) + lora.scale * update).astype(weight.dtype)
@@ -181,7 +185,8 @@ def is_adapter(directory: str | Path) -> bool:
     """
     if not Path(directory, _SETTINGS).is_file():
         return False
-    whole, adapter = has_weights(Path(directory)), Path(directory, _WEIGHTS).is_file()
+    whole = has_weights(Path(directory))
+    adapter = Path(directory, _WEIGHTS).is_file()
     if whole and adapter:
         raise ValueError(
             f"{directory} holds a model and an adapter ({_WEIGHTS}), wanted one of them; move the other to a directory "
@@ -239,7 +244,8 @@ def _lora(where: str, config: DecoderConfig) -> Lora:
 
 
 def _check_tree(where: str, config: DecoderConfig, adapter: Params) -> None:
-    wanted, got = config.adapter_shapes["layers"], adapter.get("layers", {})
+    wanted = config.adapter_shapes["layers"]
+    got = adapter.get("layers", {})
     for name in sorted(wanted.keys() | got.keys()):
         shape = jnp.shape(got[name]) if name in got else "absent"
         if shape != wanted.get(name):
@@ -273,7 +279,8 @@ def _settings(lora: Lora, base_model_name: str, scalar: bool) -> dict[str, Any]:
 def _lora_of(settings: Fields, tensors: Mapping[str, Tensor]) -> Lora:
     """The targets are those that have a tensor: ``target_modules`` may be a pattern."""
     targets = tuple(target for target in TARGETS if _name(target, 0, "a") in tensors)
-    rank, alpha = settings.size("r"), settings.number("lora_alpha")
+    rank = settings.size("r")
+    alpha = settings.number("lora_alpha")
     if not targets:
         raise ValueError(
             f"{settings.path.with_name(_WEIGHTS)}: the file has 0 of the targets {', '.join(TARGETS)} in layer 0, "
@@ -284,15 +291,11 @@ def _lora_of(settings: Fields, tensors: Mapping[str, Tensor]) -> Lora:
 
 
 def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tensor], dtype: Any) -> Params:
-    shapes, layers = config.adapter_shapes["layers"], {}
+    shapes = config.adapter_shapes["layers"]
+    layers = {}
     names = {leaf: [_name(*_leaf(leaf, i)) for i in range(config.num_layers)] for leaf in shapes}
-    wanted = {name for several in names.values() for name in several} | {_SCORE}
-    odd = sorted((wanted ^ tensors.keys()) - {_SCORE})
-    if odd:
-        raise ValueError(
-            f"{file}: tensor {odd[0]} is {'unexpected' if odd[0] in tensors else 'missing'} ({len(odd)} do not fit), "
-            f"wanted adapters of one kind on all {config.num_layers} layers of the base; give the base it was made for."
-        )
+    wanted = {name for leaf_names in names.values() for name in leaf_names}
+    _check_names(file, wanted, tensors.keys() - {_SCORE}, config.num_layers)
     for leaf, (_, rows, columns) in shapes.items():
         for name in names[leaf]:
             check_tensor(tensors[name], (columns, rows), _SETTINGS)
@@ -302,6 +305,15 @@ def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tenso
         return adapter
     check_tensor(tensors[_SCORE], (1, config.hidden_size))
     return adapter | {"score": jnp.asarray(read_finite(tensors[_SCORE].read(), dtype, file, _SCORE)[0])}
+
+
+def _check_names(file: Path, wanted: Set[str], found: Set[str], num_layers: int) -> None:
+    odd = sorted(wanted ^ found)
+    if odd:
+        raise ValueError(
+            f"{file}: tensor {odd[0]} is {'unexpected' if odd[0] in found else 'missing'} ({len(odd)} do not fit), "
+            f"wanted adapters of one kind on all {num_layers} layers of the base; give the base it was made for."
+        )
 
 
 def _leaf(leaf: str, layer: int) -> tuple[str, int, str]:

@@ -61,6 +61,8 @@ def packed_log_probs(
 
     def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
         hidden = hidden_states(config, params, packed.tokens, packed.valid, remat, packed.segments)
-        return score(params, hidden[:, :-1], Completions(*packed[:6]))
+        fields = packed._asdict()
+        del fields["segments"]
+        return score(params, hidden[:, :-1], Completions(**fields))
 
     return log_probs

@@ -9,7 +9,8 @@ from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import read_json
 from rlax_llm.models.tensors import Tensor, open_tensors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 def has_weights(directory: Path) -> bool:

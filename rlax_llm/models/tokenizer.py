@@ -14,7 +14,8 @@ from rlax_llm.models.chat import Message, one_line
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import read_json
 
-PAD, EOS = "<|pad|>", "<|eos|>"
+PAD = "<|pad|>"
+EOS = "<|eos|>"
 _LARGEST_ID = 2**31 - 1
 _OF_LOADING = ("is_local", "local_files_only")  # how it was read here, which transformers 5 writes beside the rest
 _TEXTS = 1000  # encoded at a time; the backend keeps ten times the text's memory

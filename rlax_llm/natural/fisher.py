@@ -109,7 +109,8 @@ def fisher_vector_product(
     >>> matvec(jnp.array([[4.0, 0.0]])).tolist()
     [[1.0, -1.0]]
     """
-    where, shape = "fisher_vector_product", jnp.shape(weights)
+    where = "fisher_vector_product"
+    shape = jnp.shape(weights)
     parameters, forwards = linearize(policy, params)
     backwards = jax.linear_transpose(forwards, params)
     for leaf in jax.tree.leaves(parameters):
@@ -185,30 +186,69 @@ def conjugate_gradient(
     checks.same_tree(where, b=b, products=jax.eval_shape(matvec, b))
     start = widen(b)
     norm = dot(start, start)
-    limit, rounding = jnp.square(tolerance) * norm, jnp.finfo(norm.dtype).eps
+    limit = jnp.square(tolerance) * norm
 
-    def unsolved(state: tuple) -> jax.Array:
-        *_, square, count, _, sound = state
-        return sound & (square > limit) & (count < iterations)
+    def unsolved(state: _Iterate) -> jax.Array:
+        return state.sound & (state.square > limit) & (state.products < iterations)
 
-    def iterate(state: tuple) -> tuple:
-        x, residual, direction, square, count, largest, _ = state
-        product = widen(matvec(cast_like(direction, b)))
-        curvature, length = dot(direction, product), dot(direction, direction)
-        # A direction of a null space is left with the rounding of the others: a step along it has no bound.
-        sound = curvature > rounding * largest * length
-        size = jnp.where(sound, square / jnp.where(sound, curvature, 1.0), 0.0)
-        x = optax.tree.add_scale(x, size, direction)
-        residual = jax.tree.map(lambda r, a: jnp.where(sound, r - size * a, r), residual, product)
-        after = dot(residual, residual)
-        onwards = optax.tree.add_scale(residual, after / square, direction)
-        return x, residual, onwards, after, count + 1, jnp.maximum(largest, curvature / length), sound
+    def product(direction: Tree) -> Tree:
+        return widen(matvec(cast_like(direction, b)))
 
-    zeros = jax.tree.map(jnp.zeros_like, start)
-    state = (zeros, start, start, norm, jnp.zeros((), jnp.int32), jnp.zeros_like(norm), jnp.array(True))
-    x, _, _, square, count, *_ = jax.lax.while_loop(unsolved, iterate, state)
-    relative = jnp.where(norm == 0, 0.0, jnp.sqrt(square / jnp.where(norm == 0, 1.0, norm)))
-    return Solution(cast_like(x, b), relative, count)
+    first = _Iterate(
+        x=jax.tree.map(jnp.zeros_like, start),
+        residual=start,
+        direction=start,
+        square=norm,
+        products=jnp.zeros((), jnp.int32),
+        largest=jnp.zeros_like(norm),
+        sound=jnp.array(True),
+    )
+    last = jax.lax.while_loop(unsolved, lambda state: _iterate(product, state), first)
+    relative = jnp.where(norm == 0, 0.0, jnp.sqrt(last.square / jnp.where(norm == 0, 1.0, norm)))
+    return Solution(cast_like(last.x, b), relative, last.products)
+
+
+class _Iterate(NamedTuple):
+    """Conjugate gradients so far.
+
+    Attributes:
+        x: the solution so far.
+        residual: b − A x.
+        direction: where the next step goes.
+        square: of the residual's norm.
+        products: taken so far.
+        largest: curvature per squared length that was seen.
+        sound: whether the last direction had a positive curvature.
+    """
+
+    x: Tree
+    residual: Tree
+    direction: Tree
+    square: jax.Array
+    products: jax.Array
+    largest: jax.Array
+    sound: jax.Array
+
+
+def _iterate(matvec: Matvec, state: _Iterate) -> _Iterate:
+    product = matvec(state.direction)
+    curvature = dot(state.direction, product)
+    length = dot(state.direction, state.direction)
+    # A direction of a null space is left with the rounding of the others: a step along it has no bound.
+    rounding = jnp.finfo(state.square.dtype).eps
+    sound = curvature > rounding * state.largest * length
+    size = jnp.where(sound, state.square / jnp.where(sound, curvature, 1.0), 0.0)
+    residual = jax.tree.map(lambda r, a: jnp.where(sound, r - size * a, r), state.residual, product)
+    square = dot(residual, residual)
+    return _Iterate(
+        x=optax.tree.add_scale(state.x, size, state.direction),
+        residual=residual,
+        direction=optax.tree.add_scale(residual, square / state.square, state.direction),
+        square=square,
+        products=state.products + 1,
+        largest=jnp.maximum(state.largest, curvature / length),
+        sound=sound,
+    )
 
 
 def natural_direction(

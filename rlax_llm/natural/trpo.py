@@ -142,26 +142,47 @@ def backtracking_search(accept: Accept, shrink: float | jax.Array = 0.5, trials:
 
     def search(evaluate: Evaluate, params: Tree, step: Tree) -> Search:
         checks.same_tree("backtracking_search", params=params, step=step)
-        wide = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        one = jnp.ones((), wide)
-        measured = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluate, params, one))
 
-        def attempt(state: tuple) -> tuple:
-            tried, fraction, *_ = state
-            fraction = jnp.where(tried == 0, one, fraction * shrink).astype(wide)
+        def attempt(state: _Attempt) -> _Attempt:
+            whole = jnp.ones_like(state.fraction)
+            fraction = jnp.where(state.tried == 0, whole, state.fraction * shrink).astype(whole.dtype)
             # The candidate that was judged is the one that is returned, to the last bit.
             candidate = cast_like(optax.tree.add_scale(params, fraction, step), params)
             trial = evaluate(candidate, fraction)
-            return tried + 1, fraction, jnp.asarray(accept(trial), bool), candidate, trial
+            return _Attempt(state.tried + 1, fraction, jnp.asarray(accept(trial), bool), candidate, trial)
 
-        start = (jnp.zeros((), jnp.int32), one, jnp.array(False), jax.tree.map(jnp.asarray, params), measured)
-        state = jax.lax.while_loop(lambda state: ~state[2] & (state[0] < trials), attempt, start)
-        tried, fraction, accepted, candidate, trial = state
-        kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), candidate, params)
-        fraction, trial = jax.tree.map(lambda x: jnp.where(accepted, x, jnp.zeros_like(x)), (fraction, trial))
-        return Search(kept, accepted, fraction, tried - accepted, trial)
+        def unsettled(state: _Attempt) -> jax.Array:
+            return ~state.accepted & (state.tried < trials)
+
+        last = jax.lax.while_loop(unsettled, attempt, _no_attempt(evaluate, params))
+        kept = jax.tree.map(lambda new, old: jnp.where(last.accepted, new, old), last.candidate, params)
+        measured = (last.fraction, last.trial)
+        fraction, trial = jax.tree.map(lambda x: jnp.where(last.accepted, x, jnp.zeros_like(x)), measured)
+        return Search(kept, last.accepted, fraction, last.tried - last.accepted, trial)
 
     return search
+
+
+class _Attempt(NamedTuple):
+    """How many candidates were tried, and the last of them."""
+
+    tried: jax.Array
+    fraction: jax.Array
+    accepted: jax.Array
+    candidate: Tree
+    trial: Trial
+
+
+def _no_attempt(evaluate: Evaluate, params: Tree) -> _Attempt:
+    one = jnp.ones((), jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+    measured = jax.eval_shape(evaluate, params, one)
+    return _Attempt(
+        tried=jnp.zeros((), jnp.int32),
+        fraction=one,
+        accepted=jnp.array(False),
+        candidate=jax.tree.map(jnp.asarray, params),
+        trial=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), measured),
+    )
 
 
 full_step: SearchRule = backtracking_search(lambda trial: True, trials=1)

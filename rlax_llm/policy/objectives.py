@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,11 +84,8 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     weights, uniform = _sums(objective, batch)
     batch = keep_chosen(batch._replace(weights=weights, uniform=uniform))
 
-    def weighted(values: jax.Array) -> jax.Array:
-        return jnp.where(batch.mask, weights * values, 0.0).sum()
-
-    def mean(values: jax.Array) -> jax.Array:
-        return jnp.where(batch.mask, uniform * values, 0.0).sum()
+    weighted = partial(_weighted_sum, weights, batch.mask)
+    mean = partial(_weighted_sum, uniform, batch.mask)
 
     log_ratio = objective.ratio(batch.log_probs, batch.old_log_probs, batch.mask)
     # Positions that the policy did not choose are set to ratio 1 before exp: 0 · inf would be NaN in the gradient.
@@ -97,17 +95,25 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
         return _loss_of(objective.trust_region, log_ratio, batch, log_ratio, advantages)
 
     loss = weighted(trust_region(log_ratio, batch.advantages))
-    held, sign = slopes(trust_region, log_ratio, batch.advantages) == 0, jnp.sign(batch.advantages)
-    metrics = {
-        "policy_loss": loss,
-        "kl_old": mean(k3(batch.old_log_probs, batch.log_probs)),
-        "clip_fraction": mean(held & (sign != 0)),
-        "clip_fraction_low": mean(held & (sign < 0)),
-        "clip_fraction_high": mean(held & (sign > 0)),
-    }
+    held = slopes(trust_region, log_ratio, batch.advantages) == 0
+    metrics = {"policy_loss": loss, "kl_old": mean(k3(batch.old_log_probs, batch.log_probs))}
+    metrics |= _clip_fractions(held, jnp.sign(batch.advantages), mean)
     if batch.ref_log_probs is not None:
         metrics["kl"] = mean(k3(batch.log_probs, batch.ref_log_probs))
         if objective.kl is not None:
             kl = _loss_of(objective.kl, log_ratio, batch, batch.log_probs, batch.ref_log_probs)
             loss = loss + weighted(kl)
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def _weighted_sum(weights: jax.Array, mask: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.where(mask, weights * values, 0.0).sum()
+
+
+def _clip_fractions(held: jax.Array, sign: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
+    """Shares of the tokens that a trust region holds: of those with an advantage, a negative one, a positive one."""
+    return {
+        "clip_fraction": mean(held & (sign != 0)),
+        "clip_fraction_low": mean(held & (sign < 0)),
+        "clip_fraction_high": mean(held & (sign > 0)),
+    }

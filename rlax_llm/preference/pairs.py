@@ -106,14 +106,16 @@ def policy_and_reference(reward: Reward) -> Rewards:
     of_pair = per_response(reward)
 
     def margins(batch: PreferenceBatch) -> tuple[jax.Array, jax.Array]:
-        chosen, rejected = batch.chosen, batch.rejected
+        chosen = batch.chosen
+        rejected = batch.rejected
         if chosen.ref_log_probs is None or rejected.ref_log_probs is None:
             raise ValueError("policy_against_reference: ref_log_probs is None; give the reference's for both sides.")
         reference = batch._replace(
             chosen=chosen._replace(log_probs=chosen.ref_log_probs),
             rejected=rejected._replace(log_probs=rejected.ref_log_probs),
         )
-        (policy_chosen, policy_rejected), (ref_chosen, ref_rejected) = of_pair(batch), of_pair(reference)
+        policy_chosen, policy_rejected = of_pair(batch)
+        ref_chosen, ref_rejected = of_pair(reference)
         return policy_chosen - policy_rejected, ref_chosen - ref_rejected
 
     return margins
@@ -170,7 +172,8 @@ def pair_mean(chosen_mask: jax.Array, rejected_mask: jax.Array) -> jax.Array:
     >>> pair_mean(jnp.array([[True], [True], [True]]), jnp.array([[True], [True], [False]])).tolist()
     [0.5, 0.5, 0.0]
     """
-    chosen, rejected = chosen_mask.any(-1), rejected_mask.any(-1)
+    chosen = chosen_mask.any(-1)
+    rejected = rejected_mask.any(-1)
     checks.same_shape("pair_mean", chosen=chosen, rejected=rejected)
     pairs = chosen & rejected
     return pairs / jnp.maximum(pairs.sum(), 1).astype(jnp.float32)
@@ -246,7 +249,8 @@ def pair_loss(
     >>> float(loss), float(metrics["accuracy"])
     (2.5, 0.5)
     """
-    chosen, rejected = chosen_rewards, rejected_rewards
+    chosen = chosen_rewards
+    rejected = rejected_rewards
     checks.same_shape("pair_loss", chosen_rewards=chosen, rejected_rewards=rejected, weights=weights)
     used = weights != 0
     chosen, rejected = (jnp.where(used, wide(x), 0.0) for x in (chosen, rejected))
@@ -289,7 +293,9 @@ def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax
     >>> float(preference_loss(preference, PreferenceBatch(*sides, jnp.ones(1)))[0])
     1.0
     """
-    chosen, rejected, weights = batch.chosen, batch.rejected, batch.weights
+    chosen = batch.chosen
+    rejected = batch.rejected
+    weights = batch.weights
     rows = {"chosen": chosen.mask.any(-1), "rejected": rejected.mask.any(-1), "margins": batch.margins}
     checks.same_shape("preference_loss", weights=weights, **rows)
     used = weights != 0

@@ -172,7 +172,8 @@ def _clipped_first(advantage: Advantage, low: float, high: float) -> Advantage:
 
 def _normalized(advantage: Advantage) -> Advantage:
     def over_batch(scored: Scored) -> jax.Array:
-        credit, known = advantage(scored), ~jnp.isnan(scored.scores)
+        credit = advantage(scored)
+        known = ~jnp.isnan(scored.scores)
         return divide_by_std(masked_deviation(credit, known), credit, known)
 
     return over_batch

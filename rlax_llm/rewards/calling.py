@@ -159,7 +159,8 @@ def score(
     by_name = {reward.name: _scores(reward, batch, failed) for reward in rewards}
     stacked = np.stack([by_name[reward.name] for reward in rewards]).astype(np.float64)  # [rewards, N]
     weights = np.array([reward.weight for reward in rewards])
-    missing, counts = ~np.isfinite(stacked), weights != 0
+    missing = ~np.isfinite(stacked)
+    counts = weights != 0
     # A reward of weight 0 is only logged, so it does not decide whether a row has a score either.
     broken = np.asarray(np.isinf(stacked)[counts].any(axis=0))
     unscored = missing[counts].all(axis=0) | broken
@@ -247,7 +248,9 @@ def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None]) -> np.n
 
 def _row_by_row(reward: Reward, batch: Batch, error: BaseException, failed: Callable[[str], None]) -> list[float]:
     """Scores of a batch on which the function raised ``error``, ∞ for the rows on which it raises too."""
-    wanted, scores, raised = len(batch.prompts), [], 0
+    wanted = len(batch.prompts)
+    scores = []
+    raised = 0
     for index in range(wanted):
         try:
             scores.append(row_score(reward, batch.row(index), index))

@@ -44,7 +44,9 @@ def agreement(right: Reading, given: Sequence[Reading], formulas: Formulas) -> b
     True
     """
     told = [_same(right, one, formulas) for one in given]
-    return True if True in told else None if None in told else False
+    if True in told:
+        return True
+    return None if None in told else False
 
 
 def _same(right: Reading, given: Reading, formulas: Formulas) -> bool | None:
@@ -115,7 +117,9 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool | None:
         nouns = [str(one.unit.dimensions[0][0]).split() for one in (right, given)] if named else [[], []]
         within = named and (set(nouns[0]) <= set(nouns[1]) or set(nouns[1]) <= set(nouns[0]))
         equal = _close(right, given, Fraction(1))
-        return (True if within else None) if equal and unlike else False
+        if not (equal and unlike):
+            return False
+        return True if within else None
     return _close(right, given, factor)
 
 
@@ -178,7 +182,9 @@ def _names_all(group: Group) -> bool:
 
 
 def _all(told: Sequence[bool | None]) -> bool | None:
-    return False if False in told else None if None in told else True
+    if False in told:
+        return False
+    return None if None in told else True
 
 
 def _in_any_order(right: Group, given: Group, formulas: Formulas) -> bool | None:
@@ -192,7 +198,8 @@ def _in_any_order(right: Group, given: Group, formulas: Formulas) -> bool | None
 
 
 def _same_formula(right: Reading, given: Reading, formulas: Formulas) -> bool:
-    first, second = latex(right), latex(given)
+    first = latex(right)
+    second = latex(given)
     if first is None or second is None:
         return False
     if first == second or formulas.equal(first, second):
@@ -215,10 +222,7 @@ def latex(reading: Reading) -> str | None:
     if isinstance(reading, Formula):
         return reading.latex
     if isinstance(reading, Quantity):
-        value = reading.value / 100 if reading.unit == PERCENT else reading.value
-        above, below = abs(value.numerator), value.denominator
-        number = ("-" if value < 0 else "") + (str(above) if below == 1 else rf"\frac{{{above}}}{{{below}}}")
-        return rf"{number}\cdot 1^\circ" if reading.unit == DEGREE else number
+        return _latex_quantity(reading)
     if isinstance(reading, Named):
         inner = [latex(one) for one in reading.readings]
         return f"{reading.name}={inner[0]}" if inner[0] is not None else None
@@ -231,3 +235,12 @@ def latex(reading: Reading) -> str | None:
         opening, closing = (f"\\{one}" if one in "{}" else one for one in reading.brackets)
         return f"{opening}{','.join(str(one) for one in inner)}{closing}"
     return None
+
+
+def _latex_quantity(reading: Quantity) -> str:
+    value = reading.value / 100 if reading.unit == PERCENT else reading.value
+    above = abs(value.numerator)
+    below = value.denominator
+    size = str(above) if below == 1 else rf"\frac{{{above}}}{{{below}}}"
+    number = f"-{size}" if value < 0 else size
+    return rf"{number}\cdot 1^\circ" if reading.unit == DEGREE else number

@@ -34,7 +34,8 @@ _PHRASE = re.compile(
     r"(?i)\b(?:answer|(?:option|choice)(?=\s+is\b))\s*(?:\**\s*(?:is|:|=|should be|would be|must be|->)\s*\**\s*:?)+\s*"
 )
 _SENTENCE_END = r"\n|(?<=[^\s.])[.!](?:\s|$)|,?\s(?:because|since|as|which)\b"
-_TAIL, _BOXES = 4000, 20  # characters and boxes at the end that are looked at
+_TAIL = 4000  # characters and boxes at the end that are looked at
+_BOXES = 20
 _FILLING = (
     r"(?:approximately|about|exactly|simply|just|therefore|thus|equals?|equal to|given by|option|choice"
     r"|[\s:*_~\"'`(\[-])*"

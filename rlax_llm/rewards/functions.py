@@ -71,7 +71,8 @@ def last_integer(text: str) -> str | None:
 def _integer(found: re.Match[str]) -> str | None:
     if found["part"]:
         return None
-    whole, fraction = re.sub(r"\D", "", found["whole"] or ""), found["fraction"] or found["bare_fraction"] or ""
+    whole = re.sub(r"\D", "", found["whole"] or "")
+    fraction = found["fraction"] or found["bare_fraction"] or ""
     exponent = int(found["exponent"] or 0)
     if abs(exponent) > _LARGEST_EXPONENT:
         return None

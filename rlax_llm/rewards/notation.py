@@ -173,7 +173,10 @@ def top_level_parts(text: str, separator: re.Pattern[str]) -> list[str]:
     >>> top_level_parts("(1,2), f(x,y)", re.compile(","))
     ['(1,2)', ' f(x,y)']
     """
-    parts, start, at, depth = [], 0, 0, 0
+    parts = []
+    start = 0
+    at = 0
+    depth = 0
     while at < len(text):
         if depth <= 0 and (found := separator.match(text, at)):
             parts.append(text[start:at])

@@ -132,7 +132,8 @@ class RewardPool:
     def close(self) -> None:
         """End all processes."""
         self._open = False
-        ended, self._workers = self._workers, []
+        ended = self._workers
+        self._workers = []
         for worker in ended:
             worker.connection.close()
         for worker in ended:
@@ -155,7 +156,8 @@ class RewardPool:
 
     def _outcomes(self, batch: Batch) -> list[_Outcome]:
         count = len(batch.prompts)
-        waiting, found = deque(range(count)), dict[int, _Outcome]()
+        waiting = deque(range(count))
+        found = dict[int, _Outcome]()
         while len(found) < count:
             self._fill()
             for worker in self._workers:
@@ -176,7 +178,8 @@ class RewardPool:
             self._workers.append(_started(self.reward, self._folder))
 
     def _give(self, worker: _Worker, index: int, batch: Batch) -> None:
-        worker.row, worker.deadline = index, time.monotonic() + self._timeout
+        worker.row = index
+        worker.deadline = time.monotonic() + self._timeout
         with contextlib.suppress(ConnectionError):  # that it has ended is heard of later
             worker.connection.send((index, batch.row(index)))
 
@@ -184,7 +187,8 @@ class RewardPool:
         try:
             outcome = worker.connection.recv()
         except (EOFError, OSError):
-            row, code = worker.row, self._end(worker)
+            row = worker.row
+            code = self._end(worker)
             name = f"reward {self.reward.name!r}"
             if row is None:
                 raise RewardError(f"{name}: a worker process ended with exit code {code} while it loaded.") from None
@@ -194,10 +198,12 @@ class RewardPool:
             raise RewardError(outcome.refused)
         if worker.row is not None:
             found[worker.row] = outcome
-        worker.loading, worker.row = False, None
+        worker.loading = False
+        worker.row = None
 
     def _give_up(self, worker: _Worker, found: dict[int, _Outcome]) -> None:
-        row, name = worker.row, f"reward {self.reward.name!r}"
+        row = worker.row
+        name = f"reward {self.reward.name!r}"
         self._end(worker)
         if row is None:
             raise RewardError(f"{name}: a worker process took longer than {_LOADING:g} seconds to load.")

@@ -21,7 +21,9 @@ from rlax_llm.rewards.units import (
     known_unit,
 )
 
-_LONGEST, _DIGITS, _EXPONENT = 2000, 1000, 400
+_LONGEST = 2000
+_DIGITS = 1000
+_EXPONENT = 400
 
 
 class Quantity(NamedTuple):
@@ -207,7 +209,8 @@ def _comma_decimal(text: str, depth: int) -> tuple[Reading, ...] | None:
     decimal = _quantity(f"{sign}{money}{above}.{below}{after}", depth) or ()
     if money:
         return decimal
-    first, second = _readings(sign + above, depth + 1), _readings(below + after, depth + 1)
+    first = _readings(sign + above, depth + 1)
+    second = _readings(below + after, depth + 1)
     return (*decimal, *((Group("", (first, second)),) if first and second else ()))
 
 
@@ -233,7 +236,8 @@ def _plus_minus(text: str, depth: int) -> tuple[Reading, ...] | None:
     if _COMMAS.search(value):
         return None
     # Of a bare sum the + would be read as a sign.
-    above, below = value.replace(r"\pm", "+"), value.replace(r"\pm", "-")
+    above = value.replace(r"\pm", "+")
+    below = value.replace(r"\pm", "-")
     return _group("", [f"{name}{equals}{part.strip().removeprefix('+')}" for part in (above, below)], depth)
 
 
@@ -297,7 +301,9 @@ def _named(text: str, depth: int) -> tuple[Reading, ...] | None:
     if re.fullmatch(r"[A-Za-z]{4,}|\\text.*", name):
         name = ""  # a word: "area = 5"
     read = _readings(rest, depth + 1)
-    return ((Named(name, read),) if name else read) if read else ()
+    if not read:
+        return ()
+    return (Named(name, read),) if name else read
 
 
 def _quantity(text: str, depth: int) -> tuple[Reading, ...] | None:
@@ -328,17 +334,11 @@ def _quantity(text: str, depth: int) -> tuple[Reading, ...] | None:
 
 def _value(found: re.Match[str]) -> tuple[Fraction | None, int]:
     if found["above"] or found["top"]:
-        above, below = (_decimal(found[a] or found[b]) for a, b in (("above", "top"), ("below", "bottom")))
-        if not below[0]:
-            return None, 0
-        value = above[0] / below[0]
-        if found["whole"] is None:
-            return value, 0
-        # A whole number beside an improper fraction may be a product.
-        proper = 0 < value < 1 and value.denominator > 1 and not above[1] and not below[1]
-        return (_decimal(found["whole"])[0] + value, 0) if proper else (None, 0)
+        return _fraction(found), 0
     if alone := found["only"] or found["alone"]:
-        number, places, power = Fraction(1), 0, alone
+        number = Fraction(1)
+        places = 0
+        power = alone
     else:
         number, places = _decimal(found["number"])
         power = found["power"] or found["bare"] or found["exponent"] or "0"
@@ -346,6 +346,20 @@ def _value(found: re.Match[str]) -> tuple[Fraction | None, int]:
     if abs(exponent) > _EXPONENT:
         return None, 0
     return number * Fraction(10) ** exponent, 0 if exponent > 0 else places
+
+
+def _fraction(found: re.Match[str]) -> Fraction | None:
+    """A fraction, with the whole number before it."""
+    above, places_above = _decimal(found["above"] or found["top"])
+    below, places_below = _decimal(found["below"] or found["bottom"])
+    if not below:
+        return None
+    value = above / below
+    if found["whole"] is None:
+        return value
+    # A whole number before an improper fraction may be a product.
+    proper = 0 < value < 1 and value.denominator > 1 and not places_above and not places_below
+    return _decimal(found["whole"])[0] + value if proper else None
 
 
 def _decimal(text: str) -> tuple[Fraction, int]:
@@ -377,7 +391,9 @@ def _unit(after: str, marked: bool) -> Unit | None:
     if re.fullmatch(r"(?i)per\s?cent(?:age)?", after):
         return PERCENT
     unit = known_unit(after.replace("°C", "celsius").replace("°F", "fahrenheit"))
-    return unit if unit is not None else counted_things(after) if marked else None
+    if unit is not None or not marked:
+        return unit
+    return counted_things(after)
 
 
 def _says_more(after: str) -> bool:

@@ -93,7 +93,8 @@ def known_unit(text: str) -> Unit | None:
     text = re.sub(r"\s+squared\b", "^2", re.sub(r"\s+cubed\b", "^3", text))
     text = re.sub(r"\bkm/?h\b|\bkph\b", "km/h", re.sub(r"\bmiles per hour\b|\bmi/h\b", "mph", text))
     above, *below = re.split(r"\s*(?:/|\bper\b|\ban?\b)\s*", text)
-    size, powers = Fraction(1), Counter[str]()
+    size = Fraction(1)
+    powers = Counter[str]()
     for sign, product in [(1, above), *((-1, part) for part in below)]:
         for factor in re.split(r"[\s*·]+|\\cdot", product.strip()):
             found = _ONE.fullmatch(factor)
