@@ -239,7 +239,8 @@ def find(command: str, text: str, *families: Family) -> Named:
     Traceback (most recent call last):
     ValueError: grpo: there is no recipe 'gmppo'; did you mean 'gmpo'? There are grpo, dr_grpo, dapo, ...
     """
-    name, known = spelled(text), recipes(*families)
+    name = spelled(text)
+    known = recipes(*families)
     if name in known:
         return known[name]
     if _is_own(text):
