@@ -1,4 +1,4 @@
-"""Wrong use told at the call: one sentence that says what was called, what it got, what it wanted and what to do.
+"""Wrong use is said at the call: one sentence that says what was called, what it got, what it wanted and what to do.
 
 ``@checked`` reads a function's own annotations, once, and compares each call's arguments with them: an array where a
 function or a number is wanted (a factory that was called like the function it makes), a list or a record where an array

@@ -25,7 +25,7 @@ def watch_finite(
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """A loop's ``step`` with one metric more: ``not_finite``, 0 unless loss, gradient or parameters are not finite.
 
-    It is computed with the step, one reduction a leaf. A step that took no optimizer step, having no token to learn
+    It is computed with the step, one reduction per leaf. A step that took no optimizer step, having no token to learn
     from, has metrics that are NaN, and they count for nothing.
 
     Args:

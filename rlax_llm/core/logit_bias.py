@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LogitBias = Sequence[tuple[int, float]]
-LARGEST = 1e30  # in magnitude: float32 has room for a logit beside it and for a temperature below it
+LARGEST = 1e30  # in magnitude: float32 has room for a logit next to it and for a temperature below it
 
 
 def check_logit_bias(where: str, pairs: LogitBias) -> None:

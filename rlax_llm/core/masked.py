@@ -109,7 +109,7 @@ def masked_variance(x: jax.Array, mask: jax.Array, ddof: int = 1) -> jax.Array:
 def divide_by_std(numerator: jax.Array, x: jax.Array, mask: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     """``numerator / (std(x) + eps)``, the standard deviation over the masked entries of ``x``.
 
-    The epsilon of z-scores stands beside the standard deviation; that of ``whiten`` stands under the root.
+    The epsilon of z-scores is added to the standard deviation; that of ``whiten`` stands under the root.
     Limiting case: 0 where ``x`` has no spread.
 
     Args:

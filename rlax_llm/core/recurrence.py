@@ -1,4 +1,4 @@
-"""The one recurrence behind every return: ``y[t] = x[t] + a[t] · y[t+1]``, from the end of a stream to its start."""
+"""The one recurrence of every return: ``y[t] = x[t] + a[t] · y[t+1]``, from the end of a stream to its start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlax_llm.core import checks
 
 @jax.custom_jvp
 def cut_product(factors: jax.Array, values: jax.Array) -> jax.Array:
-    """``factors · values`` where 0 · x is 0 for every x: a factor of 0 cuts off what stands behind it.
+    """``factors · values`` where 0 · x is 0 for every x: a factor of 0 cuts off what stands after it.
 
     Limiting case: the plain product wherever it is a number, with the plain product's derivatives there.
 
@@ -45,12 +45,12 @@ def reverse_affine_scan(
     """Solve ``y[t] = x[t] + a[t] · y[t+1]`` with ``y[T] = last``, from T − 1 down to 0.
 
     Limiting cases: ``a = 0`` gives ``x``; ``a = 1`` the sums of ``x`` from each step to the end; ``x = 0`` and factors
-    of 0 and 1 carry a value backwards. A factor of exactly 0 is a cut: nothing behind it is read, NaN included.
+    of 0 and 1 carry a value backwards. A factor of exactly 0 is a cut: nothing after it is read, NaN included.
 
     Args:
         offsets: x, ``[T, ...]``, time on axis 0.
         factors: a, the same shape, or a scalar for every step; or a tuple of such, whose product is a.
-        last: the y behind the end, ``[...]`` or a scalar.
+        last: the y after the end, ``[...]`` or a scalar.
 
     Returns:
         y, ``[T, ...]``, in float32 or wider (integers and bfloat16 are summed in float32).

@@ -1,4 +1,4 @@
-"""Sets of tokens as bits, 32 to a word: what a sampler kept of its vocabulary, in V/8 bytes a token.
+"""Sets of tokens as bits, 32 per word: what a sampler kept of its vocabulary, in V/8 bytes per token.
 
 Bit ``v % 32`` of word ``v // 32`` is the token v. Bits beyond the vocabulary are not read.
 """

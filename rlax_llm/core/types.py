@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Completions(NamedTuple):
-    """What a sampler gives back: prompts padded on the left, completions on the right, G rows to a prompt in a row.
+    """What a sampler gives back: prompts padded on the left, completions on the right, G rows per prompt in a row.
 
     Attributes:
         tokens: ``[B, T]`` int32, prompt then completion. Rows ``g·G … g·G + G − 1`` share one prompt.
@@ -28,8 +28,8 @@ class Completions(NamedTuple):
             included), captured while sampling.
         truncated: ``[B]`` bool, True where the completion hit the length limit without choosing a stop token.
         kept: ``[B, T, ceil(V/32)]`` uint32, the set of tokens that each was drawn from, as ``token_sets.to_bits`` packs
-            it (V/8 bytes a token), of all tokens where ``mask`` is False; None where nothing was ever cut. Every model
-            whose log-probabilities are taken is renormalized on it: learner, behavior policy and reference.
+            it (V/8 bytes per token), of all tokens where ``mask`` is False; None where nothing was ever cut. Every
+            model whose log-probabilities are taken is renormalized on it: learner, behavior policy and reference.
     """
 
     tokens: jax.Array
@@ -158,7 +158,7 @@ class PolicyBatch(NamedTuple):
 class Trajectory(NamedTuple):
     """One stream of steps with what a critic says of them: what a control algorithm's credit sees.
 
-    Nothing behind an episode's end leaks into it: ``discounts`` is 0 where it terminated, ``traces`` where it was
+    Nothing after an episode's end leaks into it: ``discounts`` is 0 where it terminated, ``traces`` where it was
     truncated, and ``next_values`` belongs to the state the step led to, not to the next episode's first.
 
     Attributes:

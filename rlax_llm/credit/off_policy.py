@@ -55,7 +55,7 @@ def truncated_ratio(log_ratio: jax.Array, ceiling: float = 1.0) -> jax.Array:
 
 
 def _following(x: jax.Array) -> jax.Array:
-    """``x[t+1]``, and 0 behind the end."""
+    """``x[t+1]``, and 0 after the end."""
     # A concatenation would, under vmap over any axis but the first, turn the arrays over.
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(-1, 1, 0)])
 

@@ -65,7 +65,7 @@ def discounted_returns(rewards: jax.Array, discounts: PerStep = 1.0, bootstrap: 
     Args:
         rewards: ``[T]``.
         discounts: γ, ``[T]`` or a scalar; 0 where the episode terminates.
-        bootstrap: scalar, the value of the state behind the stream's end; 0 where it is terminal.
+        bootstrap: scalar, the value of the state after the stream's end; 0 where it is terminal.
 
     Returns:
         ``[T]`` in the rewards' units.
@@ -188,7 +188,7 @@ def lambda_returns(rewards: jax.Array, discounts: PerStep, next_values: jax.Arra
 def n_step_returns(
     rewards: jax.Array, discounts: PerStep, next_values: jax.Array, n: int, traces: PerStep = 1.0
 ) -> jax.Array:
-    """n rewards, then the value of the state behind them (Sutton and Barto, 2018, eq. 7.1).
+    """n rewards, then the value of the state after them (Sutton and Barto, 2018, eq. 7.1).
 
     ``G[t] = r[t] + γ[t] r[t+1] + … + γ[t] ⋯ γ[t+m−1] · next_values[t+m−1]`` with ``m = min(n, T − t)``: the last n − 1
     steps of the stream have fewer than n rewards left and bootstrap from ``next_values[T − 1]``. Limiting cases:
@@ -217,7 +217,7 @@ def n_step_returns(
     steps = len(rewards)
     if n >= steps:
         return lambda_returns(rewards, discounts, next_values, traces)
-    # Window t is the stream t … t + n − 1, and behind the end of the stream steps that change nothing.
+    # Window t is the stream t … t + n − 1, and after the end of the stream steps that change nothing.
     window = jnp.arange(n)[:, None] + jnp.arange(steps)
     offsets = jnp.pad(offsets, (0, n - 1))[window]
     factors = jnp.pad(factors, (0, n - 1), constant_values=1)[window]

@@ -1,7 +1,7 @@
 """Rewards from scores: where a score is paid, what is subtracted from it, and which completions teach.
 
-``scores`` are one number a completion, NaN where it could not be scored; ``rewards`` are one number a token. Lengths
-are tokens, ``mask.sum(-1)``, never characters. ``truncated`` marks the completions that hit the length limit.
+``scores`` are one number per completion, NaN where it could not be scored; ``rewards`` are one number per token.
+Lengths are tokens, ``mask.sum(-1)``, never characters. ``truncated`` marks the completions that hit the length limit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def score_at_end(scores: jax.Array, mask: jax.Array) -> jax.Array:
     leave such rows out first, ``mask & ~isnan(scores)[..., None]``. (TRL's PPO pays one position later.)
 
     Args:
-        scores: ``[...]``, one a completion.
+        scores: ``[...]``, one per completion.
         mask: ``[..., T]`` bool, True where the policy chose the token.
 
     Returns:

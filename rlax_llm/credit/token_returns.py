@@ -123,7 +123,7 @@ def token_steps(
         discount: γ, a scalar or ``[T]``, of a chosen token.
         trace: λ, the same. 0 becomes the smallest positive number: the stream is cut nowhere, and the critic of
             ``decoupled_gae`` reads on.
-        bootstrap: scalar, the value behind the last token: 0 where the policy stopped, a critic's where it was cut off.
+        bootstrap: scalar, the value after the last token: 0 where the policy stopped, a critic's where it was cut off.
 
     Returns:
         ``TokenSteps``, each ``[T]``.
@@ -156,5 +156,5 @@ def token_steps(
 
 
 def _following(x: jax.Array, last: PerStep) -> jax.Array:
-    """``x[t+1]``, and ``last`` behind the end."""
+    """``x[t+1]``, and ``last`` after the end."""
     return jnp.append(x[1:], last)

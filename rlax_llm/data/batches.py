@@ -60,7 +60,7 @@ class DemonstrationRows(NamedTuple):
 
 
 def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDED) -> PairRows:
-    """Pairs as the learner reads them, two rows to a prompt: ``group_log_probs(config, (2, prompt_width))``.
+    """Pairs as the learner reads them, two rows per prompt: ``group_log_probs(config, (2, prompt_width))``.
 
     Args:
         rows: B pairs, at least one.
@@ -116,7 +116,7 @@ def labeled_rows(rows: Sequence[LabeledTokens], pad_id: int, widths: Widths = AS
 def demonstration_rows(
     rows: Sequence[DemonstrationTokens], pad_id: int, widths: Widths = AS_NEEDED
 ) -> DemonstrationRows:
-    """Demonstrations, one a row; ``mask`` is True on what is the assistant's.
+    """Demonstrations, one per row; ``mask`` is True on what is the assistant's.
 
     Args:
         rows: B demonstrations, at least one.
@@ -178,7 +178,7 @@ def given_completions(tokens: np.ndarray, valid: np.ndarray, mask: np.ndarray) -
 def _laid(
     where: str, prompts: Sequence[list[int]], completions: Sequence[list[int]], pad_id: int, widths: Widths
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
-    """Tokens, valid and mask, as many rows to a prompt as there are more completions; and the prompts' width."""
+    """Tokens, valid and mask, as many rows per prompt as there are more completions; and the prompts' width."""
     if not prompts:
         raise DataError(f"{where}: no rows, wanted at least one.")
     parts = []

@@ -1,7 +1,7 @@
 """An exchange as pieces of text: what a sampler reads, what a model has to write after it, and so on in turn.
 
 A prompt is what the chat template makes of the turns before an answer, with the assistant's turn opened: exactly the
-text that generation reads. An answer is what a model has to write behind that text, up to and with the token that ends
+text that generation reads. An answer is what a model has to write after that text, up to and with the token that ends
 its turn. What stands between two answers is what the template adds of the turns between them.
 """
 
@@ -72,7 +72,7 @@ def _joined(prompt: Sequence[Message], answers: Sequence[Message]) -> tuple[list
 
 
 def _answer(tokenizer: Tokenizer, messages: Sequence[Message], before: str) -> str:
-    """What is to be written behind ``before`` so that the last message is said, with what the template ends it in."""
+    """What is to be written after ``before`` so that the last message is said, with what the template ends it in."""
     whole = tokenizer.conversation_text(messages)
     if whole.startswith(before):
         return whole[len(before) :]
@@ -85,7 +85,7 @@ def _answer(tokenizer: Tokenizer, messages: Sequence[Message], before: str) -> s
 
 
 def _behind(opening: str, content: str) -> str:
-    """What of a content comes behind an opening that the prompt has written already."""
+    """What of a content comes after an opening that the prompt has written already."""
     mark = opening.strip()
     text = content.lstrip()
     if text.startswith(mark):

@@ -1,6 +1,6 @@
 """Records of text as token ids: what a model reads and what it is to write.
 
-A completion's text is what a model has to write behind the prompt that generation reads, up to and with the first stop
+A completion's text is what a model has to write after the prompt that generation reads, up to and with the first stop
 token (``data/conversations.py``). Text without a template is taken as it is, and begins as the tokenizer begins a text.
 The tokens are those of the whole text, so that no tokenizer puts a blank before an answer; the prompt's are those that
 generation reads, and no token lies across the boundary. A stop token is appended to a completion that has none.
@@ -191,7 +191,7 @@ def _parts(tokenizer: Tokenizer, pieces: Pieces, known: Mapping[str, list[int]])
 
     The first part is what a sampler reads, the prompt encoded alone. Where its tokens begin the whole's, the whole's
     tokens it is. Elsewhere a token of the whole lies across the boundary (two line ends that meet are one token in
-    many vocabularies): the sampler will never have read it, so what follows is encoded as it stands behind the prompt.
+    many vocabularies): the sampler will never have read it, so what follows is encoded as it stands after the prompt.
     """
     if len(pieces) > 2 and _joined(known[piece] for piece in pieces) == known["".join(pieces)]:
         return [known[piece] for piece in pieces]
@@ -268,7 +268,7 @@ def _tokens(tokenizer: Tokenizer, parts: list[list[int]], prompt: Text, where: s
 
 
 def _begun(tokenizer: Tokenizer, parts: list[list[int]]) -> list[list[int]]:
-    """The parts of a text, behind what the tokenizer begins a text with."""
+    """The parts of a text, after what the tokenizer begins a text with."""
     count = len(tokenizer.begun(_joined(parts))) - len(_joined(parts))
     return [tokenizer.begun(_joined(parts))[:count] + parts[0], *parts[1:]]
 
@@ -285,6 +285,6 @@ def _stopped(tokenizer: Tokenizer, where: str, ids: list[int], whole_text: bool)
         behind = ids[first + 1 :]
         if behind and tokenizer.decode(behind, skip_special=False).strip():
             stop = tokenizer.decode([ids[first]], skip_special=False)
-            raise DataError(f"{where}: the completion goes on behind the stop token {stop!r}; remove it from the text.")
+            raise DataError(f"{where}: the completion goes on after the stop token {stop!r}; remove it from the text.")
         ids = ids[: first + 1]
     return list(ids) if ids and ids[-1] in stops else [*ids, *stops[:1]]

@@ -44,7 +44,7 @@ def begun_answer(prompt: str | list[Message]) -> str:
 def check_text(where: str, name: str, text: Any) -> None:
     """Raise unless ``text`` is a string or a list of messages with a role and a content each, and not empty.
 
-    A content is a string or a list of text parts; beside calls of tools it may be missing. Half of a character (a lone
+    A content is a string or a list of text parts; with calls of tools it may be missing. Half of a character (a lone
     surrogate, as a cut through an emoji leaves it) is in none of them: no tokenizer takes it.
 
     Args:

@@ -217,7 +217,7 @@ def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
     """The pairs of a table that can be used, and what was left out.
 
     Left out are rows that ``pair`` refuses, and those that have a margin where most have none, or none where most do.
-    Strings that begin with the prompt beside them are taken without it (``drop_prompts``).
+    Strings that begin with the prompt next to them are taken without it (``drop_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
@@ -233,7 +233,7 @@ def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
 def read_labeled(path: str | Path, split: str = "train") -> Kept[Labeled]:
     """The labeled completions of a table that can be used, and what was left out; a table of pairs gives two for each.
 
-    Strings that begin with the prompt beside them are taken without it (``drop_prompts``).
+    Strings that begin with the prompt next to them are taken without it (``drop_prompts``).
 
     Args:
         path: as ``read_table`` takes it.
@@ -255,7 +255,7 @@ def read_demonstrations(
 ) -> Kept[Demonstration]:
     """The demonstrations of a table that can be used, and what was left out.
 
-    Strings that begin with the prompt beside them are taken without it (``drop_prompts``).
+    Strings that begin with the prompt next to them are taken without it (``drop_prompts``).
 
     Args:
         path: as ``read_table`` takes it.

@@ -1,4 +1,4 @@
-"""Tables whose completions repeat the prompt that stands beside them: the common part is the prompt."""
+"""Tables whose completions repeat the prompt that stands next to them: the common part is the prompt."""
 
 from __future__ import annotations
 

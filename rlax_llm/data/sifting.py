@@ -13,7 +13,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _LOT = 1000  # rows that are tried together
-_REASONS = 4  # and places, told of at most
+_REASONS = 4  # and places that are named at most
 _PLACES = 4
 _OWN = re.compile(r"'[^']*'|\d+")  # what differs between two rows with the same fault
 
@@ -32,7 +32,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept(Sequence[T], Generic[T]):
-    """The rows of a table that can be used, as a sequence, beside what was left out.
+    """The rows of a table that can be used, as a sequence, with what was left out.
 
     Attributes:
         name: what the table is called.
@@ -113,7 +113,7 @@ class Kept(Sequence[T], Generic[T]):
     def report(self) -> str:
         """What there is to say of the table: its notes, and how many rows were left out for which reason, and where.
 
-        Reasons that differ in numbers or quoted words alone are counted as one, told by its first row.
+        Reasons that differ in numbers or quoted words alone are counted as one, with its first row as the example.
 
         >>> left_out = [LeftOut(f"d, row {n}", f"d, row {n}: it has {n} tokens; cut it.") for n in (3, 4)]
         >>> Kept("d", ["a"], ["d, row 1"], left_out).report()

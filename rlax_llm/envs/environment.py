@@ -47,7 +47,7 @@ class Step(NamedTuple):
         state: after the step.
         observation: of that state, also where the episode ends there.
         reward: scalar float32.
-        terminated: scalar bool, nothing follows: the value behind it is 0.
+        terminated: scalar bool, nothing follows: the value after it is 0.
         truncated: scalar bool, cut off at a limit: what would follow has a value. Where both are True the episode
             terminated.
     """

@@ -144,7 +144,7 @@ def delayed_reward(discount: float = 0.9, delay_steps: int = 5) -> Probe:
 def time_limit(discount: float = 0.8) -> Probe:
     """Rewards 0, 0, 1, 0, 1, 0, 1 … for ever, cut off after the third: V = (γ², γ, 1) / (1 − γ²), as if it was not.
 
-    The observation behind the cut is the second one again, neither the one before it nor an episode's first. So a loop
+    The observation after the cut is the second one again, neither the one before it nor an episode's first. So a loop
     learns (γ², γ, 1) times 1 where the limit is a death, 1/(1 − γ) where it bootstraps from the observation before
     the cut and 1/(1 − γ³) where it bootstraps from the next episode's first.
 
@@ -258,11 +258,11 @@ def _chain(name: str, end: str, discount: float, terminates: bool, truncates: bo
     start = np.array([discount**2, discount, 1.0])
     learned = {
         f"{end} is a death": start,
-        f"{end} is bootstrapped from the observation behind it": start * _forever(name, discount**2),
+        f"{end} is bootstrapped from the observation after it": start * _forever(name, discount**2),
         f"{end} is bootstrapped from the observation before it": start * _forever(name, discount),
         f"{end} is bootstrapped from the next episode": start * _forever(name, discount**3),
     }
-    values = learned.pop(f"{end} is a death" if terminates else f"{end} is bootstrapped from the observation behind it")
+    values = learned.pop(f"{end} is a death" if terminates else f"{end} is bootstrapped from the observation after it")
     return Probe(environment, discount, np.eye(3), values, None, 1.0, learned)
 
 

@@ -128,7 +128,7 @@ def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
 
 
 def _sampled(request: Request, step: jax.Array | int, key: jax.Array, logits: jax.Array) -> Draw:
-    """One draw a row; before ``min_new_tokens`` of them no stop token can be drawn, and none is in the kept set."""
+    """One draw per row; before ``min_new_tokens`` of them no stop token can be drawn, and none is in the kept set."""
     rows, vocabulary = logits.shape
     stop_ids = request.stop_ids
     if not (request.min_new_tokens and stop_ids):

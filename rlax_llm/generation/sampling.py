@@ -1,8 +1,8 @@
-"""Drawing one token a row from logits, with the log-probability and the set of the distribution that was drawn from.
+"""Drawing one token per row from logits, with the log-probability and the set of the distribution that was drawn from.
 
 Drawing inverts the cumulative distribution in two levels (a block of the vocabulary, then a token in it): two uniform
-numbers a row instead of V Gumbel variables. Top-k, top-p and min-p are thresholds on the tempered logits, found without
-sorting the vocabulary; ties at the cut are kept. What was kept is handed on as a set of tokens, because a threshold
+numbers per row instead of V Gumbel variables. Top-k, top-p and min-p are thresholds on the tempered logits, found
+without sorting the vocabulary; ties at the cut are kept. What was kept is handed on as a set of tokens, because a threshold
 means nothing to another model: logits are defined up to a constant.
 """
 
@@ -28,7 +28,7 @@ HALVINGS = 30  # of some 13 nats: finer than float32 tells two logits apart
 
 
 class Draw(NamedTuple):
-    """One draw a row.
+    """One draw per row.
 
     Attributes:
         tokens: ``[B]`` int32.

@@ -1,8 +1,8 @@
 """Completions over several turns with tools: token in and token out, nothing is ever encoded a second time.
 
-The model generates; its tokens behind the first complete call, such as ``<calc>12*3</calc>``, are cut, the answer is
+The model generates; its tokens after the first complete call, such as ``<calc>12*3</calc>``, are cut, the answer is
 appended as tokens that it did not choose, and it goes on from exactly those ids. Whether to cut depends on nothing
-behind the cut, so each chosen token is a draw from the policy given the tokens before it, and the learner's ratio is 1.
+after the cut, so each chosen token is a draw from the policy given the tokens before it, and the learner's ratio is 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tool:
     Attributes:
         name: what errors call it.
         opening: the tag before the text.
-        closing: the tag behind it.
+        closing: the tag after it.
         call: what answers; an exception is an answer too.
     """
 
@@ -182,7 +182,7 @@ def with_tools(
 ) -> Generate:
     """A ``generate`` whose completions call tools, and read the answers, up to ``max_turns − 1`` times.
 
-    A call is answered and the tokens behind it are cut; in the last turn it stays text. ``max_new_tokens`` bounds the
+    A call is answered and the tokens after it are cut; in the last turn it stays text. ``max_new_tokens`` bounds the
     whole completion, answers included: an answer that does not fit is cut there, and the completion is truncated;
     ``min_new_tokens`` is of each turn, as far as there is room. Later
     turns generate in few shapes: batches halve, limits come in quarters, widths in the buckets of ``pad_prompts``.
@@ -192,7 +192,7 @@ def with_tools(
         tokenizer: the model's.
         tools: what completions may call.
         max_turns: times that the model generates, at least 1.
-        answer_tags: written before and behind an answer. Characters that the tokenizer cannot write are left out of it.
+        answer_tags: written before and after an answer. Characters that the tokenizer cannot write are left out of it.
         complete: the first turn's and, in groups of one and with shorter limits, every later turn's generation.
 
     Returns:
@@ -303,7 +303,7 @@ class _Part(NamedTuple):
 
 
 def _write(drawn: Completions, row: int, column: int, part: _Part, filler: int) -> None:
-    """Put ``part`` at ``column`` of a row, in place, and nothing behind it; the arrays are NumPy's."""
+    """Put ``part`` at ``column`` of a row, in place, and nothing after it; the arrays are NumPy's."""
     arrays = drawn.tokens, drawn.valid, drawn.mask, drawn.log_probs, drawn.kept
     values = part.tokens, True, part.mask, part.log_probs, part.kept
     for array, value, empty in zip(arrays, values, (filler, False, False, 0.0, EVERY), strict=True):
@@ -319,7 +319,7 @@ def _filler(request: Request) -> int:
 
 
 def _answer_calls(drawn: Completions, begins: dict[int, int], calls: _Calls, filler: int) -> dict[int, int]:
-    """Cut rows behind their first call since column ``begins[row]`` and answer it, in place.
+    """Cut rows after their first call since column ``begins[row]`` and answer it, in place.
 
     Returns:
         The column from which each of these rows goes on; a row that is full is not among them.
@@ -358,7 +358,7 @@ def _room(drawn: Completions, begins: dict[int, int], request: Request) -> int:
 
 
 def _go_on(drawn: Completions, begins: dict[int, int], further: Completions, filler: int) -> None:
-    """Write a turn's chosen tokens behind those so far, up to each row's own limit, in place."""
+    """Write a turn's chosen tokens after those so far, up to each row's own limit, in place."""
     columns = drawn.tokens.shape[1]
     for index, (row, begin) in enumerate(begins.items()):
         chosen = np.flatnonzero(further.mask[index])

@@ -61,7 +61,7 @@ def _orthogonal(key: jax.Array, params: Params) -> Params:
 
 
 class _Perceptron(nnx.Module):
-    """Hidden layers of equal activation; the input is flattened behind its leading axes."""
+    """Hidden layers of equal activation; the input is flattened after its leading axes."""
 
     def __init__(self, widths: Sequence[int], activation: Callable, rngs: nnx.Rngs):
         self.layers = nnx.List([nnx.Linear(a, b, kernel_init=_LATER, rngs=rngs) for a, b in pairwise(widths)])
@@ -253,7 +253,7 @@ def _init_recurrent(inits: Mapping[str, Callable[[jax.Array], Params]], key: jax
 def _memories(
     remember: Callable[[Carry, jax.Array], Carry], start: jax.Array, carry: Carry, steps: tuple[jax.Array, jax.Array]
 ) -> Carry:
-    """The memory after each step, begun anew where an episode begins."""
+    """The memory after each step, started afresh where an episode begins."""
 
     def step(carry: Carry, now: tuple[jax.Array, jax.Array]) -> tuple[Carry, Carry]:
         begins, x = now

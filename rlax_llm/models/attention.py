@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-QUERY_BLOCK = 128  # tokens; smaller blocks make slow matmuls, larger ones waste work on keys behind the query
+QUERY_BLOCK = 128  # tokens; smaller blocks make slow matmuls, larger ones waste work on keys after the query
 MASKED = -1e30  # finite, so that a query without any key gives numbers (which nobody reads) and not NaN
 
 
@@ -74,7 +74,7 @@ def _scores(queries: jax.Array, part: Segment) -> jax.Array:
 
 
 def _split_heads(x: jax.Array, key_heads: int) -> jax.Array:
-    """``[G, S, H, head_dim]`` to ``[G, K, R, S, head_dim]``, R query heads to a key head."""
+    """``[G, S, H, head_dim]`` to ``[G, K, R, S, head_dim]``, R query heads per key head."""
     rows, length, heads, dim = x.shape
     return x.reshape(rows, length, key_heads, heads // key_heads, dim).transpose(0, 2, 3, 1, 4)
 

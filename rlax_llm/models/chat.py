@@ -65,7 +65,7 @@ def plain_message(message: Message) -> dict[str, Any]:
 
 
 def render_open(fast: Any, messages: Sequence[Message]) -> str:
-    """Text of whole turns with the assistant's next turn opened behind them.
+    """Text of whole turns with the assistant's next turn opened after them.
 
     Args:
         fast: a fast tokenizer of transformers with a chat template.
@@ -78,7 +78,7 @@ def render_open(fast: Any, messages: Sequence[Message]) -> str:
 
 
 def render_closed(fast: Any, messages: Sequence[Message]) -> str:
-    """Text of whole turns; nothing is opened behind them.
+    """Text of whole turns; nothing is opened after them.
 
     Args:
         fast: a fast tokenizer of transformers with a chat template.
@@ -94,7 +94,7 @@ def render_continued(fast: Any, messages: Sequence[Message]) -> str:
     """Text up to the end of the last message's content, with its turn left open.
 
     Some templates write an empty reasoning before a content that has none yet. A content that has opened its reasoning
-    and not closed it stands directly behind the opened turn instead.
+    and not closed it stands directly after the opened turn instead.
 
     Args:
         fast: a fast tokenizer of transformers with a chat template.
@@ -132,7 +132,7 @@ def has_open_reasoning(text: str) -> bool:
 
 
 def frame(fast: Any, messages: Sequence[Message]) -> tuple[str, str] | None:
-    """What the template writes before and behind an answer that comes after these messages; None where it shows none.
+    """What the template writes before and after an answer that comes after these messages; None where it shows none.
 
     Args:
         fast: a fast tokenizer of transformers with a chat template.
@@ -149,7 +149,7 @@ def frame(fast: Any, messages: Sequence[Message]) -> tuple[str, str] | None:
 def turn_end(fast: Any) -> int | None:
     """The token that ends the assistant's turn in the chat template, or None where there is none.
 
-    It is the first added token that the template writes behind an answer, unless it opens turns too.
+    It is the first added token that the template writes after an answer, unless it opens turns too.
 
     Args:
         fast: a fast tokenizer of transformers.

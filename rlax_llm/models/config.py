@@ -123,7 +123,7 @@ class DecoderConfig:
         qkv_bias: biases on q, k and v (Qwen2).
         qk_norm: RMS norm over each query and key head (Qwen3).
         max_positions: longest sequence, tokens.
-        lora: an adapter that the layers read beside their own weights (``adapter_shapes``), or None.
+        lora: an adapter that the layers read with their own weights (``adapter_shapes``), or None.
         compute_dtype: number format of the products and activations, as "bfloat16"; None is that of the parameters.
             Parameters keep theirs, and so do their gradients; norms, softmax and losses are float32 at least.
     """

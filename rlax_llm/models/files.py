@@ -57,7 +57,7 @@ def replace_directory(directory: Path, needed_bytes: int, owned: Callable[[str],
     """A new directory to write in, which takes the place of ``directory`` when the block ends without an error.
 
     Until then ``directory`` is untouched; after an error, or an interrupt, it still is, and nothing is left behind. A
-    process that is killed leaves its ``.name-….partial`` beside it, which the next one to write ``directory`` sweeps;
+    process that is killed leaves its ``.name-….partial`` next to it, which the next one to write ``directory`` sweeps;
     killed in the instant between the two renames of a replacement, also the old directory, whole, as ``.name-….old``,
     which is swept once there is a new one.
 
@@ -89,7 +89,7 @@ def replace_directory(directory: Path, needed_bytes: int, owned: Callable[[str],
 
 @contextmanager
 def stage_directory(target: Path) -> Iterator[Path]:
-    """A new directory beside ``target``, which goes when the block ends unless it was renamed.
+    """A new directory next to ``target``, which goes when the block ends unless it was renamed.
 
     It is locked for the block, and the lock ends with the process. So what an older process left, killed in such a
     block, is told from what a living one is writing, and is removed first.

@@ -183,7 +183,7 @@ def write_model(
 ) -> None:
     """Write a directory that transformers 4 and 5, and this library, load.
 
-    Everything is written beside ``directory`` and renamed into place at the end: an interruption leaves neither half
+    Everything is written next to ``directory`` and renamed into place at the end: an interruption leaves neither half
     a model nor harms the one that was there.
 
     Args:
@@ -237,7 +237,7 @@ def write_scalar(
 
 
 class _Texts(NamedTuple):
-    """What is written beside the weights: the content of config.json and generation_config.json, and the tokenizer."""
+    """What is written with the weights: the content of config.json and generation_config.json, and the tokenizer."""
 
     config: Mapping[str, Any]
     generation: Mapping[str, Any]

@@ -268,7 +268,7 @@ def _scaling(fields: Fields, rope: Fields) -> RopeScaling | None:
     factor, *bounds = [rope.number(field) for field in _SCALES[kind]]
     if kind == "linear":
         return LinearRope(factor)
-    # As in transformers: a length beside the scaling's own fields wins, and the model's own length is the default.
+    # As in transformers: a length next to the scaling's own fields wins, and the model's own length is the default.
     name = "original_max_position_embeddings"
     places = [place for place in (fields, rope) if place.given(name)]
     length = places[0].size(name) if places else fields.size("max_position_embeddings")

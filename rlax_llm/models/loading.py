@@ -270,7 +270,7 @@ def _base_of(directory: Path) -> str:
     name = base_name(directory)
     if Path(name).exists() or name == "smollm2":
         return name
-    # A run that trained over a model without a name wrote it beside its adapter, and may have been moved since.
+    # A run that trained over a model without a name wrote it next to its adapter, and may have been moved since.
     beside = base_directory(directory.resolve())
     found = beside if Path(name).name == beside.name else directory / name
     return str(found) if found.is_dir() else name
@@ -331,7 +331,7 @@ def _key(path: Path, dtype: Any) -> str:
 
 
 def _keep(cached: Path, model: LanguageModel) -> None:
-    """Write beside and rename, so that of several processes that convert at once the first one's result stays."""
+    """Write next to and rename, so that of several processes that convert at once the first one's result stays."""
     cached.parent.mkdir(parents=True, exist_ok=True)
     with stage_directory(cached) as own:
         write_model(own / "model", *model)

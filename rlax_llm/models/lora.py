@@ -91,7 +91,7 @@ def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     Args:
         config: shapes, with its ``lora``; the result belongs to ``replace(config, lora=None)``.
         params: the base's, ``config.parameter_shapes``.
-        adapter: ``config.adapter_shapes``; a ``score`` beside it is passed through.
+        adapter: ``config.adapter_shapes``; a ``score`` with it is passed through.
 
     Returns:
         Parameters like ``params``, in their dtype; sums and products are of at least float32.

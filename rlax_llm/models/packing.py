@@ -18,7 +18,7 @@ from rlax_llm.models.scoring import _scorer
 class Packed(NamedTuple):
     """``Completions`` whose rows hold several prompts with their completions, one after another, then padding.
 
-    The loops of ``train/policy.py`` that take a row at a time (``supervised_loop``) take it as it is.
+    The loops of ``loops/policy.py`` that take a row at a time (``supervised_loop``) take it as it is.
 
     Attributes:
         tokens: ``[B, T]`` int32.

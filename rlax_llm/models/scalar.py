@@ -69,7 +69,7 @@ def token_values(config: DecoderConfig, layout: tuple[int, int], remat: bool = F
 
     Args:
         config: shapes.
-        layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
         remat: recompute each layer in the backward pass.
 
     Returns:
@@ -91,7 +91,7 @@ def sequence_scores(config: DecoderConfig, layout: tuple[int, int], remat: bool 
 
     Args:
         config: shapes.
-        layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
         remat: recompute each layer in the backward pass.
 
     Returns:

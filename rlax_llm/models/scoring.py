@@ -83,7 +83,7 @@ def group_log_probs(
 
     Args:
         config: shapes.
-        layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
         temperature: the sampler's.
         remat: recompute each layer in the backward pass.
         logit_bias: the sampler's, pairs of a token id and nats.
@@ -110,14 +110,14 @@ def group_logits(
     remat: bool = False,
     logit_bias: LogitBias = (),
 ) -> Callable[[Params, Completions], jax.Array]:
-    """``(params, completions) → [B, S, V]``: tempered logits behind each of the last ``S = T − prompt_width`` tokens.
+    """``(params, completions) → [B, S, V]``: tempered logits after each of the last ``S = T − prompt_width`` tokens.
 
     They are held whole, as a Fisher matrix over them needs; ``group_log_probs`` never does. −inf where the sampler kept
     no token. Limiting case: their log-softmax at the tokens is ``group_log_probs``.
 
     Args:
         config: shapes.
-        layout: ``(group_size, prompt_width)``: rows to a prompt, and the columns that hold prompts.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
         temperature: the sampler's.
         remat: recompute each layer in the backward pass.
         logit_bias: the sampler's, pairs of a token id and nats.

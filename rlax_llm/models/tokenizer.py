@@ -17,7 +17,7 @@ from rlax_llm.models.files import read_json
 PAD = "<|pad|>"
 EOS = "<|eos|>"
 _LARGEST_ID = 2**31 - 1
-_OF_LOADING = ("is_local", "local_files_only")  # how it was read here, which transformers 5 writes beside the rest
+_OF_LOADING = ("is_local", "local_files_only")  # how it was read here, which transformers 5 writes with the rest
 _TEXTS = 1000  # encoded at a time; the backend keeps ten times the text's memory
 
 
@@ -26,8 +26,8 @@ class Tokenizer:
 
     Args:
         fast: a ``transformers.PreTrainedTokenizerFast``.
-        eos_ids: ids that end a completion, beside the tokenizer's own, which comes first, and the one that the chat
-            template writes behind an answer, which comes last.
+        eos_ids: ids that end a completion, besides the tokenizer's own, which comes first, and the one that the chat
+            template writes after an answer, which comes last.
 
     >>> tokenizer = Tokenizer.characters("0123456789+=")
     >>> tokenizer.encode("1+2=")
@@ -205,7 +205,7 @@ class Tokenizer:
         return self.encode(text)
 
     def begun(self, ids: Sequence[int]) -> list[int]:
-        """Ids of a text behind the tokens that the tokenizer begins a text with, a beginning of sequence for most.
+        """Ids of a text after the tokens that the tokenizer begins a text with, a beginning of sequence for most.
 
         They are not put there twice. A conversation needs none: its chat template writes them.
 
@@ -293,7 +293,7 @@ class Tokenizer:
         return (chat.render_continued if continues else chat.render_open)(self._fast, given)
 
     def opened_text(self, messages: Sequence[Message]) -> str:
-        """Text that the chat template makes of whole turns, and of the assistant's next turn opened behind them.
+        """Text that the chat template makes of whole turns, and of the assistant's next turn opened after them.
 
         Args:
             messages: ``{"role": ..., "content": ...}``.
@@ -304,7 +304,7 @@ class Tokenizer:
         return chat.render_open(self._fast, self._messages("conversation", messages))
 
     def conversation_text(self, messages: Sequence[Message]) -> str:
-        """Text that the chat template makes of whole turns; nothing is opened behind them.
+        """Text that the chat template makes of whole turns; nothing is opened after them.
 
         Args:
             messages: ``{"role": ..., "content": ...}``.
@@ -315,7 +315,7 @@ class Tokenizer:
         return chat.render_closed(self._fast, self._messages("conversation", messages))
 
     def answer_frame(self, messages: Sequence[Message]) -> tuple[str, str] | None:
-        """What the chat template writes before and behind an answer to these messages; None where that cannot be seen.
+        """What the chat template writes before and after an answer to these messages; None where that cannot be seen.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, those before the answer.

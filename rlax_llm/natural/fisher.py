@@ -303,7 +303,7 @@ def natural_gradient(direction: DirectionRule) -> optax.GradientTransformationEx
     """A direction as an optimizer: a loss's gradient becomes ``−direction(matvec, gradient).step``.
 
     Chains with any other transformation: ``optax.chain(natural_gradient(...), optax.scale(0.5))`` goes half of the way,
-    ``trpo.line_search`` behind it makes it TRPO. It keeps no state.
+    ``trpo.line_search`` after it makes it TRPO. It keeps no state.
 
     Args:
         direction: such as ``natural_direction(kl_radius)``.

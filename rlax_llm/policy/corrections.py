@@ -167,7 +167,7 @@ def off_policy_mask(
         sampler_log_probs: same shape, those that the tokens were drawn with, nats.
         advantages: same shape.
         mask: same shape, True where the policy chose.
-        threshold: nats a token.
+        threshold: nats per token.
 
     Returns:
         Same shape, bool: the chosen tokens to keep.

@@ -178,7 +178,7 @@ def mask_off_policy(trust_region: TrustRegion, threshold: float) -> Coupled:
 
     Args:
         trust_region: ``(log_ratio, advantages) → loss``.
-        threshold: of the mean of ``log π_old − log π`` over the completion, nats a token.
+        threshold: of the mean of ``log π_old − log π`` over the completion, nats per token.
 
     Returns:
         A ``Coupled`` trust region.
@@ -232,7 +232,7 @@ def clip_cov(
     """Clip-Cov: no loss on a random few of the tokens whose covariance lies between two bounds (arXiv 2505.22617).
 
     Tokens that ``trust_region`` (``clip()`` in the paper) clips already are not drawn. The key is folded with the bits
-    of the batch's old log-probabilities: one constant key draws anew for every batch, and the draw can be repeated.
+    of the batch's old log-probabilities: one constant key draws afresh for every batch, and the draw can be repeated.
     Limiting case: ``trust_region`` itself where no covariance lies between the bounds.
 
     Args:

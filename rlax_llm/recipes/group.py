@@ -87,7 +87,7 @@ def rloo(kl_coef: float = 0.05) -> Objective:
 
 @check_arguments
 def gspo(eps: float = 3e-4, eps_high: float = 4e-4) -> Objective:
-    """Group Sequence Policy Optimization (arXiv 2507.18071): one ratio a completion, no KL.
+    """Group Sequence Policy Optimization (arXiv 2507.18071): one ratio per completion, no KL.
 
     Args:
         eps: half-width of the clip below 1, of the mean ratio of a token.

@@ -279,7 +279,7 @@ def _work(connection: Connection, name: str, spec: str, folder: Path) -> None:
 def _end_with_main_program() -> None:
     """Have this process, and those that it will start, end when the main program does, however it ends.
 
-    A process beside this one waits for that and kills their group: a thread could not, where a function never lets one
+    Another process waits for that and kills their group: a thread could not, where a function never lets one
     run. Its parent has ended, so that no function that waits for its own processes meets it.
     """
     parent = multiprocessing.parent_process()

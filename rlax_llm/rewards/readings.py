@@ -47,7 +47,7 @@ class Words(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A letter of multiple choice, and what else is written beside it."""
+    """A letter of multiple choice, and what else is written next to it."""
 
     letter: str
     beside: str = ""

@@ -165,7 +165,7 @@ def test_many_rows_are_each_as_alone(tokenizer):
         (
             Verbatim("a"),
             "2<|im_end|>3",
-            "the completion goes on behind the stop token '<|im_end|>'; remove it from the text.",
+            "the completion goes on after the stop token '<|im_end|>'; remove it from the text.",
         ),
         (
             Verbatim("a"),

@@ -85,7 +85,7 @@ RULES = {
 }
 for END in ("termination", "truncation"):
     RULES[f"{END} is a death"] = {}
-    RULES[f"{END} is bootstrapped from the observation behind it"] = {"beyond": ("terminated", "truncated")}
+    RULES[f"{END} is bootstrapped from the observation after it"] = {"beyond": ("terminated", "truncated")}
     RULES[f"{END} is bootstrapped from the observation before it"] = {"beyond": ("before",)}
     RULES[f"{END} is bootstrapped from the next episode"] = {"beyond": ("next",)}
 OF_ACTIONS = {

@@ -288,8 +288,8 @@ def test_a_gaussian_policy_solves_its_probe(recipe):
             "no end",
             {
                 "constant_reward": "termination is no end",
-                "termination": "termination is bootstrapped from the observation behind it",
-                "termination_at_limit": "termination is bootstrapped from the observation behind it",
+                "termination": "termination is bootstrapped from the observation after it",
+                "termination_at_limit": "termination is bootstrapped from the observation after it",
             },
         ),
     ],
