@@ -9,6 +9,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+from rlax_llm.core.names import did_you_mean
+
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _MOST_DIGITS = 30
 _SHOWN = 200
@@ -39,7 +41,9 @@ def converted(where: str, value: Any, hint: Any) -> Any:
     wanted = next(option for option in options if option is not type(None))
     if typing.get_origin(wanted) is Literal:
         choices = typing.get_args(wanted)
-        return _taken(where, value, _chosen(value, choices), f"one of {', '.join(map(str, choices))}")
+        known = [str(choice) for choice in choices]
+        end = did_you_mean(value, known) if isinstance(value, str) else "."
+        return _taken(where, value, _chosen(value, choices), f"one of {', '.join(known)}", end)
     if typing.get_origin(wanted) is tuple:
         return _taken(where, value, _whole_numbers(value), "a list of whole numbers, such as [64, 64]")
     read, kind = _READERS[wanted]
@@ -82,9 +86,9 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if united else (hint,)
 
 
-def _taken(where: str, value: Any, found: Any, wanted: str) -> Any:
+def _taken(where: str, value: Any, found: Any, wanted: str, end: str = ".") -> Any:
     if found is None:
-        raise ValueError(f"{where} is {shortened(value)}, wanted {wanted}.")
+        raise ValueError(f"{where} is {shortened(value)}, wanted {wanted}{end}")
     return found
 
 

@@ -100,7 +100,7 @@ def call_named(
 
     >>> call_named("optimizer", "optax:sgd", {"a number": float}, 0.1)
     Traceback (most recent call last):
-    ValueError: optimizer 'optax:sgd' returned a GradientTransformationExtraArgs, wanted a number.
+    ValueError: optimizer 'optax:sgd' returned a value of type GradientTransformationExtraArgs, wanted a number.
     """
     return call_checked(
         f"{what} {spec!r}", named_function(what, spec, failure), wanted, *arguments, failure=failure, **named
@@ -137,7 +137,7 @@ def call_checked(
     except (Exception, SystemExit) as error:
         raise failure(f"{where} raised {told(error)}.") from error
     if not isinstance(made, tuple(wanted.values())):
-        raise failure(f"{where} returned a {type(made).__name__}, wanted {' or '.join(wanted)}.")
+        raise failure(f"{where} returned a value of type {type(made).__name__}, wanted {' or '.join(wanted)}.")
     return made
 
 

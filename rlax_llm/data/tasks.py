@@ -207,33 +207,49 @@ def _reports(parts: Sequence[Kept[Any]]) -> tuple[str, ...]:
 
 def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
     name, settings = _parsed(spec)
-    if name == "arithmetic":
-        # Prompts of one length are the easier ones to learn; a range that ends before two digits begins at 0.
-        short = isinstance(settings.get("largest"), int) and settings["largest"] <= 10
-        problems = _problems(spec, {"smallest": 0 if short else 10, "largest": 99} | settings)
-        parts = arithmetic.digit_rows(problems, held_out_size, seed)
-        return _task(spec, parts, Reward("exact_answer", exact_answer))
-    if name == "arithmetic-words":
-        problems = _problems(spec, {"smallest": 2, "largest": 20, "operators": "+-"} | settings)
-        parts = arithmetic.word_rows(problems, held_out_size, seed)
-        return _task(spec, parts, Reward("integer_answer", integer_answer))
     family, _, member = name.partition(":")
+    if name in _TASKS:
+        return _TASKS[name](spec, held_out_size, seed, settings)
     if family == _GYM and member:
-        if "seed" in settings:
-            raise DataError(f"task {spec!r}: seed is not a setting; it is the run's own seed.")
-        size = settings.pop("size", 1000)
-        train, held_out, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
-        return replace(_task(spec, (train, held_out), reward), solved=_nearly_full_score)
+        return _gym_task(spec, member, held_out_size, seed, settings)
     if is_own(name):
         return _own_task(spec, name, held_out_size, seed, settings)
     raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{did_you_mean(name, _KNOWN)}")
 
 
+def _sums(spec: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:
+    # Prompts of one length are the easier ones to learn; a range that ends before two digits begins at 0.
+    short = isinstance(settings.get("largest"), int) and settings["largest"] <= 10
+    problems = _problems(spec, {"smallest": 0 if short else 10, "largest": 99} | settings)
+    parts = arithmetic.digit_rows(problems, held_out_size, seed)
+    return _task(spec, parts, Reward("exact_answer", exact_answer))
+
+
+def _word_sums(spec: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:
+    problems = _problems(spec, {"smallest": 2, "largest": 20, "operators": "+-"} | settings)
+    parts = arithmetic.word_rows(problems, held_out_size, seed)
+    return _task(spec, parts, Reward("integer_answer", integer_answer))
+
+
+_TASKS = {"arithmetic": _sums, "arithmetic-words": _word_sums}
+
+
+def _gym_task(spec: str, member: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:
+    if "seed" in settings:
+        raise DataError(f"task {spec!r}: seed is not a setting; it is the run's own seed.")
+    size = settings.pop("size", 1000)
+    train, held_out, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
+    return replace(_task(spec, (train, held_out), reward), solved=_nearly_full_score)
+
+
 def _own_task(spec: str, name: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:
     """A user's own: a function that returns rows to train on, rows held out, and the reward function."""
     wanted = {"a tuple of rows to train on, rows held out and a reward function": tuple}
-    given = {"held_out_size": held_out_size, "seed": seed} | settings
-    made = call_named("task", name, wanted, failure=DataError, **given)
+    given = {"held_out_size": held_out_size, "seed": seed}
+    taken = [setting for setting in settings if setting in given]
+    if taken:
+        raise DataError(f"task {spec!r}: {taken[0]} is not a setting; it is the run's own.")
+    made = call_named("task", name, wanted, failure=DataError, **given, **settings)
     if len(made) != 3 or not callable(made[2]):
         raise DataError(f"task {name!r} returned a tuple of {len(made)}, wanted {next(iter(wanted))}.")
     train, held_out, reward = made

@@ -111,7 +111,8 @@ WANTED = {
 
 @pytest.mark.parametrize("kind", WANTED)
 def test_what_returns_something_else_or_fails_is_told(kind):
-    with pytest.raises(ValueError, match=rf"own_code\.py:number'? returned a float, wanted {WANTED[kind]}\.$"):
+    told = rf"own_code\.py:number'? returned a value of type float, wanted {WANTED[kind]}\.$"
+    with pytest.raises(ValueError, match=told):
         KINDS[kind]("own_code.py:number")
     with pytest.raises(ValueError, match=r"own_code\.py:broken'? raised RuntimeError: out of order\.$"):
         KINDS[kind]("own_code.py:broken")
