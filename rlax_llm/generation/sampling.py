@@ -2,8 +2,8 @@
 
 Drawing inverts the cumulative distribution in two levels (a block of the vocabulary, then a token in it): two uniform
 numbers per row instead of V Gumbel variables. Top-k, top-p and min-p are thresholds on the tempered logits, found
-without sorting the vocabulary; ties at the cut are kept. What was kept is handed on as a set of tokens, because a threshold
-means nothing to another model: logits are defined up to a constant.
+without sorting the vocabulary; ties at the cut are kept. What was kept is handed on as a set of tokens, because a
+threshold means nothing to another model: logits are defined up to a constant.
 """
 
 from __future__ import annotations
