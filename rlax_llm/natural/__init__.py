@@ -20,6 +20,7 @@ __getattr__, __dir__ = lazy_face(
         ),
         "trpo": (
             "Accept",
+            "NaturalStep",
             "Problem",
             "Search",
             "SearchRule",

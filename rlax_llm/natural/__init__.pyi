@@ -16,6 +16,7 @@ from rlax_llm.natural.fisher import linearize_by_reverse as linearize_by_reverse
 from rlax_llm.natural.fisher import natural_direction as natural_direction
 from rlax_llm.natural.fisher import natural_gradient as natural_gradient
 from rlax_llm.natural.trpo import Accept as Accept
+from rlax_llm.natural.trpo import NaturalStep as NaturalStep
 from rlax_llm.natural.trpo import Problem as Problem
 from rlax_llm.natural.trpo import Search as Search
 from rlax_llm.natural.trpo import SearchRule as SearchRule
