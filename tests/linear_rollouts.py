@@ -9,7 +9,7 @@ import numpy as np
 from rlax_llm.core.distributions import categorical
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
-from rlax_llm.loops.updates import Learning, Rollout, no_normalization
+from rlax_llm.loops.updates import ControlBatch, Learning, no_normalization
 from rlax_llm.models.actor_critic import ActorCritic, policy_from_apply
 
 # A power of two: the weights 1/N are float32.
@@ -31,7 +31,7 @@ def linear() -> ActorCritic:
 POLICY = linear()
 
 
-def a_rollout(params) -> Rollout:
+def a_rollout(params) -> ControlBatch:
     """Streams with ends of both kinds, and values and log-probabilities of the policy itself."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(STEPS, BATCH, FEATURES)))
@@ -44,7 +44,7 @@ def a_rollout(params) -> Rollout:
     given = (rewards, np.where(ends < 0.1, 0.0, 0.9), traces, values, behind)
     starts = jnp.asarray(np.concatenate([np.ones((1, BATCH), bool), ((ends < 0.1) | (ends > 0.9))[:-1]]))
     log_probs = categorical.log_prob(logits, actions)
-    return Rollout(x, starts, actions, logits, log_probs, Trajectory(*map(jnp.asarray, given)), ())
+    return ControlBatch(x, starts, actions, logits, log_probs, Trajectory(*map(jnp.asarray, given)), ())
 
 
 def flat(x) -> np.ndarray:

@@ -106,7 +106,7 @@ def training(settings: Settings, task: Task, update: Update) -> Run:
 
 
 def captured(settings: Settings, task: Task, state: ControlState, key: jax.Array) -> Any:
-    """The ``Rollout`` that an update would see next."""
+    """The ``ControlBatch`` that an update would see next."""
     environment, policy, collecting = setup(settings, task)
 
     def keep(params: Any, state: Any, rollout: Any, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:

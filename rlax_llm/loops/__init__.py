@@ -30,6 +30,6 @@ __getattr__, __dir__ = lazy_face(
         "rlhf_credit": ("KlInReward", "Shaping"),
         "scaling": ("Moments", "Scaling", "no_scaling", "standardization", "unit_return"),
         "seeds": ("cores_as_devices", "on_devices", "over_seeds"),
-        "updates": ("Learning", "Penalty", "Rollout", "Update", "gradient_update", "natural_update"),
+        "updates": ("Learning", "Penalty", "ControlBatch", "Update", "gradient_update", "natural_update"),
     },
 )

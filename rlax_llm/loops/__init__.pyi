@@ -59,9 +59,9 @@ from rlax_llm.loops.scaling import unit_return as unit_return
 from rlax_llm.loops.seeds import cores_as_devices as cores_as_devices
 from rlax_llm.loops.seeds import on_devices as on_devices
 from rlax_llm.loops.seeds import over_seeds as over_seeds
+from rlax_llm.loops.updates import ControlBatch as ControlBatch
 from rlax_llm.loops.updates import Learning as Learning
 from rlax_llm.loops.updates import Penalty as Penalty
-from rlax_llm.loops.updates import Rollout as Rollout
 from rlax_llm.loops.updates import Update as Update
 from rlax_llm.loops.updates import gradient_update as gradient_update
 from rlax_llm.loops.updates import natural_update as natural_update

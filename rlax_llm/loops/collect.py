@@ -136,14 +136,30 @@ def rollout(
         step: Step = jax.vmap(environment.step)(keys, runner.states, actions)
         truncated = step.truncated & ~step.terminated
         ended = step.terminated | truncated
-        returns, lengths = runner.returns + step.reward, runner.lengths + 1
-        seen = runner.observations, runner.starts, parameters, actions
-        happened = step.reward, step.terminated, truncated, step.observation
-        taken = Steps(*seen, *happened, carry, returns, lengths)
-        states = _choose(ended, fresh_states, step.state)
-        observations = _choose(ended, fresh_observations, step.observation)
-        kept = jnp.where(ended, 0, returns), jnp.where(ended, 0, lengths)
-        return Runner(states, observations, ended, carry, *kept), taken
+        returns = runner.returns + step.reward
+        lengths = runner.lengths + 1
+        taken = Steps(
+            observations=runner.observations,
+            starts=runner.starts,
+            parameters=parameters,
+            actions=actions,
+            rewards=step.reward,
+            terminated=step.terminated,
+            truncated=truncated,
+            reached=step.observation,
+            carry=carry,
+            returns=returns,
+            lengths=lengths,
+        )
+        after = Runner(
+            states=_choose(ended, fresh_states, step.state),
+            observations=_choose(ended, fresh_observations, step.observation),
+            starts=ended,
+            carry=carry,
+            returns=jnp.where(ended, 0, returns),
+            lengths=jnp.where(ended, 0, lengths),
+        )
+        return after, taken
 
     parameters = jax.eval_shape(lambda: policy.act(params, runner.carry, see(runner.observations))[0])
     return jax.lax.scan(one, runner, _drawn(environment, policy, parameters, key, (horizon_steps, environments)))

@@ -20,7 +20,7 @@ from rlax_llm.credit.values import explained_variance
 from rlax_llm.envs.environment import Environment
 from rlax_llm.loops.collect import Runner, Steps, rollout, start_runner
 from rlax_llm.loops.scaling import Scaling, no_scaling
-from rlax_llm.loops.updates import Rollout, Update
+from rlax_llm.loops.updates import ControlBatch, Update
 from rlax_llm.models.actor_critic import ActorCritic, Params
 
 
@@ -81,7 +81,7 @@ def trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, s
         steps: ``[T, B]``.
 
     Returns:
-        ``[T, B]``, for credits along axis 0, undiscounted: 0 only behind a terminal step; traces end where a step was
+        ``[T, B]``, for credits along axis 0, undiscounted: 0 only after a terminal step; traces end where a step was
         truncated, and at the last.
     """
     values = policy.evaluate(params, carry, see(steps.observations), steps.starts)[1]
@@ -93,11 +93,18 @@ def trajectory(policy: ActorCritic, see: Callable, params: Params, carry: Any, s
     return Trajectory(steps.rewards, discounts, traces, values, following.reshape(values.shape))
 
 
-def _learned(policy: ActorCritic, see: Callable, steps: Steps, stream: Trajectory, carry: Any) -> Rollout:
+def _learned(policy: ActorCritic, see: Callable, steps: Steps, stream: Trajectory, carry: Any) -> ControlBatch:
     """What an update reads of the steps."""
     log_probs = policy.distribution.log_prob(steps.parameters, steps.actions)
-    seen = see(steps.observations)
-    return Rollout(seen, steps.starts, steps.actions, steps.parameters, log_probs, stream, carry)
+    return ControlBatch(
+        observations=see(steps.observations),
+        starts=steps.starts,
+        actions=steps.actions,
+        parameters=steps.parameters,
+        log_probs=log_probs,
+        trajectory=stream,
+        carry=carry,
+    )
 
 
 def _episodes(steps: Steps) -> Metrics:
@@ -119,7 +126,7 @@ def control_loop(
 ) -> tuple[Callable[[jax.Array], ControlState], Callable[[ControlState, jax.Array], tuple[ControlState, Metrics]]]:
     """``init(key)`` and ``step(state, key)``: a rollout and an update. Both trace under ``jit``, ``scan`` and ``vmap``.
 
-    Behind a truncation, and behind the rollout's last step, the return goes on with the critic's value of the state
+    After a truncation, and after the rollout's last step, the return goes on with the critic's value of the state
     that was reached, never with the next episode's. The scaling of observations is brought up
     to date after the update, so that a rollout and what is learned from it see the same; that of rewards before it.
 
@@ -156,8 +163,15 @@ def control_loop(
         params = policy.init(params_key)
         check_trainable("control_loop", params)
         runner = start_runner(environment, policy, collecting.environments, runner_key)
-        scales = observing.init(environment.observation.shape), rewarding.init(())
-        return ControlState(params, update.init(params), runner, *scales, jnp.zeros_like(runner.returns), jnp.int32(0))
+        return ControlState(
+            params=params,
+            update=update.init(params),
+            runner=runner,
+            observation_scale=observing.init(environment.observation.shape),
+            reward_scale=rewarding.init(()),
+            discounted=jnp.zeros_like(runner.returns),
+            steps=jnp.int32(0),
+        )
 
     def step(state: ControlState, key: jax.Array) -> tuple[ControlState, Metrics]:
         rollout_key, update_key = jax.random.split(key)
@@ -175,10 +189,17 @@ def control_loop(
         learned = _learned(policy, see, steps, stream, state.runner.carry)
         params, update_state, metrics = update.step(state.params, state.update, learned, update_key)
         samples = steps.observations.reshape(-1, *environment.observation.shape)
-        scales = observing.update(state.observation_scale, samples), reward_scale
-        taken = state.steps + steps.rewards.size
         metrics |= _episodes(steps) | {"explained_variance": _explained(stream)}
-        return ControlState(params, update_state, runner, *scales, returns[-1], taken), metrics
+        after = ControlState(
+            params=params,
+            update=update_state,
+            runner=runner,
+            observation_scale=observing.update(state.observation_scale, samples),
+            reward_scale=reward_scale,
+            discounted=returns[-1],
+            steps=state.steps + steps.rewards.size,
+        )
+        return after, metrics
 
     return init, step
 

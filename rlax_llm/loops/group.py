@@ -55,7 +55,7 @@ class GroupLearning(NamedTuple):
         minibatches: optimizer steps in an epoch, each on whole groups.
         micro_batches: parts that the groups of a minibatch are taken in; changes the memory and nothing else.
         teaching: ``(mask, truncated) → mask``, the tokens that teach.
-        correction: weights for a sampler that differs from the learner, whose log-probabilities are then taken anew
+        correction: weights for a sampler that differs from the learner, whose log-probabilities are then taken again
             before the first optimizer step; None where the sampler's are the learner's.
         entropy_coef: weight ≥ 0 of the bonus for the mean entropy of a token, at the start; may be traced.
         entropy_control: ``(coef, entropy) → coef`` after each batch.
@@ -311,10 +311,10 @@ def group_trpo_loop(
     """TRPO on completions: ``init`` and ``step`` as of ``group_loop``, a step being one natural-gradient step.
 
     The surrogate is ``Σ weights · (−A · π/π_old)``, the divergence ``Σ weights · KL(π_old‖π)`` exact at every chosen
-    token, both over the same weights (of ``token_mean``: the KL of a token). π_old is the policy at the step's start.
+    token, both over the same weights (of ``token_mean``: the KL per token). π_old is the policy at the step's start.
 
     Args:
-        logits: ``(params, completions) → [B, S, V]``, the tempered logits behind each of the last S tokens, which hold
+        logits: ``(params, completions) → [B, S, V]``, the tempered logits after each of the last S tokens, which hold
             all that was chosen.
         advantage: ``Scored → [P, G]`` or ``[P, G, T]``.
         weighting: ``mask → weights``.

@@ -23,7 +23,7 @@ from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.config import DecoderConfig
 
 Memory = Any
-Reward = Callable[[Completions, Any], jax.Array]
+ScoreFunction = Callable[[Completions, Any], jax.Array]
 
 
 class Prompts(NamedTuple):
@@ -65,7 +65,7 @@ class LanguageState(NamedTuple):
 
 
 def fresh_sampling(
-    config: DecoderConfig, prompts: Prompts, reward: Reward, request: Request, batch_size: int
+    config: DecoderConfig, prompts: Prompts, reward: ScoreFunction, request: Request, batch_size: int
 ) -> Collector:
     """Fresh groups of prompts drawn with replacement; it has no memory.
 
@@ -128,7 +128,7 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
     they count in no denominator.
 
     Args:
-        collector: of P groups a round.
+        collector: of P groups per round.
         most_rounds: ≥ 1, rounds of generation in a step.
 
     Returns:

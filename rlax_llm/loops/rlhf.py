@@ -297,7 +297,7 @@ def rlhf_loop(
         policy's; ``frozen`` has what is not trained, ``{"policy": …, "value": …}``, to be joined with what is.
         Metrics: those of ``reward_metrics``; ``kl_coef`` of this step, ``advantage_mean`` before it is normalized,
         ``explained_variance`` of the values before the update; and means over the optimizer steps: those of
-        ``policy_loss``, ``value_loss``, ``value_clip_fraction``, ``entropy``, ``approx_kl`` (k2 of a token, nats),
+        ``policy_loss``, ``value_loss``, ``value_clip_fraction``, ``entropy``, ``approx_kl`` (k2 per token, nats),
         ``ratio`` and ``ratio_var`` over tokens, ``grad_norm`` (the policy's) and ``value_grad_norm``.
 
     Raises:
@@ -332,6 +332,6 @@ def rlhf_loop(
         (params, opt_state), learned = _learned(loop, state, experience, key, frozen, warming)
         kl_coef = _next_kl_coef(loop, state, metrics, warming | ~experience.mask.any())
         metrics |= described | learned | {"kl_coef": state.kl_coef}
-        return RlhfState(params, opt_state, state.step + 1, kl_coef), metrics
+        return RlhfState(params=params, opt_state=opt_state, step=state.step + 1, kl_coef=kl_coef), metrics
 
     return init, step

@@ -47,7 +47,7 @@ def terminated_at_limit(
         completions: ``[B, T]``.
 
     Returns:
-        The values ``[B, T]``, and zeros ``[B]``, the value behind the last token.
+        The values ``[B, T]``, and zeros ``[B]``, the value after the last token.
     """
     now = values(completions)
     return now, jnp.zeros_like(now, shape=now.shape[:1])
@@ -56,7 +56,7 @@ def terminated_at_limit(
 def bootstrapped_at_limit(
     values: Callable[[Completions], jax.Array], completions: Completions
 ) -> tuple[jax.Array, jax.Array]:
-    """A completion that was cut would have gone on: behind its last token stands the critic's value, *and* its score.
+    """A completion that was cut would have gone on: after its last token come the critic's value *and* its score.
 
     For scores of what has been written so far, such as a sum over sentences; a judgment of the whole text is paid
     once, by ``terminated_at_limit``. The critic is asked about one more position, so that it reads ``T + 1`` columns.
@@ -64,10 +64,10 @@ def bootstrapped_at_limit(
 
     Args:
         values: ``completions → [B, T]``, of the state before each token.
-        completions: ``[B, T]``; a truncated row's next token would be behind its last valid one.
+        completions: ``[B, T]``; a truncated row's next token would follow its last valid one.
 
     Returns:
-        The values ``[B, T]``, and ``[B]`` the value behind the last token, 0 for a row that ended by itself.
+        The values ``[B, T]``, and ``[B]`` the value after the last token, 0 for a row that ended by itself.
     """
     columns = jnp.arange(completions.tokens.shape[1])
     behind = jnp.where(completions.valid, columns + 1, 0).max(-1)
@@ -115,7 +115,7 @@ class Shaping(NamedTuple):
         scores: ``(scores [B], truncated [B]) → [B]``, before anything else; a NaN it returns leaves the row out.
         kl: in the reward.
         rewards: ``(rewards [B, T], mask) → [B, T]``, of the whole batch; ``masked.unit_variance`` whitens them.
-        ending: what stands behind the last token, ``terminated_at_limit`` or ``bootstrapped_at_limit``.
+        ending: what follows the last token, ``terminated_at_limit`` or ``bootstrapped_at_limit``.
         discount: γ of a chosen token.
         trace: the policy's λ, a number or a function of the number of chosen tokens (``length_adaptive_trace``).
         value_trace: the critic's λ, the same; 1 in VAPO (arXiv 2504.05118).
@@ -189,7 +189,7 @@ def token_credit(
         shaping: its ``discount`` and traces are read.
         rewards: ``[B, T]``.
         values: ``[B, T]``, of the state before each token; read where ``mask`` is True.
-        bootstrap: ``[B]``, the value behind the last token.
+        bootstrap: ``[B]``, the value after the last token.
         mask: ``[B, T]`` bool, the tokens that teach.
 
     Returns:

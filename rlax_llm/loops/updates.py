@@ -29,7 +29,7 @@ from rlax_llm.policy.weightings import token_mean
 Normalize = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-class Rollout(NamedTuple):
+class ControlBatch(NamedTuple):
     """What an update learns from, ``[T, B, …]`` each.
 
     Attributes:
@@ -60,7 +60,7 @@ class Update(NamedTuple):
     """
 
     init: Callable[[Params], Any]
-    step: Callable[[Params, Any, Rollout, jax.Array], tuple[Params, Any, Metrics]]
+    step: Callable[[Params, Any, ControlBatch, jax.Array], tuple[Params, Any, Metrics]]
 
 
 def plain_value_loss(values: jax.Array, old_values: jax.Array, targets: jax.Array) -> jax.Array:
@@ -128,7 +128,7 @@ class Penalty(NamedTuple):
     initial: float | jax.Array = 1.0
 
 
-class Rows(NamedTuple):
+class ControlRows(NamedTuple):
     """Part of a rollout as streams ``[L, R, …]``: what one gradient reads."""
 
     observations: jax.Array
@@ -158,10 +158,10 @@ def along_streams(credit: Credit, trajectory: Trajectory) -> jax.Array:
     return jax.lax.stop_gradient(jax.vmap(credit, 1, 1)(trajectory))
 
 
-def _rows(policy: ActorCritic, rollout: Rollout, advantage: Credit, target: Credit) -> tuple[Rows, Any]:
-    """Rows and their memories: steps on their own without memory, whole streams with it."""
+def _rows(policy: ActorCritic, rollout: ControlBatch, advantage: Credit, target: Credit) -> tuple[ControlRows, Any]:
+    """ControlRows and their memories: steps on their own without memory, whole streams with it."""
     advantages, targets = (along_streams(credit, rollout.trajectory) for credit in (advantage, target))
-    rows = Rows(
+    rows = ControlRows(
         observations=rollout.observations,
         starts=rollout.starts,
         actions=rollout.actions,
@@ -176,14 +176,16 @@ def _rows(policy: ActorCritic, rollout: Rollout, advantage: Credit, target: Cred
     return jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows), rollout.carry
 
 
-def _take(batch: tuple[Rows, Any], order: jax.Array) -> tuple[Rows, Any]:
+def _take(batch: tuple[ControlRows, Any], order: jax.Array) -> tuple[ControlRows, Any]:
     """Some rows, which are on axis 1, and their memories, which are on axis 0."""
     rows, carry = batch
     taken = jax.tree.map(lambda x: x[:, order], rows), take_rows(carry, order)
     return jax.lax.optimization_barrier(taken)  # gathered once, not again in each operation that reads them
 
 
-def _epochs(learning: Learning, batch: tuple[Rows, Any], minibatch: Callable, start: Any, key: jax.Array) -> tuple:
+def _epochs(
+    learning: Learning, batch: tuple[ControlRows, Any], minibatch: Callable, start: Any, key: jax.Array
+) -> tuple:
     """``minibatch`` over every minibatch of every epoch, and the means of what it reports."""
     rows, carry = batch
     count = rows.starts.shape[1]
@@ -200,7 +202,7 @@ def _epochs(learning: Learning, batch: tuple[Rows, Any], minibatch: Callable, st
 def _control_loss(policy: ActorCritic, objective: Objective, learning: Learning, penalized: bool) -> Callable:
     """The loss of ``gradient_update`` on some rows, and its metrics."""
 
-    def loss(params: Params, rows: Rows, carry: Any, kl_coef: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(params: Params, rows: ControlRows, carry: Any, kl_coef: jax.Array) -> tuple[jax.Array, Metrics]:
         parameters, values = policy.evaluate(params, carry, rows.observations, rows.starts)
         mask = jnp.ones(rows.starts.shape, bool)
         weights = objective.weighting(mask)
@@ -251,8 +253,8 @@ def gradient_update(
     def init(params: Params) -> GradientState:
         return GradientState(optimizer.init(params), jnp.float32(0 if penalty is None else penalty.initial))
 
-    def step(params: Params, state: GradientState, rollout: Rollout, key: jax.Array) -> tuple:
-        def minibatch(now: tuple, part: tuple[Rows, Any]) -> tuple[tuple, Metrics]:
+    def step(params: Params, state: GradientState, rollout: ControlBatch, key: jax.Array) -> tuple:
+        def minibatch(now: tuple, part: tuple[ControlRows, Any]) -> tuple[tuple, Metrics]:
             params, opt_state, stopped = now
             gradient, metrics = gradient_of(params, *part, state.kl_coef)
             new = optimizer_step(optimizer, gradient, params, opt_state)
@@ -316,7 +318,7 @@ def natural_update(
     def init(params: Params) -> optax.OptState:
         return optimizer.init(_own_critic(params))
 
-    def actor_step(params: Params, rows: Rows, carry: Any) -> tuple[Params, Metrics]:
+    def actor_step(params: Params, rows: ControlRows, carry: Any) -> tuple[Params, Metrics]:
         def acting(actor: Params) -> Any:
             return policy.evaluate(params | {"actor": actor}, carry, rows.observations, rows.starts)[0]
 
@@ -326,12 +328,12 @@ def natural_update(
         actor, metrics = trpo_step(params["actor"], problem, direction, search)
         return actor, metrics | {"entropy": policy.distribution.entropy(rows.parameters).mean()}
 
-    def value_loss(critic: Params, params: Params, rows: Rows, carry: Any) -> jax.Array:
+    def value_loss(critic: Params, params: Params, rows: ControlRows, carry: Any) -> jax.Array:
         values = policy.evaluate(params | {"critic": critic}, carry, rows.observations, rows.starts)[1]
         return learning.value_loss(values, rows.values, rows.targets).mean()
 
-    def step(params: Params, opt_state: optax.OptState, rollout: Rollout, key: jax.Array) -> tuple:
-        def minibatch(now: tuple, part: tuple[Rows, Any]) -> tuple[tuple, jax.Array]:
+    def step(params: Params, opt_state: optax.OptState, rollout: ControlBatch, key: jax.Array) -> tuple:
+        def minibatch(now: tuple, part: tuple[ControlRows, Any]) -> tuple[tuple, jax.Array]:
             critic, opt_state = now
             loss, gradient = jax.value_and_grad(value_loss)(critic, params, *part)
             return optimizer_step(optimizer, gradient, critic, opt_state), loss

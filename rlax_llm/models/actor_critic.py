@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 
 from rlax_llm.core.distributions import Distribution, categorical, gaussian
+from rlax_llm.core.types import Params
 from rlax_llm.envs.environment import Box, Discrete, Environment
 from rlax_llm.models.functional import pure_functions
 from rlax_llm.models.initializers import orthogonal_kernels
 
-Params = dict[str, Any]
 Carry = Any
 Parameters = Any
 

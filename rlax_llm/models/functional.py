@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-Params = dict[str, Any]
+from rlax_llm.core.types import Params
 
 
 def pure_functions(factory: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:

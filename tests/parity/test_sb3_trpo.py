@@ -23,7 +23,7 @@ from rlax_llm.core.distributions import categorical, gaussian
 from rlax_llm.core.types import Trajectory
 from rlax_llm.credit import streams as credits
 from rlax_llm.credit.values import squared_value_loss
-from rlax_llm.loops.updates import Learning, Rollout, along_streams, natural_update
+from rlax_llm.loops.updates import ControlBatch, Learning, along_streams, natural_update
 from rlax_llm.models.actor_critic import ActorCritic, policy_from_apply
 from rlax_llm.natural.fisher import natural_direction
 from rlax_llm.natural.trpo import backtracking_search, improves_within
@@ -130,7 +130,7 @@ def test_an_update_is_the_peers(monkeypatch, environment, radius, damping):
     given = jnp.asarray(theirs.advantages)[:, None], jnp.asarray(theirs.returns)[:, None]
     ones = jnp.ones((STEPS, 1))
     trajectory = Trajectory(given[0], ones, ones, given[1], values)
-    rollout = Rollout(x, ones > 1, actions, parameters, log_probs, trajectory, ())
+    rollout = ControlBatch(x, ones > 1, actions, parameters, log_probs, trajectory, ())
     learning = Learning(1, 1, lambda t: t.values, lambda v, old, target: 2 * squared_value_loss(v, target))
     heard = {}
 
