@@ -77,7 +77,7 @@ def test_the_summary_tells_what_came_out(whole):
     summary = json.loads(whole.summary_path.read_text())
     assert summary["finished"] and summary["stopped"] is None
     assert (summary["iterations"], summary["environment_steps"], summary["seeds"]) == (7, 224, 2)
-    assert len(summary["greedy_return_seeds"]) == 2 and summary["greedy_return"] <= TINY.eval_steps
+    assert len(summary["greedy_return_seeds"]) == 2 and summary["greedy_return"] <= TINY.run.eval_steps
     low, high = summary["greedy_return_interval"]
     assert low <= summary["greedy_return"] <= high
     assert summary["final_return_seeds"] == pytest.approx(whole.metrics()[-1]["episode_return_seeds"], nan_ok=True)
@@ -87,7 +87,7 @@ def test_the_summary_tells_what_came_out(whole):
 def test_the_picture_ends_with_the_episode(whole):
     greedy = json.loads(whole.summary_path.read_text())["greedy_return_seeds"]
     with Image.open(whole.path / "episode.gif") as picture:
-        assert 1 < picture.n_frames <= TINY.eval_steps and max(greedy) > 1
+        assert 1 < picture.n_frames <= TINY.run.eval_steps and max(greedy) > 1
 
 
 def test_the_episode_of_the_picture_has_no_repetition_at_its_end():

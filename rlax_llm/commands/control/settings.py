@@ -305,7 +305,7 @@ class ControlSettings(Settings):
             chosen["minibatches"] = min(chosen["minibatches"], given.get("environments", chosen["environments"]))
         whole = {**chosen, **given}
         iterations = whole["steps"] // max(whole["environments"] * whole["horizon_steps"], 1)
-        return chosen | dict.fromkeys(_unread(named)) | {"log_every": max(1, iterations // _LOOKS)}
+        return chosen | dict.fromkeys(_unread(named)) | {"log_every": min(max(1, iterations // _LOOKS), LARGEST_COUNT)}
 
     def __post_init__(self) -> None:
         """Check the parts together."""
