@@ -119,32 +119,68 @@ def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Complet
     return jax.tree.map(lambda x: x[:, :width] if x.ndim > 1 else x, completions)
 
 
-class Evaluation(NamedTuple):
-    """Completions of held-out rows and their scores.
+class Graded(NamedTuple):
+    """A batch of completions of held-out rows, and their scores.
 
     Attributes:
-        totals: of each completion, ``[B]``, NaN where it has no score.
-        solved: of each, whether the task accepts it, by its first reward.
-        records: what ``completions.jsonl`` holds of each.
+        rollout: the completions; those from ``known`` on fill the batch up.
+        scores: of each.
+        known: completions that count.
     """
 
-    totals: np.ndarray
-    solved: np.ndarray
-    records: list[dict[str, Any]]
+    rollout: Rollout
+    scores: Scores
+    known: int
+
+
+class Grades(NamedTuple):
+    """Completions of all held-out rows, and their scores.
+
+    Attributes:
+        sampling: drew them.
+        solved_at: whether a first reward means that the task is solved.
+        batches: of the rows in order.
+    """
+
+    sampling: Sampling
+    solved_at: Callable[[float], bool]
+    batches: list[Graded]
+
+    def totals(self) -> np.ndarray:
+        """Of each completion, ``[B]``, NaN where it has no score."""
+        found = [batch.scores.total[: batch.known] for batch in self.batches]
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def solved(self) -> np.ndarray:
+        """Of each completion, ``[B]``, whether the task accepts it, by its first reward."""
+        found = [batch.scores.first[: batch.known] for batch in self.batches]
+        firsts = np.nan_to_num(np.concatenate(found), nan=-np.inf) if found else np.zeros(0)
+        return np.array([self.solved_at(float(score)) for score in firsts], bool)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What ``completions.jsonl`` holds of each."""
+        found = []
+        for batch in self.batches:
+            records = self.sampling.records(batch.rollout, batch.scores, range(batch.known))
+            found += [record | {"held_out": True} for record in records]
+        return found
 
     def metrics(self, right_and_wrong: bool = True) -> dict[str, float]:
         """Mean reward of those that have one, and the share that is solved where there is right and wrong.
 
         Nothing of no rows.
         """
-        if not self.totals.size:
+        totals = self.totals()
+        if not totals.size:
             return {}
-        known = self.totals[~np.isnan(self.totals)]
+        known = totals[~np.isnan(totals)]
         found = {"held_out_reward": float(known.mean()) if known.size else float("nan")}
-        return found | ({"held_out_accuracy": float(self.solved.mean())} if right_and_wrong else {})
+        if right_and_wrong:
+            found["held_out_accuracy"] = float(self.solved().mean())
+        return found
 
 
-def evaluate(
+def grade(
     sampling: Sampling,
     params: Params,
     task: Task,
@@ -152,22 +188,19 @@ def evaluate(
     request: Request,
     batch: int,
     seed: int = 0,
-) -> Evaluation:
+) -> Grades:
     """Complete every held-out row, at most ``batch`` rows at a time, and score; nothing where none is held out.
 
     The last batch is filled up with the first row, so that no further shape is compiled; that does not count.
     """
-    held_out, totals, firsts, told = list(task.held_out), [], [], []
-    if not held_out:
-        return Evaluation(np.zeros(0), np.zeros(0, bool), [])
+    held_out = list(task.held_out)
     batch = min(batch, len(held_out))
-    for start in range(0, len(held_out), batch):
+    key = jax.random.key(seed)
+    batches = []
+    for start in range(0, len(held_out), batch or 1):
         taken = held_out[start : start + batch]
         filled = taken + [held_out[0]] * (batch - len(taken))
-        rollout = sampling.rollout(params, filled, jax.random.fold_in(jax.random.key(seed), start), request)
-        scores, count = judge(rollout, request.group_size), len(taken) * request.group_size
-        totals.append(scores.total[:count])
-        firsts.append(scores.first[:count])
-        told += [row | {"held_out": True} for row in sampling.records(rollout, scores, range(count))]
-    solved = [task.solved(float(score)) for score in np.nan_to_num(np.concatenate(firsts), nan=-np.inf)]
-    return Evaluation(np.concatenate(totals), np.array(solved), told)
+        rollout = sampling.rollout(params, filled, jax.random.fold_in(key, start), request)
+        scores = judge(rollout, request.group_size)
+        batches.append(Graded(rollout, scores, len(taken) * request.group_size))
+    return Grades(sampling, task.solved, batches)

@@ -18,9 +18,9 @@ def open_session(config: Any, warm_start_steps: int = 0) -> Session:
     return Session(
         config.command,
         as_dict(config),
-        out=config.out,
-        resume=config.resume,
-        save_every=config.save_every,
+        out=config.run.out,
+        resume=config.run.resume,
+        save_every=config.run.save_every,
         warm_start_steps=warm_start_steps,
     )
 

@@ -12,6 +12,10 @@ class RunFailed(ValueError):
     """
 
 
+class NotFinite(RunFailed):
+    """A step gave a number that is not finite; the run says which command it was, and what there is on the disk."""
+
+
 def sentence(error: BaseException) -> str:
     """What an error says, on one line and not without end; its type where it says nothing.
 

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from rlax_llm.core.finite import NOT_FINITE, not_finite_part
 from rlax_llm.host import checkpoints
 from rlax_llm.host.closing import closing, done_all
-from rlax_llm.host.curves import BY_COMMAND, PANELS, draw_curves
-from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.interrupts import Stop
+from rlax_llm.host.phase import Phase
 from rlax_llm.host.run_directory import RunDirectory
 
 _REFERENCE = "reference"
+_SECONDS_BETWEEN_SAVES = 60.0
+
+
+class _Saved(NamedTuple):
+    """What the last checkpoint is of.
+
+    Attributes:
+        phase: the one that it is a state of.
+        like: structure, shapes and dtypes.
+    """
+
+    phase: Phase
+    like: Any
 
 
 class Session:
@@ -35,21 +46,21 @@ class Session:
         settings: what ``config.yaml`` is to hold.
         out: the directory; ``runs/COMMAND-DATE-TIME`` if None.
         resume: the directory of a run to go on with, instead of a new one.
-        save_every: steps between checkpoints; 0 is only at the end.
+        save_every: steps between checkpoints; 0 is only at the end, None one a minute.
         warm_start_steps: of a phase before the run's own.
 
     Attributes:
         directory: the run's files.
         position: steps done, over all phases and all processes.
         state: after those steps; None until the run has begun.
+        phase: whose state it is.
         failed: what the error says that is ending the run, or None.
-        beside: ``(checkpoints' folder, position)``, writes what a state does not hold; before each checkpoint.
     """
 
     state: Any = None
+    phase: Phase | None = None
     failed: str | None = None
-    _kept: Any = None  # structure, shapes and dtypes of the last checkpoint's state
-    beside: Callable[[Path, int], None] = staticmethod(lambda place, position: None)
+    _saved: _Saved | None = None
 
     def __init__(
         self,
@@ -58,10 +69,10 @@ class Session:
         *,
         out: str | None = None,
         resume: str | None = None,
-        save_every: int = 0,
+        save_every: int | None = 0,
         warm_start_steps: int = 0,
     ):
-        self.started = time.perf_counter()
+        self.started = self.saved_at = time.perf_counter()
         self.command, self.resumed, self.save_every = command, resume is not None, save_every
         self.warm_start_steps = warm_start_steps
         self.position, self.earlier_seconds = 0, 0.0
@@ -76,9 +87,8 @@ class Session:
     def _go_on(self) -> None:
         """Take the position of the last checkpoint, and drop what was logged after it."""
         self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
-        # The completions of step 0 are drawn once the warm start has ended, and so again where that is the last step.
-        last = self.step if self.position else self.step - 1
-        self.directory.truncate_to(last, last if self.step > 0 else -1)
+        # Without a checkpoint the run is begun anew, with what is measured before its first step.
+        self.directory.truncate_to(self.step if self.position else self.step - 1)
         seconds = [row.get("wall_seconds") for row in self.directory.metrics()]
         self.earlier_seconds = next((float(x) for x in reversed(seconds) if isinstance(x, (int, float))), 0.0)
 
@@ -91,54 +101,51 @@ class Session:
         """Seconds that the run took so far, over all its processes."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
-    def begin(self, like: Any) -> None:
-        """Take the last checkpoint's state, or ``like`` at the start of a run."""
-        self.state = like
+    def begin(self, phase: Phase, params: Any) -> None:
+        """Take the phase's state at the last checkpoint, or its first at the start of a run."""
+        self.phase, self.state = phase, phase.init(params)
         if self.position:
-            self.state = checkpoints.restore(self.directory.checkpoints_path, self.position, like)
-            self._kept = jax.tree.map(_shape, self.state)
+            self.state = checkpoints.restore(self.directory.checkpoints_path, self.position, self.state)
+            self._saved = _Saved(phase, jax.tree.map(_shape, self.state))
 
-    def accept(self, metrics: dict[str, Any], lower: str = "learning_rate") -> dict[str, Any]:
-        """The metrics of a step whose numbers are finite, without the one that says so; before it is evaluated or kept.
-
-        Args:
-            metrics: of a step that was ``watched``.
-            lower: the setting to lower where they are not.
-
-        Raises:
-            RunFailed: loss, gradient or parameters are not finite.
-        """
-        what = not_finite_part(metrics)
-        if what is None:
-            return {name: value for name, value in metrics.items() if name != NOT_FINITE}
-        step = self.step + 1
-        number = f"step {step}" if step > 0 else f"warm-start step {self.position + 1}"
-        verb = "are" if what == "parameters" else "is"
-        raise RunFailed(
-            f"{self.command}: the {what} of {number} {verb} not finite, and nothing of that step is kept; begin "
-            f"anew with a lower {lower}. {self._left()}"
-        )
-
-    def _left(self) -> str:
-        """What there is after an error in an update."""
+    def left(self) -> str:
+        """What there is after an error in a step."""
+        if self.phase is None or not self.phase.exports:
+            return f"What was written is in {self.directory.path}."
         kept = checkpoints.latest(self.directory.checkpoints_path)
         if kept is None:
             return "There was no checkpoint yet."
         after = f"step {kept - self.warm_start_steps}" if kept > self.warm_start_steps else f"warm-start step {kept}"
         return f"{self.directory.model_path} is the model after {after}, the last checkpoint."
 
-    def advance(self, state: Any, metrics: dict[str, Any]) -> None:
-        """One step was done: keep its state, log its metrics, and checkpoint where one is due."""
-        self.state, self.position = state, self.position + 1
+    def advance(self, phase: Phase, state: Any, metrics: Mapping[str, Any], steps: int = 1) -> None:
+        """Steps of a phase were done: keep the state, log the metrics, and checkpoint where one is due.
+
+        Args:
+            phase: did them.
+            state: after them.
+            metrics: of them.
+            steps: how many.
+        """
+        before = self.position
+        self.phase, self.state, self.position = phase, state, before + steps
         self.log(metrics)
-        if self.save_every and self.position % self.save_every == 0:
+        if self._checkpoint_is_due(before):
             self.save()
 
+    def _checkpoint_is_due(self, before: int) -> bool:
+        if self.save_every is None:
+            return time.perf_counter() - self.saved_at >= _SECONDS_BETWEEN_SAVES
+        return reached(before, self.position, self.save_every)
+
     def save(self) -> None:
-        """Checkpoint the state, after what is to be kept beside it."""
-        self.beside(self.directory.checkpoints_path, self.position)
+        """Checkpoint the state, after what its phase keeps of itself."""
+        if self.phase is not None:
+            self.phase.keep(self.directory.checkpoints_path, self.position)
         checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
-        self._kept = jax.tree.map(_shape, self.state)
+        if self.phase is not None:
+            self._saved = _Saved(self.phase, jax.tree.map(_shape, self.state))
+        self.saved_at = time.perf_counter()
 
     def reference(self, params: Any, every: int = 0) -> Any:
         """The frozen reference: ``params`` as they were at the last multiple of ``every`` steps; of 0, at the first.
@@ -163,15 +170,19 @@ class Session:
         checkpoints.save(place, wanted, params, needed)
         return jax.tree.map(lambda x: x.copy(), params)
 
-    def log(self, metrics: dict[str, Any]) -> None:
+    def log(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of the step that ended."""
-        self.directory.log_metrics(self.step, metrics | {"wall_seconds": self.wall_seconds()})
+        self.directory.log_metrics(self.step, {**metrics, "wall_seconds": self.wall_seconds()})
+
+    def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Write records of a step's completions, if there are any."""
+        if rows:
+            self.directory.log_completions([{"step": step, **row} for row in rows])
 
     def running(
         self,
-        export: Callable[[Any, Path], None],
-        summary: Callable[[], dict[str, Any]],
-        title: str,
+        summary: Callable[[], Mapping[str, Any]],
+        draw: Callable[[Path, Sequence[Mapping[str, Any]]], None],
     ) -> AbstractContextManager[Stop]:
         """A block that yields what a signal makes true, at whose end checkpoint, model, figure and summary are written.
 
@@ -179,44 +190,40 @@ class Session:
         state is lost.
 
         Args:
-            export: ``(params, path)``, writes the models.
             summary: what ``summary.json`` is to hold.
-            title: of the figure.
+            draw: ``(path, metrics)``, writes the figure.
         """
 
         def finish(failed: str | None) -> None:
             self.failed = failed
             done_all(
-                lambda: self._write_model(export),
-                lambda: self._draw(title),
+                self._write_state,
+                lambda: draw(self.directory.curves_path, self.directory.metrics()),
                 lambda: self._write_summary(summary()),
             )
 
         return closing(self.directory, not self.resumed, finish)
 
-    def _write_model(self, export: Callable[[Any, Path], None]) -> None:
-        state, place = self.state, self.directory.checkpoints_path
-        if state is None:
-            return
+    def _write_state(self) -> None:
+        """Write the last checkpoint and the model."""
+        phase, state = self.phase, self.state
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
-            state = self._last_kept()
-        elif self.position and checkpoints.latest(place) != self.position:
+            phase, state = self._last_saved()
+        elif self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
             self.save()
-        if state is not None:
-            export(state.params, self.directory.model_path)
+        if phase is not None and state is not None:
+            phase.export(state, self.directory.model_path)
 
-    def _last_kept(self) -> Any:
+    def _last_saved(self) -> tuple[Phase | None, Any]:
         step = checkpoints.latest(self.directory.checkpoints_path)
-        return None if step is None else checkpoints.restore(self.directory.checkpoints_path, step, self._kept)
+        if step is None or self._saved is None or not self._saved.phase.exports:
+            return None, None
+        return self._saved.phase, checkpoints.restore(self.directory.checkpoints_path, step, self._saved.like)
 
-    def _draw(self, title: str) -> None:
-        panels = BY_COMMAND.get(self.command, PANELS)
-        draw_curves(self.directory.curves_path, self.directory.metrics(), title, panels)
-
-    def _write_summary(self, summary: dict[str, Any]) -> None:
+    def _write_summary(self, summary: Mapping[str, Any]) -> None:
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
-        self.directory.write_summary(summary | ending)
+        self.directory.write_summary({**summary, **ending})
 
 
 def _shape(leaf: Any) -> Any:
@@ -249,10 +256,10 @@ def median(metrics: list[dict[str, Any]], key: str) -> float | None:
     return values[len(values) // 2] if values else None
 
 
-def due(step: int, every: int | None, last: int) -> bool:
-    """Whether something done ``every`` so many steps, and at the last, is due after ``step``.
+def reached(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies behind one number and up to another; of 0 none does.
 
-    >>> [due(step, 2, 5) for step in (1, 2, 5)], due(3, 0, 5)
-    ([False, True, True], False)
+    >>> reached(3, 4, 2), reached(4, 5, 2), reached(3, 6, 5), reached(1, 2, 0)
+    (True, False, True, False)
     """
-    return step == last or bool(every and step % every == 0)
+    return bool(every) and before // every != after // every

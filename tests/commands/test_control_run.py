@@ -15,12 +15,14 @@ from PIL import Image
 from scipy import stats
 
 from rlax_llm.commands.control import program as control_config
-from rlax_llm.commands.control import run as control_run
+from rlax_llm.commands.control.chunks import Bad, check_finite, chunk, per_seed
+from rlax_llm.commands.control.phase import until_still
 from rlax_llm.commands.control.program import ControlSettings
 from rlax_llm.commands.control.run import run_control
 from rlax_llm.commands.settings import flat
 from rlax_llm.envs.registry import make
-from rlax_llm.host import checkpoints, closing, control_curves
+from rlax_llm.host import checkpoints, closing, control_curves, session
+from rlax_llm.host.failures import NotFinite, RunFailed
 from rlax_llm.host.interrupts import Stop
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.spread import spread, student_quantile
@@ -38,10 +40,11 @@ TINY = ControlSettings.of(
     eval_episodes=3,
 )
 CLOCK = "steps_per_second"
+CLOCKS = (CLOCK, "wall_seconds")
 
 
 def numbers(directory):
-    return [{key: value for key, value in row.items() if key != CLOCK} for row in directory.metrics()]
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in directory.metrics()]
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +95,8 @@ def test_the_picture_ends_with_the_episode(whole):
 
 def test_the_episode_of_the_picture_has_no_repetition_at_its_end():
     states = {"x": np.array([0.0, 1.0, 1.0, 2.0, 2.0, 2.0]), "t": np.zeros((6, 2))}
-    assert control_run._until_still(states)["x"].tolist() == [0.0, 1.0, 1.0, 2.0]
-    assert control_run._until_still({"x": np.ones(3)})["x"].tolist() == [1.0]
+    assert until_still(states)["x"].tolist() == [0.0, 1.0, 1.0, 2.0]
+    assert until_still({"x": np.ones(3)})["x"].tolist() == [1.0]
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(whole, tmp_path, monkeypatch, capsys):
@@ -124,22 +127,57 @@ def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(who
     assert json.loads(halfway.summary_path.read_text())["finished"]
 
 
-def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(whole, tmp_path, monkeypatch):
-    config = TINY.changed(save_every=2, out=str(tmp_path / "a"))
-    log = RunDirectory.log_metrics
+def saved_bytes(directory):
+    """Names, shapes and checksums of the leaves of the last checkpoint."""
+    place = directory.checkpoints_path
+    return checkpoints._read((place / str(checkpoints.latest(place))).absolute())["leaves"]
 
-    def killed(directory, step, row):
-        if step == 7:
-            raise KeyboardInterrupt
-        log(directory, step, row)
 
+def dies_at(step):
+    """Of a method that is given a step, one that dies there instead."""
+
+    def killed(method):
+        def kill(*arguments, **named):
+            if step in arguments:
+                raise KeyboardInterrupt
+            return method(*arguments, **named)
+
+        return kill
+
+    return killed
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "step", "kept"),
+    [
+        (RunDirectory, "log_metrics", 3, []),  # after the first chunk, before anything of it is written
+        (checkpoints, "save", 3, []),  # its line is written, its checkpoint is not
+        (RunDirectory, "log_metrics", 6, [3]),
+        (checkpoints, "save", 6, [3]),
+        (RunDirectory, "log_metrics", 7, [3, 6]),
+        (checkpoints, "save", 7, [3, 6]),  # all is done and logged
+    ],
+)
+def test_a_run_that_is_killed_anywhere_goes_on_from_its_last_checkpoint(
+    whole, tmp_path, monkeypatch, place, name, step, kept
+):
+    settings = {"save_every": 2, "eval_steps": 0, "out": str(tmp_path / "a")}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(RunDirectory, "log_metrics", killed)
-        run_control(config)
+        patched.setattr(place, name, dies_at(step)(getattr(place, name)))
+        run_control(TINY.changed(**settings))
     directory = RunDirectory.reopen(tmp_path / "a")
-    assert checkpoints.steps(directory.checkpoints_path) == [3, 6] and not directory.summary_path.exists()
-    run_control(config.changed(resume=str(tmp_path / "a")))
+    assert checkpoints.steps(directory.checkpoints_path) == kept and not directory.summary_path.exists()
+    run_control(TINY.changed(**settings, resume=str(tmp_path / "a")))
     assert numbers(directory) == numbers(whole)
+    assert saved_bytes(directory) == saved_bytes(whole)
+    assert json.loads(directory.summary_path.read_text())["finished"]
+
+
+def test_a_checkpoint_is_written_once_a_minute_where_none_is_asked_for(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "_SECONDS_BETWEEN_SAVES", 0.0)
+    directory = run_control(TINY.changed(eval_steps=0, out=str(tmp_path / "a")))
+    assert checkpoints.steps(directory.checkpoints_path) == [6, 7], "the last two are kept"
+    assert checkpoints.steps(whole.checkpoints_path) == [7]
 
 
 def broken(which):
@@ -160,23 +198,21 @@ def broken(which):
 def test_a_run_that_leaves_the_finite_numbers_stops_and_keeps_what_it_wrote(which, tmp_path, monkeypatch):
     monkeypatch.setattr(control_config, "make", lambda name: broken(which))
     config = TINY.changed(out=str(tmp_path / "a"))
-    with pytest.raises(ValueError, match=rf"a {which} of seed 0 is not finite after iteration 1; .*written is in"):
+    message = rf"^control: a {which} of seed 0 is not finite after iteration 1; .*written is in"
+    with pytest.raises(RunFailed, match=message) as failure:
         run_control(config)
     directory = RunDirectory.reopen(tmp_path / "a")
     summary = json.loads(directory.summary_path.read_text())
-    assert summary["stopped"] == f"a {which} of seed 0 is not finite after iteration 1" and not summary["finished"]
+    assert summary["stopped"] == str(failure.value) and not summary["finished"]
     assert directory.curves_path.exists() and checkpoints.latest(directory.checkpoints_path) is None
 
 
-def test_the_first_seed_to_fail_is_named(tmp_path):
-    run = control_run.ControlRun(TINY.changed(out=str(tmp_path / "a")))
-    run._refuse_not_finite(control_run.Bad(*[np.array([-1, -1])] * 3))
-    with pytest.raises(ValueError, match="control: a parameter of seed 1 is not finite after iteration 4;"):
-        run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([5, -1]), np.array([-1, -1])))
-    with pytest.raises(
-        ValueError, match="control: a reward of seed 0 is not finite after iteration 4; look at the env"
-    ):
-        run._refuse_not_finite(control_run.Bad(np.array([5, 3]), np.array([3, -1]), np.array([-1, -1])))
+def test_the_first_seed_to_fail_is_named():
+    check_finite(Bad(*[np.array([-1, -1])] * 3))
+    with pytest.raises(NotFinite, match=r"^a parameter of seed 1 is not finite after iteration 4;"):
+        check_finite(Bad(np.array([5, 3]), np.array([5, -1]), np.array([-1, -1])))
+    with pytest.raises(NotFinite, match=r"^a reward of seed 0 is not finite after iteration 4; look at the env"):
+        check_finite(Bad(np.array([5, 3]), np.array([3, -1]), np.array([-1, -1])))
 
 
 def test_seeds_are_shared_out_over_devices(whole):
@@ -185,13 +221,14 @@ def test_seeds_are_shared_out_over_devices(whole):
 import jax, sys
 jax.config.update("jax_compilation_cache_dir", {str(jax.config.jax_compilation_cache_dir)!r})
 from rlax_llm.commands.control.program import ControlSettings
-from rlax_llm.commands.control import run as control_run
+from rlax_llm.commands.control.phase import ControlPhase
+from rlax_llm.commands.control.run import run_control
 assert len(jax.devices()) == 2
 seen = []
-compiled = control_run.compiled
-control_run.compiled = lambda *a: seen.append(compiled(*a)) or seen[-1]
-control_run.run_control(ControlSettings.of(**eval(sys.argv[1])))
-assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(seen[0].state)), "on both devices"
+init = ControlPhase.init
+ControlPhase.init = lambda *a: seen.append(init(*a)) or seen[-1]
+run_control(ControlSettings.of(**eval(sys.argv[1])))
+assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(seen[0])), "on both devices"
 """
     out = str(whole.path.parent / "two")
     settings = {name: x for name, x in flat(TINY.changed(eval_steps=0, out=out)).items() if x is not None}
@@ -211,7 +248,7 @@ def test_a_chunk_ends_where_it_is_told_and_its_keys_follow_from_the_iteration():
     """Against the loop written out."""
     program = control_config.build(TINY)
     key, start = jax.random.key(3), jax.jit(program.init)(jax.random.key(0))
-    advance = jax.jit(control_run.chunk(program, 4))
+    advance = jax.jit(chunk(program, 4))
     state, metrics, bad = advance(start, key, jnp.int32(2), jnp.int32(3))
     step, expected, returns = jax.jit(program.step), start, []
     for iteration in (2, 3, 4):
@@ -230,7 +267,7 @@ def test_of_a_chunk_episodes_count_alike():
         "episode_length": np.array([[1.0, np.nan, 4.0], [np.nan] * 3]),
         "accepted": np.array([[True, False, True], [True] * 3]),
     }
-    found = control_run.per_seed(metrics)
+    found = per_seed(metrics)
     assert found["episode_return"][0] == 2 and math.isnan(found["episode_return"][1])
     assert found["accepted"].tolist() == pytest.approx([2 / 3, 1.0])
     assert found["episodes"].tolist() == [3, 0]

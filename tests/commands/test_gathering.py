@@ -63,9 +63,9 @@ def test_kept_sets_go_where_their_tokens_go(tmp_path):
     taken = filled_up(selected(together(parts), np.array([2, 0])), 3)
     gatherer = Gatherer(lambda params, number: taken, 3, 1)
     gatherer.kept = gatherer.kept._replace(surplus=taken)
-    gatherer.save(tmp_path / "surplus.npz")
+    gatherer.keep(tmp_path, 7)
     again = Gatherer(lambda params, number: taken, 3, 1)
-    again.load(tmp_path / "surplus.npz", [{"prompt": ""}] * 20, lambda completions: [""] * 6)
+    again.load(tmp_path, 7, [{"prompt": ""}] * 20, lambda completions: [""] * 6)
     for found in (taken, again.kept.surplus):
         completions = found.rollout.completions
         mask = np.asarray(completions.mask)
@@ -102,12 +102,12 @@ def test_surplus_groups_come_first_in_the_next_step(tmp_path):
     assert gather(None, 0)[0].indices.tolist() == first.indices.tolist() == [0, 10]
     gather.kept = kept
     assert told["sampling/rounds"] == 2 and told["sampling/kept"] == 0.75 and told["sampling/surplus"] == 1
-    gather.save(tmp_path / "kept.npz")
+    gather.keep(tmp_path, 8)
     second, _, _ = gather(None, 1)
     assert second.indices.tolist() == [11, 20]
     again = Gatherer(scripted(ROUNDS), 2, 4)
     rows = [{"prompt": str(i)} for i in range(40)]
-    again.load(tmp_path / "kept.npz", rows, lambda completions: ["1-2", "1-3"])
+    again.load(tmp_path, 8, rows, lambda completions: ["1-2", "1-3"])
     resumed, _, _ = again(None, 1)
     assert resumed.indices.tolist() == second.indices.tolist()
     assert resumed.rollout.texts == second.rollout.texts and resumed.rollout.rows == second.rollout.rows

@@ -14,7 +14,6 @@ import pytest
 from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.gathering import Gatherer, Kept
 from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective
-from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, pooled
 from rlax_llm.commands.preference.run import run_reward
@@ -190,18 +189,19 @@ def test_a_reference_is_there_as_long_as_a_checkpoint_may_want_it(tmp_path):
 def test_the_surplus_of_every_checkpoint_is_kept(tmp_path):
     """Also where a checkpoint could not be written, and its step's surplus is written once more."""
     gatherer = Gatherer(lambda params, number: pytest.fail("nothing is drawn"), 2, 3)
-    unread = {"task": SimpleNamespace(train=[]), "sampling": SimpleNamespace(texts=None)}
-    phase: Any = SimpleNamespace(config=TINY.changed(dynamic_rounds=3), gatherer=gatherer, **unread)
+
+    def load(position):
+        gatherer.load(tmp_path, position, [], lambda completions: [])
+
     for position in (10, 20, 30, 30, 40):
         gatherer.kept = Kept(drawn=position)
-        GroupPhase.keep(phase, tmp_path, position)
+        gatherer.keep(tmp_path, position)
         if position < 30:
             (tmp_path / str(position)).mkdir()
-    GroupPhase.take_up(phase, tmp_path, 20)
+    load(20)
     assert gatherer.kept == Kept(drawn=20)
     with pytest.raises(ValueError, match=r"surplus-50\.npz is missing"):
-        GroupPhase.take_up(phase, tmp_path, 50)
-    GroupPhase.take_up(phase, tmp_path, 8)  # the end of the warm start, before anything was drawn
+        load(50)
 
 
 def test_accuracy_is_that_of_the_first_reward(tmp_path):

@@ -13,7 +13,7 @@ from rlax_llm.commands.preference.run import run_dpo, run_kto, run_reward
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.core.finite import NOT_FINITE
-from rlax_llm.host import checkpoints, session
+from rlax_llm.host import checkpoints, phase
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.models.loading import load_model, load_scalar
 
@@ -223,7 +223,7 @@ def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, mon
         seen.append(metrics[NOT_FINITE])
         return "parameters" if len(seen) == 2 else None
 
-    monkeypatch.setattr(session, "not_finite_part", second)
+    monkeypatch.setattr(phase, "not_finite_part", second)
     out = tmp_path / "run"
     with pytest.raises(
         RunFailed, match=rf"{command}: the parameters of step 2 are not finite.* is the model after step 1"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlax_llm.commands import judging, reinforced_run
+from rlax_llm.commands import judging
 from rlax_llm.commands.eval.run import run_eval
 from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.generate.run import run_generate
@@ -15,11 +15,12 @@ from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import NOT_FINITE
-from rlax_llm.host import checkpoints, session
+from rlax_llm.host import checkpoints, phase
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import Session
@@ -85,9 +86,9 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, steps_before
     count = 0
     advance = Session.advance
 
-    def interrupted(session, state, metrics):
+    def interrupted(session, *arguments):
         nonlocal count
-        advance(session, state, metrics)
+        advance(session, *arguments)
         count += 1
         if count == steps_before:
             import signal
@@ -150,7 +151,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
         seen.append(metrics[NOT_FINITE])
         return "gradient" if len(seen) == TINY.warm_start_steps + 2 else None
 
-    monkeypatch.setattr(session, "not_finite_part", second)
+    monkeypatch.setattr(phase, "not_finite_part", second)
     out = tmp_path / "run"
     with pytest.raises(RunFailed, match=r"grpo: the gradient of step 2 is not finite.*is the model after step 1, the"):
         runs.run_grpo(TINY.changed(out=str(out)))
@@ -184,22 +185,20 @@ def test_a_run_in_which_nothing_was_scored_has_failed(tmp_path, capsys):
 def test_a_run_whose_completions_were_all_left_out_has_failed():
     """The filter leaves nothing of cut completions: no step was an optimizer's."""
 
-    def check(config, rows):
-        reinforced_run._check_learned(config, [{"step": 0}, *({"step": 1} | row for row in rows)])
+    def check(watch, rows):
+        watch.check([{"step": 0}, *({"step": 1} | row for row in rows)])
 
     cut, unscored, whole = (
         {"reward": x, "completions/clipped_ratio": y} for x, y in ((1.0, 1), (None, 0.5), (1.0, 0.5))
     )
-    filtered = TINY.changed(overlong_filter=True)
+    filtered, plain = LearningWatch("grpo", overlong_filter=True), LearningWatch("grpo")
     with pytest.raises(RunFailed, match="grpo: every completion of all 2 steps was cut or had no score, and overlong"):
         check(filtered, [cut, unscored])
     with pytest.raises(RunFailed, match="grpo: no completion had a score in any of the 2 steps"):
         check(filtered, [unscored, unscored])
     check(filtered, [cut, whole])
-    check(TINY, [cut, cut])
-    assert reinforced_run._nothing_learned(filtered, cut) == (
-        "every completion of step {} was cut, which overlong_filter leaves out"
-    )
+    check(plain, [cut, cut])
+    assert filtered.nothing(cut, 3) == "every completion of step 3 was cut, which overlong_filter leaves out"
 
 
 def test_a_reference_that_is_gone_is_named(whole, tmp_path):

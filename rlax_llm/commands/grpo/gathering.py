@@ -14,6 +14,7 @@ import numpy as np
 from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
+from rlax_llm.host import checkpoints
 from rlax_llm.host.run_directory import writing
 from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.functional import Params
@@ -188,40 +189,73 @@ class Gatherer:
             "groups or a higher temperature, or leave dynamic_rounds out."
         )
 
-    def save(self, path: Path) -> None:
-        """Write what the next step needs besides the parameters; it is there when whole."""
-        arrays: dict[str, Any] = {"drawn": np.asarray(self.kept.drawn)}
-        if self.kept.surplus is not None:
-            indices, rollout, scores = self.kept.surplus
-            arrays |= {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
-            arrays |= {"total": scores.total, "failed": scores.failed}
-            arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
-            arrays |= {
-                f"tokens:{name}": np.asarray(x) for name, x in rollout.completions._asdict().items() if x is not None
-            }
-        unfinished = path.with_suffix(".unfinished")
-        with writing(path), unfinished.open("wb") as file:
-            np.savez(file, **arrays)
-        unfinished.rename(path)
-
-    def load(self, path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> None:
-        """Read it.
+    def keep(self, place: Path, position: int) -> None:
+        """Write what the next step needs besides the parameters, one file for each checkpoint that is there.
 
         Args:
-            path: of ``save``.
+            place: the folder of the checkpoints.
+            position: of the checkpoint that is written next.
+        """
+        if not self.most_rounds:
+            return
+        place.mkdir(parents=True, exist_ok=True)
+        _write(_surplus(place, position), self.kept)
+        needed = {_surplus(place, step) for step in (*checkpoints.steps(place), position)}
+        for old in set(place.glob("surplus-*.npz")) - needed:
+            old.unlink()
+
+    def load(self, place: Path, position: int, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> None:
+        """Read what ``keep`` wrote.
+
+        Args:
+            place: the folder of the checkpoints.
+            position: the checkpoint's.
             rows: the task's, which ``indices`` count.
             texts: what completions say.
+
+        Raises:
+            ValueError: it is not there; without it the same prompts would be drawn again.
         """
-        with np.load(path) as found:
-            drawn = int(found["drawn"])
-            if "indices" not in found:
-                self.kept = Kept(drawn)
-                return
-            names = [name for name in Completions._fields if f"tokens:{name}" in found]
-            arrays: Any = {name: found[f"tokens:{name}"] for name in names}
-            completions = Completions(**arrays)
-            by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
-            scores, indices = Scores(found["total"], by_name, found["failed"]), found["indices"]
-            repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
-            rollout = Rollout(repeated, completions, texts(completions), int(found["prompt_width"]), 0.0)
-            self.kept = Kept(drawn, Taken(indices, rollout, scores))
+        if not self.most_rounds:
+            return
+        path = _surplus(place, position)
+        if not path.exists():
+            raise ValueError(f"grpo: {path} is missing, which belongs to its checkpoint; begin a new run.")
+        self.kept = _read(path, rows, texts)
+
+
+def _surplus(place: Path, position: int) -> Path:
+    return place / f"surplus-{position}.npz"
+
+
+def _write(path: Path, kept: Kept) -> None:
+    """It is there when whole."""
+    arrays: dict[str, Any] = {"drawn": np.asarray(kept.drawn)}
+    if kept.surplus is not None:
+        indices, rollout, scores = kept.surplus
+        arrays |= {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
+        arrays |= {"total": scores.total, "failed": scores.failed}
+        arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
+        arrays |= {
+            f"tokens:{name}": np.asarray(x) for name, x in rollout.completions._asdict().items() if x is not None
+        }
+    unfinished = path.with_suffix(".unfinished")
+    with writing(path), unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+    unfinished.rename(path)
+
+
+def _read(path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> Kept:
+    with np.load(path) as found:
+        drawn = int(found["drawn"])
+        if "indices" not in found:
+            return Kept(drawn)
+        names = [name for name in Completions._fields if f"tokens:{name}" in found]
+        arrays: Any = {name: found[f"tokens:{name}"] for name in names}
+        completions = Completions(**arrays)
+        by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
+        scores = Scores(found["total"], by_name, found["failed"])
+        indices = found["indices"]
+        repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
+        rollout = Rollout(repeated, completions, texts(completions), int(found["prompt_width"]), 0.0)
+        return Kept(drawn, Taken(indices, rollout, scores))

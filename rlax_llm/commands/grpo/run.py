@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import jax.numpy as jnp
+import numpy as np
 
+from rlax_llm.commands.drawing import Drawing, build_drawing
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.judging import Failures, Judge, pooled
-from rlax_llm.commands.learner import language_learner
-from rlax_llm.commands.reinforced_run import run_reinforced
-from rlax_llm.commands.setup import (
-    build_model,
-    scalar_judge,
-    with_defaults,
-)
+from rlax_llm.commands.judging import Failures, Judge, Punishment, pooled
+from rlax_llm.commands.language_run import run_language
+from rlax_llm.commands.learner import Learner, language_learner
+from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
+from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.credit.shaping import soft_overlong_punishment
+from rlax_llm.generation.turns import calculator, with_tools
 from rlax_llm.host.run_directory import RunDirectory
+
+_TURNS = 4
+_TOOLS = {"calculator": calculator}
 
 
 def run_grpo(config: GrpoSettings) -> RunDirectory:
@@ -33,18 +36,25 @@ def run_grpo(config: GrpoSettings) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
-    config = with_defaults(config)
     model = build_model(config)
-    task, learner = judged_task(config, model), language_learner(config, model, config.seed)
-    judge_model = None if config.reward_model is None else scalar_judge(config.reward_model, model, config)
+    task, learner = judged_task(config, model), language_learner(config.model, model, config.run.seed)
+    judge_model = None if config.reward_model is None else scalar_judge(config.reward_model, model, config.model)
     failures = Failures()
     with pooled(task.rewards, config.reward_workers, config.reward_timeout, failures) as rewards:
         judge = Judge(rewards, judge_model, _punishment(config), failures)
-        return run_reinforced(learner, GroupPhase(config, learner, task, judge), learner.export)
+        phase = GroupPhase(config, learner, task, judge, _drawing(config, learner))
+        return run_language(config, phase, learner.params, build_warm_start(config, learner, task))
 
 
-def _punishment(config: GrpoSettings) -> tuple[str, Any] | None:
+def _drawing(config: GrpoSettings, learner: Learner) -> Drawing:
+    if config.tool is None:
+        return build_drawing(config.sampling, config.rollout.group_size, learner)
+    generate = with_tools(learner.tokenizer, [_TOOLS[config.tool]], _TURNS)
+    return build_drawing(config.sampling, config.rollout.group_size, learner, generate)
+
+
+def _punishment(config: GrpoSettings) -> tuple[str, Punishment] | None:
     if not config.overlong_buffer:
         return None
-    limit, buffer = config.max_new_tokens or 1, config.overlong_buffer
-    return "overlong", lambda lengths: soft_overlong_punishment(lengths, limit, buffer)
+    limit, buffer = config.sampling.max_new_tokens, config.task.overlong_buffer
+    return "overlong", lambda lengths: np.asarray(soft_overlong_punishment(jnp.asarray(lengths), limit, buffer))

@@ -1,8 +1,9 @@
-"""Four-model PPO as a phase of a session: roll out, score by functions and by a reward model, update both models."""
+"""Four-model PPO as a phase: roll out, score by functions and by a reward model, update both models."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlax_llm.commands.grpo.phase import describe, speeds
+from rlax_llm.commands.batching import Batching
+from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.judging import Judge
+from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.rollouts import Sampling, evaluate
-from rlax_llm.commands.settings import logit_bias_of
-from rlax_llm.commands.setup import build_greedy, build_optimizer, build_sampler, build_schedule
+from rlax_llm.commands.rollout_metrics import describe, speeds
+from rlax_llm.commands.rollouts import Rollout, grade
+from rlax_llm.commands.setup import build_optimizer, build_schedule
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance
 from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.credit.shaping import missing_eos_penalty
 from rlax_llm.credit.values import clipped_value_loss
-from rlax_llm.data.rows import batch_indices
 from rlax_llm.data.tasks import Task
+from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.rlhf import RlhfLearning, RlhfState, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
@@ -36,6 +39,7 @@ from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.recipes.control import ppo
+from rlax_llm.rewards.calling import Scores
 
 COLUMNS = (
     Column("objective/scores", "score"),
@@ -79,7 +83,7 @@ class Models(NamedTuple):
     value_follows: bool
 
 
-class PpoPhase:
+class PpoPhase(Phase):
     """Steps of RLHF-PPO.
 
     Args:
@@ -89,21 +93,23 @@ class PpoPhase:
     """
 
     columns, title = COLUMNS, "ppo"
-    lower = "learning_rate"
 
     def __init__(self, config: PpoSettings, models: Models, task: Task):
         self.config, self.models, self.task = config, models, task
-        self.rows, policy = (config.batch_size or 1) * config.group_size, models.policy
-        self.sampling = Sampling(policy.sampled_shape, policy.tokenizer, config.max_prompt_tokens or 0)
-        sampler, likeliest = (build(config, policy.config.vocab_size) for build in (build_sampler, build_greedy))
-        longest, shortest = config.max_new_tokens or 0, config.min_new_tokens
-        self.request = self.sampling.request(sampler, longest, config.group_size, shortest)
-        self.greedy = self.sampling.request(likeliest, longest, min_new_tokens=shortest)
+        self.drawing = build_drawing(config.sampling, config.rollout.group_size, models.policy)
+        self.batching = Batching(config.rollout.batch_size, config.run.seed)
         self.key = jax.random.key(config.seed)
         self.schedule = self._schedule(config.learning_rate, config.value_warmup_steps)
-        frozen = {"policy": policy.frozen, "value": models.value.frozen}
+        frozen = {"policy": models.policy.frozen, "value": models.value.frozen}
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
         self.update, self.judge = lru_cache(self._update), Judge(task.rewards, models.reward)
+        self.watch = LearningWatch("ppo")
+        self.reference: Params | None = None
+
+    def begin(self, state: RlhfState, references: References) -> None:
+        """Remember where the reference is kept."""
+        del state
+        self.references = references
 
     @property
     def needs_reference(self) -> bool:
@@ -119,44 +125,44 @@ class PpoPhase:
         """Optimizer steps of a step."""
         return self.config.epochs * self.config.minibatches
 
-    def _schedule(self, peak: float | None, idle_steps: int = 0) -> optax.Schedule:
+    def _schedule(self, peak: float, idle_steps: int = 0) -> optax.Schedule:
         """Learning rate by optimizer step, of a model that learns from all steps but the first ``idle_steps``."""
         config = self.config.changed(warmup_steps=self.config.warmup_steps * self._updates)
-        return build_schedule(config, peak or 0.0, ((config.steps or 0) - idle_steps) * self._updates)
+        return build_schedule(config.optimizer, peak, (config.run.steps - idle_steps) * self._updates)
 
     def _loop(self, layout: tuple[int, int]) -> Any:
-        config, remat = self.config, bool(self.config.remat)
-        bias = logit_bias_of(config)
+        config, remat = self.config, self.config.model.remat
+        bias = config.sampling.bias
         log_probs = group_log_probs(self.models.policy.config, layout, config.temperature, remat, bias)
         values = token_values(self.models.value.config, layout, remat)
         value_schedule = self._schedule(config.value_learning_rate or config.learning_rate)
         schedules = {"policy": self.schedule, "value": value_schedule}
-        optimizers = {name: build_optimizer(config, schedule) for name, schedule in schedules.items()}
+        optimizers = {name: build_optimizer(config.optimizer, schedule) for name, schedule in schedules.items()}
         return rlhf_loop(log_probs, values, ppo(eps=config.eps), optimizers, shaping_of(config), learning_of(config))
 
-    def init(self, policy: Params) -> RlhfState:
+    def init(self, params: Params) -> RlhfState:
         """State before the first step, from the policy that is trained.
 
         Args:
-            policy: like the policy's parameters.
+            params: like the policy's parameters.
         """
         value = self.models.value.params
         if self.models.value_follows:
-            body = {name: leaf for name, leaf in policy.items() if name != "head"}
+            body = {name: leaf for name, leaf in params.items() if name != "head"}
             value = jax.tree.map(lambda x: x.copy(), body) | {"score": value["score"]}
-        return self._loop((1, 1))[0]({"policy": policy, "value": value})
+        return self._loop((1, 1))[0]({"policy": params, "value": value})
 
     def _update(self, prompt_width: int) -> Any:
         return jax.jit(watch_finite(self._loop((self.config.group_size, prompt_width))[1]), donate_argnums=0)
 
-    def step(
-        self, state: RlhfState, index: int, reference: Params | None
-    ) -> tuple[RlhfState, dict[str, Any], list[dict[str, Any]]]:
-        """Step ``index`` (from 0): the new state, its metrics, and records of some completions."""
-        chosen = batch_indices(len(self.task.train), self.config.batch_size or 1, self.config.seed, index)
+    def step(self, state: RlhfState, index: int) -> Done:
+        """Step ``index`` (from 0), with records of some completions."""
+        if self.reference is None and self.needs_reference:
+            self.reference = self.references(self.policy(state), 0)
         key = jax.random.fold_in(self.key, index)
-        whole = self.models.policy.sampled(state.params["policy"])
-        rollout = self.sampling.rollout(whole, [self.task.train[i] for i in chosen], key, self.request)
+        whole = self.models.policy.sampled(self.policy(state))
+        rows = self.batching.rows(self.task.train, index)
+        rollout = self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
         start = time.perf_counter()
         scores = self.judge(rollout, self.config.group_size)
         scoring = time.perf_counter() - start
@@ -164,28 +170,41 @@ class PpoPhase:
             state,
             ScoredCompletions(rollout.completions, jnp.asarray(scores.total)),
             key=jax.random.fold_in(key, 1),
-            reference=reference,
+            reference=self.reference,
             frozen=self.frozen,
         )
         named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+        learned = finite(named, f"step {index + 1}")
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
+        described = self._described(rollout, scores) | learned | speeds(rollout, seconds)
+        described["learning_rate"] = self._learning_rate(index)
+        self.watch.step(described, index + 1)
+        return Done(state, described, self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows)))))
+
+    def _described(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
-        described = describe(rollout, scores, solved, self.config.group_size) | named | speeds(rollout, seconds)
+        return describe(rollout, scores, solved, self.config.group_size)
+
+    def _learning_rate(self, index: int) -> float:
+        """The policy's, whose schedule begins when the value model's warm-up has ended."""
         taken = max(index - self.config.value_warmup_steps, 0) * self._updates
-        described["learning_rate"] = float(np.asarray(self.schedule(taken)))
-        return state, described, self.sampling.records(rollout, scores, range(min(8, self.rows)))
+        return float(np.asarray(self.schedule(taken)))
 
-    def evaluate(self, policy: Params) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def evaluate(self, state: RlhfState) -> Evaluation:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
-        whole = self.models.policy.sampled(policy)
-        found = evaluate(self.sampling, whole, self.task, self.judge, self.greedy, self.rows)
-        return found.metrics(self.judge.graded), found.records
+        whole = self.models.policy.sampled(self.policy(state))
+        batch = self.batching.size * self.config.group_size
+        grades = grade(self.drawing.sampling, whole, self.task, self.judge, self.drawing.greedy, batch)
+        return Evaluation(grades.metrics(self.judge.graded), grades.records)
 
-    def keep(self, place: Path, position: int) -> None:
-        """All that a resumed run needs is in the state."""
+    def export(self, state: RlhfState, path: Path) -> None:
+        """Write the policy, and the value model beside it."""
+        self.models.policy.export(state.params["policy"], path)
+        self.models.value.export(state.params["value"], path.with_name("value_model"))
 
-    def take_up(self, place: Path, position: int) -> None:
-        """All that a resumed run needs is in the state."""
+    def check(self, metrics: Sequence[Mapping[str, Any]]) -> None:
+        """Raise where no completion of the whole run taught anything."""
+        self.watch.check(metrics)
 
 
 def shaping_of(config: PpoSettings) -> Shaping:
@@ -204,7 +223,7 @@ def shaping_of(config: PpoSettings) -> Shaping:
 
 def learning_of(config: PpoSettings) -> RlhfLearning:
     """Epochs, minibatches and the value model's loss, as the settings say."""
-    prompts = (config.batch_size or 1) // config.minibatches
+    prompts = config.rollout.batch_size // config.minibatches
     return RlhfLearning(
         epochs=config.epochs,
         minibatches=config.minibatches,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import jax
 
+from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
 from rlax_llm.commands.parts import TrainedModelSettings
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
 from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.reinforced_run import run_reinforced
-from rlax_llm.commands.setup import build_model, scalar_judge, with_defaults
+from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
+from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models import decoder
-from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 
 
@@ -32,10 +29,10 @@ def run_ppo(config: PpoSettings) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
-    config = with_defaults(config)
     models = build_models(config)
     task = judged_task(config, models.policy)
-    return run_reinforced(models.policy, PpoPhase(config, models, task), _export(models))
+    phase = PpoPhase(config, models, task)
+    return run_language(config, phase, models.policy.params, build_warm_start(config, models.policy, task))
 
 
 def build_models(config: PpoSettings) -> Models:
@@ -45,8 +42,8 @@ def build_models(config: PpoSettings) -> Models:
         ValueError: for a reward or value model of another vocabulary.
     """
     model = build_model(config)
-    reward = None if config.reward_model is None else scalar_judge(config.reward_model, model, config)
-    policy = language_learner(config, model, config.seed)
+    reward = None if config.reward_model is None else scalar_judge(config.reward_model, model, config.model)
+    policy = language_learner(config.model, model, config.run.seed)
     return Models(policy, _value(config, model, reward), reward, value_origin(config) == "policy")
 
 
@@ -67,17 +64,7 @@ def _value(config: PpoSettings, model: LanguageModel, reward: LanguageModel | No
     elif reward is not None and origin == "reward":
         name, start = str(config.reward_model), reward
     else:
-        name, start = origin, scalar_judge(origin, model, config)
-    learner = scalar_learner(config, start, config.seed + 1, jax.nn.initializers.zeros)
+        name, start = origin, scalar_judge(origin, model, config.model)
+    learner = scalar_learner(config.model, start, config.run.seed + 1, jax.nn.initializers.zeros)
     # Training gives its arrays away: the value model's are its own.
     return learner._replace(name=name, params=jax.tree.map(lambda x: x.copy(), learner.params))
-
-
-def _export(models: Models) -> Callable[[Params, Path], None]:
-    def export(params: Params, path: Path) -> None:
-        if "policy" not in params:  # still in the warm start
-            return models.policy.export(params, path)
-        models.policy.export(params["policy"], path)
-        return models.value.export(params["value"], path.with_name("value_model"))
-
-    return export

@@ -1,24 +1,30 @@
-"""Learning from preferences as a phase of a session: rows of tokens in, optimizer steps and held-out numbers out."""
+"""Learning from preferences as a phase: rows of tokens in, optimizer steps and held-out numbers out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.batching import Batching
+from rlax_llm.commands.examples import Split
+from rlax_llm.commands.learner import Learner
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import LabeledCompletions, PairedCompletions
-from rlax_llm.data.rows import batch_indices
+from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite, no_rows
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.labels import LabelState
 from rlax_llm.loops.policy import Loop, TrainState
 from rlax_llm.models.functional import Params
+
+Samples = Callable[[Params], Sequence[Mapping[str, Any]]]
+"""``params → records``: completions for a person to read."""
 
 
 class Rows(NamedTuple):
@@ -41,49 +47,63 @@ class Method(NamedTuple):
         collate: ``rows → Rows``.
         names: the metrics' names in a run, by the loop's.
         columns: of the progress display.
+        reads_reference: whether ``step`` takes the reference's parameters.
+        prepare: ``rows → rows``, what is computed of all rows once, before the first step.
+        samples: completions to log at the beginning and the end, or None.
     """
 
     loop: Callable[[optax.GradientTransformation, int, int], Loop[Any, Any]]
     collate: Callable[[Sequence[Any]], Rows]
     names: Mapping[str, str]
     columns: tuple[Column, ...]
+    reads_reference: bool = False
+    prepare: Callable[[Sequence[Any]], list[Any]] = list
+    samples: Samples | None = None
 
 
-class PreferencePhase:
+class PreferencePhase(Phase):
     """Steps of one method.
 
     Args:
-        config: with every default filled in.
+        title: the command's name.
+        learner: what is trained.
         method: how.
-        train: encoded rows to learn from.
-        held_out: encoded rows to measure on.
+        rows: encoded rows to learn from and to measure on.
         optimizer: any Optax transformation.
-        fixed: arguments of every ``step``: the reference, and what is frozen.
+        batching: how rows are drawn.
     """
 
     def __init__(
         self,
-        config: RewardSettings | DpoSettings | KtoSettings,
+        title: str,
+        learner: Learner,
         method: Method,
-        train: Sequence[Any],
-        held_out: Sequence[Any],
+        rows: Split,
         optimizer: optax.GradientTransformation,
-        fixed: Mapping[str, Any],
+        batching: Batching,
     ):
-        self.config, self.method, self.optimizer = config, method, optimizer
-        self.train, self.held_out, self.fixed = train, held_out, fixed
-        self.columns, self.memory = method.columns, None
-        self.batch_size = config.batch_size or 1
-        self.micro_batches = self.batch_size // (config.micro_batch_size or self.batch_size)
+        self.title, self.columns = title, method.columns
+        self.learner, self.method, self.rows = learner, method, rows
+        self.optimizer, self.batching = optimizer, batching
+        self.fixed: dict[str, Any] = {"frozen": learner.frozen}
         self.update = lru_cache(self._update)
         self.measure = lru_cache(self._measure)
+        # What the loop refuses it refuses before there is a directory.
+        method.loop(optimizer, 1, batching.micro_batches)
 
     def init(self, params: Params) -> TrainState | LabelState:
         """State before the first step."""
         return self.method.loop(self.optimizer, 1, 1)[0](params)
 
+    def begin(self, state: TrainState | LabelState, references: References) -> None:
+        """Fetch the reference where steps read it, or compute what they read of it once and for all."""
+        del state
+        self.rows = Split(*map(self.method.prepare, self.rows))
+        if self.method.reads_reference:
+            self.fixed["reference"] = references(self.learner.params, 0)
+
     def _update(self, prompt_width: int) -> Callable[..., Any]:
-        step = self.method.loop(self.optimizer, prompt_width, self.micro_batches)[1]
+        step = self.method.loop(self.optimizer, prompt_width, self.batching.micro_batches)[1]
         return jax.jit(watch_finite(step), donate_argnums=0)
 
     def _measure(self, prompt_width: int) -> Callable[..., Any]:
@@ -91,35 +111,50 @@ class PreferencePhase:
         # The gradient's norm is the one number that needs the gradient: without it the compiler drops both.
         return jax.jit(lambda *a, **k: {name: x for name, x in step(*a, **k)[1].items() if name != "grad_norm"})
 
-    def step(self, state: Any, index: int) -> tuple[Any, dict[str, Any]]:
+    def step(self, state: Any, index: int) -> Done:
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
-        places = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
-        rows = self.method.collate([self.train[i] for i in places])
+        rows = self.method.collate(self.batching.rows(self.rows.train, index))
         state, metrics = self.update(rows.prompt_width)(state, rows.batch, **self.fixed)
-        self.memory = getattr(state, "memory", None)
         named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
+        numbers = finite(named, f"step {index + 1}")
         seconds = time.perf_counter() - start
-        return state, named | {"tokens_per_second": float(np.sum(rows.batch.completions.valid)) / seconds}
+        return Done(state, numbers | {"tokens_per_second": float(np.sum(rows.batch.completions.valid)) / seconds})
 
-    def evaluate(self, params: Params) -> dict[str, float]:
-        """Held-out loss, and where there are any accuracy and margin: means over the rows; nothing of no rows."""
-        if not self.held_out:
+    def evaluate(self, state: Any) -> Evaluation:
+        """Held-out loss, and where there are any accuracy and margin; and completions for a person to read."""
+        samples = self.method.samples
+        if samples is None:
+            return Evaluation(self._held_out(state))
+        params = state.params
+        return Evaluation(self._held_out(state), (lambda: samples(params)) if self.rows.held_out else no_rows)
+
+    def _held_out(self, state: Any) -> dict[str, float]:
+        """Means over the rows; nothing of no rows."""
+        held_out = self.rows.held_out
+        if not held_out:
             return {}
-        state = self.method.loop(optax.identity(), 1, 1)[0](params)
-        if isinstance(state, LabelState) and self.memory is not None:
-            state = state._replace(memory=self.memory)
+        measured = self._without_moments(state)
         found: list[dict[str, jax.Array]] = []
         sizes: list[int] = []
-        for start in range(0, len(self.held_out), self.batch_size):
-            taken = self.held_out[start : start + self.batch_size]
+        for start in range(0, len(held_out), self.batching.size):
+            taken = held_out[start : start + self.batching.size]
             rows = self.method.collate(taken)
-            found.append(self.measure(rows.prompt_width)(state, rows.batch, **self.fixed))
+            found.append(self.measure(rows.prompt_width)(measured, rows.batch, **self.fixed))
             sizes.append(len(taken))
         means = {name: np.average([batch[name] for batch in found], weights=sizes) for name in found[0]}
         if "desirable" in found[0]:  # a batch may lack a label: each label's mean is over its own count
             means["margin"] = _label_mean(found, "desirable") - _label_mean(found, "undesirable")
         return {f"held_out_{name}": float(means[name]) for name in ("loss", "accuracy", "margin") if name in means}
+
+    def _without_moments(self, state: Any) -> Any:
+        """The state as an optimizer without a memory has it: the reference point's stays."""
+        fresh = self.method.loop(optax.identity(), 1, 1)[0](state.params)
+        return fresh._replace(memory=state.memory) if isinstance(fresh, LabelState) else fresh
+
+    def export(self, state: Any, path: Path) -> None:
+        """Write the model, and its adapters where there are any."""
+        self.learner.export(state.params, path)
 
 
 def _label_mean(found: Sequence[Mapping[str, jax.Array]], label: str) -> np.ndarray:

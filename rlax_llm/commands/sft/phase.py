@@ -1,29 +1,27 @@
-"""Supervised training as a run: the command ``sft``, and the warm start of ``grpo`` and ``ppo``."""
+"""Supervised training as a phase: the command ``sft``, and the warm start of ``grpo`` and ``ppo``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
+from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
-from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.preference.phase import PreferencePhase
-from rlax_llm.commands.setup import build_optimizer
-from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.trees import join_trees
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.packing import best_fit, length_of, packed_rows
-from rlax_llm.data.rows import batch_indices
-from rlax_llm.host.progress import SUPERVISED_COLUMNS, Progress
-from rlax_llm.host.session import Session, due
+from rlax_llm.host.phase import Done, Evaluation, Phase, finite
+from rlax_llm.host.progress import SUPERVISED_COLUMNS
 from rlax_llm.loops.policy import TrainState, supervised_loop
+from rlax_llm.models.functional import Params
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
 
@@ -42,18 +40,30 @@ class Form(NamedTuple):
     log_probs: Callable[..., Any]
 
 
-def own_rows(config: Any, learner: Learner) -> Form:
-    """Each example in a row of its own."""
+def own_rows(learner: Learner, max_new_tokens: int | None, remat: bool) -> Form:
+    """Each example in a row of its own.
+
+    Args:
+        learner: what is trained.
+        max_new_tokens: the longest completion.
+        remat: recompute activations in the backward pass.
+    """
 
     def collate(rows: list[Any]) -> Any:
-        return demonstration_rows(rows, learner.tokenizer.pad_id, (None, config.max_new_tokens)).completions
+        return demonstration_rows(rows, learner.tokenizer.pad_id, (None, max_new_tokens)).completions
 
-    return Form(list, collate, row_log_probs(learner.config, bool(config.remat)))
+    return Form(list, collate, row_log_probs(learner.config, remat))
 
 
-def shared_rows(config: SftSettings, learner: Learner) -> Form:
-    """As many examples to a row of ``config.packed_tokens`` as fit; a batch counts rows."""
-    width, pad_id = config.packed_tokens, learner.tokenizer.pad_id
+def shared_rows(learner: Learner, width: int, remat: bool) -> Form:
+    """As many examples to a row as fit; a batch counts rows.
+
+    Args:
+        learner: what is trained.
+        width: tokens of a row.
+        remat: recompute activations in the backward pass.
+    """
+    pad_id = learner.tokenizer.pad_id
 
     def items(rows: list[Any]) -> list[Any]:
         lengths = [length_of(row) for row in rows]
@@ -62,83 +72,84 @@ def shared_rows(config: SftSettings, learner: Learner) -> Form:
             raise ValueError(f"sft: packed_tokens is {width}, the longest example has {longest}; give more.")
         return [[rows[index] for index in members] for members in best_fit(lengths, width)]
 
-    log_probs = packed_log_probs(learner.config, bool(config.remat))
-    return Form(items, lambda bins: packed_rows(bins, pad_id, width), log_probs)
+    return Form(items, lambda bins: packed_rows(bins, pad_id, width), packed_log_probs(learner.config, remat))
 
 
-class SupervisedPhase:
-    """Steps of maximum likelihood inside a session.
+def no_metrics(params: Params) -> dict[str, float]:
+    """Nothing besides the held-out loss."""
+    del params
+    return {}
+
+
+class SupervisedPhase(Phase):
+    """Steps of maximum likelihood.
 
     Args:
-        config: of ``sft``, ``grpo`` or ``ppo``.
         learner: what is trained.
         examples: encoded demonstrations.
         form: how they become rows.
-        schedule: learning rate by step.
-        batch_size: rows a step.
-        micro_batches: parts that they are taken in.
+        optimizer: any Optax transformation.
+        batching: how rows are drawn.
+        measure: ``params → metrics`` of an evaluation, besides the held-out loss.
     """
 
     columns = SUPERVISED_COLUMNS
+    title = "sft"
+    step_name = "step"
 
     def __init__(
         self,
-        config: GrpoSettings | SftSettings | PpoSettings,
         learner: Learner,
         examples: Split,
         form: Form,
-        schedule: Any,
-        batch_size: int,
-        micro_batches: int = 1,
+        optimizer: optax.GradientTransformation,
+        batching: Batching,
+        measure: Callable[[Params], Mapping[str, float]] = no_metrics,
     ):
-        self.config, self.learner, self.form, self.batch_size = config, learner, form, batch_size
-        self.train, self.held_out = (form.items(part) for part in examples)
-        optimizer = build_optimizer(config, schedule)
+        self.learner, self.form, self.batching = learner, form, batching
+        self.train = form.items(examples.train)
+        self.held_out = form.items(examples.held_out)
+        self.measure = measure
         self.log_probs = jax.jit(form.log_probs)
-        self.init, step = supervised_loop(self.log_probs, optimizer, micro_batches)
+        self._init, step = supervised_loop(self.log_probs, optimizer, batching.micro_batches)
         self.update = jax.jit(watch_finite(step), donate_argnums=0)
 
-    def evaluate(self, params: Any) -> dict[str, float]:
-        """Negative log-likelihood of the held-out completions, nats a token; nothing of no rows."""
+    def init(self, params: Params) -> TrainState:
+        """State before the first step."""
+        return self._init(params)
+
+    def evaluate(self, state: TrainState) -> Evaluation:
+        """Negative log-likelihood of the held-out completions, nats per token, and what else is measured."""
+        return Evaluation({**self._held_out_loss(state.params), **self.measure(state.params)})
+
+    def _held_out_loss(self, params: Params) -> dict[str, float]:
+        """Nothing of no rows."""
         if not self.held_out:
             return {}
-        total, tokens = 0.0, 0
-        for start in range(0, len(self.held_out), self.batch_size):
-            batch = self.form.collate(self.held_out[start : start + self.batch_size])
+        total = 0.0
+        tokens = 0
+        for start in range(0, len(self.held_out), self.batching.size):
+            batch = self.form.collate(self.held_out[start : start + self.batching.size])
             total -= float(self.log_probs(join_trees(params, self.learner.frozen), batch)[0].sum())
             tokens += int(batch.mask.sum())
         return {"held_out_loss": total / max(tokens, 1)}
 
-    def step(self, state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+    def step(self, state: TrainState, index: int) -> Done:
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
-        chosen = batch_indices(len(self.train), self.batch_size, self.config.seed, index)
-        batch = self.form.collate([self.train[i] for i in chosen])
+        batch = self.form.collate(self.batching.rows(self.train, index))
         state, metrics = self.update(state, batch, frozen=self.learner.frozen)
-        metrics = {name: float(value) for name, value in metrics.items()}
+        numbers = finite({name: float(value) for name, value in metrics.items()}, f"{self.step_name} {index + 1}")
         seconds = time.perf_counter() - start
-        return state, metrics | {"tokens_per_second": float(np.sum(batch.valid)) / seconds}
+        return Done(state, numbers | {"tokens_per_second": float(np.sum(batch.valid)) / seconds})
+
+    def export(self, state: TrainState, path: Path) -> None:
+        """Write the model, and its adapters where there are any."""
+        self.learner.export(state.params, path)
 
 
-def run_steps(
-    session: Session,
-    phase: SupervisedPhase | PreferencePhase,
-    last: int,
-    evaluate: Callable[[Any], dict[str, Any]],
-    stop: Callable[[], bool],
-) -> None:
-    """Go on from the session's position to step ``last`` of the phase, or until ``stop``.
+class WarmStart(SupervisedPhase):
+    """Steps of maximum likelihood before those of another phase, which begins with the policy."""
 
-    A command's own phase is evaluated every so often, a warm start at its end.
-    """
-    warm = session.warm_start_steps > 0
-    every = 0 if warm else phase.config.eval_every
-    title = "warm start" if warm else session.command
-    with Progress(last, title, phase.columns, session.position) as progress:
-        while session.position < last and session.state is not None and not stop():
-            state, metrics = phase.step(session.state, session.position)
-            metrics = session.accept(metrics)
-            if due(session.position + 1, every, last):
-                metrics |= evaluate(state.params)
-            session.advance(state, metrics)
-            progress.update(session.position, metrics)
+    title = "warm start"
+    step_name = "warm-start step"

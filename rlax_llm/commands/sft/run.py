@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
+from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import of_file, of_task
 from rlax_llm.commands.judging import Judge
-from rlax_llm.commands.learner import language_learner
-from rlax_llm.commands.rollouts import Sampling, evaluate
-from rlax_llm.commands.sessions import heading, open_session, title
-from rlax_llm.commands.setup import (
-    build_model,
-    build_schedule,
-    with_defaults,
-)
-from rlax_llm.commands.sft.phase import SupervisedPhase, own_rows, run_steps, shared_rows
+from rlax_llm.commands.language_run import run_language
+from rlax_llm.commands.learner import Learner, language_learner
+from rlax_llm.commands.parts import BatchSettings
+from rlax_llm.commands.rollouts import Sampling, grade
+from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule
+from rlax_llm.commands.sft.phase import Form, SupervisedPhase, no_metrics, own_rows, shared_rows
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.tasks import build_task
+from rlax_llm.data.tasks import Task
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.host.endings import report, summary
-from rlax_llm.host.progress import say
 from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.models.functional import Params
 
 
 def run_sft(config: SftSettings) -> RunDirectory:
@@ -35,32 +33,36 @@ def run_sft(config: SftSettings) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work, told in a sentence.
     """
-    config = with_defaults(config)
     model = build_model(config)
-    learner = language_learner(config, model, config.seed)
-    task = None if config.data is not None else build_task(config, model)
-    examples = of_file(config, learner) if task is None else of_task(task, learner, config)
-    steps, batch_size = config.steps or 0, config.batch_size or 1
-    schedule = build_schedule(config, config.learning_rate or 0.0, steps)
-    micro_batches = batch_size // (config.micro_batch_size or batch_size)
-    form = (shared_rows if config.packed_tokens else own_rows)(config, learner)
-    phase = SupervisedPhase(config, learner, examples, form, schedule, batch_size, micro_batches)
-    session = open_session(config)
-    sampling = Sampling(learner.sampled_shape, learner.tokenizer, config.max_prompt_tokens or 0)
+    learner = language_learner(config.model, model, config.run.seed)
+    if config.data is None:
+        task = build_task(config, model)
+        examples = of_task(task, learner, config)
+        measure = _accuracy(config.batch, learner, task)
+    else:
+        examples = of_file(config, learner)
+        measure = no_metrics
+    batching = Batching(config.batch.batch_size, config.run.seed, config.batch.micro_batches)
+    optimizer = build_optimizer(
+        config.optimizer, build_schedule(config.optimizer, config.optimizer.learning_rate, config.run.steps)
+    )
+    phase = SupervisedPhase(learner, examples, _form(config, learner), optimizer, batching, measure)
+    return run_language(config, phase, learner.params)
 
-    def held_out(params: Any) -> dict[str, Any]:
-        metrics: dict[str, Any] = phase.evaluate(params)
-        if task is not None:
-            request = sampling.request(greedy, config.max_new_tokens or 0)
-            metrics |= evaluate(
-                sampling, learner.sampled(params), task, Judge(task.rewards), request, batch_size
-            ).metrics()
-        return metrics
 
-    with session.running(learner.export, lambda: summary(session, heading(config), steps), title(config)) as stop:
-        session.begin(phase.init(learner.params))
-        if session.position == 0:
-            session.log(held_out(learner.params))
-        run_steps(session, phase, steps, held_out, stop)
-    say(report(session, steps))
-    return session.directory
+def _form(config: SftSettings, learner: Learner) -> Form:
+    if config.batch.packed_tokens:
+        return shared_rows(learner, config.batch.packed_tokens, config.model.remat)
+    return own_rows(learner, config.batch.max_new_tokens, config.model.remat)
+
+
+def _accuracy(limits: BatchSettings, learner: Learner, task: Task) -> Callable[[Params], dict[str, float]]:
+    """Reward and accuracy of greedy completions of the task's held-out prompts."""
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, limits.max_prompt_tokens)
+    request = sampling.request(greedy, limits.max_new_tokens)
+    judge = Judge(task.rewards)
+
+    def measure(params: Params) -> dict[str, float]:
+        return grade(sampling, learner.sampled(params), task, judge, request, limits.batch_size).metrics()
+
+    return measure

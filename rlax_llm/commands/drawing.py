@@ -1,0 +1,48 @@
+"""What completions are drawn with: a model's shape and limits, and requests to train on and to measure with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.parts import SamplingSettings
+from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.setup import build_greedy, build_sampler
+from rlax_llm.generation.engine import Request, generate
+from rlax_llm.generation.turns import Generate
+
+
+class Drawing(NamedTuple):
+    """How a run draws completions.
+
+    Attributes:
+        sampling: the policy's shape and limits.
+        request: of completions to learn from.
+        greedy: of completions to measure with.
+    """
+
+    sampling: Sampling
+    request: Request
+    greedy: Request
+
+
+def build_drawing(
+    settings: SamplingSettings, group_size: int, learner: Learner, generate: Generate = generate
+) -> Drawing:
+    """The drawing of the settings.
+
+    Args:
+        settings: of sampler and lengths.
+        group_size: completions per prompt.
+        learner: the policy.
+        generate: the engine's, or one that calls tools.
+    """
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, settings.max_prompt_tokens, generate)
+    longest, shortest = settings.max_new_tokens, settings.min_new_tokens
+    sampler = build_sampler(settings, learner.config.vocab_size)
+    likeliest = build_greedy(settings, learner.config.vocab_size)
+    return Drawing(
+        sampling,
+        sampling.request(sampler, longest, group_size, shortest),
+        sampling.request(likeliest, longest, min_new_tokens=shortest),
+    )

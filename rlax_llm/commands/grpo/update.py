@@ -1,0 +1,105 @@
+"""The learner's part of a step of ``grpo``: optimizer steps on scored completions."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.commands.grpo.gathering import Taken
+from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, build_step
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.setup import build_optimizer, build_schedule
+from rlax_llm.core.finite import watch_finite
+from rlax_llm.core.types import Groups
+from rlax_llm.credit.shaping import overlong_filter
+from rlax_llm.loops.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
+from rlax_llm.models.functional import Params
+from rlax_llm.models.scoring import group_log_probs, group_logits
+from rlax_llm.policy.weightings import token_mean
+
+_NAMES = {
+    "clip_fraction": "clip_ratio/region_mean",
+    "clip_fraction_low": "clip_ratio/low_mean",
+    "clip_fraction_high": "clip_ratio/high_mean",
+}
+"""TRL's names, by the loop's."""
+
+
+class GroupUpdate:
+    """Optimizer steps of a recipe, compiled once for each width of prompts.
+
+    Args:
+        config: in full.
+        learner: what is trained.
+        weights: of each reward.
+
+    Attributes:
+        reads_reference: whether the objective does.
+        several: whether the recipe takes each reward by itself, and adds up what it makes of them.
+        lower: the setting to lower where numbers turn.
+    """
+
+    def __init__(self, config: GrpoSettings, learner: Learner, weights: tuple[float, ...]):
+        self.config, self.learner = config, learner
+        self.chosen = None if config.recipe == TRPO else build_objective(config, weights)
+        self.reads_reference = self.chosen is not None and self.chosen.needs_reference
+        self.several = self.chosen is not None and self.chosen.several
+        self.lower = "kl_radius" if config.recipe == TRPO else "learning_rate"
+        self.updates = config.epochs * config.minibatches
+        self.schedule = build_schedule(
+            config.optimizer, config.optimizer.learning_rate, config.run.steps * self.updates
+        )
+        self.optimizer = build_optimizer(config.optimizer, self.schedule)
+        self.program = lru_cache(self._program)
+
+    def init(self, params: Params) -> GroupState:
+        """State before the first step."""
+        return self._loop((1, 1))[0](params)
+
+    def _program(self, layout: tuple[int, int]) -> Any:
+        return jax.jit(watch_finite(self._loop(layout)[1]), donate_argnums=0)
+
+    def _loop(self, layout: tuple[int, int]) -> GroupLoop:
+        shape, temperature, remat = self.learner.config, self.config.temperature, self.config.model.remat
+        bias = self.config.sampling.bias
+        if self.chosen is None:
+            logits = group_logits(shape, layout, temperature, remat, bias)
+            step = build_step(self.config.kl_radius)
+            teaching = overlong_filter if self.config.overlong_filter else every_completion
+            return group_trpo_loop(logits, step.advantage, token_mean, step.direction, step.search, teaching)
+        log_probs = group_log_probs(shape, layout, temperature, remat, bias)
+        return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
+
+    def __call__(
+        self, state: GroupState, taken: Taken, reference: Params | None, key: jax.Array
+    ) -> tuple[GroupState, dict[str, float]]:
+        """Learn from scored groups.
+
+        Args:
+            state: given away.
+            taken: the groups.
+            reference: its parameters, where the objective reads them.
+            key: shuffles minibatches.
+        """
+        rollout = taken.rollout
+        program = self.program((taken.group_size, rollout.prompt_width))
+        batch = Groups(rollout.completions, self._scores(taken))
+        state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
+        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+
+    def _scores(self, taken: Taken) -> jax.Array:
+        """Totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""
+        if not self.several:
+            return jnp.asarray(taken.by_group())
+        return jnp.stack([x.reshape(len(taken.indices), -1) for x in taken.scores.by_name.values()])
+
+    def learning_rate(self, index: int) -> dict[str, float]:
+        """That of step ``index`` (from 0), as a metric; TRPO has none."""
+        if self.chosen is None:
+            return {}
+        return {"learning_rate": float(np.asarray(self.schedule(index * self.updates)))}

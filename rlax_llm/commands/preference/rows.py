@@ -1,0 +1,169 @@
+"""Rows to learn preferences from: of a table or of right and wrong sums, as batches for a loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.commands.examples import Split, of_records, of_tables
+from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.parts import LimitSettings
+from rlax_llm.commands.preference.phase import Rows, Samples
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.core.trees import join_trees
+from rlax_llm.core.types import LabeledCompletions, PairedCompletions
+from rlax_llm.data.batches import PairRows, labeled_rows, pair_rows
+from rlax_llm.data.encoding import encode_labeled, encode_pairs
+from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, split_pairs
+from rlax_llm.data.sifting import Kept, flatten_rows, number_rows
+from rlax_llm.data.tasks import load_task
+from rlax_llm.generation.sampling import greedy
+from rlax_llm.loops.policy import fixed_log_probs
+from rlax_llm.models.functional import Params
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.preference.unpaired import desirable_weight_range
+
+_SAMPLES = 8
+
+
+def pairs_of(config: RewardSettings | DpoSettings, model: LanguageModel, learner: Learner) -> Split:
+    """Encoded pairs of ``config.data``, or of sums."""
+    if config.data is not None:
+        return of_tables(read_pairs, encode_pairs, learner, config)
+    return of_records(_sums(config, model), encode_pairs, learner, config)
+
+
+def labels_of(config: KtoSettings, model: LanguageModel, learner: Learner) -> Split:
+    """Encoded labeled completions of ``config.data``, or of sums."""
+    if config.data is not None:
+        return of_tables(read_labeled, encode_labeled, learner, config)
+    return of_records(flatten_rows(_sums(config, model).then(_labeled_each)), encode_labeled, learner, config)
+
+
+def _labeled_each(pairs: Sequence[Pair]) -> list[Any]:
+    return [split_pairs([pair]) for pair in pairs]
+
+
+def _sums(config: RewardSettings | DpoSettings | KtoSettings, model: LanguageModel) -> Kept[Pair]:
+    """Right answers preferred to those of other sums: neither their size nor their form gives them away."""
+    form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
+    task = load_task(form, held_out_size=1, seed=config.seed)
+    right = np.array([int(row["completion"]) for row in task.train])
+    other = np.random.default_rng(config.seed).permutation(right)
+    wrong = np.where(other == right, right + 1, other).tolist()
+    pairs = [Pair(row["prompt"], row["completion"], str(one)) for row, one in zip(task.train, wrong, strict=True)]
+    return number_rows("arithmetic", pairs)
+
+
+class Referenced(NamedTuple):
+    """A pair with the reference's log-probabilities of its two completions, nats per token."""
+
+    tokens: Any
+    log_probs: tuple[np.ndarray, np.ndarray]
+
+
+def _plain(row: Any) -> Any:
+    return row.tokens if isinstance(row, Referenced) else row
+
+
+def pair_batch(pad_id: int, rows: Sequence[Any]) -> Rows:
+    """Pairs as a batch: their margins, and the reference's log-probabilities where the rows have them."""
+    batch = pair_rows([_plain(row) for row in rows], pad_id)
+    known = _known(rows, batch) if isinstance(rows[0], Referenced) else None
+    return Rows(PairedCompletions(batch.completions, batch.margins, known), batch.prompt_width)
+
+
+def _known(rows: Sequence[Referenced], batch: PairRows) -> jax.Array:
+    """The reference's log-probabilities in the layout of the batch."""
+    placed = np.zeros(batch.completions.tokens.shape, np.float32)
+    for place, values in enumerate(side for row in rows for side in row.log_probs):
+        placed[place, batch.prompt_width : batch.prompt_width + len(values)] = values
+    return jnp.asarray(placed)
+
+
+def label_batch(pad_id: int, mismatched: bool, rows: Sequence[Any]) -> Rows:
+    """Labeled completions as a batch.
+
+    Args:
+        pad_id: the tokenizer's.
+        mismatched: with each prompt's mismatched completion, which KTO's reference point alone reads.
+        rows: encoded.
+    """
+    batch = labeled_rows(rows, pad_id)
+    step = 1 if mismatched else 2
+    completions = jax.tree.map(lambda x: x[::step], batch.completions)
+    return Rows(LabeledCompletions(completions, batch.desirable), batch.prompt_width)
+
+
+def with_reference(
+    learner: Learner, log_probs: Callable[[int], Any], size: int, rows: Sequence[Any]
+) -> list[Referenced]:
+    """The pairs with the log-probabilities that the model gives them before training.
+
+    Args:
+        learner: of whose parameters at their start.
+        log_probs: ``prompt_width → (params, completions) → …``.
+        size: pairs at a time.
+        rows: encoded pairs.
+    """
+
+    def score(params: Any, frozen: Any, completions: Any, prompt_width: int) -> jax.Array:
+        return fixed_log_probs(log_probs(prompt_width), join_trees(params, frozen), completions)
+
+    compiled = jax.jit(score, static_argnums=3)
+    found = []
+    for start in range(0, len(rows), size):
+        taken = rows[start : start + size]
+        batch = pair_batch(learner.tokenizer.pad_id, taken)
+        completions = batch.batch.completions
+        values = np.asarray(compiled(learner.params, learner.frozen, completions, batch.prompt_width))
+        own = values[:, batch.prompt_width :]
+        for place, row in enumerate(taken):
+            chosen = own[2 * place, : len(row.chosen)]
+            rejected = own[2 * place + 1, : len(row.rejected)]
+            found.append(Referenced(row, (chosen, rejected)))
+    return found
+
+
+def greedy_samples(limits: LimitSettings, learner: Learner, held_out: Sequence[Any]) -> Samples:
+    """Greedy completions of some held-out prompts, for a person to read.
+
+    Args:
+        limits: of rows.
+        learner: what is trained.
+        held_out: encoded rows.
+    """
+    tokenizer = learner.tokenizer
+    sampling = Sampling(learner.sampled_shape, tokenizer, limits.max_prompt_tokens)
+    request = sampling.request(greedy, limits.max_new_tokens)
+    prompts = [row.prompt for row in held_out[:_SAMPLES]]
+
+    def samples(params: Params) -> list[dict[str, Any]]:
+        drawn, _ = sampling.complete(learner.sampled(params), prompts, jax.random.key(0), request)
+        return [
+            {"prompt": tokenizer.decode(prompt), "completion": text, "held_out": True}
+            for prompt, text in zip(prompts, sampling.texts(drawn), strict=True)
+        ]
+
+    return samples
+
+
+def warn_of_imbalance(config: KtoSettings, rows: Sequence[Any]) -> None:
+    """Say where the class weights are outside the range that KTO's authors recommend."""
+    desirable = sum(row.label for row in rows)
+    if not 0 < desirable < len(rows) or not config.undesirable_weight:
+        return
+    low, high = desirable_weight_range(desirable, len(rows) - desirable, config.undesirable_weight)
+    # Labels are counted, weights are typed: a hair's breadth outside is no reason to speak.
+    if not low / 1.01 <= config.desirable_weight <= high * 1.01:
+        print(
+            f"kto: {desirable} of {len(rows)} labels are desirable; recommended is a desirable_weight of {low:.3g} to "
+            f"{high:.3g} with undesirable_weight {config.undesirable_weight:g}, it is {config.desirable_weight:g}.",
+            file=sys.stderr,
+        )

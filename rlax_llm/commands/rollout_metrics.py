@@ -1,0 +1,73 @@
+"""Metrics of a rollout: rewards, lengths and speeds, by TRL's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rlax_llm.commands.rollouts import Rollout
+from rlax_llm.rewards.calling import Scores
+
+
+def describe(
+    rollout: Rollout, scores: Scores, solved: Callable[[float], bool] | None, group_size: int = 1
+) -> dict[str, float]:
+    """Metrics of a rollout by TRL's names: rewards, lengths in tokens, truncated share; and the samples' accuracy.
+
+    Accuracy is the share of completions that are ``solved`` by their first reward; None has no right and wrong.
+    Rows without a chosen token, which fill a batch up, do not count.
+    """
+    there = rollout.lengths() > 0
+    metrics = _rewards(np.where(there, scores.total, np.nan), group_size)
+    cut = np.asarray(rollout.completions.truncated)[there]
+    metrics["completions/clipped_ratio"] = float(cut.mean())
+    if solved is not None:
+        graded = scores.first[there & ~np.isnan(scores.first)]
+        metrics["accuracy"] = float(np.mean([solved(float(x)) for x in graded])) if graded.size else float("nan")
+    metrics |= _lengths(rollout.lengths()[there], cut)
+    if len(scores.by_name) > 1:
+        for name, values in scores.by_name.items():
+            metrics |= _reward(name, values[there & ~np.isnan(values)])
+    return metrics
+
+
+def _rewards(totals: np.ndarray, group_size: int) -> dict[str, float]:
+    known = totals[~np.isnan(totals)]
+    if not known.size:
+        return {"reward": float("nan"), "reward_std": float("nan")}
+    spread = _spread(totals.reshape(-1, group_size)) if group_size > 1 else known.std()
+    return {"reward": float(known.mean()), "reward_std": float(spread)}
+
+
+def _reward(name: str, present: np.ndarray) -> dict[str, float]:
+    return {
+        f"rewards/{name}/mean": float(present.mean()) if present.size else float("nan"),
+        f"rewards/{name}/std": float(present.std(ddof=1)) if present.size > 1 else float("nan"),
+    }
+
+
+def _lengths(lengths: np.ndarray, cut: np.ndarray) -> dict[str, float]:
+    found = {}
+    for name, chosen in (("", lengths), ("terminated_", lengths[~cut])):
+        for kind, statistic in (("mean", np.mean), ("min", np.min), ("max", np.max)):
+            found[f"completions/{kind}_{name}length"] = float(statistic(chosen)) if chosen.size else 0.0
+    return found
+
+
+def _spread(groups: np.ndarray) -> float:
+    """Mean over groups of the standard deviation of their scores."""
+    several = [group[~np.isnan(group)] for group in groups]
+    stds = [group.std(ddof=1) for group in several if group.size > 1]
+    return float(np.mean(stds)) if stds else float("nan")
+
+
+def speeds(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds of each part of a step, and tokens per second: of a rollout those sampled, of an update all."""
+    sampled = float(rollout.lengths().sum())
+    read = float(np.asarray(rollout.completions.valid).sum())
+    return {
+        "rollout_tokens_per_second": sampled / seconds["rollout"],
+        "update_tokens_per_second": read / seconds["update"],
+        "tokens_per_second": sampled / sum(seconds.values()),
+    } | {f"{name}_seconds": value for name, value in seconds.items()}
