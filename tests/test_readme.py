@@ -27,7 +27,9 @@ def run(example: str, names: dict) -> dict:
 
 
 def test_the_language_model_example_runs(monkeypatch):
-    monkeypatch.setattr(rlax_llm, "load_model", lambda name: build_model(GrpoSettings.of()), raising=False)
+    monkeypatch.setattr(
+        rlax_llm, "load_model", lambda name: build_model("grpo", GrpoSettings.of().model, 0), raising=False
+    )
     scores = np.random.default_rng(0).random((3, 8)).astype(np.float32)
     names = run(EXAMPLES[0], {"questions": ["1+2=", "12+34=", "5+5="], "scores": scores})
     completions, metrics = names["completions"], names["metrics"]

@@ -33,7 +33,7 @@ def build_drawing(
 
     Args:
         settings: of sampler and lengths.
-        group_size: completions per prompt.
+        group_size: completions per prompt to learn from.
         learner: the policy.
         generate: the engine's, or one that calls tools.
     """

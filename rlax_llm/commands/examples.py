@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.sft.settings import SftSettings
+from rlax_llm.commands.parts import HeldOutSettings, LimitSettings
+from rlax_llm.commands.sft.settings import DemonstrationSettings
 from rlax_llm.commands.tasks import tell
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, keep_within
@@ -30,92 +31,107 @@ class Split(NamedTuple):
     held_out: list[Any]
 
 
-def encoded(kept: Kept[Any], encode: Encode, learner: Learner, config: Any) -> Kept[tuple[Any, Any]]:
-    """Records that can be encoded and fit the limits, each with its tokens; it is told which were left out.
+class Encoder(NamedTuple):
+    """From records to rows of tokens.
 
-    Args:
-        kept: records.
+    Attributes:
         encode: ``(tokenizer, records) → rows``.
         learner: gives tokenizer and vocabulary.
-        config: gives ``max_prompt_tokens`` and ``max_new_tokens``.
-
-    Raises:
-        ValueError: where no row is left.
+        limits: of the rows.
     """
-    check = keep_within(Limits(config.max_prompt_tokens, config.max_new_tokens, learner.shape.vocab_size))
 
-    def tokens(records: Sequence[Any]) -> list[tuple[Any, Any]]:
-        return list(zip(records, encode(learner.tokenizer, records), strict=True))
+    encode: Encode
+    learner: Learner
+    limits: LimitSettings
 
-    def checked(rows: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
-        check([row for _, row in rows])
-        return rows
+    def __call__(self, kept: Kept[Any]) -> Kept[tuple[Any, Any]]:
+        """Records that can be encoded and fit the limits, each with its tokens; what was left out is reported.
 
-    found = kept.then(tokens).then(checked)
-    tell(found.report())
-    return found
+        Args:
+            kept: records.
+
+        Raises:
+            ValueError: where no row is left.
+        """
+        limits = Limits(self.limits.max_prompt_tokens, self.limits.max_new_tokens, self.learner.shape.vocab_size)
+        check = keep_within(limits)
+
+        def tokens(records: Sequence[Any]) -> list[tuple[Any, Any]]:
+            return list(zip(records, self.encode(self.learner.tokenizer, records), strict=True))
+
+        def checked(rows: Sequence[tuple[Any, Any]]) -> Sequence[tuple[Any, Any]]:
+            check([row for _, row in rows])
+            return rows
+
+        found = kept.then(tokens).then(checked)
+        tell(found.report())
+        return found
 
 
-def of_tables(read: Callable[[str], Kept[Any]], encode: Encode, learner: Learner, config: Any) -> Split:
-    """Encoded records of ``config.data``, split by prompt, or held-out ones from ``config.eval_data``.
+def of_tables(read: Callable[[str], Kept[Any]], encoder: Encoder, data: HeldOutSettings, seed: int) -> Split:
+    """Encoded records of a file, split by prompt, or held-out ones from a file of their own.
 
     Args:
         read: ``path → records``.
-        encode: ``(tokenizer, records) → rows``.
-        learner: gives tokenizer and vocabulary.
-        config: gives the files, the limits, ``eval_size`` and ``seed``.
+        encoder: makes rows of them.
+        data: the files.
+        seed: splits them.
 
     Raises:
         ValueError: for a file that cannot be used; as ``of_records``.
     """
-    if config.eval_data is None:
-        return of_records(read(config.data), encode, learner, config)
-    train, held_out = (encoded(read(path), encode, learner, config) for path in (config.data, config.eval_data))
-    return Split(_tokens(train), some_of(_tokens(held_out), config.eval_size, config.seed))
+    assert data.data is not None
+    if data.eval_data is None:
+        return of_records(read(data.data), encoder, data.split_size, seed)
+    train, held_out = encoder(read(data.data)), encoder(read(data.eval_data))
+    return Split(_tokens(train), some_of(_tokens(held_out), data.eval_size, seed))
 
 
-def of_records(kept: Kept[Any], encode: Encode, learner: Learner, config: Any) -> Split:
+def of_records(kept: Kept[Any], encoder: Encoder, held_out: int, seed: int) -> Split:
     """Records encoded and split by prompt.
 
     Args:
         kept: records.
-        encode: ``(tokenizer, records) → rows``.
-        learner: gives tokenizer and vocabulary.
-        config: gives the limits, ``eval_size`` and ``seed``.
+        encoder: makes rows of them.
+        held_out: records to hold out.
+        seed: splits them.
 
     Raises:
-        ValueError: as ``encoded``; too few records to hold any out.
+        ValueError: as of ``Encoder``; too few records to hold any out.
     """
-    found = encoded(kept, encode, learner, config)
+    found = encoder(kept)
     keys = [prompt_key(record) for record, _ in found]
-    return Split(*split_rows(found.name, _tokens(found), keys, config.eval_size, config.seed))
+    return Split(*split_rows(found.name, _tokens(found), keys, held_out, seed))
 
 
 def _tokens(kept: Kept[tuple[Any, Any]]) -> list[Any]:
     return [tokens for _, tokens in kept]
 
 
-def of_file(config: SftSettings, learner: Learner) -> Split:
-    """The demonstrations of ``config.data``: prompts with completions, conversations or texts.
+def of_file(settings: DemonstrationSettings, limits: LimitSettings, seed: int, learner: Learner) -> Split:
+    """Demonstrations of a file: prompts with completions, conversations or texts.
 
     Args:
-        config: the settings.
+        settings: of the file.
+        limits: of its rows.
+        seed: splits it.
         learner: gives tokenizer and vocabulary.
 
     Raises:
         ValueError: for a file that cannot be used.
     """
-    form = every_turn if config.every_turn else last_turn
-    return of_tables(lambda path: read_demonstrations(path, form=form), encode_demonstrations, learner, config)
+    form = every_turn if settings.every_turn else last_turn
+    encoder = Encoder(encode_demonstrations, learner, limits)
+    return of_tables(lambda path: read_demonstrations(path, form=form), encoder, settings, seed)
 
 
-def of_task(task: Task, learner: Learner, config: Any) -> Split:
+def of_task(task: Task, limits: LimitSettings, learner: Learner) -> Split:
     """A task's own answers as demonstrations; held-out rows without answers are passed over.
 
     Args:
         task: rows with completions.
+        limits: of its rows.
         learner: gives tokenizer and vocabulary.
-        config: gives the limits.
 
     Raises:
         ValueError: for a task without answers.
@@ -126,7 +142,8 @@ def of_task(task: Task, learner: Learner, config: Any) -> Split:
             "or, before reinforcement learning, set --warm-start-steps 0."
         )
     parts = [_shown(part) for part in (task.train, task.held_out)]
-    return Split(*(_tokens(encoded(part, encode_demonstrations, learner, config)) for part in parts))
+    encoder = Encoder(encode_demonstrations, learner, limits)
+    return Split(*(_tokens(encoder(part)) for part in parts))
 
 
 def _shown(rows: Kept[Row]) -> Kept[Demonstration]:

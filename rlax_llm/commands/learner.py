@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.parts import TrainedModelSettings
-from rlax_llm.commands.settings import Settings
 from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params
@@ -153,8 +152,6 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     Raises:
         ValueError: targets that the decoder does not have.
     """
-    if isinstance(settings, Settings):
-        settings = settings.model
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = tuple(name.strip() for name in settings.lora_targets.split(","))

@@ -101,6 +101,16 @@ class HeldOutSettings(Part):
         if self.eval_size == 0:
             raise ValueError("eval_data is given and eval_size is 0; leave one out.")
 
+    @property
+    def split_size(self) -> int:
+        """Rows of the data itself that are held out."""
+        return 0 if self.eval_size is None else self.eval_size
+
+    @property
+    def source(self) -> str:
+        """What is learned from, in a word: a file, or the task that is built in."""
+        return "arithmetic" if self.data is None else self.data
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltInSettings(Part):
@@ -130,6 +140,11 @@ class TaskSettings(HeldOutSettings, BuiltInSettings):
         if self.data is not None and self.reward is None and self.reward_model is None:
             raise ValueError("data is given without reward or reward_model, and a file has none of its own; give one.")
         check_integer_answers(self.integer_answers, self.data)
+
+    @property
+    def source(self) -> str:
+        """What is learned from, in a word: a file or a task."""
+        return self.task if self.data is None else self.data
 
 
 def check_integer_answers(integer_answers: bool, data: str | None) -> None:

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.settings import as_dict
+from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.session import Session
 
+TrainingSettings = GrpoSettings | PpoSettings | SftSettings | RewardSettings | DpoSettings | KtoSettings
+"""Of a command that trains a language model."""
 
-def open_session(config: Any, warm_start_steps: int = 0) -> Session:
+
+def open_session(settings: TrainingSettings | ControlSettings, warm_start_steps: int = 0) -> Session:
     """A new run's session, or that of the run to go on with.
 
     Args:
-        config: settings of a command that trains, in full.
+        settings: of the command.
         warm_start_steps: of a phase before the run's own.
     """
     return Session(
-        config.command,
-        as_dict(config),
-        out=config.run.out,
-        resume=config.run.resume,
-        save_every=config.run.save_every,
+        settings.command,
+        as_dict(settings),
+        out=settings.run.out,
+        resume=settings.run.resume,
+        save_every=settings.run.save_every,
         warm_start_steps=warm_start_steps,
     )
 
 
-def heading(config: Any) -> dict[str, str]:
-    """What a run is called: its command, its model, what it learns from, and its recipe where there are several."""
-    found = {"command": config.command, "model": config.model.model, "task": task_of(config)}
-    recipe = getattr(config, "recipe", None)
-    return found if recipe is None else found | {"recipe": recipe}
-
-
-def title(config: Any) -> str:
-    """Of a run's figure."""
-    return f"{config.command} · {config.model.model} · {task_of(config)}"
-
-
-def task_of(config: Any) -> str:
-    """What a run learns from, in a word: its file, its task, or the built-in one."""
-    return config.data or getattr(config.task, "task", "arithmetic")
+def heading(settings: TrainingSettings) -> dict[str, str]:
+    """What a run is called: its command, its model, and what it learns from."""
+    return {"command": settings.command, "model": settings.model.model, "task": settings.task.source}

@@ -87,12 +87,6 @@ class Settings:
         """
         return resolve(type(self), vars(self).get(_GIVEN, flat(self)) | new)
 
-    def __getattr__(self, name: str) -> Any:
-        key = keys(type(self)).get(name)
-        if key is None:
-            raise AttributeError(name)
-        return getattr(getattr(self, key.part), name)
-
 
 S = TypeVar("S", bound=Settings)
 
@@ -212,10 +206,3 @@ def _told_of(kind: type[Settings]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{kind.command}: {error}") from None
-
-
-def logit_bias_of(config: Any) -> tuple[tuple[int, float], ...]:
-    """The pairs of token id and bias that ``logit_bias`` names."""
-    from rlax_llm.commands.parts import bias_pairs
-
-    return bias_pairs(config.logit_bias)

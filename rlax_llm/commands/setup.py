@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from rlax_llm.commands.parts import (
     TrainedModelSettings,
     bias_pairs,
 )
-from rlax_llm.commands.settings import Settings
 from rlax_llm.core.logit_bias import bias_vector
 from rlax_llm.core.user_code import call_named
 from rlax_llm.data.arithmetic import ALPHABET
@@ -32,22 +30,24 @@ from rlax_llm.models.tokenizer import Tokenizer
 _TRANSFORMATIONS = {"an Optax transformation": (optax.GradientTransformation, optax.GradientTransformationExtraArgs)}
 
 
-def build_model(settings: Any, seed: int | None = None) -> LanguageModel:
-    """The named model; ``char`` is a small decoder over the characters of the arithmetic task, drawn from the seed.
+def build_model(command: str, settings: ModelSettings, seed: int, limits: LimitSettings | None = None) -> LanguageModel:
+    """The named model; ``char`` is a small decoder over the characters of the arithmetic task.
 
     Args:
+        command: that a message begins with.
         settings: of the model.
         seed: draws the character model.
+        limits: of its rows; None is none.
 
     Raises:
-        ValueError: for a model that cannot be read.
+        ValueError: for a model that cannot be read; as ``check_fits``.
     """
-    if isinstance(settings, Settings):
-        whole: Any = settings
-        model = build_model(whole.model, whole.seed)
-        limits = next((x for x in vars(settings).values() if isinstance(x, LimitSettings)), None)
-        check_fits(whole.command, whole.model, limits, model)
-        return model
+    model = _model(settings, seed)
+    check_fits(command, settings, limits, model)
+    return model
+
+
+def _model(settings: ModelSettings, seed: int) -> LanguageModel:
     dtype = jnp.dtype(settings.stored_dtype)
     if settings.model != "char":
         return computed_in(settings.dtype, load_model(settings.model, dtype))
@@ -62,7 +62,7 @@ def build_model(settings: Any, seed: int | None = None) -> LanguageModel:
         head_dim=CHARACTER_WIDTH // 4,
         max_positions=128,
     )
-    params = decoder.init_decoder(shape, jax.random.key(0 if seed is None else seed), dtype)
+    params = decoder.init_decoder(shape, jax.random.key(seed), dtype)
     return computed_in(settings.dtype, LanguageModel(shape, params, tokenizer))
 
 
@@ -110,14 +110,19 @@ def scalar_judge(path: str, policy: LanguageModel, settings: ModelSettings) -> L
     Raises:
         ValueError: for one of another vocabulary.
     """
-    part: Any = settings.model if isinstance(settings, Settings) else settings
-    loaded = load_scalar(path, jnp.dtype(part.stored_dtype))
+    loaded = load_scalar(path, jnp.dtype(settings.stored_dtype))
     check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
     return computed_in(settings.dtype, loaded)
 
 
 def build_schedule(settings: OptimizerSettings, peak: float, steps: int) -> optax.Schedule:
-    """Learning rate by optimizer step: a linear warm-up, then constant, cosine or linear to 0."""
+    """Learning rate by optimizer step: a linear warm-up, then constant, cosine or linear to 0.
+
+    Args:
+        settings: of the shape, and the warm-up in optimizer steps.
+        peak: after the warm-up.
+        steps: optimizer steps of the run.
+    """
     decay_steps = max(steps - settings.warmup_steps, 1)
     shapes: dict[str, optax.Schedule] = {
         "constant": optax.constant_schedule(peak),
@@ -137,8 +142,6 @@ def build_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> op
     Raises:
         ValueError: as ``named_function``; where the function fails or does not return an Optax transformation.
     """
-    if isinstance(settings, Settings):
-        settings = settings.optimizer
     if settings.optimizer == "adamw":
         chosen = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
     else:
@@ -176,8 +179,3 @@ def _bias(settings: DrawSettings, vocabulary: int) -> tuple[tuple[int, float], .
     bias = bias_pairs(settings.logit_bias)
     bias_vector("sampling", bias, vocabulary)
     return bias
-
-
-def with_defaults(config: Any) -> Any:
-    """The settings."""
-    return config

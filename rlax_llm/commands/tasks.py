@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any
 
-from rlax_llm.commands.eval.settings import EvalSettings
-from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.eval.settings import MeasuredTaskSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.sft.settings import SftSettings
+from rlax_llm.commands.parts import LimitSettings, TaskSettings
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, keep_prompts_within
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tasks import Held, Task, Use, file_task, load_task, measured_task
 from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.loading import unread_answers
 
 _ANSWERS_READ = 1000  # rows whose answers are looked at before a run; a formula takes a hundredth of a second
@@ -27,34 +25,82 @@ def tell(report: str) -> None:
         print(report, file=sys.stderr)
 
 
-def build_task(config: GrpoSettings | SftSettings | PpoSettings, model: LanguageModel | Learner) -> Task:
-    """The task or data file, split by ``config.seed``; rows that the model cannot read are left out, and told of."""
-    reward, use = getattr(config, "reward", None), _use(config, model)
-    if config.data is None:
-        task = load_task(
-            config.task.task, reward=reward, held_out_size=config.eval_size or 0, seed=config.seed, use=use
-        )
-    else:
-        task = file_task(config.data, reward, Held(config.eval_size, config.eval_data, config.seed), use)
-    return _told(task)
+def build_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: LanguageModel | Learner) -> Task:
+    """The task or data file, split by the seed; rows that the model cannot read are left out, and reported.
+
+    Args:
+        settings: of the task.
+        limits: of its prompts.
+        seed: splits it.
+        model: reads the prompts.
+    """
+    use = _use(settings.integer_answers, limits, model)
+    if settings.data is None:
+        return built_in_task(settings.task, settings.split_size, seed, use, settings.reward)
+    held = Held(settings.eval_size, settings.eval_data, seed)
+    return _told(file_task(settings.data, settings.reward, held, use))
 
 
-def build_measured(config: EvalSettings, model: LanguageModel) -> Task:
-    """The task to measure on: held-out rows of a built-in one, all rows of a file or as many as were asked for."""
-    use = _use(config, model)
-    if config.data is not None:
-        return _told(measured_task(config.data, config.reward, Held(config.size, None, config.seed), use))
-    assert config.task.task is not None and config.task.size is not None  # chosen with the model
-    size = config.task.size
-    return _told(load_task(config.task.task, reward=config.reward, held_out_size=size, seed=config.seed, use=use))
+def built_in_task(name: str, held_out: int, seed: int, use: Use, reward: str | None = None) -> Task:
+    """A task that comes with its prompts.
+
+    Args:
+        name: with its own settings, as ``load_task`` takes them.
+        held_out: prompts to hold out.
+        seed: splits it.
+        use: of ``prompts_of``.
+        reward: instead of the task's own.
+    """
+    return _told(load_task(name, reward=reward, held_out_size=held_out, seed=seed, use=use))
 
 
-def _use(config: Any, model: LanguageModel | Learner) -> Use:
-    """What a run makes of rows: questions for integers where they are wanted, and only prompts within the limits."""
-    check = keep_prompts_within(model.tokenizer, Limits(config.max_prompt_tokens, None, model.config.vocab_size))
-    if not getattr(config, "integer_answers", False):
-        return check
-    return lambda rows: check(with_integer_answers(rows))
+def judged_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: LanguageModel | Learner) -> Task:
+    """``build_task``; with a reward model only with the Python rewards that were asked for."""
+    task = build_task(settings, limits, seed, model)
+    if settings.reward_model is None or settings.reward is not None:
+        return task
+    return dataclasses.replace(task, rewards=())
+
+
+def build_measured(settings: MeasuredTaskSettings, limits: LimitSettings, seed: int, model: LanguageModel) -> Task:
+    """The task to measure on: held-out rows of a built-in one, all rows of a file or as many as were asked for.
+
+    Args:
+        settings: of the task; a built-in one has its name.
+        limits: of its prompts.
+        seed: draws the rows.
+        model: reads the prompts.
+    """
+    use = _use(settings.integer_answers, limits, model)
+    if settings.data is not None:
+        return _told(measured_task(settings.data, settings.reward, Held(settings.size, None, seed), use))
+    assert settings.task is not None and settings.size is not None
+    return built_in_task(settings.task, settings.size, seed, use, settings.reward)
+
+
+def arithmetic_for(tokenizer: Tokenizer) -> str:
+    """The arithmetic task in the form that a model reads: in words where it has a chat template.
+
+    >>> arithmetic_for(Tokenizer.characters("0123456789+="))
+    'arithmetic'
+    """
+    return "arithmetic-words" if tokenizer.has_chat_template else "arithmetic"
+
+
+def prompts_of(limits: LimitSettings, model: LanguageModel | Learner) -> Use:
+    """What a run makes of rows: only prompts within the limits.
+
+    Args:
+        limits: of the prompts.
+        model: reads them.
+    """
+    return keep_prompts_within(model.tokenizer, Limits(limits.max_prompt_tokens, None, model.config.vocab_size))
+
+
+def _use(integer_answers: bool, limits: LimitSettings, model: LanguageModel | Learner) -> Use:
+    """``prompts_of``, after questions for integers where they are wanted."""
+    check = prompts_of(limits, model)
+    return (lambda rows: check(with_integer_answers(rows))) if integer_answers else check
 
 
 def _told(task: Task) -> Task:
@@ -83,9 +129,3 @@ def _told_of_answers(task: Task) -> Task:
                 f"them no score. The first is {unread[0]!r}."
             )
     return task
-
-
-def judged_task(config: GrpoSettings | PpoSettings, model: LanguageModel | Learner) -> Task:
-    """The task or data file; beside a reward model only with the Python rewards that were asked for."""
-    task = build_task(config, model)
-    return task if config.reward_model is None or config.reward is not None else dataclasses.replace(task, rewards=())

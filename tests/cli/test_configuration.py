@@ -46,8 +46,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(settings_file):
     config = _parse(GrpoSettings, "--config", path, "--steps", "9")
     want = GrpoSettings.of(learning_rate=1e-5, steps=9, seed=3, remat=True, kl_coef=1.0, recipe="dapo", config=path)
     assert config == want
-    assert isinstance(config.kl_coef, float)
-    assert _parse(GrpoSettings, f"--config={path}", "--no-remat").remat is False
+    assert isinstance(config.objective.kl_coef, float)
+    assert _parse(GrpoSettings, f"--config={path}", "--no-remat").model.remat is False
 
 
 def test_a_saved_config_gives_the_same_run(settings_file):
@@ -263,4 +263,4 @@ def test_the_compilation_cache_is_the_users_or_the_one_given(monkeypatch, tmp_pa
 def test_a_setting_of_infinity_survives_the_run_directory(tmp_path):
     out = str(tmp_path / "run")
     RunDirectory.create(out, as_dict(SftSettings.of(max_grad_norm=float("inf"))))
-    assert _parse(SftSettings, "--resume", out).max_grad_norm == float("inf")
+    assert _parse(SftSettings, "--resume", out).optimizer.max_grad_norm == float("inf")

@@ -38,6 +38,18 @@ TINY = GrpoSettings.of(
 )
 
 
+def objective_of(settings, weights=(1.0,)):
+    return build_objective(settings.objective, settings.sampling.max_new_tokens, weights)
+
+
+def learning_of(settings):
+    return build_learning(settings.learning, settings.rollout.batch_size)
+
+
+def task_of(settings):
+    return build_task(settings.task, settings.sampling, settings.run.seed, reader())
+
+
 def ran(tmp_path, **changes):
     config = TINY.changed(out=str(tmp_path / "run"), **changes)
     directory = runs.run_grpo(config)
@@ -51,21 +63,21 @@ def test_every_recipe_has_an_objective():
             continue
         given = {key: value for key, value in needed.items() if key in parameters(named)}
         config = GrpoSettings.of(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
-        chosen = build_objective(config, (1.0, 0.5))
+        chosen = objective_of(config, (1.0, 0.5))
         assert chosen.needs_reference, name
-        assert not build_objective(config.changed(kl_coef=0.0)).needs_reference, name
+        assert not objective_of(config.changed(kl_coef=0.0)).needs_reference, name
     assert {"dapo", "gdpo", "trl:dr_grpo", "verl:gpg", "openrlhf:rloo"} <= set(recipes("group"))
 
 
 def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
     for recipe in ("dapo", "rloo", "grpo"):
         loss, reward = (
-            build_objective(GrpoSettings.of(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
+            objective_of(GrpoSettings.of(recipe=recipe, kl_coef=0.1, kl_in=place)).objective
             for place in ("loss", "reward")
         )
         assert loss.kl is not None and reward.kl is None
         assert loss.advantage != reward.advantage
-    assert build_objective(GrpoSettings.of(recipe="grpo", kl_coef=0.1)).objective.kl is not None
+    assert objective_of(GrpoSettings.of(recipe="grpo", kl_coef=0.1)).objective.kl is not None
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,7 @@ def test_a_kl_can_stand_in_the_loss_or_in_the_score_of_any_recipe():
 )
 def test_settings_that_a_recipe_lacks_are_named(settings, told):
     with pytest.raises(ValueError, match=told):
-        build_objective(GrpoSettings.of(**settings))
+        objective_of(GrpoSettings.of(**settings))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,7 @@ def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
         parts = each["clip_ratio/low_mean"] + each["clip_ratio/high_mean"]
         assert parts == pytest.approx(each["clip_ratio/region_mean"], rel=1e-5)
     assert row["learning_rate"] > 0  # of a schedule that counts optimizer steps
-    assert build_learning(TINY.changed(epochs=3, minibatches=2)).micro_batches == 1
+    assert learning_of(TINY.changed(epochs=3, minibatches=2)).micro_batches == 1
     names = {"mean", "min", "max", "mean_terminated", "min_terminated", "max_terminated"}
     assert {f"completions/{name}_length" for name in names} | {"completions/clipped_ratio"} <= set(row)
     assert row["reward_std"] >= 0 and "frac_reward_zero_std" in row
@@ -250,7 +262,7 @@ def test_answers_can_be_turned_into_integers(tmp_path, capsys):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"data": str(data), "reward": "integer_answer", "eval_size": 1, "seed": 1}
     config = GrpoSettings.of(**given, integer_answers=True, max_prompt_tokens=200)
-    task = build_task(config, reader())
+    task = task_of(config)
     rows = [*task.train, *task.held_out]
     assert sorted(row["answer"] for row in rows) == [3, 5, 7]
     assert all(row["prompt"].endswith("Give the value of m + n.") for row in rows)
@@ -265,7 +277,7 @@ def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsy
     rows = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(["1/2", None, r"\frac{", "7", "x + 1"])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = GrpoSettings.of(data=str(data), reward="math_answer + 0*integer_answer", eval_size=1, seed=1)
-    assert len(build_task(config, reader()).train) == 4
+    assert len(task_of(config).train) == 4
     told = capsys.readouterr().err.splitlines()
     assert (
         f"{data}: math_answer cannot read the answer of 2 of 5 rows; it gives them no score. The first is " in told[0]
@@ -273,12 +285,12 @@ def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsy
     assert f"{data}: integer_answer cannot read the answer of 3 of 5 rows" in told[1] and len(told) == 2
     data.write_text("".join(json.dumps(row | {"answer": None}) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"answers\.jsonl: math_answer can read none of the 5 answers.*first is None"):
-        build_task(config, reader())
+        task_of(config)
 
 
 def test_completions_are_kept_with_their_rewards(tmp_path):
     directory, _ = ran(tmp_path, steps=1)
     rows = [row for row in directory.completions() if row["step"] == 1 and not row.get("held_out")]
-    assert len(rows) == TINY.group_size
+    assert len(rows) == TINY.rollout.group_size
     assert {"prompt", "completion", "reward", "length", "truncated"} <= set(rows[0])
     assert json.loads(directory.summary_path.read_text())["recipe"] == "grpo"

@@ -7,7 +7,7 @@ import pytest
 
 from rlax_llm.cli.main import main
 from rlax_llm.commands.eval.settings import EvalSettings
-from rlax_llm.commands.examples import of_tables
+from rlax_llm.commands.examples import Encoder, of_tables
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.settings import DpoSettings
@@ -72,7 +72,8 @@ def test_held_out_rows_of_a_file_of_their_own(file):
     data = file("train.jsonl", [{"prompt": f"{n}=", "answer": str(n)} for n in range(3)])
     held_out = file("test.jsonl", [{"prompt": "0=", "answer": "0"}, {"prompt": LONG, "answer": "0"}])
     config = GrpoSettings.of(data=data, eval_data=held_out, reward="exact_answer")
-    task = build_task(config, build_model(config))
+    model = build_model("grpo", config.model, 0)
+    task = build_task(config.task, config.sampling, config.run.seed, model)
     assert (len(task.train), [row["prompt"] for row in task.held_out]) == (3, ["0="])
     assert task.reports[0].startswith(
         f"{held_out}: 1 of 2 rows left out: 1 because the prompt has 62 tokens, more than"
@@ -84,7 +85,8 @@ def test_held_out_pairs_of_a_file_of_their_own(file, capsys):
     given = {"data": file("train.jsonl", pairs), "eval_data": file("test.jsonl", [*pairs, PAIR | {"chosen": "3"}])}
     for size, count in ((None, 5), (3, 3), (9, 5)):
         config = DpoSettings.of(**given, eval_size=size)
-        split = of_tables(read_pairs, encode_pairs, language_learner(config, build_model(config), 0), config)
+        learner = language_learner(config.model, build_model("dpo", config.model, 0), 0)
+        split = of_tables(read_pairs, Encoder(encode_pairs, learner, config.batch), config.task, config.run.seed)
         assert (len(split.train), len(split.held_out)) == (5, count)
     assert (
         "test.jsonl: 1 of 6 rows left out: 1 because chosen and rejected are equal (line 6)" in capsys.readouterr().err
@@ -97,7 +99,9 @@ def test_a_file_is_measured_whole(file):
     )
     for size, count in ((None, 10), (256, 10), (4, 4)):
         config = EvalSettings.of(model="char", data=data, reward="exact_answer", size=size)
-        assert len(build_measured(config, build_model(config)).held_out) == count
+        model = build_model("eval", config.model, 0)
+        found = build_measured(config.task, config.sampling, config.run.seed, model)
+        assert len(found.held_out) == count
 
 
 def test_settings_of_held_out_rows_that_contradict_each_other():

@@ -11,6 +11,7 @@ from rlax_llm.commands.ppo.run import build_models, run_ppo
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.run import run_dpo, run_kto, run_reward
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.setup import build_model
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.core.finite import NOT_FINITE
 from rlax_llm.host import checkpoints, phase
@@ -177,10 +178,15 @@ def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
 PPO = PpoSettings.of(task="arithmetic,largest=9", warm_start_steps=2, **SIZES)
 
 
+def phase_of(settings):
+    model = build_model("ppo", settings.model, 0)
+    models = build_models(settings.model, None, 0, model)
+    return PpoPhase(settings, models, build_task(settings.task, settings.sampling, 0, model))
+
+
 def test_ppo_rates_end_where_training_does():
     config = PPO.changed(steps=10, epochs=2, minibatches=2, value_warmup_steps=4, warmup_steps=1, learning_rate=1.0)
-    models = build_models(config)
-    phase = PpoPhase(config, models, build_task(config, models.policy))
+    phase = phase_of(config)
     # One step of warm-up is four optimizer steps; six steps teach the policy, 24 optimizer steps.
     rates = np.array([float(phase.schedule(i)) for i in range(25)])
     assert rates[3] == rates.max() == pytest.approx(1.0) and np.all(np.diff(rates[3:]) <= 0) and rates[24] < 0.06
@@ -188,8 +194,7 @@ def test_ppo_rates_end_where_training_does():
 
 def test_the_value_model_starts_from_the_warm_started_policy():
     config = PPO.changed(lora_rank=2, steps=2)
-    models = build_models(config)
-    phase = PpoPhase(config, models, build_task(config, models.policy))
+    phase = phase_of(config)
     policy = jax.tree.map(lambda x: x + 1, phase.models.policy.params)
     state = phase.init(policy)
     assert all(leaves_equal(state.params["value"]["layers"], policy["layers"]))
@@ -206,7 +211,7 @@ def test_an_error_in_the_first_step_leaves_a_run_that_goes_on(tmp_path, monkeypa
         patched.setattr(PpoPhase, "step", fail)
         with pytest.raises(ValueError, match="no luck"):
             run_ppo(config)
-    assert complete(run_ppo(config.changed(resume=config.out)), "value_model")
+    assert complete(run_ppo(config.changed(resume=config.run.out)), "value_model")
 
 
 @pytest.mark.parametrize("command", ["reward", "dpo", "kto", "ppo"])

@@ -114,7 +114,7 @@ def test_an_error_in_a_reward_loses_nothing(tmp_path, monkeypatch):
 
     def failing(*arguments):
         nonlocal calls
-        calls += len(arguments[1]) == TINY.batch_size * TINY.group_size  # evaluations have fewer rows
+        calls += len(arguments[1]) == TINY.rollout.rows  # evaluations have fewer rows
         if calls == 3:
             raise RewardError("reward 'mine' raised ZeroDivisionError on row 2.")
         return honest(*arguments)
@@ -139,7 +139,7 @@ def test_completions_of_the_beginning_are_written_once(whole, tmp_path, monkeypa
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="no luck"):
         patched.setattr(GroupPhase, "step", fail)
         runs.run_grpo(config)
-    resumed = runs.run_grpo(config.changed(resume=config.out))
+    resumed = runs.run_grpo(config.changed(resume=config.run.out))
     assert resumed.completions() == whole.completions() and numbers(resumed) == numbers(whole)
     assert json.loads(resumed.summary_path.read_text())["finished"]
 
@@ -149,7 +149,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
 
     def second(metrics):
         seen.append(metrics[NOT_FINITE])
-        return "gradient" if len(seen) == TINY.warm_start_steps + 2 else None
+        return "gradient" if len(seen) == TINY.run.warm_start_steps + 2 else None
 
     monkeypatch.setattr(phase, "not_finite_part", second)
     out = tmp_path / "run"
@@ -159,7 +159,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
     summary = json.loads(directory.summary_path.read_text())
     assert (summary["steps"], summary["finished"]) == (1, False) and "not finite" in summary["stopped"]
     assert [row["step"] for row in directory.metrics()][-1] == 1
-    assert checkpoints.latest(directory.checkpoints_path) == TINY.warm_start_steps + 1
+    assert checkpoints.latest(directory.checkpoints_path) == TINY.run.warm_start_steps + 1
     assert seen == [0.0] * len(seen)
     kept = checkpoints._read(directory.checkpoints_path.absolute() / "4")["leaves"]
     sums = {entry["name"]: entry["crc32"] for entry in kept if entry["name"].startswith("params/")}
@@ -211,10 +211,10 @@ def test_a_reference_that_is_gone_is_named(whole, tmp_path):
 
 def test_a_checkpoint_of_the_character_model_is_trained_like_it(whole, tmp_path):
     small = DpoSettings.of(model=str(whole.model_path))
-    assert small.learning_rate == DpoSettings.of().learning_rate
+    assert small.optimizer.learning_rate == DpoSettings.of().optimizer.learning_rate
     further = GrpoSettings.of(model=str(whole.model_path))
-    assert (further.batch_size, further.warm_start_steps) == (GrpoSettings.of().batch_size, 0)
-    assert DpoSettings.of(model=str(tmp_path)).learning_rate < small.learning_rate
+    assert (further.rollout.batch_size, further.run.warm_start_steps) == (GrpoSettings.of().rollout.batch_size, 0)
+    assert DpoSettings.of(model=str(tmp_path)).optimizer.learning_rate < small.optimizer.learning_rate
 
 
 def test_an_existing_run_is_not_overwritten(whole):

@@ -137,7 +137,7 @@ def test_small_steps_move_as_many_weights_as_in_float32(tmp_path, adapters):
     for dtype in ("float32", "bfloat16"):
         config = DpoSettings.of(**SMALL, **adapters, dtype=dtype, out=str(tmp_path / dtype))
         run = run_dpo(config)
-        before = jax.tree.leaves(language_learner(config, build_model(config), 0).params)
+        before = jax.tree.leaves(language_learner(config.model, build_model("dpo", config.model, 0), 0).params)
         state = run.path / "model"
         after = load_model(state)
         assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype(jnp.float32)}
@@ -152,7 +152,7 @@ def test_small_steps_move_as_many_weights_as_in_float32(tmp_path, adapters):
 
 def test_a_base_under_adapters_is_bfloat16_and_the_adapters_are_not():
     config = DpoSettings.of(dtype="bfloat16", lora_rank=4)
-    learner = language_learner(config, build_model(config), 0)
+    learner = language_learner(config.model, build_model("dpo", config.model, 0), 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(learner.frozen)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(learner.params)} == {jnp.dtype(jnp.float32)}
     # An adapter whose product is a thousandth of its base would be rounded out of a narrow sum.

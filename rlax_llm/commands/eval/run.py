@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from rlax_llm.commands.eval.settings import EvalSettings
+from rlax_llm.commands.eval.settings import EvalSettings, MeasuredSamplingSettings
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.rollouts import Grades, Sampling, grade
-from rlax_llm.commands.sessions import task_of
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.commands.setup import (
     build_model,
     build_sampler,
 )
-from rlax_llm.commands.tasks import build_measured
+from rlax_llm.commands.tasks import arithmetic_for, build_measured
 from rlax_llm.data.tasks import Task
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.run_directory import RunDirectory
@@ -28,29 +27,29 @@ from rlax_llm.models.loading import LanguageModel
 _COMPLETIONS = 64  # at a time
 
 
-def run_eval(config: EvalSettings) -> dict[str, Any]:
-    """Measure reward and accuracy on held-out prompts; print them, and write them where ``config.out`` says.
+def run_eval(settings: EvalSettings) -> dict[str, Any]:
+    """Measure reward and accuracy on held-out prompts; print them, and write them where ``out`` says.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Returns:
         What was printed.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    model = build_model(config)
-    if config.task.task is None:
-        form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
-        config = config.changed(task=form)
-    task = build_measured(config, model)
-    with _directory(config.out, as_dict(config)) as directory:
+    sampling = settings.sampling
+    model = build_model("eval", settings.model, settings.run.seed, sampling)
+    if settings.task.task is None:
+        settings = settings.changed(task=arithmetic_for(model.tokenizer))
+    task = build_measured(settings.task, sampling, settings.run.seed, model)
+    with _directory(settings.run.out, as_dict(settings)) as directory:
         start = time.perf_counter()
-        grades = _grades(config, model, task)
-        summary: dict[str, Any] = {"command": "eval", "model": config.model.model, "task": task_of(config)}
-        summary |= {"prompts": len(task.held_out), "samples": config.samples}
-        summary |= grades.metrics() | _passed(grades, config.samples)
+        grades = _grades(sampling, settings.run.seed, model, task)
+        summary: dict[str, Any] = {"command": "eval", "model": settings.model.model, "task": task.name}
+        summary |= {"prompts": len(task.held_out), "samples": sampling.samples}
+        summary |= grades.metrics() | _passed(grades, sampling.samples)
         summary["wall_seconds"] = round(time.perf_counter() - start, 1)
         if directory is not None:
             directory.log_completions([{"step": 0, **record} for record in grades.records()])
@@ -77,12 +76,12 @@ def _directory(out: str | None, settings: Mapping[str, Any]) -> Iterator[RunDire
     directory.release()
 
 
-def _grades(config: EvalSettings, model: LanguageModel, task: Task) -> Grades:
-    sampling = Sampling(model.config, model.tokenizer, config.sampling.max_prompt_tokens)
-    sampler = build_sampler(config.sampling, model.config.vocab_size)
-    request = sampling.request(sampler, config.sampling.max_new_tokens, config.samples, config.min_new_tokens)
-    batch = max(_COMPLETIONS // config.samples, 1)
-    return grade(sampling, model.params, task, Judge(task.rewards), request, batch, config.seed)
+def _grades(settings: MeasuredSamplingSettings, seed: int, model: LanguageModel, task: Task) -> Grades:
+    sampling = Sampling(model.config, model.tokenizer, settings.max_prompt_tokens)
+    sampler = build_sampler(settings, model.config.vocab_size)
+    request = sampling.request(sampler, settings.max_new_tokens, settings.samples, settings.min_new_tokens)
+    batch = max(_COMPLETIONS // settings.samples, 1)
+    return grade(sampling, model.params, task, Judge(task.rewards), request, batch, seed)
 
 
 def _passed(grades: Grades, samples: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ def run_generate(settings: GenerateSettings) -> list[str]:
         ValueError: for a prompt that is empty or too long for the model.
     """
     sampling = settings.sampling
-    model = build_model(settings.model, settings.run.seed)
+    model = build_model("generate", settings.model, settings.run.seed)
     ids = model.tokenizer.encode_prompt(settings.prompt.prompt)
     # The longest prompt whose bucket still leaves room; an answer is no longer than the model's positions allow.
     positions = model.config.max_positions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.grpo.settings import TRPO, GroupLearningSettings, ObjectiveSettings
 from rlax_llm.core.kl import fixed_coef, k3
 from rlax_llm.credit.groups import kl_in_score
 from rlax_llm.credit.shaping import overlong_filter
@@ -16,8 +16,6 @@ from rlax_llm.policy.objectives import Objective
 from rlax_llm.recipes.building import build, check_given, parameters
 from rlax_llm.recipes.group import penalty_or_none
 from rlax_llm.recipes.registry import find, recipes
-
-TRPO = "trpo"
 
 CORRECTIONS: dict[str, Correction | None] = {
     "none": None,
@@ -42,41 +40,44 @@ class Chosen(NamedTuple):
     several: bool = False
 
 
-def build_objective(config: GrpoSettings, reward_weights: tuple[float, ...] = (1.0,)) -> Chosen:
+def build_objective(
+    settings: ObjectiveSettings, max_new_tokens: int, reward_weights: tuple[float, ...] = (1.0,)
+) -> Chosen:
     """The recipe with the settings given for it.
 
     Args:
-        config: with ``max_new_tokens`` filled in.
+        settings: of the recipe.
+        max_new_tokens: the longest completion, for ``dr_grpo``.
         reward_weights: of the task's rewards, for ``gdpo``.
 
     Raises:
         ValueError: for an unknown recipe, a setting that the recipe does not have, or one that it misses.
 
-    >>> build_objective(GrpoSettings.of(recipe="gspo", ceiling=2.0))
+    >>> build_objective(ObjectiveSettings(recipe="gspo", ceiling=2.0), 6)
     Traceback (most recent call last):
     ValueError: grpo: recipe gspo has no ceiling; leave it out, or take one of cispo, verl:grpo.
     """
-    named = find("grpo", config.recipe, "group")
+    named = find("grpo", settings.recipe, "group")
     takes = parameters(named)
-    region = {"eps": config.eps, "eps_high": config.eps_high, "ceiling": config.ceiling}
+    region = {"eps": settings.eps, "eps_high": settings.eps_high, "ceiling": settings.ceiling}
     given = [name for name, value in region.items() if value is not None]
     check_given("grpo", named, given, recipes("group").values())
     several = "reward_weights" in takes
-    if several and config.kl_in == "reward":
+    if several and settings.kl_in == "reward":
         raise ValueError(
-            f"grpo: recipe {config.recipe} normalizes each reward by itself and has no score to take a KL from; give "
+            f"grpo: recipe {settings.recipe} normalizes each reward by itself and has no score to take a KL from; give "
             "--kl-in loss."
         )
     # A recipe with a KL of its own has it as the paper does, unless told where to put it.
-    as_it_is = "kl_coef" in takes and config.kl_in is None
-    fixed = {"max_new_tokens": config.max_new_tokens, "reward_weights": reward_weights}
-    settings = region | fixed | {"kl_coef": config.kl_coef if as_it_is else 0.0}
-    objective = build("grpo", named, settings, {"an Objective": Objective})
+    as_it_is = "kl_coef" in takes and settings.kl_in is None
+    fixed = {"max_new_tokens": max_new_tokens, "reward_weights": reward_weights}
+    values = region | fixed | {"kl_coef": settings.kl_coef if as_it_is else 0.0}
+    objective = build("grpo", named, values, {"an Objective": Objective})
     if as_it_is:
-        weight = takes["kl_coef"].default if config.kl_coef is None else config.kl_coef
+        weight = takes["kl_coef"].default if settings.kl_coef is None else settings.kl_coef
         return Chosen(objective, weight > 0, several)
-    weight = config.kl_coef or 0.0
-    return Chosen(_with_kl(objective, weight, config.kl_in or "loss"), weight > 0, several)
+    weight = settings.kl_coef or 0.0
+    return Chosen(_with_kl(objective, weight, settings.kl_in or "loss"), weight > 0, several)
 
 
 def _with_kl(objective: Objective, weight: float, place: str) -> Objective:
@@ -86,18 +87,22 @@ def _with_kl(objective: Objective, weight: float, place: str) -> Objective:
     return objective._replace(advantage=kl_in_score(objective.advantage, weight))
 
 
-def build_learning(config: GrpoSettings) -> GroupLearning:
-    """Epochs, minibatches, the filter, the correction and the entropy bonus of the settings."""
-    groups = (config.batch_size or 1) // config.minibatches
-    steered = config.entropy_target is not None
+def build_learning(settings: GroupLearningSettings, batch_size: int) -> GroupLearning:
+    """Epochs, minibatches, the filter, the correction and the entropy bonus of the settings.
+
+    Args:
+        settings: of the learning.
+        batch_size: prompts per step.
+    """
+    target = settings.entropy_target
     return GroupLearning(
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        micro_batches=groups // (config.micro_batch_size or groups),
-        teaching=overlong_filter if config.overlong_filter else every_completion,
-        correction=CORRECTIONS[config.correction],
-        entropy_coef=config.entropy_coef,
-        entropy_control=stepped_coef(config.entropy_target or 0.0) if steered else fixed_coef,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        micro_batches=settings.micro_batches(batch_size),
+        teaching=overlong_filter if settings.overlong_filter else every_completion,
+        correction=CORRECTIONS[settings.correction],
+        entropy_coef=settings.entropy_coef,
+        entropy_control=fixed_coef if target is None else stepped_coef(target),
     )
 
 

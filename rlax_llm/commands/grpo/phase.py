@@ -33,7 +33,7 @@ class GroupPhase(Phase):
     """Steps of group policy optimization.
 
     Args:
-        config: with every default filled in.
+        settings: of the command.
         learner: what is trained.
         task: prompts, rewards and what counts as solved.
         judge: scores rollouts of the task.
@@ -42,19 +42,20 @@ class GroupPhase(Phase):
 
     columns = GROUP_COLUMNS
 
-    def __init__(self, config: GrpoSettings, learner: Learner, task: Task, judge: Judge, drawing: Drawing):
-        self.title, self.config = config.recipe, config
+    def __init__(self, settings: GrpoSettings, learner: Learner, task: Task, judge: Judge, drawing: Drawing):
+        self.title, self.settings = settings.objective.recipe, settings.rollout
+        self.seed, self.reference_every = settings.run.seed, settings.objective.reference_every
         self.learner, self.task, self.judge, self.drawing = learner, task, judge, drawing
-        self.groups, self.group_size = config.rollout.batch_size, config.rollout.group_size
-        self.update = GroupUpdate(config, learner, judge.weights())
-        if config.reference_every and not self.update.reads_reference:
+        self.groups, self.group_size = settings.rollout.batch_size, settings.rollout.group_size
+        self.update = GroupUpdate(settings, learner, judge.weights())
+        if self.reference_every and not self.update.reads_reference:
             raise ValueError(
-                f"grpo: reference_every is {config.reference_every} and nothing reads a reference; give kl_coef, or "
+                f"grpo: reference_every is {self.reference_every} and nothing reads a reference; give kl_coef, or "
                 "leave it out."
             )
-        self.key = jax.random.key(config.seed)
-        self.gatherer = Gatherer(self.draw, self.groups, config.dynamic_rounds, self._telling)
-        self.watch = LearningWatch("grpo", config.overlong_filter)
+        self.key = jax.random.key(self.seed)
+        self.gatherer = Gatherer(self.draw, self.groups, settings.rollout.dynamic_rounds, self._telling)
+        self.watch = LearningWatch("grpo", settings.learning.overlong_filter)
         self.reference: Params | None = None
 
     def init(self, params: Params) -> GroupState:
@@ -68,18 +69,18 @@ class GroupPhase(Phase):
 
     def _refer(self, state: GroupState, index: int) -> None:
         """Take the reference of the step: the first, or the policy of the last multiple of ``reference_every``."""
-        every = self.config.reference_every
+        every = self.reference_every
         due = self.reference is None or (every and index % every == 0)
         if self.update.reads_reference and due:
             self.reference = self.references(state.params, every)
 
     def draw(self, params: Params, number: int) -> Taken:
         """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""
-        chosen = batch_indices(len(self.task.train), self.groups, self.config.seed, number)
+        chosen = batch_indices(len(self.task.train), self.groups, self.seed, number)
         rows = [self.task.train[i] for i in chosen]
         whole = self.learner.sampled(params)
-        if self.config.sampler_dtype is not None:
-            whole = _rounded(whole, self.config.sampler_dtype)
+        if self.settings.sampler_dtype is not None:
+            whole = _rounded(whole, self.settings.sampler_dtype)
         key = jax.random.fold_in(self.key, number)
         rollout = self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
         return Taken(np.asarray(chosen), rollout, self.judge(rollout, self.group_size))

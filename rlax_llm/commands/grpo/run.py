@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.commands.drawing import Drawing, build_drawing
+from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, Punishment, pooled
@@ -15,46 +15,52 @@ from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.credit.shaping import soft_overlong_punishment
-from rlax_llm.generation.turns import calculator, with_tools
+from rlax_llm.generation.engine import generate
+from rlax_llm.generation.turns import Generate, calculator, with_tools
 from rlax_llm.host.run_directory import RunDirectory
 
 _TURNS = 4
 _TOOLS = {"calculator": calculator}
 
 
-def run_grpo(config: GrpoSettings) -> RunDirectory:
+def run_grpo(settings: GrpoSettings) -> RunDirectory:
     """Train by reinforcement learning, after a supervised warm start if there is one, and leave a run directory.
 
     A signal ends the run after its step; an error ends it too. What was done so far is written in either case.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    model = build_model(config)
-    task, learner = judged_task(config, model), language_learner(config.model, model, config.run.seed)
-    judge_model = None if config.reward_model is None else scalar_judge(config.reward_model, model, config.model)
+    seed, sampling, path = settings.run.seed, settings.sampling, settings.task.reward_model
+    model = build_model("grpo", settings.model, seed, sampling)
+    task = judged_task(settings.task, sampling, seed, model)
+    learner = language_learner(settings.model, model, seed)
+    judge_model = None if path is None else scalar_judge(path, model, settings.model)
     failures = Failures()
-    with pooled(task.rewards, config.reward_workers, config.reward_timeout, failures) as rewards:
-        judge = Judge(rewards, judge_model, _punishment(config), failures)
-        phase = GroupPhase(config, learner, task, judge, _drawing(config, learner))
-        return run_language(config, phase, learner.params, build_warm_start(config, learner, task))
+    with pooled(task.rewards, settings.task.reward_workers, settings.task.reward_timeout, failures) as rewards:
+        judge = Judge(
+            rewards, judge_model, _punishment(settings.task.overlong_buffer, sampling.max_new_tokens), failures
+        )
+        generated = _generated(settings.rollout.tool, learner)
+        drawing = build_drawing(sampling, settings.rollout.group_size, learner, generated)
+        phase = GroupPhase(settings, learner, task, judge, drawing)
+        warm_start = build_warm_start(settings, learner, task)
+        return run_language(settings, phase, learner.params, warm_start, settings.objective.recipe)
 
 
-def _drawing(config: GrpoSettings, learner: Learner) -> Drawing:
-    if config.tool is None:
-        return build_drawing(config.sampling, config.rollout.group_size, learner)
-    generate = with_tools(learner.tokenizer, [_TOOLS[config.tool]], _TURNS)
-    return build_drawing(config.sampling, config.rollout.group_size, learner, generate)
+def _generated(tool: str | None, learner: Learner) -> Generate:
+    """How completions are made: by the model alone, or with the answers of a tool."""
+    return generate if tool is None else with_tools(learner.tokenizer, [_TOOLS[tool]], _TURNS)
 
 
-def _punishment(config: GrpoSettings) -> tuple[str, Punishment] | None:
-    if not config.overlong_buffer:
+def _punishment(buffer: int, limit: int) -> tuple[str, Punishment] | None:
+    """What completions near the limit of tokens lose, if anything."""
+    if not buffer:
         return None
-    limit, buffer = config.sampling.max_new_tokens, config.task.overlong_buffer
     return "overlong", lambda lengths: np.asarray(soft_overlong_punishment(jnp.asarray(lengths), limit, buffer))

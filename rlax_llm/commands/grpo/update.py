@@ -34,7 +34,7 @@ class GroupUpdate:
     """Optimizer steps of a recipe, compiled once for each width of prompts.
 
     Args:
-        config: in full.
+        settings: of the command.
         learner: what is trained.
         weights: of each reward.
 
@@ -44,17 +44,16 @@ class GroupUpdate:
         lower: the setting to lower where numbers turn.
     """
 
-    def __init__(self, config: GrpoSettings, learner: Learner, weights: tuple[float, ...]):
-        self.config, self.learner = config, learner
-        self.chosen = None if config.recipe == TRPO else build_objective(config, weights)
+    def __init__(self, settings: GrpoSettings, learner: Learner, weights: tuple[float, ...]):
+        self.settings, self.learner = settings, learner
+        natural, longest = settings.objective.recipe == TRPO, settings.sampling.max_new_tokens
+        self.chosen = None if natural else build_objective(settings.objective, longest, weights)
         self.reads_reference = self.chosen is not None and self.chosen.needs_reference
         self.several = self.chosen is not None and self.chosen.several
-        self.lower = "kl_radius" if config.recipe == TRPO else "learning_rate"
-        self.updates = config.epochs * config.minibatches
-        self.schedule = build_schedule(
-            config.optimizer, config.optimizer.learning_rate, config.run.steps * self.updates
-        )
-        self.optimizer = build_optimizer(config.optimizer, self.schedule)
+        self.lower = "kl_radius" if natural else "learning_rate"
+        self.updates, optimizer = settings.learning.updates, settings.optimizer
+        self.schedule = build_schedule(optimizer, optimizer.learning_rate, settings.run.steps * self.updates)
+        self.optimizer = build_optimizer(optimizer, self.schedule)
         self.program = lru_cache(self._program)
 
     def init(self, params: Params) -> GroupState:
@@ -65,15 +64,16 @@ class GroupUpdate:
         return jax.jit(watch_finite(self._loop(layout)[1]), donate_argnums=0)
 
     def _loop(self, layout: tuple[int, int]) -> GroupLoop:
-        shape, temperature, remat = self.learner.config, self.config.temperature, self.config.model.remat
-        bias = self.config.sampling.bias
+        sampling, learning = self.settings.sampling, self.settings.learning
+        read = (self.learner.config, layout, sampling.temperature, self.settings.model.remat, sampling.bias)
         if self.chosen is None:
-            logits = group_logits(shape, layout, temperature, remat, bias)
-            step = build_step(self.config.kl_radius)
-            teaching = overlong_filter if self.config.overlong_filter else every_completion
+            logits = group_logits(*read)
+            step = build_step(self.settings.objective.kl_radius)
+            teaching = overlong_filter if learning.overlong_filter else every_completion
             return group_trpo_loop(logits, step.advantage, token_mean, step.direction, step.search, teaching)
-        log_probs = group_log_probs(shape, layout, temperature, remat, bias)
-        return group_loop(log_probs, self.chosen.objective, self.optimizer, build_learning(self.config))
+        log_probs = group_log_probs(*read)
+        taught = build_learning(learning, self.settings.rollout.batch_size)
+        return group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
 
     def __call__(
         self, state: GroupState, taken: Taken, reference: Params | None, key: jax.Array

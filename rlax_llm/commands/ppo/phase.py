@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
@@ -18,7 +19,8 @@ from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.parts import RolloutSettings
+from rlax_llm.commands.ppo.settings import PpoLearningSettings, PpoSettings, ShapingSettings
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.setup import build_optimizer, build_schedule
@@ -87,19 +89,21 @@ class PpoPhase(Phase):
     """Steps of RLHF-PPO.
 
     Args:
-        config: with every default filled in.
+        settings: of the command.
         models: policy, value model and reward model.
         task: prompts, and reward functions where there are any.
     """
 
     columns, title = COLUMNS, "ppo"
 
-    def __init__(self, config: PpoSettings, models: Models, task: Task):
-        self.config, self.models, self.task = config, models, task
-        self.drawing = build_drawing(config.sampling, config.rollout.group_size, models.policy)
-        self.batching = Batching(config.rollout.batch_size, config.run.seed)
-        self.key = jax.random.key(config.seed)
-        self.schedule = self._schedule(config.learning_rate, config.value_warmup_steps)
+    def __init__(self, settings: PpoSettings, models: Models, task: Task):
+        self.settings, self.models, self.task = settings, models, task
+        self.group_size, self.updates = settings.rollout.group_size, settings.learning.updates
+        self.drawing = build_drawing(settings.sampling, self.group_size, models.policy)
+        self.batching = Batching(settings.rollout.batch_size, settings.run.seed)
+        self.key = jax.random.key(settings.run.seed)
+        self.needs_reference = settings.objective.kl_coef > 0
+        self.schedule = self._schedule(settings.optimizer.learning_rate, settings.learning.value_warmup_steps)
         frozen = {"policy": models.policy.frozen, "value": models.value.frozen}
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
         self.update, self.judge = lru_cache(self._update), Judge(task.rewards, models.reward)
@@ -111,34 +115,25 @@ class PpoPhase(Phase):
         del state
         self.references = references
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether there is a KL in the reward."""
-        return self.config.kl_coef > 0
-
     def policy(self, state: RlhfState) -> Params:
         """What the policy's learner trains."""
         return state.params["policy"]
 
-    @property
-    def _updates(self) -> int:
-        """Optimizer steps of a step."""
-        return self.config.epochs * self.config.minibatches
-
     def _schedule(self, peak: float, idle_steps: int = 0) -> optax.Schedule:
         """Learning rate by optimizer step, of a model that learns from all steps but the first ``idle_steps``."""
-        config = self.config.changed(warmup_steps=self.config.warmup_steps * self._updates)
-        return build_schedule(config.optimizer, peak, (config.run.steps - idle_steps) * self._updates)
+        optimizer = self.settings.optimizer
+        optimizer = dataclasses.replace(optimizer, warmup_steps=optimizer.warmup_steps * self.updates)
+        return build_schedule(optimizer, peak, (self.settings.run.steps - idle_steps) * self.updates)
 
     def _loop(self, layout: tuple[int, int]) -> Any:
-        config, remat = self.config, self.config.model.remat
-        bias = config.sampling.bias
-        log_probs = group_log_probs(self.models.policy.config, layout, config.temperature, remat, bias)
+        settings, sampling = self.settings, self.settings.sampling
+        remat, policy = settings.model.remat, self.models.policy.config
+        log_probs = group_log_probs(policy, layout, sampling.temperature, remat, sampling.bias)
         values = token_values(self.models.value.config, layout, remat)
-        value_schedule = self._schedule(config.value_learning_rate or config.learning_rate)
-        schedules = {"policy": self.schedule, "value": value_schedule}
-        optimizers = {name: build_optimizer(config.optimizer, schedule) for name, schedule in schedules.items()}
-        return rlhf_loop(log_probs, values, ppo(eps=config.eps), optimizers, shaping_of(config), learning_of(config))
+        schedules = {"policy": self.schedule, "value": self._schedule(settings.learning.value_learning_rate)}
+        optimizers = {name: build_optimizer(settings.optimizer, schedule) for name, schedule in schedules.items()}
+        shaping, learning = shaping_of(settings.objective), learning_of(settings.learning, settings.rollout)
+        return rlhf_loop(log_probs, values, ppo(eps=settings.objective.eps), optimizers, shaping, learning)
 
     def init(self, params: Params) -> RlhfState:
         """State before the first step, from the policy that is trained.
@@ -153,7 +148,7 @@ class PpoPhase(Phase):
         return self._loop((1, 1))[0]({"policy": params, "value": value})
 
     def _update(self, prompt_width: int) -> Any:
-        return jax.jit(watch_finite(self._loop((self.config.group_size, prompt_width))[1]), donate_argnums=0)
+        return jax.jit(watch_finite(self._loop((self.group_size, prompt_width))[1]), donate_argnums=0)
 
     def step(self, state: RlhfState, index: int) -> Done:
         """Step ``index`` (from 0), with records of some completions."""
@@ -164,7 +159,7 @@ class PpoPhase(Phase):
         rows = self.batching.rows(self.task.train, index)
         rollout = self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
         start = time.perf_counter()
-        scores = self.judge(rollout, self.config.group_size)
+        scores = self.judge(rollout, self.group_size)
         scoring = time.perf_counter() - start
         state, metrics = self.update(rollout.prompt_width)(
             state,
@@ -183,17 +178,17 @@ class PpoPhase(Phase):
 
     def _described(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
-        return describe(rollout, scores, solved, self.config.group_size)
+        return describe(rollout, scores, solved, self.group_size)
 
     def _learning_rate(self, index: int) -> float:
         """The policy's, whose schedule begins when the value model's warm-up has ended."""
-        taken = max(index - self.config.value_warmup_steps, 0) * self._updates
+        taken = max(index - self.settings.learning.value_warmup_steps, 0) * self.updates
         return float(np.asarray(self.schedule(taken)))
 
     def evaluate(self, state: RlhfState) -> Evaluation:
         """Greedy held-out score, share of solved prompts where functions say so, and a record of each completion."""
         whole = self.models.policy.sampled(self.policy(state))
-        batch = self.batching.size * self.config.group_size
+        batch = self.batching.size * self.group_size
         grades = grade(self.drawing.sampling, whole, self.task, self.judge, self.drawing.greedy, batch)
         return Evaluation(grades.metrics(self.judge.graded), grades.records)
 
@@ -207,29 +202,28 @@ class PpoPhase(Phase):
         self.watch.check(metrics)
 
 
-def shaping_of(config: PpoSettings) -> Shaping:
+def shaping_of(settings: ShapingSettings) -> Shaping:
     """From scores to advantages, as the settings say."""
-    control = fixed_coef if config.kl_target is None else proportional_coef(config.kl_target)
-    kl = KlInReward(config.kl_coef, _ESTIMATORS[config.kl_estimator], control)
+    control = fixed_coef if settings.kl_target is None else proportional_coef(settings.kl_target)
+    kl = KlInReward(settings.kl_coef, _ESTIMATORS[settings.kl_estimator], control)
     return Shaping(
-        scores=partial(missing_eos_penalty, penalty=config.missing_eos_penalty),
+        scores=partial(missing_eos_penalty, penalty=settings.missing_eos_penalty),
         kl=kl,
-        rewards=unit_variance if config.whiten_rewards else no_normalization,
-        discount=config.discount,
-        trace=config.policy_lambda,
-        value_trace=config.value_lambda,
+        rewards=unit_variance if settings.whiten_rewards else no_normalization,
+        discount=settings.discount,
+        trace=settings.policy_lambda,
+        value_trace=settings.value_lambda,
     )
 
 
-def learning_of(config: PpoSettings) -> RlhfLearning:
+def learning_of(settings: PpoLearningSettings, rollout: RolloutSettings) -> RlhfLearning:
     """Epochs, minibatches and the value model's loss, as the settings say."""
-    prompts = config.rollout.batch_size // config.minibatches
     return RlhfLearning(
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        micro_batches=prompts // (config.micro_batch_size or prompts),
-        group_size=config.group_size,
-        value_loss=clipped_value_loss(config.value_eps),
-        value_coef=config.value_coef,
-        warmup_steps=config.value_warmup_steps,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        micro_batches=settings.micro_batches(rollout.batch_size),
+        group_size=rollout.group_size,
+        value_loss=clipped_value_loss(settings.value_eps),
+        value_coef=settings.value_coef,
+        warmup_steps=settings.value_warmup_steps,
     )

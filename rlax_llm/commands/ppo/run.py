@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
-from rlax_llm.commands.parts import TrainedModelSettings
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
-from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.ppo.settings import PpoModelSettings, PpoSettings
 from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
@@ -17,54 +18,66 @@ from rlax_llm.models import decoder
 from rlax_llm.models.loading import LanguageModel
 
 
-def run_ppo(config: PpoSettings) -> RunDirectory:
+def run_ppo(settings: PpoSettings) -> RunDirectory:
     """Train policy and value model by PPO against a reward model, reward functions or both; leave a run directory.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    models = build_models(config)
-    task = judged_task(config, models.policy)
-    phase = PpoPhase(config, models, task)
-    return run_language(config, phase, models.policy.params, build_warm_start(config, models.policy, task))
+    seed = settings.run.seed
+    model = build_model("ppo", settings.model, seed, settings.sampling)
+    models = build_models(settings.model, settings.task.reward_model, seed, model)
+    task = judged_task(settings.task, settings.sampling, seed, model)
+    phase = PpoPhase(settings, models, task)
+    warm_start = build_warm_start(settings, models.policy, task)
+    return run_language(settings, phase, models.policy.params, warm_start)
 
 
-def build_models(config: PpoSettings) -> Models:
-    """Policy, value model and reward model of the settings.
+def build_models(settings: PpoModelSettings, reward_model: str | None, seed: int, model: LanguageModel) -> Models:
+    """Policy, value model and reward model.
+
+    Args:
+        settings: of the policy, and what the value model starts from.
+        reward_model: its directory, or None.
+        seed: draws what is new.
+        model: that the policy starts from.
 
     Raises:
         ValueError: for a reward or value model of another vocabulary.
     """
-    model = build_model(config)
-    reward = None if config.reward_model is None else scalar_judge(config.reward_model, model, config.model)
-    policy = language_learner(config.model, model, config.run.seed)
-    return Models(policy, _value(config, model, reward), reward, value_origin(config) == "policy")
+    reward = None if reward_model is None else scalar_judge(reward_model, model, settings)
+    policy = language_learner(settings, model, seed)
+    value = _value(settings, seed + 1, _origin(settings, seed + 1, model, (reward_model, reward)))
+    return Models(policy, value, reward, settings.value_model == "policy")
 
 
-def value_origin(config: PpoSettings) -> str:
-    """What the value model starts from."""
-    return config.value_model or ("policy" if config.reward_model is None else "reward")
+def _origin(
+    settings: PpoModelSettings, seed: int, model: LanguageModel, reward: tuple[str | None, LanguageModel | None]
+) -> tuple[str, LanguageModel]:
+    """What the value model starts from, with its name."""
+    name, reward_model = reward
+    if settings.value_model == "scratch":
+        return "scratch", model._replace(params=decoder.init_decoder(model.config, jax.random.key(seed)))
+    if settings.value_model == "policy":
+        return settings.model, model
+    if settings.value_model == "reward" and name is not None and reward_model is not None:
+        return name, reward_model
+    return settings.value_model, scalar_judge(settings.value_model, model, settings)
 
 
-def _value(config: PpoSettings, model: LanguageModel, reward: LanguageModel | None) -> Learner:
+def _value(settings: PpoModelSettings, seed: int, origin: tuple[str, LanguageModel]) -> Learner:
     """The value model, and what its adapters belong to."""
-    origin = value_origin(config)
-    if origin == "scratch":
-        fresh = decoder.init_decoder(model.config, jax.random.key(config.seed + 1))
-        name, start = "scratch", model._replace(params=fresh)
-        config = config.changed(lora_rank=0, lora_alpha=0.0, lora_targets=TrainedModelSettings.lora_targets)
-    elif origin == "policy":
-        name, start = config.model.model, model
-    elif reward is not None and origin == "reward":
-        name, start = str(config.reward_model), reward
-    else:
-        name, start = origin, scalar_judge(origin, model, config.model)
-    learner = scalar_learner(config.model, start, config.run.seed + 1, jax.nn.initializers.zeros)
+    name, start = origin
+    if name == "scratch":  # adapters belong to a model that can be read again
+        settings = dataclasses.replace(
+            settings, lora_rank=0, lora_alpha=0.0, lora_targets=PpoModelSettings.lora_targets
+        )
+    learner = scalar_learner(settings, start, seed, jax.nn.initializers.zeros)
     # Training gives its arrays away: the value model's are its own.
     return learner._replace(name=name, params=jax.tree.map(lambda x: x.copy(), learner.params))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings
+from rlax_llm.commands.preference.settings import LabelObjectiveSettings, PairObjectiveSettings
 from rlax_llm.loops.labels import (
     CarriedReference,
     ReferencePoint,
@@ -28,17 +28,17 @@ _REFERENCES: dict[str, ReferencePoint | CarriedReference] = {"bco": running_mean
 """What a loss of labels compares rewards with, where it is not the mismatched completions' mean reward."""
 
 
-def build_unpaired(config: KtoSettings) -> tuple[Unpaired, ReferencePoint | CarriedReference]:
+def build_unpaired(settings: LabelObjectiveSettings) -> tuple[Unpaired, ReferencePoint | CarriedReference]:
     """The recipe of the settings and its reference point.
 
     Raises:
         ValueError: for an unknown recipe.
 
-    >>> build_unpaired(KtoSettings.of(recipe="bco"))[0].link.__name__
+    >>> build_unpaired(LabelObjectiveSettings(recipe="bco"))[0].link.__name__
     'logistic'
     """
-    named = find("kto", config.recipe, "unpaired")
-    loss = build("kto", named, {"beta": config.beta}, {"an Unpaired": Unpaired})
+    named = find("kto", settings.recipe, "unpaired")
+    loss = build("kto", named, {"beta": settings.beta}, {"an Unpaired": Unpaired})
     return loss, _REFERENCES.get(named.name, reference_point_of_mismatched)
 
 
@@ -56,25 +56,25 @@ class _Term(NamedTuple):
     weight: float
 
 
-def build_preference(config: DpoSettings) -> Preference:
+def build_preference(settings: PairObjectiveSettings) -> Preference:
     """The recipe of the settings, or the weighted sum of several.
 
     Raises:
         ValueError: for an unknown recipe, a setting that it does not have, or recipes that cannot be added up.
 
-    >>> build_preference(DpoSettings.of(recipe="simpo", label_smoothing=0.1))
+    >>> build_preference(PairObjectiveSettings(recipe="simpo", label_smoothing=0.1))
     Traceback (most recent call last):
     ValueError: dpo: recipe simpo has no label_smoothing; leave it out, or take one of cdpo, robust, exo.
     """
-    weights = read_sum(config.recipe)
-    settings = {"beta": config.beta, "label_smoothing": config.label_smoothing, "gamma": config.gamma}
+    weights = read_sum(settings.recipe)
+    values = {"beta": settings.beta, "label_smoothing": settings.label_smoothing, "gamma": settings.gamma}
     named = [find("dpo", name, "preference", "link") for name in weights]
-    for name, value in settings.items():
+    for name, value in values.items():
         if value is not None and not any(_takes(one, name) for one in named):
             check_given("dpo", named[0], [name], recipes("preference").values())
-    terms = [_Term(one, _made(one, settings), weight) for one, weight in zip(named, weights.values(), strict=True)]
-    made = _sum(terms, config.beta) if len(terms) > 1 else _one(terms[0], config.beta)
-    nll_coef = _LIKELIHOOD.get(named[0].name) if config.nll_coef is None else config.nll_coef
+    terms = [_Term(one, _made(one, values), weight) for one, weight in zip(named, weights.values(), strict=True)]
+    made = _sum(terms, settings.beta) if len(terms) > 1 else _one(terms[0], settings.beta)
+    nll_coef = _LIKELIHOOD.get(named[0].name) if settings.nll_coef is None else settings.nll_coef
     return made if nll_coef is None else made._replace(nll_coef=nll_coef)
 
 

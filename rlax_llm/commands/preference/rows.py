@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.commands.examples import Split, of_records, of_tables
+from rlax_llm.commands.examples import Encoder, Split, of_records, of_tables
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.parts import LimitSettings
+from rlax_llm.commands.parts import BatchSettings
 from rlax_llm.commands.preference.phase import Rows, Samples
-from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.preference.settings import LabelDataSettings, LabelObjectiveSettings, PairDataSettings
 from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.tasks import arithmetic_for
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import LabeledCompletions, PairedCompletions
 from rlax_llm.data.batches import PairRows, labeled_rows, pair_rows
@@ -26,36 +27,38 @@ from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.loops.policy import fixed_log_probs
 from rlax_llm.models.functional import Params
-from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.preference.unpaired import desirable_weight_range
 
 _SAMPLES = 8
 
 
-def pairs_of(config: RewardSettings | DpoSettings, model: LanguageModel, learner: Learner) -> Split:
-    """Encoded pairs of ``config.data``, or of sums."""
-    if config.data is not None:
-        return of_tables(read_pairs, encode_pairs, learner, config)
-    return of_records(_sums(config, model), encode_pairs, learner, config)
+def pairs_of(settings: PairDataSettings, limits: BatchSettings, seed: int, learner: Learner) -> Split:
+    """Encoded pairs of a file, or of sums."""
+    encoder = Encoder(encode_pairs, learner, limits)
+    if settings.data is not None:
+        return of_tables(read_pairs, encoder, settings, seed)
+    return of_records(_sums(seed, learner.tokenizer), encoder, settings.split_size, seed)
 
 
-def labels_of(config: KtoSettings, model: LanguageModel, learner: Learner) -> Split:
-    """Encoded labeled completions of ``config.data``, or of sums."""
-    if config.data is not None:
-        return of_tables(read_labeled, encode_labeled, learner, config)
-    return of_records(flatten_rows(_sums(config, model).then(_labeled_each)), encode_labeled, learner, config)
+def labels_of(settings: LabelDataSettings, limits: BatchSettings, seed: int, learner: Learner) -> Split:
+    """Encoded labeled completions of a file, or of sums."""
+    encoder = Encoder(encode_labeled, learner, limits)
+    if settings.data is not None:
+        return of_tables(read_labeled, encoder, settings, seed)
+    sums = flatten_rows(_sums(seed, learner.tokenizer).then(_labeled_each))
+    return of_records(sums, encoder, settings.split_size, seed)
 
 
 def _labeled_each(pairs: Sequence[Pair]) -> list[Any]:
     return [split_pairs([pair]) for pair in pairs]
 
 
-def _sums(config: RewardSettings | DpoSettings | KtoSettings, model: LanguageModel) -> Kept[Pair]:
+def _sums(seed: int, tokenizer: Tokenizer) -> Kept[Pair]:
     """Right answers preferred to those of other sums: neither their size nor their form gives them away."""
-    form = "arithmetic-words" if model.tokenizer.has_chat_template else "arithmetic"
-    task = load_task(form, held_out_size=1, seed=config.seed)
+    task = load_task(arithmetic_for(tokenizer), held_out_size=1, seed=seed)
     right = np.array([int(row["completion"]) for row in task.train])
-    other = np.random.default_rng(config.seed).permutation(right)
+    other = np.random.default_rng(seed).permutation(right)
     wrong = np.where(other == right, right + 1, other).tolist()
     pairs = [Pair(row["prompt"], row["completion"], str(one)) for row, one in zip(task.train, wrong, strict=True)]
     return number_rows("arithmetic", pairs)
@@ -131,11 +134,11 @@ def with_reference(
     return found
 
 
-def greedy_samples(limits: LimitSettings, learner: Learner, held_out: Sequence[Any]) -> Samples:
+def greedy_samples(limits: BatchSettings, learner: Learner, held_out: Sequence[Any]) -> Samples:
     """Greedy completions of some held-out prompts, for a person to read.
 
     Args:
-        limits: of rows.
+        limits: of their lengths.
         learner: what is trained.
         held_out: encoded rows.
     """
@@ -154,16 +157,16 @@ def greedy_samples(limits: LimitSettings, learner: Learner, held_out: Sequence[A
     return samples
 
 
-def warn_of_imbalance(config: KtoSettings, rows: Sequence[Any]) -> None:
+def warn_of_imbalance(settings: LabelObjectiveSettings, rows: Sequence[Any]) -> None:
     """Say where the class weights are outside the range that KTO's authors recommend."""
     desirable = sum(row.label for row in rows)
-    if not 0 < desirable < len(rows) or not config.undesirable_weight:
+    if not 0 < desirable < len(rows) or not settings.undesirable_weight:
         return
-    low, high = desirable_weight_range(desirable, len(rows) - desirable, config.undesirable_weight)
+    low, high = desirable_weight_range(desirable, len(rows) - desirable, settings.undesirable_weight)
     # Labels are counted, weights are typed: a hair's breadth outside is no reason to speak.
-    if not low / 1.01 <= config.desirable_weight <= high * 1.01:
+    if not low / 1.01 <= settings.desirable_weight <= high * 1.01:
         print(
             f"kto: {desirable} of {len(rows)} labels are desirable; recommended is a desirable_weight of {low:.3g} to "
-            f"{high:.3g} with undesirable_weight {config.undesirable_weight:g}, it is {config.desirable_weight:g}.",
+            f"{high:.3g} with undesirable_weight {settings.undesirable_weight:g}, it is {settings.desirable_weight:g}.",
             file=sys.stderr,
         )

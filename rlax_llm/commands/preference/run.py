@@ -53,46 +53,48 @@ _LABEL_NAMES = {
 }
 
 
-def run_reward(config: RewardSettings) -> RunDirectory:
+def run_reward(settings: RewardSettings) -> RunDirectory:
     """Train a reward model on preference pairs, and leave a run directory.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    model = build_model(config)
-    learner = scalar_learner(config.model, model, config.run.seed)
-    rows = pairs_of(config, model, learner)
+    batch, seed = settings.batch, settings.run.seed
+    model = build_model("reward", settings.model, seed, batch)
+    learner = scalar_learner(settings.model, model, seed)
+    rows = pairs_of(settings.task, batch, seed, learner)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
-        scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), config.model.remat)
-        return reward_loop(scores, logistic, optimizer, micro_batches, config.centering_coef)
+        scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), settings.model.remat)
+        return reward_loop(scores, logistic, optimizer, micro_batches, settings.objective.centering_coef)
 
     columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
-    return _run(config, learner, Method(loop, partial(pair_batch, model.tokenizer.pad_id), {}, columns), rows)
+    return _run(settings, learner, Method(loop, partial(pair_batch, model.tokenizer.pad_id), {}, columns), rows)
 
 
-def run_dpo(config: DpoSettings) -> RunDirectory:
+def run_dpo(settings: DpoSettings) -> RunDirectory:
     """Train a language model on preference pairs, and leave a run directory.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    preference = build_preference(config)
-    model = build_model(config)
-    learner = language_learner(config.model, model, config.run.seed)
-    rows = pairs_of(config, model, learner)
+    preference = build_preference(settings.objective)
+    batch, seed = settings.batch, settings.run.seed
+    model = build_model("dpo", settings.model, seed, batch)
+    learner = language_learner(settings.model, model, seed)
+    rows = pairs_of(settings.task, batch, seed, learner)
     referenced = reads_reference(preference.rewards)
-    if config.precompute_reference and not referenced:
-        raise ValueError(f"dpo: recipe {config.recipe} reads no reference; leave precompute_reference out.")
+    if settings.objective.precompute_reference and not referenced:
+        raise ValueError(f"dpo: recipe {settings.objective.recipe} reads no reference; leave precompute_reference out.")
 
     def log_probs(prompt_width: int) -> Any:
-        return group_log_probs(learner.config, (2, prompt_width), remat=config.model.remat)
+        return group_log_probs(learner.config, (2, prompt_width), remat=settings.model.remat)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
         return preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
@@ -103,50 +105,54 @@ def run_dpo(config: DpoSettings) -> RunDirectory:
         partial(pair_batch, model.tokenizer.pad_id),
         _PAIR_NAMES,
         columns,
-        reads_reference=referenced and not config.precompute_reference,
-        samples=greedy_samples(config.batch, learner, rows.held_out),
+        reads_reference=referenced and not settings.objective.precompute_reference,
+        samples=greedy_samples(batch, learner, rows.held_out),
     )
-    if config.precompute_reference:
-        size = config.batch.micro_batch_size or config.batch.batch_size
+    if settings.objective.precompute_reference:
+        size = batch.batch_size // batch.micro_batches
         method = method._replace(prepare=partial(with_reference, learner, log_probs, size))
-    return _run(config, learner, method, rows)
+    return _run(settings, learner, method, rows, settings.objective.recipe)
 
 
-def run_kto(config: KtoSettings) -> RunDirectory:
+def run_kto(settings: KtoSettings) -> RunDirectory:
     """Train a language model on labeled completions, and leave a run directory.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    model = build_model(config)
-    learner = language_learner(config.model, model, config.run.seed)
-    rows = labels_of(config, model, learner)
-    warn_of_imbalance(config, rows.train)
-    loss, reference = build_unpaired(config)
+    batch, seed = settings.batch, settings.run.seed
+    model = build_model("kto", settings.model, seed, batch)
+    learner = language_learner(settings.model, model, seed)
+    rows = labels_of(settings.task, batch, seed, learner)
+    warn_of_imbalance(settings.objective, rows.train)
+    loss, reference = build_unpaired(settings.objective)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
-        log_probs = group_log_probs(learner.config, (1, prompt_width), remat=config.model.remat)
-        weights = config.desirable_weight, config.undesirable_weight
+        log_probs = group_log_probs(learner.config, (1, prompt_width), remat=settings.model.remat)
+        weights = settings.objective.desirable_weight, settings.objective.undesirable_weight
         return label_loop(log_probs, loss, optimizer, micro_batches, *weights, reference)
 
     def collate(rows: Sequence[Any]) -> Rows:
         return label_batch(model.tokenizer.pad_id, reference is reference_point_of_mismatched, rows)
 
     columns = (_LOSS, Column("rewards/margins", "margin"), Column("kl", "KL"), _TOKENS)
-    samples = greedy_samples(config.batch, learner, rows.held_out)
+    samples = greedy_samples(batch, learner, rows.held_out)
     method = Method(loop, collate, _LABEL_NAMES, columns, reads_reference=True, samples=samples)
-    return _run(config, learner, method, rows)
+    return _run(settings, learner, method, rows, settings.objective.recipe)
 
 
 def _run(
-    config: RewardSettings | DpoSettings | KtoSettings, learner: Learner, method: Method, rows: Split
+    settings: RewardSettings | DpoSettings | KtoSettings,
+    learner: Learner,
+    method: Method,
+    rows: Split,
+    recipe: str | None = None,
 ) -> RunDirectory:
-    optimizer = build_optimizer(
-        config.optimizer, build_schedule(config.optimizer, config.optimizer.learning_rate, config.run.steps)
-    )
-    batching = Batching(config.batch.batch_size, config.run.seed, config.batch.micro_batches)
-    phase = PreferencePhase(config.command, learner, method, rows, optimizer, batching)
-    return run_language(config, phase, learner.params)
+    schedule = build_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.run.steps)
+    optimizer = build_optimizer(settings.optimizer, schedule)
+    batching = Batching(settings.batch.batch_size, settings.run.seed, settings.batch.micro_batches)
+    phase = PreferencePhase(settings.command, learner, method, rows, optimizer, batching)
+    return run_language(settings, phase, learner.params, recipe=recipe)

@@ -149,7 +149,28 @@ class SupervisedPhase(Phase):
 
 
 class WarmStart(SupervisedPhase):
-    """Steps of maximum likelihood before those of another phase, which begins with the policy."""
+    """Steps of maximum likelihood before those of another phase, which begins with the policy.
+
+    Args:
+        steps: that it takes.
+        learner: what is trained.
+        examples: encoded demonstrations.
+        form: how they become rows.
+        optimizer: any Optax transformation.
+        batching: how rows are drawn.
+    """
 
     title = "warm start"
     step_name = "warm-start step"
+
+    def __init__(
+        self,
+        steps: int,
+        learner: Learner,
+        examples: Split,
+        form: Form,
+        optimizer: optax.GradientTransformation,
+        batching: Batching,
+    ):
+        super().__init__(learner, examples, form, optimizer, batching)
+        self.steps = steps

@@ -9,60 +9,61 @@ from rlax_llm.commands.examples import of_file, of_task
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner
-from rlax_llm.commands.parts import BatchSettings
 from rlax_llm.commands.rollouts import Sampling, grade
 from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule
 from rlax_llm.commands.sft.phase import Form, SupervisedPhase, no_metrics, own_rows, shared_rows
-from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.commands.tasks import build_task
+from rlax_llm.commands.sft.settings import PackedBatchSettings, SftSettings
+from rlax_llm.commands.tasks import built_in_task, prompts_of
 from rlax_llm.data.tasks import Task
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.functional import Params
 
 
-def run_sft(config: SftSettings) -> RunDirectory:
+def run_sft(settings: SftSettings) -> RunDirectory:
     """Train by maximum likelihood of given completions, and leave a run directory.
 
     Args:
-        config: the settings; those left open are chosen for the model.
+        settings: of the command.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: for settings or input that cannot work, told in a sentence.
+        ValueError: for settings or input that cannot work.
     """
-    model = build_model(config)
-    learner = language_learner(config.model, model, config.run.seed)
-    if config.data is None:
-        task = build_task(config, model)
-        examples = of_task(task, learner, config)
-        measure = _accuracy(config.batch, learner, task)
+    batch, seed = settings.batch, settings.run.seed
+    model = build_model("sft", settings.model, seed, batch)
+    learner = language_learner(settings.model, model, seed)
+    if settings.task.data is None:
+        task = built_in_task(settings.task.task, settings.task.split_size, seed, prompts_of(batch, model))
+        examples = of_task(task, batch, learner)
+        measure = _accuracy(batch, learner, task)
     else:
-        examples = of_file(config, learner)
+        examples = of_file(settings.task, batch, seed, learner)
         measure = no_metrics
-    batching = Batching(config.batch.batch_size, config.run.seed, config.batch.micro_batches)
-    optimizer = build_optimizer(
-        config.optimizer, build_schedule(config.optimizer, config.optimizer.learning_rate, config.run.steps)
+    peak = settings.optimizer.learning_rate
+    optimizer = build_optimizer(settings.optimizer, build_schedule(settings.optimizer, peak, settings.run.steps))
+    batching = Batching(batch.batch_size, seed, batch.micro_batches)
+    form = _form(batch, learner, settings.model.remat)
+    return run_language(
+        settings, SupervisedPhase(learner, examples, form, optimizer, batching, measure), learner.params
     )
-    phase = SupervisedPhase(learner, examples, _form(config, learner), optimizer, batching, measure)
-    return run_language(config, phase, learner.params)
 
 
-def _form(config: SftSettings, learner: Learner) -> Form:
-    if config.batch.packed_tokens:
-        return shared_rows(learner, config.batch.packed_tokens, config.model.remat)
-    return own_rows(learner, config.batch.max_new_tokens, config.model.remat)
+def _form(batch: PackedBatchSettings, learner: Learner, remat: bool) -> Form:
+    if batch.packed_tokens:
+        return shared_rows(learner, batch.packed_tokens, remat)
+    return own_rows(learner, batch.max_new_tokens, remat)
 
 
-def _accuracy(limits: BatchSettings, learner: Learner, task: Task) -> Callable[[Params], dict[str, float]]:
+def _accuracy(batch: PackedBatchSettings, learner: Learner, task: Task) -> Callable[[Params], dict[str, float]]:
     """Reward and accuracy of greedy completions of the task's held-out prompts."""
-    sampling = Sampling(learner.sampled_shape, learner.tokenizer, limits.max_prompt_tokens)
-    request = sampling.request(greedy, limits.max_new_tokens)
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, batch.max_prompt_tokens)
+    request = sampling.request(greedy, batch.max_new_tokens)
     judge = Judge(task.rewards)
 
     def measure(params: Params) -> dict[str, float]:
-        return grade(sampling, learner.sampled(params), task, judge, request, limits.batch_size).metrics()
+        return grade(sampling, learner.sampled(params), task, judge, request, batch.batch_size).metrics()
 
     return measure

@@ -32,6 +32,11 @@ class DemonstrationSettings(HeldOutSettings, BuiltInSettings):
     data: str | None = option(None, _DATA_HELP, "the task", "DATA")
     every_turn: bool = option(False, "Learn all that the assistant says in 'messages', not its last message alone.")
 
+    @property
+    def source(self) -> str:
+        """What is learned from, in a word: a file or a task."""
+        return self.task if self.data is None else self.data
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatchSettings(BatchSettings):
