@@ -60,16 +60,20 @@ def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[i
     except Exception as error:
         for half in root.glob(_UNFINISHED + "*"):
             shutil.rmtree(half, ignore_errors=True)
-        # TensorStore reports a full disk as a ValueError that only its text tells from others.
-        reasons = {number: os.strerror(number) for number in DISK_FULL}
-        full = [number for number, text in reasons.items() if text in str(error)]
-        if full or getattr(error, "errno", None) in DISK_FULL:
+        if _is_of_a_full_disk(error):
             with writing(root / str(step)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
     there = steps(root)
     for old in set(there) - {step, *(there[-_KEPT:] if kept is None else kept)}:
         shutil.rmtree(root / str(old))
+
+
+def _is_of_a_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    # TensorStore reports a full disk as a ValueError that only its text tells from others.
+    return any(os.strerror(number) in str(error) for number in DISK_FULL)
 
 
 def steps(path: str | os.PathLike[str]) -> list[int]:

@@ -1,1 +1,1 @@
-"""The command ``control``."""
+"""``rlax-llm control``: policies learn in an environment, over many seeds at once; its settings, phase and run."""

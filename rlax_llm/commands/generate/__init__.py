@@ -1,1 +1,1 @@
-"""The command ``generate``."""
+"""``rlax-llm generate``: a model's answer to a prompt; its settings and run."""

@@ -1,1 +1,1 @@
-"""The command ``grpo``."""
+"""``rlax-llm grpo``: a language model learns from groups of scored completions; its settings, phase and run."""

@@ -153,25 +153,29 @@ class Gatherer:
             return taken, {"reward_failures": float(taken.scores.failed.sum())}, self.kept
         carried = [] if self.kept.surplus is None else [self.kept.surplus]
         parts, rounds = self._rounds(params, carried)
-        means = [float(np.nanmean(one.scores.total)) for one in rounds]
         if not parts:
-            raise ValueError(self._nothing(means))
+            raise ValueError(self._nothing(rounds))
         found = together(parts)
-        count, sampled = len(found.indices), len(means) * self.groups
+        count = len(found.indices)
         surplus = selected(found, np.arange(self.groups, count)) if count > self.groups else None
         taken = filled_up(selected(found, np.arange(min(count, self.groups))), self.groups)
+        seconds = sum(one.rollout.seconds for one in rounds)
+        taken = taken._replace(rollout=taken.rollout._replace(seconds=seconds))
         fresh = count - sum(len(part.indices) for part in carried)
-        told = {
-            "sampling/rounds": float(len(means)),
+        metrics = self._metrics(rounds, count, fresh)
+        return taken, metrics, Kept(self.kept.drawn + len(rounds), surplus)
+
+    def _metrics(self, rounds: Sequence[Taken], count: int, fresh: int) -> dict[str, float]:
+        """What was thrown away: of ``count`` informative groups ``fresh`` are those of these rounds."""
+        sampled = len(rounds) * self.groups
+        return {
+            "sampling/rounds": float(len(rounds)),
             "sampling/kept": fresh / sampled if sampled else math.nan,
             "sampling/filled": min(count, self.groups) / self.groups,
             "sampling/surplus": float(max(count - self.groups, 0)),
-            "sampling/reward": float(np.mean(means)) if means else math.nan,
+            "sampling/reward": float(np.mean(_means(rounds))) if rounds else math.nan,
             "reward_failures": float(sum(one.scores.failed.sum() for one in rounds)),
         }
-        seconds = sum(one.rollout.seconds for one in rounds)
-        kept = Kept(self.kept.drawn + len(rounds), surplus)
-        return taken._replace(rollout=taken.rollout._replace(seconds=seconds)), told, kept
 
     def _rounds(self, params: Params, carried: list[Taken]) -> tuple[list[Taken], list[Taken]]:
         """Informative groups, the carried ones first; and whole rollouts."""
@@ -182,10 +186,11 @@ class Gatherer:
             parts += [selected(rounds[-1], differ)] if len(differ) else []
         return parts, rounds
 
-    def _nothing(self, means: Sequence[float]) -> str:
+    def _nothing(self, rounds: Sequence[Taken]) -> str:
+        mean = np.mean(_means(rounds))
         return (
-            f"dynamic sampling: {len(means)} rounds of {self.groups} groups, and in none did the scores differ (their "
-            f"mean is {np.mean(means):.3g}: all solved or all failed); take prompts of another difficulty, larger "
+            f"dynamic sampling: {len(rounds)} rounds of {self.groups} groups, and in none did the scores differ (their "
+            f"mean is {mean:.3g}: all solved or all failed); take prompts of another difficulty, larger "
             "groups or a higher temperature, or leave dynamic_rounds out."
         )
 
@@ -222,6 +227,11 @@ class Gatherer:
         if not path.exists():
             raise ValueError(f"grpo: {path} is missing, which belongs to its checkpoint; begin a new run.")
         self.kept = _read(path, rows, texts)
+
+
+def _means(rounds: Sequence[Taken]) -> list[float]:
+    """Mean score of each rollout."""
+    return [float(np.nanmean(one.scores.total)) for one in rounds]
 
 
 def _surplus(place: Path, position: int) -> Path:

@@ -1,1 +1,1 @@
-"""The command ``ppo``."""
+"""``rlax-llm ppo``: RLHF with policy, value model, reference and reward model; its settings, phase and run."""

@@ -161,20 +161,22 @@ class PpoPhase(Phase):
         start = time.perf_counter()
         scores = self.judge(rollout, self.group_size)
         scoring = time.perf_counter() - start
-        state, metrics = self.update(rollout.prompt_width)(
-            state,
-            ScoredCompletions(rollout.completions, jnp.asarray(scores.total)),
-            key=jax.random.fold_in(key, 1),
-            reference=self.reference,
-            frozen=self.frozen,
-        )
-        named = {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+        state, named = self._learn(state, rollout, scores, jax.random.fold_in(key, 1))
         learned = finite(named, f"step {index + 1}")
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
         described = self._described(rollout, scores) | learned | speeds(rollout, seconds)
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
         return Done(state, described, self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows)))))
+
+    def _learn(
+        self, state: RlhfState, rollout: Rollout, scores: Scores, key: jax.Array
+    ) -> tuple[RlhfState, dict[str, float]]:
+        """An update on a scored rollout, and its metrics by the run's names."""
+        batch = ScoredCompletions(rollout.completions, jnp.asarray(scores.total))
+        update = self.update(rollout.prompt_width)
+        state, metrics = update(state, batch, key=key, reference=self.reference, frozen=self.frozen)
+        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
 
     def _described(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None

@@ -1,1 +1,1 @@
-"""The commands ``reward``, ``dpo`` and ``kto``."""
+"""``rlax-llm dpo``, ``kto`` and ``reward``: learning from pairs and labels; their settings, phase and runs."""

@@ -1,1 +1,1 @@
-"""commands/sft."""
+"""``rlax-llm sft``: a language model learns from demonstrations; its settings, phase and run."""
