@@ -51,6 +51,12 @@ def test_the_map_names_files_that_there_are():
         assert all((ROOT / path).exists() for path in found)
 
 
+def test_names_of_test_files_differ():
+    # Two files of one name cannot be collected in one process.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 BRITISH = re.compile(
     r"\b\w*(centred|labelled|learnt|spelt|behaviour|colour|favour|neighbour|(?:normal|optim|initial|general|regular|penal"
     r"|quant|standard|token|parametr|factor|linear|maxim|minim|material)is(?:e|ed|er|ers|es|ing|ation))\b"

@@ -19,12 +19,12 @@ from rlax_llm.core import arguments, checks, distributions, kl, masked
 SCORES = jnp.array([[0.0, 1.0], [1.0, 3.0]])
 ROW, MASK = jnp.zeros((2, 3)), jnp.ones((2, 3), bool)
 SCORED = rl.Scored(SCORES, jnp.zeros((2, 2, 3)), jnp.ones((2, 2, 3), bool))
-PEERS = ("building", "openrlhf", "registry", "trl", "trl_config", "verl")
+NO_EQUATIONS = ("building", "marks", "openrlhf", "registry", "trl", "trl_config", "verl")
 MODULES = [distributions, kl, masked] + [
     import_module(f"{folder.__name__}.{found.name}")
     for folder in (credit, policy, preference, recipes)
     for found in pkgutil.iter_modules(folder.__path__)
-    if found.name not in PEERS
+    if found.name not in NO_EQUATIONS
 ]
 
 
