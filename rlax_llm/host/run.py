@@ -62,17 +62,14 @@ def run_phases(
         RunFailed: a number is not finite, or nothing was learned.
     """
     if warm_start is None or session.step > 0:
-        session.begin(phase, params)
+        _go_on(session, phase, params)
         state = session.state
-        phase.begin(state, session.reference)
     else:
-        session.begin(warm_start, params)
+        _go_on(session, warm_start, params)
         state = _warmed_up(session, warm_start, phase, stop)
         if state is None or stop():
             return
-    if session.step > 0:
-        phase.load(session.directory.checkpoints_path, session.position)
-    elif session.position == 0 and plan.eval_every is not None:
+    if session.position == 0 and plan.eval_every is not None:
         _measure_the_beginning(session, phase.evaluate(state))
 
     def evaluate(state: Any, before: int, after: int) -> Evaluation:
@@ -84,6 +81,14 @@ def run_phases(
     _walk(session, _Stretch(phase, session.warm_start_steps, plan.steps, evaluate), state, stop)
     if session.step >= plan.steps:
         phase.check(session.directory.metrics())
+
+
+def _go_on(session: Session, phase: Phase, params: Any) -> None:
+    """Begin a phase, or take it up where the last checkpoint left it."""
+    session.begin(phase, params)
+    phase.begin(session.state, session.reference)
+    if session.position:
+        phase.load(session.directory.checkpoints_path, session.position)
 
 
 def _warmed_up(session: Session, warm_start: Phase, phase: Phase, stop: Callable[[], bool]) -> Any:
