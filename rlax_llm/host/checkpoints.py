@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from rlax_llm.host.run_directory import DISK_FULL, writing
 
 _KEPT = 2
 _UNFINISHED = "unfinished-"
+_TRIES = 20
+_PAUSE = 0.05  # seconds
 _ENTRY = ("name", "shape", "dtype", "key_impl", "data_shape", "data_dtype", "crc32")
 
 
@@ -58,8 +61,7 @@ def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[i
             checkpointer.save(unfinished, args=items)
         _rename(unfinished, root / str(step))
     except Exception as error:
-        for half in root.glob(_UNFINISHED + "*"):
-            shutil.rmtree(half, ignore_errors=True)
+        _remove_unfinished(root)
         if _is_of_a_full_disk(error):
             with writing(root / str(step)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
@@ -67,6 +69,17 @@ def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[i
     there = steps(root)
     for old in set(there) - {step, *(there[-_KEPT:] if kept is None else kept)}:
         shutil.rmtree(root / str(old))
+
+
+def _remove_unfinished(root: Path) -> None:
+    """Remove what a failed save has left; threads of its writer may add files for a moment."""
+    for _ in range(_TRIES):
+        left = list(root.glob(_UNFINISHED + "*"))
+        if not left:
+            return
+        for half in left:
+            shutil.rmtree(half, ignore_errors=True)
+        time.sleep(_PAUSE)
 
 
 def _is_of_a_full_disk(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """TRPO (arXiv 1502.05477) as *direction × search*, on any pytree, in ``jit``, ``vmap`` and ``scan``.
 
-A *direction* is ``(matvec, gradient) → Direction`` (``natural_gradient.py``), a *search* is ``(evaluate, params, step)
+A *direction* is ``(matvec, gradient) → Direction`` (``fisher.py``), a *search* is ``(evaluate, params, step)
 → Search``. ``trpo_step`` composes one of each; ``line_search`` is the search as an Optax transformation.
 """
 

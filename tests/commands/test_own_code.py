@@ -54,9 +54,9 @@ def optimizer(spec):
 
 
 KINDS = {
-    "grpo recipe": lambda spec: build_objective(GrpoSettings.of(recipe=spec)),
-    "dpo recipe": lambda spec: build_preference(DpoSettings.of(recipe=spec)),
-    "kto recipe": lambda spec: build_unpaired(KtoSettings.of(recipe=spec)),
+    "grpo recipe": lambda spec: build_objective(GrpoSettings.of(recipe=spec).objective, 6),
+    "dpo recipe": lambda spec: build_preference(DpoSettings.of(recipe=spec).objective),
+    "kto recipe": lambda spec: build_unpaired(KtoSettings.of(recipe=spec).objective),
     "control recipe": lambda spec: build(ControlSettings.of(recipe=spec)),
     "environment": make,
     "task": lambda spec: load_task(spec, held_out_size=2),
@@ -68,7 +68,7 @@ each = pytest.mark.parametrize("kind", KINDS)
 
 def test_each_is_found_by_its_file_and_by_its_module(folder):
     for place in ("own_code.py", "own_code", f"{folder}/own_code.py"):
-        assert build_objective(GrpoSettings.of(recipe=f"{place}:objective")).objective.kl is None
+        assert KINDS["grpo recipe"](f"{place}:objective").objective.kl is None
     assert KINDS["dpo recipe"]("own_code.py:preferred").nll_coef == 0
     assert KINDS["dpo recipe"]("own_code.py:link").link.__name__ == hinge.__name__
     assert KINDS["kto recipe"]("own_code.py:labels")[0].link.__name__ == "misranking"
@@ -81,11 +81,11 @@ def test_each_is_found_by_its_file_and_by_its_module(folder):
 
 
 def test_links_of_a_users_own_are_added_to_others():
-    assert build_preference(DpoSettings.of(recipe="dpo:0.5,own_code.py:link:0.5")).nll_coef == 0
+    assert KINDS["dpo recipe"]("dpo:0.5,own_code.py:link:0.5").nll_coef == 0
     with pytest.raises(
         ValueError, match=r"recipe own_code\.py:preferred has a reward of its own|own_code.py:preferred"
     ):
-        build_preference(DpoSettings.of(recipe="dpo:0.5,own_code.py:preferred:0.5"))
+        KINDS["dpo recipe"]("dpo:0.5,own_code.py:preferred:0.5")
 
 
 @each
