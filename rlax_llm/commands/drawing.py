@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.parts import SamplingSettings
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.setup import build_greedy, build_sampler
+from rlax_llm.commands.shared_settings import SamplingSettings
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.turns import Generate
 

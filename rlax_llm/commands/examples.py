@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.parts import HeldOutSettings, LimitSettings
 from rlax_llm.commands.sft.settings import DemonstrationSettings
+from rlax_llm.commands.shared_settings import HeldOutSettings, LimitSettings
 from rlax_llm.commands.tasks import tell
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, keep_within

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.commands.parts import TrainedModelSettings
+from rlax_llm.commands.shared_settings import TrainedModelSettings
 from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.commands.defaults import CHARACTER_WIDTH
-from rlax_llm.commands.parts import (
+from rlax_llm.commands.shared_settings import (
     DrawSettings,
     LimitSettings,
     ModelSettings,

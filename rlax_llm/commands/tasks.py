@@ -7,7 +7,7 @@ import sys
 
 from rlax_llm.commands.eval.settings import MeasuredTaskSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.parts import LimitSettings, TaskSettings
+from rlax_llm.commands.shared_settings import LimitSettings, TaskSettings
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, keep_prompts_within
 from rlax_llm.data.rows import DataError

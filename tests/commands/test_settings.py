@@ -12,10 +12,10 @@ from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.main import COMMANDS
 from rlax_llm.commands.control.settings import ControlSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.parts import OptimizerSettings, RunSettings, TrainedModelSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.settings import as_dict, flat, keys, resolve
 from rlax_llm.commands.sft.settings import SftSettings
+from rlax_llm.commands.shared_settings import OptimizerSettings, RunSettings, TrainedModelSettings
 
 NEEDED = {"generate": {"prompt": "hi"}}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
-from rlax_llm.commands.parts import (
+from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.shared_settings import (
     CONFIG_HELP,
     SEED_HELP,
     DrawSettings,
@@ -19,7 +20,6 @@ from rlax_llm.commands.parts import (
     check_samples,
     check_shortest,
 )
-from rlax_llm.commands.settings import Settings
 
 _SIZE = 256  # held-out prompts of a built-in task
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, word
-from rlax_llm.commands.parts import DrawSettings, ModelSettings, SeedSettings, check_samples, check_shortest
 from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.shared_settings import DrawSettings, ModelSettings, SeedSettings, check_samples, check_shortest
 
 
 @dataclass(frozen=True, kw_only=True)

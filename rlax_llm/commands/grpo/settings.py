@@ -1,4 +1,7 @@
-"""The settings of ``rlax-llm grpo``."""
+"""The settings of ``rlax-llm grpo``: its own here, those of other commands too in ``commands/shared_settings.py``.
+
+Defaults that follow from the model are in ``commands/defaults.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, option
-from rlax_llm.commands.parts import (
+from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
     RolloutSettings,
@@ -17,7 +21,6 @@ from rlax_llm.commands.parts import (
     TrainedModelSettings,
     WarmStartedRunSettings,
 )
-from rlax_llm.commands.settings import Settings
 from rlax_llm.recipes.registry import find, listed
 
 _RECIPE_HELP = (

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, option, resolved, within
-from rlax_llm.commands.parts import (
+from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
     RolloutSettings,
@@ -17,7 +18,6 @@ from rlax_llm.commands.parts import (
     TrainedModelSettings,
     WarmStartedRunSettings,
 )
-from rlax_llm.commands.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import numpy as np
 
 from rlax_llm.commands.examples import Encoder, Split, of_records, of_tables
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.parts import BatchSettings
 from rlax_llm.commands.preference.phase import Rows, Samples
 from rlax_llm.commands.preference.settings import LabelDataSettings, LabelObjectiveSettings, PairDataSettings
 from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.shared_settings import BatchSettings
 from rlax_llm.commands.tasks import arithmetic_for
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import LabeledCompletions, PairedCompletions

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.fields import Part, above_zero, at_least, option
-from rlax_llm.commands.parts import (
+from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.shared_settings import (
     BatchSettings,
     HeldOutSettings,
     OptimizerSettings,
     RunSettings,
     TrainedModelSettings,
 )
-from rlax_llm.commands.settings import Settings
 from rlax_llm.recipes.registry import find, listed
 
 _PAIRS_HELP = (

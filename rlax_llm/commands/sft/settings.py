@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.fields import at_least, option
-from rlax_llm.commands.parts import (
+from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.shared_settings import (
     BatchSettings,
     BuiltInSettings,
     HeldOutSettings,
@@ -16,7 +17,6 @@ from rlax_llm.commands.parts import (
     RunSettings,
     TrainedModelSettings,
 )
-from rlax_llm.commands.settings import Settings
 
 _DATA_HELP = (
     "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory "
