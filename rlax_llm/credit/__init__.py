@@ -1,8 +1,8 @@
 """Who deserves it: from rewards, scores and values to returns and advantages; imports ``core``.
 
-One equation per function. ``returns`` has GAE and λ-returns, ``off_policy`` V-trace, ``streams`` the weights of a policy
-gradient, ``groups`` the z-scores of a group, ``batches`` whitening over a batch, ``shaping`` rewards, and ``values`` the
-losses of value models.
+One equation per function. ``returns`` has GAE and λ-returns, ``off_policy`` V-trace, ``streams`` the weights of a
+policy gradient, ``groups`` the z-scores of a group, ``batches`` whitening over a batch, ``shaping`` rewards, and
+``values`` the losses of value models.
 """
 
 from rlax_llm.core.faces import lazy_face
