@@ -36,7 +36,11 @@ SMALL = {
     "count": "",
 }
 """Flags that make a command small; the last of two counts."""
-BUILDERS = {"grpo": build_objective, "dpo": build_preference, "control": build}
+BUILDERS = {
+    "grpo": lambda settings: build_objective(settings.objective, settings.sampling.max_new_tokens),
+    "dpo": lambda settings: build_preference(settings.objective),
+    "control": build,
+}
 """What reads the row of a table."""
 
 
