@@ -31,6 +31,7 @@ from rlax_llm.core.kl import k1 as k1
 from rlax_llm.core.kl import k2 as k2
 from rlax_llm.core.kl import k3 as k3
 from rlax_llm.core.kl import kl_penalty as kl_penalty
+from rlax_llm.core.log_probs import token_log_probs as token_log_probs
 from rlax_llm.core.types import Completions as Completions
 from rlax_llm.core.types import Groups as Groups
 from rlax_llm.core.types import LabeledCompletions as LabeledCompletions
@@ -38,8 +39,6 @@ from rlax_llm.core.types import PairedCompletions as PairedCompletions
 from rlax_llm.core.types import PolicyBatch as PolicyBatch
 from rlax_llm.core.types import Scored as Scored
 from rlax_llm.core.types import ScoredCompletions as ScoredCompletions
-from rlax_llm.credit.batches import batch_std as batch_std
-from rlax_llm.credit.batches import whiten_advantages as whiten_advantages
 from rlax_llm.credit.groups import centered as centered
 from rlax_llm.credit.groups import leave_one_out as leave_one_out
 from rlax_llm.credit.groups import length_centered as length_centered
@@ -51,6 +50,7 @@ from rlax_llm.credit.returns import gae as gae
 from rlax_llm.credit.returns import lambda_returns as lambda_returns
 from rlax_llm.credit.returns import n_step_returns as n_step_returns
 from rlax_llm.credit.shaping import overlong_filter as overlong_filter
+from rlax_llm.credit.token_returns import decoupled_gae as decoupled_gae
 from rlax_llm.envs.registry import make as make
 from rlax_llm.generation.engine import Request as Request
 from rlax_llm.generation.engine import generate as generate

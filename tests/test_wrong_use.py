@@ -99,9 +99,12 @@ def test_a_list_or_a_record_where_an_array_is_wanted(name):
 
 STEPS = (jnp.ones(3), 1.0, jnp.zeros(3), jnp.zeros(3), 1.0)
 WRONG = {
-    "batch_std of scores": (lambda: rl.batch_std(SCORES), "batch_std(…) makes a function: give what that reads to its"),
+    "batch_std of scores": (
+        lambda: rl.credit.batch_std(SCORES),
+        "batch_std(…) makes a function: give what that reads to its",
+    ),
     "whiten_advantages of scores": (
-        lambda: rl.whiten_advantages(SCORES),
+        lambda: rl.credit.whiten_advantages(SCORES),
         "whiten_advantages: advantage has shape (2, 2), wanted a function",
     ),
     "a recipe of scores": (lambda: rl.grpo(SCORES), "grpo(…) makes an Objective, which goes to policy_loss or group"),
