@@ -1,0 +1,178 @@
+"""Devices as a grid with three named axes, and where on it the parts of an array lie.
+
+Programs read the *ambient* mesh, that of ``with jax.set_mesh(mesh):``. Without one every function here does nothing,
+so that what is written for many devices is also what runs on one. Rows of a batch lie over ``data`` and ``fsdp``
+together; parameters over ``fsdp`` and ``tensor`` (the table is ``models/sharding.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from rlax_llm.core.names import did_you_mean
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+TENSOR = "tensor"
+
+Axis = str | tuple[str, ...] | None
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """The sizes of axes that ``text`` names, as ``data=2,fsdp=4,tensor=2``.
+
+    Raises:
+        ValueError: for another axis, one named twice, or a size that is no whole number of at least 1.
+
+    >>> mesh_sizes("fsdp=4,tensor=2")
+    {'fsdp': 4, 'tensor': 2}
+    >>> mesh_sizes("tenser=2")
+    Traceback (most recent call last):
+    ValueError: mesh: axis 'tenser' is unknown; did you mean 'tensor'? There are data, fsdp and tensor.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (piece.strip() for piece in part.partition("="))
+        if name not in AXES:
+            raise ValueError(
+                f"mesh: axis {name!r} is unknown{did_you_mean(name, AXES)} There are data, fsdp and tensor."
+            )
+        if name in found:
+            raise ValueError(f"mesh: axis {name} is given twice; give it once.")
+        if not size.isdecimal() or int(size) < 1:
+            raise ValueError(f"mesh: the size of {name} is {size!r}, wanted a whole number of at least 1.")
+        found[name] = int(size)
+    return found
+
+
+def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A grid of devices with the axes ``data``, ``fsdp`` and ``tensor``, to be made ambient by ``jax.set_mesh``.
+
+    Limiting case: of one device, programs are those without a mesh.
+
+    Args:
+        sizes: as ``"data=2,fsdp=4"`` or a mapping; what is left out has size 1. None puts all devices on ``fsdp``.
+        devices: all of the machine if None; several processes each see all of all.
+
+    Raises:
+        ValueError: for sizes whose product is not the number of devices, or an unknown axis.
+
+    >>> dict(make_mesh({"fsdp": 1}, jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    given = {"fsdp": len(devices)} if sizes is None else sizes
+    given = mesh_sizes(given) if isinstance(given, str) else mesh_sizes(",".join(f"{k}={v}" for k, v in given.items()))
+    shape = tuple(given.get(name, 1) for name in AXES)
+    if math.prod(shape) != len(devices):
+        written = " · ".join(f"{name} {size}" for name, size in given.items())
+        raise ValueError(
+            f"mesh: {written} is {math.prod(shape)} devices, and there are {len(devices)}; give sizes whose product "
+            "is that."
+        )
+    kinds = (AxisType.Auto,) * len(AXES)
+    if len(devices) == 1:
+        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def devices_along(*axes: str) -> int:
+    """Devices of the ambient mesh along some of its axes together; 1 without a mesh, or where its parts are apart.
+
+    >>> devices_along("data", "fsdp")
+    1
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[name] for name in axes if name in mesh.shape and name not in mesh.manual_axes)
+
+
+def spread(x: jax.Array, *axes: Axis) -> jax.Array:
+    """``x`` with its dimensions over axes of the ambient mesh; those that do not divide a dimension are left out.
+
+    Args:
+        x: any array.
+        axes: for each dimension an axis, several, or None; what is left out is None.
+
+    >>> spread(jax.numpy.ones((4, 2)), ROWS).shape
+    (4, 2)
+    """
+    if devices_along(*AXES) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, dividing(x.shape, axes))
+
+
+def dividing(shape: Sequence[int], axes: Sequence[Axis]) -> PartitionSpec:
+    """The specification of ``axes`` without those that do not divide their dimension of ``shape``.
+
+    >>> tuple(dividing((4, 2), (ROWS, None)))
+    (('data', 'fsdp'), None)
+    """
+
+    def kept(size: int, axis: Axis) -> Axis:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return axis if size % devices_along(*names) == 0 else None
+
+    return PartitionSpec(*(kept(size, axis) for size, axis in zip(shape, axes, strict=False)))
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """``function`` of each device's own parts, under the ambient mesh; without one, or inside another, ``function``.
+
+    What loops over rows belongs in here: a loop over a dimension that lies over several devices would gather it.
+
+    Args:
+        function: of arrays; ``sum_over`` and ``max_over`` inside it reach the other devices.
+        in_specs: a ``PartitionSpec`` for each argument, or a tree of them.
+        out_specs: of its results.
+
+    >>> per_device(lambda x: x + 1, PartitionSpec(ROWS), PartitionSpec(ROWS))(jax.numpy.zeros(2)).tolist()
+    [1.0, 1.0]
+    """
+
+    def call(*arguments: Any) -> Any:
+        if devices_along(*AXES) == 1:
+            return function(*arguments)
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+
+    return call
+
+
+def _reached(axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in axes if name in jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def sum_over(x: Any, *axes: str) -> Any:
+    """Sum of every device's ``x`` along some axes, inside ``per_device``; elsewhere ``x``.
+
+    >>> sum_over(2.0, "tensor")
+    2.0
+    """
+    reached = _reached(axes)
+    return jax.lax.psum(x, reached) if reached else x
+
+
+def max_over(x: Any, *axes: str) -> Any:
+    """Largest of every device's ``x`` along some axes, inside ``per_device``; elsewhere ``x``.
+
+    >>> max_over(2.0, "tensor")
+    2.0
+    """
+    reached = _reached(axes)
+    return jax.lax.pmax(x, reached) if reached else x
+
+
+def place_along(axis: str) -> jax.Array | int:
+    """This device's place along an axis, inside ``per_device``; elsewhere 0.
+
+    >>> place_along("tensor")
+    0
+    """
+    return jax.lax.axis_index(axis) if _reached((axis,)) else 0
