@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from rlax_llm.core.platform import platform
+
 CACHE = 2**19  # float32 numbers, 2 MB
 
 
@@ -27,7 +29,7 @@ def map_in_cache(function: Callable[..., Any], items: tuple[Any, ...], numbers: 
     >>> map_in_cache(lambda x, y: x + y, (jax.numpy.arange(3), jax.numpy.ones(3, int)), 2).tolist()
     [1, 2, 3]
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.vmap(function)(*items)
     count = jax.tree.leaves(items)[0].shape[0]
     together = min(max(CACHE // numbers, 1), count)

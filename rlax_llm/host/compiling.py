@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+from rlax_llm.core.platform import platform
 
 CPU_EFFORT = 1
 
@@ -22,6 +22,6 @@ def compile_with_effort(lowered: Any, effort: int = CPU_EFFORT) -> Any:
     >>> compile_with_effort(jax.jit(lambda x: x + 1).lower(1))(2).tolist()
     3
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return lowered.compile()
     return lowered.compile(compiler_options={"xla_backend_optimization_level": effort})

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlax_llm.core import checks
 from rlax_llm.core.mapping import CACHE
+from rlax_llm.core.platform import platform
 
 _AXIS = "seeds"
 # What a run touches between two looks at its state: the state, its gradient and a minibatch's activations.
@@ -53,7 +54,7 @@ def _mesh(seeds: int) -> Mesh | None:
 
 def _together(count: int, numbers: int) -> int:
     """How many seeds run at once: a divisor of their number, since a remainder would be compiled as well."""
-    if numbers == 0 or jax.default_backend() != "cpu":
+    if numbers == 0 or platform() != "cpu":
         return count
     return _divisor(count, max(CACHE // (_TOUCHED * numbers), 1))
 
