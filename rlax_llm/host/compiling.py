@@ -19,6 +19,7 @@ def compile_with_effort(lowered: Any, effort: int = CPU_EFFORT) -> Any:
         lowered: what ``jax.jit(f).lower(…)`` gives.
         effort: the level.
 
+    >>> import jax
     >>> compile_with_effort(jax.jit(lambda x: x + 1).lower(1))(2).tolist()
     3
     """
