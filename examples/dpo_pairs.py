@@ -1,4 +1,4 @@
-"""DPO on preference pairs: right sums preferred to wrong ones, from random weights to a curve in a minute on two cores.
+"""DPO on preference pairs: right sums preferred to wrong ones, from random weights in half a minute on two cores.
 
 python examples/dpo_pairs.py [--quick]
 """
@@ -71,7 +71,8 @@ state, metrics = jax.jit(lambda params: jax.lax.scan(learn, init(params), keys))
 
 first, last = (metrics["accuracy"][part].mean() for part in (slice(0, 10), slice(-10, None)))
 print(f"pairs ranked right: {first:.0%} in the first ten steps, {last:.0%} in the last ten")
-plt.plot(metrics["accuracy"])
-plt.xlabel("step of DPO")
+plt.plot(metrics["accuracy"], linewidth=1)
+plt.title("DPO ranks right sums above wrong ones")
+plt.xlabel("step of DPO (64 pairs each)")
 plt.ylabel("share of pairs ranked right")
 plt.savefig("dpo_pairs.png")

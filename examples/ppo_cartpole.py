@@ -1,4 +1,4 @@
-"""PPO learns CartPole, eight seeds side by side in one compiled program: about a minute, most of it compilation.
+"""PPO learns CartPole, eight seeds side by side in one compiled program: half a minute, half of it compilation.
 
 python examples/ppo_cartpole.py [--quick]
 """
@@ -51,7 +51,10 @@ for part, returns in enumerate(jnp.array_split(metrics["episode_return"], 5, axi
 print(f"greedy return, mean over seeds: {greedy.mean():.1f}")
 
 for returns in metrics["episode_return"]:
-    plt.plot(returns, alpha=0.5)
-plt.xlabel("update")
-plt.ylabel("return of the episodes that ended")
+    plt.plot(returns, color="tab:blue", alpha=0.2, linewidth=1)
+plt.plot(jnp.nanmean(metrics["episode_return"], axis=0), color="black", label=f"mean of {seeds} seeds")
+plt.title("PPO on CartPole-v1")
+plt.xlabel("update (512 steps of the environment each)")
+plt.ylabel("return of the episodes that ended (steps)")
+plt.legend(loc="lower right")
 plt.savefig("ppo_cartpole.png")

@@ -72,9 +72,9 @@ def learn(state: rl.loops.RlhfState, key: jax.Array) -> tuple[rl.loops.RlhfState
 
 keys = jax.random.split(jax.random.key(3), steps)
 state, metrics = jax.jit(lambda models: jax.lax.scan(learn, init(models), keys))({"policy": policy, "value": judge})
-for name in ("score", "kl", "right"):
+plt.figure(figsize=(6.4, 6), layout="constrained").suptitle("PPO against a reward model")
+for place, (name, unit) in enumerate({"score": "logits", "kl": "nats", "right": "share"}.items(), start=1):
     print(f"{name}: {metrics[name][:10].mean():.2f} in the first ten steps, then {metrics[name][-10:].mean():.2f}")
-    plt.plot(metrics[name], label=name)
-plt.xlabel("step of PPO")
-plt.legend()
+    plt.subplot(3, 1, place, ylabel=f"{name} ({unit})").plot(metrics[name], linewidth=1)
+plt.xlabel("step of PPO (128 answers each)")
 plt.savefig("ppo_rlhf.png")

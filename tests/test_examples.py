@@ -40,6 +40,14 @@ def test_an_example_is_short_and_stays_on_the_public_face(path):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_comes_with_its_curve(path):
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert f"python examples/{path.name}" in page
+    assert f"(curves/{path.stem}.png)" in page
+    assert 1000 < (path.parent / "curves" / f"{path.stem}.png").stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_draws_its_curve(path, tmp_path):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
     environment = os.environ | cache | {"MPLBACKEND": "Agg"}
