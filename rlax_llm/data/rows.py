@@ -61,9 +61,7 @@ def split_rows(
             raise DataError(f"{where}: {name} is {value}, wanted 0 or more.")
     if held_out_size == 0:
         return list(rows), []
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        groups[key].append(index)
+    groups = _indices_of_keys(keys)
     if len(groups) < 2:
         raise DataError(f"{where}: only one prompt in all, and holding some out needs at least 2; hold out {_NONE}")
     shuffled = list(groups)
@@ -78,6 +76,14 @@ def split_rows(
         )
     left = sorted(itertools.chain.from_iterable(groups.values()))
     return [rows[index] for index in left], [rows[index] for index in held_out]
+
+
+def _indices_of_keys(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """The rows of each key, keys in the order in which they first appear."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
+    return groups
 
 
 def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:

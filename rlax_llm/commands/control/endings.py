@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,11 +32,7 @@ def summary(
     found |= {"seeds": phase.run.seeds, "iterations": session.position, "environment_steps": steps}
     found["finished"] = session.position >= phase.program.iterations and session.failed is None
     found["stopped"] = session.failed
-    rows = [row for row in session.directory.metrics() if row["environment_steps"] > (1 - _FINAL_SHARE) * steps]
-    seeds = [[math.nan if x is None else x for x in row["episode_return_seeds"]] for row in rows]
-    if seeds:
-        final = _mean_of_known(np.array(seeds))
-        found |= spread_of("final_return", final) | {"final_return_seeds": final}
+    found |= _final_returns(session.directory.metrics(), steps)
     found |= greedy
     if phase.seconds:
         rate = phase.iterations * phase.steps_per_iteration * phase.run.seeds / phase.seconds
@@ -66,6 +62,16 @@ def report(session: Session, summary: Mapping[str, Any]) -> str:
     if not summary["finished"]:
         lines.append(f"Go on with: rlax-llm control --resume {session.directory.path}")
     return "\n".join(lines)
+
+
+def _final_returns(metrics: Iterable[Mapping[str, Any]], steps: int) -> dict[str, Any]:
+    """Returns of the episodes in the last tenth of ``steps``, over seeds; nothing where no row is of that part."""
+    rows = [row for row in metrics if row["environment_steps"] > (1 - _FINAL_SHARE) * steps]
+    if not rows:
+        return {}
+    seeds = [[math.nan if x is None else x for x in row["episode_return_seeds"]] for row in rows]
+    final = _mean_of_known(np.array(seeds))
+    return spread_of("final_return", final) | {"final_return_seeds": final}
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:

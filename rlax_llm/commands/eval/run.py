@@ -47,9 +47,7 @@ def run_eval(settings: EvalSettings) -> dict[str, Any]:
     with _directory(settings.run.out, as_dict(settings)) as directory:
         start = time.perf_counter()
         grades = _grades(sampling, settings.run.seed, model, task)
-        summary: dict[str, Any] = {"command": "eval", "model": settings.model.model, "task": task.name}
-        summary |= {"prompts": len(task.held_out), "samples": sampling.samples}
-        summary |= grades.metrics() | _passed(grades, sampling.samples)
+        summary = _summary(settings, task, grades)
         summary["wall_seconds"] = round(time.perf_counter() - start, 1)
         if directory is not None:
             directory.log_completions([{"step": 0, **record} for record in grades.records()])
@@ -82,6 +80,14 @@ def _grades(settings: MeasuredSamplingSettings, seed: int, model: LanguageModel,
     request = sampling.request(sampler, settings.max_new_tokens, settings.samples, settings.min_new_tokens)
     batch = max(_COMPLETIONS // settings.samples, 1)
     return grade(sampling, model.params, task, Judge(task.rewards), request, batch, seed)
+
+
+def _summary(settings: EvalSettings, task: Task, grades: Grades) -> dict[str, Any]:
+    """What was measured, and on what."""
+    samples = settings.sampling.samples
+    heading = {"command": "eval", "model": settings.model.model, "task": task.name}
+    counts = {"prompts": len(task.held_out), "samples": samples}
+    return heading | counts | grades.metrics() | _passed(grades, samples)
 
 
 def _passed(grades: Grades, samples: int) -> dict[str, float]:
