@@ -33,6 +33,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(SHARED)
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest tests/devices
 
 # The property tests with other examples in each round.
 fuzz: $(VENV)/.installed

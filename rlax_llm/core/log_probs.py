@@ -1,123 +1,190 @@
 """Token log-probabilities and entropies from hidden states, without ever holding all logits ``[N, V]``.
 
 The forward pass keeps one chunk of logits at a time; the custom derivative recomputes each chunk and never forms more
-of the gradient. Values and gradients are those of the plain ``log_softmax``.
+of the gradient. Values and gradients are those of the plain ``log_softmax``. Under a mesh each device takes its own
+rows, and its own part of the vocabulary where that divides: it says to the others only sums over its part.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from rlax_llm.core.mesh import ROWS, TENSOR, dividing, max_over, per_device, place_along, sum_over
 from rlax_llm.core.token_sets import are_bits, members_of, words
 
-ROWS = 128  # the fewest in a chunk, large enough for a full-speed matmul
+ROWS_OF_A_CHUNK = 128  # the fewest in a chunk, large enough for a full-speed matmul
 LOGITS = 2**22  # numbers in a chunk of a small vocabulary, 16 MB
 
 
+class _Rows(NamedTuple):
+    """Some rows: hidden states ``[N, D]``, chosen tokens ``[N]``, and what the sampler kept, or None."""
+
+    hidden: jax.Array
+    targets: jax.Array
+    kept: jax.Array | None
+
+
 class _Softmax(NamedTuple):
-    """What all rows share: the head ``[V, D]``, the temperature, and what is added to the logits, ``[V]`` or None."""
+    """What all rows share: the head ``[V, D]``, the temperature, and what is added to the logits, ``[V]`` or None.
+
+    Under a mesh a device sees a part of the vocabulary.
+    """
 
     head: jax.Array
     temperature: jax.Array
     bias: jax.Array | None
 
+    def vocabulary(self) -> jax.Array:
+        """The tokens of this part, ``[V]``."""
+        size = self.head.shape[0]
+        return jnp.arange(size) + place_along(TENSOR) * size
 
-def _chunk_logits(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, softmax: _Softmax) -> jax.Array:
+
+class _Found(NamedTuple):
+    """What the forward pass finds of each row, all in nats: log-probability, entropy, normalizer of the logits."""
+
+    log_prob: jax.Array
+    entropy: jax.Array
+    normalizer: jax.Array
+
+
+def _log_sum_exp(logits: jax.Array) -> jax.Array:
+    """Over the whole vocabulary, ``[N]``; −inf of a row of nothing else."""
+    top = max_over(logits.max(-1), TENSOR)
+    finite = jnp.where(top == -jnp.inf, 0.0, top)
+    return jnp.log(sum_over(jnp.exp(logits - finite[:, None]).sum(-1), TENSOR)) + finite
+
+
+def _chunk_logits(rows: _Rows, softmax: _Softmax) -> jax.Array:
     """Tempered logits of one chunk, in at least float32, −inf where the sampler kept no token."""
     head, temperature, bias = softmax
     # Divided in float32, as the sampler does: hidden states divided in bfloat16 would move log-probabilities by 0.1.
-    logits = jnp.matmul(hidden, head.astype(hidden.dtype).T, preferred_element_type=temperature.dtype)
+    logits = jnp.matmul(rows.hidden, head.astype(rows.hidden.dtype).T, preferred_element_type=temperature.dtype)
     logits = (logits if bias is None else logits + bias) / temperature
-    if kept is None:
+    if rows.kept is None:
         return logits
-    if kept.dtype == jnp.uint32:
-        members = members_of(kept, head.shape[0])
+    if rows.kept.dtype == jnp.uint32:
+        members = _members(rows.kept, head.shape[0])
     else:
-        members = logits - jax.nn.logsumexp(logits, -1, keepdims=True) >= kept[:, None]
+        members = logits - _log_sum_exp(logits)[:, None] >= rows.kept[:, None]
     # The chosen token is one of them, whatever the last bit of its logit says now.
-    return jnp.where(members | (jnp.arange(head.shape[0]) == targets[:, None]), logits, -jnp.inf)
+    return jnp.where(members | (softmax.vocabulary() == rows.targets[:, None]), logits, -jnp.inf)
 
 
-def _statistics(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, softmax: _Softmax) -> tuple:
-    logits = _chunk_logits(hidden, targets, kept, softmax)
-    total = jax.nn.logsumexp(logits, -1)
+def _members(kept: jax.Array, size: int) -> jax.Array:
+    """Which tokens of this part of the vocabulary are in the sets, ``[N, size]``."""
+    if 32 * kept.shape[-1] - size < 32:  # the part is the whole
+        return members_of(kept, size)
+    first = place_along(TENSOR) * size
+    tokens = first + jnp.arange(size)
+    return (kept[:, tokens // 32] >> (tokens % 32).astype(jnp.uint32)) & 1 == 1
+
+
+def _statistics(rows: _Rows, softmax: _Softmax) -> _Found:
+    logits = _chunk_logits(rows, softmax)
+    total = _log_sum_exp(logits)
     # Of a row that keeps nothing but a banned token, which only padding is: −inf there would be NaN in the gradient.
     normalizer = jnp.where(total == -jnp.inf, 0.0, total)
-    chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    chosen = _chosen(logits, rows.targets)
     # −Σ p log p, not normalizer − Σ p · logit: that would lose the digits of a small entropy of large logits.
     log_p = logits - normalizer[:, None]
     entropy = -(jnp.exp(log_p) * jnp.where(jnp.isfinite(log_p), log_p, 0.0)).sum(-1)
-    return chosen - normalizer, entropy, normalizer
+    return _Found(chosen - normalizer, sum_over(entropy, TENSOR), normalizer)
 
 
-def _chunked(vocabulary: int, *arrays: jax.Array | None) -> tuple[jax.Array | None, ...]:
-    """Reshape ``[N, …]`` to ``[chunks, rows, …]``, padded with zeros; None stays None."""
-    assert arrays[0] is not None
-    count = arrays[0].shape[0]
-    rows = min(max(ROWS, LOGITS // vocabulary), count)
-    pad = -count % rows
+def _chosen(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The logit of each row's target, which one part of the vocabulary has."""
+    size = logits.shape[-1]
+    within = targets - place_along(TENSOR) * size
+    found = jnp.take_along_axis(logits, jnp.clip(within, 0, size - 1)[:, None], -1)[:, 0]
+    return max_over(jnp.where((within >= 0) & (within < size), found, -jnp.inf), TENSOR)
+
+
+def _chunked(vocabulary: int, rows: Any) -> Any:
+    """Reshape ``[N, …]`` to ``[chunks, rows, …]``, padded with zeros."""
+    count = jax.tree.leaves(rows)[0].shape[0]
+    together = min(max(ROWS_OF_A_CHUNK, LOGITS // vocabulary), count)
+    pad = -count % together
 
     def split(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, rows, *x.shape[1:])
+        return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, together, *x.shape[1:])
 
-    return jax.tree.map(split, arrays)
+    return jax.tree.map(split, rows)
 
 
-def _forward(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, softmax: _Softmax) -> tuple:
-    chunks = _chunked(softmax.head.shape[0], hidden, targets, kept)
-    outputs = jax.lax.map(lambda chunk: _statistics(chunk[0], chunk[1], chunk[2], softmax), chunks)
-    log_probs, entropy, normalizer = (x.reshape(-1)[: hidden.shape[0]] for x in outputs)
-    return (log_probs, entropy), (hidden, targets, kept, softmax, normalizer, entropy)
+def _specs(count: int, softmax: _Softmax) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+    """Where rows, the vocabulary and what is one for all lie, where they divide; whole without a mesh."""
+    return dividing((count,), (ROWS,)), dividing(softmax.head.shape[:1], (TENSOR,)), PartitionSpec()
+
+
+def _forward(rows_given: tuple, softmax_given: tuple) -> tuple:
+    rows, softmax = _Rows(*rows_given), _Softmax(*softmax_given)
+
+    def own(rows: _Rows, *shared: Any) -> _Found:
+        softmax = _Softmax(*shared)
+        count = rows.targets.shape[0]
+        found = jax.lax.map(lambda chunk: _statistics(chunk, softmax), _chunked(softmax.head.shape[0], rows))
+        return jax.tree.map(lambda x: x.reshape(-1)[:count], found)
+
+    row, vocabulary, one = _specs(rows.targets.shape[0], softmax)
+    found = per_device(own, (row, vocabulary, one, vocabulary), row)(rows, *softmax)
+    return (found.log_prob, found.entropy), (rows, softmax, found)
 
 
 class _Chunk(NamedTuple):
     """Some rows on the way back: what the forward pass read and found, and the slopes of its two results."""
 
-    hidden: jax.Array
-    targets: jax.Array
-    kept: jax.Array | None
-    normalizer: jax.Array
-    entropy: jax.Array
+    rows: _Rows
+    found: _Found
     log_prob_bar: jax.Array
     entropy_bar: jax.Array
 
 
 def _logit_slopes(chunk: _Chunk, softmax: _Softmax) -> tuple[jax.Array, jax.Array]:
     """``∂ log p_y / ∂ logit_v = 1[v = y] − p_v`` and ``∂ H / ∂ logit_v = −p_v (log p_v + H)``; and the finite log p."""
-    log_p = _chunk_logits(chunk.hidden, chunk.targets, chunk.kept, softmax) - chunk.normalizer[:, None]
+    log_p = _chunk_logits(chunk.rows, softmax) - chunk.found.normalizer[:, None]
     finite = jnp.where(jnp.isfinite(log_p), log_p, 0.0)
-    surprise = finite + chunk.entropy[:, None]
+    surprise = finite + chunk.found.entropy[:, None]
     slope = -jnp.exp(log_p) * (chunk.log_prob_bar[:, None] + chunk.entropy_bar[:, None] * surprise)
-    hit = jnp.arange(softmax.head.shape[0]) == chunk.targets[:, None]
+    hit = softmax.vocabulary() == chunk.rows.targets[:, None]
     return (slope + jnp.where(hit, chunk.log_prob_bar[:, None], 0.0)) / softmax.temperature, finite
 
 
 def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-    hidden, targets, kept, softmax, normalizer, entropy = residuals
-    head, temperature, _ = softmax
-    rows = _chunked(head.shape[0], hidden, targets, kept, normalizer, entropy, *cotangents)
+    rows, softmax, found = residuals
+    row, vocabulary, one = _specs(rows.targets.shape[0], softmax)
+    back = per_device(_own_slopes, (row, vocabulary, one, vocabulary), (row, vocabulary, one))
+    hidden, head, temperature = back(_Chunk(rows, found, *cotangents), *softmax)
+    return (hidden, None, None), (head, temperature, None)
 
-    def step(totals: tuple[jax.Array, jax.Array], arrays: tuple) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        chunk = _Chunk(*arrays)
+
+def _own_slopes(own: _Chunk, *shared: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The slopes of a device's hidden states, of its part of the head, and of the temperature."""
+    softmax = _Softmax(*shared)
+    head, temperature, _ = softmax
+
+    def step(totals: tuple[jax.Array, jax.Array], chunk: _Chunk) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         slope, log_p = _logit_slopes(chunk, softmax)
         temperature_slope = -(slope * log_p).sum()  # each row of slope sums to 0, so log p does for the logits
-        slope = slope.astype(chunk.hidden.dtype)
-        head_slope = jnp.matmul(slope.T, chunk.hidden, preferred_element_type=totals[0].dtype)
-        hidden_slope = slope @ head.astype(chunk.hidden.dtype)
+        slope = slope.astype(chunk.rows.hidden.dtype)
+        head_slope = jnp.matmul(slope.T, chunk.rows.hidden, preferred_element_type=totals[0].dtype)
+        hidden_slope = sum_over(slope @ head.astype(chunk.rows.hidden.dtype), TENSOR)
         return (totals[0] + head_slope, totals[1] + temperature_slope), hidden_slope
 
     zeros = (jnp.zeros(head.shape, temperature.dtype), jnp.zeros_like(temperature))
-    (head_gradient, temperature_gradient), hidden_gradient = jax.lax.scan(step, zeros, rows)
-    hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
-    return hidden_gradient, None, None, _Softmax(head_gradient.astype(head.dtype), temperature_gradient, None)
+    totals, hidden = jax.lax.scan(step, zeros, _chunked(head.shape[0], own))
+    hidden = hidden.reshape(-1, hidden.shape[-1])[: own.rows.targets.shape[0]]
+    head_slope = sum_over(totals[0], *ROWS).astype(head.dtype)
+    return hidden, head_slope, sum_over(totals[1], *ROWS, TENSOR)
 
 
 @jax.custom_vjp
-def _log_probs(hidden: jax.Array, targets: jax.Array, kept: jax.Array | None, softmax: _Softmax) -> tuple:
-    return _forward(hidden, targets, kept, softmax)[0]
+def _log_probs(rows: tuple, softmax: tuple) -> tuple:
+    return _forward(rows, softmax)[0]
 
 
 _log_probs.defvjp(_forward, _backward)
@@ -167,7 +234,7 @@ def token_log_probs(
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     if bias is not None:
         bias = jax.lax.stop_gradient(jnp.asarray(bias, wide))
-    return _log_probs(hidden, targets, kept, _Softmax(head, jnp.asarray(temperature, wide), bias))
+    return _log_probs((hidden, targets, kept), (head, jnp.asarray(temperature, wide), bias))
 
 
 def _checked(kept: jax.Array, rows: int, vocabulary: int) -> jax.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ ROWS = ("data", "fsdp")
 TENSOR = "tensor"
 
 Axis = str | tuple[str, ...] | None
+
+_SPLIT: ContextVar[frozenset[str]] = ContextVar("axes over which per_device splits", default=frozenset())
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
@@ -51,7 +54,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return found
 
 
-def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A grid of devices with the axes ``data``, ``fsdp`` and ``tensor``, to be made ambient by ``jax.set_mesh``.
 
     Limiting case: of one device, programs are those without a mesh.
@@ -140,17 +143,43 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
     def call(*arguments: Any) -> Any:
         if devices_along(*AXES) == 1:
             return function(*arguments)
-        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+        split = _mentioned(in_specs)
+
+        def inside(*parts: Any) -> Any:
+            token = _SPLIT.set(split)
+            try:
+                return function(*parts)
+            finally:
+                _SPLIT.reset(token)
+
+        return jax.shard_map(inside, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
 
     return call
 
 
+def _mentioned(specs: Any) -> frozenset[str]:
+    """The axes over which anything is split."""
+    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    axes = [axis for spec in leaves for axis in spec if axis is not None]
+    names = [name for axis in axes for name in ((axis,) if isinstance(axis, str) else axis)]
+    return frozenset(name for name in names if devices_along(name) > 1)
+
+
+def is_split(axis: str) -> bool:
+    """Whether this is inside ``per_device`` and something there is split along an axis.
+
+    >>> is_split("tensor")
+    False
+    """
+    return axis in _SPLIT.get()
+
+
 def _reached(axes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in axes if name in jax.sharding.get_abstract_mesh().manual_axes)
+    return tuple(name for name in axes if is_split(name))
 
 
 def sum_over(x: Any, *axes: str) -> Any:
-    """Sum of every device's ``x`` along some axes, inside ``per_device``; elsewhere ``x``.
+    """Sum of every device's ``x`` along those axes that ``per_device`` splits something over; elsewhere ``x``.
 
     >>> sum_over(2.0, "tensor")
     2.0
@@ -160,7 +189,7 @@ def sum_over(x: Any, *axes: str) -> Any:
 
 
 def max_over(x: Any, *axes: str) -> Any:
-    """Largest of every device's ``x`` along some axes, inside ``per_device``; elsewhere ``x``.
+    """Largest of every device's ``x`` along those axes that ``per_device`` splits something over; elsewhere ``x``.
 
     >>> max_over(2.0, "tensor")
     2.0
@@ -170,9 +199,9 @@ def max_over(x: Any, *axes: str) -> Any:
 
 
 def place_along(axis: str) -> jax.Array | int:
-    """This device's place along an axis, inside ``per_device``; elsewhere 0.
+    """This device's place along an axis that ``per_device`` splits something over; elsewhere 0.
 
     >>> place_along("tensor")
     0
     """
-    return jax.lax.axis_index(axis) if _reached((axis,)) else 0
+    return jax.lax.axis_index(axis) if is_split(axis) else 0

@@ -53,7 +53,8 @@ class GroupLearning(NamedTuple):
     Attributes:
         epochs: times that each group is learned from.
         minibatches: optimizer steps in an epoch, each on whole groups.
-        micro_batches: parts that the groups of a minibatch are taken in; changes the memory and nothing else.
+        micro_batches: parts that the rows of a minibatch are taken in; changes the memory and nothing else. A part that
+            holds less than a group computes the group's prompt anew.
         teaching: ``(mask, truncated) → mask``, the tokens that teach.
         correction: weights for a sampler that differs from the learner, whose log-probabilities are then taken again
             before the first optimizer step; None where the sampler's are the learner's.
@@ -93,17 +94,20 @@ GroupLoop = Loop[GroupState, Groups]
 def _check(batch: Groups, learning: GroupLearning, key: jax.Array | None) -> None:
     checks.record("group_loop", "batch", batch, Groups)
     rows = batch.completions.tokens.shape[0]
-    parts = learning.minibatches * learning.micro_batches
     shape = checks.shape("group_loop", "scores", batch.scores)
     if len(shape) not in (2, 3) or shape[-2] * shape[-1] != rows:
         raise ValueError(
             f"group_loop: scores has shape {shape}, wanted [P, G] (or [K, P, G] for K rewards) with P · G = "
             f"{rows}, the rows of completions."
         )
-    if shape[-2] % parts:
+    if shape[-2] % learning.minibatches:
         raise ValueError(
-            f"group_loop: minibatches {learning.minibatches} · micro_batches {learning.micro_batches} is {parts}, "
-            f"wanted a divisor of the {shape[-2]} groups."
+            f"group_loop: minibatches is {learning.minibatches}, wanted a divisor of the {shape[-2]} groups."
+        )
+    if rows // learning.minibatches % learning.micro_batches:
+        raise ValueError(
+            f"group_loop: micro_batches is {learning.micro_batches}, wanted a divisor of the "
+            f"{rows // learning.minibatches} rows of a minibatch."
         )
     if learning.minibatches > 1 and key is None:
         raise ValueError("group_loop: several minibatches are drawn at random and key is None; give step a key.")

@@ -15,6 +15,7 @@ import optax
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.mesh import ROWS, devices_along, spread
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
 from rlax_llm.loops.minibatches import optimizer_step
@@ -71,10 +72,29 @@ class TrainState(NamedTuple):
 
 
 def _split(batch: Any, micro_batches: int) -> Any:
+    """Micro-batches on axis 0; each takes of every device's rows an equal share, so that no row is moved."""
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % micro_batches:
         raise ValueError(f"micro_batches is {micro_batches}, wanted a divisor of the batch's {rows} rows.")
-    return jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    devices = devices_along(*ROWS)
+
+    def split(x: jax.Array) -> jax.Array:
+        if x.shape[0] % (devices * micro_batches):
+            raise ValueError(
+                f"micro_batches {micro_batches} · {devices} devices of data · fsdp is {micro_batches * devices}, "
+                f"wanted a divisor of the batch's {x.shape[0]} rows."
+            )
+        shares = x.reshape(devices, micro_batches, -1, *x.shape[1:]).swapaxes(0, 1)
+        return spread(shares.reshape(micro_batches, -1, *x.shape[1:]), None, ROWS)
+
+    return jax.tree.map(split, batch)
+
+
+def _join(parts: jax.Array) -> jax.Array:
+    """The rows of ``_split`` in their order again."""
+    micro_batches, devices = parts.shape[0], devices_along(*ROWS)
+    shares = parts.reshape(micro_batches, devices, -1, *parts.shape[2:]).swapaxes(0, 1)
+    return shares.reshape(-1, *parts.shape[2:])
 
 
 def summed_gradient(
@@ -143,7 +163,7 @@ def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completion
         ``[B, T]``, nats.
     """
     parts = jax.lax.map(lambda rows: log_probs(params, rows)[0], _split(completions, micro_batches))
-    return jax.lax.stop_gradient(parts.reshape(completions.mask.shape))
+    return jax.lax.stop_gradient(_join(parts))
 
 
 def reference_log_probs(
@@ -196,7 +216,7 @@ def policy_update(
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
         objective: its ``advantage`` is not read.
         optimizer: any Optax transformation.
-        micro_batches: parts that the rows are taken in; a part must hold whole groups.
+        micro_batches: parts that the rows are taken in; a part may hold parts of groups.
 
     Returns:
         ``(state, batch, frozen, entropy_coef) → (state, metrics)``.
@@ -245,7 +265,7 @@ def policy_loop(
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
         objective: five functions.
         optimizer: any Optax transformation.
-        micro_batches: parts that the rows are taken in; a part must hold whole groups.
+        micro_batches: parts that the rows are taken in; a part may hold parts of groups.
 
     Returns:
         The pair; a batch is ``CreditedCompletions``, and ``key`` is not read. Metrics are those of ``policy_loss``,

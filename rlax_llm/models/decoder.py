@@ -17,6 +17,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rlax_llm.core.mapping import map_in_cache
+from rlax_llm.core.mesh import (
+    ROWS,
+    TENSOR,
+    devices_along,
+    dividing,
+    is_split,
+    per_device,
+    place_along,
+    spread,
+    sum_over,
+)
 from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
 from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.functional import Params, pure_functions
@@ -72,7 +83,7 @@ class Block(nnx.Module):
         x = x + self.project("o", attended)
         h = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
         gated = jax.nn.silu(self.project("gate", h)) * self.project("up", h)
-        return x + self.project("down", gated), carried
+        return spread(x + self.project("down", gated), ROWS), carried
 
     def project(self, name: str, x: jax.Array) -> jax.Array:
         """``x·W``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B``: W + A·B is never formed."""
@@ -176,8 +187,20 @@ def embedding(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.A
     >>> embedding(config, {"embed": jnp.ones((5, 4))}, jnp.array([3])).dtype.name
     'bfloat16'
     """
-    taken = params["embed"][tokens]
+    vocabulary, rows = dividing((config.vocab_size,), (TENSOR,)), dividing(tokens.shape, (ROWS,))
+    # Gathered over fsdp first, for all tokens together.
+    taken = per_device(_lookup, (vocabulary, rows), rows)(spread(params["embed"], TENSOR), tokens)
     return taken if config.compute_dtype is None else taken.astype(config.compute_dtype)
+
+
+def _lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of the table, of which a device may have a part."""
+    if not is_split(TENSOR):
+        return table[tokens]
+    size = table.shape[0]
+    within = tokens - place_along(TENSOR) * size
+    found = table[jnp.clip(within, 0, size - 1)]
+    return sum_over(jnp.where(((within >= 0) & (within < size))[..., None], found, 0.0), TENSOR)
 
 
 def vocabulary_logits(params: Params, hidden: jax.Array) -> jax.Array:
@@ -283,6 +306,7 @@ def hidden_states(
         ``[B, T, D]``.
     """
     apply = block(config)[1]
+    part_of_group(tokens.shape[0], 1)  # the rows divide over the devices
     positions = positions_of(valid, segments)
     attend = causal(valid, segments)
 
@@ -307,6 +331,31 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
     return vocabulary_logits(params, hidden_states(config, params, tokens, valid))
 
 
+def part_of_group(rows: int, group_size: int) -> int:
+    """Rows of a group that are computed together: the largest part of it that no device and no micro-batch cuts.
+
+    Each part computes its prompt anew. Limiting case: on one device, of whole groups, the group.
+
+    Args:
+        rows: of a batch whose consecutive rows share a prompt; under a mesh the devices of ``data`` and ``fsdp`` take
+            equal shares of them.
+        group_size: of the batch that they are taken from.
+
+    Raises:
+        ValueError: for rows that the devices do not divide.
+
+    >>> part_of_group(16, 8), part_of_group(4, 8), part_of_group(6, 4)
+    (8, 4, 2)
+    """
+    devices = devices_along(*ROWS)
+    if rows % devices:
+        raise ValueError(
+            f"decoder: {rows} rows do not divide over the {devices} devices of data · fsdp; give a multiple of them, "
+            "or a mesh with fewer there."
+        )
+    return math.gcd(rows // devices, group_size)
+
+
 def completion_states(
     config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, layout: tuple[int, int], remat: bool
 ) -> jax.Array:
@@ -318,19 +367,19 @@ def completion_states(
     Args:
         config: shapes.
         params: of ``config.parameter_shapes``.
-        tokens: ``[P · G, prompt_width + S]`` int32; G consecutive rows share a prompt, padded on the left.
+        tokens: ``[B, prompt_width + S]`` int32; consecutive rows of a group share a prompt, padded on the left.
         valid: same shape, bool.
-        layout: ``(group_size, prompt_width)``, static.
+        layout: ``(group_size, prompt_width)``, static; where B holds parts of groups, see ``part_of_group``.
         remat: recompute each layer in the backward pass.
 
     Returns:
-        ``[P · G, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
+        ``[B, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
     """
-    group_size, width = layout
     rows = tokens.shape[0]
+    group_size, width = part_of_group(rows, layout[0]), layout[1]
     groups = rows // group_size
     length = tokens.shape[1] - width
-    step = _group_step(block(config)[1], valid, layout)
+    step = _group_step(block(config)[1], valid, (group_size, width))
     prompts = embedding(config, params, tokens[::group_size, :width])
     completions = embedding(config, params, tokens[:, width:])
     (prompt, completion), _ = layer_scan(params, step, (prompts, completions), remat)

@@ -187,10 +187,10 @@ def test_errors():
     init, step = policy_loop(bandit, recipes.dapo(), optax.sgd(1.0), micro_batches=3)
     with pytest.raises(ValueError, match=r"micro_batches is 3, wanted a divisor of the batch's 16 rows\."):
         step(init(params), CreditedCompletions(completions, jnp.ones((P * G, T))))
-    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(micro_batches=2 * P))
+    init, step = group_loop(bandit, recipes.dapo(), optax.sgd(1.0), GroupLearning(micro_batches=P * G + 1))
     with pytest.raises(
         ValueError,
-        match=rf"group_loop: minibatches 1 · micro_batches {2 * P} is {2 * P}, wanted a divisor of the {P} groups",
+        match=rf"group_loop: micro_batches is {P * G + 1}, wanted a divisor of the {P * G} rows of a minibatch",
     ):
         step(init(params), Groups(completions, scores))
     for objective, part in (

@@ -1,0 +1,93 @@
+"""Where on a mesh each parameter lies: the one table from names to axes, read for states and references alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlax_llm.core.mesh import TENSOR, Axis, dividing
+from rlax_llm.models.config import DecoderConfig
+
+_COLUMNS = (None, "fsdp", TENSOR)
+_ROWS = (None, TENSOR, "fsdp")
+
+RULES: dict[str, tuple[Axis, ...]] = {
+    "embed": (TENSOR, "fsdp"),
+    "head": (TENSOR, "fsdp"),
+    **dict.fromkeys(("q", "k", "v", "gate", "up"), _COLUMNS),
+    **dict.fromkeys(("o", "down"), _ROWS),
+    **dict.fromkeys(("q_bias", "k_bias", "v_bias"), (None, TENSOR)),
+    **{f"{name}_lora_a": (None, "fsdp", None) for name in ("q", "k", "v", "gate", "up")},
+    **{f"{name}_lora_b": (None, None, TENSOR) for name in ("q", "k", "v", "gate", "up")},
+    **{f"{name}_lora_a": (None, TENSOR, None) for name in ("o", "down")},
+    **{f"{name}_lora_b": (None, None, "fsdp") for name in ("o", "down")},
+}
+"""The axis of each dimension of a parameter, by its name; the layers are stacked on the first. Others lie whole on
+every device: norms, scores, counters."""
+
+
+def sampling_rules() -> dict[str, tuple[Axis, ...]]:
+    """``RULES`` without ``fsdp``: a sampler reads every matrix at every token, and would gather it each time.
+
+    >>> sampling_rules()["down"]
+    (None, 'tensor', None)
+    """
+    return {name: tuple(None if axis == "fsdp" else axis for axis in axes) for name, axes in RULES.items()}
+
+
+def shardings(mesh: Mesh, tree: Any, rules: dict[str, tuple[Axis, ...]] | None = None) -> Any:
+    """Where each leaf of ``tree`` lies: by its name and rank what ``rules`` say, and else whole on every device.
+
+    So that a parameter, its moments in an optimizer's state, its gradient and its reference lie alike. An axis that
+    does not divide a dimension is left out there.
+
+    Args:
+        mesh: of ``make_mesh``.
+        tree: a state, parameters, or their ``jax.eval_shape``.
+        rules: ``RULES`` if None.
+
+    Returns:
+        The same tree of ``NamedSharding``.
+
+    >>> from rlax_llm.core.mesh import make_mesh
+    >>> found = shardings(make_mesh(devices=jax.devices()[:1]), {"layers": {"q": jax.numpy.ones((2, 4, 4))}})
+    >>> tuple(found["layers"]["q"].spec)
+    (None, 'fsdp', 'tensor')
+    """
+    table = RULES if rules is None else rules
+
+    def of(path: tuple, leaf: Any) -> NamedSharding:
+        axes = table.get(_name(path), ())
+        if len(axes) != len(leaf.shape):
+            return NamedSharding(mesh, PartitionSpec())
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return NamedSharding(mesh, dividing(leaf.shape, axes))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def _name(path: tuple) -> str:
+    """The last name on the way to a leaf."""
+    names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    return names[-1] if names else ""
+
+
+def check_divides(mesh: Mesh, config: DecoderConfig) -> None:
+    """Raise where the ``tensor`` axis does not divide what it splits.
+
+    Args:
+        mesh: of ``make_mesh``.
+        config: shapes.
+
+    Raises:
+        ValueError: naming the heads or the width that it does not divide.
+    """
+    size = mesh.shape[TENSOR]
+    split = {"query heads": config.num_heads, "key heads": config.num_kv_heads, "MLP width": config.intermediate_size}
+    for what, count in split.items():
+        if count % size:
+            raise ValueError(
+                f"mesh: tensor={size} does not divide the {count} {what} of the model; give a divisor of them."
+            )
