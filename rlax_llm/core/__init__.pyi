@@ -16,7 +16,9 @@ from rlax_llm.core import log_probs as log_probs
 from rlax_llm.core import logit_bias as logit_bias
 from rlax_llm.core import mapping as mapping
 from rlax_llm.core import masked as masked
+from rlax_llm.core import mesh as mesh
 from rlax_llm.core import names as names
+from rlax_llm.core import platform as platform
 from rlax_llm.core import recurrence as recurrence
 from rlax_llm.core import shuffling as shuffling
 from rlax_llm.core import token_sets as token_sets

@@ -22,6 +22,7 @@ from rlax_llm.models import packing as packing
 from rlax_llm.models import padding as padding
 from rlax_llm.models import scalar as scalar
 from rlax_llm.models import scoring as scoring
+from rlax_llm.models import sharding as sharding
 from rlax_llm.models import shards as shards
 from rlax_llm.models import tensors as tensors
 from rlax_llm.models import tokenizer as tokenizer
