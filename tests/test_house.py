@@ -51,6 +51,32 @@ def test_the_map_names_files_that_there_are():
         assert all((ROOT / path).exists() for path in found)
 
 
+def imports_of_folders() -> dict[str, set[str]]:
+    """Folder → the other folders of the package that its files import."""
+    found: dict[str, set[str]] = {path.name: set() for path in FOLDERS if path.parent == ROOT / "rlax_llm"}
+    for path in FILES:
+        folder = path.relative_to(ROOT / "rlax_llm").parts[0]
+        modules = re.findall(r"^ *(?:from|import) rlax_llm\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if folder in found:
+            found[folder] |= set(modules) & (found.keys() - {folder})
+    return found
+
+
+def test_the_arrows_of_the_map_are_the_imports_that_do_not_follow_from_others():
+    imports = imports_of_folders()
+    reached = {folder: set(direct) for folder, direct in imports.items()}
+    for _ in imports:
+        reached = {folder: direct.union(*(reached[other] for other in direct)) for folder, direct in reached.items()}
+    arrows = {
+        (folder, other)
+        for folder, direct in imports.items()
+        for other in direct
+        if not any(other in reached[between] for between in direct)
+    }
+    drawn = re.findall(r"^ +(\w+) --> (\w+)$", (ROOT / "docs" / "map.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(drawn) == sorted(arrows)
+
+
 def test_names_of_test_files_differ():
     # Two files of one name cannot be collected in one process.
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]

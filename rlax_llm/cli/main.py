@@ -21,8 +21,8 @@ COMMANDS = commands()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    It is 0; 1 where the training failed (a number is not finite, no completion had a score), 2 for a mistake, both told
-    in one line; 130, 143 or 129 for a run that Ctrl-C, SIGTERM or SIGHUP ended, cleanly or at once.
+    It is 0; 1 where the training failed (a number is not finite, no completion had a score), 2 for a mistake, both
+    explained in one line; 130, 143 or 129 for a run that Ctrl-C, SIGTERM or SIGHUP ended, cleanly or at once.
 
     Args:
         arguments: the words after ``rlax-llm``; those of the process if not given.

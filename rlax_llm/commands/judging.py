@@ -29,7 +29,7 @@ class Judge:
         rewards: Python functions; none is allowed beside a reward model.
         model: a reward model with the policy's vocabulary, or None.
         punishment: its name, and ``lengths [B] → scores [B]`` to be added (``soft_overlong_punishment``), or None.
-        failed: told in a sentence of a row that a function failed on; where it returns, that row has no score.
+        failed: called with a sentence on each row that a function failed on; where it returns, that row has no score.
 
     Attributes:
         graded: functions tell right from wrong; a reward model alone does not.
@@ -101,18 +101,18 @@ def _finite(scores: np.ndarray) -> np.ndarray:
 
 
 class Failures:
-    """Tells of the first few rows that a reward failed on."""
+    """Warns of the first few rows that a reward failed on."""
 
-    told = 3
+    shown = 3
 
     def __init__(self) -> None:
         self.count = 0
 
     def __call__(self, reason: str) -> None:
-        """Tell of one."""
+        """Warn of one row, or only count it."""
         self.count += 1
-        if self.count <= self.told:
-            more = " Further ones are only counted (metric reward_failures)." if self.count == self.told else ""
+        if self.count <= self.shown:
+            more = " Further ones are only counted (metric reward_failures)." if self.count == self.shown else ""
             print(f"warning: {reason}{more}", file=sys.stderr)
 
 
@@ -126,7 +126,7 @@ def pooled(
         rewards: that were loaded by name.
         workers: processes of each.
         timeout: seconds that one row may take.
-        failed: told of a row that took longer or raised; it has no score.
+        failed: called with a sentence on each row that took longer or raised; it has no score.
     """
     with ExitStack() as stack:
         if not workers:

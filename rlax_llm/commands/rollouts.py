@@ -86,7 +86,7 @@ class Sampling(NamedTuple):
     def records(self, rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
         """What ``completions.jsonl`` holds of some completions.
 
-        Several rewards are told one by one. Where a tool answered, ``transcript`` is all that followed the prompt.
+        Several rewards are listed one by one. Where a tool answered, ``transcript`` is all that followed the prompt.
         """
         drawn, width, lengths = rollout.completions, rollout.prompt_width, rollout.lengths()
         found = []

@@ -1,4 +1,4 @@
-"""The names that a package shows: each is imported when it is first used, and a wrong one is told with the nearest."""
+"""The names that a package shows: each is imported when first used, and a wrong one raises, naming the nearest."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[Any]:
-    """Orbax's checkpointer, without the traceback it logs beside the error it raises, which is told in a sentence here.
+    """Orbax's checkpointer, without the traceback that it logs; the error it raises becomes one sentence here.
 
     Uncompressed: weights hardly compress, and trying took two thirds of the time (800 MB: 6.1 s with, 2.2 s without).
     """

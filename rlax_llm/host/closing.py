@@ -39,7 +39,7 @@ def closing(directory: RunDirectory, new: bool, finish: Callable[[str | None], N
 
 
 def _end_after(error: BaseException, directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> None:
-    """Write what there is after an error, which is the one to be told of."""
+    """Write what there is after an error, and report that error rather than a later one."""
     failed, begun = sentence(error), directory.metrics_path.exists() or directory.completions_path.exists()
     if new and not begun and not isinstance(error, RunFailed):
         directory.abandon()

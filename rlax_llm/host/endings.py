@@ -45,7 +45,8 @@ def report(session: Session, steps: int) -> str:
         first, last = first_and_last(metrics, key)
         if first is not None and last is not None:
             parts.append(f"{name} {first:.3f} → {last:.3f}")
-    parts.append(f"{max(session.step, 0)} steps in {session.wall_seconds():.0f} s")
+    done = max(session.step, 0)
+    parts.append(f"{done} {'step' if done == 1 else 'steps'} in {session.wall_seconds():.0f} s")
     parts.append(f"written to {place}")
     lines = [", ".join(parts)]
     if session.step < steps:

@@ -107,7 +107,7 @@ class Progress:
         self._shown: dict[str, Any] = {}
         self._started = 0.0
         self._short = steps - first_step <= _SHORT_RUN_STEPS
-        # Time left is told from the second step on: the first holds the compilation.
+        # Time left is shown from the second step on: the first holds the compilation.
         self._first_end: tuple[int, float] | None = None
         self._last_end = 0.0
         self._last_line: float | None = None

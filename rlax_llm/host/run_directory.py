@@ -1,4 +1,4 @@
-"""The directory of a run: what it was told, what it measured, what it wrote, in files that survive a crash.
+"""The directory of a run: its settings, what it measured, what it wrote, in files that survive a crash.
 
 ``config.yaml``, ``metrics.jsonl``, ``completions.jsonl``, ``curves.png``, ``summary.json``, and the directories
 ``checkpoints/`` and ``model/``.

@@ -11,7 +11,7 @@ from rlax_llm.recipes.registry import Named
 
 
 def parameters(named: Named) -> Mapping[str, inspect.Parameter]:
-    """What an algorithm can be told, by name; a link takes nothing.
+    """The settings that an algorithm takes, by name; a link takes none.
 
     >>> from rlax_llm.recipes.registry import recipes
     >>> list(parameters(recipes("group")["dapo"]))

@@ -68,7 +68,7 @@ def build_objective(
             f"grpo: recipe {settings.recipe} normalizes each reward by itself and has no score to take a KL from; give "
             "--kl-in loss."
         )
-    # A recipe with a KL of its own has it as the paper does, unless told where to put it.
+    # A recipe with a KL of its own has it as the paper does, unless --kl-in says where to put it.
     as_it_is = "kl_coef" in takes and settings.kl_in is None
     fixed = {"max_new_tokens": max_new_tokens, "reward_weights": reward_weights}
     values = region | fixed | {"kl_coef": settings.kl_coef if as_it_is else 0.0}
