@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.mesh import ROWS, TENSOR, spread
 from rlax_llm.core.token_sets import EVERY, are_bits, to_bits, words
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.sampling import Draw, Sampler
@@ -27,6 +28,7 @@ from rlax_llm.models.decoder import (
     embedding,
     layer_scan,
     narrow_matrices,
+    part_of_group,
     positions_of,
     rms_norm,
     vocabulary_logits,
@@ -150,7 +152,7 @@ def _checked(draw: Draw, rows: int, vocabulary: int) -> Draw:
 
 
 def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
-    logits = vocabulary_logits(params, hidden)
+    logits = spread(vocabulary_logits(params, hidden), ROWS)
     draw = _sampled(request, state.step, jax.random.fold_in(state.key, state.step), logits)
     return _record(state, draw, request.stop_ids)
 
@@ -201,8 +203,8 @@ def prefill(
 
 def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, dtype: Any) -> Cache:
     """Keys and values of no token, for ``(prompts, group_size, key heads)``."""
-    keys = jnp.zeros((*shape, config.head_dim, room), dtype)
-    values = jnp.zeros((*shape, room, config.head_dim), dtype)
+    keys = spread(jnp.zeros((*shape, config.head_dim, room), dtype), ROWS, None, TENSOR)
+    values = spread(jnp.zeros((*shape, room, config.head_dim), dtype), ROWS, None, TENSOR)
     return tuple((keys, values) for _ in range(config.num_layers))
 
 
@@ -293,6 +295,24 @@ def _widen(cache: Cache, room: int) -> Cache:
     return tuple((pad(keys, 4), pad(values, 3)) for keys, values in cache)
 
 
+def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[tuple[jax.Array, jax.Array], Request]:
+    """Prompts and a request whose groups the devices of rows divide: each prompt as often as it has parts of a group.
+
+    The rows and their draws stay the same. Limiting cases: without a mesh nothing changes; rows that the devices do not
+    divide stay together, and each device computes all of them.
+
+    Args:
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``.
+        request: of ``group_size`` completions each.
+    """
+    count, group_size = prompts[0].shape[0], request.group_size
+    part = part_of_group(count * group_size, group_size)
+    if part == group_size:
+        return prompts, request
+    tokens, valid = (jnp.repeat(x, group_size // part, 0) for x in prompts)
+    return (tokens, valid), request._replace(group_size=part)
+
+
 def stream(
     config: DecoderConfig,
     params: Params,
@@ -319,6 +339,7 @@ def stream(
     """
     limit = request.max_new_tokens
     _check(config, prompts[0].shape[1], request)
+    prompts, request = shared_out(prompts, request)
     room = min(FIRST_ROOM, limit)
     prompt, state = prefill(config, params, *prompts, key, request, room)
     yield state
@@ -353,6 +374,7 @@ def generate(
             longest completion.
     """
     *_, last = stream(config, params, prompts, key, request)
+    prompts, request = shared_out(prompts, request)
     return completions(*prompts, last, request)
 
 
@@ -379,6 +401,7 @@ def generate_at_once(
     """
     limit = request.max_new_tokens
     _check(config, prompts[0].shape[1], request)
+    prompts, request = shared_out(prompts, request)
     prompt, state = prefill(config, params, *prompts, key, request, limit)
     state = decode(config, _unrolled(config, params), prompt, state, jnp.int32(limit), request)
     return completions(*prompts, state, request)

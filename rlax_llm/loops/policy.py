@@ -76,14 +76,9 @@ def _split(batch: Any, micro_batches: int) -> Any:
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % micro_batches:
         raise ValueError(f"micro_batches is {micro_batches}, wanted a divisor of the batch's {rows} rows.")
-    devices = devices_along(*ROWS)
+    devices = _lanes(rows, micro_batches)
 
     def split(x: jax.Array) -> jax.Array:
-        if x.shape[0] % (devices * micro_batches):
-            raise ValueError(
-                f"micro_batches {micro_batches} · {devices} devices of data · fsdp is {micro_batches * devices}, "
-                f"wanted a divisor of the batch's {x.shape[0]} rows."
-            )
         shares = x.reshape(devices, micro_batches, -1, *x.shape[1:]).swapaxes(0, 1)
         return spread(shares.reshape(micro_batches, -1, *x.shape[1:]), None, ROWS)
 
@@ -92,9 +87,25 @@ def _split(batch: Any, micro_batches: int) -> Any:
 
 def _join(parts: jax.Array) -> jax.Array:
     """The rows of ``_split`` in their order again."""
-    micro_batches, devices = parts.shape[0], devices_along(*ROWS)
+    micro_batches, devices = parts.shape[0], _lanes(parts.shape[0] * parts.shape[1], parts.shape[0])
     shares = parts.reshape(micro_batches, devices, -1, *parts.shape[2:]).swapaxes(0, 1)
     return shares.reshape(-1, *parts.shape[2:])
+
+
+def _lanes(rows: int, micro_batches: int) -> int:
+    """The devices that rows lie over; 1 where they do not divide, and lie whole on each."""
+    devices = devices_along(*ROWS)
+    return devices if rows % (devices * micro_batches) == 0 else 1
+
+
+def _check_shares(batch: Any, micro_batches: int) -> None:
+    devices = devices_along(*ROWS)
+    for leaf in jax.tree.leaves(batch):
+        if leaf.ndim and leaf.shape[0] % (devices * micro_batches):
+            raise ValueError(
+                f"micro_batches {micro_batches} · {devices} devices of data · fsdp is {micro_batches * devices}, "
+                f"wanted a divisor of the {leaf.shape[0]} rows or pairs of the batch; give another batch or mesh."
+            )
 
 
 def summed_gradient(
@@ -110,8 +121,13 @@ def summed_gradient(
 
     Returns:
         The gradient and the summed metrics; equal for every ``micro_batches`` up to rounding.
+
+    Raises:
+        ValueError: at trace time, for rows that micro-batches, and under a mesh its devices, do not divide.
     """
     gradient = jax.grad(loss, has_aux=True)
+    if devices_along(*ROWS) > 1:
+        _check_shares(batch, micro_batches)
     if micro_batches == 1:
         return gradient(params, batch)
 

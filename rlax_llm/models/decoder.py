@@ -306,7 +306,6 @@ def hidden_states(
         ``[B, T, D]``.
     """
     apply = block(config)[1]
-    part_of_group(tokens.shape[0], 1)  # the rows divide over the devices
     positions = positions_of(valid, segments)
     attend = causal(valid, segments)
 
@@ -334,26 +333,19 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
 def part_of_group(rows: int, group_size: int) -> int:
     """Rows of a group that are computed together: the largest part of it that no device and no micro-batch cuts.
 
-    Each part computes its prompt anew. Limiting case: on one device, of whole groups, the group.
+    Each part computes its prompt anew. Limiting cases: on one device, of whole groups, the group; rows that the devices
+    do not divide are computed on each of them.
 
     Args:
         rows: of a batch whose consecutive rows share a prompt; under a mesh the devices of ``data`` and ``fsdp`` take
             equal shares of them.
         group_size: of the batch that they are taken from.
 
-    Raises:
-        ValueError: for rows that the devices do not divide.
-
     >>> part_of_group(16, 8), part_of_group(4, 8), part_of_group(6, 4)
     (8, 4, 2)
     """
     devices = devices_along(*ROWS)
-    if rows % devices:
-        raise ValueError(
-            f"decoder: {rows} rows do not divide over the {devices} devices of data · fsdp; give a multiple of them, "
-            "or a mesh with fewer there."
-        )
-    return math.gcd(rows // devices, group_size)
+    return math.gcd(rows // devices if rows % devices == 0 else rows, group_size)
 
 
 def completion_states(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from rlax_llm.core.mesh import TENSOR, Axis, dividing
+from rlax_llm.core.mesh import AXES, TENSOR, Axis, devices_along, dividing
 from rlax_llm.models.config import DecoderConfig
 
 _COLUMNS = (None, "fsdp", TENSOR)
@@ -37,7 +39,7 @@ def sampling_rules() -> dict[str, tuple[Axis, ...]]:
     return {name: tuple(None if axis == "fsdp" else axis for axis in axes) for name, axes in RULES.items()}
 
 
-def shardings(mesh: Mesh, tree: Any, rules: dict[str, tuple[Axis, ...]] | None = None) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, tree: Any, rules: dict[str, tuple[Axis, ...]] | None = None) -> Any:
     """Where each leaf of ``tree`` lies: by its name and rank what ``rules`` say, and else whole on every device.
 
     So that a parameter, its moments in an optimizer's state, its gradient and its reference lie alike. An axis that
@@ -62,10 +64,45 @@ def shardings(mesh: Mesh, tree: Any, rules: dict[str, tuple[Axis, ...]] | None =
         axes = table.get(_name(path), ())
         if len(axes) != len(leaf.shape):
             return NamedSharding(mesh, PartitionSpec())
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return NamedSharding(mesh, dividing(leaf.shape, axes))
+        return NamedSharding(mesh, dividing(leaf.shape, axes))
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+    with jax.sharding.use_abstract_mesh(abstract):
+        return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def pinned(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """A loop's step whose state lies by the rules afterwards, and whose metrics lie whole on every device.
+
+    Without it a compiler chooses where a state lies, and the next call compiles anew. Limiting case: without an
+    ambient mesh ``step``.
+
+    Args:
+        step: ``(state, …) → (state, metrics)``.
+    """
+
+    @functools.wraps(step)
+    def stepped(*given: Any, **named: Any) -> tuple[Any, Any]:
+        state, metrics = step(*given, **named)
+        return laid(state), laid(metrics, {})
+
+    return stepped
+
+
+def laid(tree: Any, rules: dict[str, tuple[Axis, ...]] | None = None) -> Any:
+    """``tree``, inside a program, laid over the ambient mesh by the rules; as it is without one.
+
+    Args:
+        tree: arrays by name.
+        rules: as of ``shardings``.
+
+    >>> laid({"norm": jax.numpy.ones(2)})["norm"].tolist()
+    [1.0, 1.0]
+    """
+    if devices_along(*AXES) == 1:
+        return tree
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree, rules))
 
 
 def _name(path: tuple) -> str:

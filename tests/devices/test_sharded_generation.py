@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from rlax_llm.core.mesh import make_mesh
+from rlax_llm.generation.engine import Request, generate, generate_at_once
+from rlax_llm.generation.sampling import Categorical
+from rlax_llm.models.decoder import init_decoder
+from rlax_llm.models.sharding import sampling_rules, shardings
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sharded import CONFIG, PROMPT, completions
+
+PARAMS = init_decoder(CONFIG, jax.random.key(0))
+
+
+def drawn(form, sizes, prompts, request):
+    def run(params):
+        return jax.device_get(form(CONFIG, params, prompts, jax.random.key(3), request))
+
+    if sizes is None:
+        return run(PARAMS)
+    mesh = make_mesh(sizes)
+    with jax.set_mesh(mesh):
+        return run(jax.device_put(PARAMS, shardings(mesh, PARAMS, sampling_rules())))
+
+
+@pytest.mark.parametrize("form", [generate, generate_at_once])
+@pytest.mark.parametrize(
+    ("groups", "group_size"),
+    [(8, 2), (2, 8), (3, 1)],
+    ids=["whole groups", "parts of groups", "rows that do not divide"],
+)
+def test_the_same_completions_on_every_mesh(form, groups, group_size):
+    """Tokens alike; log-probabilities, and the sets that were kept, to rounding."""
+    found = completions(groups=groups, group_size=1)
+    prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
+    request = Request(Categorical(temperature=0.8, top_k=12), (0,), 9, group_size, min_new_tokens=2)
+    alone = drawn(form, None, prompts, request)
+    for sizes in ("fsdp=8", "data=2,fsdp=2,tensor=2"):
+        there = drawn(form, sizes, prompts, request)
+        chex.assert_trees_all_equal(there._replace(log_probs=alone.log_probs), alone)
+        np.testing.assert_allclose(there.log_probs, alone.log_probs, rtol=0, atol=1e-5)
