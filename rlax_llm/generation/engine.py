@@ -19,7 +19,7 @@ from rlax_llm.core.mesh import ROWS, TENSOR, spread
 from rlax_llm.core.token_sets import EVERY, are_bits, to_bits, words
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.sampling import Draw, Sampler
-from rlax_llm.models.attention import Segment, attention, segment
+from rlax_llm.models.attention import attention
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import (
     Attend,
@@ -29,11 +29,11 @@ from rlax_llm.models.decoder import (
     layer_scan,
     narrow_matrices,
     part_of_group,
-    positions_of,
     rms_norm,
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
+from rlax_llm.models.segments import Reach, Segment, places_of, positions_of, reach_of, segment
 
 FIRST_ROOM = 64  # completion tokens; the cache doubles from here
 
@@ -190,7 +190,7 @@ def prefill(
     """
     apply = block(config)[1]
     positions = positions_of(valid)
-    attend = causal(valid)
+    attend = causal(config, valid)
     embedded = embedding(config, params, tokens)
     x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
     hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
@@ -223,38 +223,48 @@ def _before_first(config: DecoderConfig, request: Request, cache: Cache, rows: i
     )
 
 
-def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
+class _Places(NamedTuple):
+    """Places of the prompts' keys ``[P, 1, W]`` and of the completions' ``[P, 1, room]``, which count on from them."""
+
+    prompt: jax.Array
+    own: jax.Array
+
+
+def _places(prompt: Prefilled, state: Decoding) -> _Places:
+    own = prompt.valid.sum(-1, dtype=jnp.int32)[:, None] + jnp.arange(state.cache[0][0].shape[-1])
+    return _Places(places_of(prompt.valid)[:, None], own[:, None])
+
+
+def _forward(
+    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, places: _Places
+) -> tuple[jax.Array, Cache]:
     """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values."""
     apply = block(config)[1]
     at = state.step - 1
-    prompts, group_size, room = (state.cache[0][0].shape[i] for i in (0, 1, -1))
     token = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, 1)
-    positions = jnp.repeat(prompt.valid.sum(-1, dtype=jnp.int32), group_size)[:, None] + at
-    prompt_mask = prompt.valid[:, None, None, :]
-    own_mask = jnp.broadcast_to(jnp.arange(room) <= at, (prompts, 1, 1, room))
+    place = places.own[:, :, :1] + at
+    positions = jnp.repeat(place[:, 0], state.cache[0][0].shape[1], 0)
     x = embedding(config, params, token)
     caches = []
     for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
-        x, cache = apply(
-            layer, x, positions, _attend_to_cache(Segment(*shared, prompt_mask), Segment(*own, own_mask), at)
-        )
+        segments = Segment(*shared, places.prompt), Segment(*own, places.own)
+        x, cache = apply(layer, x, positions, _attend_to_cache(*segments, reach_of(place), at))
         caches.append(cache)
     return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
 
 
-def _attend_to_cache(shared: Segment, own: Segment, at: jax.Array) -> Attend:
-    """One token of each row to its prompt's keys and to its own, among which it writes its own at place ``at``."""
+def _attend_to_cache(shared: Segment, own: Segment, reach: Reach, at: jax.Array) -> Attend:
+    """One token of each row to its prompt's keys and to its own, among which it writes its own at column ``at``."""
     prompts, group_size = own.keys.shape[:2]
 
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(prompts, group_size, *x.shape[1:])
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        q = by_group(q)
-        new = jax.vmap(segment)(by_group(k), by_group(v), own.mask)
+        new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
         keys = jax.lax.dynamic_update_slice_in_dim(own.keys, new.keys, at, -1)
         values = jax.lax.dynamic_update_slice_in_dim(own.values, new.values, at, -2)
-        mixed = jax.vmap(attention)(q, [shared, Segment(keys, values, own.mask)])
+        mixed = jax.vmap(attention)(by_group(q), reach, [shared, Segment(keys, values, own.places)])
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
     return attend
@@ -278,8 +288,10 @@ def decode(
         The state, further on.
     """
 
+    places = _places(prompt, state)
+
     def body(state: Decoding) -> Decoding:
-        hidden, cache = _forward(config, params, prompt, state)
+        hidden, cache = _forward(config, params, prompt, state, places)
         return _draw(params, hidden, state._replace(cache=cache), request)
 
     return jax.lax.while_loop(lambda state: (state.step < until) & state.alive.any(), body, state)

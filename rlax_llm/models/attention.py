@@ -1,180 +1,293 @@
-"""Grouped-query attention over *segments* of keys under one softmax.
+"""Grouped-query attention over segments of keys under one softmax, in memory linear in their length.
 
 A row may attend to a prompt that all rows share and to tokens of its own: two segments, one softmax, no copy of the
-prompt. Plain causal attention is the case of one segment. Everything is written for one group of rows; ``vmap`` (or a
-``lax.map``, which keeps one group's scores in memory at a time) takes it over groups.
+prompt. Plain causal attention is the case of one segment. Few scores are made at once; many are made block by block,
+forward and backward, with a running maximum, sum and mixture. It is plain XLA, runs everywhere, and is what kernels of
+one platform are compared with. ``models/forms.py`` takes it over groups and devices.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-QUERY_BLOCK = 128  # tokens; smaller blocks make slow matmuls, larger ones waste work on keys after the query
-MASKED = -1e30  # finite, so that a query without any key gives numbers (which nobody reads) and not NaN
+from rlax_llm.models.segments import (
+    MASKED,
+    NOWHERE,
+    PLAIN,
+    Block,
+    Form,
+    Reach,
+    Segment,
+    fold,
+    join_heads,
+    lows,
+    matmul,
+    mix,
+    scores_of,
+    slopes_of,
+    split_heads,
+    unfold,
+)
 
 
-class Segment(NamedTuple):
-    """Keys that rows attend to. ``N`` is 1 where all rows of the group share them, else the number of rows.
+def visits(reach: Reach, segments: Sequence[Segment], form: Form) -> list[jax.Array]:
+    """For each segment ``[query blocks, 2]`` int32: the first block of keys that a query of the block reads, and the
+    one after the last.
 
-    Attributes:
-        keys: ``[N, K, head_dim, T]``: time last, so that scores are plain matmuls.
-        values: ``[N, K, T, head_dim]``.
-        mask: ``[N, S or 1, T]`` bool, True where query s may read key t.
+    What lies above the diagonal, before a window or in padding is not computed. Leading axes before rows are joined:
+    one plan for all groups.
+
+    >>> from rlax_llm.models.segments import reach_of
+    >>> whole = reach_of(jnp.arange(4)[None])
+    >>> part = Segment(jnp.ones((1, 1, 2, 4)), jnp.ones((1, 1, 4, 2)), jnp.arange(4)[None])
+    >>> visits(whole, [part], Form(query_block=2, key_block=2))[0].tolist()
+    [[0, 1], [0, 2]]
     """
 
-    keys: jax.Array
-    values: jax.Array
-    mask: jax.Array
+    def plan(part: Segment) -> jax.Array:
+        keys = _in_blocks(part.places, form.key_block)
+        highest = keys.max(-1)
+        lowest = jnp.where(keys == NOWHERE, jnp.iinfo(jnp.int32).max, keys).min(-1)
+        valid = places != NOWHERE
+        first = jnp.where(valid, begins, jnp.iinfo(jnp.int32).max).min(-1)
+        read = (highest[..., None, :] >= first[..., None]) & (lowest[..., None, :] <= places.max(-1)[..., None])
+        read = read.any(range(read.ndim - 2))
+        count = read.shape[-1]
+        span = jnp.stack([read.argmax(-1), count - read[:, ::-1].argmax(-1)], -1)
+        return jnp.where(read.any(-1, keepdims=True), span, 0).astype(jnp.int32)
+
+    places = _in_blocks(reach.places, form.query_block)
+    begins = _in_blocks(lows(reach, form.window), form.query_block)
+    return [plan(part) for part in segments]
 
 
-def segment(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Segment:
-    """Segment from keys and values laid out as a block makes them, ``[N, T, K, head_dim]``.
+def block_of(length: int, block: int) -> int:
+    """The size of equal blocks of at most ``block`` that a length needs, with the least padding.
 
-    >>> segment(jnp.ones((1, 5, 2, 4)), jnp.ones((1, 5, 2, 4)), jnp.ones((1, 1, 5), bool)).keys.shape
-    (1, 2, 4, 5)
+    >>> block_of(513, 512), block_of(100, 512)
+    (257, 100)
     """
-    return Segment(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3), mask)
+    return -(-length // -(-length // block))
 
 
-def _shared(rows: int, part: Segment) -> bool:
-    return part.keys.shape[0] != rows
+def _pad(x: jax.Array, axis: int, block: int, filler: int = 0) -> jax.Array:
+    """Pad an axis to whole blocks."""
+    size = block_of(x.shape[axis], block)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % size)
+    return jnp.pad(x, widths, constant_values=filler) if widths[axis][1] else x
 
 
-def _fold(x: jax.Array, part: Segment) -> jax.Array:
-    """``[G, K, R, S, …]`` to ``[N, K, ·, …]``: all queries that read the same keys in one matrix."""
-    rows, heads, _, _, size = x.shape
-    return x.swapaxes(0, 1).reshape(1, heads, -1, size) if _shared(rows, part) else x.reshape(rows, heads, -1, size)
+def _in_blocks(places: jax.Array, block: int) -> jax.Array:
+    """``[…, T]`` to ``[…, blocks, block]``."""
+    padded = _pad(places, -1, block, NOWHERE)
+    return padded.reshape(*places.shape[:-1], -1, block_of(places.shape[-1], block))
 
 
-def _unfold(x: jax.Array, part: Segment, shape: tuple[int, ...]) -> jax.Array:
-    rows, heads, ratio, length = shape[:4]
-    if _shared(rows, part):
-        return x.reshape(heads, rows, ratio, length, -1).swapaxes(0, 1)
-    return x.reshape(rows, heads, ratio, length, -1)
+def _part_at(part: Segment, index: jax.Array | int, size: int) -> Segment:
+    """Block ``index`` of a segment's keys."""
+
+    def at(x: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
+
+    return Segment(at(part.keys, 3), at(part.values, 2), at(part.places, 1))
 
 
-def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Product in the keys' dtype, summed and returned in at least float32."""
-    return jnp.matmul(x.astype(y.dtype), y, preferred_element_type=jnp.promote_types(y.dtype, jnp.float32))
-
-
-def _scores(queries: jax.Array, part: Segment) -> jax.Array:
-    """Masked scores ``[N, K, ·, T]`` of scaled queries ``[G, K, R, S, head_dim]``."""
-    rows, _, ratio, length, _ = queries.shape
-    scores = _matmul(_fold(queries, part), part.keys)
-    mask = jnp.broadcast_to(part.mask[:, None, None], (part.mask.shape[0], 1, ratio, length, part.mask.shape[-1]))
-    if _shared(rows, part):
-        mask = jnp.broadcast_to(mask[:, :, None], (1, 1, rows, ratio, length, mask.shape[-1]))
-    return jnp.where(mask.reshape(mask.shape[0], 1, -1, mask.shape[-1]), scores, MASKED)
-
-
-def _split_heads(x: jax.Array, key_heads: int) -> jax.Array:
-    """``[G, S, H, head_dim]`` to ``[G, K, R, S, head_dim]``, R query heads per key head."""
-    rows, length, heads, dim = x.shape
-    return x.reshape(rows, length, key_heads, heads // key_heads, dim).transpose(0, 2, 3, 1, 4)
-
-
-def _join_heads(x: jax.Array) -> jax.Array:
-    rows, key_heads, ratio, length, dim = x.shape
-    return x.transpose(0, 3, 1, 2, 4).reshape(rows, length, key_heads * ratio, dim)
-
-
-def _forward(queries: jax.Array, segments: Sequence[Segment]) -> tuple[jax.Array, tuple]:
-    grouped = _split_heads(queries * queries.shape[-1] ** -0.5, segments[0].keys.shape[1])
-    scores = [_scores(grouped, part) for part in segments]
-    tops = [_unfold(x.max(-1, keepdims=True), part, grouped.shape) for x, part in zip(scores, segments, strict=True)]
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-    total = jnp.float32(0)
-    mixed = jnp.float32(0)
-    for x, part in zip(scores, segments, strict=True):
-        weights = jnp.exp(x - _fold(top, part))
-        total += _unfold(weights.sum(-1, keepdims=True), part, grouped.shape)
-        mixed += _unfold(_matmul(weights, part.values), part, grouped.shape)
-    output = _join_heads(mixed / total).astype(queries.dtype)
-    return output, (queries, segments, output, top + jnp.log(total))
-
-
-def _backward(residuals: tuple, slope: jax.Array) -> tuple[jax.Array, list[Segment]]:
-    """With p the weights and o the output: ∂v = pᵀ ∂o,  ∂score = p (∂o·v − ∂o·o)."""
-    queries, segments, output, normalizer = residuals
-    key_heads = segments[0].keys.shape[1]
-    scale = queries.shape[-1] ** -0.5
-    wide = normalizer.dtype
-    grouped = _split_heads(queries * scale, key_heads)
-    slopes = _split_heads(slope.astype(wide), key_heads)
-    mean = (slopes * _split_heads(output, key_heads)).sum(-1, keepdims=True)
-    queries_slope = jnp.zeros((), wide)
-    segments_slope = []
-    for part in segments:
-        weights = jnp.exp(_scores(grouped, part) - _fold(normalizer, part))
-        folded = _fold(slopes, part).astype(part.values.dtype)
-        scores_slope = weights * (_matmul(folded, part.values.swapaxes(-1, -2)) - _fold(mean, part))
-        scores_slope = scores_slope.astype(part.keys.dtype)
-        segments_slope.append(_segment_slope(part, grouped, folded, weights, scores_slope))
-        queries_slope += _unfold(_matmul(scores_slope, part.keys.swapaxes(-1, -2)), part, grouped.shape)
-    return (_join_heads(queries_slope) * scale).astype(queries.dtype), segments_slope
-
-
-def _segment_slope(
-    part: Segment, queries: jax.Array, folded: jax.Array, weights: jax.Array, scores_slope: jax.Array
-) -> Any:
-    """The slopes of a segment's keys and values, in their dtypes; a mask has none."""
-    keys_slope = _matmul(_fold(queries, part).swapaxes(-1, -2), scores_slope)
-    values_slope = _matmul(weights.swapaxes(-1, -2), folded)
-    return part._replace(
-        keys=keys_slope.astype(part.keys.dtype), values=values_slope.astype(part.values.dtype), mask=None
+def _over_keys(form: Form, part: Segment, span: jax.Array, step: Any, carry: Any) -> Any:
+    """``carry = step(carry, block of keys, its index, its size)`` over the blocks of a span."""
+    length = part.keys.shape[-1]
+    size = block_of(length, form.key_block)
+    if size == length:
+        return step(carry, part, 0, size)
+    return jax.lax.fori_loop(
+        span[0], span[1], lambda index, carry: step(carry, _part_at(part, index, size), index, size), carry
     )
 
 
-@jax.custom_vjp
-def _attention(queries: jax.Array, segments: list[Segment]) -> jax.Array:
-    return _forward(queries, segments)[0]
+def _queries_at(form: Form, index: jax.Array, arrays: Any, reach: Reach) -> tuple[Any, Reach]:
+    """Block ``index`` of arrays ``[G, K, R, S, ·]`` and of the reach."""
+    length = reach.places.shape[1]
+    size = block_of(length, form.query_block)
+
+    def at(x: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
+
+    return jax.tree.map(lambda x: at(x, 3), arrays), Reach(at(reach.places, 1), at(reach.begins, 1))
 
 
+def _from_blocks(x: jax.Array) -> jax.Array:
+    """``[blocks, G, K, R, block, ·]`` to ``[G, K, R, S, ·]``."""
+    moved = jnp.moveaxis(x, 0, 3)
+    return moved.reshape(*moved.shape[:3], -1, moved.shape[-1])
+
+
+def _mix_in_blocks(
+    grouped: jax.Array, reach: Reach, segments: Sequence[Segment], spans: Sequence[jax.Array], form: Form
+) -> tuple[jax.Array, jax.Array]:
+    """``mix`` with the scores of one block at a time: a running maximum, sum and mixture (arXiv 2112.05682)."""
+
+    def block(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        queries, own = _queries_at(form, index, grouped, reach)
+        shape = queries.shape
+
+        def step(state: tuple, part: Segment, *_: Any) -> tuple:
+            top, total, mixed = state
+            scores = scores_of(queries, own, part, form)[0]
+            higher = jnp.maximum(top, unfold(scores.max(-1, keepdims=True), part, shape))
+            weights = jnp.exp(scores - fold(higher, part))
+            kept = jnp.exp(top - higher)
+            total = total * kept + unfold(weights.sum(-1, keepdims=True), part, shape)
+            return higher, total, mixed * kept + unfold(matmul(weights, part.values), part, shape)
+
+        wide = jnp.promote_types(segments[0].keys.dtype, jnp.float32)
+        narrow = jnp.zeros((*shape[:-1], 1), wide)
+        state = (narrow + MASKED, narrow, jnp.zeros(shape, wide))
+        for part, span in zip(segments, spans, strict=True):
+            state = _over_keys(form, part, span[index], step, state)
+        top, total, mixed = state
+        total = jnp.where(total == 0, 1, total)  # of queries that read nothing, all of whose blocks were left out
+        return mixed / total, top + jnp.log(total)
+
+    mixed, normalizer = jax.lax.map(block, jnp.arange(spans[0].shape[0]))
+    return _from_blocks(mixed), _from_blocks(normalizer)
+
+
+def _slopes_in_blocks(
+    whole: Block, segments: Sequence[Segment], spans: Sequence[jax.Array], form: Form
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """``slopes_of`` all segments, one block at a time; those of keys and values are summed over blocks of queries."""
+    wide = whole.normalizer.dtype
+
+    def add(total: jax.Array, slope: jax.Array, start: jax.Array | int, axis: int) -> jax.Array:
+        so_far = jax.lax.dynamic_slice_in_dim(total, start, slope.shape[axis], axis)
+        return jax.lax.dynamic_update_slice_in_dim(total, so_far + slope, start, axis)
+
+    def block(totals: list, index: jax.Array) -> tuple[list, jax.Array]:
+        arrays = (whole.queries, whole.slopes, whole.mean, whole.normalizer)
+        (queries, slopes, mean, normalizer), reach = _queries_at(form, index, arrays, whole.reach)
+        own = Block(queries, reach, slopes, mean, normalizer)
+
+        def step(state: tuple, part: Segment, at: jax.Array | int, size: int) -> tuple:
+            queries_slope, keys_slope, values_slope = state
+            found = slopes_of(own, part, form)
+            return (
+                queries_slope + found[0],
+                add(keys_slope, found[1], at * size, 3),
+                add(values_slope, found[2], at * size, 2),
+            )
+
+        queries_slope = jnp.zeros(queries.shape, wide)
+        further = []
+        for part, span, total in zip(segments, spans, totals, strict=True):
+            queries_slope, *total = _over_keys(form, part, span[index], step, (queries_slope, *total))
+            further.append(tuple(total))
+        return further, queries_slope
+
+    zeros = [(jnp.zeros(part.keys.shape, wide), jnp.zeros(part.values.shape, wide)) for part in segments]
+    totals, queries_slope = jax.lax.scan(block, zeros, jnp.arange(spans[0].shape[0]))
+    return _from_blocks(queries_slope), totals
+
+
+def _forward(
+    form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment], spans: Sequence[jax.Array] | None
+) -> tuple[jax.Array, tuple]:
+    grouped = split_heads(queries * queries.shape[-1] ** -0.5, segments[0].keys.shape[1])
+    if spans is None:
+        mixed, normalizer = mix(grouped, reach, segments, form)
+    else:
+        mixed, normalizer = _mix_in_blocks(grouped, reach, segments, spans, form)
+    output = join_heads(mixed).astype(queries.dtype)
+    return output, (queries, reach, segments, spans, output, normalizer)
+
+
+def _backward(form: Form, residuals: tuple, slope: jax.Array) -> tuple:
+    queries, reach, segments, spans, output, normalizer = residuals
+    key_heads = segments[0].keys.shape[1]
+    scale = queries.shape[-1] ** -0.5
+    grouped = split_heads(queries * scale, key_heads)
+    slopes = split_heads(slope.astype(normalizer.dtype), key_heads)
+    mean = (slopes * split_heads(output, key_heads)).sum(-1, keepdims=True)
+    block = Block(grouped, reach, slopes, mean, normalizer)
+    if spans is None:
+        found = [slopes_of(block, part, form) for part in segments]
+        queries_slope = functools.reduce(jnp.add, [one[0] for one in found])
+        rest = [one[1:] for one in found]
+    else:
+        queries_slope, rest = _slopes_in_blocks(block, segments, spans, form)
+    segments_slope = [
+        Segment(keys.astype(part.keys.dtype), values.astype(part.values.dtype), None)  # type: ignore[arg-type]
+        for part, (keys, values) in zip(segments, rest, strict=True)
+    ]
+    return (join_heads(queries_slope) * scale).astype(queries.dtype), None, segments_slope, None
+
+
+def _plain(
+    form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment], spans: Sequence[jax.Array] | None
+) -> jax.Array:
+    return _forward(form, queries, reach, segments, spans)[0]
+
+
+_attention = jax.custom_vjp(_plain, nondiff_argnums=(0,))
 _attention.defvjp(_forward, _backward)
 
 
-def attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:
-    """``softmax(q·k / √head_dim) · v`` over the keys of all segments together.
+def fits_at_once(length: int, keys: int, form: Form) -> bool:
+    """Whether all scores of a row are no more than two blocks, and so are made at once; those of one query always are.
+
+    >>> [fits_at_once(queries, keys, PLAIN) for queries, keys in ((128, 256), (256, 256), (1, 10**6))]
+    [True, False, True]
+    """
+    return length == 1 or length * keys <= 2 * form.query_block * form.key_block
+
+
+def attention(
+    queries: jax.Array,
+    reach: Reach,
+    segments: Sequence[Segment],
+    form: Form = PLAIN,
+    spans: Sequence[jax.Array] | None = None,
+) -> jax.Array:
+    """``softmax(q·k / √head_dim) · v`` over the keys of all segments together that a query reads.
 
     Its derivative recomputes the weights from their normalizer, as flash attention does (arXiv 2205.14135), so no
-    array of scores is kept. Limiting cases: one segment is plain attention; splitting a segment in two changes nothing.
+    array of scores is kept; and where there are many, one block of them is made at a time, in both directions.
+    Limiting cases: one segment is plain attention; splitting a segment in two changes nothing, nor do the blocks.
 
     Args:
         queries: ``[G, S, H, head_dim]``; query head h reads key head ``h // (H / K)``.
+        reach: which places they read.
         segments: each with ``N`` = 1 (shared by the G rows) or G.
+        form: window, cap and blocks.
+        spans: of ``visits``, for several groups together; None is this group's own.
 
     Returns:
         ``[G, S, H · head_dim]`` in the queries' dtype.
 
-    >>> own = segment(jnp.ones((2, 3, 1, 4)), jnp.ones((2, 3, 1, 4)), jnp.ones((2, 1, 3), bool))
-    >>> attention(jnp.ones((2, 1, 2, 4)), [own]).shape
+    >>> from rlax_llm.models.segments import reach_of, segment
+    >>> own = segment(jnp.ones((2, 3, 1, 4)), jnp.ones((2, 3, 1, 4)), jnp.arange(3)[None])
+    >>> attention(jnp.ones((2, 1, 2, 4)), reach_of(jnp.array([[2]])), [own]).shape
     (2, 1, 8)
     """
-    return _attention(queries, list(segments)).reshape(*queries.shape[:2], -1)
-
-
-def causal_attention(queries: jax.Array, segments: Sequence[Segment]) -> jax.Array:
-    """``attention`` to one segment whose mask lets query s read the keys up to s only, in blocks of queries.
-
-    A block reads the keys up to its own end: what lies above the diagonal is mostly not computed, instead of masked.
-
-    >>> own = segment(jnp.ones((1, 3, 1, 4)), jnp.ones((1, 3, 1, 4)), jnp.tril(jnp.ones((1, 3, 3), bool)))
-    >>> causal_attention(jnp.ones((1, 3, 2, 4)), [own]).shape
-    (1, 3, 8)
-    """
-    (own,) = segments
-    blocks = []
-    for start in range(0, queries.shape[1], QUERY_BLOCK):
-        end = start + QUERY_BLOCK
-        part = Segment(own.keys[..., :end], own.values[..., :end, :], own.mask[:, start:end, :end])
-        blocks.append(attention(queries[:, start:end], [part]))
-    return jnp.concatenate(blocks, 1)
+    rows, length, _, _ = queries.shape
+    if fits_at_once(length, sum(part.keys.shape[-1] for part in segments), form):
+        return _attention(form, queries, reach, list(segments), None).reshape(rows, length, -1)
+    spans = visits(reach, segments, form) if spans is None else spans
+    padded = [
+        Segment(
+            _pad(part.keys, 3, form.key_block),
+            _pad(part.values, 2, form.key_block),
+            _pad(part.places, 1, form.key_block, NOWHERE),
+        )
+        for part in segments
+    ]
+    own = Reach(_pad(reach.places, 1, form.query_block, NOWHERE), _pad(reach.begins, 1, form.query_block))
+    mixed = _attention(form, _pad(queries, 1, form.query_block), own, padded, list(spans))
+    return mixed[:, :length].reshape(rows, length, -1)
 
 
 def rotary(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:

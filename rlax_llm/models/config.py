@@ -14,6 +14,7 @@ from rlax_llm.core.checks import at_least_one, positive
 from rlax_llm.core.names import did_you_mean
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+ATTENTIONS = ("auto", "blockwise", "splash", "cudnn")
 
 RopeScaling = Callable[[np.ndarray], np.ndarray]
 
@@ -126,6 +127,8 @@ class DecoderConfig:
         lora: an adapter that the layers read with their own weights (``adapter_shapes``), or None.
         compute_dtype: number format of the products and activations, as "bfloat16"; None is that of the parameters.
             Parameters keep theirs, and so do their gradients; norms, softmax and losses are float32 at least.
+        attention: what computes it, of the same numbers: plain XLA in blocks ("blockwise"), a kernel of TPUs ("splash")
+            or of NVIDIA's GPUs ("cudnn"); "auto" takes the kernel of the platform where it can serve.
     """
 
     vocab_size: int
@@ -144,6 +147,7 @@ class DecoderConfig:
     max_positions: int = 2_048
     lora: Lora | None = None
     compute_dtype: str | None = None
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
@@ -153,6 +157,11 @@ class DecoderConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"DecoderConfig: num_kv_heads is {self.num_kv_heads}, wanted a divisor of num_heads {self.num_heads}."
+            )
+        if self.attention not in ATTENTIONS:
+            hint = did_you_mean(self.attention, ATTENTIONS)
+            raise ValueError(
+                f"DecoderConfig: attention {self.attention!r} is unknown{hint} There are {', '.join(ATTENTIONS)}."
             )
         if self.head_dim % 2:
             raise ValueError(f"DecoderConfig: head_dim is {self.head_dim}, wanted an even number (rotary halves).")

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rlax_llm.core.mapping import map_in_cache
 from rlax_llm.core.mesh import (
     ROWS,
     TENSOR,
@@ -28,9 +27,11 @@ from rlax_llm.core.mesh import (
     spread,
     sum_over,
 )
-from rlax_llm.models.attention import Segment, attention, causal_attention, rotary, segment
+from rlax_llm.models.attention import rotary
 from rlax_llm.models.config import TARGETS, DecoderConfig
+from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
+from rlax_llm.models.segments import Segment, places_of, positions_of, reach_of, segment
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -238,41 +239,16 @@ def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
     return {name: chosen(name, leaf) for name, leaf in params.items() if name != "layers"} | {"layers": layers}
 
 
-def positions_of(valid: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-    """Position of each token among the valid ones of its row ``[B, T]``; 0 on padding before the first.
-
-    With ``segments`` it counts from the beginning of the own segment.
-
-    >>> positions_of(jnp.array([[False, True, True, False]])).tolist()
-    [[0, 0, 1, 1]]
-    >>> positions_of(jnp.ones((1, 4), bool), jnp.array([[1, 1, 1, 2]])).tolist()
-    [[0, 1, 2, 0]]
-    """
-    counted = jnp.maximum(jnp.cumsum(valid, -1, dtype=jnp.int32) - 1, 0)
-    if segments is None:
-        return counted
-    begins = jnp.diff(segments, axis=-1, prepend=segments[:, :1]) != 0
-    return counted - jax.lax.cummax(jnp.where(begins, counted, 0), axis=1)
-
-
-def mapped_attention(
-    queries: jax.Array, segments: list[Segment], form: Callable[..., jax.Array] = attention
-) -> jax.Array:
-    """``form``, an attention, over groups ``[P, G, …]``, as many at a time as have their scores in cache together."""
-    scores = math.prod(queries.shape[1:-1]) * sum(part.keys.shape[-1] for part in segments)
-    return map_in_cache(form, (queries, segments), scores)
-
-
-def causal(valid: jax.Array, segments: jax.Array | None = None) -> Attend:
+def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None = None) -> Attend:
     """Attend to valid tokens of the own row ``[B, T]``, and segment, up to the query; carries the keys and values."""
-    length = valid.shape[-1]
-    allowed = (valid[:, None, :] & jnp.tril(jnp.ones((length, length), bool)))[:, None]
-    if segments is not None:
-        allowed &= (segments[:, :, None] == segments[:, None, :])[:, None]
+    places = places_of(valid)[:, None]
+    positions = None if segments is None else positions_of(valid, segments)[:, None]
+    reach = reach_of(places, positions)
+    form = blocks()._replace(packed=segments is not None)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        own = jax.vmap(segment)(k[:, None], v[:, None], allowed)
-        return mapped_attention(q[:, None], [own], causal_attention)[:, 0], (own.keys[:, 0], own.values[:, 0])
+        own = jax.vmap(segment)(k[:, None], v[:, None], places)
+        return grouped_attention(config, q[:, None], reach, [own], form)[:, 0], (own.keys[:, 0], own.values[:, 0])
 
     return attend
 
@@ -307,7 +283,7 @@ def hidden_states(
     """
     apply = block(config)[1]
     positions = positions_of(valid, segments)
-    attend = causal(valid, segments)
+    attend = causal(config, valid, segments)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return apply(layer, x, positions, attend)[0], None
@@ -371,7 +347,7 @@ def completion_states(
     group_size, width = part_of_group(rows, layout[0]), layout[1]
     groups = rows // group_size
     length = tokens.shape[1] - width
-    step = _group_step(block(config)[1], valid, (group_size, width))
+    step = _group_step(config, valid, (group_size, width))
     prompts = embedding(config, params, tokens[::group_size, :width])
     completions = embedding(config, params, tokens[:, width:])
     (prompt, completion), _ = layer_scan(params, step, (prompts, completions), remat)
@@ -381,39 +357,36 @@ def completion_states(
     return rms_norm(x, params["norm"], config.norm_eps)
 
 
-def _group_step(apply: Callable[..., Any], valid: jax.Array, layout: tuple[int, int]) -> Callable[..., Any]:
+def _group_step(config: DecoderConfig, valid: jax.Array, layout: tuple[int, int]) -> Callable[..., Any]:
     """One layer over the states of prompts and of completions, which read their prompt's keys and their own."""
     group_size, width = layout
+    apply = block(config)[1]
     positions = positions_of(valid)
-    prompt_valid = valid[::group_size, :width]
-    own_mask = _own_mask(valid[:, width:], group_size)
+    places = places_of(valid)
+    prompt_places = places[::group_size, :width]
+    attend_to_itself = causal(config, valid[::group_size, :width])
+    own_places = places[:, width:].reshape(-1, group_size, valid.shape[1] - width)
 
     def step(carry: tuple[jax.Array, jax.Array], layer: Params) -> tuple[tuple[jax.Array, jax.Array], None]:
-        prompt, (keys, values) = apply(layer, carry[0], positions[::group_size, :width], causal(prompt_valid))
-        shared = Segment(keys[:, None], values[:, None], prompt_valid[:, None, None, :])
-        completion, _ = apply(layer, carry[1], positions[:, width:], _attend_to_prompt(shared, own_mask))
+        prompt, (keys, values) = apply(layer, carry[0], positions[::group_size, :width], attend_to_itself)
+        shared = Segment(keys[:, None], values[:, None], prompt_places[:, None])
+        attend = _attend_to_prompt(config, shared, own_places)
+        completion, _ = apply(layer, carry[1], positions[:, width:], attend)
         return (prompt, completion), None
 
     return step
 
 
-def _own_mask(valid: jax.Array, group_size: int) -> jax.Array:
-    """``[P, G, S, S]``: which of its own tokens each token of a completion reads."""
-    rows, length = valid.shape
-    mask = valid[:, None, :] & jnp.tril(jnp.ones((length, length), bool))
-    return mask.reshape(rows // group_size, group_size, length, length)
-
-
-def _attend_to_prompt(shared: Segment, own_mask: jax.Array) -> Attend:
-    """Completions read the keys of their prompt and, causally, their own."""
-    groups, group_size, length, _ = own_mask.shape
+def _attend_to_prompt(config: DecoderConfig, shared: Segment, places: jax.Array) -> Attend:
+    """Completions, at places ``[P, G, S]`` that count on from their prompt's, read its keys and their own."""
 
     def by_group(x: jax.Array) -> jax.Array:
-        return x.reshape(groups, group_size, *x.shape[1:])
+        return x.reshape(*places.shape, *x.shape[2:])
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        own = jax.vmap(segment)(by_group(k), by_group(v), own_mask)
-        return mapped_attention(by_group(q), [shared, own]).reshape(groups * group_size, length, -1), None
+        own = jax.vmap(segment)(by_group(k), by_group(v), places)
+        mixed = grouped_attention(config, by_group(q), reach_of(places), [shared, own])
+        return mixed.reshape(*q.shape[:2], -1), None
 
     return attend
 

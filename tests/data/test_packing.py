@@ -15,9 +15,9 @@ from rlax_llm.data.rows import DataError
 from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import positions_of
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
+from rlax_llm.models.segments import positions_of
 
 V, PAD, WIDTH = 13, 0, 80
 CONFIG = DecoderConfig(V, 16, 24, 2, 4, 2, 4)

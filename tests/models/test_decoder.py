@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 
 from rlax_llm.models import decoder
-from rlax_llm.models.attention import attention, causal_attention, rotary, segment
+from rlax_llm.models.attention import rotary
 from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -174,96 +174,6 @@ def test_rematerialization_changes_no_gradient():
         return jax.grad(lambda p: jnp.sin(decoder.hidden_states(LLAMA, p, tokens, valid, remat)).sum())(params)
 
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), gradient(params, True), gradient(params, False))
-
-
-def literal_attention(q, k, v, mask) -> np.ndarray:
-    """``[G, S, H, d]`` queries, ``[G, T, K, d]`` keys and values, ``[G, S, T]`` mask."""
-    rows, length, heads, dim = q.shape
-    output = np.zeros((rows, length, heads, dim))
-    for g, s, h in np.ndindex(rows, length, heads):
-        kv = h // (heads // k.shape[2])
-        scores = np.where(mask[g, s], k[g, :, kv] @ q[g, s, h] / math.sqrt(dim), -np.inf)
-        output[g, s, h] = softmax(scores) @ v[g, :, kv]
-    return output.reshape(rows, length, -1)
-
-
-@pytest.mark.parametrize(("rows", "length"), [(3, 2), (2, 1), (1, 4)])
-def test_attention_over_segments_is_attention_over_one(rows, length):
-    random = np.random.default_rng(4)
-    q = random.normal(size=(rows, length, 4, 6)) * 3
-    prompt_k, prompt_v = random.normal(size=(2, 1, 5, 2, 6)) * 3
-    own_k, own_v = random.normal(size=(2, rows, 3, 2, 6)) * 3
-    prompt_mask = np.array([False, True, True, False, True])[None, None]
-    own_mask = random.random((rows, length, 3)) < 0.6
-    k, v = (np.concatenate([np.repeat(x, rows, 0), y], 1) for x, y in ((prompt_k, own_k), (prompt_v, own_v)))
-    mask = np.concatenate([np.broadcast_to(prompt_mask, (rows, length, 5)), own_mask], -1)
-    expected = literal_attention(q, k, v, mask)
-    one = [segment(*map(jnp.asarray, (k, v, mask)))]
-    two = [
-        segment(*map(jnp.asarray, (prompt_k, prompt_v, prompt_mask))),
-        segment(*map(jnp.asarray, (own_k, own_v, own_mask))),
-    ]
-    for segments in (one, two, two[::-1]):
-        np.testing.assert_allclose(attention(q, segments), expected, rtol=0, atol=1e-12)
-
-
-def differentiable_attention(q, k, v, mask) -> jax.Array:
-    """``literal_attention`` for JAX to differentiate."""
-    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
-    scores = jnp.einsum("gshd,gthd->ghst", q, k) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
-    return jnp.einsum("ghst,gthd->gshd", weights, v).reshape(*q.shape[:2], -1)
-
-
-@pytest.mark.parametrize(("rows", "length"), [(3, 2), (2, 1), (1, 4)])
-def test_the_derivative_of_attention_is_that_of_the_literal_form(rows, length):
-    random = np.random.default_rng(7)
-    q = random.normal(size=(rows, length, 4, 6)) * 2
-    prompt, own = random.normal(size=(2, 1, 5, 2, 6)), random.normal(size=(2, rows, 3, 2, 6))
-    prompt_mask = np.array([False, True, True, False, True])[None, None]
-    own_mask = random.random((rows, length, 3)) < 0.6
-    slope = random.normal(size=(rows, length, 24))
-
-    def ours(q, prompt, own):
-        return (attention(q, [segment(*prompt, prompt_mask), segment(*own, own_mask)]) * slope).sum()
-
-    def literal(q, prompt, own):
-        k, v = jnp.concatenate([jnp.repeat(prompt, rows, 1), own], 2)
-        mask = np.concatenate([np.broadcast_to(prompt_mask, (rows, length, 5)), own_mask], -1)
-        return (differentiable_attention(q, k, v, mask) * slope).sum()
-
-    gradients = (jax.jit(jax.grad(f, (0, 1, 2)))(q, jnp.asarray(prompt), jnp.asarray(own)) for f in (ours, literal))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), *gradients)
-
-
-@pytest.mark.parametrize("block", [1, 3, 7])
-def test_causal_attention_in_blocks_of_queries(monkeypatch, block):
-    """Blocks that divide the seven queries, and that do not; with padding on the left."""
-    monkeypatch.setattr("rlax_llm.models.attention.QUERY_BLOCK", block)
-    random = np.random.default_rng(6)
-    q, k, v = random.normal(size=(2, 7, 4, 6)), *random.normal(size=(2, 2, 7, 2, 6))
-    valid = np.arange(7) >= np.array([[0], [2]])
-    mask = np.tril(np.ones((7, 7), bool)) & valid[:, None]
-
-    def gradient(form):
-        weights = np.sin(np.arange(24)) * valid[..., None]
-        return jax.jit(jax.grad(lambda q, k, v: (form(q, k, v) * weights).sum(), (0, 1, 2)))(q, k, v)
-
-    read = np.repeat(valid[..., None], 24, -1)
-    expected = literal_attention(q, k, v, mask | ~valid[..., None])
-
-    def blocks(q, k, v):
-        return causal_attention(q, [segment(k, v, mask)])
-
-    np.testing.assert_allclose(jax.jit(blocks)(q, k, v)[read], expected[read], rtol=0, atol=1e-12)
-    ours = gradient(blocks)
-    wanted = gradient(lambda q, k, v: differentiable_attention(q, k, v, mask | ~valid[..., None]))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), ours, wanted)
-
-
-def test_a_query_without_keys_gives_numbers():
-    keys = jnp.ones((1, 3, 1, 4))
-    assert np.all(np.isfinite(attention(jnp.ones((1, 1, 2, 4)), [segment(keys, keys, jnp.zeros((1, 1, 3), bool))])))
 
 
 def test_rotary_is_a_rotation_that_knows_distances_only():

@@ -1,0 +1,133 @@
+"""Attention over groups and devices, in the form that the platform and the shapes choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rlax_llm.core.mapping import map_in_cache
+from rlax_llm.core.mesh import ROWS, TENSOR, dividing, per_device
+from rlax_llm.core.platform import platform
+from rlax_llm.models.attention import attention, fits_at_once, visits
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.kernels import cudnn_attention, splash_attention
+from rlax_llm.models.segments import PLAIN, Form, Reach, Segment
+
+KERNELS = {"tpu": "splash", "gpu": "cudnn"}
+KERNEL_LENGTH = 256  # queries of a row from which a kernel is worth the padding of its blocks
+CUDNN_HEAD = 128
+
+
+def blocks() -> Form:
+    """Blocks of the plain form for the platform: as many scores as a core's cache holds, or as fill an accelerator."""
+    return PLAIN if platform() == "cpu" else PLAIN._replace(query_block=512, key_block=512)
+
+
+def attention_form(
+    config: DecoderConfig, length: int, dtype: jax.typing.DTypeLike = jnp.float32, form: Form = PLAIN
+) -> str:
+    """What computes the attention of rows: ``"blockwise"``, ``"splash"`` or ``"cudnn"``.
+
+    A sampler's single queries are plain XLA under all of them: they read each key once.
+
+    Args:
+        config: shapes, and the form that is asked for.
+        length: queries of a row, tokens.
+        dtype: of the queries.
+        form: window, cap, packed.
+
+    Raises:
+        ValueError: where the form that ``config.attention`` asks for cannot serve.
+
+    >>> attention_form(DecoderConfig(5, 4, 8, 1, 2, 1, 2), 4096)
+    'blockwise'
+    """
+    asked = config.attention
+    dtype = jnp.dtype(dtype)
+    if asked == "auto":
+        kernel = KERNELS.get(platform(), "blockwise")
+        wanted = length >= KERNEL_LENGTH and not _hindrance(kernel, config.head_dim, dtype, form)
+        return kernel if wanted else "blockwise"
+    hindrance = _hindrance(asked, config.head_dim, dtype, form)
+    if hindrance:
+        raise ValueError(f"attention: {asked} {hindrance}; choose auto, or blockwise.")
+    return asked
+
+
+def _hindrance(kernel: str, head_dim: int, dtype: jnp.dtype, form: Form) -> str:
+    """Why a kernel cannot serve, as the end of a sentence; empty where it can."""
+    if kernel == "blockwise":
+        return ""
+    home = {name: place for place, name in KERNELS.items()}[kernel]
+    if platform() != home:
+        return f"runs on a {home.upper()}, and this is a {platform().upper()}"
+    if kernel == "splash":
+        return ""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"computes in bfloat16 or float16, and the model in {dtype.name}"
+    if head_dim % 8 or head_dim > CUDNN_HEAD:
+        return f"takes heads of at most {CUDNN_HEAD}, a multiple of 8, and these are of {head_dim}"
+    if form.packed:
+        return "takes one sequence a row, and rows are packed"
+    if form.soft_cap is not None:
+        return "has no soft cap, and the model has one"
+    return ""
+
+
+def _blockwise(form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment]) -> jax.Array:
+    """Plain attention over groups, as many at a time as have their scores in cache together."""
+    length = queries.shape[2]
+    lengths = [part.keys.shape[-1] for part in segments]
+    rows = math.prod(queries.shape[1:-1])
+    if fits_at_once(length, sum(lengths), form):
+        each = partial(attention, form=form)
+        return map_in_cache(each, (queries, reach, list(segments)), rows * sum(lengths))
+    scores = rows // length * min(length, form.query_block) * min(max(lengths), form.key_block)
+    each = partial(attention, form=form, spans=visits(reach, segments, form))
+    return map_in_cache(each, (queries, reach, list(segments)), scores)
+
+
+COMPUTE: dict[str, Callable[..., jax.Array]] = {
+    "blockwise": _blockwise,
+    "splash": splash_attention,
+    "cudnn": cudnn_attention,
+}
+
+
+def grouped_attention(
+    config: DecoderConfig, queries: jax.Array, reach: Reach, segments: Sequence[Segment], form: Form | None = None
+) -> jax.Array:
+    """``attention`` of ``P`` groups, on every device its own groups and key heads.
+
+    Limiting case: ``vmap(attention)``, in all forms.
+
+    Args:
+        config: shapes, and the form that is asked for.
+        queries: ``[P, G, S, H, head_dim]``.
+        reach: ``[P, G or 1, S]`` each.
+        segments: as ``attention``'s, with the groups in front; the last is the rows' own, laid out as the queries are.
+        form: window, cap, packed and blocks; None has neither, and the platform's blocks.
+
+    Returns:
+        ``[P, G, S, H · head_dim]``.
+
+    Raises:
+        ValueError: where the form that ``config.attention`` asks for cannot serve.
+    """
+    form = blocks() if form is None else form
+    compute = COMPUTE[attention_form(config, queries.shape[2], queries.dtype, form)]
+    rows, heads = dividing((queries.shape[0], segments[0].keys.shape[2]), (ROWS, TENSOR))
+    by_row = PartitionSpec(rows)
+    by_head = PartitionSpec(rows, None, heads)
+    in_specs = (
+        PartitionSpec(rows, None, None, heads),
+        Reach(by_row, by_row),  # type: ignore[arg-type]
+        [Segment(by_head, by_head, by_row) for _ in segments],  # type: ignore[arg-type]
+    )
+    out_specs = PartitionSpec(rows, None, None, heads)
+    return per_device(partial(compute, form), in_specs, out_specs)(queries, reach, list(segments))
