@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
+from rlax_llm.commands.descriptions import MAY_CHANGE, MAY_CHANGE_HELP
 from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.settings import Settings, flat, keys, resolve
 from rlax_llm.core.names import did_you_mean
@@ -16,14 +17,13 @@ from rlax_llm.host.run_directory import RunDirectory
 
 _C = TypeVar("_C", bound=Settings)
 
-_MAY_CHANGE_ON_RESUME = "steps"
 _NOT_IN_FILES = ("config", "resume")
 
 
 def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     """The settings that a command line asks for: defaults, then the file of ``--config``, then flags.
 
-    With ``--resume RUN_DIR`` the settings are that run's, and only ``--steps`` may differ.
+    With ``--resume RUN_DIR`` the settings are that run's, and only those of ``MAY_CHANGE`` may differ.
 
     Args:
         kind: of settings.
@@ -102,9 +102,8 @@ def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
     saved |= whole_paths(saved)
     asked = {**flags, **whole_paths(flags)}
     for name, value in asked.items():
-        if value != saved[name] and name != _MAY_CHANGE_ON_RESUME:
+        if value != saved[name] and name not in MAY_CHANGE:
             raise ValueError(
-                f"{flag(name)} {value} conflicts with the run in {path}, where it is {saved[name]}; "
-                f"only {flag(_MAY_CHANGE_ON_RESUME)} may change."
+                f"{flag(name)} {value} conflicts with the run in {path}, where it is {saved[name]}; {MAY_CHANGE_HELP}."
             )
     return resolve(kind, saved | asked)

@@ -29,3 +29,12 @@ REWARD_HELP = (
     "-> floats; exact_answer, integer_answer or math_answer (column 'answer'); format=REGEX, words=LIMIT or "
     "repetition=N; or a sum of them as 'integer_answer + 0.2*format=.*[0-9]', whose first tells right from wrong."
 )
+KEEP_HELP = "How many of the last checkpoints are kept."
+TIME_HELP = (
+    "Hours until the run ends with a checkpoint, before a step that would end later; counted anew with --resume. Leave "
+    "some time for the writing."
+)
+PROFILE_HELP = "Step, from 1, whose trace is written to profile/, for TensorBoard and Perfetto; the first compiles."
+MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile")
+"""Settings of a run that may be others when it is gone on with: they change nothing of what it computes."""
+MAY_CHANGE_HELP = "only --steps, --keep-checkpoints, --max-hours and --profile may change"

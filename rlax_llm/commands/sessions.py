@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.control.settings import ControlRunSettings, ControlSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.host.session import Session
+from rlax_llm.host.best import Measure
+from rlax_llm.host.session import Keeping, Session
 
 TrainingSettings = GrpoSettings | PpoSettings | SftSettings | RewardSettings | DpoSettings | KtoSettings
 """Of a command that trains a language model."""
@@ -21,13 +22,16 @@ def open_session(settings: TrainingSettings | ControlSettings, warm_start_steps:
         settings: of the command.
         warm_start_steps: of a phase before the run's own.
     """
+    run = settings.run
+    best = None if isinstance(run, ControlRunSettings) or run.best is None else Measure.of(run.best)
     return Session(
         settings.command,
         as_dict(settings),
-        out=settings.run.out,
-        resume=settings.run.resume,
-        save_every=settings.run.save_every,
+        out=run.out,
+        resume=run.resume,
+        save_every=run.save_every,
         warm_start_steps=warm_start_steps,
+        keeping=Keeping(run.keep_checkpoints, best, run.max_hours, run.profile),
     )
 
 

@@ -1,4 +1,4 @@
-"""From settings to what a run is made of: model, optimizer, learning rate, sampler."""
+"""From settings to what a run is made of: model, learning rate, sampler."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ from rlax_llm.commands.shared_settings import (
     bias_pairs,
 )
 from rlax_llm.core.logit_bias import bias_vector
-from rlax_llm.core.user_code import call_named
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
 from rlax_llm.models.tokenizer import Tokenizer
-
-_TRANSFORMATIONS = {"an Optax transformation": (optax.GradientTransformation, optax.GradientTransformationExtraArgs)}
 
 
 def build_model(command: str, settings: ModelSettings, seed: int, limits: LimitSettings | None = None) -> LanguageModel:
@@ -134,19 +131,6 @@ def build_schedule(settings: OptimizerSettings, peak: float, steps: int) -> opta
     # The first step of a warm-up over n steps takes peak / n, not 0: a step without effect would waste a rollout.
     warmup = optax.linear_schedule(peak / settings.warmup_steps, peak, max(settings.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, shapes[settings.schedule]], [settings.warmup_steps])
-
-
-def build_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or the transformation that ``settings.optimizer`` names.
-
-    Raises:
-        ValueError: as ``named_function``; where the function fails or does not return an Optax transformation.
-    """
-    if settings.optimizer == "adamw":
-        chosen = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
-    else:
-        chosen = call_named("optimizer", settings.optimizer, _TRANSFORMATIONS, schedule)
-    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), chosen)
 
 
 def build_sampler(settings: DrawSettings, vocabulary: int) -> Sampler:

@@ -9,8 +9,12 @@ from rlax_llm.commands.descriptions import (
     BASE_MODEL_HELP,
     DATA_HELP,
     INTEGERS_HELP,
+    KEEP_HELP,
+    MAY_CHANGE_HELP,
+    PROFILE_HELP,
     REWARD_HELP,
     TASK_HELP,
+    TIME_HELP,
     TRAINED_MODEL_HELP,
 )
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
@@ -23,8 +27,15 @@ CONFIG_HELP = (
 )
 _OUT_HELP = "Directory of the run: config.yaml, metrics.jsonl, completions.jsonl, curves.png, summary.json, model/."
 _RESUME_HELP = (
-    "Go on with an interrupted run from its directory, with its settings; only --steps may change. The directory is "
-    "code: what its config.yaml names as reward and optimizer is imported."
+    f"Go on with an interrupted run from its directory, with its settings; {MAY_CHANGE_HELP}. The directory is code: "
+    "what its config.yaml names as reward and optimizer is imported."
+)
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
+MOMENTS = ("adamw", "lion", "muon")
+"""Those that remember moments of each parameter."""
+_BEST_HELP = (
+    "Metric that the best step is chosen by, as held_out_accuracy: its checkpoint is kept too, and model/ is its. "
+    "The highest is best, of a loss the lowest, or as min:NAME and max:NAME say."
 )
 _COLDEST = 1e-6  # below it, logits divided by a temperature leave float32
 _PROJECTIONS = "q,k,v,o,gate,up,down"
@@ -278,21 +289,31 @@ class OptimizerSettings(Part):
 
     optimizer: str = option(
         "adamw",
-        "'adamw', or MODULE:FUNCTION or FILE.py:FUNCTION that returns an Optax transformation given a schedule.",
+        "adamw; adafactor (a row and a column of each matrix's second moment); lion (one moment; wants a tenth of the "
+        "learning rate); muon (matrices of the layers, adamw for the rest); sgd (no memory); or MODULE:FUNCTION or "
+        "FILE.py:FUNCTION that returns an Optax transformation given a schedule.",
         metavar="OPTIMIZER",
+    )
+    moments_dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Number format that adamw, lion and muon keep their moments in; they compute in float32."
     )
     learning_rate: float = resolved("Peak learning rate.", CHOSEN)
     schedule: Literal["constant", "cosine", "linear"] = option(
         "linear", "Learning rate after the warm-up; cosine and linear end at 0."
     )
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
-    weight_decay: float = option(0.0, "Decoupled weight decay of adamw.")
+    weight_decay: float = option(0.0, "Decoupled weight decay, times the learning rate.")
     max_grad_norm: float = option(1.0, "Largest global gradient norm; 'inf' is off.", infinite=True)
 
     def check(self) -> None:
         """Check the ranges."""
         at_least(self, 0, "warmup_steps", "weight_decay")
         above_zero(self, "learning_rate", "max_grad_norm")
+        if self.moments_dtype != "float32" and self.optimizer not in MOMENTS:
+            raise ValueError(
+                f"moments_dtype is {self.moments_dtype} with optimizer {self.optimizer}, wanted one of "
+                f"{', '.join(MOMENTS)}; leave moments_dtype out, or take one of them."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,14 +332,21 @@ class RunSettings(Part):
     seed: int = option(0, SEED_HELP)
     eval_every: int = resolved("Steps between held-out evaluations; 0 is only first and last.", CHOSEN)
     save_every: int = option(50, "Steps between checkpoints; 0 is only at the end or at Ctrl-C.")
+    keep_checkpoints: int = option(2, KEEP_HELP)
+    best: str | None = option(None, _BEST_HELP, "none, model/ is the last step's", "METRIC")
+    max_hours: float | None = option(None, TIME_HELP, "no limit")
+    profile: int | None = option(None, PROFILE_HELP, "none", "STEP")
     out: str | None = option(None, _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
     resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
     config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")
 
     def check(self) -> None:
         """Check the ranges."""
-        at_least(self, 1, "steps")
+        at_least(self, 1, "steps", "keep_checkpoints", "profile")
         at_least(self, 0, "eval_every", "save_every")
+        above_zero(self, "max_hours")
+        if self.profile is not None and self.profile > self.steps:
+            raise ValueError(f"profile is {self.profile}, wanted a step of the run, at most {self.steps}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from rlax_llm.commands.defaults import SUPERVISED_BATCH_SIZE, WARM_START_LEARNIN
 from rlax_llm.commands.examples import of_task
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.ppo.settings import PpoSettings
-from rlax_llm.commands.setup import build_optimizer
 from rlax_llm.commands.sft.phase import WarmStart, own_rows
 from rlax_llm.data.tasks import Task
 

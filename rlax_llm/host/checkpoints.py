@@ -1,92 +1,207 @@
 """States to resume from: any pytree of arrays, keys and numbers, written with Orbax, restored to the same bits.
 
-Each checkpoint is a directory named by its step. Orbax writes the leaves; a manifest beside them holds each
-leaf's name, shape, dtype and checksum, which is what the errors speak of.
+Each checkpoint is a directory named by its step. Orbax writes the leaves, each process its own parts of them, while the
+program goes on; a manifest beside them holds each leaf's name, shape, dtype and checksum, which is what the errors
+speak of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
+import functools
+import json
 import os
 import shutil
-import sys
 import time
-import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.host.run_directory import DISK_FULL, writing
+from rlax_llm.core.platform import platform
+from rlax_llm.host.checksums import checksum
+from rlax_llm.host.orbax import is_of_a_full_disk, quiet_checkpointer
+from rlax_llm.host.run_directory import writing
 
 _KEPT = 2
-_UNFINISHED = "unfinished-"
+_UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
+_MANIFEST = "manifest.json"
 _TRIES = 20
 _PAUSE = 0.05  # seconds
-_ENTRY = ("name", "shape", "dtype", "key_impl", "data_shape", "data_dtype", "crc32")
+_ENTRY = ("name", "shape", "dtype", "key_impl", "data_shape", "data_dtype", "checksum")
+
+Kept = Callable[[list[int]], Collection[int]]
+"""``steps → steps``: those that are kept of the ones that are there, the one just written among them."""
 
 
-def save(path: str | os.PathLike[str], step: int, state: Any, kept: Collection[int] | None = None) -> None:
-    """Write ``state`` as checkpoint ``step`` under ``path``, and remove those that are not kept.
+def last(number: int) -> Kept:
+    """Keep the last ones.
 
-    It is written beside and renamed when whole, so that a crash leaves the earlier ones as they were.
+    >>> last(2)([3, 4, 5])
+    [4, 5]
+    """
+    return lambda there: there[-number:]
+
+
+class _Running(NamedTuple):
+    """A checkpoint that is being written.
+
+    Attributes:
+        step: its number.
+        kept: of those that will be there.
+        checkpointer: Orbax's.
+        closing: what is undone when it has been written.
+    """
+
+    step: int
+    kept: Kept
+    checkpointer: Any
+    closing: contextlib.ExitStack
+
+
+class Writer:
+    """Writes checkpoints under one path, one at a time, while the program goes on.
+
+    What is written is renamed when it is whole, so that a crash leaves the earlier ones as they were.
+
+    Args:
+        path: directory of the checkpoints; made if need be.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.root = Path(path).absolute()
+        self._running: _Running | None = None
+
+    def save(self, step: int, state: Any, kept: Kept) -> None:
+        """Begin to write ``state`` as checkpoint ``step``, once the one before is whole.
+
+        The state is copied before this returns, so that its arrays may be donated.
+
+        Args:
+            step: the number it is found by.
+            state: pytree of JAX and numpy arrays, typed PRNG keys, ints, floats and bools.
+            kept: the steps to keep; the others are removed once this one is whole.
+
+        Raises:
+            TypeError: a leaf is none of these.
+            OSError: as ``wait``.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        manifest, arrays = _flattened(state)
+        if jax.process_index() == 0:
+            with writing(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                for left_by_a_crash in self.root.glob(_UNFINISHED):
+                    shutil.rmtree(left_by_a_crash)
+        closing = contextlib.ExitStack()
+        finish = ocp.options.AsyncOptions(
+            post_finalization_callback=lambda: _write_manifest(self.root, step, manifest, arrays)
+        )
+        made = functools.partial(ocp.AsyncCheckpointer, async_options=finish)
+        checkpointer = closing.enter_context(quiet_checkpointer(made))
+        self._running = _Running(step, kept, checkpointer, closing)
+        stored = {name: array for name, array in arrays.items() if array.size}
+        items = ocp.args.Composite(leaves=ocp.args.PyTreeSave(stored))
+        with self._ended_by_an_error():
+            checkpointer.save(self.root / str(step), args=items, force=True)
+
+    def check(self) -> None:
+        """Raise what has gone wrong with the writing so far; remove what is not kept where it has ended.
+
+        Raises:
+            OSError: as ``wait``.
+        """
+        if self._running is None:
+            return
+        with self._ended_by_an_error():
+            self._running.checkpointer.check_for_errors()
+        if (self.root / str(self._running.step)).is_dir():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until what was begun is whole.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._running is None:
+            return
+        with self._ended_by_an_error():
+            self._running.checkpointer.wait_until_finished()
+        running, self._running = self._running, None
+        running.closing.close()
+        if jax.process_index() == 0:
+            _prune(self.root, running.kept)
+
+    @contextlib.contextmanager
+    def _ended_by_an_error(self) -> Iterator[None]:
+        """What an error in the block leaves is removed, and a full disk told in a sentence."""
+        try:
+            yield
+        except Exception as error:
+            running, self._running = self._running, None
+            assert running is not None
+            with contextlib.suppress(Exception):
+                running.closing.close()
+            _remove_unfinished(self.root)
+            if is_of_a_full_disk(error):
+                with writing(self.root / str(running.step)):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+
+def save(path: str | os.PathLike[str], step: int, state: Any, kept: Kept | None = None) -> None:
+    """Write ``state`` as checkpoint ``step`` under ``path``, and remove those that are not kept: a ``Writer`` that is
+    waited for.
 
     Args:
         path: directory of the checkpoints; made if need be.
         step: the number it is found by.
-        state: pytree of JAX and numpy arrays, typed PRNG keys, ints, floats and bools.
-        kept: the steps to keep besides; the last two if None.
+        state: as of ``Writer.save``.
+        kept: the steps to keep; the last two if None.
 
     Raises:
         TypeError: a leaf is none of these.
         OSError: the disk is full.
     """
-    import orbax.checkpoint as ocp
+    writer = Writer(path)
+    writer.save(step, state, last(_KEPT) if kept is None else kept)
+    writer.wait()
 
-    root = Path(path).absolute()
-    manifest, arrays = _flattened(state)
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        for left_by_a_crash in root.glob(_UNFINISHED + "*"):
-            shutil.rmtree(left_by_a_crash)
-    unfinished = root / f"{_UNFINISHED}{step}"
-    items = ocp.args.Composite(leaves=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave({"leaves": manifest}))
-    try:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(unfinished, args=items)
-        _rename(unfinished, root / str(step))
-    except Exception as error:
-        _remove_unfinished(root)
-        if _is_of_a_full_disk(error):
-            with writing(root / str(step)):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise
+
+def _prune(root: Path, kept: Kept) -> None:
     there = steps(root)
-    for old in set(there) - {step, *(there[-_KEPT:] if kept is None else kept)}:
+    for old in set(there) - set(kept(there)):
         shutil.rmtree(root / str(old))
+
+
+def _write_manifest(root: Path, step: int, manifest: list[dict[str, Any]], arrays: dict[str, Any]) -> None:
+    """Write what is known of the leaves beside them, before Orbax gives the whole its name; in a thread of its own."""
+    for index, entry in enumerate(manifest):
+        held = arrays[str(index)]
+        entry["checksum"] = checksum(held) if isinstance(held, np.ndarray) else int(entry["checksum"])
+    (unfinished,) = root.glob(f"{step}.{_UNFINISHED.partition('.')[2]}")
+    with open(unfinished / _MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({"leaves": manifest}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _remove_unfinished(root: Path) -> None:
     """Remove what a failed save has left; threads of its writer may add files for a moment."""
     for _ in range(_TRIES):
-        left = list(root.glob(_UNFINISHED + "*"))
+        left = list(root.glob(_UNFINISHED))
         if not left:
             return
         for half in left:
             shutil.rmtree(half, ignore_errors=True)
         time.sleep(_PAUSE)
-
-
-def _is_of_a_full_disk(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return True
-    # TensorStore reports a full disk as a ValueError that only its text tells from others.
-    return any(os.strerror(number) in str(error) for number in DISK_FULL)
 
 
 def steps(path: str | os.PathLike[str]) -> list[int]:
@@ -125,62 +240,13 @@ def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no checkpoint {directory}; the last one there is of step {latest(path)}.")
     with _damage_explained(directory):
-        manifest = _read(directory)["leaves"]
-        _check_manifest(manifest)
+        manifest = read_manifest(directory)
     wanted, treedef = jax.tree_util.tree_flatten_with_path(like)
     _check_same_leaves(directory, manifest, wanted)
     with _damage_explained(directory):
-        arrays = _read_arrays(directory, manifest)
+        arrays = _read_arrays(directory, manifest, [leaf for _, leaf in wanted])
     leaves = [_as_before(array, leaf) for array, (_, leaf) in zip(arrays, wanted, strict=True)]
     return jax.tree_util.tree_unflatten(treedef, leaves)
-
-
-@contextlib.contextmanager
-def _checkpointer() -> Iterator[Any]:
-    """Orbax's checkpointer, without the traceback that it logs; the error it raises becomes one sentence here.
-
-    Uncompressed: weights hardly compress, and trying took two thirds of the time (800 MB: 6.1 s with, 2.2 s without).
-    """
-    import orbax.checkpoint as ocp
-
-    handler = ocp.CompositeCheckpointHandler(
-        leaves=ocp.PyTreeCheckpointHandler(use_compression=False), manifest=ocp.JsonCheckpointHandler()
-    )
-    logger = logging.getLogger("absl")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
-            yield checkpointer
-    finally:
-        logger.disabled = was_disabled
-
-
-@contextlib.contextmanager
-def _without_late_reports() -> Iterator[None]:
-    """Pass over what TensorStore's threads report to an event loop that an error has closed, a traceback a leaf.
-
-    After an error that goes on, for some of them have not reported yet.
-    """
-    earlier = sys.unraisablehook
-
-    def hook(found: Any) -> None:
-        if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
-            earlier(found)
-
-    sys.unraisablehook = hook
-    yield
-    if sys.unraisablehook is hook:
-        sys.unraisablehook = earlier
-
-
-def _rename(unfinished: Path, final: Path) -> None:
-    if final.exists():
-        replaced = final.with_name(f"{_UNFINISHED}replaced-{final.name}")
-        final.rename(replaced)
-        unfinished.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        unfinished.rename(final)
 
 
 def _name(path: Any) -> str:
@@ -200,11 +266,13 @@ def _kind(name: str, leaf: Any) -> tuple[list[int], str]:
     return list(leaf.shape), str(leaf.dtype)
 
 
-def _flattened(state: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def _flattened(state: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the manifest says of each leaf, and the leaf: copied, or on its devices, where Orbax copies it."""
     manifest, arrays = [], {}
     for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(state)):
         shape, dtype = _kind(_name(path), leaf)
-        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        array = leaf if _stays_on_devices(leaf) else np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        arrays[str(index)] = array
         manifest.append(
             {
                 "name": _name(path),
@@ -213,17 +281,24 @@ def _flattened(state: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]
                 "key_impl": str(jax.random.key_impl(leaf)) if _is_key(leaf) else None,
                 "data_shape": list(array.shape),
                 "data_dtype": str(array.dtype),
-                "crc32": _checksum(array),
+                # Of what is copied the thread that writes it takes the sum, and of the rest the devices do.
+                "checksum": None if isinstance(array, np.ndarray) else checksum(array),
             }
         )
-        # Orbax refuses arrays without elements; their shape, in the manifest, is all there is to them.
-        if array.size:
-            arrays[str(index)] = array
     return manifest, arrays
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _stays_on_devices(leaf: Any) -> bool:
+    """Whether an array is written from its devices and read to them, each process its own parts.
+
+    On the CPU the host's copy is the cheaper way: an array that is looked at there cannot be donated.
+    """
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) or _is_key(leaf) or not leaf.size:
+        return False
+    sharding = leaf.sharding
+    if sharding is None or getattr(leaf, "weak_type", False) or not getattr(leaf, "committed", True):
+        return False
+    return not sharding.is_fully_addressable or platform() != "cpu"
 
 
 @contextlib.contextmanager
@@ -237,30 +312,42 @@ def _damage_explained(directory: Path) -> Iterator[None]:
         raise ValueError(f"checkpoint {directory} is damaged ({reason}); {advice}.") from error
 
 
-def _read(directory: Path, **leaves: Any) -> Any:
-    """The manifest, or with ``leaves`` (Orbax's arguments) the arrays."""
+def read_manifest(directory: Path) -> list[dict[str, Any]]:
+    """What a checkpoint says of its leaves, an entry for each.
+
+    Raises:
+        ValueError: an entry lacks something, or the file is no JSON.
+    """
+    manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))["leaves"]
+    _check_manifest(manifest)
+    return manifest
+
+
+def _read_arrays(directory: Path, manifest: list[dict[str, Any]], like: list[Any]) -> list[Any]:
+    """One value a leaf: a numpy array, a typed key, or an array on its devices."""
     import orbax.checkpoint as ocp
 
-    wanted = leaves or {"manifest": ocp.args.JsonRestore()}
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(directory, args=ocp.args.Composite(**wanted))[next(iter(wanted))]
-
-
-def _read_arrays(directory: Path, manifest: list[dict[str, Any]]) -> list[Any]:
-    """One value a leaf: a numpy array, or a typed key."""
-    import orbax.checkpoint as ocp
-
-    stored = [str(index) for index, entry in enumerate(manifest) if 0 not in entry["data_shape"]]
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
-    arrays = _read(directory, leaves=ocp.args.PyTreeRestore(restore_args=as_numpy)) if stored else {}
-    values = []
-    for index, entry in enumerate(manifest):
-        array = arrays[str(index)] if str(index) in arrays else np.zeros(entry["data_shape"], entry["data_dtype"])
-        if _checksum(array) != entry["crc32"]:
+    arguments: dict[str, Any] = {}
+    for index, (entry, leaf) in enumerate(zip(manifest, like, strict=True)):
+        if 0 not in entry["data_shape"]:
+            placed = _stays_on_devices(leaf)
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            arguments[str(index)] = ocp.ArrayRestoreArgs(sharding=leaf.sharding) if placed else as_numpy
+    arrays = {}
+    if arguments:
+        leaves = ocp.args.PyTreeRestore(restore_args=arguments)
+        with quiet_checkpointer(ocp.Checkpointer) as checkpointer:
+            arrays = checkpointer.restore(directory, args=ocp.args.Composite(leaves=leaves))["leaves"]
+    # Orbax refuses arrays without elements; their shape, in the manifest, is all there is to them.
+    found = [
+        arrays[str(index)] if str(index) in arrays else np.zeros(entry["data_shape"], entry["data_dtype"])
+        for index, entry in enumerate(manifest)
+    ]
+    for entry, array in zip(manifest, found, strict=True):
+        if int(checksum(array)) != entry["checksum"]:
             raise ValueError(f"{entry['name']} is not what was written")
-        impl = entry["key_impl"]
-        values.append(jax.random.wrap_key_data(jnp.array(array), impl=impl) if impl else array)
-    return values
+    keys = [entry["key_impl"] for entry in manifest]
+    return [jax.random.wrap_key_data(jnp.array(x), impl=key) if key else x for key, x in zip(keys, found, strict=True)]
 
 
 def _check_manifest(manifest: Any) -> None:
@@ -294,12 +381,14 @@ def _as_before(value: Any, like: Any) -> Any:
         return like.dtype.type(value) if isinstance(like, np.generic) else value
     if isinstance(like, (bool, int, float)):
         return type(like)(value)
+    if isinstance(value, jax.Array) and not _is_key(value):
+        return value
     array = value if _is_key(value) else _strong_or_weak(value, getattr(like, "weak_type", False))
     # An uncommitted array put on its device would be committed, which is another input to jit: one more compilation.
     return jax.device_put(array, like.sharding) if getattr(like, "committed", False) else array
 
 
-def _strong_or_weak(value: np.ndarray, weak: bool) -> jax.Array:
+def _strong_or_weak(value: Any, weak: bool) -> jax.Array:
     if weak:
         return jnp.full(value.shape, value.dtype.type(0).item()).at[...].set(value)
     return jnp.array(value)

@@ -11,17 +11,27 @@ from rlax_llm.host.interrupts import Stop, interruptible
 from rlax_llm.host.run_directory import RunDirectory
 
 
+def _nothing() -> None:
+    """Nothing is being written beside."""
+
+
 @contextmanager
-def closing(directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> Iterator[Stop]:
+def closing(
+    directory: RunDirectory,
+    new: bool,
+    finish: Callable[[str | None], None],
+    settle: Callable[[], None] = _nothing,
+) -> Iterator[Stop]:
     """Yield what a signal makes true, and have ``finish`` write what there is at the end of the block.
 
     An error has it written too, and is raised. A new run that fails before anything was measured leaves nothing. A
-    second signal writes nothing more: the last checkpoint and every line logged are there.
+    second signal has nothing more begun: the last checkpoint and every line logged are there.
 
     Args:
         directory: held until then.
         new: the run is not one that is gone on with.
         finish: is given what the error says, or None.
+        settle: waits for what is being written beside, before others may write there; it raises nothing.
     """
     with interruptible() as stop:
         try:
@@ -35,7 +45,10 @@ def closing(directory: RunDirectory, new: bool, finish: Callable[[str | None], N
             finish(None)
         finally:
             directory.stopped_by = stop.number
-            directory.release()
+            try:
+                settle()
+            finally:
+                directory.release()
 
 
 def _end_after(error: BaseException, directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> None:

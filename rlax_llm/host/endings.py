@@ -21,6 +21,8 @@ def summary(session: Session, heading: Mapping[str, Any], steps: int) -> dict[st
     found |= {"steps": session.step, "finished": session.step >= steps and session.failed is None}
     if session.failed is not None:
         found["stopped"] = session.failed
+    if session.best is not None and session.keeping.best is not None:
+        found |= {"best_step": session.best.step, f"best_{session.keeping.best.name}": session.best.value}
     for key in ("reward", "held_out_accuracy", "held_out_reward", "held_out_loss", "loss"):
         first, last = first_and_last(metrics, key)
         if first is not None:
@@ -30,6 +32,14 @@ def summary(session: Session, heading: Mapping[str, Any], steps: int) -> dict[st
         if value is not None:
             found[key] = round(value, 1)
     return found
+
+
+def profile_lines(session: Session) -> list[str]:
+    """Where the trace is that was asked for, or that there is none; nothing where none was."""
+    profile = session.profile
+    if profile.missed():
+        return [f"No step {profile.step} was begun, so there is no trace of it"]
+    return [] if profile.step is None else [f"Trace of step {profile.step}: {profile.path}"]
 
 
 def report(session: Session, steps: int) -> str:
@@ -49,6 +59,10 @@ def report(session: Session, steps: int) -> str:
     parts.append(f"{done} {'step' if done == 1 else 'steps'} in {session.wall_seconds():.0f} s")
     parts.append(f"written to {place}")
     lines = [", ".join(parts)]
+    if session.best is not None and session.keeping.best is not None:
+        chosen = f"best {session.keeping.best.name}, {session.best.value:.4g}"
+        lines.append(f"{session.directory.model_path} is the model after step {session.best.step}, of the {chosen}")
+    lines += profile_lines(session)
     if session.step < steps:
         lines.append(f"Go on with: rlax-llm {session.command} --resume {place}")
     elif session.command != "reward":

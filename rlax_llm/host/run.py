@@ -140,7 +140,8 @@ def _walk(session: Session, stretch: _Stretch, state: Any, stop: Callable[[], bo
 
 def _step(session: Session, phase: Phase, state: Any, index: int) -> Done:
     try:
-        return phase.step(state, index)
+        with session.profile.of(session.step + 1):
+            return phase.step(state, index)
     except NotFinite as error:
         raise RunFailed(f"{session.command}: {error} {session.left()}") from error
 

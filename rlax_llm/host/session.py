@@ -6,21 +6,25 @@ where a run is. Metrics show the warm start at steps up to 0.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.host import checkpoints
+from rlax_llm.host.best import Best, Measure
 from rlax_llm.host.closing import closing, done_all
-from rlax_llm.host.interrupts import Stop
+from rlax_llm.host.devices import device_metrics
 from rlax_llm.host.phase import Phase
+from rlax_llm.host.profile import Profile
 from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.time_limit import TimeLimit
 
 _REFERENCE = "reference"
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -38,6 +42,25 @@ class _Saved(NamedTuple):
     like: Any
 
 
+class Keeping(NamedTuple):
+    """Which checkpoints are kept, when a run ends before its last step, and what is traced of it.
+
+    Attributes:
+        checkpoints: how many of the last ones.
+        best: what the best step is chosen by, whose checkpoint is kept too and whose model is written; None is none.
+        max_hours: of this process; None is no limit.
+        profile: the step whose trace is written; None is none.
+    """
+
+    checkpoints: int = 2
+    best: Measure | None = None
+    max_hours: float | None = None
+    profile: int | None = None
+
+
+KEEPING = Keeping()
+
+
 class Session:
     """One process's part in a run.
 
@@ -48,19 +71,24 @@ class Session:
         resume: the directory of a run to go on with, instead of a new one.
         save_every: steps between checkpoints; 0 is only at the end, None one a minute.
         warm_start_steps: of a phase before the run's own.
+        keeping: which checkpoints are kept, when the run ends before its last step, and what is traced of it.
 
     Attributes:
         directory: the run's files.
         position: steps done, over all phases and all processes.
         state: after those steps; None until the run has begun.
         phase: whose state it is.
+        best: the best step so far, by the metric of ``keeping``.
+        profile: traces the step that ``keeping`` says.
         failed: what the error says that is ending the run, or None.
     """
 
     state: Any = None
     phase: Phase | None = None
+    best: Best | None = None
     failed: str | None = None
     _saved: _Saved | None = None
+    _named = False  # whether a metric is known to have the name that the best step is chosen by
 
     def __init__(
         self,
@@ -71,10 +99,12 @@ class Session:
         resume: str | None = None,
         save_every: int | None = 0,
         warm_start_steps: int = 0,
+        keeping: Keeping = KEEPING,
     ):
         self.started = self.saved_at = time.perf_counter()
         self.command, self.resumed, self.save_every = command, resume is not None, save_every
-        self.warm_start_steps = warm_start_steps
+        self.warm_start_steps, self.keeping = warm_start_steps, keeping
+        self.time_limit = TimeLimit(keeping.max_hours)
         self.position, self.earlier_seconds = 0, 0.0
         if resume is None:
             place = out or f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -83,13 +113,23 @@ class Session:
             self.directory = RunDirectory.reopen(resume)
             self.directory.hold()
             self._go_on()
+        self.profile = Profile(self.directory.path / "profile", keeping.profile)
+        self._writer = checkpoints.Writer(self.directory.checkpoints_path)
 
     def _go_on(self) -> None:
         """Take the position of the last checkpoint, and drop what was logged after it."""
         self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
         # Without a checkpoint the run is begun anew, with what is measured before its first step.
         self.directory.truncate_to(self.step if self.position else self.step - 1)
-        seconds = [row.get("wall_seconds") for row in self.directory.metrics()]
+        rows = self.directory.metrics()
+        if self.keeping.best is not None:
+            there = {
+                position - self.warm_start_steps for position in checkpoints.steps(self.directory.checkpoints_path)
+            }
+            for row in rows:
+                if row["step"] in there:
+                    self.best = self.keeping.best.better(row, row["step"], self.best)
+        seconds = [row.get("wall_seconds") for row in rows]
         self.earlier_seconds = next((float(x) for x in reversed(seconds) if isinstance(x, (int, float))), 0.0)
 
     @property
@@ -112,6 +152,9 @@ class Session:
         """What there is after an error in a step."""
         if self.phase is None or not self.phase.exports:
             return f"What was written is in {self.directory.path}."
+        self._settle()
+        if self.best is not None:
+            return f"{self.directory.model_path} is the model after step {self.best.step}, the best so far."
         kept = checkpoints.latest(self.directory.checkpoints_path)
         if kept is None:
             return "There was no checkpoint yet."
@@ -126,12 +169,39 @@ class Session:
             state: after them.
             metrics: of them.
             steps: how many.
+
+        Raises:
+            OSError: a checkpoint that was begun could not be written.
+            ValueError: nothing has the name that the best step is chosen by.
         """
+        self._writer.check()
         before = self.position
         self.phase, self.state, self.position = phase, state, before + steps
         self.log(metrics)
-        if self._checkpoint_is_due(before):
+        if self._is_the_best(metrics) or self._checkpoint_is_due(before):
             self.save()
+
+    def _is_the_best(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether the step is better than all before; it is the best from now on."""
+        measure = self.keeping.best
+        if measure is None or self.step < 1:
+            return False
+        if not self._named:
+            self._check_measured(measure.name)
+        better = measure.better(metrics, self.step, self.best)
+        if better is self.best:
+            return False
+        # The best before it is kept until this one is whole: what is being written is ended first.
+        self._writer.wait()
+        self.best = better
+        return True
+
+    def _check_measured(self, name: str) -> None:
+        known = sorted({name for row in self.directory.metrics() for name in row} - {"step"})
+        self._named = name in known
+        if not self._named:
+            hint = did_you_mean(name, known, f"; there are {', '.join(known)}.")
+            raise ValueError(f"{self.command}: best is {name!r}, and no metric of this run is called so{hint}")
 
     def _checkpoint_is_due(self, before: int) -> bool:
         if self.save_every is None:
@@ -139,13 +209,24 @@ class Session:
         return reached(before, self.position, self.save_every)
 
     def save(self) -> None:
-        """Checkpoint the state, after what its phase keeps of itself."""
+        """Begin to write a checkpoint of the state, after what its phase keeps of itself."""
+        self._writer.wait()
         if self.phase is not None:
             self.phase.keep(self.directory.checkpoints_path, self.position)
-        checkpoints.save(self.directory.checkpoints_path, self.position, self.state)
+        self._writer.save(self.position, self.state, self._kept)
         if self.phase is not None:
             self._saved = _Saved(self.phase, jax.tree.map(_shape, self.state))
         self.saved_at = time.perf_counter()
+
+    def _kept(self, there: list[int]) -> set[int]:
+        """The last checkpoints, and the best."""
+        best = set() if self.best is None else {self.best.step + self.warm_start_steps}
+        return {*there[-self.keeping.checkpoints :], *(best & {*there})}
+
+    def _settle(self) -> None:
+        """Wait for what is being written; what goes wrong with it is told where the state is written next."""
+        with contextlib.suppress(Exception):
+            self._writer.wait()
 
     def reference(self, params: Any, every: int = 0) -> Any:
         """The frozen reference: ``params`` as they were at the last multiple of ``every`` steps; of 0, at the first.
@@ -155,6 +236,7 @@ class Session:
         Raises:
             FileNotFoundError: it is not there, and ``params`` are those of a later step.
         """
+        self._writer.wait()
         place = self.directory.checkpoints_path / _REFERENCE
         # Without a checkpoint a run is begun anew.
         resumable = checkpoints.steps(self.directory.checkpoints_path) or [self.warm_start_steps]
@@ -167,24 +249,28 @@ class Session:
                 f"there is no checkpoint {place / str(wanted)}: the reference that this run is measured against, the "
                 f"policy of step {wanted}; put it back, or begin a new run."
             )
-        checkpoints.save(place, wanted, params, needed)
+        checkpoints.save(place, wanted, params, lambda there: {wanted, *needed})
         return jax.tree.map(lambda x: x.copy(), params)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of the step that ended."""
-        self.directory.log_metrics(self.step, {**metrics, "wall_seconds": self.wall_seconds()})
+        self.directory.log_metrics(
+            self.step, {**metrics, **device_metrics(metrics), "wall_seconds": self.wall_seconds()}
+        )
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Write records of a step's completions, if there are any."""
         if rows:
             self.directory.log_completions([{"step": step, **row} for row in rows])
 
+    @contextlib.contextmanager
     def running(
         self,
         summary: Callable[[], Mapping[str, Any]],
         draw: Callable[[Path, Sequence[Mapping[str, Any]]], None],
-    ) -> AbstractContextManager[Stop]:
-        """A block that yields what a signal makes true, at whose end checkpoint, model, figure and summary are written.
+    ) -> Iterator[Callable[[], bool]]:
+        """A block that yields what a signal or the time limit makes true, at whose end checkpoint, model, figure and
+        summary are written.
 
         So they are where an error ends it (see ``closing``): the model is then that of the last checkpoint where the
         state is lost.
@@ -202,24 +288,34 @@ class Session:
                 lambda: self._write_summary(summary()),
             )
 
-        return closing(self.directory, not self.resumed, finish)
+        with closing(self.directory, not self.resumed, finish, self._settle) as signal:
+            yield lambda: signal() or self.time_limit()
 
     def _write_state(self) -> None:
         """Write the last checkpoint and the model."""
-        phase, state = self.phase, self.state
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-            # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
-            phase, state = self._last_saved()
-        elif self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
+        lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state) if isinstance(leaf, jax.Array))
+        self._settle()
+        # An error inside an update leaves nothing of the donated state; the last checkpoint is what there is then.
+        if not lost and self.position and checkpoints.latest(self.directory.checkpoints_path) != self.position:
             self.save()
+            self._writer.wait()
+        phase, state = self._exported(lost)
         if phase is not None and state is not None:
             phase.export(state, self.directory.model_path)
 
-    def _last_saved(self) -> tuple[Phase | None, Any]:
-        step = checkpoints.latest(self.directory.checkpoints_path)
+    def _exported(self, lost: bool) -> tuple[Phase | None, Any]:
+        """What the model is written of: the best step, or the last one, or that of the last checkpoint."""
+        place = self.directory.checkpoints_path
+        if self.best is not None and self.best.step != self.step:
+            # The last state is on the disk, and a device need not hold two.
+            self.state = jax.tree.map(_shape, self.state)
+            return self.phase, checkpoints.restore(place, self.best.step + self.warm_start_steps, self.state)
+        if not lost:
+            return self.phase, self.state
+        step = checkpoints.latest(place)
         if step is None or self._saved is None or not self._saved.phase.exports:
             return None, None
-        return self._saved.phase, checkpoints.restore(self.directory.checkpoints_path, step, self._saved.like)
+        return self._saved.phase, checkpoints.restore(place, step, self._saved.like)
 
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
@@ -227,7 +323,9 @@ class Session:
 
 
 def _shape(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
 
 
 def _multiple(step: int, every: int) -> int:

@@ -128,6 +128,8 @@ def test_resuming_keeps_the_settings_of_the_run(tmp_path):
     assert longer == resumed.changed(steps=20)
     with pytest.raises(ValueError, match=r"--batch-size 16 conflicts with the run in .*, where it is 8; only --steps"):
         _parse(SftSettings, "--resume", out, "--batch-size", "16")
+    others = _parse(SftSettings, "--resume", out, "--max-hours", "2", "--keep-checkpoints", "5", "--profile", "2")
+    assert (others.run.max_hours, others.run.keep_checkpoints, others.run.profile) == (2.0, 5, 2)
     with pytest.raises(ValueError, match="--out elsewhere conflicts"):
         _parse(SftSettings, "--resume", out, "--out", "elsewhere")
     with pytest.raises(ValueError, match="--config and --resume are both given"):

@@ -65,7 +65,7 @@ def test_resuming_keeps_all_settings_but_the_steps(tmp_path):
     RunDirectory.create(out, as_dict(saved))
     config = _parse("--resume", out, "--steps", "1000000")
     assert (config.run.steps, config.run.resume, config.network.hidden) == (1_000_000, out, (64, 64))
-    with pytest.raises(ValueError, match=r"--seeds 3 conflicts with the run in .*, where it is 8; only --steps may"):
+    with pytest.raises(ValueError, match=r"--seeds 3 conflicts with the run in .*, where it is 8; only --steps,"):
         _parse("--resume", out, "--seeds", "3")
 
 

@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_numbers_of_an_unbroken_one(who
 def saved_bytes(directory):
     """Names, shapes and checksums of the leaves of the last checkpoint."""
     place = directory.checkpoints_path
-    return checkpoints._read((place / str(checkpoints.latest(place))).absolute())["leaves"]
+    return checkpoints.read_manifest(place / str(checkpoints.latest(place)))
 
 
 def dies_at(step):
@@ -151,11 +151,11 @@ def dies_at(step):
     ("place", "name", "step", "kept"),
     [
         (RunDirectory, "log_metrics", 3, []),  # after the first chunk, before anything of it is written
-        (checkpoints, "save", 3, []),  # its line is written, its checkpoint is not
+        (checkpoints.Writer, "save", 3, []),  # its line is written, its checkpoint is not
         (RunDirectory, "log_metrics", 6, [3]),
-        (checkpoints, "save", 6, [3]),
+        (checkpoints.Writer, "save", 6, [3]),
         (RunDirectory, "log_metrics", 7, [3, 6]),
-        (checkpoints, "save", 7, [3, 6]),  # all is done and logged
+        (checkpoints.Writer, "save", 7, [3, 6]),  # all is done and logged
     ],
 )
 def test_a_run_that_is_killed_anywhere_goes_on_from_its_last_checkpoint(

@@ -8,10 +8,10 @@ import pytest
 from rlax_llm.commands.control.program import ControlSettings, build
 from rlax_llm.commands.grpo.objective import build_objective
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings
-from rlax_llm.commands.setup import build_optimizer
 from rlax_llm.data.tasks import load_task
 from rlax_llm.envs.registry import make
 from rlax_llm.preference.links import hinge

@@ -21,6 +21,7 @@ from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.finite import NOT_FINITE
 from rlax_llm.host import checkpoints, phase
+from rlax_llm.host.checksums import checksum
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import Session
@@ -161,10 +162,10 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_last_good_model_stays(w
     assert [row["step"] for row in directory.metrics()][-1] == 1
     assert checkpoints.latest(directory.checkpoints_path) == TINY.run.warm_start_steps + 1
     assert seen == [0.0] * len(seen)
-    kept = checkpoints._read(directory.checkpoints_path.absolute() / "4")["leaves"]
-    sums = {entry["name"]: entry["crc32"] for entry in kept if entry["name"].startswith("params/")}
+    kept = checkpoints.read_manifest(directory.checkpoints_path / "4")
+    sums = {entry["name"]: entry["checksum"] for entry in kept if entry["name"].startswith("params/")}
     exported = jax.tree_util.tree_leaves_with_path({"params": load_model(directory.model_path).params})
-    assert sums == {checkpoints._name(path): checkpoints._checksum(np.asarray(leaf)) for path, leaf in exported}
+    assert sums == {checkpoints._name(path): checksum(np.asarray(leaf)) for path, leaf in exported}
     monkeypatch.undo()
     resumed = runs.run_grpo(TINY.changed(out=str(out), resume=str(out)))
     assert numbers(resumed) == numbers(whole) and same_parameters(resumed, whole)

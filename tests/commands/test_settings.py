@@ -28,6 +28,7 @@ MAY_BE_NONE = {
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""
 ABSENT = {"data", "eval_data", "reward", "reward_model", "micro_batch_size", "logit_bias", "out", "resume", "config"}
+ABSENT |= {"best", "max_hours", "profile"}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -123,3 +124,16 @@ def test_floats_may_be_traced():
         return 2 * ControlSettings.of().changed(learning_rate=rate).learning.learning_rate
 
     assert jax.vmap(scaled)(jax.numpy.array([0.5, 1.0])).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0, wanted at least 1"),
+        ({"max_hours": 0.0}, "max_hours is 0.0, wanted a number greater than 0"),
+        ({"profile": 9}, "profile is 9, wanted a step of the run, at most 8"),
+    ],
+)
+def test_what_a_run_keeps_and_traces_is_checked(given, message):
+    with pytest.raises(ValueError, match=f"sft: {message}"):
+        KINDS["sft"].of(steps=8, **given)

@@ -1,7 +1,9 @@
 """Checkpoints: restored bits, the last two kept, and what is said when one is damaged or does not fit."""
 
+import errno
 import os
 import resource
+import threading
 import time
 
 import jax
@@ -9,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from rlax_llm.host import checkpoints
+from rlax_llm.host.checksums import checksum
 
 
 def _state(seed=0, width=3):
@@ -77,6 +81,76 @@ def test_the_last_two_are_kept(tmp_path):
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["10", "9"]
 
 
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """What is written is the state as it was, though its arrays are donated before the writing has ended."""
+    write, go_on, there = checkpoints._write_manifest, threading.Event(), []
+
+    def slowly(*arguments):
+        assert go_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints, "_write_manifest", slowly)
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = {"w": jnp.arange(3000.0), "n": jnp.zeros((), jnp.int32)}
+    writer = checkpoints.Writer(tmp_path)
+    writer.save(1, state, checkpoints.last(2))
+    for _ in range(3):
+        state = step(state)
+        writer.check()
+        there.append(checkpoints.latest(tmp_path))
+    go_on.set()
+    writer.save(4, state, checkpoints.last(1))
+    writer.wait()
+    assert there == [None] * 3 and checkpoints.steps(tmp_path) == [4]
+    _assert_same(checkpoints.restore(tmp_path, 4, state), {"w": jnp.arange(3000.0) + 3, "n": jnp.int32(3)})
+
+
+def test_an_error_of_the_writing_is_told_at_the_next_look(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    writer = checkpoints.Writer(tmp_path)
+    writer.save(1, jnp.zeros(2), checkpoints.last(2))
+    writer.wait()
+    monkeypatch.setattr(checkpoints, "_write_manifest", full)
+    writer.save(2, jnp.zeros(2), checkpoints.last(2))
+    with pytest.raises(OSError, match=r"no space left on the disk while writing .*2; what was written before"):
+        for _ in range(1000):
+            writer.check()
+            time.sleep(0.01)
+    writer.wait()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_parts_on_devices_are_written_from_them_and_read_to_them(tmp_path, monkeypatch, damaged):
+    """As on accelerators: each device's part by itself, with the checksum that the whole has on the host."""
+    placed = jax.device_put(jnp.arange(12.0).reshape(4, 3), SingleDeviceSharding(jax.devices()[0]))
+    checkpoints.save(tmp_path, 1, {"w": placed})
+    on_host = checkpoints.read_manifest(tmp_path / "1")
+    monkeypatch.setattr(checkpoints, "platform", lambda: "gpu")
+    checkpoints.save(tmp_path, 2, {"w": placed})
+    assert checkpoints.read_manifest(tmp_path / "2") == on_host
+    if damaged:
+        manifest = tmp_path / "2" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"checksum": ', '"checksum": 1'))
+        with pytest.raises(ValueError, match="w is not what was written"):
+            checkpoints.restore(tmp_path, 2, {"w": placed})
+    else:
+        _assert_same(checkpoints.restore(tmp_path, 2, {"w": placed}), {"w": placed})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_any_change_of_one_bit_changes_the_checksum(dtype):
+    values = (np.arange(70_000).reshape(7, 10_000) % 2).astype(jnp.dtype(dtype))
+    whole = checksum(values)
+    assert int(checksum(jnp.array(values))) == whole
+    for row, column in ((0, 0), (3, 77), (6, 9_999)):
+        changed = values.copy()
+        changed.view(np.uint8)[row, column * changed.dtype.itemsize] ^= 1
+        assert checksum(changed) != whole
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     like = jnp.zeros(2)
     checkpoints.save(tmp_path, 1, like)
@@ -92,7 +166,7 @@ def test_a_crash_while_saving_leaves_the_last_one(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "_rename", killed)
+        patch.setattr(checkpoints, "_write_manifest", killed)
         checkpoints.save(tmp_path, 2, _state(1))
     assert checkpoints.latest(tmp_path) == 1
     _assert_same(checkpoints.restore(tmp_path, 1, _state(2)), _state())
@@ -129,16 +203,16 @@ def test_damage_is_seen(tmp_path):
     largest.unlink()
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.restore(tmp_path, 2, state)
-    (tmp_path / "2" / "manifest" / "metadata").write_text("{")
+    (tmp_path / "2" / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.restore(tmp_path, 2, state)
 
 
 def test_an_entry_that_lacks_something_is_damage(tmp_path):
     checkpoints.save(tmp_path, 1, {"w": jnp.zeros(2)})
-    manifest = tmp_path / "1" / "manifest" / "metadata"
-    manifest.write_text(manifest.read_text().replace('"crc32"', '"crc"'))
-    with pytest.raises(ValueError, match=r"1 is damaged \(an entry of its manifest has no 'crc32'\); there"):
+    manifest = tmp_path / "1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"checksum"', '"sum"'))
+    with pytest.raises(ValueError, match=r"1 is damaged \(an entry of its manifest has no 'checksum'\); there"):
         checkpoints.restore(tmp_path, 1, {"w": jnp.zeros(2)})
 
 

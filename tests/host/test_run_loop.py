@@ -1,17 +1,20 @@
 """The loop of every run, with phases that add numbers up: whatever ends it, going on gives the same bytes."""
 
+import itertools
 import json
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import pytest
 
-from rlax_llm.host import checkpoints
+from rlax_llm.host import checkpoints, session
+from rlax_llm.host.best import Measure
 from rlax_llm.host.failures import NotFinite, RunFailed
 from rlax_llm.host.phase import Done, Evaluation, Phase
 from rlax_llm.host.run import Plan, run_phases
 from rlax_llm.host.run_directory import RunDirectory
-from rlax_llm.host.session import Session
+from rlax_llm.host.session import KEEPING, Keeping, Session
+from rlax_llm.host.time_limit import TimeLimit
 
 WARM, STEPS = 3, 6
 
@@ -69,7 +72,7 @@ class Adding(Phase):
 PLAN = Plan(STEPS, eval_every=2)
 
 
-def ran(out, resume=False, warm=True, plan=PLAN, phase=None, save_every=1):
+def ran(out, resume=False, warm=True, plan=PLAN, phase=None, save_every=1, keeping=KEEPING):
     phase = Adding() if phase is None else phase
     place = str(out)
     session = Session(
@@ -79,6 +82,7 @@ def ran(out, resume=False, warm=True, plan=PLAN, phase=None, save_every=1):
         resume=place if resume else None,
         save_every=save_every,
         warm_start_steps=WARM if warm else 0,
+        keeping=keeping,
     )
     with session.running(dict, lambda path, metrics: None) as stop:
         run_phases(session, phase, plan, jnp.float32(1), stop, Adding("warm") if warm else None)
@@ -88,7 +92,7 @@ def ran(out, resume=False, warm=True, plan=PLAN, phase=None, save_every=1):
 def written(directory):
     """All that a run computes, without its clock."""
     rows = [{name: x for name, x in row.items() if name != "wall_seconds"} for row in directory.metrics()]
-    state = checkpoints._read((directory.checkpoints_path / str(WARM + STEPS)).absolute())["leaves"]
+    state = checkpoints.read_manifest(directory.checkpoints_path / str(WARM + STEPS))
     model = (directory.model_path / "numbers.json").read_bytes()
     return rows, directory.completions_path.read_bytes(), state, model
 
@@ -113,7 +117,8 @@ def deaths(save_every):
     return [
         *((RunDirectory, "log_metrics", step, save_every) for step in range(1 - WARM, STEPS + 1)),
         *((RunDirectory, "log_completions", count, save_every) for count in range(1, STEPS + 2)),
-        *((checkpoints, "save", position, save_every) for position in saved),
+        *((checkpoints.Writer, "save", position, save_every) for position in saved),
+        *((checkpoints, "_write_manifest", position, save_every) for position in saved),
         *((Adding, "keep", position, save_every) for position in saved),
         *((Adding, "step", index, save_every) for index in range(STEPS)),
     ]
@@ -175,3 +180,55 @@ def test_a_number_that_is_not_finite_names_command_and_files(tmp_path):
     ):
         ran(tmp_path / "run", phase=Diverging())
     assert [row["step"] for row in RunDirectory.reopen(tmp_path / "run").metrics()][-1] == 2
+
+
+class Peaking(Adding):
+    """Measures of its steps are best at step 3, and again as good at step 5."""
+
+    def step(self, state, index):
+        done = super().step(state, index)
+        return done._replace(metrics={**done.metrics, "score": [0.0, 2.0, 4.0, float("nan"), 4.0, 1.0][index]})
+
+
+def exported(directory):
+    return json.loads((directory.model_path / "numbers.json").read_text())[1]
+
+
+@pytest.mark.parametrize("killed_at", [None, 3, 4, 5])
+def test_the_best_is_kept_and_written_as_the_model(tmp_path, killed_at):
+    """Among the first of equals, beside as many of the last as are asked for, also over a kill and a resume."""
+
+    class Killed(Peaking):
+        def step(self, state, index):
+            if index == killed_at:
+                raise KeyboardInterrupt
+            return super().step(state, index)
+
+    keeping, out = Keeping(1, Measure.of("score")), tmp_path / "run"
+    if killed_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            ran(out, phase=Killed(), keeping=keeping, save_every=2)
+        assert WARM + 3 in checkpoints.steps(out / "checkpoints")
+    directory = ran(out, killed_at is not None, phase=Peaking(), keeping=keeping, save_every=2)
+    assert checkpoints.steps(directory.checkpoints_path) == [WARM + 3, WARM + STEPS]
+    loss = {row["step"]: row["loss"] for row in directory.metrics() if row["step"] > 0}
+    assert exported(directory) == loss[3]
+    assert exported(ran(tmp_path / "other", phase=Peaking(), save_every=2)) == loss[STEPS]
+
+
+def test_a_best_that_nothing_measures_is_told_after_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match=r"grpo: best is 'held_oot', and no metric .* did you mean 'held_out'\?"):
+        ran(tmp_path / "run", keeping=Keeping(best=Measure.of("held_oot")))
+    assert RunDirectory.reopen(tmp_path / "run").metrics()[-1]["step"] == 1
+
+
+def test_a_time_limit_ends_with_a_checkpoint_to_go_on_from(whole, tmp_path, monkeypatch, capsys):
+    """Before the step that would end behind it; a process that goes on has the whole time again."""
+    hours = itertools.count()
+    monkeypatch.setattr(session, "TimeLimit", lambda limit: TimeLimit(limit, lambda: 3600.0 * next(hours)))
+    out, keeping, reached = tmp_path / "run", Keeping(max_hours=4.0), []
+    for resume in (False, True, True):
+        directory = ran(out, resume, keeping=keeping, save_every=0)
+        reached.append(checkpoints.latest(directory.checkpoints_path))
+    assert reached[-1] > reached[0] > 0 and "Time limit: max_hours is 4.0" in capsys.readouterr().err
+    assert written(ran(out, True)) == whole

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
+from rlax_llm.commands.descriptions import KEEP_HELP, MAY_CHANGE_HELP, TIME_HELP
 from rlax_llm.commands.fields import LARGEST_COUNT, Part, above_zero, at_least, option, resolved, within
 from rlax_llm.commands.settings import Settings
 from rlax_llm.recipes.building import parameters
@@ -108,7 +109,7 @@ _TUNED: list[tuple[str, str, dict[str, Any]]] = [
 """(environment, recipe, what they want), as patterns; a later row wins over an earlier one, all over the recipe's."""
 
 _OUT_HELP = "Directory of the run: config.yaml, config.json, metrics.jsonl, curves.png, summary.json, checkpoints/."
-_RESUME_HELP = "Go on with an interrupted run from its directory, with its settings; only --steps may change."
+_RESUME_HELP = f"Go on with an interrupted run from its directory, with its settings; {MAY_CHANGE_HELP}."
 _CONFIG_HELP = "YAML or JSON file of settings, keys as the flags with underscores; flags given beside it win over it."
 _RECIPE_HELP = (
     f"Algorithm: {listed('control')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Objective."
@@ -237,6 +238,14 @@ class ControlRunSettings(Part):
     save_every: int | None = option(
         None, "Iterations between checkpoints, at the next look; 0 is only at the end or at Ctrl-C.", "one per minute"
     )
+    keep_checkpoints: int = option(2, KEEP_HELP)
+    max_hours: float | None = option(None, TIME_HELP, "no limit")
+    profile: int | None = option(
+        None,
+        "Iteration, from 1: the first look that begins there or later is traced to profile/ (TensorBoard, Perfetto).",
+        "none",
+        "ITERATION",
+    )
     render: bool = option(False, "Write a greedy episode of the best seed to episode.gif.")
     out: str | None = option(None, _OUT_HELP, "runs/control-DATE-TIME", "DIR")
     resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
@@ -244,8 +253,9 @@ class ControlRunSettings(Part):
 
     def check(self) -> None:
         """Check the ranges."""
-        at_least(self, 1, "steps", "seeds", "eval_episodes", "log_every")
+        at_least(self, 1, "steps", "seeds", "eval_episodes", "log_every", "keep_checkpoints", "profile")
         at_least(self, 0, "eval_steps", "save_every")
+        above_zero(self, "max_hours")
 
 
 def _at_least_off(part: Part, *names: str) -> None:

@@ -13,7 +13,8 @@ from rlax_llm.commands.grpo.gathering import Taken
 from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, build_step
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.setup import build_optimizer, build_schedule
+from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.setup import build_schedule
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import Groups
 from rlax_llm.credit.shaping import overlong_filter

@@ -19,10 +19,11 @@ from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.ppo.settings import PpoLearningSettings, PpoSettings, ShapingSettings
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
-from rlax_llm.commands.setup import build_optimizer, build_schedule
+from rlax_llm.commands.setup import build_schedule
 from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef

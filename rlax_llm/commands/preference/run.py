@@ -10,6 +10,7 @@ from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
 from rlax_llm.commands.preference.rows import (
@@ -22,7 +23,7 @@ from rlax_llm.commands.preference.rows import (
     with_reference,
 )
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
-from rlax_llm.commands.setup import build_model, build_optimizer, build_schedule
+from rlax_llm.commands.setup import build_model, build_schedule
 from rlax_llm.host.progress import Column
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.loops.labels import label_loop, reference_point_of_mismatched
