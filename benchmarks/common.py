@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, facts of the machine, one JSON line a configuration."""
+"""What the benchmarks share: interleaved timing, facts of the machine, one JSON line per configuration."""
 
 from __future__ import annotations
 

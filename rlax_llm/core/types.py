@@ -118,7 +118,7 @@ class Scored(NamedTuple):
     """Completions with their scores, in groups: what an advantage estimator sees.
 
     Attributes:
-        scores: ``[P, G]`` float, one score a completion; NaN marks a completion that could not be scored.
+        scores: ``[P, G]`` float, one score per completion; NaN marks a completion that could not be scored.
         log_probs: ``[P, G, T]`` float, the sampler's, nats.
         mask: ``[P, G, T]`` bool, True where the policy chose the token.
         ref_log_probs: ``[P, G, T]`` float or None, the frozen reference's, nats.

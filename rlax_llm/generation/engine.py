@@ -53,7 +53,7 @@ class Prefilled(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """The completions' side, one entry a row: everything that changes from step to step.
+    """The completions' side, one entry per row: everything that changes from step to step.
 
     Attributes:
         cache: for each layer keys ``[P, G, K, head_dim, room]`` and values ``[P, G, K, room, head_dim]``.

@@ -70,7 +70,7 @@ class Progress:
     """Shows steps as they end; a context manager.
 
     A number that some steps do not have (a held-out accuracy) stays on show until its next. Without a terminal, a run
-    of at most 20 steps prints a line a step, a longer one a line every two seconds, and any run its last step.
+    of at most 20 steps prints one line per step, a longer one a line every two seconds, and any run its last step.
     Colors follow ``NO_COLOR``.
 
     Args:

@@ -212,7 +212,7 @@ def reward_loop(
 
     Raises:
         ValueError: for micro-batches of a link that reads the whole batch, or a negative c; at trace time, for rows
-            that are not pairs, pairs that micro-batches do not divide, or scores that are not one a row.
+            that are not pairs, pairs that micro-batches do not divide, or scores that are not one per row.
 
     >>> from rlax_llm.preference.links import logistic
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))

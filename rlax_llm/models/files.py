@@ -91,8 +91,8 @@ def replace_directory(directory: Path, needed_bytes: int, owned: Callable[[str],
 def stage_directory(target: Path) -> Iterator[Path]:
     """A new directory next to ``target``, which goes when the block ends unless it was renamed.
 
-    It is locked for the block, and the lock ends with the process. So what a process left that was killed in such a
-    block differs from what a living one is writing, and is removed first.
+    It is locked for the block, and the lock ends with the process. So a directory without a lock was left by a
+    process that was killed, and is removed first; one that another process is still writing stays.
 
     Args:
         target: whose name it bears, as ``.name-….partial``; its parent exists.

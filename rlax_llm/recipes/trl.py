@@ -38,8 +38,8 @@ def grpo(
 ) -> Objective:
     """``GRPOTrainer`` with its defaults: ``loss_type="dapo"`` is the mean over tokens, and there is no KL term.
 
-    ``bnpo`` is the same with one micro-batch a step. With a ``beta``, later versions multiply the KL term by the ratio
-    unless ``use_bias_correction_kl=False``: that is ``grpo_corrected_kl``.
+    ``bnpo`` is the same with one micro-batch per step. With a ``beta``, later versions multiply the KL term by the
+    ratio unless ``use_bias_correction_kl=False``: that is ``grpo_corrected_kl``.
 
     Args:
         kl_coef: ``beta``, weight of k3 in the loss.

@@ -31,7 +31,7 @@ def answer_text(answer: Any) -> str | None:
         return answer_text(answer[0]) if len(answer) == 1 else None
     if isinstance(answer, str):
         return answer.strip() or None
-    # Only True and False are read as neither: who answers "yes", "1" or "true" cannot be told right from wrong.
+    # True and False alone have no text: whether "yes", "1" or "true" is right for them is not certain.
     if isinstance(answer, bool | np.bool_) or not isinstance(answer, numbers.Real | Decimal):
         return None
     number: Any = answer

@@ -33,7 +33,7 @@ class _TooLong(BaseException):
 def math_answer(
     prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any
 ) -> list[float | None]:
-    r"""1 where the completion's final answer equals the right one, else 0; ``None`` where that cannot be told.
+    r"""1 where the completion's final answer equals the right one, else 0; ``None`` where that is uncertain.
 
     The final answer is what ``final_answer`` finds: the last ``<answer>``, ``\boxed``, ``####`` or "the answer is", or
     else the last formula in LaTeX's delimiters or number. Several answers side by side are one, a list: ``4 or 5`` is

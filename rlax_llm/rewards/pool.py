@@ -294,7 +294,7 @@ def _end_with_main_program() -> None:
         return
     if os.fork():
         os._exit(0)
-    # Of what is open only what tells of the end: no end of a pipe may stay open here.
+    # Only the sentinel stays open, which reports the parent's end: no end of a pipe may stay open here.
     for descriptor in {int(name) for name in os.listdir("/dev/fd")} - {parent.sentinel}:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -143,7 +143,7 @@ def readings(text: str) -> tuple[Reading, ...]:
         text: an answer and nothing else, LaTeX or plain.
 
     Returns:
-        None where it is nothing, or prose that holds a number; two where it cannot be told, as with ``3,14``.
+        None where it is nothing, or prose that holds a number; two where it may mean either, as with ``3,14``.
 
     >>> readings(r"3\frac{1}{2}"), readings("1.234,5"), readings("Yes.")
     ((Quantity(value=Fraction(7, 2), unit=Unit(size=Fraction(1, 1), dimensions=(), counted=False), places=0),),

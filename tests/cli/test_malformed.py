@@ -80,7 +80,7 @@ def _said(row: Row) -> str | None:
 
 @pytest.fixture
 def settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command begins, so a row that is let through is told at once."""
+    """No command begins, so a row that is let through shows at once."""
 
     def begin(config: object) -> None:
         raise AssertionError(f"{config} was let through")
