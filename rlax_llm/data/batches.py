@@ -181,21 +181,25 @@ def _laid(
     """Tokens, valid and mask, as many rows per prompt as there are more completions; and the prompts' width."""
     if not prompts:
         raise DataError(f"{where}: no rows, wanted at least one.")
-    parts = []
-    for name, rows, width, pad in (
-        ("prompts", prompts, widths[0], pad_left),
-        ("completions", completions, widths[1], pad_right),
-    ):
-        most = longest(rows)
-        if width is not None and most > width:
-            raise DataError(f"{where}: {most} tokens for {width} columns of {name}; give more columns or shorter rows.")
-        parts.append(pad(rows, bucket(most) if width is None else width, pad_id))
-    (prompt, prompt_valid), (completion, valid) = parts
+    prompt_columns = _columns(where, "prompts", prompts, widths[0])
+    columns = _columns(where, "completions", completions, widths[1])
+    prompt, prompt_valid = pad_left(prompts, prompt_columns, pad_id)
+    completion, valid = pad_right(completions, columns, pad_id)
     group_size = len(completions) // len(prompts)
     prompt, prompt_valid = (np.repeat(x, group_size, 0) for x in (prompt, prompt_valid))
     tokens = np.concatenate([prompt, completion], 1)
     mask = np.concatenate([np.zeros_like(prompt_valid), valid], 1)
     return (tokens, np.concatenate([prompt_valid, valid], 1), mask), prompt.shape[1]
+
+
+def _columns(where: str, name: str, rows: Sequence[list[int]], width: int | None) -> int:
+    """The width that is given, or the bucket of the longest row."""
+    most = longest(rows)
+    if width is None:
+        return bucket(most)
+    if most > width:
+        raise DataError(f"{where}: {most} tokens for {width} columns of {name}; give more columns or shorter rows.")
+    return width
 
 
 def _mismatch(prompts: Sequence[list[int]]) -> tuple[int, np.ndarray]:

@@ -155,19 +155,25 @@ def inverse_cdf(key: jax.Array, tempered: jax.Array, kept: jax.Array | None = No
     >>> inverse_cdf(jax.random.key(0), jnp.array([[0.0, 9.0]]), jnp.array([[True, False]])).tokens.tolist()
     [0]
     """
-    vocabulary = tempered.shape[-1]
     possible = tempered if kept is None else jnp.where(kept, tempered, -jnp.inf)
     top = possible.max(-1)
     weights = jnp.exp(possible - top[:, None])
+    tokens, mass = _invert_in_blocks(key, weights)
+    logit = jnp.take_along_axis(tempered, tokens[:, None], -1)[:, 0]
+    return Draw(tokens, logit - top - jnp.log(mass), None if kept is None else to_bits(kept))
+
+
+def _invert_in_blocks(key: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index ``[B]`` drawn in proportion to ``weights [B, V]``, a block first and then in it; and the sum of them."""
+    count, vocabulary = weights.shape
     block = min(BLOCK, vocabulary)
-    padded = jnp.pad(weights, ((0, 0), (0, -vocabulary % block))).reshape(weights.shape[0], -1, block)
+    padded = jnp.pad(weights, ((0, 0), (0, -vocabulary % block))).reshape(count, -1, block)
     masses = padded.sum(-1)
-    first, second = jax.random.uniform(key, (2, weights.shape[0]))
+    first, second = jax.random.uniform(key, (2, count))
     chosen = _invert(first, masses)
     inside = jnp.take_along_axis(padded, chosen[:, None, None], 1)[:, 0]
     tokens = (chosen * block + _invert(second, inside)).astype(jnp.int32)
-    logit = jnp.take_along_axis(tempered, tokens[:, None], -1)[:, 0]
-    return Draw(tokens, logit - top - jnp.log(masses.sum(-1)), None if kept is None else to_bits(kept))
+    return tokens, masses.sum(-1)
 
 
 def _invert(uniform: jax.Array, weights: jax.Array) -> jax.Array:

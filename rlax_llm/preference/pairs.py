@@ -269,6 +269,13 @@ def _without_padding(responses: Responses, used: jax.Array) -> Responses:
     return responses._replace(mask=responses.mask & used[:, None])
 
 
+def _likelihood_loss(log_probs: jax.Array, token_weights: jax.Array) -> jax.Array:
+    """``Σ token_weights · (−log π)``; a token of weight 0 is not read."""
+    checks.same_shape("preference_loss", log_probs=log_probs, token_weights=token_weights)
+    read = jnp.where(token_weights != 0, wide(log_probs), 0.0)
+    return -(token_weights * read).sum()
+
+
 @check_arguments
 def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """``Σ weights · link(rewards)  +  nll_coef · Σ token_weights · (−log π)``: sums, so exact under micro-batches.
@@ -305,9 +312,7 @@ def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax
     link = preference.link if batch.margins is None else demand_margin(preference.link, batch.margins)
     loss, metrics = pair_loss(link, *rewards, weights)
     if batch.token_weights is not None:
-        checks.same_shape("preference_loss", log_probs=chosen.log_probs, token_weights=batch.token_weights)
-        read = jnp.where(batch.token_weights != 0, wide(chosen.log_probs), 0.0)
-        nll = -(batch.token_weights * read).sum()
+        nll = _likelihood_loss(chosen.log_probs, batch.token_weights)
         return loss + preference.nll_coef * nll, metrics | {"nll": jax.lax.stop_gradient(nll)}
     if not (isinstance(preference.nll_coef, (int, float)) and preference.nll_coef == 0):
         raise ValueError(

@@ -319,17 +319,25 @@ def _quantity(text: str, depth: int) -> tuple[Reading, ...] | None:
     after = text[found.end() :].strip()
     marked = "\\text" in after or text[found.end() :].startswith(" ") or money is not None
     value, after = _multiplied(value, _FONT.sub(r" \1 ", after).strip())
+    bare = Quantity(value, money or NO_UNIT, places)
     if not after:
-        return (Quantity(value, money or NO_UNIT, places),)
+        return (bare,)
+    read = _measured(bare, money, after, marked)
+    if read and after in AMBIGUOUS and "\\text" not in text:
+        return *read, Formula(text)
+    return read
+
+
+def _measured(bare: Quantity, money: Unit | None, after: str, marked: bool) -> tuple[Reading, ...] | None:
+    """A number with what stands after it: its unit, unless money stands before it."""
     unit = _unit(after, marked)
     if unit is None:
         return () if _says_more(after) else None
-    if money is not None and unit.dimensions not in ((), money.dimensions) and not unit.counted:
+    if money is None:
+        return (bare._replace(unit=unit),)
+    if unit.dimensions not in ((), money.dimensions) and not unit.counted:
         return ()
-    quantity = Quantity(value, money or unit, places)
-    if after in AMBIGUOUS and "\\text" not in text:
-        return quantity, Formula(text)
-    return (quantity,)
+    return (bare,)
 
 
 def _value(found: re.Match[str]) -> tuple[Fraction | None, int]:

@@ -157,8 +157,7 @@ class Gatherer:
             raise ValueError(self._nothing(rounds))
         found = together(parts)
         count = len(found.indices)
-        surplus = selected(found, np.arange(self.groups, count)) if count > self.groups else None
-        taken = filled_up(selected(found, np.arange(min(count, self.groups))), self.groups)
+        taken, surplus = _divided(found, self.groups)
         seconds = sum(one.rollout.seconds for one in rounds)
         taken = taken._replace(rollout=taken.rollout._replace(seconds=seconds))
         fresh = count - sum(len(part.indices) for part in carried)
@@ -227,6 +226,13 @@ class Gatherer:
         if not path.exists():
             raise ValueError(f"grpo: {path} is missing, which belongs to its checkpoint; begin a new run.")
         self.kept = _read(path, rows, texts)
+
+
+def _divided(found: Taken, groups: int) -> tuple[Taken, Taken | None]:
+    """The first ``groups`` groups, filled up where there are fewer, and those beyond them."""
+    count = len(found.indices)
+    surplus = selected(found, np.arange(groups, count)) if count > groups else None
+    return filled_up(selected(found, np.arange(min(count, groups))), groups), surplus
 
 
 def _means(rounds: Sequence[Taken]) -> list[float]:

@@ -156,9 +156,7 @@ class PpoPhase(Phase):
         if self.reference is None and self.needs_reference:
             self.reference = self.references(self.policy(state), 0)
         key = jax.random.fold_in(self.key, index)
-        whole = self.models.policy.sampled(self.policy(state))
-        rows = self.batching.rows(self.task.train, index)
-        rollout = self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
+        rollout = self._rollout(state, index, key)
         start = time.perf_counter()
         scores = self.judge(rollout, self.group_size)
         scoring = time.perf_counter() - start
@@ -169,6 +167,12 @@ class PpoPhase(Phase):
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
         return Done(state, described, self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows)))))
+
+    def _rollout(self, state: RlhfState, index: int, key: jax.Array) -> Rollout:
+        """The completions of step ``index``'s rows."""
+        whole = self.models.policy.sampled(self.policy(state))
+        rows = self.batching.rows(self.task.train, index)
+        return self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
 
     def _learn(
         self, state: RlhfState, rollout: Rollout, scores: Scores, key: jax.Array
