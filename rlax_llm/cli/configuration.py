@@ -11,8 +11,7 @@ from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
 from rlax_llm.commands.descriptions import MAY_CHANGE, MAY_CHANGE_HELP
 from rlax_llm.commands.places import whole_paths
-from rlax_llm.commands.settings import Settings, flat, keys, resolve
-from rlax_llm.core.names import did_you_mean
+from rlax_llm.commands.settings import Settings, did_you_mean_setting, flat, keys, resolve
 from rlax_llm.host.run_directory import RunDirectory
 
 _C = TypeVar("_C", bound=Settings)
@@ -85,7 +84,7 @@ def checked(kind: type[Settings], content: Mapping[str, Any], path: str | os.Pat
             if value != kind.command:
                 raise ValueError(f"{path} is of the command {shortened(value)}, not {kind.command!r}.")
         elif name not in known:
-            hint = did_you_mean(name, known, f"; rlax-llm {kind.command} --help lists them.")
+            hint = did_you_mean_setting(kind.command, name, known)
             raise ValueError(f"{path}: {kind.command} has no setting {shortened(name)}{hint}")
         else:
             settings[name] = converted(f"{path}: {name}", value, known[name])

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlax_llm.cli.values import converted, is_list, is_truth
-from rlax_llm.commands.settings import keys
-from rlax_llm.core.names import did_you_mean
+from rlax_llm.commands.settings import did_you_mean_setting, keys
 
 
 def flag(name: str) -> str:
@@ -93,7 +92,7 @@ def _values(waiting: deque[str]) -> list[str]:
 
 def _hint(command: str, name: str, known: dict[str, Any]) -> str:
     names = [*known, *(f"no_{other}" for other in known if is_truth(known[other]))]
-    return did_you_mean(name, names, f"; rlax-llm {command} --help lists them.", flag)
+    return did_you_mean_setting(command, name, names, flag)
 
 
 def _place(command: str, places: Sequence[str], found: dict[str, Any], word: str) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from rlax_llm.commands.fields import check_value, types_of
@@ -21,6 +21,20 @@ from rlax_llm.core.names import did_you_mean
 # Where a run is and which file began it are no part of what the run computes, so they stay out of its config.yaml.
 _PLACES = ("out", "resume", "config")
 _GIVEN = "_given"
+
+_EARLIER_NAMES = {
+    "groups": "batch_size",
+    "micro_batch_groups": "micro_batch_size",
+    "micro_batches": "micro_batch_size",
+    "clip_norm": "max_grad_norm",
+    "radius": "kl_radius",
+    "clip_eps": "eps",
+    "value_clip_eps": "value_eps",
+    "total_steps": "steps",
+    "anneal_learning_rate": "schedule",
+    "no_anneal_learning_rate": "schedule",
+}
+"""Settings by a name they had, where likeness of letters would find none, or one of another meaning."""
 
 
 class Settings:
@@ -194,9 +208,29 @@ def _has_default(kind: type[Settings], name: str) -> bool:
 def _known(kind: type[Settings], name: str) -> Key:
     known = keys(kind)
     if name not in known:
-        hint = did_you_mean(name, known, f"; rlax-llm {kind.command} --help lists them.")
-        raise ValueError(f"{kind.command} has no setting {name!r}{hint}")
+        raise ValueError(f"{kind.command} has no setting {name!r}{did_you_mean_setting(kind.command, name, known)}")
     return known[name]
+
+
+def did_you_mean_setting(command: str, name: str, known: Iterable[str], written: Callable[[str], str] = repr) -> str:
+    """End of a sentence about a setting that a command does not have: the one that was meant, or where all are listed.
+
+    Args:
+        command: its name.
+        name: that was given.
+        known: those that there are.
+        written: how the message writes the known one.
+
+    >>> did_you_mean_setting("grpo", "groups", ["batch_size", "group_size"])
+    "; did you mean 'batch_size'?"
+    >>> did_you_mean_setting("generate", "groups", ["samples"])
+    '; rlax-llm generate --help lists them.'
+    """
+    names = list(known)
+    earlier = _EARLIER_NAMES.get(name)
+    if earlier in names:
+        return f"; did you mean {written(earlier)}?"
+    return did_you_mean(name, names, f"; rlax-llm {command} --help lists them.", written)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rlax_llm.cli import compilation_cache
-from rlax_llm.cli.configuration import parse
+from rlax_llm.cli.configuration import parse, read_yaml
 from rlax_llm.cli.main import COMMANDS, main
 from rlax_llm.commands.control.settings import ControlSettings
 from rlax_llm.commands.eval.settings import EvalSettings
@@ -143,6 +143,33 @@ def test_resuming_keeps_the_settings_of_the_run(tmp_path):
 def test_a_mistyped_flag_gets_a_hint(capsys):
     assert main(["grpo", "--stps", "3"]) == 2
     assert capsys.readouterr().err == "error: grpo has no flag --stps; did you mean --steps?\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "earlier", "now"),
+    [
+        ("grpo", "groups", "batch-size"),
+        ("grpo", "micro-batch-groups", "micro-batch-size"),
+        ("ppo", "micro-batches", "micro-batch-size"),
+        ("dpo", "clip-norm", "max-grad-norm"),
+        ("grpo", "radius", "kl-radius"),
+        ("control", "clip-eps", "eps"),
+        ("control", "value-clip-eps", "value-eps"),
+        ("control", "total-steps", "steps"),
+        ("control", "anneal-learning-rate", "schedule"),
+        ("control", "no-anneal-learning-rate", "schedule"),
+    ],
+)
+def test_an_earlier_name_gets_the_one_it_has_now(command, earlier, now, tmp_path, capsys):
+    assert main([command, f"--{earlier}", "3"]) == 2
+    assert capsys.readouterr().err == f"error: {command} has no flag --{earlier}; did you mean --{now}?\n"
+    setting, path = earlier.replace("-", "_"), tmp_path / "settings.yaml"
+    path.write_text(f"{setting}: 3\n")
+    told = rf"{command} has no setting '{setting}'; did you mean '{now.replace('-', '_')}'\?"
+    with pytest.raises(ValueError, match=told):
+        read_yaml(COMMANDS[command].settings, path)
+    with pytest.raises(ValueError, match=told):
+        COMMANDS[command].settings.of(**{setting: 3})
 
 
 def test_a_mistyped_command_gets_a_hint(capsys):
