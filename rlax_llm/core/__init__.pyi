@@ -7,6 +7,7 @@ Records, checks, masked statistics, the one recurrence, KL divergences, distribu
 
 from rlax_llm.core import arguments as arguments
 from rlax_llm.core import checks as checks
+from rlax_llm.core import chips as chips
 from rlax_llm.core import distributions as distributions
 from rlax_llm.core import exponentials as exponentials
 from rlax_llm.core import faces as faces

@@ -325,29 +325,36 @@ def read_manifest(directory: Path) -> list[dict[str, Any]]:
 
 def _read_arrays(directory: Path, manifest: list[dict[str, Any]], like: list[Any]) -> list[Any]:
     """One value a leaf: a numpy array, a typed key, or an array on its devices."""
-    import orbax.checkpoint as ocp
-
-    arguments: dict[str, Any] = {}
-    for index, (entry, leaf) in enumerate(zip(manifest, like, strict=True)):
-        if 0 not in entry["data_shape"]:
-            placed = _stays_on_devices(leaf)
-            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-            arguments[str(index)] = ocp.ArrayRestoreArgs(sharding=leaf.sharding) if placed else as_numpy
-    arrays = {}
-    if arguments:
-        leaves = ocp.args.PyTreeRestore(restore_args=arguments)
-        with quiet_checkpointer(ocp.Checkpointer) as checkpointer:
-            arrays = checkpointer.restore(directory, args=ocp.args.Composite(leaves=leaves))["leaves"]
-    # Orbax refuses arrays without elements; their shape, in the manifest, is all there is to them.
-    found = [
-        arrays[str(index)] if str(index) in arrays else np.zeros(entry["data_shape"], entry["data_dtype"])
-        for index, entry in enumerate(manifest)
-    ]
-    for entry, array in zip(manifest, found, strict=True):
+    stored = {
+        str(index): leaf
+        for index, (entry, leaf) in enumerate(zip(manifest, like, strict=True))
+        if 0 not in entry["data_shape"]
+    }
+    arrays = _read(directory, stored) if stored else {}
+    values = []
+    for index, entry in enumerate(manifest):
+        # Orbax refuses arrays without elements; their shape, in the manifest, is all there is to them.
+        array = arrays[str(index)] if str(index) in arrays else np.zeros(entry["data_shape"], entry["data_dtype"])
         if int(checksum(array)) != entry["checksum"]:
             raise ValueError(f"{entry['name']} is not what was written")
-    keys = [entry["key_impl"] for entry in manifest]
-    return [jax.random.wrap_key_data(jnp.array(x), impl=key) if key else x for key, x in zip(keys, found, strict=True)]
+        impl = entry["key_impl"]
+        values.append(jax.random.wrap_key_data(jnp.array(array), impl=impl) if impl else array)
+    return values
+
+
+def _read(directory: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The arrays by the names that Orbax has for them, on their devices or as numpy arrays."""
+    import orbax.checkpoint as ocp
+
+    arguments = {
+        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding)
+        if _stays_on_devices(leaf)
+        else ocp.RestoreArgs(restore_type=np.ndarray)
+        for name, leaf in like.items()
+    }
+    leaves = ocp.args.PyTreeRestore(restore_args=arguments)
+    with quiet_checkpointer(ocp.Checkpointer) as checkpointer:
+        return checkpointer.restore(directory, args=ocp.args.Composite(leaves=leaves))["leaves"]
 
 
 def _check_manifest(manifest: Any) -> None:
@@ -385,7 +392,8 @@ def _as_before(value: Any, like: Any) -> Any:
         return value
     array = value if _is_key(value) else _strong_or_weak(value, getattr(like, "weak_type", False))
     # An uncommitted array put on its device would be committed, which is another input to jit: one more compilation.
-    return jax.device_put(array, like.sharding) if getattr(like, "committed", False) else array
+    several = like.sharding is not None and len(like.sharding.device_set) > 1
+    return jax.device_put(array, like.sharding) if several or getattr(like, "committed", False) else array
 
 
 def _strong_or_weak(value: Any, weak: bool) -> jax.Array:

@@ -19,7 +19,8 @@ from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollout_metrics import describe, speeds
-from rlax_llm.commands.rollouts import grade
+from rlax_llm.commands.rollouts import Rollout, grade
+from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import GROUP_COLUMNS
@@ -47,6 +48,7 @@ class GroupPhase(Phase):
         self.seed, self.reference_every = settings.run.seed, settings.objective.reference_every
         self.learner, self.task, self.judge, self.drawing = learner, task, judge, drawing
         self.groups, self.group_size = settings.rollout.batch_size, settings.rollout.group_size
+        self.epochs = settings.learning.epochs
         self.update = GroupUpdate(settings, learner, judge.weights())
         if self.reference_every and not self.update.reads_reference:
             raise ValueError(
@@ -99,9 +101,14 @@ class GroupPhase(Phase):
         seconds["update"] = time.perf_counter() - start - gathering
         metrics = self._described(taken) | learned | counts | speeds(rollout, seconds)
         metrics |= self.update.learning_rate(index)
+        metrics |= utilization(self._flops(rollout), seconds["update"])
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
         return Done(state, metrics, self.drawing.sampling.records(rollout, taken.scores, range(self.group_size)))
+
+    def _flops(self, rollout: Rollout) -> float:
+        once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))
+        return self.epochs * once
 
     def _described(self, taken: Taken) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None

@@ -25,6 +25,7 @@ from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.commands.shared_settings import RolloutSettings
+from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance
@@ -163,7 +164,7 @@ class PpoPhase(Phase):
         state, named = self._learn(state, rollout, scores, jax.random.fold_in(key, 1))
         learned = finite(named, f"step {index + 1}")
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
-        described = self._described(rollout, scores) | learned | speeds(rollout, seconds)
+        described = self._described(rollout, scores) | learned | self._speeds(rollout, seconds)
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
         return Done(state, described, self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows)))))
@@ -186,6 +187,14 @@ class PpoPhase(Phase):
     def _described(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
         return describe(rollout, scores, solved, self.group_size)
+
+    def _speeds(self, rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
+        """Of the parts of a step, and the share of the devices' peak that the updates of both models take."""
+        shared = (self.group_size, rollout.prompt_width)
+        policy = training_flops(self.models.policy.config, rollout.completions, shared)
+        value = training_flops(self.models.value.config, rollout.completions, shared, scalar=True)
+        flops = self.settings.learning.epochs * (policy + value)
+        return speeds(rollout, seconds) | utilization(flops, seconds["update"])
 
     def _learning_rate(self, index: int) -> float:
         """The policy's, whose schedule begins when the value model's warm-up has ended."""

@@ -15,6 +15,7 @@ import optax
 from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import LabeledCompletions, PairedCompletions
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite, no_rows
@@ -119,7 +120,11 @@ class PreferencePhase(Phase):
         named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
         numbers = finite(named, f"step {index + 1}")
         seconds = time.perf_counter() - start
-        return Done(state, numbers | {"tokens_per_second": float(np.sum(rows.batch.completions.valid)) / seconds})
+        completions, pairs = rows.batch.completions, isinstance(rows.batch, PairedCompletions)
+        shared = (1 + pairs, rows.prompt_width)
+        flops = training_flops(self.learner.config, completions, shared, "score" in self.learner.params)
+        numbers |= utilization(flops, seconds)
+        return Done(state, numbers | {"tokens_per_second": float(np.sum(completions.valid)) / seconds})
 
     def evaluate(self, state: Any) -> Evaluation:
         """Held-out loss, and where there are any accuracy and margin; and completions for a person to read."""

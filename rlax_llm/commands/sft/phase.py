@@ -14,6 +14,7 @@ import optax
 from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.trees import join_trees
 from rlax_llm.data.batches import demonstration_rows
@@ -141,6 +142,7 @@ class SupervisedPhase(Phase):
         state, metrics = self.update(state, batch, frozen=self.learner.frozen)
         numbers = finite({name: float(value) for name, value in metrics.items()}, f"{self.step_name} {index + 1}")
         seconds = time.perf_counter() - start
+        numbers |= utilization(training_flops(self.learner.config, batch), seconds)
         return Done(state, numbers | {"tokens_per_second": float(np.sum(batch.valid)) / seconds})
 
     def export(self, state: TrainState, path: Path) -> None:
