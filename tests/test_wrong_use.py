@@ -205,3 +205,28 @@ def test_right_use_in_other_types_is_left_alone():
     assert inspect.signature(rl.clip).parameters.keys() == {"eps_low", "eps_high"}
     with pytest.raises(checks.NoReference):
         rl.rloo().advantage(SCORED)
+
+
+@pytest.mark.parametrize(("reduce", "shape"), [(jnp.mean, r"\(\)"), (lambda x: x[..., None], r"\(2, (3, )?1\)")])
+def test_a_function_of_ones_own_that_sums_or_adds_an_axis_is_refused(reduce, shape):
+    """Either would be broadcast against the weights, and train with other numbers in silence."""
+    told = rf"returned shape {shape}, wanted \(2,.*, a number for each (pair|response|token); sums and means"
+    with pytest.raises(ValueError, match=rf"^pair_loss: link {told}"):
+        rl.preference.pair_loss(
+            lambda chosen, rejected: reduce(rejected - chosen), jnp.ones(2), jnp.zeros(2), jnp.ones(2)
+        )
+    responses = rl.preference.Responses(ROW, MASK, ROW)
+    labeled = rl.preference.LabeledBatch(responses, jnp.array([True, False]), jnp.ones(2))
+    unpaired = rl.kto()._replace(link=lambda chosen, rejected: reduce(rejected - chosen))
+    with pytest.raises(ValueError, match=rf"^unpaired_loss: link {told}"):
+        rl.preference.unpaired_loss(unpaired, labeled, 0.0)
+    batch = rl.PolicyBatch(ROW, ROW, ROW, MASK, ref_log_probs=ROW)
+    functions = {
+        "ratio": lambda new, old, mask: reduce(new - old),
+        "trust_region": lambda log_ratio, advantages: reduce(log_ratio * advantages),
+        "weighting": lambda mask: reduce(mask / 6),
+        "kl": lambda new, reference: reduce(new - reference),
+    }
+    for name, function in functions.items():
+        with pytest.raises(ValueError, match=rf"^policy_loss: objective.{name} {told}"):
+            rl.policy_loss(rl.dapo()._replace(**{name: function}), batch)

@@ -53,6 +53,31 @@ def shape(where: str, name: str, array: Any) -> tuple[int, ...]:
     return jnp.shape(array)
 
 
+def returned_shape(where: str, function: str, value: Any, wanted: tuple[int, ...], each: str) -> None:
+    """Raise unless what a given function returned has one number for each of something: no broadcast, no mean.
+
+    Args:
+        where: that calls it.
+        function: its name there.
+        value: that it returned.
+        wanted: the shape.
+        each: what there is a number for.
+
+    Raises:
+        ValueError: naming the function, and both shapes.
+
+    >>> import numpy as np
+    >>> returned_shape("pair_loss", "link", np.zeros(()), (3,), "pair")
+    Traceback (most recent call last):
+    ValueError: pair_loss: link returned shape (), wanted (3,), a number for each pair; sums and means are taken later.
+    """
+    if jnp.shape(value) != wanted:
+        raise ValueError(
+            f"{where}: {function} returned shape {jnp.shape(value)}, wanted {wanted}, a number for each {each}; "
+            "sums and means are taken later."
+        )
+
+
 def _one_more(name: str, own: tuple[int, ...], steps: tuple[int, ...]) -> str:
     """What to do with the values of T + 1 states."""
     if name not in ("values", "next_values") or own[:1] != tuple(n + 1 for n in steps[:1]) or own[1:] != steps[1:]:

@@ -45,6 +45,7 @@ def _loss_of(term: Callable | Coupled, log_ratio: jax.Array, batch: PolicyBatch,
 def _sums(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, jax.Array]:
     """The weights of the loss and those of the metrics, the batch's own where none were given; 0 outside the mask."""
     weights = objective.weighting(batch.mask) if batch.weights is None else batch.weights
+    checks.returned_shape("policy_loss", "objective.weighting", weights, batch.mask.shape, "token")
     uniform = token_mean(batch.mask) if batch.uniform is None else batch.uniform
     return jnp.where(batch.mask, weights, 0.0), jnp.where(batch.mask, uniform, 0.0)
 
@@ -69,7 +70,8 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
         ``clip_fraction_high`` (A > 0).
 
     Raises:
-        ValueError: at trace time, for shapes that differ or a KL term without ``ref_log_probs``.
+        ValueError: at trace time, for shapes that differ, of what the objective's functions return too, or a KL term
+            without ``ref_log_probs``.
 
     >>> from rlax_llm.recipes import group as recipes
     >>> ones = jnp.ones((1, 2))
@@ -88,11 +90,14 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     mean = partial(_weighted_sum, uniform, batch.mask)
 
     log_ratio = objective.ratio(batch.log_probs, batch.old_log_probs, batch.mask)
+    checks.returned_shape("policy_loss", "objective.ratio", log_ratio, batch.mask.shape, "token")
     # Positions that the policy did not choose are set to ratio 1 before exp: 0 · inf would be NaN in the gradient.
     log_ratio = jnp.where(batch.mask, log_ratio, 0.0)
 
     def trust_region(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
-        return _loss_of(objective.trust_region, log_ratio, batch, log_ratio, advantages)
+        loss = _loss_of(objective.trust_region, log_ratio, batch, log_ratio, advantages)
+        checks.returned_shape("policy_loss", "objective.trust_region", loss, batch.mask.shape, "token")
+        return loss
 
     loss = weighted(trust_region(log_ratio, batch.advantages))
     held = slopes(trust_region, log_ratio, batch.advantages) == 0
@@ -102,6 +107,7 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
         metrics["kl"] = mean(k3(batch.log_probs, batch.ref_log_probs))
         if objective.kl is not None:
             kl = _loss_of(objective.kl, log_ratio, batch, batch.log_probs, batch.ref_log_probs)
+            checks.returned_shape("policy_loss", "objective.kl", kl, batch.mask.shape, "token")
             loss = loss + weighted(kl)
     return loss, jax.lax.stop_gradient(metrics)
 

@@ -241,7 +241,7 @@ def pair_loss(
         rewards, whatever the link demands) and ``accuracy`` (a tie is wrong): weighted by ``weights``.
 
     Raises:
-        ValueError: at trace time, for shapes that differ.
+        ValueError: at trace time, for shapes that differ, or a link that returns another than theirs.
 
     >>> from rlax_llm.preference.links import squared
     >>> scores = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
@@ -254,7 +254,9 @@ def pair_loss(
     checks.same_shape("pair_loss", chosen_rewards=chosen, rejected_rewards=rejected, weights=weights)
     used = weights != 0
     chosen, rejected = (jnp.where(used, wide(x), 0.0) for x in (chosen, rejected))
-    loss = jnp.where(used, weights * link(chosen, rejected), 0.0).sum()
+    losses = link(chosen, rejected)
+    checks.returned_shape("pair_loss", "link", losses, weights.shape, "pair")
+    loss = jnp.where(used, weights * losses, 0.0).sum()
     metrics = {
         "preference_loss": loss,
         "chosen_reward": (weights * chosen).sum(),

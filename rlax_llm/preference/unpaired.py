@@ -306,7 +306,9 @@ def unpaired_loss(
     checks.same_shape("unpaired_loss", weights=weights, desirable=desirable, responses=rows)
     mask = responses.mask & (weights != 0)[:, None]
     rewards = unpaired.reward(responses.log_probs, responses.ref_log_probs, mask)
-    loss = (weights * unpaired_value(unpaired.link, rewards, desirable, jax.lax.stop_gradient(reference))).sum()
+    losses = unpaired_value(unpaired.link, rewards, desirable, jax.lax.stop_gradient(reference))
+    checks.returned_shape("unpaired_loss", "link", losses, weights.shape, "response")
+    loss = (weights * losses).sum()
     of_label = {"desirable": weights * desirable, "undesirable": weights * ~desirable}
     metrics = {"unpaired_loss": loss, "reference": jnp.asarray(reference)}
     metrics |= {f"{label}_reward": (w * rewards).sum() for label, w in of_label.items()}
