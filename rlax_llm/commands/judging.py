@@ -13,6 +13,7 @@ import numpy as np
 
 from rlax_llm.commands.learner import completion_scores
 from rlax_llm.commands.rollouts import Rollout
+from rlax_llm.core.mesh import fetch
 from rlax_llm.data.messages import begun_answer
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import Reward, RewardError, Scores, refuse, score
@@ -76,7 +77,7 @@ class Judge:
             judged = self._program(group_size, rollout.prompt_width)(self.model.params, rollout.completions)
             # Where all functions abstain the model's score stands alone; where one failed there is none.
             known = np.where(found.failed, np.nan, np.nan_to_num(found.total))
-            found = found._replace(total=known).plus(REWARD_MODEL, _finite(np.asarray(judged, np.float32)))
+            found = found._replace(total=known).plus(REWARD_MODEL, _finite(np.asarray(fetch(judged), np.float32)))
         if self.punishment is not None:
             name, punish = self.punishment
             found = found.plus(name, np.asarray(punish(rollout.written()), np.float32))

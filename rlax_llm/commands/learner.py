@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rlax_llm.commands.shared_settings import TrainedModelSettings
 from rlax_llm.core.trees import join_trees, widen
+from rlax_llm.generation.engine import for_sampling
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
@@ -108,12 +109,13 @@ class Learner(NamedTuple):
         return self.config if self._apart else self.shape
 
     def sampled(self, params: Params) -> Params:
-        """What completions are drawn from: ``whole``, or adapters beside a narrow base.
+        """What completions are drawn from: ``whole``, or adapters beside a narrow base; laid out for a sampler.
 
         Args:
             params: as trained so far, like ``self.params``.
         """
-        return join_trees(params, self.frozen) if self._apart else self.whole(params)
+        read = join_trees(params, self.frozen) if self._apart else self.whole(params)
+        return for_sampling(self.sampled_shape, read)
 
     def export(self, params: Params, path: Path) -> None:
         """Write the whole model, and beside it the adapters where there are any, with a base that has no name.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
 from rlax_llm.generation.engine import Request, generate
@@ -76,7 +77,7 @@ class Sampling(NamedTuple):
     ) -> tuple[Completions, int]:
         """``request.group_size`` completions of each prompt's token ids, on the host, and the columns of prompts."""
         padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens)
-        drawn = jax.device_get(self.generate(self.config, params, padded, key, request))
+        drawn = fetch(self.generate(self.config, params, padded, key, request))
         return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
 
     def texts(self, drawn: Completions) -> list[str]:
@@ -191,10 +192,12 @@ def grade(
 ) -> Grades:
     """Complete every held-out row, at most ``batch`` rows at a time, and score; nothing where none is held out.
 
-    The last batch is filled up with the first row, so that no further shape is compiled; that does not count.
+    The last batch is filled up with the first row, so that no further shape is compiled and the devices divide it; that
+    does not count.
     """
     held_out = list(task.held_out)
     batch = min(batch, len(held_out))
+    batch += -batch % devices_along(*ROWS)
     key = jax.random.key(seed)
     batches = []
     for start in range(0, len(held_out), batch or 1):

@@ -24,6 +24,7 @@ from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
+from rlax_llm.models.sharding import check_divides, placed
 from rlax_llm.models.tokenizer import Tokenizer
 
 
@@ -41,7 +42,8 @@ def build_model(command: str, settings: ModelSettings, seed: int, limits: LimitS
     """
     model = _model(settings, seed)
     check_fits(command, settings, limits, model)
-    return model
+    check_divides(command, model.config)
+    return model._replace(params=placed(model.params))
 
 
 def _model(settings: ModelSettings, seed: int) -> LanguageModel:
@@ -109,7 +111,8 @@ def scalar_judge(path: str, policy: LanguageModel, settings: ModelSettings) -> L
     """
     loaded = load_scalar(path, jnp.dtype(settings.stored_dtype))
     check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
-    return computed_in(settings.dtype, loaded)
+    check_divides(path, loaded.config)
+    return computed_in(settings.dtype, loaded._replace(params=placed(loaded.params)))
 
 
 def build_schedule(settings: OptimizerSettings, peak: float, steps: int) -> optax.Schedule:

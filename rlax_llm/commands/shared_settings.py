@@ -205,7 +205,12 @@ class BatchSettings(LimitSettings):
     @property
     def micro_batches(self) -> int:
         """Parts that a batch is taken in."""
-        return 1 if self.micro_batch_size is None else self.batch_size // self.micro_batch_size
+        return self.batch_size // self.rows_together
+
+    @property
+    def rows_together(self) -> int:
+        """Examples of a micro-batch."""
+        return self.batch_size if self.micro_batch_size is None else self.micro_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,31 +392,41 @@ class EpochSettings(Part):
     epochs: int = option(1, "Times that each completion is learned from.")
     minibatches: int = option(1, "Optimizer steps in an epoch, each on a share of the prompts.")
     micro_batch_size: int | None = option(
-        None, "Prompts per micro-batch: less memory, same gradient.", "a minibatch at once"
+        None,
+        "Completions per micro-batch: less memory, same gradient; a part of a group computes its prompt anew.",
+        "a minibatch at once",
     )
 
     def check(self) -> None:
         """Check the ranges."""
         at_least(self, 1, "epochs", "minibatches", "micro_batch_size")
 
-    def check_shares(self, batch_size: int) -> None:
+    def check_shares(self, rollout: RolloutSettings) -> None:
         """Raise unless the shares are whole.
 
         Args:
-            batch_size: prompts per step.
+            rollout: the completions of a step.
         """
-        divides("minibatches", self.minibatches, "batch_size", batch_size)
-        size, prompts = self.micro_batch_size, batch_size // self.minibatches
-        if size is not None and prompts % size:
-            raise ValueError(f"micro_batch_size is {size}, wanted a divisor of the {prompts} prompts of a minibatch.")
+        divides("minibatches", self.minibatches, "batch_size", rollout.batch_size)
+        size, rows = self.micro_batch_size, rollout.rows // self.minibatches
+        if size is not None and rows % size:
+            raise ValueError(f"micro_batch_size is {size}, wanted a divisor of the {rows} completions of a minibatch.")
 
-    def micro_batches(self, batch_size: int) -> int:
+    def micro_batches(self, rollout: RolloutSettings) -> int:
         """Parts that a minibatch is taken in.
 
         Args:
-            batch_size: prompts per step.
+            rollout: the completions of a step.
         """
-        return 1 if self.micro_batch_size is None else batch_size // self.minibatches // self.micro_batch_size
+        return rollout.rows // self.minibatches // self.rows_together(rollout)
+
+    def rows_together(self, rollout: RolloutSettings) -> int:
+        """Completions of a micro-batch.
+
+        Args:
+            rollout: the completions of a step.
+        """
+        return rollout.rows // self.minibatches if self.micro_batch_size is None else self.micro_batch_size
 
     @property
     def updates(self) -> int:

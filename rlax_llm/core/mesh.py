@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlax_llm.core.names import did_you_mean
 
@@ -83,6 +83,18 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[An
     if len(devices) == 1:
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays as numpy's, whole, on every process.
+
+    >>> fetch(jax.numpy.arange(2)).tolist()
+    [0, 1]
+    """
+    if jax.process_count() > 1:
+        whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+        tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+    return jax.device_get(tree)
 
 
 def devices_along(*axes: str) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.mesh import ROWS, TENSOR, spread
+from rlax_llm.core.mesh import AXES, ROWS, TENSOR, devices_along, spread
 from rlax_llm.core.token_sets import EVERY, are_bits, to_bits, words
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.sampling import Draw, Sampler
@@ -34,6 +34,7 @@ from rlax_llm.models.decoder import (
 )
 from rlax_llm.models.functional import Params
 from rlax_llm.models.segments import Reach, Segment, places_of, positions_of, reach_of, segment
+from rlax_llm.models.sharding import laid, sampling_rules
 
 FIRST_ROOM = 64  # completion tokens; the cache doubles from here
 
@@ -102,6 +103,23 @@ def unstack(params: Params) -> Params:
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))
     return params | {"layers": layers}
+
+
+def for_sampling(config: DecoderConfig, params: Params) -> Params:
+    """Parameters as a sampler over a mesh reads them: over ``tensor`` alone, the matrices as narrow as is computed in.
+
+    A learner's lie over ``fsdp`` too, and would be gathered at every token. Without a mesh ``params`` themselves.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``, wherever they lie.
+    """
+    return params if devices_along(*AXES) == 1 else _laid_for_sampling(config, params)
+
+
+@partial(jax.jit, static_argnums=0)
+def _laid_for_sampling(config: DecoderConfig, params: Params) -> Params:
+    return laid(narrow_matrices(config, params), sampling_rules())
 
 
 @partial(jax.jit, static_argnums=0)

@@ -122,11 +122,16 @@ def _check_batch(learning: RlhfLearning, key: jax.Array | None, batch: ScoredCom
         raise ValueError(
             f"rlhf_loop: scores has shape {jnp.shape(scores)}, wanted [B] = ({rows},), one for each row of completions."
         )
-    parts = learning.minibatches * learning.micro_batches * learning.group_size
+    parts = learning.minibatches * learning.group_size
     if rows % parts:
         raise ValueError(
-            f"rlhf_loop: minibatches {learning.minibatches} · micro_batches {learning.micro_batches} · group_size "
-            f"{learning.group_size} is {parts}, wanted a divisor of the batch's {rows} rows; change one of them."
+            f"rlhf_loop: minibatches {learning.minibatches} · group_size {learning.group_size} is {parts}, wanted a "
+            f"divisor of the batch's {rows} rows; change one of them."
+        )
+    if rows // learning.minibatches % learning.micro_batches:
+        raise ValueError(
+            f"rlhf_loop: micro_batches is {learning.micro_batches}, wanted a divisor of the "
+            f"{rows // learning.minibatches} rows of a minibatch."
         )
 
 

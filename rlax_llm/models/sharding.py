@@ -89,6 +89,17 @@ def pinned(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any
     return stepped
 
 
+def placed(tree: Any) -> Any:
+    """``tree``, outside of programs, laid over the ambient mesh by the rules; as it is without one.
+
+    >>> placed({"norm": jax.numpy.ones(2)})["norm"].tolist()
+    [1.0, 1.0]
+    """
+    if devices_along(*AXES) == 1:
+        return tree
+    return jax.device_put(tree, shardings(jax.sharding.get_mesh(), tree))
+
+
 def laid(tree: Any, rules: dict[str, tuple[Axis, ...]] | None = None) -> Any:
     """``tree``, inside a program, laid over the ambient mesh by the rules; as it is without one.
 
@@ -111,20 +122,21 @@ def _name(path: tuple) -> str:
     return names[-1] if names else ""
 
 
-def check_divides(mesh: Mesh, config: DecoderConfig) -> None:
-    """Raise where the ``tensor`` axis does not divide what it splits.
+def check_divides(where: str, config: DecoderConfig) -> None:
+    """Raise where the ``tensor`` axis of the ambient mesh does not divide what it splits.
 
     Args:
-        mesh: of ``make_mesh``.
+        where: that the message begins with.
         config: shapes.
 
     Raises:
         ValueError: naming the heads or the width that it does not divide.
     """
-    size = mesh.shape[TENSOR]
+    size = devices_along(TENSOR)
     split = {"query heads": config.num_heads, "key heads": config.num_kv_heads, "MLP width": config.intermediate_size}
     for what, count in split.items():
         if count % size:
             raise ValueError(
-                f"mesh: tensor={size} does not divide the {count} {what} of the model; give a divisor of them."
+                f"{where}: mesh has tensor={size}, which does not divide the {count} {what} of the model; give a "
+                "divisor of them."
             )

@@ -95,7 +95,7 @@ def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
         (("kto", "--beta", "0"), "beta is 0.0, wanted"),
         (
             ("ppo", "--batch-size", "6", "--minibatches", "2", "--micro-batch-size", "2"),
-            "wanted a divisor of the 3 prompts",
+            "wanted a divisor of the 3 completions",
         ),
         (("ppo", "--kl-target", "0.1", "--kl-coef", "0"), "kl_target is given and kl_coef is 0"),
         (("ppo", "--value-model", "reward"), "value_model is 'reward' and there is no reward_model"),

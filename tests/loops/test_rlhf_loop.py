@@ -384,7 +384,7 @@ def test_bad_input_is_refused_while_tracing():
         init({"logits": jnp.zeros((V, V))})
     state, scored = init(parameters()), ScoredCompletions(batch(), scores_of())
     with pytest.raises(
-        ValueError, match=r"minibatches 3 · micro_batches 2 · group_size 1 is 6, wanted a divisor .* 8 rows"
+        ValueError, match=r"minibatches 3 · group_size 1 is 3, wanted a divisor .* 8 rows"
     ):
         step(state, scored, key=KEY)
     with pytest.raises(ValueError, match=r"scores has shape \(4, 2\), wanted \[B\] = \(8,\)"):

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlax_llm.commands.eval.settings import EvalSettings, MeasuredSamplingSettings
 from rlax_llm.commands.judging import Judge
+from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.rollouts import Grades, Sampling, grade
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.commands.setup import (
@@ -27,6 +28,7 @@ from rlax_llm.models.loading import LanguageModel
 _COMPLETIONS = 64  # at a time
 
 
+@on_machine
 def run_eval(settings: EvalSettings) -> dict[str, Any]:
     """Measure reward and accuracy on held-out prompts; print them, and write them where ``out`` says.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
-from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
     CONFIG_HELP,
     SEED_HELP,
@@ -72,7 +72,7 @@ class MeasuringSettings(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Settings):
+class EvalSettings(OnMachine):
     """Settings of ``rlax-llm eval``: reward and accuracy of a model on held-out prompts.
 
     Raises:
@@ -84,6 +84,7 @@ class EvalSettings(Settings):
     model: ModelSettings
     task: MeasuredTaskSettings
     sampling: MeasuredSamplingSettings
+    machine: MachineSettings
     run: MeasuringSettings
 
     @classmethod

@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax
 
 from rlax_llm.commands.generate.settings import GenerateSettings
+from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.setup import build_model, build_sampler
 from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.models.loading import LanguageModel
 
 
+@on_machine
 def run_generate(settings: GenerateSettings) -> list[str]:
     """Print what a model answers, piece by piece as it is drawn; several answers are printed when all are there.
 

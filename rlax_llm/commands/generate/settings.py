@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, word
-from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import DrawSettings, ModelSettings, SeedSettings, check_samples, check_shortest
 
 
@@ -35,7 +35,7 @@ class AnswerSettings(DrawSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings(Settings):
+class GenerateSettings(OnMachine):
     """Settings of ``rlax-llm generate``: print what a model answers to a prompt.
 
     Raises:
@@ -47,4 +47,5 @@ class GenerateSettings(Settings):
     prompt: PromptSettings
     model: ModelSettings
     sampling: AnswerSettings
+    machine: MachineSettings
     run: SeedSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rlax_llm.commands.grpo.settings import TRPO, GroupLearningSettings, ObjectiveSettings
+from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.core.kl import fixed_coef, k3
 from rlax_llm.credit.groups import kl_in_score
 from rlax_llm.credit.shaping import overlong_filter
@@ -87,18 +88,18 @@ def _with_kl(objective: Objective, weight: float, place: str) -> Objective:
     return objective._replace(advantage=kl_in_score(objective.advantage, weight))
 
 
-def build_learning(settings: GroupLearningSettings, batch_size: int) -> GroupLearning:
+def build_learning(settings: GroupLearningSettings, rollout: RolloutSettings) -> GroupLearning:
     """Epochs, minibatches, the filter, the correction and the entropy bonus of the settings.
 
     Args:
         settings: of the learning.
-        batch_size: prompts per step.
+        rollout: the completions of a step.
     """
     target = settings.entropy_target
     return GroupLearning(
         epochs=settings.epochs,
         minibatches=settings.minibatches,
-        micro_batches=settings.micro_batches(batch_size),
+        micro_batches=settings.micro_batches(rollout),
         teaching=overlong_filter if settings.overlong_filter else every_completion,
         correction=CORRECTIONS[settings.correction],
         entropy_coef=settings.entropy_coef,

@@ -11,6 +11,7 @@ from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, Punishment, pooled
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner
+from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
@@ -23,6 +24,7 @@ _TURNS = 4
 _TOOLS = {"calculator": calculator}
 
 
+@on_machine
 def run_grpo(settings: GrpoSettings) -> RunDirectory:
     """Train by reinforcement learning, after a supervised warm start if there is one, and leave a run directory.
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.defaults import model_defaults
+from rlax_llm.commands.defaults import SUPERVISED_BATCH_SIZE, is_small, model_defaults
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, option
-from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
@@ -113,7 +113,7 @@ class GroupLearningSettings(EpochSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrpoSettings(Settings):
+class GrpoSettings(OnMachine):
     """Settings of ``rlax-llm grpo``: reinforcement learning of a language model from groups of completions.
 
     Raises:
@@ -133,7 +133,13 @@ class GrpoSettings(Settings):
     sampling: SamplingSettings
     learning: GroupLearningSettings
     optimizer: OptimizerSettings
+    machine: MachineSettings
     run: WarmStartedRunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Completions of a micro-batch, and rows of a step of the warm start."""
+        rows = self.learning.rows_together(self.rollout)
+        return (rows, SUPERVISED_BATCH_SIZE[is_small(self.model.model)]) if self.run.warm_start_steps else (rows,)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,7 +153,7 @@ class GrpoSettings(Settings):
 
     def __post_init__(self) -> None:
         """Check the parts together."""
-        self.learning.check_shares(self.rollout.batch_size)
+        self.learning.check_shares(self.rollout)
         factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)
         buffer, longest = self.task.overlong_buffer, self.sampling.max_new_tokens

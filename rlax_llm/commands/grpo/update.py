@@ -21,6 +21,7 @@ from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_log_probs, group_logits
+from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.weightings import token_mean
 
 _NAMES = {
@@ -59,10 +60,10 @@ class GroupUpdate:
 
     def init(self, params: Params) -> GroupState:
         """State before the first step."""
-        return self._loop((1, 1))[0](params)
+        return placed(self._loop((1, 1))[0](params))
 
     def _program(self, layout: tuple[int, int]) -> Any:
-        return jax.jit(watch_finite(self._loop(layout)[1]), donate_argnums=0)
+        return jax.jit(pinned(watch_finite(self._loop(layout)[1])), donate_argnums=0)
 
     def _loop(self, layout: tuple[int, int]) -> GroupLoop:
         sampling, learning = self.settings.sampling, self.settings.learning
@@ -73,7 +74,7 @@ class GroupUpdate:
             teaching = overlong_filter if learning.overlong_filter else every_completion
             return group_trpo_loop(logits, step.advantage, token_mean, step.direction, step.search, teaching)
         log_probs = group_log_probs(*read)
-        taught = build_learning(learning, self.settings.rollout.batch_size)
+        taught = build_learning(learning, self.settings.rollout)
         return group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
 
     def __call__(

@@ -42,6 +42,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.recipes.control import ppo
 from rlax_llm.rewards.calling import Scores
 
@@ -147,10 +148,10 @@ class PpoPhase(Phase):
         if self.models.value_follows:
             body = {name: leaf for name, leaf in params.items() if name != "head"}
             value = jax.tree.map(lambda x: x.copy(), body) | {"score": value["score"]}
-        return self._loop((1, 1))[0]({"policy": params, "value": value})
+        return placed(self._loop((1, 1))[0]({"policy": params, "value": value}))
 
     def _update(self, prompt_width: int) -> Any:
-        return jax.jit(watch_finite(self._loop((self.group_size, prompt_width))[1]), donate_argnums=0)
+        return jax.jit(pinned(watch_finite(self._loop((self.group_size, prompt_width))[1])), donate_argnums=0)
 
     def step(self, state: RlhfState, index: int) -> Done:
         """Step ``index`` (from 0), with records of some completions."""
@@ -237,7 +238,7 @@ def learning_of(settings: PpoLearningSettings, rollout: RolloutSettings) -> Rlhf
     return RlhfLearning(
         epochs=settings.epochs,
         minibatches=settings.minibatches,
-        micro_batches=settings.micro_batches(rollout.batch_size),
+        micro_batches=settings.micro_batches(rollout),
         group_size=rollout.group_size,
         value_loss=clipped_value_loss(settings.value_eps),
         value_coef=settings.value_coef,

@@ -8,6 +8,7 @@ import jax
 
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
+from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
 from rlax_llm.commands.ppo.settings import PpoModelSettings, PpoSettings
 from rlax_llm.commands.setup import build_model, scalar_judge
@@ -18,6 +19,7 @@ from rlax_llm.models import decoder
 from rlax_llm.models.loading import LanguageModel
 
 
+@on_machine
 def run_ppo(settings: PpoSettings) -> RunDirectory:
     """Train policy and value model by PPO against a reward model, reward functions or both; leave a run directory.
 

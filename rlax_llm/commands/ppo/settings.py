@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.defaults import model_defaults
+from rlax_llm.commands.defaults import SUPERVISED_BATCH_SIZE, is_small, model_defaults
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, option, resolved, within
-from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
@@ -79,7 +79,7 @@ class PpoLearningSettings(EpochSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoSettings(Settings):
+class PpoSettings(OnMachine):
     """Settings of ``rlax-llm ppo``: policy, value model, frozen reference, and a reward model or functions.
 
     Raises:
@@ -95,7 +95,13 @@ class PpoSettings(Settings):
     sampling: SamplingSettings
     learning: PpoLearningSettings
     optimizer: OptimizerSettings
+    machine: MachineSettings
     run: WarmStartedRunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Completions of a micro-batch, and rows of a step of the warm start."""
+        rows = self.learning.rows_together(self.rollout)
+        return (rows, SUPERVISED_BATCH_SIZE[is_small(self.model.model)]) if self.run.warm_start_steps else (rows,)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,7 +113,7 @@ class PpoSettings(Settings):
 
     def __post_init__(self) -> None:
         """Check the parts together."""
-        self.learning.check_shares(self.rollout.batch_size)
+        self.learning.check_shares(self.rollout)
         factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)
         idle, steps = self.learning.value_warmup_steps, self.run.steps

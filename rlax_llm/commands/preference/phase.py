@@ -23,6 +23,7 @@ from rlax_llm.host.progress import Column
 from rlax_llm.loops.labels import LabelState
 from rlax_llm.loops.policy import Loop, TrainState
 from rlax_llm.models.functional import Params
+from rlax_llm.models.sharding import pinned, placed
 
 Samples = Callable[[Params], Sequence[Mapping[str, Any]]]
 """``params → records``: completions for a person to read."""
@@ -94,7 +95,7 @@ class PreferencePhase(Phase):
 
     def init(self, params: Params) -> TrainState | LabelState:
         """State before the first step."""
-        return self.method.loop(self.optimizer, 1, 1)[0](params)
+        return placed(self.method.loop(self.optimizer, 1, 1)[0](params))
 
     def begin(self, state: TrainState | LabelState, references: References) -> None:
         """Fetch the reference where steps read it, or compute what they read of it once and for all."""
@@ -105,7 +106,7 @@ class PreferencePhase(Phase):
 
     def _update(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(self.optimizer, prompt_width, self.batching.micro_batches)[1]
-        return jax.jit(watch_finite(step), donate_argnums=0)
+        return jax.jit(pinned(watch_finite(step)), donate_argnums=0)
 
     def _measure(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(optax.identity(), prompt_width, 1)[1]

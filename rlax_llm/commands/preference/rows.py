@@ -17,6 +17,7 @@ from rlax_llm.commands.preference.settings import LabelDataSettings, LabelObject
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.shared_settings import BatchSettings
 from rlax_llm.commands.tasks import arithmetic_for
+from rlax_llm.core.mesh import fetch
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import LabeledCompletions, PairedCompletions
 from rlax_llm.data.batches import PairRows, labeled_rows, pair_rows
@@ -125,7 +126,7 @@ def with_reference(
         taken = rows[start : start + size]
         batch = pair_batch(learner.tokenizer.pad_id, taken)
         completions = batch.batch.completions
-        values = np.asarray(compiled(learner.params, learner.frozen, completions, batch.prompt_width))
+        values = fetch(compiled(learner.params, learner.frozen, completions, batch.prompt_width))
         own = values[:, batch.prompt_width :]
         for place, row in enumerate(taken):
             chosen = own[2 * place, : len(row.chosen)]

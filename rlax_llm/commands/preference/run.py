@@ -11,6 +11,7 @@ from rlax_llm.commands.examples import Split
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
 from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
 from rlax_llm.commands.preference.rows import (
@@ -54,6 +55,7 @@ _LABEL_NAMES = {
 }
 
 
+@on_machine
 def run_reward(settings: RewardSettings) -> RunDirectory:
     """Train a reward model on preference pairs, and leave a run directory.
 
@@ -76,6 +78,7 @@ def run_reward(settings: RewardSettings) -> RunDirectory:
     return _run(settings, learner, Method(loop, partial(pair_batch, model.tokenizer.pad_id), {}, columns), rows)
 
 
+@on_machine
 def run_dpo(settings: DpoSettings) -> RunDirectory:
     """Train a language model on preference pairs, and leave a run directory.
 
@@ -115,6 +118,7 @@ def run_dpo(settings: DpoSettings) -> RunDirectory:
     return _run(settings, learner, method, rows, settings.objective.recipe)
 
 
+@on_machine
 def run_kto(settings: KtoSettings) -> RunDirectory:
     """Train a language model on labeled completions, and leave a run directory.
 

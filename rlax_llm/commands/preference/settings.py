@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.fields import Part, above_zero, at_least, option
-from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
     BatchSettings,
     HeldOutSettings,
@@ -106,7 +106,7 @@ class LabelObjectiveSettings(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSettings(Settings):
+class RewardSettings(OnMachine):
     """Settings of ``rlax-llm reward``: a reward model from preference pairs.
 
     Raises:
@@ -120,7 +120,12 @@ class RewardSettings(Settings):
     objective: RewardObjectiveSettings
     batch: BatchSettings
     optimizer: OptimizerSettings
+    machine: MachineSettings
     run: RunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Examples of a micro-batch."""
+        return (self.batch.rows_together,)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -129,7 +134,7 @@ class RewardSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoSettings(Settings):
+class DpoSettings(OnMachine):
     """Settings of ``rlax-llm dpo``: preference optimization on pairs.
 
     Raises:
@@ -143,7 +148,12 @@ class DpoSettings(Settings):
     objective: PairObjectiveSettings
     batch: BatchSettings
     optimizer: OptimizerSettings
+    machine: MachineSettings
     run: RunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Examples of a micro-batch."""
+        return (self.batch.rows_together,)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -152,7 +162,7 @@ class DpoSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KtoSettings(Settings):
+class KtoSettings(OnMachine):
     """Settings of ``rlax-llm kto``: optimization of labeled completions.
 
     Raises:
@@ -166,7 +176,12 @@ class KtoSettings(Settings):
     objective: LabelObjectiveSettings
     batch: BatchSettings
     optimizer: OptimizerSettings
+    machine: MachineSettings
     run: RunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Examples of a micro-batch."""
+        return (self.batch.rows_together,)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

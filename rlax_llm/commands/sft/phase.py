@@ -25,6 +25,7 @@ from rlax_llm.loops.policy import TrainState, supervised_loop
 from rlax_llm.models.functional import Params
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
+from rlax_llm.models.sharding import pinned, placed
 
 
 class Form(NamedTuple):
@@ -113,11 +114,11 @@ class SupervisedPhase(Phase):
         self.measure = measure
         self.log_probs = jax.jit(form.log_probs)
         self._init, step = supervised_loop(self.log_probs, optimizer, batching.micro_batches)
-        self.update = jax.jit(watch_finite(step), donate_argnums=0)
+        self.update = jax.jit(pinned(watch_finite(step)), donate_argnums=0)
 
     def init(self, params: Params) -> TrainState:
         """State before the first step."""
-        return self._init(params)
+        return placed(self._init(params))
 
     def evaluate(self, state: TrainState) -> Evaluation:
         """Negative log-likelihood of the held-out completions, nats per token, and what else is measured."""

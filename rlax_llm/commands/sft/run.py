@@ -10,6 +10,7 @@ from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner
 from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.rollouts import Sampling, grade
 from rlax_llm.commands.setup import build_model, build_schedule
 from rlax_llm.commands.sft.phase import Form, SupervisedPhase, no_metrics, own_rows, shared_rows
@@ -21,6 +22,7 @@ from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.functional import Params
 
 
+@on_machine
 def run_sft(settings: SftSettings) -> RunDirectory:
     """Train by maximum likelihood of given completions, and leave a run directory.
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.fields import at_least, option
-from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
     BatchSettings,
     BuiltInSettings,
@@ -74,7 +74,7 @@ class SupervisedRunSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftSettings(Settings):
+class SftSettings(OnMachine):
     """Settings of ``rlax-llm sft``: supervised training on prompts and their answers.
 
     Raises:
@@ -87,7 +87,12 @@ class SftSettings(Settings):
     task: DemonstrationSettings
     batch: PackedBatchSettings
     optimizer: SupervisedOptimizerSettings
+    machine: MachineSettings
     run: SupervisedRunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Examples of a micro-batch."""
+        return (self.batch.rows_together,)
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

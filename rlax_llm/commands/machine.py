@@ -1,0 +1,76 @@
+"""The devices that a command is computed on: a mesh of all accelerators, or the one that is asked for."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import jax
+
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
+from rlax_llm.core.mesh import ROWS, devices_along, make_mesh
+from rlax_llm.core.platform import platform
+from rlax_llm.host.progress import say
+
+S = TypeVar("S", bound=OnMachine)
+R = TypeVar("R")
+
+
+def on_machine(run: Callable[[S], R]) -> Callable[[S], R]:
+    """A command's function whose programs run on the mesh of its settings."""
+
+    @functools.wraps(run)
+    def there(settings: S) -> R:
+        with meshed(settings.command, settings.machine, settings.rows_together()):
+            return run(settings)
+
+    return there
+
+
+@contextmanager
+def meshed(command: str, settings: MachineSettings, rows: tuple[int, ...]) -> Iterator[None]:
+    """Make the mesh of the settings ambient.
+
+    Where none is asked for it is all accelerators, as many as divide the rows; one device needs none.
+
+    Args:
+        command: that messages begin with.
+        settings: of the machine.
+        rows: that are learned from together; nothing where nothing is learned.
+
+    Raises:
+        ValueError: for sizes that are not the number of devices, or rows that they do not divide.
+    """
+    devices = jax.devices()
+    if settings.mesh is None:
+        count = math.gcd(len(devices), *rows)
+        if count < len(devices):
+            say(
+                f"{command}: {count} of {len(devices)} devices are used, which divide the {_written(rows)} rows that "
+                "are learned from together; take a multiple of the devices to use all."
+            )
+        sizes, devices = {"data" if platform() == "cpu" else "fsdp": count}, devices[:count]
+    else:
+        sizes = settings.mesh
+    try:
+        mesh = make_mesh(sizes, devices)
+    except ValueError as error:
+        raise ValueError(f"{command}: {error}") from None
+    if mesh.size == 1:
+        yield
+        return
+    with jax.set_mesh(mesh):
+        lanes = devices_along(*ROWS)
+        if any(count % lanes for count in rows):
+            raise ValueError(
+                f"{command}: mesh {settings.mesh} has {lanes} devices along data and fsdp, which do not divide the "
+                f"{_written(rows)} rows that are learned from together; change one of them."
+            )
+        yield
+
+
+def _written(rows: tuple[int, ...]) -> str:
+    return " and ".join(str(count) for count in dict.fromkeys(rows))
