@@ -383,9 +383,7 @@ def test_bad_input_is_refused_while_tracing():
     with pytest.raises(ValueError, match=r"params has the entries .'logits'., wanted 'policy' and 'value'"):
         init({"logits": jnp.zeros((V, V))})
     state, scored = init(parameters()), ScoredCompletions(batch(), scores_of())
-    with pytest.raises(
-        ValueError, match=r"minibatches 3 · group_size 1 is 3, wanted a divisor .* 8 rows"
-    ):
+    with pytest.raises(ValueError, match=r"minibatches 3 · group_size 1 is 3, wanted a divisor .* 8 rows"):
         step(state, scored, key=KEY)
     with pytest.raises(ValueError, match=r"scores has shape \(4, 2\), wanted \[B\] = \(8,\)"):
         step(state, scored._replace(scores=scored.scores.reshape(4, 2)), key=KEY)
