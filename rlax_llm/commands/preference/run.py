@@ -10,8 +10,8 @@ from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
-from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.machine import on_machine
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
 from rlax_llm.commands.preference.rows import (

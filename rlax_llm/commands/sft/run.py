@@ -9,8 +9,8 @@ from rlax_llm.commands.examples import of_file, of_task
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner
-from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.machine import on_machine
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.rollouts import Sampling, grade
 from rlax_llm.commands.setup import build_model, build_schedule
 from rlax_llm.commands.sft.phase import Form, SupervisedPhase, no_metrics, own_rows, shared_rows
