@@ -30,6 +30,7 @@ from rlax_llm.host.run_directory import writing
 _KEPT = 2
 _UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
 _MANIFEST = "manifest.json"
+_EARLIER_MANIFEST = "manifest"  # a directory, in versions before 0.2
 _TRIES = 20
 _PAUSE = 0.05  # seconds
 _ENTRY = ("name", "shape", "dtype", "key_impl", "data_shape", "data_dtype", "checksum")
@@ -234,11 +235,16 @@ def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, or a leaf has another name, shape or dtype than in ``like``.
+        ValueError: it is damaged, of an earlier version, or a leaf has another name, shape or dtype than in ``like``.
     """
     directory = Path(path).absolute() / str(step)
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no checkpoint {directory}; the last one there is of step {latest(path)}.")
+    if (directory / _EARLIER_MANIFEST).is_dir():
+        raise ValueError(
+            f"checkpoint {directory} is of an earlier version, which this one cannot go on from; take the version in "
+            "the run's summary.json, or begin a new run."
+        )
     with _damage_explained(directory):
         manifest = read_manifest(directory)
     wanted, treedef = jax.tree_util.tree_flatten_with_path(like)

@@ -98,16 +98,6 @@ def _lanes(rows: int, micro_batches: int) -> int:
     return devices if rows % (devices * micro_batches) == 0 else 1
 
 
-def _check_shares(batch: Any, micro_batches: int) -> None:
-    devices = devices_along(*ROWS)
-    for leaf in jax.tree.leaves(batch):
-        if leaf.ndim and leaf.shape[0] % (devices * micro_batches):
-            raise ValueError(
-                f"micro_batches {micro_batches} · {devices} devices of data · fsdp is {micro_batches * devices}, "
-                f"wanted a divisor of the {leaf.shape[0]} rows or pairs of the batch; give another batch or mesh."
-            )
-
-
 def summed_gradient(
     loss: Callable[[Params, Any], tuple[jax.Array, Metrics]], params: Params, batch: Any, micro_batches: int
 ) -> tuple[Params, Metrics]:
@@ -123,11 +113,9 @@ def summed_gradient(
         The gradient and the summed metrics; equal for every ``micro_batches`` up to rounding.
 
     Raises:
-        ValueError: at trace time, for rows that micro-batches, and under a mesh its devices, do not divide.
+        ValueError: at trace time, for rows that micro-batches do not divide.
     """
     gradient = jax.grad(loss, has_aux=True)
-    if devices_along(*ROWS) > 1:
-        _check_shares(batch, micro_batches)
     if micro_batches == 1:
         return gradient(params, batch)
 

@@ -122,6 +122,12 @@ def test_an_error_of_the_writing_is_told_at_the_next_look(tmp_path, monkeypatch)
     assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
 
 
+def test_a_checkpoint_of_an_earlier_version_is_not_called_damaged(tmp_path):
+    (tmp_path / "7" / "manifest").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"7 is of an earlier version, .*; take the version in .*, or begin a new run"):
+        checkpoints.restore(tmp_path, 7, _state())
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_parts_on_devices_are_written_from_them_and_read_to_them(tmp_path, monkeypatch, damaged):
     """As on accelerators: each device's part by itself, with the checksum that the whole has on the host."""
