@@ -33,7 +33,7 @@ def show(kind: type[Any], description: str) -> NoReturn:
     nested = [(name, _undocumented(name, fields)) for name, fields in groups.items()]
     tyro.cli(
         _undocumented(kind.__name__, nested),
-        prog=f"rlax-llm {kind.command}",
+        prog=f"rlax-llm {kind.words()}",
         description=description,
         args=["--help"],
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.leaving import guarded, leaving_at_once
+from rlax_llm.commands.plan.command import PLANS, SUMMARY
 from rlax_llm.commands.table import Command, commands
+from rlax_llm.core.libtpu import only_compile
 from rlax_llm.core.names import did_you_mean
 
 COMMANDS = commands()
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after ``rlax-llm``; those of the process if not given.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    only_compile()
     return guarded(lambda: _do(words))
 
 
@@ -40,15 +43,46 @@ def _do(words: Sequence[str]) -> int:
         print(f"rlax-llm {version('rlax-llm')}")
     elif words[0] in COMMANDS:
         return _run(COMMANDS[words[0]], words[1:])
+    elif words[0] == "plan":
+        return _plan(words[1:])
     else:
-        hint = did_you_mean(words[0], COMMANDS, f"; there are {', '.join(COMMANDS)}.")
+        known = [*COMMANDS, "plan"]
+        hint = did_you_mean(words[0], known, f"; there are {', '.join(known)}.")
         raise ValueError(f"there is no command {words[0]!r}{hint}")
     return 0
 
 
+def _plan(words: Sequence[str]) -> int:
+    """Plan the command that the words name."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_plan_usage())
+        return 0
+    if words[0] not in PLANS:
+        hint = did_you_mean(words[0], PLANS, f"; there are {', '.join(PLANS)}, as in rlax-llm plan grpo.")
+        raise ValueError(f"plan: {words[0]!r} is no command to plan{hint}")
+    return _run(PLANS[words[0]], words[1:])
+
+
+def _listed(summaries: Mapping[str, str]) -> list[str]:
+    width = max(map(len, summaries))
+    return [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
+
+
+def _plan_usage() -> str:
+    return "\n".join(
+        [
+            "usage: rlax-llm plan COMMAND [--on CHIP:TOPOLOGY] [flags of the command]",
+            "",
+            "What a command will take of a machine, from its compiler and from shapes: memory, traffic, seconds.",
+            "",
+            "Commands:",
+            *_listed({name: command.summary for name, command in PLANS.items()}),
+        ]
+    )
+
+
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines = _listed({name: command.summary for name, command in COMMANDS.items()} | {"plan": SUMMARY})
     return "\n".join(
         [
             "usage: rlax-llm COMMAND [flags]",

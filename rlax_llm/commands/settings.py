@@ -47,6 +47,11 @@ class Settings:
     command: ClassVar[str]
 
     @classmethod
+    def words(cls) -> str:
+        """What the command line says for it."""
+        return cls.command
+
+    @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Values that follow from what is given, by name; they are for what is not given.
 

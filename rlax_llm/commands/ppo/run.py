@@ -55,7 +55,7 @@ def build_models(settings: PpoModelSettings, reward_model: str | None, seed: int
     """
     reward = None if reward_model is None else scalar_judge(reward_model, model, settings)
     policy = language_learner(settings, model, seed)
-    value = _value(settings, seed + 1, _origin(settings, seed + 1, model, (reward_model, reward)))
+    value = value_learner(settings, seed + 1, _origin(settings, seed + 1, model, (reward_model, reward)))
     return Models(policy, value, reward, settings.value_model == "policy")
 
 
@@ -73,8 +73,14 @@ def _origin(
     return settings.value_model, scalar_judge(settings.value_model, model, settings)
 
 
-def _value(settings: PpoModelSettings, seed: int, origin: tuple[str, LanguageModel]) -> Learner:
-    """The value model, and what its adapters belong to."""
+def value_learner(settings: PpoModelSettings, seed: int, origin: tuple[str, LanguageModel]) -> Learner:
+    """The value model, and what its adapters belong to.
+
+    Args:
+        settings: of the policy.
+        seed: draws its score and its adapters.
+        origin: what it starts from, with its name.
+    """
     name, start = origin
     if name == "scratch":  # adapters belong to a model that can be read again
         settings = dataclasses.replace(

@@ -33,6 +33,7 @@ from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.preference.links import logistic
 from rlax_llm.preference.marks import reads_reference
+from rlax_llm.preference.pairs import Preference
 
 _LOSS, _TOKENS = Column("loss", "loss", "{:.4f}"), Column("tokens_per_second", "tokens/s", "{:,.0f}")
 _HELD_OUT = Column("held_out_accuracy", "held-out accuracy")
@@ -55,6 +56,72 @@ _LABEL_NAMES = {
 }
 
 
+def reward_method(settings: RewardSettings, learner: Learner) -> Method:
+    """How a reward model is learned.
+
+    Args:
+        settings: of the command.
+        learner: a scalar model.
+    """
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
+        scores = completion_scores(learner.tokenizer, learner.config, (2, prompt_width), settings.model.remat)
+        return reward_loop(scores, logistic, optimizer, micro_batches, settings.objective.centering_coef)
+
+    columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
+    return Method(loop, partial(pair_batch, learner.tokenizer.pad_id), {}, columns)
+
+
+def dpo_method(settings: DpoSettings, learner: Learner, preference: Preference) -> Method:
+    """How pairs are learned from.
+
+    Args:
+        settings: of the command.
+        learner: a language model.
+        preference: of its recipe.
+
+    Raises:
+        ValueError: where a reference is to be computed that the recipe does not read.
+    """
+    referenced, computed = reads_reference(preference.rewards), settings.objective.precompute_reference
+    if computed and not referenced:
+        raise ValueError(f"dpo: recipe {settings.objective.recipe} reads no reference; leave precompute_reference out.")
+
+    def log_probs(prompt_width: int) -> Any:
+        return group_log_probs(learner.config, (2, prompt_width), remat=settings.model.remat)
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
+        return preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
+
+    columns = (_LOSS, Column("rewards/accuracies", "accuracy"), Column("rewards/margins", "margin"), _HELD_OUT, _TOKENS)
+    collate = partial(pair_batch, learner.tokenizer.pad_id)
+    method = Method(loop, collate, _PAIR_NAMES, columns, reads_reference=referenced and not computed)
+    if not computed:
+        return method
+    return method._replace(prepare=partial(with_reference, learner, log_probs, settings.batch.rows_together))
+
+
+def kto_method(settings: KtoSettings, learner: Learner) -> Method:
+    """How labels are learned from.
+
+    Args:
+        settings: of the command.
+        learner: a language model.
+    """
+    loss, reference = build_unpaired(settings.objective)
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
+        log_probs = group_log_probs(learner.config, (1, prompt_width), remat=settings.model.remat)
+        weights = settings.objective.desirable_weight, settings.objective.undesirable_weight
+        return label_loop(log_probs, loss, optimizer, micro_batches, *weights, reference)
+
+    def collate(rows: Sequence[Any]) -> Rows:
+        return label_batch(learner.tokenizer.pad_id, reference is reference_point_of_mismatched, rows)
+
+    columns = (_LOSS, Column("rewards/margins", "margin"), Column("kl", "KL"), _TOKENS)
+    return Method(loop, collate, _LABEL_NAMES, columns, reads_reference=True)
+
+
 @on_machine
 def run_reward(settings: RewardSettings) -> RunDirectory:
     """Train a reward model on preference pairs, and leave a run directory.
@@ -69,13 +136,7 @@ def run_reward(settings: RewardSettings) -> RunDirectory:
     model = build_model("reward", settings.model, seed, batch)
     learner = scalar_learner(settings.model, model, seed)
     rows = pairs_of(settings.task, batch, seed, learner)
-
-    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
-        scores = completion_scores(model.tokenizer, learner.config, (2, prompt_width), settings.model.remat)
-        return reward_loop(scores, logistic, optimizer, micro_batches, settings.objective.centering_coef)
-
-    columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
-    return _run(settings, learner, Method(loop, partial(pair_batch, model.tokenizer.pad_id), {}, columns), rows)
+    return _run(settings, learner, reward_method(settings, learner), rows)
 
 
 @on_machine
@@ -88,33 +149,13 @@ def run_dpo(settings: DpoSettings) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work.
     """
-    preference = build_preference(settings.objective)
     batch, seed = settings.batch, settings.run.seed
+    preference = build_preference(settings.objective)
     model = build_model("dpo", settings.model, seed, batch)
     learner = language_learner(settings.model, model, seed)
+    method = dpo_method(settings, learner, preference)
     rows = pairs_of(settings.task, batch, seed, learner)
-    referenced = reads_reference(preference.rewards)
-    if settings.objective.precompute_reference and not referenced:
-        raise ValueError(f"dpo: recipe {settings.objective.recipe} reads no reference; leave precompute_reference out.")
-
-    def log_probs(prompt_width: int) -> Any:
-        return group_log_probs(learner.config, (2, prompt_width), remat=settings.model.remat)
-
-    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
-        return preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
-
-    columns = (_LOSS, Column("rewards/accuracies", "accuracy"), Column("rewards/margins", "margin"), _HELD_OUT, _TOKENS)
-    method = Method(
-        loop,
-        partial(pair_batch, model.tokenizer.pad_id),
-        _PAIR_NAMES,
-        columns,
-        reads_reference=referenced and not settings.objective.precompute_reference,
-        samples=greedy_samples(batch, learner, rows.held_out),
-    )
-    if settings.objective.precompute_reference:
-        size = batch.batch_size // batch.micro_batches
-        method = method._replace(prepare=partial(with_reference, learner, log_probs, size))
+    method = method._replace(samples=greedy_samples(batch, learner, rows.held_out))
     return _run(settings, learner, method, rows, settings.objective.recipe)
 
 
@@ -133,19 +174,7 @@ def run_kto(settings: KtoSettings) -> RunDirectory:
     learner = language_learner(settings.model, model, seed)
     rows = labels_of(settings.task, batch, seed, learner)
     warn_of_imbalance(settings.objective, rows.train)
-    loss, reference = build_unpaired(settings.objective)
-
-    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
-        log_probs = group_log_probs(learner.config, (1, prompt_width), remat=settings.model.remat)
-        weights = settings.objective.desirable_weight, settings.objective.undesirable_weight
-        return label_loop(log_probs, loss, optimizer, micro_batches, *weights, reference)
-
-    def collate(rows: Sequence[Any]) -> Rows:
-        return label_batch(model.tokenizer.pad_id, reference is reference_point_of_mismatched, rows)
-
-    columns = (_LOSS, Column("rewards/margins", "margin"), Column("kl", "KL"), _TOKENS)
-    samples = greedy_samples(batch, learner, rows.held_out)
-    method = Method(loop, collate, _LABEL_NAMES, columns, reads_reference=True, samples=samples)
+    method = kto_method(settings, learner)._replace(samples=greedy_samples(batch, learner, rows.held_out))
     return _run(settings, learner, method, rows, settings.objective.recipe)
 
 

@@ -48,13 +48,20 @@ def run_sft(settings: SftSettings) -> RunDirectory:
     peak = settings.optimizer.learning_rate
     optimizer = build_optimizer(settings.optimizer, build_schedule(settings.optimizer, peak, settings.run.steps))
     batching = Batching(batch.batch_size, seed, batch.micro_batches)
-    form = _form(batch, learner, settings.model.remat)
+    form = form_of(batch, learner, settings.model.remat)
     return run_language(
         settings, SupervisedPhase(learner, examples, form, optimizer, batching, measure), learner.params
     )
 
 
-def _form(batch: PackedBatchSettings, learner: Learner, remat: bool) -> Form:
+def form_of(batch: PackedBatchSettings, learner: Learner, remat: bool) -> Form:
+    """How examples become rows: as many to a row as fit where rows are shared, else each in its own.
+
+    Args:
+        batch: of the settings.
+        learner: what is trained.
+        remat: recompute activations in the backward pass.
+    """
     if batch.packed_tokens:
         return shared_rows(learner, batch.packed_tokens, remat)
     return own_rows(learner, batch.max_new_tokens, remat)

@@ -1,0 +1,219 @@
+"""The programs that draw completions and score them: the sampler's copy of weights, prefill, decode, a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rlax_llm.commands.drawing import Drawing
+from rlax_llm.commands.learner import Learner, completion_scores
+from rlax_llm.commands.plan.programs import Machine, Program
+from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped, rooms
+from rlax_llm.generation.engine import (
+    FIRST_ROOM,
+    Request,
+    completions,
+    decode,
+    prefill,
+    shared_out,
+    unstack,
+)
+from rlax_llm.models.decoder import narrow_matrices
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.sharding import sampling_rules
+
+
+class Prompts(NamedTuple):
+    """What is completed.
+
+    Attributes:
+        rows: prompts of a step.
+        width: tokens of the longest.
+    """
+
+    rows: int
+    width: int
+
+    def arrays(self) -> tuple[Any, Any]:
+        """``tokens`` and ``valid``, abstract."""
+        shape = (self.rows, self.width)
+        return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+
+
+class Sampler(NamedTuple):
+    """How completions are drawn on a machine.
+
+    Attributes:
+        machine: the devices.
+        learner: what is sampled from, abstract.
+        drawing: of the command.
+        prompts: of a step.
+    """
+
+    machine: Machine
+    learner: Learner
+    drawing: Drawing
+    prompts: Prompts
+
+    def drawn(self) -> Any:
+        """The completions of a step, abstract, as the host gives them to the learner."""
+        tokens, valid, request = *self.prompts.arrays(), self.drawing.request
+        state = self._prefilled((tokens, valid), request, request.max_new_tokens)[1]
+        return completions.eval_shape(tokens, valid, state, request)
+
+    def _sampled(self) -> Any:
+        """Parameters that completions are drawn from, abstract."""
+        learner = self.learner
+        read = jax.eval_shape(lambda own, frozen: learner._replace(frozen=frozen).sampled(own), *self._trained())
+        return self.machine.put(read, None if self._shared else sampling_rules())
+
+    def _trained(self) -> tuple[Any, Any]:
+        return self.learner.params, self.learner.frozen
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the sampler reads the learner's own arrays: on one device, where no adapter is merged."""
+        return self.machine.mesh.size == 1 and self.learner.sampled_shape == self.learner.config
+
+    def _prefilled(self, prompts: tuple[Any, Any], request: Request, room: int) -> Any:
+        sampled, config = self._sampled(), self.drawing.sampling.config
+        return prefill.eval_shape(config, sampled, *prompts, _key(), request, room)
+
+    def _shared_out(self) -> tuple[tuple[Any, Any], Request]:
+        """Prompts and request as the devices take them."""
+        requests = []
+
+        def repeated(prompts: tuple[Any, Any]) -> tuple[Any, Any]:
+            repeated, request = shared_out(prompts, self.drawing.request)
+            requests.append(request)
+            return repeated
+
+        return jax.eval_shape(repeated, self.prompts.arrays()), requests[-1]
+
+    def programs(self, resident: Mapping[str, Any]) -> list[Program]:
+        """The programs of a step's completions.
+
+        Args:
+            resident: what a run keeps on the devices, by what it is.
+        """
+        with self.machine.entered():
+            sampled = self._sampled()
+            prompts, request = self._shared_out()
+            found = [] if self._shared else [self._copy(resident)]
+            beside = dict(resident) | ({} if self._shared else {"sampler": sampled})
+            return [*found, self._prefill(sampled, prompts, request, beside), self._decode(prompts, request, beside)]
+
+    def _copy(self, resident: Mapping[str, Any]) -> Program:
+        """Weights as the sampler reads them: merged, narrow, over ``tensor`` alone."""
+        learner = self.learner
+
+        def lower(earlier: Any) -> Any:
+            del earlier
+            copied = jax.jit(lambda own, frozen: learner._replace(frozen=frozen).sampled(own))
+            return copied.lower(*map(self.machine.put, self._trained()))
+
+        named = ("parameters", "base")
+        parts = {name: tree for name, tree in resident.items() if name in named}
+        beside = {name: tree for name, tree in resident.items() if name not in named}
+        return Program("sampler's copy", lower, parts, beside, Work(0.0, 2 * bytes_of(self._sampled())))
+
+    def _prefill(self, sampled: Any, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
+        config, room = self.drawing.sampling.config, min(FIRST_ROOM, request.max_new_tokens)
+
+        def lower(earlier: Any) -> Any:
+            del earlier
+            return prefill.lower(config, sampled, *self.machine.whole(prompts), _key(), request, room)
+
+        count, width = prompts[0].shape
+        rows = Rows(count * width, count * width * (width + 1) / 2, count * request.group_size)
+        work = forward(config, rows, self.machine.grid)
+        own = ("parameters", "base") if self._shared else ("sampler",)
+        parts = {name: tree for name, tree in beside.items() if name in own}
+        beside = {name: tree for name, tree in beside.items() if name not in own}
+        return Program("prefill", lower, parts, beside, work)
+
+    def _decode(self, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
+        config, limit = self.drawing.sampling.config, request.max_new_tokens
+        shapes = self._prefilled(prompts, request, limit)
+        unrolled = _unrolled(self.machine, config, self._sampled())
+
+        def lower(earlier: Any) -> Any:
+            if "prefill" not in earlier:
+                raise MissingProgram("prefill")
+            laid = jax.tree.map(_as_given, shapes, earlier["prefill"].output_shardings)
+            until = jax.ShapeDtypeStruct((), jnp.int32)
+            return decode.lower(config, unrolled, laid[0], laid[1], until, request)
+
+        count, width = prompts[0].shape
+        lanes = self.machine.grid.lanes
+        grid = self.machine.grid if count % lanes == 0 else Grid(1, self.machine.grid.tensor)
+        work = decoding(config, count, request.group_size, width, limit, grid)
+        caches = (shapes[0].cache, shapes[1].cache)
+        # While the cache doubles, the old one lies beside the new.
+        half = bytes_of(shapes[1].cache) / (grid.lanes * grid.tensor) / 2 if len(rooms(limit)) > 1 else 0.0
+        parts = {"sampler's layers": unrolled, "caches": _shared_by(caches, grid)}
+        return Program("decode", lower, parts, beside, work, turns=limit - 1, least=half)
+
+
+class MissingProgram(Exception):
+    """A program is not there whose results another takes."""
+
+
+def _unrolled(machine: Machine, config: Any, sampled: Any) -> Any:
+    """The layers apart, each where the stacked ones are."""
+    shapes = jax.eval_shape(lambda params: unstack(narrow_matrices(config, params)), sampled)
+    spec = {name: leaf.sharding.spec for name, leaf in sampled["layers"].items()}
+
+    def laid(name: str, leaf: Any) -> Any:
+        sharding = NamedSharding(machine.mesh, PartitionSpec(*spec[name][1:]))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    layers = tuple({name: laid(name, leaf) for name, leaf in layer.items()} for layer in shapes["layers"])
+    rest = {name: leaf for name, leaf in shapes.items() if name != "layers"}
+    rest = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sampled[name].sharding)
+        for name, leaf in rest.items()
+    }
+    return rest | {"layers": layers}
+
+
+def _as_given(leaf: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _shared_by(caches: Any, grid: Grid) -> Any:
+    """A number of bytes as an abstract array, of a device's part."""
+    own = int(bytes_of(caches) / (grid.lanes * grid.tensor))
+    return jax.ShapeDtypeStruct((own,), jnp.int8)
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def scoring(machine: Machine, judge: LanguageModel, layout: tuple[int, int], rows: Any, beside: Any) -> Program:
+    """The program of a reward model over the completions of a step.
+
+    Args:
+        machine: the devices.
+        judge: the reward model, abstract.
+        layout: ``(group_size, prompt_width)``.
+        rows: completions, abstract.
+        beside: what lies on the devices meanwhile.
+    """
+    count, tokens = rows.tokens.shape
+    through = grouped(count, layout[0], layout[1], tokens - layout[1], scored=False)
+    params = machine.put(judge.params)
+
+    def lower(earlier: Any) -> Any:
+        del earlier
+        program = jax.jit(completion_scores(judge.tokenizer, judge.config, layout, False))
+        return program.lower(params, machine.whole(rows))
+
+    return Program(
+        "reward model", lower, {"reward model": params}, beside, forward(judge.config, through, machine.grid)
+    )

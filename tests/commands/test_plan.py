@@ -1,0 +1,333 @@
+"""``plan``: what is read from compiled programs, what is counted from shapes, and what is said."""
+
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlax_llm.cli.main import main
+from rlax_llm.commands.plan.collectives import Sent, collectives
+from rlax_llm.commands.plan.machines import machine_of
+from rlax_llm.commands.plan.models import SHAPES, abstract
+from rlax_llm.commands.plan.report import written
+from rlax_llm.commands.plan.run import make_plan
+from rlax_llm.commands.plan.search import largest_that_fits
+from rlax_llm.commands.plan.settings import PlannedDpo, PlannedGrpo, PlannedKto, PlannedPpo, PlannedReward, PlannedSft
+from rlax_llm.commands.plan.work import Grid, Rows, Work, decoding, forward, grouped, learning, rooms
+from rlax_llm.core.trees import join_trees
+from rlax_llm.core.types import Completions
+from rlax_llm.models.config import DecoderConfig, Lora
+from rlax_llm.models.decoder import init_decoder
+from rlax_llm.models.lora import init_adapter
+from rlax_llm.models.scalar import init_scalar, token_values
+from rlax_llm.models.scoring import group_log_probs
+
+CONFIG = DecoderConfig(
+    vocab_size=40, hidden_size=12, intermediate_size=20, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4
+)
+WIDTH, LENGTH, GROUP, ROWS = 5, 6, 2, 8
+
+
+def dots(jaxpr, times=1):
+    """Products and sums of all matrix products of a program, those of a scanned body once for each turn."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+            continue
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        assert equation.primitive.name != "while"
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if hasattr(inner, "eqns"):
+                    total += turns * dots(inner)
+                elif hasattr(inner, "jaxpr"):
+                    total += turns * dots(inner.jaxpr)
+    return total * times
+
+
+def completions():
+    ones = jnp.ones((ROWS, WIDTH + LENGTH), bool)
+    zeros = jnp.zeros(ones.shape)
+    return Completions(zeros.astype(int), ones, ones.at[:, :WIDTH].set(False), zeros, ones[:, 0])
+
+
+def whole_rows(scored):
+    """All pairs, as short attention computes them: what is masked too."""
+    prompts = ROWS // GROUP
+    pairs = prompts * WIDTH**2 + ROWS * LENGTH * (WIDTH + LENGTH)
+    return Rows(prompts * WIDTH + ROWS * LENGTH, pairs, ROWS * LENGTH if scored else 0)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_flops_of_learning_are_those_of_the_traced_products(remat):
+    params = init_decoder(CONFIG, jax.random.key(0))
+    log_probs = group_log_probs(CONFIG, (GROUP, WIDTH), remat=remat)
+    rows = whole_rows(scored=True)
+    traced = jax.make_jaxpr(lambda params: log_probs(params, completions())[0])(params)
+    assert dots(traced.jaxpr) == forward(CONFIG, rows, Grid()).flops
+    traced = jax.make_jaxpr(jax.grad(lambda params: log_probs(params, completions())[0].sum()))(params)
+    assert dots(traced.jaxpr) == learning(CONFIG, rows, Grid(), remat=remat).flops
+
+
+@pytest.mark.parametrize("lora", [None, Lora(2, 4.0)])
+def test_flops_of_a_value_model_are_those_of_the_traced_products(lora):
+    config = CONFIG if lora is None else DecoderConfig(**(vars(CONFIG) | {"lora": lora}))
+    base = init_scalar(init_decoder(CONFIG, jax.random.key(0)), jax.random.key(1))
+    frozen = base if lora else None
+    params = init_adapter(config, jax.random.key(2)) if lora else base
+    values = token_values(config, (GROUP, WIDTH), True)
+    loss = lambda params: values(join_trees(params, frozen), completions()).sum()  # noqa: E731
+    traced = jax.make_jaxpr(jax.grad(loss))(params)
+    assert dots(traced.jaxpr) == learning(config, whole_rows(scored=False), Grid()).flops
+
+
+def test_flops_of_a_token_by_hand():
+    # 2 per weight of the layers (q 12·16, k and v 12·8, o 16·12, three of 12·20) and of the head, once forward.
+    layers = 2 * 12 * 16 + 2 * 12 * 8 + 3 * 12 * 20
+    work = forward(CONFIG, Rows(7, 0, 5), Grid())
+    assert work.flops == 2 * 7 * 3 * layers + 2 * 5 * 40 * 12
+    # Two products of scores and mixtures with 4 heads of 4.
+    assert forward(CONFIG, Rows(0, 11, 0), Grid()).flops == 3 * 2 * 2 * 11 * 16
+    assert forward(CONFIG, Rows(8, 0, 8), Grid(4, 2)).flops == forward(CONFIG, Rows(8, 0, 8), Grid()).flops / 8
+
+
+def test_a_long_completion_reads_half_of_the_square():
+    rows = grouped(1, 1, 0, 1000)
+    assert rows.pairs == pytest.approx(1000**2 / 2, rel=2e-3)
+
+
+def test_decoding_reads_weights_and_caches_at_every_token():
+    layers = 3 * (2 * 12 * 16 + 2 * 12 * 8 + 3 * 12 * 20)
+    prompts, group, width, length = 2, 3, 5, 9
+    steps = length - 1
+    assert rooms(length) == [(9, 8)]
+    work = decoding(CONFIG, prompts, group, width, length, Grid())
+    rows = prompts * group
+    products = 2 * rows * steps * (layers + 40 * 12)
+    scores = 2 * 2 * rows * steps * (width + 9) * 16 * 3
+    assert work.flops == products + scores
+    keys = 2 * 2 * 4 * 3 * 4  # keys and values of 2 heads of 4 in 3 layers, float32
+    least = steps * (4 * (layers + 40 * 12) + keys * (prompts * width + rows * 9))
+    assert least < work.bytes < 2 * least
+
+
+def test_work_adds_up():
+    assert Work(1, 2) + Work(3, 4).times(2) == Work(7, 10)
+    assert Sent(1, 2.0) + Sent(3, 4.0).times(2) == Sent(7, 10.0)
+
+
+# Texts of compiled programs.
+
+LOOP = """
+%condition (state: (s32[], f32[4])) -> pred[] {
+  %bound = s32[] constant(5)
+  %state = (s32[], f32[4]) parameter(0)
+  %at = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%at, %bound), direction=LT
+}
+
+%until_data (state: (s32[], f32[4])) -> pred[] {
+  %bound = s32[] constant(5)
+  %state = (s32[], f32[4]) parameter(0)
+  %at = s32[] get-tuple-element(%state), index=0
+  %less = pred[] compare(%at, %bound), direction=LT
+  %alive = pred[] fusion(%state), kind=kLoop, calls=%other
+  ROOT %both = pred[] and(%less, %alive)
+}
+
+%start (own: f32[2,4]) -> f32[8,4] {
+  %first = f32[8,4]{1,0} all-gather(%own), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+
+%follow (own: f32[2,4]) -> f32[8,4] {
+  %again = f32[8,4]{1,0} all-gather(%own), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %a = f32[8,4] fusion(%x), kind=kCustom, calls=%start
+  %b = f32[8,4] fusion(%x), kind=kCustom, calls=%follow
+  %c = bf16[16]{0} all-reduce(%y), channel_id=8, replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%sum
+}
+
+%all-reduce-scatter.1 (own: f32[16]) -> f32[4] {
+  %whole = f32[16]{0} all-reduce(%own), channel_id=9, replica_groups=[2,4]<=[8], to_apply=%sum
+  ROOT %part = f32[4]{0} dynamic-slice(%whole, %at), dynamic_slice_sizes={4}
+}
+
+%left (x: f32[4]) -> f32[4] {
+  ROOT %moved = f32[4]{0} collective-permute(%x), channel_id=10, source_target_pairs={{0,1}}
+}
+
+%right (x: f32[4]) -> f32[4] {
+  ROOT %x = f32[4] parameter(0)
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %turned = (s32[], f32[4]) while(%state), condition=%CONDITION, body=%body
+  %scattered = f32[4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %chosen = f32[4] conditional(%p, %x, %x), branch_computations={%left, %right}
+}
+"""
+
+
+@pytest.mark.parametrize(("condition", "turns"), [("condition", 5), ("until_data", 3)])
+def test_a_loops_collectives_count_once_for_each_turn(condition, turns):
+    sends = collectives(LOOP.replace("CONDITION", condition), devices=8, turns=3)
+    assert sends == {
+        "all-gather": Sent(turns, turns * 8 * 4 * 4 * 3 / 4),  # the steps of one channel are one
+        "all-reduce": Sent(turns, turns * 2 * 16 * 2 * 3 / 4),
+        "reduce-scatter": Sent(1, 16 * 4 * 3 / 4),
+        "collective-permute": Sent(1, 16.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("%x = (f32[2]{0}, f32[8]{0}) all-gather-start(%y), replica_groups={{0,1,2,3}}, dimensions={0}", 8 * 4 * 3 / 4),
+        ("%x = f32[2]{0} reduce-scatter(%y), replica_groups={{0,1,2,3}}, dimensions={0}", 2 * 4 * 3),
+        ("%x = (s8[4]{0}, s8[4]{0}) all-to-all(%y, %z), replica_groups={{0,1}}", 8 / 2),
+        ("%x = f32[8]{0} all-reduce(%y), replica_groups={}, to_apply=%sum", 2 * 32 * 7 / 8),
+    ],
+)
+def test_what_a_device_sends_around_a_ring(line, size):
+    (sent,) = collectives("ENTRY %main (y: f32[2]) -> f32[2] {\n  " + line + "\n}", devices=8).values()
+    assert sent == Sent(1, size)
+
+
+@pytest.mark.parametrize("largest", [0, 8, 16, 24, 64])
+def test_the_search_asks_for_few_sizes(largest):
+    asked = []
+    sizes = [8, 16, 24, 32, 48, 64]
+    found = largest_that_fits(sizes, lambda size: asked.append(size) or size <= largest)
+    assert found == (largest or None)
+    assert len(asked) <= 3
+
+
+# Plans of small models on this machine.
+
+
+@pytest.fixture(scope="module")
+def shape_only(tmp_path_factory):
+    """A directory that holds a config.json alone."""
+    directory = tmp_path_factory.mktemp("shape")
+    fields = {"model_type": "llama", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16}
+    fields |= {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+    }
+    (directory / "config.json").write_text(json.dumps(fields))
+    return str(directory)
+
+
+SMALL = {"max_prompt_tokens": 4, "max_new_tokens": 4, "batch_size": 2, "remat": False}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "names"),
+    [
+        (PlannedGrpo, {"group_size": 2, "kl_coef": 0.1, "top_k": 3}, ["prefill", "decode", "update"]),
+        (
+            PlannedPpo,
+            {"lora_rank": 2, "reward_model": ""},
+            ["sampler's copy", "prefill", "decode", "reward model", "update"],
+        ),
+        (PlannedSft, {"packed_tokens": 16}, ["update"]),
+        (PlannedReward, {}, ["update"]),
+        (PlannedDpo, {"precompute_reference": True}, ["update"]),
+        (PlannedKto, {}, ["update"]),
+    ],
+)
+def test_the_programs_of_a_command_compile_from_its_shape_alone(shape_only, kind, given, names):
+    given = {name: shape_only if name == "reward_model" else value for name, value in given.items()}
+    plan = make_plan(kind.of(model=shape_only, **SMALL, **given))
+    assert [program.name for program in plan.programs] == names
+    assert plan.fits
+    assert all(program.work.flops >= 0 and program.total > 0 for program in plan.programs)
+    assert plan.seconds is None  # a CPU's rates are not known
+    assert "fits" in written(plan)
+
+
+def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_does(shape_only, monkeypatch):
+    settings = PlannedSft.of(model=shape_only, **SMALL | {"batch_size": 16, "max_new_tokens": 16})
+    whole = make_plan(settings)
+    half = make_plan(settings.changed(micro_batch_size=8))
+    between = (whole.programs[-1].total + half.programs[-1].total) / 2
+    assert half.programs[-1].total < between
+    monkeypatch.setattr("rlax_llm.commands.plan.machines._memory_here", lambda devices: between)
+    plan = make_plan(settings)
+    assert not plan.fits
+    assert any("--micro-batch-size 8 fits, and no larger one." in line for line in plan.advice)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("plan grop", "did you mean 'grpo'"),
+        ("plan control", "there are grpo, sft, reward, dpo, kto, ppo"),
+        ("plan grpo --onn v5e:2x4", "grpo has no flag --onn; did you mean --on?"),
+        ("plan grpo --on v5x:2x4", "chip 'v5x' is unknown; did you mean 'v5p'?"),
+        ("plan grpo --on h100:2x2", "h100 has no compiler that works without one"),
+        ("plan grpo --on v5e", "wanted CHIP:TOPOLOGY"),
+        ("plan sft --model qwen3-9b", "model 'qwen3-9b' is unknown; did you mean 'qwen3-8b'?"),
+        ("plan sft --mesh fsdp=3", "fsdp 3 is 3 devices, and there are 1"),
+        ("plan sft --model qwen3-8b --max-new-tokens 50000", "beyond the 40960 positions"),
+    ],
+)
+def test_a_wrong_plan_is_told_in_a_sentence(capsys, words, told):
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_a_missing_compiler_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"libtpu, is not installed; run `pip install 'rlax-llm\[plan\]'`"):
+        machine_of("v5e:2x4", None, (8,))
+
+
+def test_the_usage_lists_what_can_be_planned(capsys):
+    assert main(["plan"]) == 0
+    assert all(f"  {name} " in capsys.readouterr().out for name in ("grpo",))
+    assert main([]) == 0
+    assert "plan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("qwen3-0.6b", 0.596), ("qwen3-1.7b", 1.72), ("qwen3-8b", 8.19), ("llama-3-70b", 70.55)]
+)
+def test_published_shapes_have_their_parameters(name, billions):
+    shapes = SHAPES[name].parameter_shapes
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    assert sum(map(math.prod, leaves)) / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def test_the_smollm2_shape_is_that_of_its_file():
+    from rlax_llm.models.loading import load_model
+
+    model = load_model("smollm2")
+    assert model.config == SHAPES["smollm2"]
+    assert abstract(model.params)["embed"].shape == (49_152, 576)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra plan")
+def test_a_slice_of_tpus_is_planned_for_without_one(shape_only):
+    settings = PlannedSft.of(model=shape_only, **SMALL | {"batch_size": 4}, on="v5e:2x2", mesh="fsdp=2")
+    with pytest.raises(ValueError, match="fsdp 2 is 2 devices, and there are 4"):
+        make_plan(settings)
+    plan = make_plan(settings.changed(mesh="fsdp=2,tensor=1,data=2"))
+    assert plan.fits
+    assert plan.machine.chip.name == "v5e"
+    assert plan.programs[0].sends["all-gather"].bytes > 0
+    assert plan.seconds > 0
+    with pytest.raises(ValueError, match="make no mesh"):
+        make_plan(settings.changed(on="v4:2x2x1", mesh="fsdp=4,tensor=2"))
