@@ -30,7 +30,7 @@ LORA = {"lora_rank": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "0.6b": (
         "Qwen3-0.6B, 8 × 8 of 16,384",
-        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 8, "max_new_tokens": 16_384},
+        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 8, "max_new_tokens": 16_384, "sample_batch_size": 32},
     ),
     "0.6b-half": (
         "half the length",

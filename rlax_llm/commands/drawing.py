@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.setup import build_greedy, build_sampler
-from rlax_llm.commands.shared_settings import SamplingSettings
+from rlax_llm.commands.shared_settings import RolloutSettings, SamplingSettings
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.turns import Generate
 
@@ -27,22 +27,23 @@ class Drawing(NamedTuple):
 
 
 def build_drawing(
-    settings: SamplingSettings, group_size: int, learner: Learner, generate: Generate = generate
+    settings: SamplingSettings, rollout: RolloutSettings, learner: Learner, generate: Generate = generate
 ) -> Drawing:
     """The drawing of the settings.
 
     Args:
         settings: of sampler and lengths.
-        group_size: completions per prompt to learn from.
+        rollout: the completions to learn from.
         learner: the policy.
         generate: the engine's, or one that calls tools.
     """
-    sampling = Sampling(learner.sampled_shape, learner.tokenizer, settings.max_prompt_tokens, generate)
+    limit, together = settings.max_prompt_tokens, rollout.sample_batch_size
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, together)
     longest, shortest = settings.max_new_tokens, settings.min_new_tokens
     sampler = build_sampler(settings, learner.config.vocab_size)
     likeliest = build_greedy(settings, learner.config.vocab_size)
     return Drawing(
         sampling,
-        sampling.request(sampler, longest, group_size, shortest),
+        sampling.request(sampler, longest, rollout.group_size, shortest),
         sampling.request(likeliest, longest, min_new_tokens=shortest),
     )

@@ -28,7 +28,7 @@ MAY_BE_NONE = {
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""
 ABSENT = {"data", "eval_data", "reward", "reward_model", "micro_batch_size", "logit_bias", "out", "resume", "config"}
-ABSENT |= {"best", "max_hours", "mesh", "profile"}
+ABSENT |= {"best", "max_hours", "mesh", "profile", "sample_batch_size"}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -88,6 +88,16 @@ def test_settings_made_of_parts_are_changed_alike():
     parts = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     assert GrpoSettings(**parts) == settings
     assert GrpoSettings(**parts).changed(steps=4) == settings.changed(steps=4)
+
+
+@pytest.mark.parametrize(
+    ("together", "told"),
+    [(2, "wanted a multiple of group_size, 4"), (12, "wanted a divisor of the completions of a step, which is 32")],
+)
+def test_what_is_drawn_together_is_of_whole_groups(together, told):
+    with pytest.raises(ValueError, match=f"grpo: sample_batch_size is {together}, {told}"):
+        GrpoSettings.of(batch_size=8, group_size=4, sample_batch_size=together)
+    assert GrpoSettings.of(batch_size=8, group_size=4, sample_batch_size=16).rollout.sample_batch_size == 16
 
 
 def test_none_leaves_open_what_follows_from_others():

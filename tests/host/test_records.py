@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +14,11 @@ from rich.console import Console
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.rollouts import Rollout, Sampling
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.host.completions_table import completions_table
 from rlax_llm.host.progress import Progress
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Reward, Scores
 
@@ -110,3 +113,22 @@ def test_a_table_comes_behind_the_line_of_its_step(steps):
     last = max(i for i, line in enumerate(lines) if line.startswith(f"grpo {steps}/{steps}"))
     assert any("1.000" in line for line in lines[last + 1 :])
     assert sum(line.startswith(f"grpo {steps}/{steps}") for line in lines) == 1
+
+
+def test_completions_drawn_in_parts_are_those_drawn_at_once():
+    # The likeliest tokens follow from no key.
+    params = init_decoder(SAMPLING.config, jax.random.key(0))
+    request = SAMPLING.request(greedy, 4, group_size=2)
+    prompts = [TOKENS.encode(text) for text in ("1+1=", "2=", "1+2=")]
+    whole, _ = SAMPLING.complete(params, prompts, jax.random.key(1), request)
+    for together in (2, 4):
+        parts, _ = SAMPLING._replace(together=together).complete(params, prompts, jax.random.key(1), request)
+        assert jax.tree.all(jax.tree.map(np.array_equal, parts, whole))
+
+
+def test_parts_draw_by_keys_of_their_own():
+    params = init_decoder(SAMPLING.config, jax.random.key(0))
+    request = SAMPLING.request(Categorical(), 4, group_size=8)
+    drawn, width = SAMPLING._replace(together=8).complete(params, [[3], [3]], jax.random.key(1), request)
+    first, second = np.split(np.asarray(drawn.tokens)[:, width:], 2)
+    assert (first != second).any()

@@ -50,7 +50,7 @@ def run_grpo(settings: GrpoSettings) -> RunDirectory:
             rewards, judge_model, _punishment(settings.task.overlong_buffer, sampling.max_new_tokens), failures
         )
         generated = _generated(settings.rollout.tool, learner)
-        drawing = build_drawing(sampling, settings.rollout.group_size, learner, generated)
+        drawing = build_drawing(sampling, settings.rollout, learner, generated)
         phase = GroupPhase(settings, learner, task, judge, drawing)
         warm_start = build_warm_start(settings, learner, task)
         return run_language(settings, phase, learner.params, warm_start, settings.objective.recipe)

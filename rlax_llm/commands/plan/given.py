@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
+from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.plan.models import abstract_learner, abstract_model, array
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.work import Rows, Work, bytes_of, forward, grouped, learning, moving
@@ -18,7 +19,7 @@ from rlax_llm.commands.preference.objective import build_preference, build_unpai
 from rlax_llm.commands.preference.phase import Method, PreferencePhase
 from rlax_llm.commands.preference.run import dpo_method, kto_method, reward_method
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
-from rlax_llm.commands.setup import build_optimizer, build_schedule
+from rlax_llm.commands.setup import build_schedule
 from rlax_llm.commands.sft.phase import SupervisedPhase
 from rlax_llm.commands.sft.run import form_of
 from rlax_llm.commands.sft.settings import SftSettings

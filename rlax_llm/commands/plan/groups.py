@@ -13,7 +13,7 @@ from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.learner import Learner, language_learner
 from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar
 from rlax_llm.commands.plan.programs import Machine, Program
-from rlax_llm.commands.plan.sampling import Prompts, Sampler, scoring
+from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
 from rlax_llm.core.types import Groups
 from rlax_llm.models.decoder import part_of_group
@@ -41,9 +41,8 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
         "reference": reference,
         "reward model": None if judge is None else machine.put(judge.params),
     }
-    drawing = build_drawing(settings.sampling, settings.rollout.group_size, learner)
-    prompts = Prompts(settings.rollout.batch_size, settings.sampling.max_prompt_tokens)
-    sampler = Sampler(machine, learner, drawing, prompts)
+    drawing = build_drawing(settings.sampling, settings.rollout, learner)
+    sampler = Sampler(machine, learner, drawing, prompts_of(settings.rollout, settings.sampling))
     with machine.entered():
         rows = sampler.drawn()
         batch = Groups(rows, _scores(settings))

@@ -38,7 +38,7 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
         made = make_mesh(mesh, devices)
     except ValueError as error:
         raise ValueError(f"plan: {error}") from None
-    except AssertionError:  # of JAX, where chips are not one device each, or lie in no grid
+    except (AssertionError, NotImplementedError):  # of JAX, where chips are not one device each, or lie in no grid
         raise ValueError(f"plan: the devices of {on} make no mesh; give another topology, of powers of 2.") from None
     if on != HERE:
         chip = chip_named(on.partition(":")[0])

@@ -82,6 +82,7 @@ class Program(NamedTuple):
         work: of a device in one run of it; None where it is not counted.
         turns: of a loop that ends by its data.
         least: bytes that are taken beside its arguments in any case.
+        times: that a step runs it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Program(NamedTuple):
     work: Work | None
     turns: int = 1
     least: float = 0.0
+    times: int = 1
 
 
 class Measured(NamedTuple):
@@ -102,8 +104,8 @@ class Measured(NamedTuple):
         taken: temporaries and what the program gives back.
         total: of all; where the compiler ran out of memory, what it would have taken.
         room: of the device.
-        sends: by kind of collective.
-        work: of a device.
+        sends: in a step, by kind of collective.
+        work: of a device in a step.
     """
 
     name: str
@@ -138,22 +140,34 @@ def measure(program: Program, machine: Machine, earlier: dict[str, Any]) -> Meas
     """
     beside = {name: bytes_of(tree) for name, tree in program.beside.items()}
     held = {name: bytes_of(tree) for name, tree in program.parts.items()}
+    work = None if program.work is None else program.work.times(program.times)
     try:
         with machine.entered():
             compiled = program.lower(earlier).compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _USED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
-            raise
-        total = float(used[1]) * _UNITS[used[2]] + sum(beside.values())
-        return Measured(program.name, _joined(held, beside), None, total, machine.room, {}, program.work)
+        total = _used(error) + sum(beside.values())
+        return Measured(program.name, _joined(held, beside), None, total, machine.room, {}, work)
     earlier[program.name] = compiled
     memory = compiled.memory_analysis()
     held["rows"] = max(memory.argument_size_in_bytes - sum(held.values()), 0.0)
     held = _joined(held, beside)
     taken = max(_taken(memory), program.least)
-    sends = collectives(compiled.as_text(), machine.mesh.size, program.turns)
-    return Measured(program.name, held, taken, sum(held.values()) + taken, machine.room, sends, program.work)
+    sends = _sent(program, compiled, machine)
+    return Measured(program.name, held, taken, sum(held.values()) + taken, machine.room, sends, work)
+
+
+def _used(error: Exception) -> float:
+    """Bytes that a program would have taken for which there is no room; any other error is raised."""
+    used = _USED.search(str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+        raise error
+    return float(used[1]) * _UNITS[used[2]]
+
+
+def _sent(program: Program, compiled: Any, machine: Machine) -> Sends:
+    """What a device sends in a step, by kind of collective."""
+    once = collectives(compiled.as_text(), machine.mesh.size, program.turns)
+    return {kind: sent.times(program.times) for kind, sent in once.items()}
 
 
 def _taken(memory: Any) -> float:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array
 from rlax_llm.commands.plan.programs import Machine, Program
-from rlax_llm.commands.plan.sampling import Prompts, Sampler, scoring
+from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
 from rlax_llm.commands.ppo.run import value_learner
@@ -41,7 +41,7 @@ def ppo_programs(settings: PpoSettings, machine: Machine) -> list[Program]:
         "reference": reference,
         "reward model": None if judge is None else machine.put(judge.params),
     }
-    prompts = Prompts(settings.rollout.batch_size, settings.sampling.max_prompt_tokens)
+    prompts = prompts_of(settings.rollout, settings.sampling)
     sampler = Sampler(machine, models.policy, phase.drawing, prompts)
     with machine.entered():
         rows = sampler.drawn()

@@ -13,6 +13,7 @@ from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.learner import Learner, completion_scores
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped, rooms
+from rlax_llm.commands.shared_settings import LimitSettings, RolloutSettings
 from rlax_llm.generation.engine import (
     FIRST_ROOM,
     Request,
@@ -31,17 +32,30 @@ class Prompts(NamedTuple):
     """What is completed.
 
     Attributes:
-        rows: prompts of a step.
+        together: prompts that are sampled at a time.
+        times: that a step does so.
         width: tokens of the longest.
     """
 
-    rows: int
+    together: int
+    times: int
     width: int
 
-    def arrays(self) -> tuple[Any, Any]:
-        """``tokens`` and ``valid``, abstract."""
-        shape = (self.rows, self.width)
+    def arrays(self, times: int = 1) -> tuple[Any, Any]:
+        """``tokens`` and ``valid`` of so many times the prompts together, abstract."""
+        shape = (self.together * times, self.width)
         return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+
+
+def prompts_of(rollout: RolloutSettings, limits: LimitSettings) -> Prompts:
+    """The prompts of a step's rollout.
+
+    Args:
+        rollout: completions of a step, and how many are drawn together.
+        limits: of their lengths.
+    """
+    together = rollout.sample_batch_size or rollout.rows
+    return Prompts(together // rollout.group_size, rollout.rows // together, limits.max_prompt_tokens)
 
 
 class Sampler(NamedTuple):
@@ -61,7 +75,7 @@ class Sampler(NamedTuple):
 
     def drawn(self) -> Any:
         """The completions of a step, abstract, as the host gives them to the learner."""
-        tokens, valid, request = *self.prompts.arrays(), self.drawing.request
+        tokens, valid, request = *self.prompts.arrays(self.prompts.times), self.drawing.request
         state = self._prefilled((tokens, valid), request, request.max_new_tokens)[1]
         return completions.eval_shape(tokens, valid, state, request)
 
@@ -134,7 +148,7 @@ class Sampler(NamedTuple):
         own = ("parameters", "base") if self._shared else ("sampler",)
         parts = {name: tree for name, tree in beside.items() if name in own}
         beside = {name: tree for name, tree in beside.items() if name not in own}
-        return Program("prefill", lower, parts, beside, work)
+        return Program("prefill", lower, parts, beside, work, times=self.prompts.times)
 
     def _decode(self, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
         config, limit = self.drawing.sampling.config, request.max_new_tokens
@@ -156,7 +170,7 @@ class Sampler(NamedTuple):
         # While the cache doubles, the old one lies beside the new.
         half = bytes_of(shapes[1].cache) / (grid.lanes * grid.tensor) / 2 if len(rooms(limit)) > 1 else 0.0
         parts = {"sampler's layers": unrolled, "caches": _shared_by(caches, grid)}
-        return Program("decode", lower, parts, beside, work, turns=limit - 1, least=half)
+        return Program("decode", lower, parts, beside, work, limit - 1, half, self.prompts.times)
 
 
 class MissingProgram(Exception):

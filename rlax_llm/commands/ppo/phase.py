@@ -102,7 +102,7 @@ class PpoPhase(Phase):
     def __init__(self, settings: PpoSettings, models: Models, task: Task):
         self.settings, self.models, self.task = settings, models, task
         self.group_size, self.updates = settings.rollout.group_size, settings.learning.updates
-        self.drawing = build_drawing(settings.sampling, self.group_size, models.policy)
+        self.drawing = build_drawing(settings.sampling, settings.rollout, models.policy)
         self.batching = Batching(settings.rollout.batch_size, settings.run.seed)
         self.key = jax.random.key(settings.run.seed)
         self.needs_reference = settings.objective.kl_coef > 0
