@@ -43,7 +43,7 @@ def objective_of(settings, weights=(1.0,)):
 
 
 def learning_of(settings):
-    return build_learning(settings.learning, settings.rollout.batch_size)
+    return build_learning(settings.learning, settings.rollout)
 
 
 def task_of(settings):
