@@ -1,7 +1,7 @@
 """Plans of runs on slices of TPUs, by the TPU compiler, without a TPU: the table of docs/scaling.md.
 
 python benchmarks/plans.py [NAME …]    compile the named plans, or all (minutes each), and write them down
-python benchmarks/plans.py --table     print the table of what is written down
+python benchmarks/plans.py --table     write the table of what is written down into docs/scaling.md
 
 Each plan is that of a command of ``rlax-llm plan``. Needs the extra ``plan`` (libtpu).
 """
@@ -19,6 +19,7 @@ from rlax_llm.commands.plan.run import make_plan
 from rlax_llm.commands.plan.settings import PlannedGrpo
 
 FILE = Path(__file__).parent / "results" / "plans.json"
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 GIB = 2.0**30
 
 BF16 = {"dtype": "bfloat16", "max_prompt_tokens": 512}
@@ -38,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "0.6b-batch": (
         "half the length, twice the prompts",
-        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 16, "max_new_tokens": 8_192},
+        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 16, "max_new_tokens": 8_192, "sample_batch_size": 64},
     ),
     "0.6b-devices": (
         "twice the devices",
@@ -110,7 +111,7 @@ def table() -> str:
     """The rows of docs/scaling.md."""
     found = json.loads(FILE.read_text(encoding="utf-8"))
     rows = [
-        "| run | on | sample | learn | of | step, s | sampling, learning | tokens/s per device |",
+        "| GRPO | on | sample | learn | of | step at least, s | drawing + learning | tokens/s per device |",
         "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*rows, *(_row(name, found[name]) for name in CASES if name in found)])
@@ -132,8 +133,15 @@ def _row(name: str, plan: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def page() -> str:
+    """docs/scaling.md with the table in its place."""
+    before, rest = PAGE.read_text(encoding="utf-8").split("<!-- plans -->\n")
+    behind = rest.split("<!-- end of plans -->")[1]
+    return f"{before}<!-- plans -->\n{table()}\n<!-- end of plans -->{behind}"
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--table"]:
-        print(table())
+        PAGE.write_text(page(), encoding="utf-8")
     else:
         run(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -21,3 +22,12 @@ def test_the_stubs_are_what_their_script_writes():
         assert script["place"](face).read_text(encoding="utf-8") == script["stub"](face), (
             f"{face.__name__}: run docs/write_stubs.py again"
         )
+
+
+def test_the_page_on_scaling_holds_the_plans_that_are_written_down():
+    script = runpy.run_path(str(DOCS.parent / "benchmarks" / "plans.py"))
+    page = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    assert page == script["page"](), "run benchmarks/plans.py --table again"
+    plans = json.loads(script["FILE"].read_text(encoding="utf-8"))
+    assert plans.keys() >= {"0.6b", "1.7b-lora", "8b", "70b-lora", "70b"}
+    assert all(plan["fits"] for plan in plans.values())
