@@ -21,8 +21,10 @@ from rlax_llm.commands.shared_settings import (
 from rlax_llm.core.logit_bias import bias_vector
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
+from rlax_llm.host.progress import say
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.forms import attention_form
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
 from rlax_llm.models.sharding import check_divides, placed
 from rlax_llm.models.tokenizer import Tokenizer
@@ -43,13 +45,25 @@ def build_model(command: str, settings: ModelSettings, seed: int, limits: LimitS
     model = _model(settings, seed)
     check_fits(command, settings, limits, model)
     check_divides(command, model.config)
+    _say_attention(settings, limits, model.config)
     return model._replace(params=placed(model.params))
+
+
+def _say_attention(settings: ModelSettings, limits: LimitSettings | None, config: DecoderConfig) -> None:
+    """Say which kernel computes attention; nothing where it is plain XLA, the form of every machine.
+
+    Raises:
+        ValueError: for a kernel that was asked for and cannot serve.
+    """
+    form = attention_form(config, 0 if limits is None else limits.row_tokens, settings.dtype)
+    if form != "blockwise":
+        say(f"Attention is {form}'s")
 
 
 def _model(settings: ModelSettings, seed: int) -> LanguageModel:
     dtype = jnp.dtype(settings.stored_dtype)
     if settings.model != "char":
-        return computed_in(settings.dtype, load_model(settings.model, dtype))
+        return computed_in(settings.dtype, load_model(settings.model, dtype), settings.attention)
     tokenizer = Tokenizer.characters(ALPHABET)
     shape = DecoderConfig(
         vocab_size=tokenizer.vocab_size,
@@ -62,7 +76,7 @@ def _model(settings: ModelSettings, seed: int) -> LanguageModel:
         max_positions=128,
     )
     params = decoder.init_decoder(shape, jax.random.key(seed), dtype)
-    return computed_in(settings.dtype, LanguageModel(shape, params, tokenizer))
+    return computed_in(settings.dtype, LanguageModel(shape, params, tokenizer), settings.attention)
 
 
 def check_fits(command: str, settings: ModelSettings, limits: LimitSettings | None, model: LanguageModel) -> None:
@@ -93,9 +107,9 @@ def check_fits(command: str, settings: ModelSettings, limits: LimitSettings | No
         )
 
 
-def computed_in(dtype: str, model: LanguageModel) -> LanguageModel:
-    """The model with its products in ``dtype``; its parameters stay as they are."""
-    return model._replace(config=dataclasses.replace(model.config, compute_dtype=dtype))
+def computed_in(dtype: str, model: LanguageModel, attention: str = "auto") -> LanguageModel:
+    """The model with its products in ``dtype`` and its attention in a form; its parameters stay as they are."""
+    return model._replace(config=dataclasses.replace(model.config, compute_dtype=dtype, attention=attention))
 
 
 def scalar_judge(path: str, policy: LanguageModel, settings: ModelSettings) -> LanguageModel:
@@ -112,7 +126,7 @@ def scalar_judge(path: str, policy: LanguageModel, settings: ModelSettings) -> L
     loaded = load_scalar(path, jnp.dtype(settings.stored_dtype))
     check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
     check_divides(path, loaded.config)
-    return computed_in(settings.dtype, loaded._replace(params=placed(loaded.params)))
+    return computed_in(settings.dtype, loaded._replace(params=placed(loaded.params)), settings.attention)
 
 
 def build_schedule(settings: OptimizerSettings, peak: float, steps: int) -> optax.Schedule:

@@ -47,6 +47,11 @@ class ModelSettings(Part):
 
     model: str = option("smollm2", TRAINED_MODEL_HELP, metavar="MODEL")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Number format of the parameters and of the computation.")
+    attention: Literal["auto", "blockwise", "splash", "cudnn"] = option(
+        "auto",
+        "What computes attention: plain XLA in blocks, a kernel of TPUs (splash), or one of NVIDIA's GPUs (cudnn, of "
+        "bfloat16). auto takes the machine's kernel where rows are long and it can serve. The numbers are the same.",
+    )
 
     @property
     def stored_dtype(self) -> str:
