@@ -29,6 +29,7 @@ __getattr__, __dir__ = lazy_face(
             "kl_penalty",
             "token_log_probs",
         ),
+        "core.mesh": ("mesh",),
         "credit": (
             "centered",
             "decoupled_gae",
@@ -96,6 +97,8 @@ __getattr__, __dir__ = lazy_face(
             "load_scalar",
             "logits",
             "merge_adapter",
+            "pinned",
+            "placed",
             "perceptron",
             "recurrent",
             "row_log_probs",

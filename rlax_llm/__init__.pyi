@@ -32,6 +32,7 @@ from rlax_llm.core.kl import k2 as k2
 from rlax_llm.core.kl import k3 as k3
 from rlax_llm.core.kl import kl_penalty as kl_penalty
 from rlax_llm.core.log_probs import token_log_probs as token_log_probs
+from rlax_llm.core.mesh import mesh as mesh
 from rlax_llm.core.types import Completions as Completions
 from rlax_llm.core.types import Groups as Groups
 from rlax_llm.core.types import LabeledCompletions as LabeledCompletions
@@ -105,6 +106,8 @@ from rlax_llm.models.scalar import sequence_scores as sequence_scores
 from rlax_llm.models.scalar import token_values as token_values
 from rlax_llm.models.scoring import group_log_probs as group_log_probs
 from rlax_llm.models.scoring import row_log_probs as row_log_probs
+from rlax_llm.models.sharding import pinned as pinned
+from rlax_llm.models.sharding import placed as placed
 from rlax_llm.natural.fisher import natural_direction as natural_direction
 from rlax_llm.natural.trpo import backtracking_search as backtracking_search
 from rlax_llm.natural.trpo import full_step as full_step

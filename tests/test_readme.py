@@ -65,3 +65,11 @@ def test_the_control_example_runs():
     assert returns.shape == (3, 2, 2)
     assert (returns > 5).all()
     assert len(EXAMPLES) == 3
+
+
+def test_the_example_of_a_mesh_runs_on_the_devices_that_are_here():
+    page = README.parent / "docs" / "scaling.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names = run(example, {})
+    assert int(names["state"].step) == 0
+    assert callable(names["step"])

@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
-from rlax_llm.core.mesh import ROWS, devices_along, make_mesh
+from rlax_llm.core.mesh import ROWS, devices_along, mesh
 from rlax_llm.core.platform import platform
 from rlax_llm.host.progress import say
 
@@ -56,13 +56,13 @@ def meshed(command: str, settings: MachineSettings, rows: tuple[int, ...]) -> It
     else:
         sizes = settings.mesh
     try:
-        mesh = make_mesh(sizes, devices)
+        grid = mesh(sizes, devices)
     except ValueError as error:
         raise ValueError(f"{command}: {error}") from None
-    if mesh.size == 1:
+    if grid.size == 1:
         yield
         return
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(grid):
         lanes = devices_along(*ROWS)
         if any(count % lanes for count in rows):
             raise ValueError(

@@ -40,7 +40,7 @@ def lazy_face(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callabl
 
     def shown() -> list[str]:
         here = modules[package]
-        inside = (module.name for module in iter_modules(here.__path__))
+        inside = (module.name for module in iter_modules(here.__path__) if not module.name.startswith("_"))
         return sorted({*home_of, *inside, "__doc__", "__name__", "__path__"})
 
     return show, shown

@@ -55,7 +55,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return found
 
 
-def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A grid of devices with the axes ``data``, ``fsdp`` and ``tensor``, to be made ambient by ``jax.set_mesh``.
 
     Limiting case: of one device, programs are those without a mesh.
@@ -67,7 +67,7 @@ def make_mesh(sizes: str | Mapping[str, int] | None = None, devices: Sequence[An
     Raises:
         ValueError: for sizes whose product is not the number of devices, or an unknown axis.
 
-    >>> dict(make_mesh({"fsdp": 1}, jax.devices()[:1]).shape)
+    >>> dict(mesh({"fsdp": 1}, jax.devices()[:1]).shape)
     {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = list(jax.devices() if devices is None else devices)

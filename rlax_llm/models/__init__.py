@@ -16,6 +16,7 @@ __getattr__, __dir__ = lazy_face(
         "packing": ("Packed", "packed_log_probs"),
         "scalar": ("init_scalar", "sequence_scores", "token_values"),
         "scoring": ("group_log_probs", "group_logits", "row_log_probs"),
+        "sharding": ("laid", "pinned", "placed", "sampling_rules", "shardings"),
         "tokenizer": ("Tokenizer",),
     },
 )

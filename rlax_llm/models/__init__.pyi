@@ -60,4 +60,9 @@ from rlax_llm.models.scalar import token_values as token_values
 from rlax_llm.models.scoring import group_log_probs as group_log_probs
 from rlax_llm.models.scoring import group_logits as group_logits
 from rlax_llm.models.scoring import row_log_probs as row_log_probs
+from rlax_llm.models.sharding import laid as laid
+from rlax_llm.models.sharding import pinned as pinned
+from rlax_llm.models.sharding import placed as placed
+from rlax_llm.models.sharding import sampling_rules as sampling_rules
+from rlax_llm.models.sharding import shardings as shardings
 from rlax_llm.models.tokenizer import Tokenizer as Tokenizer

@@ -46,15 +46,15 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any, rules: dict[str, tuple[Axis,
     does not divide a dimension is left out there.
 
     Args:
-        mesh: of ``make_mesh``.
+        mesh: of ``core.mesh``.
         tree: a state, parameters, or their ``jax.eval_shape``.
         rules: ``RULES`` if None.
 
     Returns:
         The same tree of ``NamedSharding``.
 
-    >>> from rlax_llm.core.mesh import make_mesh
-    >>> found = shardings(make_mesh(devices=jax.devices()[:1]), {"layers": {"q": jax.numpy.ones((2, 4, 4))}})
+    >>> from rlax_llm.core.mesh import mesh
+    >>> found = shardings(mesh(devices=jax.devices()[:1]), {"layers": {"q": jax.numpy.ones((2, 4, 4))}})
     >>> tuple(found["layers"]["q"].spec)
     (None, 'fsdp', 'tensor')
     """

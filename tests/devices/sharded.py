@@ -9,7 +9,7 @@ import chex
 import jax
 import numpy as np
 
-from rlax_llm.core.mesh import make_mesh
+from rlax_llm.core.mesh import mesh
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.sharding import shardings
@@ -42,9 +42,9 @@ def on_mesh(sizes: str | None, run: Callable[..., Any], state: Any, *arguments: 
     """``run(state, *arguments)``, jitted, on one device or on a mesh over which ``state`` lies by the rules."""
     if sizes is None:
         return jax.device_get(jax.jit(run)(state, *arguments))
-    mesh = make_mesh(sizes)
-    with jax.set_mesh(mesh):
-        return jax.device_get(jax.jit(run)(jax.device_put(state, shardings(mesh, state)), *arguments))
+    grid = mesh(sizes)
+    with jax.set_mesh(grid):
+        return jax.device_get(jax.jit(run)(jax.device_put(state, shardings(grid, state)), *arguments))
 
 
 def check_same_everywhere(meshes: tuple[str, ...], run: Callable[..., Any], state: Any, *arguments: Any) -> Any:

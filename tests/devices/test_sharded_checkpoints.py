@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rlax_llm.core.mesh import make_mesh
+from rlax_llm.core import mesh as meshes
 from rlax_llm.host import checkpoints
 
 MESHES = ("fsdp=8", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2")
 
 
 def state(mesh):
-    made = make_mesh(mesh)
+    made = meshes.mesh(mesh)
     weights = np.arange(64.0 * 24, dtype=np.float32).reshape(64, 24)
     return {
         "w": jax.device_put(weights, NamedSharding(made, PartitionSpec("fsdp", "tensor"))),

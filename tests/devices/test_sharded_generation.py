@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlax_llm.core.mesh import make_mesh
+from rlax_llm.core.mesh import mesh
 from rlax_llm.generation.engine import Request, generate, generate_at_once
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.models.decoder import init_decoder
@@ -26,9 +26,9 @@ def drawn(form, sizes, prompts, request):
 
     if sizes is None:
         return run(PARAMS)
-    mesh = make_mesh(sizes)
-    with jax.set_mesh(mesh):
-        return run(jax.device_put(PARAMS, shardings(mesh, PARAMS, sampling_rules())))
+    grid = mesh(sizes)
+    with jax.set_mesh(grid):
+        return run(jax.device_put(PARAMS, shardings(grid, PARAMS, sampling_rules())))
 
 
 @pytest.mark.parametrize("form", [generate, generate_at_once])

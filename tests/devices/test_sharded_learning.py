@@ -13,7 +13,7 @@ import pytest
 
 from rlax_llm import recipes
 from rlax_llm.core.log_probs import token_log_probs
-from rlax_llm.core.mesh import make_mesh
+from rlax_llm.core.mesh import mesh
 from rlax_llm.core.token_sets import to_bits
 from rlax_llm.core.types import Groups
 from rlax_llm.loops.group import GroupLearning, group_loop
@@ -83,11 +83,11 @@ def test_log_probs_over_a_split_vocabulary(vocabulary, kept):
 
 def test_the_state_lies_by_the_rules_and_its_programs_gather_each_matrix_once_a_use():
     init, step = group_loop(group_log_probs(CONFIG, (GROUP_SIZE, PROMPT)), recipes.grpo(0.0), optax.adam(1e-3))
-    mesh = make_mesh("fsdp=4,tensor=2")
-    with jax.set_mesh(mesh):
+    grid = mesh("fsdp=4,tensor=2")
+    with jax.set_mesh(grid):
         state = init(PARAMS)
-        placed = jax.device_put(state, shardings(mesh, state))
-        where = shardings(mesh, state)
+        placed = jax.device_put(state, shardings(grid, state))
+        where = shardings(grid, state)
         assert where.opt_state[0].mu["layers"]["q"].spec == where.params["layers"]["q"].spec
         assert placed.params["layers"]["q"].addressable_shards[0].data.shape == (2, 8, 16)
         program = jax.jit(step, out_shardings=(where, None)).lower(placed, groups()).compile()

@@ -13,9 +13,9 @@ import jax
 
 from rlax_llm.commands.plan.programs import Machine
 from rlax_llm.commands.plan.settings import HERE
+from rlax_llm.core import mesh as meshes
 from rlax_llm.core.chips import CHIPS, chip_named
 from rlax_llm.core.libtpu import only_compile
-from rlax_llm.core.mesh import make_mesh
 
 _SLICE = re.compile(r"([\w-]+):(\d+(?:x\d+){1,2})")
 
@@ -35,7 +35,7 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
         devices = jax.devices() if on == HERE else _slice(on)
         if mesh is None:
             devices = devices[: math.gcd(len(devices), *rows)]
-        made = make_mesh(mesh, devices)
+        made = meshes.mesh(mesh, devices)
     except ValueError as error:
         raise ValueError(f"plan: {error}") from None
     except (AssertionError, NotImplementedError):  # of JAX, where chips are not one device each, or lie in no grid
