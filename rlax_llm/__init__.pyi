@@ -72,7 +72,6 @@ from rlax_llm.loops.language import Prompts as Prompts
 from rlax_llm.loops.language import dynamic_sampling as dynamic_sampling
 from rlax_llm.loops.language import fresh_sampling as fresh_sampling
 from rlax_llm.loops.language import language_loop as language_loop
-from rlax_llm.loops.language import rounded_sampling as rounded_sampling
 from rlax_llm.loops.language import stale_sampling as stale_sampling
 from rlax_llm.loops.policy import policy_loop as policy_loop
 from rlax_llm.loops.policy import supervised_loop as supervised_loop
@@ -106,8 +105,6 @@ from rlax_llm.models.scalar import sequence_scores as sequence_scores
 from rlax_llm.models.scalar import token_values as token_values
 from rlax_llm.models.scoring import group_log_probs as group_log_probs
 from rlax_llm.models.scoring import row_log_probs as row_log_probs
-from rlax_llm.models.sharding import pinned as pinned
-from rlax_llm.models.sharding import placed as placed
 from rlax_llm.natural.fisher import natural_direction as natural_direction
 from rlax_llm.natural.trpo import backtracking_search as backtracking_search
 from rlax_llm.natural.trpo import full_step as full_step
