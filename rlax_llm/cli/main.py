@@ -6,6 +6,7 @@ JAX and all that builds on it is imported once a command runs, so that ``--help`
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     only_compile()
-    return guarded(lambda: _do(words))
+    code = guarded(lambda: _do(words))
+    _leave_alone(code)
+    return code
+
+
+def _leave_alone(code: int) -> None:
+    """End at once where this is one of several processes and the others did not fail: JAX would wait for them."""
+    peers = sys.modules.get("rlax_llm.host.peers")
+    if peers is not None and peers.PEERS.alone:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _do(words: Sequence[str]) -> int:

@@ -35,6 +35,8 @@ TIME_HELP = (
     "some time for the writing."
 )
 PROFILE_HELP = "Step, from 1, whose trace is written to profile/, for TensorBoard and Perfetto; the first compiles."
-MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile")
+MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "mesh")
 """Settings of a run that may be others when it is gone on with: they change nothing of what it computes."""
-MAY_CHANGE_HELP = "only --steps, --keep-checkpoints, --max-hours and --profile may change"
+PROCESSES = ("coordinator", "process_id", "processes")
+"""Settings of where a run is computed, which it does not keep."""
+MAY_CHANGE_HELP = "only --steps, --keep-checkpoints, --max-hours, --profile and --mesh may change"

@@ -14,7 +14,9 @@ import numpy as np
 from rlax_llm.commands.learner import completion_scores
 from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.core.mesh import fetch
+from rlax_llm.core.processes import done_by_all, several, share
 from rlax_llm.data.messages import begun_answer
+from rlax_llm.data.tasks import Row
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import Reward, RewardError, Scores, refuse, score
 from rlax_llm.rewards.pool import RewardPool
@@ -72,7 +74,7 @@ class Judge:
         nothing = Scores(np.zeros(count, np.float32), {}, np.zeros(count, bool))
         pairs = zip(rollout.rows, rollout.texts, strict=True)
         answers = [begun_answer(row["prompt"]) + text for row, text in pairs]
-        found = score(self.rewards, rollout.rows, answers, self.failed) if self.rewards else nothing
+        found = self._scored(rollout.rows, answers, group_size) if self.rewards else nothing
         if self.model is not None:
             judged = self._program(group_size, rollout.prompt_width)(self.model.params, rollout.completions)
             # Where all functions abstain the model's score stands alone; where one failed there is none.
@@ -82,6 +84,25 @@ class Judge:
             name, punish = self.punishment
             found = found.plus(name, np.asarray(punish(rollout.written()), np.float32))
         return found
+
+    def _scored(self, rows: Sequence[Row], answers: Sequence[str], group_size: int) -> Scores:
+        """What the functions give: each process asks them of its own groups, and all have all scores."""
+        groups = share(len(rows) // group_size)
+        own = slice(groups.start * group_size, groups.stop * group_size)
+
+        def scored() -> dict[str, Any]:
+            found = score(self.rewards, rows[own], answers[own], self.failed, own.start)
+            return jax.tree.map(np.ndarray.tolist, found._asdict())
+
+        if not several():
+            return score(self.rewards, rows, answers, self.failed)
+        parts = done_by_all(scored, RewardError)
+        total, failed = (np.concatenate([np.array(part[name]) for part in parts]) for name in ("total", "failed"))
+        names = parts[0]["by_name"]
+        by_name = {
+            name: np.concatenate([np.array(part["by_name"][name], np.float32) for part in parts]) for name in names
+        }
+        return Scores(total.astype(np.float32), by_name, failed.astype(bool))
 
     def unpunished(self, scores: Scores, several: bool) -> np.ndarray:
         """Scores before length is punished, ``[K, N]``: the total, or each reward that counts where ``several``."""

@@ -11,8 +11,10 @@ from typing import TypeVar
 import jax
 
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
+from rlax_llm.commands.processes import processed
 from rlax_llm.core.mesh import ROWS, devices_along, mesh
 from rlax_llm.core.platform import platform
+from rlax_llm.core.processes import several
 from rlax_llm.host.progress import say
 
 S = TypeVar("S", bound=OnMachine)
@@ -24,7 +26,7 @@ def on_machine(run: Callable[[S], R]) -> Callable[[S], R]:
 
     @functools.wraps(run)
     def there(settings: S) -> R:
-        with meshed(settings.command, settings.machine, settings.rows_together()):
+        with processed(settings), meshed(settings.command, settings.machine, settings.rows_together()):
             return run(settings)
 
     return there
@@ -47,6 +49,11 @@ def meshed(command: str, settings: MachineSettings, rows: tuple[int, ...]) -> It
     devices = jax.devices()
     if settings.mesh is None:
         count = math.gcd(len(devices), *rows)
+        if count < len(devices) and several():
+            raise ValueError(
+                f"{command}: {len(devices)} devices of {jax.process_count()} processes do not divide the "
+                f"{_written(rows)} rows that are learned from together; take a multiple of the devices."
+            )
         if count < len(devices):
             say(
                 f"{command}: {count} of {len(devices)} devices are used, which divide the {_written(rows)} rows that "

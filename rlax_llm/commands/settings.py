@@ -14,12 +14,14 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
+from rlax_llm.commands.descriptions import PROCESSES
 from rlax_llm.commands.fields import check_value, types_of
 from rlax_llm.commands.places import whole_paths
 from rlax_llm.core.names import did_you_mean
 
-# Where a run is and which file began it are no part of what the run computes, so they stay out of its config.yaml.
-_PLACES = ("out", "resume", "config")
+# Where a run is, which file began it and which processes do it are no part of what it computes, so they stay out of its
+# config.yaml.
+_PLACES = ("out", "resume", "config", *PROCESSES)
 _GIVEN = "_given"
 
 _EARLIER_NAMES = {

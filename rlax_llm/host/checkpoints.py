@@ -150,7 +150,8 @@ class Writer:
             assert running is not None
             with contextlib.suppress(Exception):
                 running.closing.close()
-            _remove_unfinished(self.root)
+            if jax.process_index() == 0:
+                _remove_unfinished(self.root)
             if is_of_a_full_disk(error):
                 with writing(self.root / str(running.step)):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

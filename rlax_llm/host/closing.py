@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rlax_llm.core.processes import first_says, several
 from rlax_llm.host.failures import RunFailed, sentence
 from rlax_llm.host.interrupts import Stop, interruptible
+from rlax_llm.host.peers import PEERS
 from rlax_llm.host.run_directory import RunDirectory
 
 
@@ -53,7 +55,11 @@ def closing(
 
 def _end_after(error: BaseException, directory: RunDirectory, new: bool, finish: Callable[[str | None], None]) -> None:
     """Write what there is after an error, and report that error rather than a later one."""
-    failed, begun = sentence(error), directory.metrics_path.exists() or directory.completions_path.exists()
+    if several() and not PEERS.all_fail(sentence(error)):
+        # The others go on, or wait for this one: nothing can be written together any more.
+        return
+    failed = sentence(error)
+    begun = first_says(directory.metrics_path.exists() or directory.completions_path.exists())
     if new and not begun and not isinstance(error, RunFailed):
         directory.abandon()
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
@@ -15,6 +16,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from rlax_llm.core.processes import is_first
 
 
 class Column(NamedTuple):
@@ -52,7 +55,8 @@ def say(text: str) -> None:
     done
     """
     with _tolerant():
-        print(text, flush=True)
+        if is_first():
+            print(text, flush=True)
 
 
 @contextlib.contextmanager
@@ -101,7 +105,7 @@ class Progress:
         self._total = steps
         self._title = title
         self._columns = columns
-        self._stream = stream or sys.stdout
+        self._stream = stream or (sys.stdout if is_first() else io.StringIO())
         self._clock = clock
         self._step = first_step
         self._shown: dict[str, Any] = {}

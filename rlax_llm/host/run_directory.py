@@ -92,7 +92,7 @@ class RunDirectory:
         with writing(run.config_path):
             for left in run._written():
                 left.unlink(missing_ok=True)
-            text = yaml.safe_dump(_plain(config, _as_it_is), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(plain(config, _as_it_is), sort_keys=False, allow_unicode=True)
             _write_at_once(run.config_path, text)
         return run
 
@@ -130,6 +130,11 @@ class RunDirectory:
     def release(self) -> None:
         """Let other processes write here."""
         self._lock.release()
+
+    def holder(self) -> str:
+        """What the process that writes here has left as its sign; empty where none does."""
+        lock = self.path / ".lock"
+        return lock.read_text(encoding="utf-8") if lock.is_file() else ""
 
     def abandon(self) -> None:
         """Remove what a run that failed before it had begun has written, and the directory if nothing else is there."""
@@ -240,7 +245,7 @@ class RunDirectory:
             OSError: the disk is full; an earlier summary is intact.
         """
         with writing(self.summary_path):
-            _write_at_once(self.summary_path, json.dumps(_plain(summary), indent=2, ensure_ascii=False) + "\n")
+            _write_at_once(self.summary_path, json.dumps(plain(summary), indent=2, ensure_ascii=False) + "\n")
 
 
 def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
@@ -263,7 +268,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    text = "".join(json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     data = text.encode()
     with writing(path), open(path, "ab", buffering=0) as file:
         end = file.tell()
@@ -321,16 +326,16 @@ def _as_it_is(value: float) -> float:
     return value
 
 
-def _plain(value: Any, not_finite: Callable[[float], float | None] = _null) -> Any:
+def plain(value: Any, not_finite: Callable[[float], float | None] = _null) -> Any:
     """The value with only what JSON has; ``.tolist()`` is what numpy's and JAX's arrays share."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, not_finite) for key, item in value.items()}
+        return {str(key): plain(item, not_finite) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, not_finite) for item in value]
+        return [plain(item, not_finite) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
-        return _plain(value.tolist(), not_finite)
+        return plain(value.tolist(), not_finite)
     if isinstance(value, float) and not math.isfinite(value):
         return not_finite(value)
     return value

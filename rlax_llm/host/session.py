@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 import jax
 
 from rlax_llm.core.names import did_you_mean
+from rlax_llm.core.processes import first_says, gathered, is_first
 from rlax_llm.host import checkpoints
 from rlax_llm.host.best import Best, Measure
 from rlax_llm.host.closing import closing, done_all
 from rlax_llm.host.devices import device_metrics
+from rlax_llm.host.followed import shared
+from rlax_llm.host.interrupts import Stop
 from rlax_llm.host.phase import Phase
 from rlax_llm.host.profile import Profile
 from rlax_llm.host.run_directory import RunDirectory
@@ -104,14 +107,14 @@ class Session:
         self.started = self.saved_at = time.perf_counter()
         self.command, self.resumed, self.save_every = command, resume is not None, save_every
         self.warm_start_steps, self.keeping = warm_start_steps, keeping
-        self.time_limit = TimeLimit(keeping.max_hours)
+        # Clocks differ: of several processes the first one's counts.
+        self.time_limit = TimeLimit(keeping.max_hours if is_first() else None)
         self.position, self.earlier_seconds = 0, 0.0
         if resume is None:
-            place = out or f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
-            self.directory = RunDirectory.create(place, settings)
+            place = out or first_says(f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+            self.directory = shared(place, lambda: RunDirectory.create(place, settings))
         else:
-            self.directory = RunDirectory.reopen(resume)
-            self.directory.hold()
+            self.directory = shared(resume, lambda: _reopened(resume))
             self._go_on()
         self.profile = Profile(self.directory.path / "profile", keeping.profile)
         self._writer = checkpoints.Writer(self.directory.checkpoints_path)
@@ -189,8 +192,9 @@ class Session:
         if not self._named:
             self._check_measured(measure.name)
         better = measure.better(metrics, self.step, self.best)
-        if better is self.best:
+        if first_says(better == self.best):
             return False
+        better = Best(*first_says(better))
         # The best before it is kept until this one is whole: what is being written is ended first.
         self._writer.wait()
         self.best = better
@@ -205,13 +209,13 @@ class Session:
 
     def _checkpoint_is_due(self, before: int) -> bool:
         if self.save_every is None:
-            return time.perf_counter() - self.saved_at >= _SECONDS_BETWEEN_SAVES
+            return first_says(time.perf_counter() - self.saved_at >= _SECONDS_BETWEEN_SAVES)
         return reached(before, self.position, self.save_every)
 
     def save(self) -> None:
         """Begin to write a checkpoint of the state, after what its phase keeps of itself."""
         self._writer.wait()
-        if self.phase is not None:
+        if self.phase is not None and is_first():
             self.phase.keep(self.directory.checkpoints_path, self.position)
         self._writer.save(self.position, self.state, self._kept)
         if self.phase is not None:
@@ -284,12 +288,18 @@ class Session:
             self.failed = failed
             done_all(
                 self._write_state,
-                lambda: draw(self.directory.curves_path, self.directory.metrics()),
+                lambda: draw(self.directory.curves_path, self.directory.metrics()) if is_first() else None,
                 lambda: self._write_summary(summary()),
             )
 
         with closing(self.directory, not self.resumed, finish, self._settle) as signal:
-            yield lambda: signal() or self.time_limit()
+            yield lambda: self._ends(signal)
+
+    def _ends(self, signal: Stop) -> bool:
+        """Whether a signal to any process, or the time limit, ends the run on all."""
+        signals, limits = zip(*gathered([signal.number or 0, self.time_limit()]), strict=True)
+        signal.number = max(signals) or None
+        return signal() or any(limits)
 
     def _write_state(self) -> None:
         """Write the last checkpoint and the model."""
@@ -320,6 +330,12 @@ class Session:
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
         self.directory.write_summary({**summary, **ending})
+
+
+def _reopened(path: str) -> RunDirectory:
+    directory = RunDirectory.reopen(path)
+    directory.hold()
+    return directory
 
 
 def _shape(leaf: Any) -> Any:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.mesh import fetch as fetch_whole
+from rlax_llm.core.processes import is_first
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.families import FAMILIES, Family
 from rlax_llm.models.families import listed as listed_families
@@ -259,6 +261,12 @@ class _Texts(NamedTuple):
 
 def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, _Slot], shard_bytes: int) -> None:
     shards = _shards(slots, params, shard_bytes)
+    if not is_first():
+        # It takes part in what the first process gathers from all devices, a tensor at a time.
+        for part in shards:
+            for slot in part.values():
+                _tensor(params, slot)
+        return
     needed = sum(_nbytes(params, slot) for part in shards for slot in part.values())
     with replace_directory(directory, needed + _SLACK_BYTES, _is_model_file) as staging:
         texts.save(staging, np.dtype(params["embed"].dtype).name)
@@ -401,6 +409,6 @@ def _nbytes(params: Parameters, slot: _Slot) -> int:
 
 def _tensor(params: Parameters, slot: _Slot) -> np.ndarray:
     if slot.layer is None:
-        return np.ascontiguousarray(params[slot.leaf]).reshape(slot.shape)
-    value = np.asarray(params["layers"][slot.leaf][slot.layer])
+        return np.ascontiguousarray(fetch_whole(params[slot.leaf])).reshape(slot.shape)
+    value = fetch_whole(params["layers"][slot.leaf][slot.layer])
     return np.ascontiguousarray(value.T if slot.transposed else value)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core.mesh import fetch
+from rlax_llm.core.processes import is_first
 from rlax_llm.core.trees import join_trees
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.fields import Fields
@@ -137,10 +139,12 @@ def write_adapter(directory: str | Path, config: DecoderConfig, adapter: Params,
     tensors = {}
     for target in lora.targets:
         for side in "ab":
-            leaf = np.asarray(adapter["layers"][f"{target}_lora_{side}"])
+            leaf = fetch(adapter["layers"][f"{target}_lora_{side}"])
             tensors |= {_name(target, i, side): np.ascontiguousarray(leaf[i].T) for i in range(config.num_layers)}
     if "score" in adapter:
-        tensors[_SCORE] = np.asarray(adapter["score"])[None]
+        tensors[_SCORE] = fetch(adapter["score"])[None]
+    if not is_first():
+        return
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with replace_directory(
         Path(directory), needed + _SLACK_BYTES, lambda name: _FILES.fullmatch(name) is not None

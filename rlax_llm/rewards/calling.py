@@ -130,6 +130,7 @@ def score(
     rows: Sequence[Mapping[str, Any]],
     completions: Sequence[str],
     failed: Callable[[str], None] = refuse,
+    first: int = 0,
 ) -> Scores:
     """Score completions with every reward and add the scores up by weight.
 
@@ -144,6 +145,7 @@ def score(
         completions: N generated texts, one for each row.
         failed: called with one sentence that names the reward, the exception and the row; raises a ``RewardError``
             if not given.
+        first: what errors call the first row, where these are a part of a batch.
 
     Raises:
         RewardError: naming the function and, where there is one, the row: an exception inside the function (chained)
@@ -156,7 +158,7 @@ def score(
     """
     _check_rewards(rewards)
     batch = _batch(rows, completions)
-    by_name = {reward.name: _scores(reward, batch, failed) for reward in rewards}
+    by_name = {reward.name: _scores(reward, batch, failed, first) for reward in rewards}
     stacked = np.stack([by_name[reward.name] for reward in rewards]).astype(np.float64)  # [rewards, N]
     weights = np.array([reward.weight for reward in rewards])
     missing = ~np.isfinite(stacked)
@@ -232,7 +234,7 @@ def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Bat
     return Batch(prompts, given, columns)
 
 
-def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None]) -> np.ndarray:
+def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None], first: int) -> np.ndarray:
     wanted = len(batch.prompts)
     if wanted == 0:
         return np.zeros(0, np.float32)
@@ -242,24 +244,26 @@ def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None]) -> np.n
     except RewardError:  # the reward says itself that it cannot be used, so other rows are no way out
         raise
     except (Exception, SystemExit) as error:
-        return np.array(_row_by_row(reward, batch, error, failed), np.float32)
-    return np.array(_numbers(reward, returned, range(wanted)), np.float32)
+        return np.array(_row_by_row(reward, batch, error, failed, first), np.float32)
+    return np.array(_numbers(reward, returned, range(first, first + wanted)), np.float32)
 
 
-def _row_by_row(reward: Reward, batch: Batch, error: BaseException, failed: Callable[[str], None]) -> list[float]:
+def _row_by_row(
+    reward: Reward, batch: Batch, error: BaseException, failed: Callable[[str], None], first: int
+) -> list[float]:
     """Scores of a batch on which the function raised ``error``, ∞ for the rows on which it raises too."""
     wanted = len(batch.prompts)
     scores = []
     raised = 0
     for index in range(wanted):
         try:
-            scores.append(row_score(reward, batch.row(index), index))
+            scores.append(row_score(reward, batch.row(index), first + index))
         except RewardError:
             raise
         except (Exception, SystemExit) as single:
             raised += 1
             scores.append(math.inf)
-            failed(f"reward {reward.name!r} raised {told(single)} on row {index}.")
+            failed(f"reward {reward.name!r} raised {told(single)} on row {first + index}.")
     if raised == wanted:
         raise RewardError(scored_none(reward.name, told(error), wanted)) from error
     if not raised:

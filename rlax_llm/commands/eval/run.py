@@ -19,8 +19,10 @@ from rlax_llm.commands.setup import (
     build_sampler,
 )
 from rlax_llm.commands.tasks import arithmetic_for, build_measured
+from rlax_llm.core.processes import is_first
 from rlax_llm.data.tasks import Task
 from rlax_llm.host.failures import RunFailed
+from rlax_llm.host.followed import shared
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import versions
 from rlax_llm.models.loading import LanguageModel
@@ -54,7 +56,7 @@ def run_eval(settings: EvalSettings) -> dict[str, Any]:
         if directory is not None:
             directory.log_completions([{"step": 0, **record} for record in grades.records()])
             directory.write_summary(summary | {"versions": versions()})
-    for name, value in summary.items():
+    for name, value in summary.items() if is_first() else ():
         print(f"{name:<20} {value:.4f}" if isinstance(value, float) else f"{name:<20} {value}")
     if np.isnan(grades.totals()).all():
         raise RunFailed("eval: no completion had a score; look at what the reward needs of the data.")
@@ -67,7 +69,7 @@ def _directory(out: str | None, settings: Mapping[str, Any]) -> Iterator[RunDire
     if out is None:
         yield None
         return
-    directory = RunDirectory.create(out, settings)
+    directory = shared(out, lambda: RunDirectory.create(out, settings))
     try:
         yield directory
     except BaseException:

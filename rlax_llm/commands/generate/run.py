@@ -7,6 +7,8 @@ import jax
 from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.setup import build_model, build_sampler
+from rlax_llm.core.mesh import fetch
+from rlax_llm.core.processes import is_first
 from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.models.loading import LanguageModel
@@ -44,14 +46,15 @@ def _printed(model: LanguageModel, prompts: tuple[jax.Array, jax.Array], key: ja
     texts = [""] * request.group_size
     drawn = 0
     for state in stream(model.config, model.params, prompts, key, request, stride=1 if alone else None):
-        before, drawn = drawn, int(state.step)
-        tokens, lengths = jax.device_get((state.tokens, state.lengths))
+        before, drawn = drawn, int(fetch(state.step))
+        tokens, lengths = fetch((state.tokens, state.lengths))
         for row, decoder in enumerate(decoders):
             piece = "".join(decoder.push(int(token)) for token in tokens[row, before : min(drawn, lengths[row])])
             texts[row] += piece
-            if alone:
+            if alone and is_first():
                 print(piece, end="", flush=True)
     ends = [decoder.flush() for decoder in decoders]
     texts = [text + end for text, end in zip(texts, ends, strict=True)]
-    print(ends[0] if alone else "\n\n".join(texts))
+    if is_first():
+        print(ends[0] if alone else "\n\n".join(texts))
     return texts

@@ -1,0 +1,161 @@
+"""Two processes of four devices leave what one of eight leaves, fail together, and none waits for one that is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rlax_llm.commands.grpo.run import run_grpo
+from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.sft.run import run_sft
+from rlax_llm.commands.sft.settings import SftSettings
+from rlax_llm.core.processes import done_by_all, gathered, share
+from rlax_llm.host import checkpoints
+from tests.devices import together
+
+TOLERANCE = 1e-5
+CLOCKS = ("seconds", "per_second", "mfu", "peak_memory")
+SECONDS = 300
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def begun(words: list[str], index: int, **more: str) -> subprocess.Popen[str]:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | flags | {"PROCESS_INDEX": str(index)} | more
+    return subprocess.Popen(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+class Ended:
+    """Two processes that have ended: where they wrote, and what each saw, said and left with."""
+
+    def __init__(self, directory: Path):
+        port = free_port()
+        # Later runs compile nothing that an earlier one has.
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(directory / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        script = [str(Path(together.__file__)), str(directory), port]
+        processes = [begun(script, index, **cache) for index in (0, 1)]
+        said = [process.communicate(timeout=SECONDS) for process in processes]
+        self.directory, self.errors = directory, [error for _, error in said]
+        self.output = [out for out, _ in said]
+        self.codes = [process.returncode for process in processes]
+        self.seen = [self._read(directory / f"{index}.json") for index in (0, 1)]
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        assert path.exists(), self.errors
+        return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    return Ended(tmp_path_factory.mktemp("together"))
+
+
+def numbers(directory: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: x for name, x in line.items() if isinstance(x, float) and not any(clock in name for clock in CLOCKS)}
+        for line in lines
+    ]
+
+
+def check_same(mine: Path, theirs: Path) -> None:
+    for got, wanted in zip(numbers(mine), numbers(theirs), strict=True):
+        assert got == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+    weights, others = (load_file(path / "model" / "model.safetensors") for path in (mine, theirs))
+    assert weights.keys() == others.keys()
+    for name, values in weights.items():
+        np.testing.assert_allclose(values, others[name], rtol=0, atol=TOLERANCE)
+
+
+def test_supervised_learning_is_that_of_one_process(ended, tmp_path):
+    assert ended.seen[0]["devices"] == ended.seen[1]["devices"] == [8, 4]
+    alone = run_sft(SftSettings.of(**together.SFT, out=str(tmp_path / "sft"))).path
+    check_same(ended.directory / "sft", alone)
+
+
+def test_a_signal_to_one_ends_both_after_the_step_and_one_process_goes_on_as_if_nothing_was(ended, tmp_path):
+    assert [seen["stopped_by"] for seen in ended.seen] == [15, 15]
+    stopped = ended.directory / "signalled"
+    assert json.loads((stopped / "summary.json").read_text())["steps"] == 2
+    assert checkpoints.latest(stopped / "checkpoints") == 2
+    given = together.rewarded("different_characters")
+    whole = run_grpo(GrpoSettings.of(**given | {"out": str(tmp_path / "whole"), "mesh": "data=8"})).path
+    half = numbers(stopped)
+    for got, wanted in zip(half, numbers(whole)[: len(half)], strict=True):
+        assert got == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+    # On another mesh and another number of processes.
+    run_grpo(GrpoSettings.of(**given | {"resume": str(stopped), "mesh": "fsdp=4,tensor=2"}))
+    check_same(stopped, whole)
+    told = [(path / "completions.jsonl").read_text() for path in (stopped, whole)]
+    assert told[0] == told[1]
+
+
+def test_all_say_the_same_of_what_one_fails_with(ended):
+    for name, sentence in (
+        ("disagreeing", "grpo: seed is 0 on process 0 and 1 on process 1; give all processes the same settings."),
+        ("unlucky", "reward 'unlucky' returned 'nothing' for row 8, wanted a number or None."),
+    ):
+        assert [seen[name] for seen in ended.seen] == [sentence, sentence]
+
+
+def test_one_that_dies_ends_the_other_with_a_sentence(ended):
+    assert ended.codes == [1, -9]
+    assert "error: process 1 has ended without a word; process 0 ends too. Go on with --resume." in ended.errors[0]
+    assert "grpo 1/3" in ended.output[0] and "grpo" not in ended.output[1]
+
+
+def test_the_first_ends_the_other_too():
+    wait = (
+        "import os, sys, time\n"
+        "from rlax_llm.commands.grpo.settings import GrpoSettings\n"
+        "from rlax_llm.commands.processes import processed\n"
+        "index = int(os.environ['PROCESS_INDEX'])\n"
+        "with processed(GrpoSettings.of(coordinator=sys.argv[1], process_id=index, processes=2)):\n"
+        "    os.kill(os.getpid(), 9) if index == 0 else time.sleep(100)\n"
+    )
+    place = f"127.0.0.1:{free_port()}"
+    first, second = (begun(["-c", wait, place], index) for index in (0, 1))
+    first.communicate(timeout=SECONDS)
+    _, errors = second.communicate(timeout=SECONDS)
+    assert second.returncode == 1
+    assert "error: process 0 has ended without a word; process 1 ends too." in errors
+
+
+def test_one_process_is_all():
+    assert gathered({"x": float("inf")}) == [{"x": float("inf")}]
+    assert share(7) == slice(0, 7)
+    with pytest.raises(OSError, match="no room"):
+        done_by_all(lambda: (_ for _ in ()).throw(OSError("no room")), OSError)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"processes": 2}, "processes is 2 without coordinator and process_id; give all three"),
+        ({"coordinator": "a:1", "processes": 2}, "process_id is missing"),
+        ({"coordinator": "a:1", "processes": 2, "process_id": 2}, "process_id is 2, wanted one below processes, 2"),
+        ({"coordinator": "a", "processes": 2, "process_id": 0}, "coordinator is 'a', wanted HOST:PORT"),
+    ],
+)
+def test_processes_are_given_whole(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        GrpoSettings.of(**given)
