@@ -159,7 +159,9 @@ def _loaded(
         getattr(config, shapes),
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    model = computed_in(settings.dtype, LanguageModel(config, params, Tokenizer.characters(ALPHABET)))
+    model = computed_in(
+        settings.dtype, LanguageModel(config, params, Tokenizer.characters(ALPHABET)), settings.attention
+    )
     check_fits(command, settings, limits, model)
     return model
 
