@@ -21,6 +21,7 @@ from rlax_llm.core.types import Completions, Groups, Metrics, Params
 from rlax_llm.generation.engine import Request, generate_at_once
 from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.sharding import laid, sampling_rules
 
 Memory = Any
 ScoreFunction = Callable[[Completions, Any], jax.Array]
@@ -87,7 +88,8 @@ def fresh_sampling(
     def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
         which, draw = jax.random.split(key)
         chosen = jax.random.randint(which, (batch_size,), 0, prompts.tokens.shape[0])
-        completions = generate_at_once(config, params, (prompts.tokens[chosen], prompts.valid[chosen]), draw, request)
+        matrices = laid(params, sampling_rules())  # gathered once, not at every token
+        completions = generate_at_once(config, matrices, (prompts.tokens[chosen], prompts.valid[chosen]), draw, request)
         rows = jnp.repeat(chosen, request.group_size)
         scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))
         return memory, Groups(completions, scores.reshape(*scores.shape[:-1], batch_size, -1)), {}
