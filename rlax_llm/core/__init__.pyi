@@ -21,6 +21,7 @@ from rlax_llm.core import masked as masked
 from rlax_llm.core import mesh as mesh
 from rlax_llm.core import names as names
 from rlax_llm.core import platform as platform
+from rlax_llm.core import processes as processes
 from rlax_llm.core import recurrence as recurrence
 from rlax_llm.core import shuffling as shuffling
 from rlax_llm.core import token_sets as token_sets
