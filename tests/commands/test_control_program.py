@@ -34,7 +34,7 @@ OPEN = {
     "damping": "trpo",
     "cg_iterations": "trpo",
 }
-PLACES = {"out", "resume", "config", "save_every"}
+PLACES = {"out", "resume", "config", "save_every", "max_hours", "profile"}
 
 
 def run(config):
