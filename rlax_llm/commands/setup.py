@@ -19,6 +19,7 @@ from rlax_llm.commands.shared_settings import (
     bias_pairs,
 )
 from rlax_llm.core.logit_bias import bias_vector
+from rlax_llm.core.processes import told_to_all
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.host.progress import say
@@ -42,7 +43,7 @@ def build_model(command: str, settings: ModelSettings, seed: int, limits: LimitS
     Raises:
         ValueError: for a model that cannot be read; as ``check_fits``.
     """
-    model = _model(settings, seed)
+    model = told_to_all(lambda: _model(settings, seed))
     check_fits(command, settings, limits, model)
     check_divides(command, model.config)
     _say_attention(settings, limits, model.config)
@@ -123,7 +124,7 @@ def scalar_judge(path: str, policy: LanguageModel, settings: ModelSettings) -> L
     Raises:
         ValueError: for one of another vocabulary.
     """
-    loaded = load_scalar(path, jnp.dtype(settings.stored_dtype))
+    loaded = told_to_all(lambda: load_scalar(path, jnp.dtype(settings.stored_dtype)))
     check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
     check_divides(path, loaded.config)
     return computed_in(settings.dtype, loaded._replace(params=placed(loaded.params)), settings.attention)

@@ -85,12 +85,12 @@ def share(count: int) -> slice:
     return slice(count * index // size, count * (index + 1) // size)
 
 
-def done_by_all(action: Callable[[], T], error: type[Exception]) -> list[T]:
+def done_by_all(action: Callable[[], T], *errors: type[Exception]) -> list[T]:
     """What ``action`` gives on each process; an error on any is raised on all.
 
     Args:
         action: gives what JSON has.
-        error: what it may raise; the others raise one that says the same.
+        errors: what it may raise; the others raise one of the first of them that says the same.
 
     >>> done_by_all(lambda: 2, ValueError)
     [2]
@@ -100,12 +100,26 @@ def done_by_all(action: Callable[[], T], error: type[Exception]) -> list[T]:
     failed, own = None, None
     try:
         own = action()
-    except error as raised:
+    except errors as raised:
         failed = raised
     told = gathered([own, None if failed is None else str(failed)])
     sentences = [sentence for _, sentence in told if sentence is not None]
     if failed is not None and str(failed) == sentences[0]:
         raise failed
     if sentences:
-        raise error(sentences[0])
+        raise errors[0](sentences[0])
     return [result for result, _ in told]
+
+
+def told_to_all(action: Callable[[], T]) -> T:
+    """What ``action`` gives on this process; where it cannot on any, all raise an error that says the same.
+
+    Args:
+        action: reads something, and computes nothing over the devices.
+
+    >>> told_to_all(lambda: {1})
+    {1}
+    """
+    found: list[T] = []
+    done_by_all(lambda: found.append(action()), ValueError, OSError, RuntimeError, ImportError)
+    return found[0]

@@ -73,7 +73,7 @@ def shared(path: str | os.PathLike[str], open_it: Callable[[], RunDirectory]) ->
         nonlocal found
         found = open_it() if is_first() else found
 
-    done_by_all(opened, Exception)
+    done_by_all(opened, ValueError, OSError, RuntimeError)
     holder = first_says(found.holder())
 
     def seen() -> None:

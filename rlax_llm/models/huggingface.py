@@ -28,6 +28,7 @@ from rlax_llm.models.huggingface_config import (
     scalar_fields,
     with_special_ids,
 )
+from rlax_llm.models.sharding import from_parts
 from rlax_llm.models.shards import check_layers, model_tensors
 from rlax_llm.models.tensors import Tensor, check_tensor, read_finite, same_numbers
 
@@ -159,15 +160,29 @@ def stack_parameters(config: DecoderConfig, dtype: Any, fetch: Callable[[str, in
         fetch: ``(leaf, layer)`` to one array in the decoder's own layout, ``[in, out]`` for kernels; ``layer`` is None
             for the leaves outside the layers.
     """
-    return _filled(config.parameter_shapes, dtype, fetch)
+    return _filled(config.parameter_shapes, dtype, lambda leaf, layer, part: fetch(leaf, layer)[part])
 
 
-def _filled(shapes: Parameters, dtype: Any, fetch: Callable[[str, int | None], np.ndarray]) -> Parameters:
+_Part = tuple[slice, ...]
+_Fetch = Callable[[str, int | None, _Part], np.ndarray]
+"""``(leaf, layer, part of each dimension) → values``, in the decoder's own layout."""
+
+
+def _filled(shapes: Parameters, dtype: Any, fetch: _Fetch) -> Parameters:
+    """Parameters of these shapes; under an ambient mesh each where it lies, and only its own parts are fetched."""
+
     def fill(leaf: str, shape: tuple[int, ...], stacked: bool) -> jax.Array:
-        values = np.empty(shape, np.dtype(dtype))
-        for layer in range(shape[0]) if stacked else (None,):
-            values[... if layer is None else layer] = fetch(leaf, layer)
-        return jnp.asarray(values)
+        def part(where: _Part) -> np.ndarray:
+            bounds = tuple(slice(*along.indices(size)[:2]) for along, size in zip(where, shape, strict=True))
+            values = np.empty([along.stop - along.start for along in bounds], np.dtype(dtype))
+            if not stacked:
+                values[...] = fetch(leaf, None, bounds)
+                return values
+            for place, layer in enumerate(range(bounds[0].start, bounds[0].stop)):
+                values[place] = fetch(leaf, layer, bounds[1:])
+            return values
+
+        return from_parts(leaf, shape, np.dtype(dtype), part)
 
     shapes = dict(shapes)
     layers = shapes.pop("layers")
@@ -324,10 +339,12 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
         check_tensor(tensors[name], slot.shape)
     names = {(slot.leaf, slot.layer): name for name, slot in slots.items()}
 
-    def fetch(leaf: str, layer: int | None) -> np.ndarray:
+    def fetch(leaf: str, layer: int | None, part: _Part) -> np.ndarray:
         slot = slots[names[leaf, layer]]
         tensor = tensors[names[leaf, layer]]
-        value = read_finite(tensor.read(), dtype, tensor.path, tensor.name)
+        # The score is a row in the file.
+        inside = part[::-1] if slot.transposed else (slice(0, 1),) * (len(slot.shape) - len(part)) + part
+        value = read_finite(tensor.part(inside), dtype, tensor.path, tensor.name)
         return value.T if slot.transposed else value
 
     return _filled(shapes, dtype, fetch)

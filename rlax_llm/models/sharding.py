@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rlax_llm.core.mesh import AXES, TENSOR, Axis, devices_along, dividing
@@ -98,6 +100,37 @@ def placed(tree: Any) -> Any:
     if devices_along(*AXES) == 1:
         return tree
     return jax.device_put(tree, shardings(jax.sharding.get_mesh(), tree))
+
+
+def from_parts(
+    name: str, shape: tuple[int, ...], dtype: Any, part: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """A parameter laid over the ambient mesh by the rules, of which each process makes only what lies on its devices.
+
+    Limiting case: without a mesh, or on one device, the whole on the host's device.
+
+    Args:
+        name: of the parameter.
+        shape: of the whole.
+        dtype: of it.
+        part: of each dimension's bounds, those values; called once for each part that is different.
+
+    >>> from_parts("norm", (2,), np.float32, lambda where: np.ones(2, np.float32)[where]).tolist()
+    [1.0, 1.0]
+    """
+    if devices_along(*AXES) == 1:
+        return jnp.asarray(part((slice(None),) * len(shape)))
+    wanted = {name: jax.ShapeDtypeStruct(shape, dtype)}
+    sharding = shardings(jax.sharding.get_mesh(), wanted)[name]
+    made: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
+    def once(where: Any) -> np.ndarray:
+        key = tuple(along.indices(size) for along, size in zip(where, shape, strict=True))
+        if key not in made:
+            made[key] = part(where)
+        return made[key]
+
+    return jax.make_array_from_callback(shape, sharding, once, dtype=dtype)
 
 
 def laid(tree: Any, rules: dict[str, tuple[Axis, ...]] | None = None) -> Any:

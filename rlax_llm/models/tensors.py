@@ -35,6 +35,15 @@ class Tensor(NamedTuple):
         """The numbers, as a numpy array of the file's own dtype."""
         return self.handle.get_tensor(self.name)
 
+    def part(self, bounds: tuple[slice, ...]) -> Any:
+        """A part of it, as ``read``; no more of the file is read.
+
+        Args:
+            bounds: of each dimension, with a start and a stop.
+        """
+        whole = all((along.start, along.stop) == (0, size) for along, size in zip(bounds, self.shape, strict=True))
+        return self.read() if whole else self.handle.get_slice(self.name)[bounds]
+
     def rows(self, start: int, stop: int) -> Any:
         """Some rows of it, as ``read``; fewer where it ends."""
         return self.handle.get_slice(self.name)[start : min(stop, self.shape[0])]

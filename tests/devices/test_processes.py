@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -86,15 +87,17 @@ def check_same(mine: Path, theirs: Path) -> None:
         np.testing.assert_allclose(values, others[name], rtol=0, atol=TOLERANCE)
 
 
-def test_supervised_learning_is_that_of_one_process(ended, tmp_path):
+def test_adapters_over_a_model_that_is_read_in_parts_learn_as_those_of_one_process(ended, tmp_path):
     assert ended.seen[0]["devices"] == ended.seen[1]["devices"] == [8, 4]
-    alone = run_sft(SftSettings.of(**together.SFT, out=str(tmp_path / "sft"))).path
+    model = str(ended.directory / "signalled" / "model")
+    alone = run_sft(SftSettings.of(**together.SFT, model=model, out=str(tmp_path / "sft"))).path
     check_same(ended.directory / "sft", alone)
 
 
 def test_a_signal_to_one_ends_both_after_the_step_and_one_process_goes_on_as_if_nothing_was(ended, tmp_path):
     assert [seen["stopped_by"] for seen in ended.seen] == [15, 15]
-    stopped = ended.directory / "signalled"
+    stopped = tmp_path / "stopped"
+    shutil.copytree(ended.directory / "signalled", stopped)
     assert json.loads((stopped / "summary.json").read_text())["steps"] == 2
     assert checkpoints.latest(stopped / "checkpoints") == 2
     given = together.rewarded("different_characters")

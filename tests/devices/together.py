@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SFT = {"steps": 2, "batch_size": 8, "eval_size": 0, "learning_rate": 1e-2, "optimizer": "sgd", "mesh": "fsdp=8"}
+SFT |= {"task": "arithmetic", "lora_rank": 2}
 GRPO = {"steps": 3, "batch_size": 8, "eval_size": 0, "learning_rate": 1e-2, "optimizer": "sgd"}
 GRPO |= {"max_new_tokens": 3, "max_prompt_tokens": 16, "warm_start_steps": 0, "group_size": 2}
 GRPO |= {"mesh": "data=2,fsdp=2,tensor=2"}
@@ -69,7 +70,8 @@ def main(directory: Path, port: str) -> None:
 
     seen: dict[str, Any] = {"stopped_by": grpo("signalled").stopped_by}
     seen["devices"] = [len(jax.devices()), len(jax.local_devices())]
-    run_sft(SftSettings.of(**SFT, **here, out=str(directory / "sft")))
+    model = str(directory / "signalled" / "model")
+    run_sft(SftSettings.of(**SFT, **here, model=model, out=str(directory / "sft")))
     seen["disagreeing"] = refused("unlucky", seed=INDEX)
     seen["unlucky"] = refused("unlucky")
     (directory / f"{INDEX}.json").write_text(json.dumps(seen))
