@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+from jax.sharding import Mesh
 
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.processes import processed
@@ -47,25 +48,20 @@ def meshed(command: str, settings: MachineSettings, rows: tuple[int, ...]) -> It
         ValueError: for sizes that are not the number of devices, or rows that they do not divide.
     """
     devices = jax.devices()
-    if settings.mesh is None:
-        count = math.gcd(len(devices), *rows)
-        if count < len(devices) and several():
-            raise ValueError(
-                f"{command}: {len(devices)} devices of {jax.process_count()} processes do not divide the "
-                f"{_written(rows)} rows that are learned from together; take a multiple of the devices."
-            )
-        if count < len(devices):
-            say(
-                f"{command}: {count} of {len(devices)} devices are used, which divide the {_written(rows)} rows that "
-                "are learned from together; take a multiple of the devices to use all."
-            )
-        sizes, devices = {"data" if platform() == "cpu" else "fsdp": count}, devices[:count]
-    else:
-        sizes = settings.mesh
     try:
-        grid = mesh(sizes, devices)
+        grid = chosen_mesh(settings.mesh, devices, rows)
     except ValueError as error:
         raise ValueError(f"{command}: {error}") from None
+    if grid.size < len(devices) and several():
+        raise ValueError(
+            f"{command}: {len(devices)} devices of {jax.process_count()} processes do not divide the "
+            f"{_written(rows)} rows that are learned from together; take a multiple of the devices."
+        )
+    if grid.size < len(devices):
+        say(
+            f"{command}: {grid.size} of {len(devices)} devices are used, which divide the {_written(rows)} rows that "
+            "are learned from together; take a multiple of the devices to use all."
+        )
     if grid.size == 1:
         yield
         return
@@ -77,6 +73,23 @@ def meshed(command: str, settings: MachineSettings, rows: tuple[int, ...]) -> It
                 f"{_written(rows)} rows that are learned from together; change one of them."
             )
         yield
+
+
+def chosen_mesh(asked: str | None, devices: Sequence[Any], rows: Sequence[int]) -> Mesh:
+    """The mesh that is asked for; else as many devices as divide the rows, along ``fsdp``, and on a CPU along ``data``.
+
+    Args:
+        asked: sizes of its axes, or None.
+        devices: that there are.
+        rows: that are learned from together.
+
+    Raises:
+        ValueError: for sizes that are not the number of devices.
+    """
+    if asked is not None:
+        return mesh(asked, devices)
+    count = math.gcd(len(devices), *rows)
+    return mesh({"data" if platform() == "cpu" else "fsdp": count}, devices[:count])
 
 
 def _written(rows: tuple[int, ...]) -> str:

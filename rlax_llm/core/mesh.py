@@ -7,6 +7,7 @@ together; parameters over ``fsdp`` and ``tensor`` (the table is ``models/shardin
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -95,9 +96,14 @@ def fetch(tree: Any) -> Any:
     [0, 1]
     """
     if jax.process_count() > 1:
-        whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-        tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+        tree = _gathering(jax.sharding.get_mesh())(tree)
     return jax.device_get(tree)
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[[Any], Any]:
+    """One function for a mesh, so that each kind of tree is compiled once and not at every step."""
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def devices_along(*axes: str) -> int:

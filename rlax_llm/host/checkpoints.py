@@ -30,7 +30,7 @@ from rlax_llm.host.run_directory import writing
 _KEPT = 2
 _UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
 _MANIFEST = "manifest.json"
-_EARLIER_MANIFEST = "manifest"  # a directory, in versions before 0.2
+_EARLIER_MANIFEST = "manifest"  # a directory, where checkpoints were not yet written while the run goes on
 _TRIES = 20
 _PAUSE = 0.05  # seconds
 _ENTRY = ("name", "shape", "dtype", "key_impl", "data_shape", "data_dtype", "checksum")
@@ -243,8 +243,8 @@ def restore(path: str | os.PathLike[str], step: int, like: Any) -> Any:
         raise FileNotFoundError(f"there is no checkpoint {directory}; the last one there is of step {latest(path)}.")
     if (directory / _EARLIER_MANIFEST).is_dir():
         raise ValueError(
-            f"checkpoint {directory} is of an earlier version, which this one cannot go on from; take the version in "
-            "the run's summary.json, or begin a new run."
+            f"checkpoint {directory} is of an earlier version, which this one cannot go on from; go on with the code "
+            "that wrote it, or begin a new run."
         )
     with _damage_explained(directory):
         manifest = read_manifest(directory)

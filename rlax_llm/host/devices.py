@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 
+from rlax_llm.core.chips import GIB
 from rlax_llm.core.mesh import AXES, devices_along
-
-_GIB = 2**30
 
 
 def device_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -30,4 +29,4 @@ def device_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         found["device_tokens_per_second"] = metrics["tokens_per_second"] / devices_along(*AXES)
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
-    return found | ({"peak_memory_gib": max(known) / _GIB} if known else {})
+    return found | ({"peak_memory_gib": max(known) / GIB} if known else {})

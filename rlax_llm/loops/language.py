@@ -18,10 +18,9 @@ from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Groups, Metrics, Params
-from rlax_llm.generation.engine import Request, generate_at_once
+from rlax_llm.generation.engine import Request, for_sampling, generate_at_once
 from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.sharding import laid, sampling_rules
 
 Memory = Any
 ScoreFunction = Callable[[Completions, Any], jax.Array]
@@ -88,7 +87,7 @@ def fresh_sampling(
     def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
         which, draw = jax.random.split(key)
         chosen = jax.random.randint(which, (batch_size,), 0, prompts.tokens.shape[0])
-        matrices = laid(params, sampling_rules())  # gathered once, not at every token
+        matrices = for_sampling(config, params)  # gathered once, not at every token
         completions = generate_at_once(config, matrices, (prompts.tokens[chosen], prompts.valid[chosen]), draw, request)
         rows = jnp.repeat(chosen, request.group_size)
         scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))

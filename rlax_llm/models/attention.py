@@ -220,7 +220,7 @@ def _backward(form: Form, residuals: tuple, slope: jax.Array) -> tuple:
     else:
         queries_slope, rest = _slopes_in_blocks(block, segments, spans, form)
     segments_slope = [
-        Segment(keys.astype(part.keys.dtype), values.astype(part.values.dtype), None)  # type: ignore[arg-type]
+        part._replace(keys=keys.astype(part.keys.dtype), values=values.astype(part.values.dtype), places=None)
         for part, (keys, values) in zip(segments, rest, strict=True)
     ]
     return (join_heads(queries_slope) * scale).astype(queries.dtype), None, segments_slope, None

@@ -21,6 +21,7 @@ from rlax_llm.models.segments import PLAIN, Form, Reach, Segment
 KERNELS = {"tpu": "splash", "gpu": "cudnn"}
 KERNEL_LENGTH = 256  # queries of a row from which a kernel is worth the padding of its blocks
 CUDNN_HEAD = 128
+PLACES_NDIM = 3  # ``[P, N, T]``; keys and values have heads too
 
 
 def blocks() -> Form:
@@ -124,10 +125,7 @@ def grouped_attention(
     rows, heads = dividing((queries.shape[0], segments[0].keys.shape[2]), (ROWS, TENSOR))
     by_row = PartitionSpec(rows)
     by_head = PartitionSpec(rows, None, heads)
-    in_specs = (
-        PartitionSpec(rows, None, None, heads),
-        Reach(by_row, by_row),  # type: ignore[arg-type]
-        [Segment(by_head, by_head, by_row) for _ in segments],  # type: ignore[arg-type]
-    )
-    out_specs = PartitionSpec(rows, None, None, heads)
-    return per_device(partial(compute, form), in_specs, out_specs)(queries, reach, list(segments))
+    by_query_head = PartitionSpec(rows, None, None, heads)
+    keys_and_places = jax.tree.map(lambda x: by_row if x.ndim == PLACES_NDIM else by_head, list(segments))
+    in_specs = (by_query_head, by_row, keys_and_places)
+    return per_device(partial(compute, form), in_specs, by_query_head)(queries, reach, list(segments))

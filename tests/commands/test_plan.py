@@ -82,7 +82,10 @@ def test_flops_of_a_value_model_are_those_of_the_traced_products(lora):
     frozen = base if lora else None
     params = init_adapter(config, jax.random.key(2)) if lora else base
     values = token_values(config, (GROUP, WIDTH), True)
-    loss = lambda params: values(join_trees(params, frozen), completions()).sum()  # noqa: E731
+
+    def loss(params):
+        return values(join_trees(params, frozen), completions()).sum()
+
     traced = jax.make_jaxpr(jax.grad(loss))(params)
     assert dots(traced.jaxpr) == learning(config, whole_rows(scored=False), Grid()).flops
 

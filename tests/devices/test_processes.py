@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
@@ -22,9 +20,8 @@ from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.processes import done_by_all, gathered, share
 from rlax_llm.host import checkpoints
 from tests.devices import together
+from tests.devices.run_records import TOLERANCE, check_same, numbers
 
-TOLERANCE = 1e-5
-CLOCKS = ("seconds", "per_second", "mfu", "peak_memory")
 SECONDS = 300
 
 
@@ -68,23 +65,6 @@ class Ended:
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return Ended(tmp_path_factory.mktemp("together"))
-
-
-def numbers(directory: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: x for name, x in line.items() if isinstance(x, float) and not any(clock in name for clock in CLOCKS)}
-        for line in lines
-    ]
-
-
-def check_same(mine: Path, theirs: Path) -> None:
-    for got, wanted in zip(numbers(mine), numbers(theirs), strict=True):
-        assert got == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
-    weights, others = (load_file(path / "model" / "model.safetensors") for path in (mine, theirs))
-    assert weights.keys() == others.keys()
-    for name, values in weights.items():
-        np.testing.assert_allclose(values, others[name], rtol=0, atol=TOLERANCE)
 
 
 def test_adapters_over_a_model_that_is_read_in_parts_learn_as_those_of_one_process(ended, tmp_path):

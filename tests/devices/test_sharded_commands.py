@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from rlax_llm.commands import machine
 from rlax_llm.commands.grpo.run import run_grpo
@@ -17,9 +14,8 @@ from rlax_llm.commands.ppo.run import run_ppo
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.run import run_dpo
 from rlax_llm.commands.preference.settings import DpoSettings
+from tests.devices.run_records import check_same
 
-TOLERANCE = 1e-5
-CLOCKS = ("seconds", "per_second", "mfu", "peak_memory")
 SHARED = {"steps": 2, "batch_size": 8, "eval_size": 5, "eval_every": 1, "learning_rate": 1e-4, "optimizer": "sgd"}
 SAMPLED = SHARED | {"max_new_tokens": 3, "max_prompt_tokens": 16, "warm_start_steps": 1}
 GROUPS = {"group_size": 4}
@@ -37,14 +33,6 @@ RUNS = {
 }
 
 
-def numbers(directory: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: x for name, x in line.items() if isinstance(x, float) and not any(clock in name for clock in CLOCKS)}
-        for line in lines
-    ]
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_the_same_on_one_device_and_on_eight(name, tmp_path, monkeypatch):
     run, settings, given = RUNS[name]
@@ -56,12 +44,7 @@ def test_a_run_is_the_same_on_one_device_and_on_eight(name, tmp_path, monkeypatc
     alone = run(settings.of(**given, out=str(tmp_path / "alone"))).path
     monkeypatch.undo()
     shared = run(settings.of(**given, out=str(tmp_path / "shared"), mesh="data=2,fsdp=2,tensor=2")).path
-    for mine, theirs in zip(numbers(shared), numbers(alone), strict=True):
-        assert mine == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
-    mine, theirs = (load_file(path / "model" / "model.safetensors") for path in (shared, alone))
-    assert mine.keys() == theirs.keys()
-    for tensor, values in mine.items():
-        np.testing.assert_allclose(values, theirs[tensor], rtol=0, atol=TOLERANCE)
+    check_same(shared, alone)
     if name != "dpo":
         told = [(path / "completions.jsonl").read_text() for path in (shared, alone)]
         assert [json.loads(x)["completion"] for x in told[0].splitlines()] == [

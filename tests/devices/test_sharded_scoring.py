@@ -131,19 +131,33 @@ def test_heads_that_tensor_does_not_divide_are_refused():
         check_divides("here", CONFIG)
 
 
-def test_a_run_that_samples_for_itself_is_the_same():
-    """Stale parameters, groups thrown away and kept for later, in one program."""
-    prompts = Prompts(
-        completions().tokens[:, :PROMPT], completions().valid[:, :PROMPT], completions().tokens[:, PROMPT]
-    )
-    request = Request(Categorical(), (0,), 5, GROUP_SIZE)
+def sampling():
+    """Scored by the first token that is drawn."""
+    rows = completions()
+    prompts = Prompts(rows.tokens[:, :PROMPT], rows.valid[:, :PROMPT], rows.tokens[:, PROMPT])
 
     def even(rows, wanted):
         return ((rows.tokens[:, PROMPT] + wanted) % 4 == 0).astype(jnp.float32)
 
-    fresh = fresh_sampling(CONFIG, prompts, even, request, 8)
+    return fresh_sampling(CONFIG, prompts, even, Request(Categorical(), (0,), 5, GROUP_SIZE), 8)
+
+
+@pytest.mark.parametrize("sizes", ["fsdp=8", MESH])
+def test_a_run_gathers_each_matrix_before_it_samples_and_not_at_every_token(sizes):
+    over = mesh(sizes)
+    with jax.set_mesh(over):
+        placed = jax.device_put(PARAMS, shardings(over, PARAMS))
+        drawn = jax.jit(lambda params, key: sampling().collect((), params, key)[1])
+        text = drawn.lower(placed, jax.random.key(0)).compile().as_text()
+    called, entry = text.split("\nENTRY ")  # what loops run is called
+    assert "all-gather(" in entry
+    assert not re.findall(r"all-gather\(|all-to-all\(|collective-permute\(", called)
+
+
+def test_a_run_that_samples_for_itself_is_the_same():
+    """Stale parameters, groups thrown away and kept for later, in one program."""
     update = group_loop(group_log_probs(CONFIG, LAYOUT), recipes.dapo(), optax.sgd(0.5))
-    init, step = language_loop(dynamic_sampling(stale_sampling(fresh, 2), 3), update)
+    init, step = language_loop(dynamic_sampling(stale_sampling(sampling(), 2), 3), update)
 
     def run(state, keys):
         state, metrics = jax.lax.scan(step, state, keys)

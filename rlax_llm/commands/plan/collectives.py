@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -19,7 +19,8 @@ _NAME = re.compile(r"%([\w.-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True)
+class Sent:
     """One kind of collective in a program.
 
     Attributes:
@@ -30,7 +31,7 @@ class Sent(NamedTuple):
     number: int = 0
     bytes: float = 0.0
 
-    def __add__(self, other: Sent) -> Sent:  # type: ignore[override]
+    def __add__(self, other: Sent) -> Sent:
         """Both together."""
         return Sent(self.number + other.number, self.bytes + other.bytes)
 

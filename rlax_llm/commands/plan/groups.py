@@ -11,7 +11,7 @@ from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.grpo.settings import TRPO, GrpoSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.learner import Learner, language_learner
-from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar
+from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array, key
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
@@ -51,9 +51,8 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
 
     def lower(earlier: Any) -> Any:
         del earlier
-        key = jax.eval_shape(lambda: jax.random.key(0))
         program = update.program(layout)
-        return program.lower(state, machine.whole(batch), key=key, reference=reference, frozen=resident["base"])
+        return program.lower(state, machine.whole(batch), key=key(), reference=reference, frozen=resident["base"])
 
     parts = {name: tree for name, tree in resident.items() if name != "reward model"}
     judged = [] if judge is None else [scoring(machine, judge, layout, rows, parts)]
@@ -62,7 +61,7 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
 
 
 def _scores(settings: GrpoSettings) -> Any:
-    return jax.ShapeDtypeStruct((settings.rollout.batch_size, settings.rollout.group_size), jnp.float32)
+    return array((settings.rollout.batch_size, settings.rollout.group_size), jnp.float32)
 
 
 def _work(settings: GrpoSettings, learner: Learner, machine: Machine, update: GroupUpdate, state: Any) -> Work:

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
+from rlax_llm.commands.machine import chosen_mesh
 from rlax_llm.commands.plan.programs import Machine
 from rlax_llm.commands.plan.settings import HERE
-from rlax_llm.core import mesh as meshes
 from rlax_llm.core.chips import CHIPS, chip_named
 from rlax_llm.core.libtpu import only_compile
+from rlax_llm.core.platform import targeting
 
 _SLICE = re.compile(r"([\w-]+):(\d+(?:x\d+){1,2})")
 
@@ -25,7 +26,7 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
 
     Args:
         on: ``here``, or a chip and a topology.
-        mesh: sizes of its axes; None is all devices that divide the rows, along ``fsdp``.
+        mesh: sizes of its axes; None is what a run would choose.
         rows: that are learned from together.
 
     Raises:
@@ -33,9 +34,8 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
     """
     try:
         devices = jax.devices() if on == HERE else _slice(on)
-        if mesh is None:
-            devices = devices[: math.gcd(len(devices), *rows)]
-        made = meshes.mesh(mesh, devices)
+        with targeting(jax.default_backend() if on == HERE else "tpu"):
+            made = chosen_mesh(mesh, devices, rows)
     except ValueError as error:
         raise ValueError(f"plan: {error}") from None
     except (AssertionError, NotImplementedError):  # of JAX, where chips are not one device each, or lie in no grid

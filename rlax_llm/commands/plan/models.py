@@ -112,13 +112,13 @@ def array(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract(tree: Any) -> Any:
-    """Shapes and dtypes in place of arrays.
+def key() -> Any:
+    """A typed PRNG key, abstract.
 
-    >>> abstract({"a": jnp.ones(2)})["a"].shape
-    (2,)
+    >>> key().shape
+    ()
     """
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def abstract_model(command: str, settings: ModelSettings, limits: LimitSettings | None) -> LanguageModel:
@@ -134,7 +134,7 @@ def abstract_model(command: str, settings: ModelSettings, limits: LimitSettings 
     """
     if settings.model == NAMELESS:
         model = build_model(command, settings, 0, limits)
-        return model._replace(params=abstract(model.params))
+        return model._replace(params=jax.eval_shape(lambda params: params, model.params))
     return _loaded(command, settings, limits, settings.model, "parameter_shapes")
 
 
@@ -164,10 +164,6 @@ def _loaded(
     )
     check_fits(command, settings, limits, model)
     return model
-
-
-def _is_shape(x: Any) -> bool:
-    return isinstance(x, tuple)
 
 
 def abstract_learner(make: Callable[[LanguageModel], Learner], model: LanguageModel) -> Learner:

@@ -12,12 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlax_llm.commands.plan.collectives import Sends, collectives
 from rlax_llm.commands.plan.work import Grid, Work, bytes_of
-from rlax_llm.core.chips import Chip
+from rlax_llm.core.chips import GIB, Chip
 from rlax_llm.core.mesh import ROWS, TENSOR
 from rlax_llm.core.platform import targeting
 from rlax_llm.models.sharding import shardings
 
-GIB = 2.0**30
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ")
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 
@@ -59,15 +58,16 @@ class Machine(NamedTuple):
         """Abstract arrays where the rules of parameters lay them."""
         if tree is None:
             return None
-        return jax.tree.map(_at, tree, shardings(self.mesh, tree, rules))
+        return jax.tree.map(lying, tree, shardings(self.mesh, tree, rules))
 
     def whole(self, tree: Any) -> Any:
         """Abstract arrays, whole on every device, as what comes from the host is."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda leaf: _at(leaf, everywhere), tree)
+        return jax.tree.map(lambda leaf: lying(leaf, everywhere), tree)
 
 
-def _at(leaf: Any, sharding: Any) -> Any:
+def lying(leaf: Any, sharding: Any) -> Any:
+    """An abstract array where a sharding lays it."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rlax_llm.commands.plan.programs import GIB, Machine, Measured
-from rlax_llm.core.chips import Chip
+from rlax_llm.commands.plan.programs import Machine, Measured
+from rlax_llm.core.chips import GIB, Chip
 
 
 class Plan(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.learner import language_learner
-from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array
+from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array, key
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
@@ -51,9 +51,8 @@ def ppo_programs(settings: PpoSettings, machine: Machine) -> list[Program]:
 
     def lower(earlier: Any) -> Any:
         del earlier
-        key = jax.eval_shape(lambda: jax.random.key(0))
         program = phase.update(settings.sampling.max_prompt_tokens)
-        return program.lower(state, machine.whole(batch), key=key, reference=reference, frozen=frozen)
+        return program.lower(state, machine.whole(batch), key=key(), reference=reference, frozen=frozen)
 
     parts = {name: tree for name, tree in resident.items() if name != "reward model"}
     learned = Program("update", lower, parts, {"reward model": resident["reward model"]}, work)

@@ -8,12 +8,13 @@ from typing import Any
 from rlax_llm.commands.plan.given import preference_programs, supervised_programs
 from rlax_llm.commands.plan.groups import group_programs
 from rlax_llm.commands.plan.machines import machine_of
-from rlax_llm.commands.plan.programs import GIB, Machine, Measured, Program, measure
+from rlax_llm.commands.plan.programs import Machine, Measured, Program, measure
 from rlax_llm.commands.plan.report import Plan, written
 from rlax_llm.commands.plan.rlhf import ppo_programs
 from rlax_llm.commands.plan.sampling import MissingProgram
 from rlax_llm.commands.plan.search import largest_that_fits, micro_batches_below
 from rlax_llm.commands.plan.settings import Planned, PlannedGrpo, PlannedPpo
+from rlax_llm.core.chips import GIB
 from rlax_llm.host.progress import say
 
 Build = Callable[[Any, Machine], Sequence[Program]]

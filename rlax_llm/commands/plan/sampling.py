@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.learner import Learner, completion_scores
-from rlax_llm.commands.plan.programs import Machine, Program
+from rlax_llm.commands.plan.models import array, key
+from rlax_llm.commands.plan.programs import Machine, Program, lying
 from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped, rooms
 from rlax_llm.commands.shared_settings import LimitSettings, RolloutSettings
 from rlax_llm.generation.engine import (
@@ -23,7 +24,9 @@ from rlax_llm.generation.engine import (
     shared_out,
     unstack,
 )
+from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import narrow_matrices
+from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.sharding import sampling_rules
 
@@ -44,7 +47,7 @@ class Prompts(NamedTuple):
     def arrays(self, times: int = 1) -> tuple[Any, Any]:
         """``tokens`` and ``valid`` of so many times the prompts together, abstract."""
         shape = (self.together * times, self.width)
-        return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+        return array(shape, jnp.int32), array(shape, jnp.bool_)
 
 
 def prompts_of(rollout: RolloutSettings, limits: LimitSettings) -> Prompts:
@@ -95,7 +98,7 @@ class Sampler(NamedTuple):
 
     def _prefilled(self, prompts: tuple[Any, Any], request: Request, room: int) -> Any:
         sampled, config = self._sampled(), self.drawing.sampling.config
-        return prefill.eval_shape(config, sampled, *prompts, _key(), request, room)
+        return prefill.eval_shape(config, sampled, *prompts, key(), request, room)
 
     def _shared_out(self) -> tuple[tuple[Any, Any], Request]:
         """Prompts and request as the devices take them."""
@@ -140,7 +143,7 @@ class Sampler(NamedTuple):
 
         def lower(earlier: Any) -> Any:
             del earlier
-            return prefill.lower(config, sampled, *self.machine.whole(prompts), _key(), request, room)
+            return prefill.lower(config, sampled, *self.machine.whole(prompts), key(), request, room)
 
         count, width = prompts[0].shape
         rows = Rows(count * width, count * width * (width + 1) / 2, count * request.group_size)
@@ -158,9 +161,8 @@ class Sampler(NamedTuple):
         def lower(earlier: Any) -> Any:
             if "prefill" not in earlier:
                 raise MissingProgram("prefill")
-            laid = jax.tree.map(_as_given, shapes, earlier["prefill"].output_shardings)
-            until = jax.ShapeDtypeStruct((), jnp.int32)
-            return decode.lower(config, unrolled, laid[0], laid[1], until, request)
+            laid = jax.tree.map(lying, shapes, earlier["prefill"].output_shardings)
+            return decode.lower(config, unrolled, laid[0], laid[1], array((), jnp.int32), request)
 
         count, width = prompts[0].shape
         lanes = self.machine.grid.lanes
@@ -177,36 +179,23 @@ class MissingProgram(Exception):
     """A program is not there whose results another takes."""
 
 
-def _unrolled(machine: Machine, config: Any, sampled: Any) -> Any:
+def _unrolled(machine: Machine, config: DecoderConfig, sampled: Params) -> Params:
     """The layers apart, each where the stacked ones are."""
     shapes = jax.eval_shape(lambda params: unstack(narrow_matrices(config, params)), sampled)
     spec = {name: leaf.sharding.spec for name, leaf in sampled["layers"].items()}
 
     def laid(name: str, leaf: Any) -> Any:
-        sharding = NamedSharding(machine.mesh, PartitionSpec(*spec[name][1:]))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return lying(leaf, NamedSharding(machine.mesh, PartitionSpec(*spec[name][1:])))
 
     layers = tuple({name: laid(name, leaf) for name, leaf in layer.items()} for layer in shapes["layers"])
-    rest = {name: leaf for name, leaf in shapes.items() if name != "layers"}
-    rest = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sampled[name].sharding)
-        for name, leaf in rest.items()
-    }
+    rest = {name: lying(leaf, sampled[name].sharding) for name, leaf in shapes.items() if name != "layers"}
     return rest | {"layers": layers}
-
-
-def _as_given(leaf: Any, sharding: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _shared_by(caches: Any, grid: Grid) -> Any:
     """A number of bytes as an abstract array, of a device's part."""
     own = int(bytes_of(caches) / (grid.lanes * grid.tensor))
-    return jax.ShapeDtypeStruct((own,), jnp.int8)
-
-
-def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
+    return array((own,), jnp.int8)
 
 
 def scoring(machine: Machine, judge: LanguageModel, layout: tuple[int, int], rows: Any, beside: Any) -> Program:

@@ -7,6 +7,7 @@ is not a product (norms, activations, softmax) moves little and is left out: sec
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ _LAST = ("down", "down_lora_b")  # of a layer, whose product nothing on the way 
 _BACKWARD_PRODUCTS = 5  # the scores again, and the slopes of weights, values, queries and keys
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """What one device does.
 
     Attributes:
@@ -31,7 +33,7 @@ class Work(NamedTuple):
     flops: float = 0.0
     bytes: float = 0.0
 
-    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+    def __add__(self, other: Work) -> Work:
         """Both together."""
         return Work(self.flops + other.flops, self.bytes + other.bytes)
 
