@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 # On a machine without a TPU it would ask the network for one and complain, and let one process alone compile.
@@ -26,3 +28,17 @@ def only_compile() -> None:
     if not any(map(glob.glob, _DEVICES)):
         for name, value in _WITHOUT_TPU.items():
             os.environ.setdefault(name, value)
+
+
+@contextmanager
+def flags_set_aside() -> Iterator[None]:
+    """Within the block the environment has no XLA_FLAGS: libtpu ends the process, silently, at one that it lacks.
+
+    Flags of CPU and GPU are such; what a compile for TPUs is to be told stands in LIBTPU_INIT_ARGS.
+    """
+    flags = os.environ.pop("XLA_FLAGS", None)
+    try:
+        yield
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from rlax_llm.commands.machine import chosen_mesh
 from rlax_llm.commands.plan.programs import Machine
 from rlax_llm.commands.plan.settings import HERE
 from rlax_llm.core.chips import CHIPS, chip_named
-from rlax_llm.core.libtpu import only_compile
+from rlax_llm.core.libtpu import flags_set_aside, only_compile
 from rlax_llm.core.platform import targeting
 
 _SLICE = re.compile(r"([\w-]+):(\d+(?:x\d+){1,2})")
@@ -45,6 +46,11 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
         return Machine(on, made, "tpu", chip, chip.memory_bytes)
     chip = CHIPS.get(devices[0].device_kind)
     return Machine("this machine", made, jax.default_backend(), chip, _memory_here(devices))
+
+
+def compiling_for(on: str) -> AbstractContextManager[None]:
+    """What surrounds all that is compiled for these devices."""
+    return nullcontext() if on == HERE else flags_set_aside()
 
 
 def _memory_here(devices: Sequence[Any]) -> float:

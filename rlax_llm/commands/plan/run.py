@@ -7,7 +7,7 @@ from typing import Any
 
 from rlax_llm.commands.plan.given import preference_programs, supervised_programs
 from rlax_llm.commands.plan.groups import group_programs
-from rlax_llm.commands.plan.machines import machine_of
+from rlax_llm.commands.plan.machines import compiling_for, machine_of
 from rlax_llm.commands.plan.programs import Machine, Measured, Program, measure
 from rlax_llm.commands.plan.report import Plan, written
 from rlax_llm.commands.plan.rlhf import ppo_programs
@@ -53,9 +53,10 @@ def make_plan(settings: Planned, search: bool = True) -> Plan:
         settings: of the command, and the devices.
         search: for a micro-batch that fits, where the update does not: a few compilations more.
     """
-    machine = machine_of(settings.plan.on, settings.machine.mesh, settings.rows_together())
-    measured = _measured(BUILD[settings.command](settings, machine), machine)
-    advice = _advice(settings, machine, measured) if search else []
+    with compiling_for(settings.plan.on):
+        machine = machine_of(settings.plan.on, settings.machine.mesh, settings.rows_together())
+        measured = _measured(BUILD[settings.command](settings, machine), machine)
+        advice = _advice(settings, machine, measured) if search else []
     return Plan(_heading(settings), machine, measured, _tokens(settings), advice)
 
 
