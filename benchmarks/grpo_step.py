@@ -14,6 +14,7 @@ Needs torch and TRL (the environment of `make parity`).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -100,7 +101,8 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     from rlax_llm.policy.weightings import token_mean
     from rlax_llm.recipes.group import grpo
 
-    config, tokenizer, prompts = read_config(folder), read_tokenizer(folder), read_prompts(folder)
+    stored, tokenizer, prompts = read_config(folder), read_tokenizer(folder), read_prompts(folder)
+    config = dataclasses.replace(stored, compute_dtype=None if args.dtype == "float32" else args.dtype)
     request = Request(Categorical(), (tokenizer.eos_token_id,), args.tokens, args.group_size)
     objective = grpo(kl_coef=0)._replace(weighting=token_mean)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(args.learning_rate, weight_decay=0.0))
@@ -191,6 +193,9 @@ def options() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=sides.Help)
     made.add_argument("--repeats", type=int, default=6, help="measured blocks of each side, after one to warm up")
     made.add_argument("--model", choices=("tiny", "smollm2"), default="tiny", help="smollm2 is SmolLM2-135M")
+    made.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in, not of weights"
+    )
     made.add_argument("--tunix", type=Path, help="python of an environment with google-tunix")
     made.add_argument("--prompts", type=int, default=8)
     made.add_argument("--group-size", type=int, default=8)
@@ -203,6 +208,8 @@ def options() -> argparse.Namespace:
         made.error(f"--tunix {args.tunix} is no program; give the python of an environment with google-tunix")
     if args.tunix and args.model != "tiny":
         made.error("--tunix runs the tiny model only; leave it out")
+    if args.tunix and args.dtype != "float32":
+        made.error("--tunix computes in float32 only; leave it out")
     return args
 
 
@@ -222,7 +229,7 @@ def main() -> None:
             workers["tunix"] = Tunix(args.tunix, args, folder)
         seconds = interleaved(workers, args.repeats)
         memory = {side: worker.close()["peak"] for side, worker in workers.items()}
-    told = ("model", "prompts", "group_size", "prompt", "tokens", "block", "repeats")
+    told = ("model", "dtype", "prompts", "group_size", "prompt", "tokens", "block", "repeats")
     shared = {option: getattr(args, option) for option in told}
     report("grpo_step", **shape, **shared, seconds=seconds, ratio=ratios(seconds), peak_megabytes=memory)
 

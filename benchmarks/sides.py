@@ -124,7 +124,7 @@ def settle_torch() -> None:
 
 
 def torch_model(folder: Path, kind: str) -> Any:
-    """transformers' model of a directory, of a class such as ``AutoModelForCausalLM``, in float32 with sdpa."""
+    """transformers' model of a directory, of a class such as ``AutoModelForCausalLM``, float32 weights, sdpa."""
     import torch
     import transformers
 
@@ -132,7 +132,9 @@ def torch_model(folder: Path, kind: str) -> Any:
 
 
 def trainer_settings(args: argparse.Namespace, folder: Path, rows: int) -> dict[str, Any]:
-    """Settings of transformers' ``Trainer``: AdamW at a constant rate, and nothing written."""
+    """Settings of transformers' ``Trainer``: AdamW at a constant rate, nothing written, a GPU where there is one."""
+    import torch
+
     return {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": rows,
@@ -146,8 +148,8 @@ def trainer_settings(args: argparse.Namespace, folder: Path, rows: int) -> dict[
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": getattr(args, "dtype", "float32") == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
     }
 
 
