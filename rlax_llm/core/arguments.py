@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -152,8 +153,11 @@ def _number(made: str) -> Judge:
     """A number; ``made`` says what the function makes of it."""
 
     def judge(where: str, name: str, value: Any) -> None:
-        if isinstance(value, (str, list, tuple, Mapping)) or inspect.isroutine(value) or getattr(value, "ndim", 0):
+        no_number = value is None or isinstance(value, (str, list, tuple, Mapping)) or inspect.isroutine(value)
+        if no_number or getattr(value, "ndim", 0):
             raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted a number; {made}.")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{where}: {name} is nan, wanted a number.")
 
     return judge
 
