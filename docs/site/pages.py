@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -20,6 +21,8 @@ BESIDE = {
     "experiments": ("README.md", "*/README.md", "*/*.png", "*/*.json", "*/*.yaml", "*/samples.md"),
 }
 """Folders of the repository that the site shows, and their files."""
+FETCHED = re.compile(r"""(?:src=|<link(?![^>]*rel="canonical")[^>]*href=)"?https?://[^ >]*|url\(["']?https?://[^)]*""")
+"""What a browser would take from another server to show a page."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -42,6 +45,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri == "examples/README.md":
         markdown = re.sub(r"\]\((\w+)\.py\)", r"](\1.md)", markdown)
     return re.sub(r"^```mermaid\n(.*?)^```$", lambda found: _floors(found[1]), markdown, flags=re.M | re.S)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """No page, style or script takes anything from another server."""
+    for path in Path(config.site_dir).rglob("*"):
+        found = FETCHED.search(path.read_text(encoding="utf-8")) if path.suffix in (".html", ".css") else None
+        if found:
+            raise PluginError(f"{path.relative_to(config.site_dir)}: takes {found[0]} from another server.")
 
 
 def _file(config: MkDocsConfig, path: Path) -> File:
