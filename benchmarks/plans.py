@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "8b-v5e": (
         "the same on v5e",
-        MIDDLE | {"on": "v5e:8x8", "mesh": "fsdp=16,tensor=4", "micro_batch_size": 32},
+        MIDDLE | {"on": "v5e:8x8", "mesh": "fsdp=16,tensor=4", "micro_batch_size": 32, "sample_batch_size": 128},
     ),
     "70b-lora": (
         "Llama-3-70B's shape with LoRA, 64 × 8 of 4,096",
