@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 
 import shtab
@@ -58,7 +59,7 @@ def _parser(found: Mapping[str, Command], others: Mapping[str, str]) -> argparse
 
 def _add(parser: argparse.ArgumentParser, name: str, key: Key) -> None:
     if key.field.metadata.get("word"):
-        parser.add_argument(name)
+        parser.add_argument(name, nargs="+" if key.types and typing.get_origin(key.types[0]) is tuple else None)
         return
     told = key.field.metadata["help"].replace("%", "%%")
     if key.types == (bool,):

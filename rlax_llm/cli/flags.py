@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from rlax_llm.cli.values import converted, is_list, is_truth
+from rlax_llm.cli.values import converted, is_list, is_list_of_texts, is_truth
 from rlax_llm.commands.settings import did_you_mean_setting, keys
 
 
@@ -47,6 +47,7 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
     ValueError: generate has no flag --sample; did you mean --samples?
     """
     words_alone = [name for name, key in keys(kind).items() if key.field.metadata.get("word")]
+    several = [name for name in words_alone if is_list(keys(kind)[name].hint)]
     known = {name: key.hint for name, key in keys(kind).items() if name not in words_alone}
     found: dict[str, Any] = {}
     waiting, only_words = deque(words), False
@@ -58,7 +59,8 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
             name, value = _setting(kind.command, known, word, waiting)
             found[name] = value
         else:
-            found[_place(kind.command, words_alone, found, word)] = word
+            place = _place(kind.command, [name for name in words_alone if name not in several], several, found, word)
+            found[place] = (*found.get(place, ()), word) if place in several else word
     return found
 
 
@@ -76,10 +78,15 @@ def _setting(command: str, known: dict[str, Any], word: str, waiting: deque[str]
     if is_truth(hint) and not equals:
         return name, True
     if is_list(hint):
-        return name, converted(written, text.split() if equals else _values(waiting), hint)
+        return name, converted(written, _listed(text, hint) if equals else _values(waiting), hint)
     if not equals and (not waiting or waiting[0].startswith("--")):
         raise ValueError(f"{command}: {written} has no value; give one, as {written} VALUE.")
     return name, converted(written, text if equals else waiting.popleft(), hint)
+
+
+def _listed(text: str, hint: Any) -> list[str]:
+    """The values after an equals sign: numbers have blanks between them, a text may hold some."""
+    return [text] if is_list_of_texts(hint) else text.split()
 
 
 def _values(waiting: deque[str]) -> list[str]:
@@ -95,8 +102,9 @@ def _hint(command: str, name: str, known: dict[str, Any]) -> str:
     return did_you_mean_setting(command, name, names, flag)
 
 
-def _place(command: str, places: Sequence[str], found: dict[str, Any], word: str) -> str:
-    free = [name for name in places if name not in found]
+def _place(command: str, places: Sequence[str], several: Sequence[str], found: dict[str, Any], word: str) -> str:
+    """The setting that a word without a flag belongs to; what takes several takes all that are left."""
+    free = [name for name in places if name not in found] + list(several)
     if free:
         return free[0]
     taken = f"one {places[0]}, in quotes where it has blanks" if places else "flags, which begin with --"

@@ -31,6 +31,8 @@ def converted(where: str, value: Any, hint: Any) -> Any:
 
     >>> converted("--steps", "1e5", int), converted("--rate", "1e-5", float), converted("--remat", "off", bool)
     (100000, 1e-05, False)
+    >>> converted("--data", ["a.jsonl", "b.jsonl"], tuple[str, ...]), converted("data", "a, b", tuple[str, ...])
+    (('a.jsonl', 'b.jsonl'), ('a, b',))
     >>> converted("--steps", "1.5", int)
     Traceback (most recent call last):
     ValueError: --steps is '1.5', wanted a whole number.
@@ -44,6 +46,8 @@ def converted(where: str, value: Any, hint: Any) -> Any:
         known = [str(choice) for choice in choices]
         end = did_you_mean(value, known) if isinstance(value, str) else "."
         return _taken(where, value, _chosen(value, choices), f"one of {', '.join(known)}", end)
+    if is_list_of_texts(wanted):
+        return _taken(where, value, _texts(value), "one text or several")
     if typing.get_origin(wanted) is tuple:
         return _taken(where, value, _whole_numbers(value), "a list of whole numbers, such as [64, 64]")
     read, kind = _READERS[wanted]
@@ -66,6 +70,15 @@ def is_list(hint: Any) -> bool:
     (True, False)
     """
     return any(typing.get_origin(option) is tuple for option in _options(hint))
+
+
+def is_list_of_texts(hint: Any) -> bool:
+    """Whether a setting of this type takes several texts.
+
+    >>> is_list_of_texts(tuple[str, ...] | None), is_list_of_texts(tuple[int, ...])
+    (True, False)
+    """
+    return any(typing.get_origin(option) is tuple and str in typing.get_args(option) for option in _options(hint))
 
 
 def shortened(value: Any) -> str:
@@ -101,6 +114,13 @@ def _whole_numbers(value: Any) -> tuple[int, ...] | None:
         return None
     found = [_whole(item) for item in value]
     return None if None in found else tuple(number for number in found if number is not None)
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    """Several texts, or one alone; each is taken as it is, commas and blanks too, which names may hold."""
+    items = (value,) if isinstance(value, str) else value
+    found = isinstance(items, list | tuple) and bool(items) and all(isinstance(item, str) for item in items)
+    return tuple(items) if found else None
 
 
 def _whole(value: Any) -> int | None:

@@ -119,16 +119,25 @@ def _wanted(field: dataclasses.Field[Any], value: Any, kinds: tuple[Any, ...]) -
     """What a field takes instead of the value, or None where it takes it."""
     if value is None:
         return "a value"
+    lists = [choice for choice in kinds if typing.get_origin(choice) is tuple]
+    if lists:
+        return _wanted_list(field, value, str in typing.get_args(lists[0]))
     if int in kinds:
         return _wanted_count(field, value)
     if float in kinds:
         return _wanted_number(field, value)
     if str in kinds:
         return _wanted_text(field, value)
-    if any(typing.get_origin(choice) is tuple for choice in kinds):
-        return None if isinstance(value, tuple | list) else "a list of whole numbers"
     choices = [choice for choice in kinds if isinstance(choice, str)]
     return f"one of {', '.join(choices)}" if choices and value not in choices else None
+
+
+def _wanted_list(field: dataclasses.Field[Any], value: Any, of_texts: bool) -> str | None:
+    if not of_texts:
+        return None if isinstance(value, tuple | list) else "a list of whole numbers"
+    if not isinstance(value, tuple | list) or not value:
+        return "a list of texts"
+    return next((wanted for item in value if (wanted := _wanted_text(field, item))), None)
 
 
 def _wanted_count(field: dataclasses.Field[Any], value: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,18 @@ def whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     >>> whole_paths({"model": "char", "data": "no/such.jsonl", "seed": 3, "reward": None})
     {}
     """
-    files = {name: settings[name] for name in _FILES if settings.get(name) is not None}
-    found = {name: os.path.abspath(value) for name, value in files.items() if value not in _NAMES and _is_there(value)}
-    code = {name: settings[name] for name in _CODE if settings.get(name) is not None}
-    return found | {name: _CODE[name](spec) for name, spec in code.items()}
+    written = dict.fromkeys(_FILES, _whole) | _CODE
+    given = {name: settings[name] for name in written if settings.get(name) is not None}
+    found = {name: _each(written[name], value) for name, value in given.items()}
+    return {name: value for name, value in found.items() if name in _CODE or value != given[name]}
+
+
+def _each(written: Callable[[str], str], value: Any) -> Any:
+    return tuple(map(written, value)) if isinstance(value, tuple | list) else written(value)
+
+
+def _whole(name: str) -> str:
+    return os.path.abspath(name) if name not in _NAMES and _is_there(name) else name
 
 
 def _is_there(name: str) -> bool:

@@ -181,6 +181,7 @@ def resolve(kind: type[S], given: Mapping[str, Any]) -> S:
     Traceback (most recent call last):
     ValueError: sft: seed is 4294967296, wanted a whole number from 0 to 4294967295.
     """
+    given = {name: _listed(_known(kind, name), value) for name, value in given.items()}
     for name, value in given.items():
         key = _known(kind, name)
         with _told_of(kind):
@@ -194,6 +195,12 @@ def resolve(kind: type[S], given: Mapping[str, Any]) -> S:
     # The parts are frozen and hold what was resolved; this is for `changed`.
     object.__setattr__(made, _GIVEN, given)
     return made
+
+
+def _listed(key: Key, value: Any) -> Any:
+    """The value; where several texts may be given, one alone is a list of one."""
+    of_texts = any(str in typing.get_args(choice) for choice in key.types if typing.get_origin(choice) is tuple)
+    return (value,) if of_texts and isinstance(value, str) else value
 
 
 def _made(kind: type[S], values: Mapping[str, Any]) -> S:

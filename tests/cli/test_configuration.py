@@ -3,20 +3,25 @@
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import yaml
 
 from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse, read_yaml
+from rlax_llm.cli.flags import read_flags
 from rlax_llm.cli.main import COMMANDS, main
 from rlax_llm.commands.control.settings import ControlSettings
 from rlax_llm.commands.eval.settings import EvalSettings
+from rlax_llm.commands.fields import Part, option, word
 from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
-from rlax_llm.commands.settings import as_dict, keys
+from rlax_llm.commands.settings import Settings, as_dict, keys, resolve
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -176,7 +181,10 @@ def test_a_mistyped_command_gets_a_hint(capsys):
     assert main(["gpro"]) == 2
     assert capsys.readouterr().err == "error: there is no command 'gpro'; did you mean 'grpo'?\n"
     assert main(["zzz"]) == 2
-    assert "there are grpo, sft, reward, dpo, kto, ppo, eval, generate, control, plan, completion." in capsys.readouterr().err
+    assert (
+        "there are grpo, sft, reward, dpo, kto, ppo, eval, generate, control, plan, completion."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -293,3 +301,30 @@ def test_a_setting_of_infinity_survives_the_run_directory(tmp_path):
     out = str(tmp_path / "run")
     RunDirectory.create(out, as_dict(SftSettings.of(max_grad_norm=float("inf"))))
     assert _parse(SftSettings, "--resume", out).optimizer.max_grad_norm == float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FilePart(Part):
+    files: tuple[str, ...] = word("Files.", "FILE")
+    data: tuple[str, ...] | None = option(None, "Others.", "none", "FILE")
+    size: int = option(1, "How many.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Several(Settings):
+    command: ClassVar[str] = "several"
+    part: _FilePart
+
+
+def test_a_setting_of_several_texts(tmp_path):
+    """Each word is one, as are all words without a flag; a name may hold commas and blanks, and one alone is a list."""
+    words = ["--data", "a,1", "b c", "--size", "3", "x", "--data=d e", "y"]
+    found = resolve(_Several, read_flags(_Several, words)).part
+    assert (found.files, found.data, found.size) == (("x", "y"), ("d e",), 3)
+    assert read_flags(_Several, words[:5])["data"] == ("a,1", "b c")
+    assert _Several.of(files="x", data=["a"]).part == _FilePart(files=("x",), data=("a",))
+    (tmp_path / "here").touch()
+    assert whole_paths({"data": ["no/file", str(tmp_path / "here")]}) == {"data": ("no/file", str(tmp_path / "here"))}
+    for given, said in (((), "a list of texts"), (("",), "text that is not empty"), ((3,), "text")):
+        with pytest.raises(ValueError, match=f"several: data is .* wanted {said}"):
+            _Several.of(files="x", data=given)
