@@ -6,7 +6,10 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +19,13 @@ from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.settings import as_dict, flat
 from rlax_llm.core.processes import gathered, several
 from rlax_llm.host.failures import sentence
-from rlax_llm.host.peers import PEERS
+from rlax_llm.host.peers import PEERS, leave_when_aborted
 from rlax_llm.host.progress import say
 
 _COUNTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+_SECONDS_BEFORE_A_WORD = 10
+_SECONDS_TO_JOIN = 300
 _HEARTBEAT_SECONDS = 40
 _SHUTDOWN_SECONDS = 60
 
@@ -64,20 +69,71 @@ def _initialize(command: str, settings: MachineSettings) -> None:
     """``jax.distributed.initialize``, where there are others."""
     if settings.coordinator is None and (settings.processes == 1 or not _in_a_cluster()):
         return
+    if settings.coordinator is not None and settings.process_id == 0:
+        _check_port(command, settings.coordinator)
     # Of several processes on CPUs; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    join = functools.partial(
+        jax.distributed.initialize,
+        settings.coordinator,
+        settings.processes,
+        settings.process_id,
+        initialization_timeout=2 * _SECONDS_TO_JOIN,  # at its end JAX would abort
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
     try:
-        jax.distributed.initialize(
-            settings.coordinator,
-            settings.processes,
-            settings.process_id,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        as_before = leave_when_aborted(
+            f"{command}: JAX's service refused this process, for what is said above; give all processes the same "
+            "coordinator and processes, and each a process_id of its own."
         )
+        _done_within(join, settings.coordinator)
+        as_before()
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"{command}: the other processes cannot be joined ({sentence(error)}); give coordinator, process_id and "
             "processes, or processes 1 for this one alone."
+        ) from error
+
+
+def _done_within(join: Callable[[], object], coordinator: str | None) -> None:
+    """Join the others beside this thread, which Ctrl-C reaches and time runs out for.
+
+    Raises:
+        ValueError: not all have come in time.
+    """
+    errors: list[Exception] = []
+
+    def joined() -> None:
+        try:
+            join()
+        except Exception as error:
+            errors.append(error)
+
+    joining = threading.Thread(target=joined, daemon=True)
+    PEERS.alone = True  # until all are there: what ends now must not wait for JAX's service
+    joining.start()
+    joining.join(_SECONDS_BEFORE_A_WORD)
+    where = "" if coordinator is None else f" at {coordinator}"
+    if joining.is_alive():
+        print(f"Waiting for the other processes{where}.", file=sys.stderr, flush=True)
+        joining.join(_SECONDS_TO_JOIN - _SECONDS_BEFORE_A_WORD)
+    if joining.is_alive():
+        raise ValueError(f"not all have come{where} in {_SECONDS_TO_JOIN:.0f} seconds")
+    for error in errors:
+        raise error
+    PEERS.alone = False
+
+
+def _check_port(command: str, coordinator: str) -> None:
+    """Raise where the first process cannot listen: JAX's service would crash, or share the port with another run."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ValueError(
+            f"{command}: process 0 cannot listen at the port of coordinator {coordinator} ({reason}); choose a free "
+            "one, the same on all processes."
         ) from error
 
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -188,7 +189,28 @@ def _addresses() -> list[str]:
     return found
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+def leave_when_aborted(text: str) -> Callable[[], None]:
+    """From now on end with a sentence where JAX's service aborts this process, out of Python's reach.
+
+    Args:
+        text: the sentence.
+
+    Returns:
+        A function after whose call an abort does what it did.
+    """
+    handler = _HANDLER(lambda number: _leave(f"error: {text}\n"))
+    _ABORTED.append(handler)  # it must not be collected
+    _libc().signal(int(signal.SIGABRT), handler)
+    return lambda: _libc().signal(int(signal.SIGABRT), None)
+
+
+_ABORTED: list[Any] = []
+
+
+@_HANDLER
 def _on_abort(number: int) -> None:
     """Let the thread that hears of the others' end be first; where nothing is heard the abort goes on."""
     time.sleep(_SECONDS_TO_HEAR)

@@ -8,17 +8,20 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlax_llm.commands import processes
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.core.processes import done_by_all, gathered, share
 from rlax_llm.host import checkpoints
+from rlax_llm.host.peers import PEERS
 from tests.devices import together
 from tests.devices.run_records import TOLERANCE, check_same, numbers
 
@@ -50,11 +53,11 @@ class Ended:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         script = [str(Path(together.__file__)), str(directory), port]
-        processes = [begun(script, index, **cache) for index in (0, 1)]
-        said = [process.communicate(timeout=SECONDS) for process in processes]
+        both = [begun(script, index, **cache) for index in (0, 1)]
+        said = [process.communicate(timeout=SECONDS) for process in both]
         self.directory, self.errors = directory, [error for _, error in said]
         self.output = [out for out, _ in said]
-        self.codes = [process.returncode for process in processes]
+        self.codes = [process.returncode for process in both]
         self.seen = [self._read(directory / f"{index}.json") for index in (0, 1)]
 
     def _read(self, path: Path) -> dict[str, Any]:
@@ -142,3 +145,24 @@ def test_one_process_is_all():
 def test_processes_are_given_whole(given, sentence):
     with pytest.raises(ValueError, match=sentence):
         GrpoSettings.of(**given)
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = GrpoSettings.of(coordinator=place, processes=2, process_id=0)
+        with pytest.raises(ValueError, match=f"process 0 cannot listen at the port of coordinator {place}"):
+            run_grpo(settings)
+
+
+def test_those_that_do_not_come_are_waited_for_so_long(monkeypatch):
+    monkeypatch.setattr(PEERS, "alone", False)
+    monkeypatch.setattr(processes, "_SECONDS_BEFORE_A_WORD", 0.01)
+    monkeypatch.setattr(processes, "_SECONDS_TO_JOIN", 0.02)
+    here = threading.Event()
+    with pytest.raises(ValueError, match="not all have come at a:1 in 0 seconds"):
+        processes._done_within(here.wait, "a:1")
+    assert PEERS.alone
+    here.set()
+    processes._done_within(here.wait, "a:1")
+    assert not PEERS.alone
