@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+
+from rlax_llm.cli.configuration import parse
+from rlax_llm.commands.table import commands
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -45,3 +50,38 @@ def test_an_equation_of_a_docstring_is_set(text, parts):
 )
 def test_code_and_shapes_are_no_equations(text):
     assert hook("plain_equations").mathml(text) is None
+
+
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("book/*.md"), *DOCS.glob("guides/*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def parts(pattern: re.Pattern, *elsewhere: str) -> list:
+    """Each page with what the pattern finds in it, without those that another test runs."""
+    return [
+        pytest.param(page, found, id=page.relative_to(DOCS).as_posix())
+        for page in PAGES
+        if page.name not in elsewhere and (found := pattern.findall(page.read_text(encoding="utf-8")))
+    ]
+
+
+@pytest.mark.parametrize(("page", "blocks"), parts(BLOCK, "extending.md", "scaling.md"))
+def test_the_snippets_of_a_page_run_and_print_what_it_says(page, blocks, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    with np.printoptions():
+        for code, printed in blocks:
+            exec(compile(code, str(page), "exec"), names)
+            shown = capsys.readouterr().out
+            assert shown == (printed or shown)
+
+
+@pytest.mark.parametrize(("page", "blocks"), parts(SHELL, "extending.md"))
+def test_the_commands_of_a_page_have_the_flags_that_they_name(page, blocks):
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["rlax-llm"] and len(words) > 1 and words[1] in commands():
+            given = ["1" if re.fullmatch("[A-Z]", word) else word for word in words[2:]]
+            if not {"--resume", "--help"} & set(given):  # the first reads a run, the second leaves
+                parse(commands()[words[1]].settings, given, "")
