@@ -82,6 +82,6 @@ def test_the_commands_of_a_page_have_the_flags_that_they_name(page, blocks):
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["rlax-llm"] and len(words) > 1 and words[1] in commands():
-            given = ["1" if re.fullmatch("[A-Z]", word) else word for word in words[2:]]
+            given = [{"I": "0", "N": "2"}.get(word, word) for word in words[2:]]
             if not {"--resume", "--help"} & set(given):  # the first reads a run, the second leaves
                 parse(commands()[words[1]].settings, given, "")
