@@ -9,6 +9,7 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.sft.settings import DemonstrationSettings
 from rlax_llm.commands.shared_settings import HeldOutSettings, LimitSettings
 from rlax_llm.commands.tasks import tell
+from rlax_llm.core.processes import check_alike
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, keep_within
 from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, prompt_key, read_demonstrations
@@ -64,6 +65,7 @@ class Encoder(NamedTuple):
             return rows
 
         found = kept.then(tokens).then(checked)
+        check_alike(found.name, _tokens(found))
         tell(found.report())
         return found
 

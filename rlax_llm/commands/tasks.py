@@ -8,6 +8,7 @@ import sys
 from rlax_llm.commands.eval.settings import MeasuredTaskSettings
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.shared_settings import LimitSettings, TaskSettings
+from rlax_llm.core.processes import check_alike
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, keep_prompts_within
 from rlax_llm.data.rows import DataError
@@ -104,6 +105,7 @@ def _use(integer_answers: bool, limits: LimitSettings, model: LanguageModel | Le
 
 
 def _told(task: Task) -> Task:
+    check_alike(task.name, [list(task.train), list(task.held_out)])
     for report in task.reports:
         tell(report)
     return _told_of_answers(task)

@@ -6,6 +6,7 @@ they give what it gave.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -109,6 +110,27 @@ def done_by_all(action: Callable[[], T], *errors: type[Exception]) -> list[T]:
     if sentences:
         raise errors[0](sentences[0])
     return [result for result, _ in told]
+
+
+def check_alike(what: str, value: Any) -> None:
+    """Raise, on all processes, where they do not have the same.
+
+    Args:
+        what: that a message begins with.
+        value: of this process: what JSON has, named tuples and arrays.
+
+    Raises:
+        ValueError: a process has another value than the first.
+
+    >>> check_alike("data.jsonl", [{"prompt": "1+1="}])
+    """
+    if not several():
+        return
+    written = json.dumps(value, default=lambda x: x.tolist() if hasattr(x, "tolist") else type(x).__name__)
+    sums = gathered(hashlib.sha256(written.encode()).hexdigest())
+    for index, other in enumerate(sums):
+        if other != sums[0]:
+            raise ValueError(f"{what} is not the same on processes 0 and {index}; give all the same files.")
 
 
 def told_to_all(action: Callable[[], T]) -> T:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from rlax_llm.core.checks import at_least_one
+from rlax_llm.core.mesh import fetch
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import Request, generate
@@ -272,7 +273,7 @@ def _over_turns(
     key: jax.Array,
     request: Request,
 ) -> Completions:
-    drawn: Completions = jax.tree.map(np.array, complete(config, params, prompts, key, request))
+    drawn: Completions = jax.tree.map(np.array, fetch(complete(config, params, prompts, key, request)))
     begins = dict.fromkeys(range(len(drawn.tokens)), prompts[0].shape[1])
     for turn in range(1, max_turns):
         begins = _answer_calls(drawn, begins, calls, _filler(request))
@@ -288,7 +289,7 @@ def _over_turns(
         wide = replace(config, max_positions=max(config.max_positions, reach))
         # The first turn folded its steps into the key, and they are below its limit: no key is used twice.
         later = jax.random.fold_in(key, request.max_new_tokens + turn)
-        further = jax.device_get(complete(wide, params, padded, later, shorter))
+        further = fetch(complete(wide, params, padded, later, shorter))
         _go_on(drawn, begins, further, _filler(request))
     return drawn
 

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rlax_llm.commands import processes
@@ -19,7 +20,7 @@ from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.sft.run import run_sft
 from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.core.processes import done_by_all, gathered, share
+from rlax_llm.core.processes import check_alike, done_by_all, gathered, share
 from rlax_llm.host import checkpoints
 from rlax_llm.host.peers import PEERS
 from tests.devices import together
@@ -166,3 +167,13 @@ def test_those_that_do_not_come_are_waited_for_so_long(monkeypatch):
     here.set()
     processes._done_within(here.wait, "a:1")
     assert not PEERS.alone
+
+
+def test_rows_that_differ_between_processes_are_told(monkeypatch):
+    sums = []
+    monkeypatch.setattr("rlax_llm.core.processes.several", lambda: True)
+    monkeypatch.setattr("rlax_llm.core.processes.gathered", lambda value: sums.append(value) or sums)
+    check_alike("rows.jsonl", [{"prompt": "1+1=", "answer": np.int64(2)}])
+    check_alike("rows.jsonl", [{"prompt": "1+1=", "answer": np.int64(2)}])
+    with pytest.raises(ValueError, match="is not the same on processes 0 and 2; give all"):
+        check_alike("rows.jsonl", [{"prompt": "1+1=", "answer": np.int64(3)}])

@@ -10,9 +10,13 @@ import pytest
 
 from rlax_llm.core.mesh import mesh
 from rlax_llm.generation.engine import Request, generate, generate_at_once
+from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.generation.turns import Tool, calculate, with_tools
+from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.sharding import sampling_rules, shardings
+from rlax_llm.models.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sharded import CONFIG, PROMPT, completions
@@ -47,3 +51,19 @@ def test_the_same_completions_on_every_mesh(form, groups, group_size):
         there = drawn(form, sizes, prompts, request)
         chex.assert_trees_all_equal(there._replace(log_probs=alone.log_probs), alone)
         np.testing.assert_allclose(there.log_probs, alone.log_probs, rtol=0, atol=1e-5)
+
+
+def test_turns_with_a_tool_are_the_same_on_a_mesh():
+    few, limit = Tokenizer.characters("12+[]{}"), 24
+    shape = DecoderConfig(few.vocab_size, 16, 24, 1, 4, 2, 4, max_positions=8 + limit)
+    prompts = pad_prompts([few.encode(text) for text in ("1", "1+2", "2+[", "{1}22+11")], few.pad_id, few.vocab_size)
+    request = Request(Categorical(1.6), few.eos_ids, limit, 8)
+    complete = with_tools(few, [Tool("sum", "[", "]", calculate)], 3, ("{", "}"))
+    params, grid = init_decoder(shape, jax.random.key(2)), mesh("data=2,fsdp=2,tensor=2")
+    alone = complete(shape, params, prompts, jax.random.key(9), request)
+    with jax.set_mesh(grid):
+        there = jax.device_put(params, shardings(grid, params, sampling_rules()))
+        found = complete(shape, there, prompts, jax.random.key(9), request)
+    assert (np.diff(alone.mask.astype(int)) == 1).sum() > len(alone.mask)
+    chex.assert_trees_all_equal(found._replace(log_probs=alone.log_probs), alone)
+    np.testing.assert_allclose(found.log_probs, alone.log_probs, rtol=0, atol=1e-5)
