@@ -15,6 +15,9 @@ from plain_equations import mathml
 
 SPAN = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 CODE = re.compile(r"(?s:<pre.*?</pre>)|<code>([^<]+)</code>")
+WORD = re.compile(r"<(mi|mo)>(log|exp|min|max|clip|mean|std|sg)</\1>")
+SHORT = 44
+"""Characters of an equation that fit on a telephone's line."""
 FONT = "fonts/STIXTwoMath-Regular.ttf"
 
 
@@ -34,11 +37,21 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def _rendered(found: re.Match) -> str:
     block = found[1] == "div"
-    return convert(html.unescape(found[2]), display="block" if block else "inline")
+    made = convert(html.unescape(found[2]), display="block" if block else "inline")
+    return WORD.sub(_spaced, made.replace('<mi mathvariant="script">L</mi>', "<mi>ℒ</mi>"))
+
+
+def _spaced(found: re.Match) -> str:
+    """The name of a function with the space that browsers give it from neither side, or from both too much."""
+    return f'<mo form="prefix" lspace="0.12em" rspace="0.12em">{found[2]}</mo>'
 
 
 def _of_docstring(found: re.Match) -> str:
     if not found[1]:
         return found[0]
     plain = " ".join(html.unescape(found[1]).split())
-    return mathml(plain) or found[0]
+    shown = mathml(plain)
+    if shown is None:
+        return found[0]
+    # Browsers break no line within an equation: a long one scrolls where the screen is narrow.
+    return f'<span class="long">{shown}</span>' if len(plain) > SHORT else shown

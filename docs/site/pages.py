@@ -44,6 +44,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown = markdown.replace(f"]({out}{folder}/", f"]({inside}{folder}/")
     if page.file.src_uri == "examples/README.md":
         markdown = re.sub(r"\]\((\w+)\.py\)", r"](\1.md)", markdown)
+    # A figure is its own link, to be seen whole on a small screen.
+    markdown = re.sub(r"^!\[(.*)\]\((\S+\.png)\)$", r"[![\1](\2)](\2)", markdown, flags=re.M)
     return re.sub(r"^```mermaid\n(.*?)^```$", lambda found: _floors(found[1]), markdown, flags=re.M | re.S)
 
 
