@@ -280,6 +280,7 @@ def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_does(shape_
         ("plan grpo --on v5x:2x4", "chip 'v5x' is unknown; did you mean 'v5p'?"),
         ("plan grpo --on h100:2x2", "h100 has no compiler that works without one"),
         ("plan grpo --on v5e", "wanted CHIP:TOPOLOGY"),
+        ("plan grpo --on v5e:32x2", "a slice of v5e is at most 16x16"),
         ("plan sft --model qwen3-9b", "model 'qwen3-9b' is unknown; did you mean 'qwen3-8b'?"),
         ("plan sft --mesh fsdp=3", "fsdp 3 is 3 devices, and there are 1"),
         ("plan sft --model qwen3-8b --max-new-tokens 50000", "beyond the 40960 positions"),

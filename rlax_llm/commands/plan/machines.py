@@ -19,6 +19,8 @@ from rlax_llm.core.chips import CHIPS, chip_named
 from rlax_llm.core.libtpu import flags_set_aside, only_compile
 from rlax_llm.core.platform import targeting
 
+_FLAT = ("v5e", "v6e")  # chips that lie in a plane
+_LARGEST_FLAT = 16  # beyond it libtpu aborts, after minutes
 _SLICE = re.compile(r"([\w-]+):(\d+(?:x\d+){1,2})")
 
 
@@ -77,7 +79,10 @@ def _slice(on: str) -> list[Any]:
         raise ValueError(
             f"the compiler of TPUs, libtpu, is not installed; run `pip install 'rlax-llm[plan]'`, or give --on {HERE}."
         )
-    return _topology(on, [int(size) for size in found[2].split("x")])
+    sizes = [int(size) for size in found[2].split("x")]
+    if chip.name in _FLAT and max(sizes) > _LARGEST_FLAT:
+        raise ValueError(f"--on is {on!r}, and a slice of {chip.name} is at most {_LARGEST_FLAT}x{_LARGEST_FLAT}.")
+    return _topology(on, sizes)
 
 
 def _topology(on: str, sizes: Sequence[int]) -> list[Any]:
