@@ -35,8 +35,12 @@ TIME_HELP = (
     "some time for the writing."
 )
 PROFILE_HELP = "Step, from 1, whose trace is written to profile/, for TensorBoard and Perfetto; the first compiles."
-MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "mesh")
+TRACK_HELP = (
+    "Trackers that see the run too, one or several: tensorboard, wandb, trackio, mlflow, each with its package "
+    "(pip install 'rlax-llm[wandb]'). All stay on this machine unless their environment variables say otherwise."
+)
+MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "track", "mesh")
 """Settings of a run that may be others when it is gone on with: they change nothing of what it computes."""
 PROCESSES = ("coordinator", "process_id", "processes")
 """Settings of where a run is computed, which it does not keep."""
-MAY_CHANGE_HELP = "only --steps, --keep-checkpoints, --max-hours, --profile and --mesh may change"
+MAY_CHANGE_HELP = "only --steps, --keep-checkpoints, --max-hours, --profile, --track and --mesh may change"

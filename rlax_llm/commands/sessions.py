@@ -10,6 +10,7 @@ from rlax_llm.commands.settings import as_dict
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.host.best import Measure
 from rlax_llm.host.session import Keeping, Session
+from rlax_llm.host.tracking.registry import tracker_names
 
 TrainingSettings = GrpoSettings | PpoSettings | SftSettings | RewardSettings | DpoSettings | KtoSettings
 """Of a command that trains a language model."""
@@ -31,7 +32,7 @@ def open_session(settings: TrainingSettings | ControlSettings, warm_start_steps:
         resume=run.resume,
         save_every=run.save_every,
         warm_start_steps=warm_start_steps,
-        keeping=Keeping(run.keep_checkpoints, best, run.max_hours, run.profile),
+        keeping=Keeping(run.keep_checkpoints, best, run.max_hours, run.profile, tracker_names(run.track)),
     )
 
 

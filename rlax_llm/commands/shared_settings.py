@@ -15,9 +15,11 @@ from rlax_llm.commands.descriptions import (
     REWARD_HELP,
     TASK_HELP,
     TIME_HELP,
+    TRACK_HELP,
     TRAINED_MODEL_HELP,
 )
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
+from rlax_llm.host.tracking.registry import tracker_names
 
 CHOSEN = "chosen for the model"
 SEED_HELP = "Everything random follows from it."
@@ -346,6 +348,7 @@ class RunSettings(Part):
     best: str | None = option(None, _BEST_HELP, "none, model/ is the last step's", "METRIC")
     max_hours: float | None = option(None, TIME_HELP, "no limit")
     profile: int | None = option(None, PROFILE_HELP, "none", "STEP")
+    track: tuple[str, ...] | None = option(None, TRACK_HELP, "none", "TRACKER")
     out: str | None = option(None, _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
     resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
     config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")
@@ -355,6 +358,7 @@ class RunSettings(Part):
         at_least(self, 1, "steps", "keep_checkpoints", "profile")
         at_least(self, 0, "eval_every", "save_every")
         above_zero(self, "max_hours")
+        tracker_names(self.track)
         if self.profile is not None and self.profile > self.steps:
             raise ValueError(f"profile is {self.profile}, wanted a step of the run, at most {self.steps}.")
 

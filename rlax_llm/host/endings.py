@@ -42,6 +42,11 @@ def profile_lines(session: Session) -> list[str]:
     return [] if profile.step is None else [f"Trace of step {profile.step}: {profile.path}"]
 
 
+def where_to_look(session: Session) -> list[str]:
+    """Where a trace is that was asked for, and how to look at the run in each of its trackers."""
+    return profile_lines(session) + session.trackers.lines
+
+
 def report(session: Session, steps: int) -> str:
     """What a person wants to know at the end of a run: what changed, where it is, how to go on.
 
@@ -62,7 +67,7 @@ def report(session: Session, steps: int) -> str:
     if session.best is not None and session.keeping.best is not None:
         chosen = f"best {session.keeping.best.name}, {session.best.value:.4g}"
         lines.append(f"{session.directory.model_path} is the model after step {session.best.step}, of the {chosen}")
-    lines += profile_lines(session)
+    lines += where_to_look(session)
     if session.step < steps:
         lines.append(f"Go on with: rlax-llm {session.command} --resume {place}")
     elif session.command != "reward":

@@ -99,7 +99,8 @@ class RunDirectory:
     def _written(self) -> tuple[Path, ...]:
         """What a run writes before its first step ends, or at an end before it."""
         settings = (self.config_path, self.path / "config.json")
-        return *settings, self.metrics_path, self.completions_path, self.curves_path, self.summary_path
+        results = (self.metrics_path, self.completions_path, self.curves_path, self.summary_path)
+        return *settings, *results, self.tracking_path
 
     def _has_steps(self) -> bool:
         """Whether there is anything of a run but its beginning."""
@@ -181,6 +182,11 @@ class RunDirectory:
     def summary_path(self) -> Path:
         """What came out in the end."""
         return self.path / "summary.json"
+
+    @property
+    def tracking_path(self) -> Path:
+        """Which run of each tracker is this one."""
+        return self.path / "tracking.json"
 
     @property
     def model_path(self) -> Path:

@@ -24,10 +24,13 @@ from rlax_llm.host.closing import closing, done_all
 from rlax_llm.host.devices import device_metrics
 from rlax_llm.host.followed import shared
 from rlax_llm.host.interrupts import Stop
+from rlax_llm.host.model_card import CARD, write_card
 from rlax_llm.host.phase import Phase
 from rlax_llm.host.profile import Profile
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.time_limit import TimeLimit
+from rlax_llm.host.tracking.tracker import Ended, TrackedRun
+from rlax_llm.host.tracking.trackers import Trackers
 
 _REFERENCE = "reference"
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -46,19 +49,21 @@ class _Saved(NamedTuple):
 
 
 class Keeping(NamedTuple):
-    """Which checkpoints are kept, when a run ends before its last step, and what is traced of it.
+    """Which checkpoints are kept, when a run ends before its last step, what is traced of it, and where it is seen.
 
     Attributes:
         checkpoints: how many of the last ones.
         best: what the best step is chosen by, whose checkpoint is kept too and whose model is written; None is none.
         max_hours: of this process; None is no limit.
         profile: the step whose trace is written; None is none.
+        track: names of trackers.
     """
 
     checkpoints: int = 2
     best: Measure | None = None
     max_hours: float | None = None
     profile: int | None = None
+    track: tuple[str, ...] = ()
 
 
 KEEPING = Keeping()
@@ -74,7 +79,7 @@ class Session:
         resume: the directory of a run to go on with, instead of a new one.
         save_every: steps between checkpoints; 0 is only at the end, None one a minute.
         warm_start_steps: of a phase before the run's own.
-        keeping: which checkpoints are kept, when the run ends before its last step, and what is traced of it.
+        keeping: which checkpoints are kept, when the run ends early, what is traced of it, and where it is seen.
 
     Attributes:
         directory: the run's files.
@@ -83,6 +88,7 @@ class Session:
         phase: whose state it is.
         best: the best step so far, by the metric of ``keeping``.
         profile: traces the step that ``keeping`` says.
+        trackers: are told of steps and completions.
         failed: what the error says that is ending the run, or None.
     """
 
@@ -110,12 +116,16 @@ class Session:
         # Clocks differ: of several processes the first one's counts.
         self.time_limit = TimeLimit(keeping.max_hours if is_first() else None)
         self.position, self.earlier_seconds = 0, 0.0
+        told = None
         if resume is None:
             place = out or first_says(f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}")
             self.directory = shared(place, lambda: RunDirectory.create(place, settings))
         else:
             self.directory = shared(resume, lambda: _reopened(resume))
+            told = max((row["step"] for row in self.directory.metrics()), default=None)
             self._go_on()
+        run = TrackedRun(self.directory.path, command, settings, warm_start_steps)
+        self.trackers = Trackers(keeping.track, run, self.directory, told)
         self.profile = Profile(self.directory.path / "profile", keeping.profile)
         self._writer = checkpoints.Writer(self.directory.checkpoints_path)
 
@@ -258,14 +268,15 @@ class Session:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of the step that ended."""
-        self.directory.log_metrics(
-            self.step, {**metrics, **device_metrics(metrics), "wall_seconds": self.wall_seconds()}
-        )
+        row = {**metrics, **device_metrics(metrics), "wall_seconds": self.wall_seconds()}
+        self.directory.log_metrics(self.step, row)
+        self.trackers.log(self.step, row)
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Write records of a step's completions, if there are any."""
         if rows:
             self.directory.log_completions([{"step": step, **row} for row in rows])
+            self.trackers.table(step, rows)
 
     @contextlib.contextmanager
     def running(
@@ -290,6 +301,7 @@ class Session:
                 self._write_state,
                 lambda: draw(self.directory.curves_path, self.directory.metrics()) if is_first() else None,
                 lambda: self._write_summary(summary()),
+                lambda: self.trackers.end(lambda: self._ended(summary())),
             )
 
         with closing(self.directory, not self.resumed, finish, self._settle) as signal:
@@ -327,7 +339,15 @@ class Session:
             return None, None
         return self._saved.phase, checkpoints.restore(place, step, self._saved.like)
 
+    def _ended(self, summary: Mapping[str, Any]) -> Ended:
+        """What trackers are told at the end."""
+        files = (self.directory.curves_path, self.directory.model_path / CARD)
+        curves, card = (path if path.is_file() else None for path in files)
+        return Ended(self.failed, summary, curves, card)
+
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
+        if is_first() and self.directory.model_path.is_dir():
+            write_card(self.directory, summary)
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
         self.directory.write_summary({**summary, **ending})
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlax_llm.commands.control.chunks import spread_of
 from rlax_llm.commands.control.phase import ControlPhase
-from rlax_llm.host.endings import profile_lines
+from rlax_llm.host.endings import where_to_look
 from rlax_llm.host.session import Session
 
 _FINAL_SHARE = 0.1
@@ -59,7 +59,8 @@ def report(session: Session, summary: Mapping[str, Any]) -> str:
             parts.append(f"{name} {summary[key]:.1f}{interval}")
     seconds = session.wall_seconds()
     parts.append(f"{session.position} iterations of {summary['seeds']} seeds in {seconds:.0f} s")
-    lines = [", ".join(parts), f"written to {session.directory.path}", *profile_lines(session)]
+    lines = [", ".join(parts), f"written to {session.directory.path}"]
+    lines += where_to_look(session)
     if not summary["finished"]:
         lines.append(f"Go on with: rlax-llm control --resume {session.directory.path}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The settings of ``rlax-llm control``, and what they are where they are left open: one table, recipe × environment.
 
-Plain values and no imports beyond the standard library, like the settings of the other commands.
+Plain values, like the settings of the other commands.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.descriptions import KEEP_HELP, MAY_CHANGE_HELP, TIME_HELP
+from rlax_llm.commands.descriptions import KEEP_HELP, MAY_CHANGE_HELP, TIME_HELP, TRACK_HELP
 from rlax_llm.commands.fields import LARGEST_COUNT, Part, above_zero, at_least, option, resolved, within
 from rlax_llm.commands.settings import Settings
+from rlax_llm.host.tracking.registry import tracker_names
 from rlax_llm.recipes.building import parameters
 from rlax_llm.recipes.registry import Named, find, listed, recipes
 
@@ -246,6 +247,7 @@ class ControlRunSettings(Part):
         "none",
         "ITERATION",
     )
+    track: tuple[str, ...] | None = option(None, TRACK_HELP, "none", "TRACKER")
     render: bool = option(False, "Write a greedy episode of the best seed to episode.gif.")
     out: str | None = option(None, _OUT_HELP, "runs/control-DATE-TIME", "DIR")
     resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
@@ -256,6 +258,7 @@ class ControlRunSettings(Part):
         at_least(self, 1, "steps", "seeds", "eval_episodes", "log_every", "keep_checkpoints", "profile")
         at_least(self, 0, "eval_steps", "save_every")
         above_zero(self, "max_hours")
+        tracker_names(self.track)
 
 
 def _at_least_off(part: Part, *names: str) -> None:
