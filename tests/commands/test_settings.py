@@ -28,7 +28,7 @@ MAY_BE_NONE = {
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""
 ABSENT = {"data", "eval_data", "reward", "reward_model", "micro_batch_size", "logit_bias", "out", "resume", "config"}
-ABSENT |= {"best", "max_hours", "mesh", "profile", "sample_batch_size"}
+ABSENT |= {"best", "max_hours", "mesh", "profile", "sample_batch_size", "track"}
 ABSENT |= {"coordinator", "process_id", "processes"}
 
 

@@ -24,11 +24,13 @@ class TensorBoard:
     identity = "tensorboard"
 
     def __init__(self, run: TrackedRun):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary = Event, Summary
+        # Messages are made when their module is imported, so a type checker sees none.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
         self._path = run.path / "tensorboard"
         self._writer = EventFileWriter(str(self._path))
         self.where = f"tensorboard --logdir {self._path}"

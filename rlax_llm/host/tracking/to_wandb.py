@@ -50,7 +50,7 @@ class Wandb:
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table of its own for each step."""
         columns, cells = as_table(rows)
-        table = self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
+        table = self._wandb.Table(columns=[*columns], data=[*cells], allow_mixed_types=True)
         self._run.log({"completions": table, "step": step}, step=step + self._offset)
 
     def end(self, ended: Ended) -> None:

@@ -12,25 +12,9 @@ from typing import Any
 from rlax_llm.core.processes import is_first
 from rlax_llm.host.failures import sentence
 from rlax_llm.host.run_directory import RunDirectory, plain
+from rlax_llm.host.thinning import due
 from rlax_llm.host.tracking.registry import TRACKERS
 from rlax_llm.host.tracking.tracker import Ended, TrackedRun, Tracker, scalars
-
-_PER_TENFOLD = 25  # tables that a run of 10 steps, of 100 or 1,000 adds to the one before
-
-
-def due(step: int) -> bool:
-    """Whether a step's completions are told: of all up to 10, and then of fewer and fewer.
-
-    >>> [step for step in range(-1, 24) if due(step)]
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 18, 20, 21, 23]
-    >>> sum(map(due, range(1001)))
-    61
-    """
-    return step == 0 or (step > 0 and (step == 1 or _place(step) != _place(step - 1)))
-
-
-def _place(step: int) -> int:
-    return math.floor(_PER_TENFOLD * math.log10(step) + 1e-9)
 
 
 class Trackers:
