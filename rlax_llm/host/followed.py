@@ -43,6 +43,9 @@ class Followed(RunDirectory):
     def log_completions(self, completions: Sequence[Mapping[str, Any]]) -> None:
         """Nothing."""
 
+    def log_details(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
     def metrics(self) -> list[dict[str, Any]]:
         """What is remembered."""
         return list(self.rows)

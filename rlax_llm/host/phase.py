@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from rlax_llm.core.finite import NOT_FINITE, not_finite_part
@@ -23,12 +24,14 @@ class Done(NamedTuple):
         metrics: its line of ``metrics.jsonl``.
         rows: records of ``completions.jsonl``, without their ``step``.
         steps: how far it went; a compiled chunk is many.
+        details: further records, without their ``step``, by the name of their file, one of ``DETAILS``.
     """
 
     state: Any
     metrics: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]] = ()
     steps: int = 1
+    details: Mapping[str, Sequence[Mapping[str, Any]]] = MappingProxyType({})
 
 
 def no_rows() -> Sequence[Mapping[str, Any]]:

@@ -131,6 +131,7 @@ def _walk(session: Session, stretch: _Stretch, state: Any, stop: Callable[[], bo
             index += done.steps
             rows = _rows(done, evaluation, index == last)
             session.log_completions(rows, session.step + done.steps)
+            session.log_details(done.details, session.step + done.steps)
             metrics = {**done.metrics, **evaluation.metrics}
             session.advance(phase, state, metrics, done.steps)
             progress.update(index, metrics)

@@ -1,7 +1,7 @@
 """The directory of a run: its settings, what it measured, what it wrote, in files that survive a crash.
 
-``config.yaml``, ``metrics.jsonl``, ``completions.jsonl``, ``curves.png``, ``summary.json``, and the directories
-``checkpoints/`` and ``model/``.
+``config.yaml``, ``metrics.jsonl``, ``completions.jsonl``, ``rollouts.jsonl``, ``tokens.jsonl``, ``curves.png``,
+``summary.json``, and the directories ``checkpoints/`` and ``model/``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import yaml
 from rlax_llm.host.locks import Lock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DETAILS = ("rollouts", "tokens")
+"""Files of records of some steps, besides metrics and completions."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SHOWN = 200  # characters of a name or of another's message
 
@@ -100,7 +102,7 @@ class RunDirectory:
         """What a run writes before its first step ends, or at an end before it."""
         settings = (self.config_path, self.path / "config.json")
         results = (self.metrics_path, self.completions_path, self.curves_path, self.summary_path)
-        return *settings, *results, self.tracking_path
+        return *settings, *results, self.tracking_path, *map(self.details_path, DETAILS)
 
     def _has_steps(self) -> bool:
         """Whether there is anything of a run but its beginning."""
@@ -173,6 +175,14 @@ class RunDirectory:
         """One JSON object a sampled completion."""
         return self.path / "completions.jsonl"
 
+    def details_path(self, name: str) -> Path:
+        """Records of some steps, one JSON object a line.
+
+        Args:
+            name: one of ``DETAILS``.
+        """
+        return self.path / f"{name}.jsonl"
+
     @property
     def curves_path(self) -> Path:
         """The figure of the metrics."""
@@ -221,6 +231,22 @@ class RunDirectory:
             raise ValueError("log_completions: a record has no 'step'; give each the step it was sampled at.")
         _append(self.completions_path, completions)
 
+    def log_details(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append records, each with its ``step``.
+
+        Args:
+            name: of their file, one of ``DETAILS``.
+            records: to be kept.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        _append(self.details_path(name), records)
+
+    def details(self, name: str) -> list[dict[str, Any]]:
+        """All rows of a file of ``DETAILS``, read like :meth:`metrics`."""
+        return [row for _, row in _lines(self.details_path(name))]
+
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of ``metrics.jsonl``; a last line that a crash left half written is passed over."""
         return [row for _, row in _lines(self.metrics_path)]
@@ -237,7 +263,8 @@ class RunDirectory:
             completions_step: the last to keep completions of, if not that.
         """
         last = step if completions_step is None else completions_step
-        for path, most in ((self.metrics_path, step), (self.completions_path, last)):
+        details = [(self.details_path(name), last) for name in DETAILS]
+        for path, most in ((self.metrics_path, step), (self.completions_path, last), *details):
             if path.exists():
                 kept = b"".join(line for line, row in _lines(path) if row["step"] <= most)
                 if kept != path.read_bytes():

@@ -97,6 +97,7 @@ class Session:
     best: Best | None = None
     failed: str | None = None
     _saved: _Saved | None = None
+    _told: int | None = None  # the last step that was logged by a process before
     _named = False  # whether a metric is known to have the name that the best step is chosen by
 
     def __init__(
@@ -116,21 +117,20 @@ class Session:
         # Clocks differ: of several processes the first one's counts.
         self.time_limit = TimeLimit(keeping.max_hours if is_first() else None)
         self.position, self.earlier_seconds = 0, 0.0
-        told = None
         if resume is None:
             place = out or first_says(f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}")
             self.directory = shared(place, lambda: RunDirectory.create(place, settings))
         else:
             self.directory = shared(resume, lambda: _reopened(resume))
-            told = max((row["step"] for row in self.directory.metrics()), default=None)
             self._go_on()
         run = TrackedRun(self.directory.path, command, settings, warm_start_steps)
-        self.trackers = Trackers(keeping.track, run, self.directory, told)
+        self.trackers = Trackers(keeping.track, run, self.directory, self._told)
         self.profile = Profile(self.directory.path / "profile", keeping.profile)
         self._writer = checkpoints.Writer(self.directory.checkpoints_path)
 
     def _go_on(self) -> None:
         """Take the position of the last checkpoint, and drop what was logged after it."""
+        self._told = max((row["step"] for row in self.directory.metrics()), default=None)
         self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
         # Without a checkpoint the run is begun anew, with what is measured before its first step.
         self.directory.truncate_to(self.step if self.position else self.step - 1)
@@ -277,6 +277,11 @@ class Session:
         if rows:
             self.directory.log_completions([{"step": step, **row} for row in rows])
             self.trackers.table(step, rows)
+
+    def log_details(self, details: Mapping[str, Sequence[Mapping[str, Any]]], step: int) -> None:
+        """Write further records of a step, by the name of their file."""
+        for name, rows in details.items():
+            self.directory.log_details(name, [{"step": step, **row} for row in rows])
 
     @contextlib.contextmanager
     def running(

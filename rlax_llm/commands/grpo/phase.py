@@ -18,6 +18,7 @@ from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.recording import Recorder
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.utilization import training_flops, utilization
@@ -58,6 +59,8 @@ class GroupPhase(Phase):
         self.key = jax.random.key(self.seed)
         self.gatherer = Gatherer(self.draw, self.groups, settings.rollout.dynamic_rounds, self._telling)
         self.watch = LearningWatch("grpo", settings.learning.overlong_filter)
+        solved = task.solved if judge.graded else None
+        self.record = Recorder(learner, settings.sampling, solved, self.group_size)
         self.reference: Params | None = None
 
     def init(self, params: Params) -> GroupState:
@@ -104,7 +107,14 @@ class GroupPhase(Phase):
         metrics |= utilization(self._flops(rollout), seconds["update"])
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
-        return Done(state, metrics, self.drawing.sampling.records(rollout, taken.scores, range(self.group_size)))
+        return self._done(state, taken, metrics, index + 1)
+
+    def _done(self, state: GroupState, taken: Taken, metrics: dict[str, float], number: int) -> Done:
+        """The step with what is kept of its completions."""
+        rollout, scores = taken.rollout, taken.scores
+        rows = self.drawing.sampling.records(rollout, scores, range(self.group_size))
+        details = self.record(number, rollout, scores, state.params, lambda: self.update.advantages(taken))
+        return Done(state, metrics, rows, details=details)
 
     def _flops(self, rollout: Rollout) -> float:
         once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))

@@ -15,10 +15,18 @@ from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.setup import build_schedule
+from rlax_llm.core.checks import NoReference
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import Groups
 from rlax_llm.credit.shaping import overlong_filter
-from rlax_llm.loops.group import GroupLoop, GroupState, every_completion, group_loop, group_trpo_loop
+from rlax_llm.loops.group import (
+    GroupLoop,
+    GroupState,
+    every_completion,
+    group_advantages,
+    group_loop,
+    group_trpo_loop,
+)
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_log_probs, group_logits
 from rlax_llm.models.sharding import pinned, placed
@@ -93,6 +101,18 @@ class GroupUpdate:
         batch = Groups(rollout.completions, self._scores(taken))
         state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
         return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+
+    def advantages(self, taken: Taken) -> np.ndarray | None:
+        """Those of the tokens ``[B, T]``; None where the recipe takes a KL to a reference off the scores.
+
+        Args:
+            taken: scored groups.
+        """
+        advantage = self.chosen.objective.advantage if self.chosen else build_step(1.0).advantage
+        try:
+            return np.asarray(group_advantages(advantage, taken.rollout.completions, self._scores(taken)))
+        except NoReference:
+            return None
 
     def _scores(self, taken: Taken) -> jax.Array:
         """Totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""

@@ -21,6 +21,7 @@ from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.ppo.settings import PpoLearningSettings, PpoSettings, ShapingSettings
+from rlax_llm.commands.recording import Recorder
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.setup import build_schedule
@@ -111,6 +112,8 @@ class PpoPhase(Phase):
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
         self.update, self.judge = lru_cache(self._update), Judge(task.rewards, models.reward)
         self.watch = LearningWatch("ppo")
+        solved = task.solved if self.judge.graded else None
+        self.record = Recorder(models.policy, settings.sampling, solved, self.group_size)
         self.reference: Params | None = None
 
     def begin(self, state: RlhfState, references: References) -> None:
@@ -168,7 +171,9 @@ class PpoPhase(Phase):
         described = self._described(rollout, scores) | learned | self._speeds(rollout, seconds)
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
-        return Done(state, described, self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows)))))
+        rows = self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows))))
+        details = self.record(index + 1, rollout, scores, self.policy(state))
+        return Done(state, described, rows, details=details)
 
     def _rollout(self, state: RlhfState, index: int, key: jax.Array) -> Rollout:
         """The completions of step ``index``'s rows."""
