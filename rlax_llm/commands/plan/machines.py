@@ -75,13 +75,13 @@ def _slice(on: str) -> list[Any]:
         )
     if found is None:
         raise ValueError(f"--on is {on!r}, wanted CHIP:TOPOLOGY, as v5e:2x4 or v5p:2x2x1.")
+    sizes = [int(size) for size in found[2].split("x")]
+    if chip.name in _FLAT and max(sizes) > _LARGEST_FLAT:
+        raise ValueError(f"--on is {on!r}, and a slice of {chip.name} is at most {_LARGEST_FLAT}x{_LARGEST_FLAT}.")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"the compiler of TPUs, libtpu, is not installed; run `pip install 'rlax-llm[plan]'`, or give --on {HERE}."
         )
-    sizes = [int(size) for size in found[2].split("x")]
-    if chip.name in _FLAT and max(sizes) > _LARGEST_FLAT:
-        raise ValueError(f"--on is {on!r}, and a slice of {chip.name} is at most {_LARGEST_FLAT}x{_LARGEST_FLAT}.")
     return _topology(on, sizes)
 
 
