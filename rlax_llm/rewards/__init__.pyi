@@ -9,10 +9,12 @@ from rlax_llm.rewards import functions as functions
 from rlax_llm.rewards import golds as golds
 from rlax_llm.rewards import loading as loading
 from rlax_llm.rewards import mathematics as mathematics
+from rlax_llm.rewards import measures as measures
 from rlax_llm.rewards import notation as notation
 from rlax_llm.rewards import pool as pool
 from rlax_llm.rewards import readings as readings
 from rlax_llm.rewards import units as units
+from rlax_llm.rewards import voting as voting
 from rlax_llm.rewards.calling import Batch as Batch
 from rlax_llm.rewards.calling import Reward as Reward
 from rlax_llm.rewards.calling import RewardError as RewardError
@@ -26,4 +28,9 @@ from rlax_llm.rewards.functions import word_limit as word_limit
 from rlax_llm.rewards.loading import load_reward as load_reward
 from rlax_llm.rewards.loading import load_rewards as load_rewards
 from rlax_llm.rewards.mathematics import math_answer as math_answer
+from rlax_llm.rewards.measures import best_of_k as best_of_k
+from rlax_llm.rewards.measures import majority as majority
+from rlax_llm.rewards.measures import mean_interval as mean_interval
+from rlax_llm.rewards.measures import share_interval as share_interval
+from rlax_llm.rewards.measures import sign_flip_test as sign_flip_test
 from rlax_llm.rewards.pool import RewardPool as RewardPool

@@ -96,6 +96,35 @@ def is_readable(answer: Any) -> bool:
     return text is not None and bool(_in_time(lambda: _gold(text), ()))
 
 
+def same_answers(completions: Sequence[str]) -> list[int | None]:
+    r"""Which of several completions give the same answer: for each the place of the first one that does.
+
+    Args:
+        completions: texts. ``None`` is found for one that gives no answer.
+
+    Raises:
+        RewardError: math-verify is not installed.
+
+    >>> same_answers(["It is 0.5.", "", "So $\\frac{1}{2}$", "It is 3."])
+    [0, None, 0, 3]
+    """
+    import_math_verify()
+    found: dict[int, tuple[Reading, ...]] = {}
+    votes: list[int | None] = []
+    for place, completion in enumerate(completions):
+        given = _in_time(lambda text=completion: _given(text), ())
+        same = (first for first, readings in found.items() if _in_time(lambda r=readings, g=given: _agree(r, g), False))
+        votes.append(next(same, place) if given else None)
+        if votes[-1] == place:
+            found[place] = given
+    return votes
+
+
+def _agree(right: tuple[Reading, ...], given: tuple[Reading, ...]) -> bool:
+    formulas = Formulas(_equal_formulas, _value)
+    return any(agreement(reading, given, formulas) is True for reading in right)
+
+
 def _score(completion: str, answer: str | None) -> float | None:
     right = () if answer is None else _in_time(lambda: _gold(answer), ())
     if not right:
