@@ -165,7 +165,7 @@ class TaskSettings(HeldOutSettings, BuiltInSettings):
         return self.task if self.data is None else self.data
 
 
-def check_integer_answers(integer_answers: bool, data: str | None) -> None:
+def check_integer_answers(integer_answers: bool, data: object) -> None:
     """Raise where integers are wanted of answers that are not there."""
     if integer_answers and data is None:
         raise ValueError("integer_answers is given without data, whose answers it reads; give both.")

@@ -42,7 +42,9 @@ def build_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: 
     return _told(file_task(settings.data, settings.reward, held, use))
 
 
-def built_in_task(name: str, held_out: int, seed: int, use: Use, reward: str | None = None) -> Task:
+def built_in_task(
+    name: str, held_out: int, seed: int, use: Use, reward: str | None = None, trained: bool = True
+) -> Task:
     """A task that comes with its prompts.
 
     Args:
@@ -51,8 +53,9 @@ def built_in_task(name: str, held_out: int, seed: int, use: Use, reward: str | N
         seed: splits it.
         use: of ``prompts_of``.
         reward: instead of the task's own.
+        trained: whether rows to train on are wanted.
     """
-    return _told(load_task(name, reward=reward, held_out_size=held_out, seed=seed, use=use))
+    return _told(load_task(name, reward=reward, held_out_size=held_out, seed=seed, use=use, trained=trained))
 
 
 def judged_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: LanguageModel | Learner) -> Task:
@@ -63,20 +66,20 @@ def judged_task(settings: TaskSettings, limits: LimitSettings, seed: int, model:
     return dataclasses.replace(task, rewards=())
 
 
-def build_measured(settings: MeasuredTaskSettings, limits: LimitSettings, seed: int, model: LanguageModel) -> Task:
-    """The task to measure on: held-out rows of a built-in one, all rows of a file or as many as were asked for.
+def measured_file(
+    path: str, settings: MeasuredTaskSettings, limits: LimitSettings, seed: int, model: LanguageModel
+) -> Task:
+    """A file to measure on: all of its rows, or as many as were asked for.
 
     Args:
-        settings: of the task; a built-in one has its name.
+        path: of the file.
+        settings: how it is read.
         limits: of its prompts.
         seed: draws the rows.
         model: reads the prompts.
     """
     use = _use(settings.integer_answers, limits, model)
-    if settings.data is not None:
-        return _told(measured_task(settings.data, settings.reward, Held(settings.size, None, seed), use))
-    assert settings.task is not None and settings.size is not None
-    return built_in_task(settings.task, settings.size, seed, use, settings.reward)
+    return _told(measured_task(path, settings.reward, Held(settings.size, None, seed, settings.split), use))
 
 
 def arithmetic_for(tokenizer: Tokenizer) -> str:

@@ -21,7 +21,7 @@ _LABEL = re.compile(r"^(?:the )?(?:final )?answer(?: is)?\s*:?\s*", re.IGNORECAS
 
 
 def load(
-    name: str, held_out_size: int, seed: int, *, size: int = 1000, config: Mapping[str, Any] | None = None
+    name: str, held_out_size: int, seed: int, *, size: int | None = 1000, config: Mapping[str, Any] | None = None
 ) -> tuple[list[Row], list[Row], Reward]:
     """Training rows, held-out rows and the scorer of a reasoning-gym task.
 
@@ -37,25 +37,62 @@ def load(
         name: name in reasoning-gym, such as ``chain_sum``.
         held_out_size: number of held-out rows.
         seed: not negative.
-        size: number of training entries to generate; some tasks take seconds for each.
+        size: number of training entries to generate, None for none; some tasks take seconds for each.
         config: settings of the task, such as ``{"min_terms": 2}``.
 
     Raises:
         DataError: reasoning-gym is not installed, no such task, settings that it refuses, too few different questions.
     """
-    for what, number, least in (("seed", seed, 0), ("size", size, 1), ("held_out_size", held_out_size, 0)):
+    wanted = 1 if size is None else size
+    for what, number, least in (("seed", seed, 0), ("size", wanted, 1), ("held_out_size", held_out_size, 0)):
         if not isinstance(number, int) or number < least:
             raise DataError(f"reasoning-gym:{name}: {what} is {number!r}, wanted a whole number of at least {least}.")
     settings = dict(config or {})
     held_out = _held_out(name, settings, held_out_size, seed)
-    generator = _dataset(name, settings, size=size, seed=_start(seed, 0))
-    train = list(_unseen(_entries(name, generator), {entry["question"] for entry in held_out}))
-    if not train:
-        raise DataError(f"reasoning-gym:{name}: every training question is held out; hold out fewer.")
+    generator = _dataset(name, settings, size=wanted, seed=_start(seed, 0))
+    train = [] if size is None else _training(name, generator, held_out)
     answered = all(isinstance(entry["answer"], str) for entry in itertools.chain(train, held_out))
     train_rows = [_row(entry, answered) for entry in train]
     held_out_rows = [_row(entry, answered) for entry in held_out]
     return train_rows, held_out_rows, Reward(name, _scorer(generator))
+
+
+def _training(name: str, generator: Any, held_out: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    train = list(_unseen(_entries(name, generator), {entry["question"] for entry in held_out}))
+    if not train:
+        raise DataError(f"reasoning-gym:{name}: every training question is held out; hold out fewer.")
+    return train
+
+
+def category(name: str) -> list[str]:
+    """The tasks of a category of reasoning-gym, in order; all of them for ``all``; none where the name is another's.
+
+    Args:
+        name: such as ``algebra``; ``composite`` is a task.
+
+    Raises:
+        DataError: reasoning-gym is not installed.
+
+    >>> category("algebra")[:2], category("chain_sum")
+    (['complex_arithmetic', 'intermediate_integration'], [])
+    """
+    tasks = _tasks(name)
+    if name in tasks:
+        return []
+    return sorted(task for task, (kind, _) in tasks.items() if name in ("all", kind.__module__.split(".")[1]))
+
+
+def votes(row: Row, completions: Sequence[str]) -> list[str | None]:
+    """The answers that completions give to a question, each as it is scored; None for an empty one.
+
+    Args:
+        row: as ``load`` gives it.
+        completions: texts.
+
+    >>> votes({"answer": "4"}, ["2 + 2 makes\\n4", "Answer: **4**", ""])
+    ['4', '4', None]
+    """
+    return [_given(completion, row["answer"]) or None for completion in completions]
 
 
 def extract_answer(completion: str, lines: int | None = 1) -> str:
@@ -97,23 +134,30 @@ def _start(seed: int, side: int) -> int:
 
 
 def _dataset(name: str, settings: dict[str, Any], size: int, seed: int) -> Any:
+    tasks = _tasks(name)
+    if name not in tasks:
+        raise DataError(
+            f"reasoning-gym:{name}: no such task, of {len(tasks)} such as chain_sum{did_you_mean(name, tasks)}"
+        )
+    from reasoning_gym import create_dataset
+
     try:
-        from reasoning_gym import create_dataset
-        from reasoning_gym.factory import DATASETS
+        return create_dataset(name, **settings, size=size, seed=seed)
+    except Exception as error:  # each task checks its settings in its own way, many by assert
+        known = ", ".join(sorted(set(tasks[name][1].__dataclass_fields__) - {"size", "seed"}))
+        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise DataError(f"reasoning-gym:{name}: refused ({detail}); its settings are {known}.") from error
+
+
+def _tasks(name: str) -> Mapping[str, tuple[type[Any], type[Any]]]:
+    """Class and settings of each task by its name."""
+    try:
+        from reasoning_gym import factory
     except ImportError as error:
         raise DataError(
             f'reasoning-gym:{name}: reasoning-gym is not installed ({error}); pip install "rlax-llm[tasks]".'
         ) from error
-    if name not in DATASETS:
-        raise DataError(
-            f"reasoning-gym:{name}: no such task, of {len(DATASETS)} such as chain_sum{did_you_mean(name, DATASETS)}"
-        )
-    try:
-        return create_dataset(name, **settings, size=size, seed=seed)
-    except Exception as error:  # each task checks its settings in its own way, many by assert
-        known = ", ".join(sorted(set(DATASETS[name][1].__dataclass_fields__) - {"size", "seed"}))
-        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise DataError(f"reasoning-gym:{name}: refused ({detail}); its settings are {known}.") from error
+    return factory.DATASETS
 
 
 def _entries(name: str, generator: Any) -> Iterator[dict[str, Any]]:
@@ -150,13 +194,15 @@ def _scorer(generator: Any) -> Any:
     return reasoning_gym_score
 
 
-def _score(generator: Any, completion: str, entry: dict[str, Any]) -> float:
-    right = entry["answer"]
+def _given(completion: str, right: Any) -> str:
+    """The answer that a completion gives, of as many lines as the right one has."""
     lines = right.strip().count("\n") + 1 if isinstance(right, str) else None
     found = right if completion.strip() == right else extract_answer(completion, lines)
-    if isinstance(right, str) and not right.endswith("."):
-        found = found.removesuffix(".")
+    return found.removesuffix(".") if isinstance(right, str) and not right.endswith(".") else found
+
+
+def _score(generator: Any, completion: str, entry: dict[str, Any]) -> float:
     try:
-        return float(generator.score_answer(found, entry))
+        return float(generator.score_answer(_given(completion, entry["answer"]), entry))
     except Exception:  # some scorers raise on text that they cannot parse: it is then not an answer
         return 0.0

@@ -9,19 +9,22 @@ from typing import Any
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.messages import check_text
 from rlax_llm.data.rows import DataError, Row
+from rlax_llm.data.shapes import read_shaped, shaped
 from rlax_llm.data.sifting import Kept, keep_commonest, sift
-from rlax_llm.data.tables import check_characters, json_kind, list_columns, read_table
+from rlax_llm.data.tables import check_characters, json_kind, list_columns
 
 
-def read_rows(path: str | Path) -> Kept[Row]:
+def read_rows(path: str | Path, split: str = "train") -> Kept[Row]:
     """Rows of a JSON Lines file or another table that can be used, and what was left out.
 
     ``prompt`` is a string or a list of chat messages. ``completion``, if there, is a string or a single assistant
-    message, whose content is then taken. Left out are rows without a prompt, with a prompt or completion of a wrong
-    type, and those whose columns, or whose prompt's type, are not those of most rows.
+    message, whose content is then taken. Columns of another shape (``data.shapes``) are read as these. Left out are
+    rows without a prompt, with a prompt or completion of a wrong type, and those whose columns, or whose prompt's type,
+    are not those of most rows.
 
     Args:
         path: as ``read_table`` takes it.
+        split: of a data set that has several.
 
     Raises:
         DataError: as ``read_table``; no row can be used.
@@ -32,7 +35,8 @@ def read_rows(path: str | Path) -> Kept[Row]:
     ...     list(read_rows(file.name))
     [{'prompt': '1+1=', 'answer': 2}]
     """
-    kept = sift(str(path), read_table(path), _row)
+    table = read_shaped(path, split, prompts=True)
+    kept = shaped(str(path), table, sift(str(path), table.rows, lambda where, row: _row(where, table.own(where, row))))
     return keep_commonest(keep_commonest(kept, frozenset, _other_columns), _prompt_kind, _other_prompt)
 
 

@@ -1,4 +1,5 @@
-"""Rows of a table as records: pairs, labeled completions and demonstrations, in the columns that TRL reads.
+"""Rows of a table as records: pairs, labeled completions and demonstrations, in the columns that TRL reads, or in those
+of others that ``data.shapes`` knows.
 
 Every form is *standard* (strings) or *conversational* (lists of messages). Columns that a form does not name are kept.
 """
@@ -17,8 +18,9 @@ from rlax_llm.core.names import did_you_mean, likeness
 from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers, check_text
 from rlax_llm.data.repeated import drop_prompts, is_conversation, prompt_length
 from rlax_llm.data.rows import DataError, Row
+from rlax_llm.data.shapes import read_shaped, shaped
 from rlax_llm.data.sifting import Kept, flatten_rows, keep_commonest, sift
-from rlax_llm.data.tables import check_characters, json_kind, list_columns, read_table
+from rlax_llm.data.tables import check_characters, json_kind, list_columns
 
 _FORMS = {
     "a preference": ("prompt", "chosen", "rejected"),
@@ -304,7 +306,12 @@ Read = TypeVar("Read")
 
 
 def _read(path: str | Path, split: str, form: Callable[[str, Row], Read]) -> Kept[Read]:
-    return sift(str(path), read_table(path, split), lambda where, row: form(where, check_characters(where, row)))
+    table = read_shaped(path, split)
+
+    def record(where: str, row: Row) -> Read:
+        return form(where, check_characters(where, table.own(where, row)))
+
+    return shaped(str(path), table, sift(str(path), table.rows, record))
 
 
 def _labels(where: str, row: Row) -> list[Labeled]:

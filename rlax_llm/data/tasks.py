@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,10 +16,12 @@ from rlax_llm.core.user_code import call_named, is_own
 from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
 from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
+from rlax_llm.data.shapes import own_reward
 from rlax_llm.data.sifting import Kept, number_rows
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
 from rlax_llm.rewards.loading import load_rewards
+from rlax_llm.rewards.voting import votes_of
 
 __all__ = [
     "DataError",
@@ -62,6 +64,8 @@ class Task:
         rewards: functions that score completions of these rows.
         solved: whether a score of the first reward counts as right, for accuracy.
         reports: lines on the rows that were left out.
+        votes: ``(row, completions) → answers`` of completions of a row, equal ones for the same answer; None goes by
+            the first reward.
     """
 
     name: str
@@ -70,6 +74,34 @@ class Task:
     rewards: tuple[Reward, ...]
     solved: Callable[[float], bool] = full_score
     reports: tuple[str, ...] = ()
+    votes: Callable[[Row, Sequence[str]], Sequence[Hashable | None]] | None = None
+
+    def votes_of(self, row: Row, completions: Sequence[str]) -> Sequence[Hashable | None]:
+        """The answer that each completion of a row gives, None where it gives none.
+
+        Args:
+            row: of the task.
+            completions: its texts.
+        """
+        return votes_of(self.rewards[0].function)(completions) if self.votes is None else self.votes(row, completions)
+
+
+def task_names(spec: str) -> list[str]:
+    """The tasks of a name: itself, or those of a category of reasoning-gym, each with the settings that follow.
+
+    Args:
+        spec: as ``load_task`` takes it, or ``reasoning-gym:CATEGORY``, or ``reasoning-gym:all``.
+
+    Raises:
+        DataError: reasoning-gym is not installed.
+
+    >>> task_names("arithmetic,largest=9"), task_names("reasoning-gym:geometry,size=9")[0]
+    (['arithmetic,largest=9'], 'reasoning-gym:advanced_geometry,size=9')
+    """
+    name, comma, settings = spec.partition(",")
+    family, _, member = name.strip().partition(":")
+    members = gym.category(member) if family == _GYM else []
+    return [f"{_GYM}:{one}{comma}{settings}" for one in members] or [spec]
 
 
 def every_row(rows: Sequence[Row]) -> Sequence[Row]:
@@ -82,7 +114,13 @@ def every_row(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def load_task(
-    spec: str, *, reward: str | None = None, held_out_size: int = 100, seed: int = 0, use: Use = every_row
+    spec: str,
+    *,
+    reward: str | None = None,
+    held_out_size: int = 100,
+    seed: int = 0,
+    use: Use = every_row,
+    trained: bool = True,
 ) -> Task:
     """Built-in task.
 
@@ -98,6 +136,7 @@ def load_task(
         held_out_size: number of held-out rows, 0 for none.
         seed: chooses the rows and which are held out.
         use: what is made of the rows, before the run begins; rows that it refuses are left out.
+        trained: whether rows to train on are wanted; where not, reasoning-gym, which may take long, generates none.
 
     Raises:
         DataError: an unknown task (with the closest known), settings that do not fit, no row that can be used.
@@ -110,11 +149,11 @@ def load_task(
     if seed < 0:
         raise DataError(f"load_task: seed is {seed}, wanted 0 or more.")
     rewards = () if reward is None else load_rewards(reward)  # first, for it fails fast
-    task = _built_in(spec, held_out_size, seed)
+    task = _built_in(spec, held_out_size, seed, trained)
     if rewards:
         task = Task(task.name, task.train, task.held_out, rewards)
     for function in task.rewards:
-        check_columns(function, list(task.train[0]))
+        check_columns(function, list([*task.train, *task.held_out][0]))
     train = task.train.then(use)
     held_out = task.held_out.then(use)
     return replace(task, train=train, held_out=held_out, reports=_reports([train, held_out]))
@@ -127,11 +166,13 @@ class Held(NamedTuple):
         size: how many; None is all of ``file``.
         file: they are those of another file, or None.
         seed: chooses them.
+        split: of the data set, where it has several.
     """
 
     size: int | None
     file: str | Path | None = None
     seed: int = 0
+    split: str = "train"
 
 
 def file_task(data: str | Path, reward: str | None, held: Held, use: Use = every_row) -> Task:
@@ -149,7 +190,7 @@ def file_task(data: str | Path, reward: str | None, held: Held, use: Use = every
         RewardError: no such reward function, or one that does not accept the columns.
     """
     rewards = () if reward is None else load_rewards(reward)  # first, for it fails fast
-    files = [read_rows(path).then(use) for path in (data, held.file) if path is not None]
+    files = [read_rows(path, held.split).then(use) for path in (data, held.file) if path is not None]
     for rows in files:
         for function in rewards:
             check_columns(function, list(rows[0]))
@@ -168,7 +209,7 @@ def measured_task(data: str | Path, reward: str | None, held: Held, use: Use = e
 
     Args:
         data: as ``read_table`` takes it.
-        reward: as ``load_rewards`` takes it.
+        reward: as ``load_rewards`` takes it; None is that of the file's columns.
         held: how many rows at most, and what chooses them; ``file`` is not read.
         use: what is made of the rows; rows that it refuses are left out.
 
@@ -176,7 +217,12 @@ def measured_task(data: str | Path, reward: str | None, held: Held, use: Use = e
         DataError: a file that cannot be used.
         RewardError: no such reward function, or one that does not accept the columns.
     """
-    task = file_task(data, reward, Held(0), use)
+    if reward is None and (reward := own_reward(data, held.split)) is None:
+        raise DataError(
+            f"{data}: data is given without reward, and has none of its own, as files in the columns of GSM8K or MATH "
+            "have; give both."
+        )
+    task = file_task(data, reward, Held(0, split=held.split), use)
     rows = list(zip(task.train, task.train.places, strict=True))
     return replace(task, train=_part(data, []), held_out=_part(data, some_of(rows, held.size, held.seed)))
 
@@ -205,13 +251,13 @@ def _reports(parts: Sequence[Kept[Any]]) -> tuple[str, ...]:
     return tuple(report for part in parts if (report := part.report()))
 
 
-def _built_in(spec: str, held_out_size: int, seed: int) -> Task:
+def _built_in(spec: str, held_out_size: int, seed: int, trained: bool) -> Task:
     name, settings = _parsed(spec)
     family, _, member = name.partition(":")
     if name in _TASKS:
         return _TASKS[name](spec, held_out_size, seed, settings)
     if family == _GYM and member:
-        return _gym_task(spec, member, held_out_size, seed, settings)
+        return _gym_task(spec, member, held_out_size, seed, settings if trained else settings | {"size": None})
     if is_own(name):
         return _own_task(spec, name, held_out_size, seed, settings)
     raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{did_you_mean(name, _KNOWN)}")
@@ -239,7 +285,7 @@ def _gym_task(spec: str, member: str, held_out_size: int, seed: int, settings: d
         raise DataError(f"task {spec!r}: seed is not a setting; it is the run's own seed.")
     size = settings.pop("size", 1000)
     train, held_out, reward = gym.load(member, held_out_size, seed, size=size, config=settings)
-    return replace(_task(spec, (train, held_out), reward), solved=_nearly_full_score)
+    return replace(_task(spec, (train, held_out), reward), solved=_nearly_full_score, votes=gym.votes)
 
 
 def _own_task(spec: str, name: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:

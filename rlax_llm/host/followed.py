@@ -54,6 +54,9 @@ class Followed(RunDirectory):
         """Forget the rows of later steps."""
         self.rows = [row for row in self.rows if row["step"] <= step]
 
+    def write_text(self, name: str, text: str) -> None:
+        """Nothing."""
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Nothing."""
 

@@ -59,6 +59,20 @@ def say(text: str) -> None:
             print(text, flush=True)
 
 
+def show(table: RenderableType) -> None:
+    """Print a table on stdout, as wide as a terminal is and without cuts elsewhere.
+
+    Args:
+        table: of rich.
+
+    >>> show("a")
+    a
+    """
+    with _tolerant():
+        if is_first():
+            Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False).print(table)
+
+
 @contextlib.contextmanager
 def _tolerant() -> Iterator[None]:
     """Pass over what cannot be shown; the reader of a pipe that has gone ends the run."""

@@ -280,6 +280,19 @@ class RunDirectory:
         with writing(self.summary_path):
             _write_at_once(self.summary_path, json.dumps(plain(summary), indent=2, ensure_ascii=False) + "\n")
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of text, whole or not at all.
+
+        Args:
+            name: of the file.
+            text: that it holds.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with writing(self.path / name):
+            _write_at_once(self.path / name, text)
+
 
 def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
     if error.errno in DISK_FULL:

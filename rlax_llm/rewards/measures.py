@@ -1,4 +1,4 @@
-"""What several completions of many prompts say of a model: best of k, the majority's answer, intervals, a paired test."""
+"""What completions of many prompts say of a model: best of k, the majority's answer, intervals, a paired test."""
 
 from __future__ import annotations
 

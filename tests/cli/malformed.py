@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal, NamedTuple
 
 from rlax_llm.cli.main import COMMANDS
+from rlax_llm.cli.values import is_list_of_texts
 from rlax_llm.commands.settings import keys
 
 
@@ -32,6 +33,7 @@ _WRONG: dict[Any, tuple[str, ...]] = {
     bool: ("maybe", "2", ""),
     str: ("", " ", "a\0b"),
     tuple: ("x", "1.5", "-1", "1e400", "8,8"),
+    list: ("", " ", "a\0b"),
 }
 _WRONG_IN_FILES: dict[Any, tuple[str, ...]] = {
     int: ("x", "1.5", ".nan", "true", "[1]", "{a: 1}", "2024-01-01", "!!int 5", "-3"),
@@ -39,6 +41,7 @@ _WRONG_IN_FILES: dict[Any, tuple[str, ...]] = {
     bool: ("maybe", "1", "[true]"),
     str: ("[a]", "{a: b}", "''", "!!python/name:os.system", "!!binary aGk="),
     tuple: ("8", "[8, x]", "[8.5]", "[[8]]", "{8: 8}"),
+    list: ("[]", "[[a]]", "{a: b}", "''"),
 }
 _GOOD = {
     ("max_grad_norm", "inf"),  # no clipping
@@ -55,6 +58,9 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _kind(hint: Any) -> Any:
+    """The type, with ``list`` for several texts."""
+    if is_list_of_texts(hint):
+        return list
     return typing.get_origin(_options(hint)[0]) or _options(hint)[0]
 
 

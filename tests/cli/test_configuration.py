@@ -112,7 +112,7 @@ def test_a_file_that_is_not_there():
         (lambda: PpoSettings.of(logit_bias="3"), "logit_bias holds '3', wanted TOKEN_ID=BIAS; give pairs with commas"),
         (lambda: PpoSettings.of(logit_bias="3=1,x=2"), "logit_bias holds 'x=2', wanted TOKEN_ID=BIAS"),
         (lambda: GrpoSettings.of(data="a.jsonl"), "data is given without reward"),
-        (lambda: EvalSettings.of(data="a.jsonl"), "eval: data is given without reward"),
+        (lambda: EvalSettings.of(task=()), r"eval: task is \(\), wanted a list of texts"),
         (lambda: GrpoSettings.of(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor of the"),
         (lambda: SftSettings.of(batch_size=8, micro_batch_size=3), "micro_batch_size is 3, wanted a divisor"),
         (lambda: EvalSettings.of(samples=4), "samples is 4 at temperature 0, where all are the same"),

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
+from rlax_llm.commands.eval.sets import sources
 from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.examples import Encoder, of_tables
 from rlax_llm.commands.grpo.settings import GrpoSettings
@@ -13,7 +14,7 @@ from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import build_model
 from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.commands.tasks import build_measured, build_task
+from rlax_llm.commands.tasks import build_task
 from rlax_llm.data.encoding import encode_pairs
 from rlax_llm.data.preferences import read_pairs
 from rlax_llm.host.run_directory import RunDirectory
@@ -100,7 +101,8 @@ def test_a_file_is_measured_whole(file):
     for size, count in ((None, 10), (256, 10), (4, 4)):
         config = EvalSettings.of(model="char", data=data, reward="exact_answer", size=size)
         model = build_model("eval", config.model, 0)
-        found = build_measured(config.task, config.sampling, config.run.seed, model)
+        (source,) = sources(config.task, config.sampling, config.run.seed, model)
+        found = source.read(model)
         assert len(found.held_out) == count
 
 

@@ -23,7 +23,7 @@ MAY_BE_NONE = {
     "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "sampler_dtype", "tool"},
     "ppo": {"kl_target"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
-    "eval": {"task"},
+    "eval": {"task", "by", "against"},
     "control": {"weight", "kl_target", "kl_radius", "damping", "cg_iterations", "save_every"},
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""

@@ -1,1 +1,1 @@
-"""``rlax-llm eval``: reward and accuracy of a model on held-out prompts; its settings and run."""
+"""``rlax-llm eval``: what a model solves of held-out prompts, alone or against another; its settings and run."""

@@ -9,12 +9,14 @@ COMMANDS = (
     Command(
         EvalSettings,
         "rlax_llm.commands.eval.run:run_eval",
-        "measure a model on held-out prompts",
-        """Measure a model's reward and accuracy on held-out prompts.
+        "measure a model on held-out prompts, or against another",
+        """Measure what a model solves of held-out prompts, with intervals, alone or against another model.
 
 Examples:
   rlax-llm eval --model runs/words/model --task arithmetic-words
-  rlax-llm eval --model smollm2 --task reasoning-gym:chain_sum --size 100
-  rlax-llm eval --model smollm2 --samples 4 --temperature 0.7 --out runs/eval""",
+  rlax-llm eval --model smollm2 --data gsm8k_test.jsonl math500.jsonl --by level --out runs/eval
+  rlax-llm eval --model smollm2 --task reasoning-gym:algebra --size 50
+  rlax-llm eval --model smollm2 --samples 8 --temperature 0.7
+  rlax-llm eval --model runs/words/model --task arithmetic-words --against smollm2""",
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rlax_llm.commands.defaults import model_defaults
-from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, TASK_HELP
+from rlax_llm.commands.descriptions import INTEGERS_HELP, REWARD_HELP, SPLIT_HELP, TASK_HELP
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
@@ -21,29 +21,46 @@ from rlax_llm.commands.shared_settings import (
     check_shortest,
 )
 
-_SIZE = 256  # held-out prompts of a built-in task
+BUILT_IN_SIZE = 256
+"""Held-out prompts of a task that is no file."""
+
+_TASKS_HELP = (
+    f"{TASK_HELP} Several are measured one after another; reasoning-gym:algebra (or another of its categories) and "
+    "reasoning-gym:all are all tasks of that name."
+)
+_FILES_HELP = (
+    "Files of your own, instead of a task or beside one: .jsonl, .json or .parquet, gzipped if wanted, in each row a "
+    "'prompt' and columns for the reward; or of the columns of GSM8K (question, answer) or MATH (problem, solution), "
+    "which have the reward math_answer. Rows that cannot be used are left out, counted and named."
+)
+_REWARD_THEN = "the task's own; math_answer of files like GSM8K or MATH"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredTaskSettings(Part):
-    """What is measured on."""
+    """What is measured on: one set of prompts, or several."""
 
-    task: str | None = option(
-        None, TASK_HELP, "arithmetic-words, or arithmetic for a model without a chat template", "TASK"
+    task: tuple[str, ...] | None = option(
+        None, _TASKS_HELP, "without --data arithmetic-words, or arithmetic for a model without a chat template", "TASK"
     )
-    data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
-    reward: str | None = option(None, REWARD_HELP, "the task's own", "MODULE:FUNCTION")
+    data: tuple[str, ...] | None = option(None, _FILES_HELP, "the tasks alone", "FILE")
+    split: str = option("train", SPLIT_HELP)
+    reward: str | None = option(None, REWARD_HELP, _REWARD_THEN, "REWARD")
     integer_answers: bool = option(False, INTEGERS_HELP)
-    size: int | None = resolved("Prompts at most.", f"all of a file, {_SIZE} held-out ones of a built-in task")
+    size: int | None = resolved("Prompts of a set at most.", f"all of a file, {BUILT_IN_SIZE} of a built-in task")
+    by: str | None = option(None, "Column of a file whose values have a line each, as level.", "none", "COLUMN")
 
     def check(self) -> None:
-        """Check the ranges, and that data has a reward."""
+        """Check the ranges."""
         at_least(self, 1, "size")
-        if self.data is not None and self.reward is None:
-            raise ValueError("data is given without reward, and a file has none of its own; give both.")
         if self.data is None and self.size is None:
             raise ValueError("size is None, wanted a whole number, as there is no data.")
         check_integer_answers(self.integer_answers, self.data)
+
+    @property
+    def built_in_size(self) -> int:
+        """Prompts of a task that is no file."""
+        return BUILT_IN_SIZE if self.size is None else self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +81,22 @@ class MeasuredSamplingSettings(DrawSettings, LimitSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringSettings(Part):
-    """What is kept."""
+    """What is compared, and what is kept."""
 
+    against: str | None = option(
+        None,
+        "What to compare with, prompt by prompt: another model, or the --out of an earlier eval.",
+        "none",
+        "MODEL_OR_DIR",
+    )
     seed: int = option(0, SEED_HELP)
-    out: str | None = option(None, "Directory for summary.json and completions.jsonl.", "print only", "DIR")
+    out: str | None = option(None, "Directory for summary.json, summary.md and completions.jsonl.", "print only", "DIR")
     config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings(OnMachine):
-    """Settings of ``rlax-llm eval``: reward and accuracy of a model on held-out prompts.
+    """Settings of ``rlax-llm eval``: what a model solves of held-out prompts.
 
     Raises:
         ValueError: a value is out of its range, or two settings contradict each other.
@@ -90,5 +113,5 @@ class EvalSettings(OnMachine):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is chosen for the model; and of a file, all rows."""
-        size = _SIZE if given.get("data") is None else None
+        size = BUILT_IN_SIZE if given.get("data") is None else None
         return model_defaults(cls.command, given, "smollm2") | {"size": size}
