@@ -18,6 +18,7 @@ from rlax_llm.data import packing as packing
 from rlax_llm.data import preferences as preferences
 from rlax_llm.data import repeated as repeated
 from rlax_llm.data import rows as rows
+from rlax_llm.data import shapes as shapes
 from rlax_llm.data import sifting as sifting
 from rlax_llm.data import tables as tables
 from rlax_llm.data import tasks as tasks
