@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 
 import shtab
 
 from rlax_llm.cli.flags import flag
+from rlax_llm.cli.values import is_list
 from rlax_llm.commands.settings import Key, keys
 from rlax_llm.commands.table import Command
 from rlax_llm.core.names import did_you_mean
@@ -59,7 +59,9 @@ def _parser(found: Mapping[str, Command], others: Mapping[str, str]) -> argparse
 
 def _add(parser: argparse.ArgumentParser, name: str, key: Key) -> None:
     if key.field.metadata.get("word"):
-        parser.add_argument(name, nargs="+" if key.types and typing.get_origin(key.types[0]) is tuple else None)
+        added = parser.add_argument(name, nargs="+" if is_list(key.hint) else None)
+        if "DIR" in (key.field.metadata.get("metavar") or ""):
+            added.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         return
     told = key.field.metadata["help"].replace("%", "%%")
     if key.types == (bool,):

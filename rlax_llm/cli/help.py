@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from rlax_llm.cli.values import is_list
 from rlax_llm.commands.settings import keys
 
 
@@ -52,7 +53,9 @@ def _tyro_field(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
     metadata, default = field.metadata, field.default
     metavar = metadata.get("metavar")
     if metadata.get("word"):
-        described = tyro.conf.arg(help=metadata["help"], metavar=metavar)
+        if is_list(hint):
+            metavar = f"{metavar} [{metavar} ...]"
+        described = tyro.conf.arg(help=metadata["help"], metavar=metavar, help_behavior_hint="(required)")
         return field.name, Annotated[tyro.conf.Positional[hint], described]
     if default is dataclasses.MISSING:
         hint, default = hint | None, None

@@ -26,8 +26,8 @@ COMMANDS = commands()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    It is 0; 1 where the training failed (a number is not finite, no completion had a score), 2 for a mistake, both
-    explained in one line; 130, 143 or 129 for a run that Ctrl-C, SIGTERM or SIGHUP ended, cleanly or at once.
+    It is 0; 1 where the training failed (a number is not finite, no completion had a score) or there is a finding;
+    2 for a mistake, in one line; 130, 143 or 129 for a run that Ctrl-C, SIGTERM or SIGHUP ended, cleanly or at once.
 
     Args:
         arguments: the words after ``rlax-llm``; those of the process if not given.
@@ -127,4 +127,4 @@ def _run(command: Command, words: Sequence[str]) -> int:
     except SystemExit as leave:
         raise RuntimeError(f"{command.settings.command}: something called sys.exit({leave.code!r}).") from leave
     number = getattr(done, "stopped_by", None)
-    return 0 if number is None else 128 + number
+    return getattr(done, "exit_code", 0) if number is None else 128 + number

@@ -52,6 +52,8 @@ def resolved(text: str, then: str, metavar: str | None = None, **limits: Any) ->
 def word(text: str, metavar: str) -> Any:
     """A field that the command line takes as a word without a flag, and which must be given.
 
+    One of type ``tuple[str, ...]`` takes all the words that there are.
+
     Args:
         text: its help, a sentence.
         metavar: what stands for it in the help.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlax_llm.commands.doctor.run import advice
 from rlax_llm.commands.sessions import TrainingSettings, heading, open_session
 from rlax_llm.commands.sft.phase import WarmStart
 from rlax_llm.host.curves import BY_COMMAND, PANELS, draw_curves
@@ -47,5 +48,5 @@ def run_language(
 
     with session.running(summarize, draw) as stop:
         run_phases(session, phase, Plan(steps, settings.run.eval_every), params, stop, warm_start)
-    say(report(session, steps))
+    say("\n".join([report(session, steps), *advice(session.directory.path)]))
     return session.directory

@@ -13,7 +13,8 @@ from rlax_llm.rewards.calling import Scores
 def describe(
     rollout: Rollout, scores: Scores, solved: Callable[[float], bool] | None, group_size: int = 1
 ) -> dict[str, float]:
-    """Metrics of a rollout by TRL's names: rewards, lengths in tokens, truncated share; and the samples' accuracy.
+    """Metrics of a rollout by TRL's names: rewards, lengths in tokens, truncated share; and the samples' accuracy, and
+    the share of them without a score.
 
     Accuracy is the share of completions that are ``solved`` by their first reward; None has no right and wrong.
     Rows without a chosen token, which fill a batch up, do not count.
@@ -22,6 +23,7 @@ def describe(
     metrics = _rewards(np.where(there, scores.total, np.nan), group_size)
     cut = np.asarray(rollout.completions.truncated)[there]
     metrics["completions/clipped_ratio"] = float(cut.mean())
+    metrics["completions/unscored_ratio"] = float(np.isnan(scores.total[there]).mean())
     if solved is not None:
         graded = scores.first[there & ~np.isnan(scores.first)]
         metrics["accuracy"] = float(np.mean([solved(float(x)) for x in graded])) if graded.size else float("nan")

@@ -15,6 +15,7 @@ FOLDERS = (
     "eval",
     "generate",
     "control",
+    "doctor",
 )
 """Those of ``rlax_llm.commands`` that hold a ``command.py``, in the order of ``rlax-llm --help``."""
 

@@ -251,9 +251,13 @@ class RunDirectory:
         """All rows of ``metrics.jsonl``; a last line that a crash left half written is passed over."""
         return [row for _, row in _lines(self.metrics_path)]
 
-    def completions(self) -> list[dict[str, Any]]:
-        """All rows of ``completions.jsonl``, read like :meth:`metrics`."""
-        return [row for _, row in _lines(self.completions_path)]
+    def completions(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Rows of ``completions.jsonl``, read like :meth:`metrics`.
+
+        Args:
+            most: bytes from the end of the file that are read; None reads all.
+        """
+        return [row for _, row in _lines(self.completions_path, most)]
 
     def truncate_to(self, step: int, completions_step: int | None = None) -> None:
         """Drop the metrics and completions of later steps, so that a resumed run writes what an unbroken one would.
@@ -342,10 +346,12 @@ def _write_at_once(path: Path, text: str) -> None:
         raise
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _lines(path: Path, most: int | None = None) -> list[tuple[bytes, dict[str, Any]]]:
+    """Whole lines and what they hold; of the last ``most`` bytes, where that is not None."""
     if not path.exists():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
+    content = path.read_bytes() if most is None else _end(path, most)
+    lines = content.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     rows = []
@@ -360,6 +366,15 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             raise ValueError(f"{path}, line {number} has no whole number 'step'; mend or delete that line.")
         rows.append((line, row))
     return rows
+
+
+def _end(path: Path, most: int) -> bytes:
+    """The lines that lie whole in the last ``most`` bytes of a file."""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - most - 1, 0))
+        if file.tell():
+            file.readline()  # what is left of a line, or the end of one
+        return file.read()
 
 
 def _null(value: float) -> None:

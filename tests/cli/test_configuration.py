@@ -181,10 +181,7 @@ def test_a_mistyped_command_gets_a_hint(capsys):
     assert main(["gpro"]) == 2
     assert capsys.readouterr().err == "error: there is no command 'gpro'; did you mean 'grpo'?\n"
     assert main(["zzz"]) == 2
-    assert (
-        "there are grpo, sft, reward, dpo, kto, ppo, eval, generate, control, plan, completion."
-        in capsys.readouterr().err
-    )
+    assert ", generate, control, doctor, plan, completion." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -193,7 +190,8 @@ def test_help_has_every_setting_with_words_of_its_own(name, capsys):
     shown = capsys.readouterr().out
     for setting, key in keys(COMMANDS[name].settings).items():
         assert key.field.metadata["help"].endswith("."), setting
-        flag = "PROMPT" if setting == "prompt" else f"--{setting.replace('_', '-')}"
+        alone = key.field.metadata.get("word")
+        flag = key.field.metadata["metavar"] if alone else f"--{setting.replace('_', '-')}"
         assert flag in shown
     assert "Examples:" in shown
     assert "None" not in shown
@@ -215,6 +213,8 @@ def runs(monkeypatch, tmp_path):
 def test_a_command_runs_with_its_settings(runs):
     seen = []
     for name, command in COMMANDS.items():
+        if "seed" not in keys(command.settings):
+            continue
         setattr(runs, command.run.partition(":")[2], seen.append)
         assert main([name, "--seed", "5", *(["hi"] if name == "generate" else [])]) == 0
     assert seen == [

@@ -13,6 +13,7 @@ from rlax_llm.commands.control.endings import report, summary
 from rlax_llm.commands.control.phase import ControlPhase
 from rlax_llm.commands.control.program import build
 from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.doctor.run import advice
 from rlax_llm.commands.sessions import open_session
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.envs.rendering import DRAWINGS, GRIDS
@@ -63,7 +64,7 @@ def run_control(config: ControlSettings) -> RunDirectory:
         if greedy and run.render:
             best = int(np.argmax(greedy["greedy_return_seeds"]))
             phase.render(session.state, best, env, session.directory.path / "episode.gif")
-    say(report(session, summarize()))
+    say("\n".join([report(session, summarize()), *advice(session.directory.path)]))
     return session.directory
 
 
