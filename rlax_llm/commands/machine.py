@@ -62,6 +62,9 @@ def meshed(command: str, settings: MachineSettings, rows: tuple[int, ...]) -> It
             f"{command}: {grid.size} of {len(devices)} devices are used, which divide the {_written(rows)} rows that "
             "are learned from together; take a multiple of the devices to use all."
         )
+    if several():
+        sizes = " · ".join(f"{name} {size}" for name, size in grid.shape.items())
+        say(f"{command}: {jax.process_count()} processes with {grid.size} devices: {sizes}")
     if grid.size == 1:
         yield
         return

@@ -18,6 +18,7 @@ import jax
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.settings import as_dict, flat
 from rlax_llm.core.processes import gathered, several
+from rlax_llm.host.cluster import own_devices
 from rlax_llm.host.failures import sentence
 from rlax_llm.host.peers import PEERS, leave_when_aborted
 from rlax_llm.host.progress import say
@@ -78,6 +79,7 @@ def _initialize(command: str, settings: MachineSettings) -> None:
         settings.coordinator,
         settings.processes,
         settings.process_id,
+        own_devices(os.environ),
         initialization_timeout=2 * _SECONDS_TO_JOIN,  # at its end JAX would abort
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,

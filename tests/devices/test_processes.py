@@ -107,6 +107,7 @@ def test_all_say_the_same_of_what_one_fails_with(ended):
 def test_one_that_dies_ends_the_other_with_a_sentence(ended):
     assert ended.codes == [1, -9]
     assert "error: process 1 has ended without a word; process 0 ends too. Go on with --resume." in ended.errors[0]
+    assert "grpo: 2 processes with 8 devices: data 2 · fsdp 2 · tensor 2\n" in ended.output[0]
     assert "grpo 1/3" in ended.output[0] and "grpo" not in ended.output[1]
 
 
