@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, shortened
 from rlax_llm.cli.yaml_files import read_mapping
-from rlax_llm.commands.descriptions import MAY_CHANGE, MAY_CHANGE_HELP, PROCESSES
+from rlax_llm.commands.descriptions import MAY_CHANGE, PROCESSES, may_change
 from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.settings import Settings, did_you_mean_setting, flat, keys, resolve
 from rlax_llm.host.run_directory import RunDirectory
@@ -103,6 +103,7 @@ def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
     for name, value in asked.items():
         if value != saved[name] and name not in (*MAY_CHANGE, *PROCESSES):
             raise ValueError(
-                f"{flag(name)} {value} conflicts with the run in {path}, where it is {saved[name]}; {MAY_CHANGE_HELP}."
+                f"{flag(name)} {value} conflicts with the run in {path}, where it is {saved[name]}; "
+                f"{may_change(saved)}."
             )
     return resolve(kind, saved | asked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 BASE_MODEL_HELP = (
     "Language model: 'char' (small character model, made on the spot), 'smollm2' (SmolLM2-135M-Instruct), "
     "a Hugging Face directory (RUN_DIR/model of a run too), a directory of adapters (RUN_DIR/model_adapter), a .gguf "
@@ -40,8 +42,18 @@ TRACK_HELP = (
     "Trackers that see the run too, one or several: tensorboard, wandb, trackio, mlflow, each with its package "
     "(pip install 'rlax-llm[wandb]'). All stay on this machine unless their environment variables say otherwise."
 )
-MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "track", "mesh")
+RUN_MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "track")
+MAY_CHANGE = (*RUN_MAY_CHANGE, "mesh")
 """Settings of a run that may be others when it is gone on with: they change nothing of what it computes."""
 PROCESSES = ("coordinator", "process_id", "processes")
 """Settings of where a run is computed, which it does not keep."""
-MAY_CHANGE_HELP = "only --steps, --keep-checkpoints, --max-hours, --profile, --track and --mesh may change"
+
+
+def may_change(names: Container[str]) -> str:
+    """The flags of ``MAY_CHANGE`` that a command with settings of these names has.
+
+    >>> may_change(RUN_MAY_CHANGE)
+    'only --steps, --keep-checkpoints, --max-hours, --profile and --track may change'
+    """
+    *first, last = (f"--{name.replace('_', '-')}" for name in MAY_CHANGE if name in names)
+    return f"only {', '.join(first)} and {last} may change"

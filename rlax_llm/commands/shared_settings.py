@@ -10,13 +10,14 @@ from rlax_llm.commands.descriptions import (
     DATA_HELP,
     INTEGERS_HELP,
     KEEP_HELP,
-    MAY_CHANGE_HELP,
+    MAY_CHANGE,
     PROFILE_HELP,
     REWARD_HELP,
     TASK_HELP,
     TIME_HELP,
     TRACK_HELP,
     TRAINED_MODEL_HELP,
+    may_change,
 )
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
 from rlax_llm.host.tracking.registry import tracker_names
@@ -29,8 +30,8 @@ CONFIG_HELP = (
 )
 _OUT_HELP = "Directory of the run: config.yaml, metrics.jsonl, completions.jsonl, curves.png, summary.json, model/."
 _RESUME_HELP = (
-    f"Go on with an interrupted run from its directory, with its settings; {MAY_CHANGE_HELP}. The directory is code: "
-    "what its config.yaml names as reward and optimizer is imported."
+    f"Go on with an interrupted run from its directory, with its settings; {may_change(MAY_CHANGE)}. The directory is "
+    "code: what its config.yaml names as reward and optimizer is imported."
 )
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 MOMENTS = ("adamw", "lion", "muon")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.descriptions import KEEP_HELP, MAY_CHANGE_HELP, TIME_HELP, TRACK_HELP
+from rlax_llm.commands.descriptions import KEEP_HELP, RUN_MAY_CHANGE, TIME_HELP, TRACK_HELP, may_change
 from rlax_llm.commands.fields import LARGEST_COUNT, Part, above_zero, at_least, option, resolved, within
 from rlax_llm.commands.settings import Settings
 from rlax_llm.host.tracking.registry import tracker_names
@@ -110,7 +110,7 @@ _TUNED: list[tuple[str, str, dict[str, Any]]] = [
 """(environment, recipe, what they want), as patterns; a later row wins over an earlier one, all over the recipe's."""
 
 _OUT_HELP = "Directory of the run: config.yaml, config.json, metrics.jsonl, curves.png, summary.json, checkpoints/."
-_RESUME_HELP = f"Go on with an interrupted run from its directory, with its settings; {MAY_CHANGE_HELP}."
+_RESUME_HELP = f"Go on with an interrupted run from its directory, with its settings; {may_change(RUN_MAY_CHANGE)}."
 _CONFIG_HELP = "YAML or JSON file of settings, keys as the flags with underscores; flags given beside it win over it."
 _RECIPE_HELP = (
     f"Algorithm: {listed('control')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Objective."
