@@ -61,7 +61,7 @@ parity: $(PARITY_VENV)/.installed
 
 # The site, into build/site; `cd build/site && python3 -m http.server` shows it.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'

@@ -55,7 +55,7 @@ PLACES: dict[str, str] = {}
 """Page and anchor of each name as one writes it, ``rl.gae`` and ``rl.credit.gae``."""
 SHORT: dict[str, str] = {}
 """Page and anchor of each bare name."""
-CODE = re.compile(r"(<pre.*?</pre>|<a .*?</a>|<h[1-6].*?</h[1-6]>)|<code>([\w.]+)(\(\))?</code>", re.S)
+CODE = re.compile(r"(<pre.*?</pre>|<a .*?</a>|<h[1-6].*?</h[1-6]>)|<code>([\w.]+)(\([^<]*\))?</code>", re.S)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
