@@ -7,10 +7,11 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rlax_llm.cli.main import main
 from rlax_llm.commands.plan.collectives import Sent, collectives
-from rlax_llm.commands.plan.machines import machine_of
+from rlax_llm.commands.plan.machines import compiling_for, machine_of
 from rlax_llm.commands.plan.models import SHAPES
 from rlax_llm.commands.plan.report import written
 from rlax_llm.commands.plan.run import make_plan
@@ -297,6 +298,24 @@ def test_a_missing_compiler_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"libtpu, is not installed; run `pip install 'rlax-llm\[plan\]'`"):
         machine_of("v5e:2x4", None, (8,))
+
+
+def test_what_is_compiled_for_a_chip_that_is_not_here_is_not_kept_on_disk(tmp_path):
+    given = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: jax.config.values[name] for name in given}
+    for name, value in given.items():
+        jax.config.update(name, value)
+    try:
+        with compiling_for("v5e:2x2"):
+            jax.jit(lambda x: x + 1.25)(jnp.ones(3))
+        assert not list(tmp_path.iterdir())
+        with compiling_for("here"):
+            jax.jit(lambda x: x + 2.25)(jnp.ones(3))
+        assert list(tmp_path.iterdir())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
 
 
 def test_the_usage_lists_what_can_be_planned(capsys):

@@ -6,11 +6,12 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rlax_llm.commands.machine import chosen_mesh
 from rlax_llm.commands.plan.programs import Machine
@@ -50,9 +51,27 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
     return Machine("this machine", made, jax.default_backend(), chip, _memory_here(devices))
 
 
-def compiling_for(on: str) -> AbstractContextManager[None]:
+@contextmanager
+def compiling_for(on: str) -> Iterator[None]:
     """What surrounds all that is compiled for these devices."""
-    return nullcontext() if on == HERE else flags_set_aside()
+    if on == HERE:
+        yield
+        return
+    with flags_set_aside(), _without_cache():
+        yield
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Within the block compiled programs are not kept on disk: one for a chip that is not here cannot be read again."""
+    kept = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX decides once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+        reset_cache()
 
 
 def _memory_here(devices: Sequence[Any]) -> float:
