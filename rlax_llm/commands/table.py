@@ -14,6 +14,7 @@ FOLDERS = (
     "ppo",
     "eval",
     "generate",
+    "data",
     "control",
     "doctor",
 )

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ _HUB_FILES += [
     "vocab.json",
     "merges.txt",
 ]
+_TEXT_FILES = [name for name in _HUB_FILES if "safetensors" not in name]
 
 
 class LanguageModel(NamedTuple):
@@ -85,6 +86,26 @@ def load_model(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageMo
         ValueError: its files are broken, or describe a model that the decoder does not compute.
     """
     return _load(name_or_path, dtype, _LANGUAGE)
+
+
+def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
+    """The tokenizer of a model, without its weights where that is a directory or on the Hugging Face hub.
+
+    Args:
+        name_or_path: as ``load_model`` takes it.
+
+    Raises:
+        FileNotFoundError: there is no such model, or the hub cannot be reached.
+        ValueError: its files are broken.
+    """
+    path = Path(name_or_path)
+    if (path / "tokenizer.json").is_file():
+        return Tokenizer.from_directory(path)
+    if path.is_dir() and is_adapter(path):
+        return load_tokenizer(_base_of(path))
+    if not path.exists() and _HUB_NAME.fullmatch(str(name_or_path)):
+        return Tokenizer.from_directory(_downloaded("load_tokenizer", str(name_or_path), _TEXT_FILES))
+    return load_model(name_or_path).tokenizer
 
 
 def load_scalar(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageModel:
@@ -341,11 +362,11 @@ def _keep(cached: Path, model: LanguageModel) -> None:
         raise OSError(f"{cached} could not be put in place")
 
 
-def _downloaded(where: str, name: str) -> Path:
+def _downloaded(where: str, name: str, files: Sequence[str] = _HUB_FILES) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:  # the hub's own errors, the HTTP client's, and the network's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise FileNotFoundError(

@@ -68,11 +68,16 @@ def _settings(command: str) -> list[tuple[str, Any]]:
     return [(name, key.hint) for name, key in keys(COMMANDS[command].settings).items()]
 
 
+def words_of(command: str) -> list[str]:
+    """The settings of a command that are words without a flag."""
+    return [name for name, key in keys(COMMANDS[command].settings).items() if key.field.metadata.get("word")]
+
+
 def flags_of(command: str) -> list[Row]:
     """Every flag of a command with values that it does not take, with none, and misspelled."""
     rows = []
     for name, hint in _settings(command):
-        if name == "prompt":
+        if name in words_of(command):
             continue
         flag, kind = f"--{name.replace('_', '-')}", _kind(hint)
         values = ("best", "", "0") if kind is Literal else _WRONG[kind]

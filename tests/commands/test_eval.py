@@ -20,7 +20,8 @@ from rlax_llm.commands.eval.against import (
 from rlax_llm.commands.eval.measured import Measured, entry, measures, parts_by
 from rlax_llm.commands.eval.run import run_eval
 from rlax_llm.commands.eval.settings import EvalSettings
-from rlax_llm.commands.eval.tables import comparison_grid, in_markdown, mean_row, results_grid
+from rlax_llm.commands.eval.tables import comparison_grid, mean_row, results_grid
+from rlax_llm.commands.grids import in_markdown
 from rlax_llm.data.rows import DataError
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.rewards.measures import Interval

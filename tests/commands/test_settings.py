@@ -17,13 +17,14 @@ from rlax_llm.commands.settings import as_dict, flat, keys, resolve
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.shared_settings import OptimizerSettings, RunSettings, TrainedModelSettings
 
-NEEDED = {"generate": {"prompt": "hi"}, "doctor": {"runs": ("runs/a",)}}
+NEEDED = {"generate": {"prompt": "hi"}, "data": {"files": ("a.jsonl",)}, "doctor": {"runs": ("runs/a",)}}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}
 MAY_BE_NONE = {
     "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "sampler_dtype", "tool"},
     "ppo": {"kl_target"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},
+    "data": {"use"},
     "control": {"weight", "kl_target", "kl_radius", "damping", "cg_iterations", "save_every"},
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""

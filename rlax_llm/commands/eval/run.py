@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from rlax_llm.commands.eval.against import (
 from rlax_llm.commands.eval.measured import Measured, entry, measured_of, parts_by
 from rlax_llm.commands.eval.sets import Source, read_source, sources
 from rlax_llm.commands.eval.settings import EvalSettings
-from rlax_llm.commands.eval.tables import Grid, comparison_grid, in_markdown, mean_row, on_screen, results_grid
+from rlax_llm.commands.eval.tables import comparison_grid, mean_row, results_grid
+from rlax_llm.commands.grids import Grid, in_markdown, near, on_screen
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.rollouts import Grades, Rollout, Sampling, grade
@@ -203,23 +203,15 @@ def _drawn(settings: EvalSettings) -> str:
 def _grids(
     settings: EvalSettings, found: Sequence[Measured], compared: Sequence[Comparison], all_measures: bool
 ) -> list[Grid]:
-    title = f"{_near(settings.model.model)}: {_drawn(settings)}; [95 % interval]"
+    title = f"{near(settings.model.model)}: {_drawn(settings)}; [95 % interval]"
     shown = list(found)
     if settings.task.by is not None:
         shown = [part for one in found for part in (one, *parts_by(one, settings.task.by))]
     grid = results_grid(title, shown, all_measures)
     if len(found) > 1:
         grid = grid._replace(rows=[*grid.rows, mean_row(found, grid.header)])
-    against = (
-        f"against {_near(str(settings.run.against))}: share solved, paired by prompt; p of an exact sign-flip test"
-    )
+    against = f"against {near(str(settings.run.against))}: share solved, paired by prompt; p of an exact sign-flip test"
     return [grid, comparison_grid(against, compared)] if compared else [grid]
-
-
-def _near(name: str) -> str:
-    """A model's name; of a path below the working directory the way from there."""
-    near = os.path.relpath(name) if os.path.isabs(name) else name
-    return name if near.startswith("..") else near
 
 
 def _page(settings: EvalSettings, found: Sequence[Measured], compared: Sequence[Comparison]) -> str:

@@ -1,65 +1,15 @@
-"""What an eval shows: tables, for a terminal and in Markdown."""
+"""What an eval shows: a table of its sets, and one of a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from rlax_llm.commands.eval.against import Comparison, chance
 from rlax_llm.commands.eval.measured import Measured, measures, reward_of
+from rlax_llm.commands.grids import Grid
 from rlax_llm.rewards.measures import Interval
 
 _MOST_MEASURES = 3  # in a terminal: with more than four completions, of pass@k the last alone
-
-
-class Grid(NamedTuple):
-    """A table of text.
-
-    Attributes:
-        title: above it.
-        header: of its columns, of which the first is flush left.
-        rows: of cells.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def on_screen(grid: Grid) -> Table:
-    """The table as a terminal shows it.
-
-    Args:
-        grid: of text.
-    """
-    table = Table(title=grid.title, box=box.SIMPLE_HEAD, title_style="dim", title_justify="left", pad_edge=False)
-    for index, name in enumerate(grid.header):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for row in grid.rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def in_markdown(grid: Grid) -> str:
-    """The table in Markdown.
-
-    Args:
-        grid: of text.
-
-    >>> print(in_markdown(Grid("sums", ["task", "prompts"], [["a|b", "3"]])))
-    **sums**
-    <BLANKLINE>
-    | task | prompts |
-    |---|---:|
-    | a\\|b | 3 |
-    """
-    lines = [grid.header, *grid.rows]
-    written = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([f"**{grid.title}**", "", written[0], "|---|" + "---:|" * (len(grid.header) - 1), *written[1:]])
 
 
 def results_grid(title: str, found: Sequence[Measured], all_measures: bool) -> Grid:
