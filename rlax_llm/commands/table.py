@@ -17,6 +17,7 @@ FOLDERS = (
     "data",
     "control",
     "doctor",
+    "report",
 )
 """Those of ``rlax_llm.commands`` that hold a ``command.py``, in the order of ``rlax-llm --help``."""
 

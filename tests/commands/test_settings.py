@@ -17,7 +17,8 @@ from rlax_llm.commands.settings import as_dict, flat, keys, resolve
 from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.shared_settings import OptimizerSettings, RunSettings, TrainedModelSettings
 
-NEEDED = {"generate": {"prompt": "hi"}, "data": {"files": ("a.jsonl",)}, "doctor": {"runs": ("runs/a",)}}
+RUNS = {"runs": ("runs/a",)}
+NEEDED = {"generate": {"prompt": "hi"}, "data": {"files": ("a.jsonl",)}, "doctor": RUNS, "report": RUNS}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}
 MAY_BE_NONE = {
     "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "sampler_dtype", "tool"},

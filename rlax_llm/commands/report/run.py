@@ -1,0 +1,83 @@
+"""The command ``report`` as a function of its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlax_llm.commands.report.reading import read_run
+from rlax_llm.commands.report.settings import ReportSettings
+from rlax_llm.core.processes import is_first
+from rlax_llm.host import control_curves, curves
+from rlax_llm.host.curves import Panel
+from rlax_llm.host.run_directory import RunDirectory, writing
+
+_HERE = Path(__file__).parent
+
+
+def run_report(settings: ReportSettings) -> Path:
+    """Write the page.
+
+    Args:
+        settings: of the command.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        FileNotFoundError: a directory holds no run.
+        ValueError: a file of a run is damaged, or a run is given twice.
+    """
+    given = settings.report.runs
+    twice = next((path for path in given if given.count(path) > 1), None)
+    if twice is not None:
+        raise ValueError(f"report: {twice} is given twice; give each run once.")
+    found = [RunDirectory.reopen(path) for path in given]
+    page = made_page([read_run(run, name) for run, name in zip(found, _names(found), strict=True)])
+    path = Path(settings.report.out or found[0].path / "report.html")
+    with writing(path):
+        path.write_text(page, encoding="utf-8")
+    if is_first():
+        print(f"{path} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
+    return path
+
+
+def _names(runs: list[RunDirectory]) -> list[str]:
+    """The directories' names; where two are the same, their whole paths."""
+    short = [run.path.resolve().name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+
+
+def made_page(runs: list[dict[str, Any]]) -> str:
+    """The page, with its style, its program and its data inside.
+
+    Args:
+        runs: as ``read_run`` gives them.
+    """
+    data = json.dumps(
+        {"runs": runs, "panels": _panels({run["settings"].get("command", "") for run in runs})},
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
+    )
+    # Nothing in the data ends the element that it stands in.
+    data = data.replace("<", "\\u003c")
+    page = (_HERE / "page.html").read_text(encoding="utf-8")
+    for name, text in (("page.css", None), ("page.js", None), ("data", data)):
+        text = text if text is not None else (_HERE / name).read_text(encoding="utf-8")
+        page = page.replace(f"{{{{{name}}}}}", text, 1)
+    return page
+
+
+def _panels(commands: set[str]) -> dict[str, dict[str, str]]:
+    """Titles and units of the quantities that figures of runs show, which stand first on the page.
+
+    A quantity that several commands have is called as it is by the first of the page's own.
+    """
+    figures = {"control": control_curves.PANELS} | curves.BY_COMMAND
+    own = [figures.get(command, curves.PANELS) for command in sorted(commands)]
+    known: dict[str, Panel] = {}
+    for panel in (panel for panels in (*own, curves.PANELS, *figures.values()) for panel in panels):
+        known.setdefault(panel.key, panel)
+    return {key: {"title": panel.title, "unit": panel.unit} for key, panel in known.items()}

@@ -1,0 +1,135 @@
+"""The page on runs: its data held against the directories', what it must not hold, and itself in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from rlax_llm.cli.main import main
+from rlax_llm.commands.report.reading import read_run
+from rlax_llm.host.run_directory import RunDirectory
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+STEPS = 30
+NASTY = "</script><img src=x onerror=alert(1)>"
+
+
+def made(path, learning_rate=0.1, steps=STEPS, done=True):
+    run = RunDirectory.create(path, {"command": "grpo", "learning_rate": learning_rate, "data": None})
+    for step in range(1, steps + 1):
+        metrics = {"reward": step / steps, "kl": None, "entropy": 2.0, "note": "text"}
+        run.log_metrics(step, metrics | ({"held_out_accuracy": 0.5} if step % 10 == 0 else {}))
+        texts = {"a": NASTY, "b": "1+2="} if step == 1 else {}
+        outcome = {"rewards": [[0.0, 1.0], [None, step / 2]], "lengths": [[3, 4], [5, step]], "solved": [1, step % 3]}
+        run.log_details(
+            "rollouts", [{"step": step, "prompts": ["a", "b"], "texts": texts, "completions": 4, **outcome}]
+        )
+        token = {"pieces": ["<b>", NASTY], "log_probs": [-0.5, None], "ratios": [2.0, None], "advantages": [-1.0, None]}
+        run.log_details("tokens", [{"step": step, "prompt": NASTY, "reward": 1.0, "left_out": 3, **token}])
+    if done:
+        run.write_summary({"command": "grpo", "steps": steps, "versions": {"jax": "0"}})
+    run.release()
+    return RunDirectory.reopen(path)
+
+
+def data_of(page):
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.DOTALL)
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    made(root / "a")
+    made(root / "b", learning_rate=0.2, done=False)
+    assert main(["report", str(root / "a"), str(root / "b")]) == 0
+    return root / "a" / "report.html"
+
+
+def test_a_page_needs_nothing_else_and_is_no_one_s_markup(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(
+        r"""(?:src|href)=["']|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text.replace(NASTY, "")
+    )
+    assert "default-src 'none'" in text and text.count("</script>") == 2 and NASTY not in text
+    assert "{{" not in text
+    assert len(text) < 60_000
+
+
+def test_curves_are_those_of_the_metrics(page):
+    one, other = data_of(page.read_text(encoding="utf-8"))["runs"]
+    assert (one["name"], other["name"], one["done"], other["done"]) == ("a", "b", True, False)
+    assert one["axes"]["step"] == list(range(1, STEPS + 1)) and one["together"] == 1
+    np.testing.assert_allclose(one["curves"]["reward"], np.arange(1, STEPS + 1) / STEPS, rtol=1e-4)
+    assert [index for index, value in enumerate(one["curves"]["held_out_accuracy"]) if value == 0.5] == [9, 19, 29]
+    assert set(one["curves"]) == {"reward", "entropy", "held_out_accuracy"}
+    assert (one["settings"]["learning_rate"], other["settings"]["learning_rate"]) == ("0.1", "0.2")
+    assert one["summary"] == {"command": "grpo", "steps": STEPS}
+
+
+def test_distributions_prompts_and_groups_are_those_of_the_rollouts(page):
+    run = data_of(page.read_text(encoding="utf-8"))["runs"][0]
+    score, length = run["spreads"]
+    assert score["shares"] is None and score["steps"] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(length["deciles"][9], np.quantile([3, 4, 5, 10], np.linspace(0, 1, 11)), rtol=1e-4)
+    assert length["looks"][0] == [1, [3, 4, 5, 1]]
+    first, second = sorted(run["prompts"]["lines"], key=lambda line: line["text"])
+    assert (first["text"], first["completions"], first["mean"]) == ("1+2=", 2 * STEPS, 0.5)
+    assert (second["text"], second["visits"][0]) == (NASTY, [1, 0.5])
+    assert run["groups"]["none"][:3] == [0, 0, 0.5] and run["groups"]["all"][:3] == [0, 0.5, 0]
+    look = run["completions"][-1]
+    assert look["step"] == STEPS and look["rows"][0]["pieces"] == ["<b>", NASTY]
+
+
+def test_a_long_run_is_thinned_by_means(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", {"command": "sft"})
+    with run.metrics_path.open("w") as file:
+        file.writelines(json.dumps({"step": step, "loss": float(step % 2)}) + "\n" for step in range(1, 2001))
+    run.log_completions(
+        [{"step": 2000, "prompt": [{"role": "user", "content": "hi"}], "completion": "ho", "reward": 1.0}]
+    )
+    found = read_run(run, "a")
+    assert found["together"] == 2 and found["curves"]["loss"] == [0.5] * 1000
+    assert found["axes"]["step"][-1] == 2000
+    assert found["completions"] == [{"step": 2000, "rows": [{"prompt": "user: hi", "reward": 1.0, "pieces": ["ho"]}]}]
+    assert (found["spreads"], found["groups"], found["prompts"]["lines"]) == ([], None, [])
+
+
+def test_control_s_seeds_are_a_distribution_and_its_interval_a_band(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", {"command": "control"})
+    row = {"environment_steps": 64, "episode_return": 2.0, "episode_return_interval": [1.0, 3.0]}
+    run.log_metrics(1, row | {"episode_return_seeds": [1.0, None, 3.0]})
+    found = read_run(run, "a")
+    assert found["axes"]["environment_steps"] == [64]
+    assert found["curves"]["episode_return_low"] == [1] and found["curves"]["episode_return_high"] == [3]
+    assert [(one["title"], one["looks"]) for one in found["spreads"]] == [("Return", [[1, [1, 3]]])]
+
+
+def test_what_is_wrong_is_said_in_a_sentence(page, tmp_path, capsys):
+    run = str(page.parent)
+    assert main(["report", run, run]) == 2
+    assert capsys.readouterr().err == f"error: report: {run} is given twice; give each run once.\n"
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run (no config.yaml in it)" in capsys.readouterr().err
+    assert main(["report"]) == 2
+    assert "there is no runs" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
+@pytest.mark.parametrize("size", ["1280,2000", "390,2000"])
+def test_the_page_draws_itself_in_a_browser(page, size):
+    how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}", "--virtual-time-budget=3000"]
+    done = subprocess.run([BROWSER, *how, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    drawn = done.stdout
+    # Three metrics, and of each run two distributions, its groups and two histograms.
+    assert drawn.count('class="card panel"') == 3 + 2 * 5
+    assert "Held-out accuracy" in drawn and drawn.count('class="card completion"') == 1
+    assert "&lt;/script&gt;&lt;img src=x" in drawn and "<img" not in drawn
+    assert "background: rgba(var(--low), 0.300)" in drawn
+    settings = drawn[drawn.index('id="settings"') :]
+    assert settings.index("Those that differ:") < settings.index("learning_rate") < settings.index("All 3 settings")
