@@ -21,6 +21,15 @@ BESIDE = {
     "experiments": ("README.md", "*/README.md", "*/*.png", "*/*.json", "*/*.yaml", "*/samples.md"),
 }
 """Folders of the repository that the site shows, and their files."""
+FOUND_FIRST = {
+    "troubleshooting.md": 3,
+    "book": 2,
+    "guides": 2,
+    "reference": 0.7,
+    "experiments": 0.5,
+    "algorithms.md": 0.5,
+}
+"""How much more than another page one of these is what a search looks for."""
 FETCHED = re.compile(r"""(?:src=|<link(?![^>]*rel="canonical")[^>]*href=)"?https?://[^ >]*|url\(["']?https?://[^)]*""")
 """What a browser would take from another server to show a page."""
 
@@ -37,6 +46,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links out of `docs/` point into the site, where the page that they name is at the top of it."""
+    folder = page.file.src_uri.partition("/")[0]
+    page.meta.setdefault("search", {})["boost"] = FOUND_FIRST.get(folder, 1)
     depth = page.file.src_uri.count("/")
     out = "../" * (depth + 1)
     inside = "../" * depth
