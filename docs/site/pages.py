@@ -48,6 +48,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links out of `docs/` point into the site, where the page that they name is at the top of it."""
     folder = page.file.src_uri.partition("/")[0]
     page.meta.setdefault("search", {})["boost"] = FOUND_FIRST.get(folder, 1)
+    if page.file.src_uri == "algorithms.md":  # its tables want the width
+        page.meta["hide"] = ["toc"]
     depth = page.file.src_uri.count("/")
     out = "../" * (depth + 1)
     inside = "../" * depth

@@ -68,7 +68,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Link the names that stand in code."""
-    inside = page.file.src_uri.startswith("reference/")
+    inside = page.file.src_uri.startswith("reference/") or page.file.src_uri == "algorithms.md"
 
     def linked(found: re.Match) -> str:
         name = found[2]
@@ -85,6 +85,9 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Every public name stands in the built reference."""
+    absent = [name for name in FLAT if f"rl.{name}" not in PLACES]
+    if absent:
+        raise PluginError(f"reference: these names are on no page: {', '.join(absent)}.")
     for path in {place.split("#")[0] for place in PLACES.values()}:
         built = Path(config.site_dir, path.removesuffix(".md"), "index.html").read_text(encoding="utf-8")
         wanted = {place.split("#")[1] for place in PLACES.values() if place.startswith(f"{path}#")}
@@ -96,6 +99,9 @@ def on_post_build(config: MkDocsConfig) -> None:
 def _page(folder: str) -> str:
     face = importlib.import_module(f"rlax_llm.{folder}")
     homes = {name: STUBS["defining"](face, name) for name in STUBS["homes"](face)}
+    # What is flat although its folder shows a module of that name, as rl.mesh.
+    own = {name for name, home in FLAT.items() if home.startswith(f"{folder}.")} - set(homes)
+    homes |= {name: f"rlax_llm.{FLAT[name]}" for name in sorted(own)}
     whole = [f"rlax_llm.{folder}.{module}" for module in WHOLE.get(folder, ())]
     lines = [f"# {TITLES[folder]}", "", f"`rl.{folder}`: {inspect.getdoc(face)}", ""]
     first = [f"rlax_llm.{folder}.{module}" for module in FIRST.get(folder, ())]
@@ -120,7 +126,7 @@ def _section(folder: str, module: ModuleType, names: list[str], through: bool) -
     face = importlib.import_module(f"rlax_llm.{folder}")
     for name in names:
         on_face = name in STUBS["homes"](face) and STUBS["defining"](face, name) == module.__name__
-        flat = name in FLAT and on_face and getattr(rlax_llm, name) is getattr(module, name)
+        flat = name in FLAT and getattr(rlax_llm, name) is getattr(module, name)
         deeper = f"rl.{folder}.{name}" if on_face else f"rl.{folder}.{last}.{name}"
         shown = f"rl.{name}" if flat else deeper
         place = f"reference/{folder}.md#{module.__name__}.{name}"
@@ -150,4 +156,5 @@ def _index() -> str:
 
 def _first(value: object) -> str:
     """The first sentence of a docstring, for a table."""
-    return " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split()).replace("|", "\\|")
+    text = inspect.getdoc(value) if inspect.isfunction(value) or inspect.isclass(value) else value.__class__.__name__
+    return " ".join((text or "").split("\n\n")[0].split()).replace("|", "\\|")
