@@ -14,6 +14,7 @@ FOLDERS = (
     "ppo",
     "eval",
     "generate",
+    "chat",
     "data",
     "control",
     "doctor",

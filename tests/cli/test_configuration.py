@@ -13,6 +13,7 @@ from rlax_llm.cli import compilation_cache
 from rlax_llm.cli.configuration import parse, read_yaml
 from rlax_llm.cli.flags import read_flags
 from rlax_llm.cli.main import COMMANDS, main
+from rlax_llm.commands.chat.settings import ChatSettings
 from rlax_llm.commands.control.settings import ControlSettings
 from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.fields import Part, option, word
@@ -226,6 +227,7 @@ def test_a_command_runs_with_its_settings(runs):
         PpoSettings.of(seed=5),
         EvalSettings.of(seed=5),
         GenerateSettings.of(prompt="hi", seed=5),
+        ChatSettings.of(seed=5),
         ControlSettings.of(seed=5),
     ]
 

@@ -26,6 +26,7 @@ MAY_BE_NONE = {
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},
     "data": {"use"},
+    "chat": {"system"},
     "control": {"weight", "kl_target", "kl_radius", "damping", "cg_iterations", "save_every"},
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""
