@@ -18,7 +18,7 @@ from rlax_llm.core.processes import done_by_all, several, share
 from rlax_llm.data.messages import begun_answer
 from rlax_llm.data.tasks import Row
 from rlax_llm.models.loading import LanguageModel
-from rlax_llm.rewards.calling import Reward, RewardError, Scores, refuse, score
+from rlax_llm.rewards.calling import NoRowScored, Reward, RewardError, Scores, refuse, score
 from rlax_llm.rewards.pool import RewardPool
 
 REWARD_MODEL = "reward_model"
@@ -91,12 +91,20 @@ class Judge:
         own = slice(groups.start * group_size, groups.stop * group_size)
 
         def scored() -> dict[str, Any]:
-            found = score(self.rewards, rows[own], answers[own], self.failed, own.start)
-            return jax.tree.map(np.ndarray.tolist, found._asdict())
+            without: dict[str, str] = {}
+
+            def note(error: NoRowScored) -> None:
+                without[error.reward] = str(error)
+
+            found = score(self.rewards, rows[own], answers[own], self.failed, own.start, note)
+            return jax.tree.map(np.ndarray.tolist, found._asdict()) | {"without": without}
 
         if not several():
             return score(self.rewards, rows, answers, self.failed)
-        parts = done_by_all(scored, RewardError)
+        parts = [part for part in done_by_all(scored, RewardError) if part["total"]]
+        for reward in self.rewards:
+            if all(reward.name in part["without"] for part in parts):
+                raise NoRowScored(reward.name, parts[0]["without"][reward.name])
         total, failed = (np.concatenate([np.array(part[name]) for part in parts]) for name in ("total", "failed"))
         names = parts[0]["by_name"]
         by_name = {

@@ -25,6 +25,28 @@ class RewardError(ValueError):
     """A reward function that cannot be found, cannot be called, or returned something that is not a score."""
 
 
+class NoRowScored(RewardError):
+    """A reward function failed on every row that it was given.
+
+    Args:
+        reward: its name.
+        reason: the sentence.
+    """
+
+    def __init__(self, reward: str, reason: str):
+        super().__init__(reason)
+        self.reward = reward
+
+
+def end(error: NoRowScored) -> NoReturn:
+    """Raise it: where no row can be scored, nothing is learned.
+
+    Args:
+        error: of a reward.
+    """
+    raise error
+
+
 def refuse(reason: str) -> NoReturn:
     """Raise a ``RewardError`` that says ``reason``, chained to the exception that is being handled.
 
@@ -131,6 +153,7 @@ def score(
     completions: Sequence[str],
     failed: Callable[[str], None] = refuse,
     first: int = 0,
+    none_scored: Callable[[NoRowScored], None] = end,
 ) -> Scores:
     """Score completions with every reward and add the scores up by weight.
 
@@ -146,11 +169,13 @@ def score(
         failed: called with one sentence that names the reward, the exception and the row; raises a ``RewardError``
             if not given.
         first: what errors call the first row, where these are a part of a batch.
+        none_scored: called where a reward failed on every row; where it returns, no row has a score of that reward.
 
     Raises:
         RewardError: naming the function and, where there is one, the row: an exception inside the function (chained)
-            if ``failed`` raises it or if every row raises, a wrong number of scores, a score that is not a finite
-            number, or columns it does not accept. A function's own ``RewardError`` passes as it is.
+            if ``failed`` raises it or, unless ``none_scored`` returns, if every row raises; a wrong number of scores, a
+            score that is not a finite number, or columns it does not accept. A function's own ``RewardError`` passes as
+            it is.
 
     >>> def length(prompts, completions, **_): return [len(text) for text in completions]
     >>> score([Reward("length", length, weight=0.5)], [{"prompt": "a"}, {"prompt": "b"}], ["xx", "xxxx"]).total
@@ -158,7 +183,7 @@ def score(
     """
     _check_rewards(rewards)
     batch = _batch(rows, completions)
-    by_name = {reward.name: _scores(reward, batch, failed, first) for reward in rewards}
+    by_name = {reward.name: _scores_or_none(reward, batch, failed, first, none_scored) for reward in rewards}
     stacked = np.stack([by_name[reward.name] for reward in rewards]).astype(np.float64)  # [rewards, N]
     weights = np.array([reward.weight for reward in rewards])
     missing = ~np.isfinite(stacked)
@@ -234,6 +259,20 @@ def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Bat
     return Batch(prompts, given, columns)
 
 
+def _scores_or_none(
+    reward: Reward,
+    batch: Batch,
+    failed: Callable[[str], None],
+    first: int,
+    none_scored: Callable[[NoRowScored], None],
+) -> np.ndarray:
+    try:
+        return _scores(reward, batch, failed, first)
+    except NoRowScored as error:
+        none_scored(error)
+        return np.full(len(batch.prompts), math.inf, np.float32)
+
+
 def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None], first: int) -> np.ndarray:
     wanted = len(batch.prompts)
     if wanted == 0:
@@ -265,7 +304,7 @@ def _row_by_row(
             scores.append(math.inf)
             failed(f"reward {reward.name!r} raised {told(single)} on row {first + index}.")
     if raised == wanted:
-        raise RewardError(scored_none(reward.name, told(error), wanted)) from error
+        raise NoRowScored(reward.name, scored_none(reward.name, told(error), wanted)) from error
     if not raised:
         failed(f"reward {reward.name!r} raised {told(error)} on the whole batch, but on no single row of it.")
     return scores

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rlax_llm.core.user_code import told
-from rlax_llm.rewards.calling import FAILED, Batch, Reward, RewardError, refuse, row_score, scored_none
+from rlax_llm.rewards.calling import FAILED, Batch, NoRowScored, Reward, RewardError, refuse, row_score, scored_none
 from rlax_llm.rewards.loading import load_reward
 
 _LOADING = 120.0  # seconds for a worker to start and import its reward
@@ -222,7 +222,8 @@ class RewardPool:
         if outcomes and all(outcome.answer is FAILED for outcome in outcomes):
             first = outcomes[0]
             sentence = scored_none(self.reward.name, first.raised, len(outcomes))
-            raise RewardError(sentence if first.raised else f"{first.lost[:-1]}, and no other row has a score either.")
+            lost = f"{first.lost[:-1]}, and no other row has a score either."
+            raise NoRowScored(self.reward.name, sentence if first.raised else lost)
 
 
 def _importable(reward: Reward) -> str:

@@ -104,6 +104,12 @@ def test_all_say_the_same_of_what_one_fails_with(ended):
         assert [seen[name] for seen in ended.seen] == [sentence, sentence]
 
 
+def test_where_a_reward_fails_on_all_rows_of_one_process_the_others_go_on(ended):
+    assert [seen["half"] for seen in ended.seen] == ["", ""]
+    counted = json.loads((ended.directory / "half" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert counted["reward_failures"] == 8
+
+
 def test_one_that_dies_ends_the_other_with_a_sentence(ended):
     assert ended.codes == [1, -9]
     assert "error: process 1 has ended without a word; process 0 ends too. Go on with --resume." in ended.errors[0]

@@ -38,6 +38,13 @@ def unlucky(prompts: list[str], completions: list[str], **columns: Any) -> list[
     return ["nothing"] * len(prompts) if INDEX == 1 else different_characters(prompts, completions)
 
 
+def half(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Of process 1 no row has a score."""
+    if INDEX == 1:
+        raise KeyError("unit")
+    return different_characters(prompts, completions)
+
+
 def mortal(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     if INDEX == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -59,7 +66,8 @@ def main(directory: Path, port: str) -> None:
     here = {"coordinator": f"127.0.0.1:{port}", "process_id": INDEX, "processes": 2}
 
     def grpo(reward: str, **other: Any) -> Any:
-        return run_grpo(GrpoSettings.of(**rewarded(reward), **here, out=str(directory / reward), **other))
+        given = rewarded(reward) | here | {"out": str(directory / reward)}
+        return run_grpo(GrpoSettings.of(**given | other))
 
     def refused(reward: str, **other: Any) -> str:
         try:
@@ -74,6 +82,7 @@ def main(directory: Path, port: str) -> None:
     run_sft(SftSettings.of(**SFT, **here, model=model, out=str(directory / "sft")))
     seen["disagreeing"] = refused("unlucky", seed=INDEX)
     seen["unlucky"] = refused("unlucky")
+    seen["half"] = refused("half", steps=1)
     (directory / f"{INDEX}.json").write_text(json.dumps(seen))
     grpo("mortal")
 
