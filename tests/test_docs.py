@@ -14,6 +14,11 @@ def test_algorithms_is_what_its_script_prints():
     assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run docs/print_algorithms.py again"
 
 
+def test_the_page_of_the_doctor_is_what_its_script_prints():
+    page = runpy.run_path(str(DOCS / "print_diagnoses.py"))["page"]()
+    assert (DOCS / "guides" / "doctor.md").read_text(encoding="utf-8") == page, "run docs/print_diagnoses.py again"
+
+
 def test_the_stubs_are_what_their_script_writes():
     script = runpy.run_path(str(DOCS / "write_stubs.py"))
     faces = script["faces"]()

@@ -1,6 +1,7 @@
 """Each diagnosis has a run that is made to have it, and healthy runs have none."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from rlax_llm.commands.doctor.run import advice, as_json, told
 from rlax_llm.commands.doctor.table import DIAGNOSES, examine, faults
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.settings import keys
+from rlax_llm.commands.table import commands
 from rlax_llm.host.evidence import Evidence, read_evidence
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -40,11 +43,6 @@ def spoken(evidence, texts=SPOKEN, rewards=(1.0, 0.0, 0.0, 1.0)):
 def runs():
     """Runs of the defaults of each command, a row for every twentieth part of each, and what is like them."""
     found = {place.name: read_evidence(place) for place in sorted(HEALTHY.iterdir())}
-    group = found["grpo"]
-    names = {"kl": "kl_per_token", "entropy": "objective/entropy", "clip_ratio/region_mean": "policy/clipfrac_avg"}
-    rows = [{names.get(name, name): value for name, value in row.items() if "zero" not in name} for row in group.rows]
-    rows = [row | {"objective/scores": row["reward"], "objective/non_score_reward": -0.05} for row in rows]
-    found["ppo"] = group._replace(settings={"command": "ppo", "kl_coef": 0.05}, rows=rows)
     losses = [{"step": i, "loss": 3 / i} for i in range(1, 13)]
     return found | {"sft": Evidence(Path("sft"), {"command": "sft"}, losses)}
 
@@ -169,6 +167,14 @@ def test_every_diagnosis_has_such_a_run():
     assert {name for name, _, _ in MADE} == set(BY_NAME)
     assert len(BY_NAME) == len(DIAGNOSES)
     assert set(GROUPS) | set(LANGUAGE) | set(CONTROL) == set(EVERY)
+
+
+def test_what_is_to_be_changed_can_be_given():
+    kinds = commands()
+    for diagnosis in DIAGNOSES:
+        flags = {name.strip("-").replace("-", "_") for name in re.findall(r"--[a-z-]+", diagnosis.change)}
+        known = {name for command in diagnosis.commands for name in keys(kinds[command].settings)}
+        assert flags <= known, (diagnosis.name, flags - known)
 
 
 def test_healthy_runs_have_none(runs):

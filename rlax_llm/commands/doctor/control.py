@@ -129,8 +129,8 @@ DIAGNOSES = (
         "a KL radius that accepts no step",
         (*CONTROL, "grpo"),
         f"in the second half `accepted` is below {percent(1 - REFUSED)}",
-        "Give a larger --damping or more --cg-iterations (a large `cg_residual` is a direction that is wrong), a "
-        "larger --kl-radius, or more steps in a rollout.",
+        "In control give a larger --damping or more --cg-iterations (a large `cg_residual` is a direction that is "
+        "wrong), a larger --kl-radius, or more steps in a rollout.",
         find_refused,
     ),
     Diagnosis(

@@ -162,7 +162,7 @@ def find_zero_loss(evidence: Evidence) -> Finding | None:
     """The loss is 0, as it should be."""
     losses, settings = evidence.values("policy_loss"), evidence.settings
     once = settings.get("epochs", 1) == settings.get("minibatches", 1) == 1
-    if not losses or not once or max(map(abs, losses)) > ZERO:
+    if not losses or not once or max(map(abs, losses)) > ZERO or not _something_to_learn(evidence):
         return None
     norm = mean(evidence.values("grad_norm"))
     if not norm > 0:
