@@ -10,6 +10,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rlax_llm.cli.main import main
+from rlax_llm.commands.plan import machines
 from rlax_llm.commands.plan.collectives import Sent, collectives
 from rlax_llm.commands.plan.machines import compiling_for, machine_of
 from rlax_llm.commands.plan.models import SHAPES
@@ -298,6 +299,12 @@ def test_a_missing_compiler_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"libtpu, is not installed; run `pip install 'rlax-llm\[plan\]'`"):
         machine_of("v5e:2x4", None, (8,))
+
+
+def test_a_part_of_a_slice_is_refused(monkeypatch):
+    monkeypatch.setattr(machines, "_slice", lambda on: jax.devices() * 4)
+    with pytest.raises(ValueError, match="plan: the 4 devices of v5e:2x2 do not divide the 6 and 8 rows"):
+        machine_of("v5e:2x2", None, (6, 8, 6))
 
 
 def test_what_is_compiled_for_a_chip_that_is_not_here_is_not_kept_on_disk(tmp_path):

@@ -40,6 +40,8 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
         devices = jax.devices() if on == HERE else _slice(on)
         with targeting(jax.default_backend() if on == HERE else "tpu"):
             made = chosen_mesh(mesh, devices, rows)
+        if on != HERE and made.size < len(devices):
+            _refuse_a_part(on, len(devices), rows)
     except ValueError as error:
         raise ValueError(f"plan: {error}") from None
     except (AssertionError, NotImplementedError):  # of JAX, where chips are not one device each, or lie in no grid
@@ -49,6 +51,15 @@ def machine_of(on: str, mesh: str | None, rows: Sequence[int]) -> Machine:
         return Machine(on, made, "tpu", chip, chip.memory_bytes)
     chip = CHIPS.get(devices[0].device_kind)
     return Machine("this machine", made, jax.default_backend(), chip, _memory_here(devices))
+
+
+def _refuse_a_part(on: str, count: int, rows: Sequence[int]) -> None:
+    """A slice of several hosts runs nothing on a part of it, and libtpu ends the process that compiles for one."""
+    written = " and ".join(str(number) for number in dict.fromkeys(rows))
+    raise ValueError(
+        f"the {count} devices of {on} do not divide the {written} rows that are learned from together; take a multiple "
+        "of the devices, or give a smaller slice."
+    )
 
 
 @contextmanager
