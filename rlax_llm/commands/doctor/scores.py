@@ -16,17 +16,27 @@ HARDLY_ANY = 0.05
 NEARLY_ALL = 0.95
 UNSCORED = 0.1
 """Share of completions without a score: more than a few odd rows of a data set."""
+SAME = 1e-6
+"""Spread of scores that is rounding."""
 SAME_TEXT = 0.5
 
 
-def _dead(evidence: Evidence) -> list[float]:
-    """Share of a step's groups without a difference, those that dynamic sampling has thrown away among them."""
-    kept = evidence.values("sampling/kept")
-    return [1 - share for share in kept] if kept else evidence.values("frac_reward_zero_std")
+def dead_shares(evidence: Evidence) -> list[float]:
+    """Share of a step's groups without a difference, those that dynamic sampling has thrown away among them.
+
+    Of a command without groups, whether the step's scores are all the same.
+    """
+    kept, dead = evidence.values("sampling/kept"), evidence.values("frac_reward_zero_std")
+    if kept:
+        return [1 - share for share in kept]
+    return dead or [float(spread <= SAME) for spread in evidence.values("reward_std")]
 
 
 def _described(evidence: Evidence) -> str:
-    return f"{percent(mean(_dead(evidence)))} of the groups of all {len(evidence.rows)} steps have no difference"
+    share, steps = percent(mean(dead_shares(evidence))), len(evidence.rows)
+    if evidence.values("frac_reward_zero_std"):
+        return f"{share} of the groups of all {steps} steps have no difference"
+    return f"In {share} of the {steps} steps all completions have the same score"
 
 
 def _example(evidence: Evidence) -> str:
@@ -61,7 +71,7 @@ def find_unscored(evidence: Evidence) -> Finding | None:
 
 def find_all_failed(evidence: Evidence) -> Finding | None:
     """No completion of nearly all groups is right."""
-    solved, dead = evidence.values("accuracy"), _dead(evidence)
+    solved, dead = evidence.values("accuracy"), dead_shares(evidence)
     if not (dead and solved and mean(dead) >= DEAD and mean(solved) <= HARDLY_ANY):
         return None
     if mean(evidence.values("reward")) > HARDLY_ANY:
@@ -73,7 +83,7 @@ def find_all_failed(evidence: Evidence) -> Finding | None:
 
 def find_all_solved(evidence: Evidence) -> Finding | None:
     """All completions of nearly all groups are right from the beginning."""
-    solved, dead = quarter(evidence.values("accuracy"), first=True), quarter(_dead(evidence), first=True)
+    solved, dead = quarter(evidence.values("accuracy"), first=True), quarter(dead_shares(evidence), first=True)
     if not (dead and solved and mean(dead) >= DEAD and mean(solved) >= NEARLY_ALL):
         return None
     return Finding(
@@ -84,7 +94,7 @@ def find_all_solved(evidence: Evidence) -> Finding | None:
 
 def find_equal_scores(evidence: Evidence) -> Finding | None:
     """Groups without a difference that are neither all right nor all wrong."""
-    dead = _dead(evidence)
+    dead = dead_shares(evidence)
     if not (dead and mean(dead) >= DEAD) or find_all_failed(evidence) or find_all_solved(evidence):
         return None
     if mean(evidence.values("accuracy")) >= NEARLY_ALL:
@@ -148,7 +158,8 @@ DIAGNOSES = (
     Diagnosis(
         "all failed",
         GROUPS,
-        f"at least {percent(DEAD)} of the groups have no difference of score (`frac_reward_zero_std`), and `accuracy` "
+        f"at least {percent(DEAD)} of the groups have no difference of score (`frac_reward_zero_std`; without groups: "
+        "of the steps, `reward_std`), and `accuracy` "
         f"is at most {percent(HARDLY_ANY)}",
         "Nothing right is ever drawn, so nothing right can become likelier. Begin with a model that solves some of the "
         "prompts: supervised steps first (rlax-llm sft, or --warm-start-steps), easier prompts, more completions "

@@ -14,6 +14,7 @@ from rlax_llm.commands.doctor.finding import (
     percent,
     rises,
 )
+from rlax_llm.commands.doctor.scores import DEAD, dead_shares
 from rlax_llm.host.evidence import Evidence, mean, quarter
 
 LOST = 0.5
@@ -115,8 +116,8 @@ def find_still(evidence: Evidence) -> Finding | None:
 
 
 def _something_to_learn(evidence: Evidence) -> bool:
-    dead = evidence.values("frac_reward_zero_std")
-    return not dead or mean(dead) < 0.9
+    dead = dead_shares(evidence)
+    return not dead or mean(dead) < DEAD
 
 
 def find_clipped(evidence: Evidence) -> Finding | None:
