@@ -142,7 +142,8 @@ def _grades(settings: EvalSettings, model: LanguageModel, task: Task, name: str)
             right.extend(task.solved(float(score)) for score in scores.first)
             done = len(right) // len(rollout.rows)
             if progress.live or done == count:
-                progress.update(done, {"accuracy": float(np.mean(right))})
+                # What fills the last batch up comes last, and does not count.
+                progress.update(done, {"accuracy": float(np.mean(right[: len(task.held_out) * drawn.samples]))})
             return scores
 
         return grade(sampling, model.params, task, judged, request, batch, settings.run.seed)
