@@ -95,7 +95,7 @@ def share_interval(shares: np.ndarray, draws: int = 1) -> Interval:
         raise ValueError("share_interval: shares are empty or not all from 0 to 1; give at least one share.")
     mean, count, variance = float(shares.mean()), shares.size, float(shares.var())
     spread = mean * (1 - mean)
-    effective = np.clip(count * spread / variance, count, count * draws) if variance > 0 else count
+    effective = float(np.clip(count * spread / variance, count, count * draws)) if variance > 0 else count
     squared = _Z**2 / effective
     middle = (mean + squared / 2) / (1 + squared)
     half = math.sqrt(squared * (spread + squared / 4)) / (1 + squared)
