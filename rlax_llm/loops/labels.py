@@ -236,8 +236,8 @@ def label_loop(
         ``reference``, its parameters. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
         where z0 is that of mismatched rows, ``kl`` (z0/β, nats); means over each label, NaN where the batch has none:
         ``desirable_reward``, ``undesirable_reward``, ``desirable_log_prob``, ``undesirable_log_prob``, and the rewards'
-        ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats per completion token); ``grad_norm``
-        before any clipping.
+        ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats per completion token); and those of
+        ``descend``.
 
     Raises:
         ValueError: for a negative class weight; at trace time, for rows that do not fit the labels or lack the
@@ -297,9 +297,9 @@ def label_loop(
         gradient, sums = summed_gradient(
             lambda params, rows: loss(join_trees(params, frozen), rows, point), state.params, learned, micro_batches
         )
-        metrics |= _label_means(sums) | {"reference": point, "grad_norm": optax.global_norm(gradient)}
+        metrics |= _label_means(sums) | {"reference": point}
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
-        now = descend(optimizer, start, gradient)
-        return LabelState(params=now.params, opt_state=now.opt_state, step=now.step, memory=memory), metrics
+        now, told = descend(optimizer, start, gradient)
+        return LabelState(params=now.params, opt_state=now.opt_state, step=now.step, memory=memory), metrics | told
 
     return init, step

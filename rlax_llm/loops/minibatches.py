@@ -122,3 +122,30 @@ def optimizer_step(
     """
     updates, new_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), new_state
+
+
+def lost_share(gradient: Params, before: Params, after: Params) -> jax.Array:
+    """Share of the parameters with a gradient that a step left exactly as they were: ``θ + Δ`` was rounded to ``θ``.
+
+    Limiting cases: of a learning rate of 0 it is 1; where no parameter has a gradient it is 0.
+
+    Args:
+        gradient: like the parameters.
+        before: the parameters before the step.
+        after: those after it.
+
+    >>> one, tiny = jnp.ones(4), jnp.array([0.0, 1e-9, 1e-9, 0.5])
+    >>> float(lost_share(tiny, one, one + tiny))
+    0.6666666865348816
+    """
+
+    def lost(slope: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+        return _count((slope != 0) & (old == new))
+
+    total = sum(jax.tree.leaves(jax.tree.map(lambda slope: _count(slope != 0), gradient)))
+    return sum(jax.tree.leaves(jax.tree.map(lost, gradient, before, after))) / jnp.maximum(total, 1.0)
+
+
+def _count(where: jax.Array) -> jax.Array:
+    """How many are True: by rows as whole numbers, since a float32 counts ones to 2²⁴ and no further."""
+    return where.sum(-1, dtype=jnp.int32).astype(jnp.float32).sum() if where.ndim else where.astype(jnp.float32)

@@ -18,7 +18,7 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.mesh import ROWS, devices_along, spread
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
-from rlax_llm.loops.minibatches import optimizer_step
+from rlax_llm.loops.minibatches import lost_share, optimizer_step
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
 from rlax_llm.policy.trust_regions import score_function
@@ -142,16 +142,21 @@ def initial_state(optimizer: optax.GradientTransformation, params: Params) -> Tr
     return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
-def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient: Params) -> TrainState:
-    """The state one optimizer step further.
+def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient: Params) -> tuple[TrainState, Metrics]:
+    """The state one optimizer step further, and what there is to say of the step.
 
     Args:
         optimizer: the one that the state was made with.
         state: before the step.
         gradient: of the loss, like ``state.params``.
+
+    Returns:
+        The state, and ``grad_norm`` before any clipping and ``lost_updates`` (see ``lost_share``).
     """
     params, opt_state = optimizer_step(optimizer, gradient, state.params, state.opt_state)
-    return TrainState(params, opt_state, state.step + 1)
+    lost = lost_share(gradient, state.params, params)
+    told = {"grad_norm": optax.global_norm(gradient), "lost_updates": lost}
+    return TrainState(params, opt_state, state.step + 1), told
 
 
 def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1) -> jax.Array:
@@ -254,7 +259,8 @@ def policy_update(
 
         rows = (batch._replace(factors=None), weights, uniform)
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
-        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        state, told = descend(optimizer, state, gradient)
+        return state, metrics | told
 
     return update
 
@@ -273,7 +279,7 @@ def policy_loop(
 
     Returns:
         The pair; a batch is ``CreditedCompletions``, and ``key`` is not read. Metrics are those of ``policy_loss``,
-        ``entropy`` (nats per token) and ``grad_norm`` before any clipping.
+        ``entropy`` (nats per token) and those of ``descend``.
 
     Raises:
         ValueError: at trace time, for a batch that is no ``CreditedCompletions``, rows that micro-batches do not
@@ -319,7 +325,7 @@ def supervised_loop(
     Returns:
         The pair; a batch is ``Completions``, or what else ``log_probs`` reads with their ``tokens``, ``mask`` and
         ``log_probs``, as ``Packed`` has. Neither ``key`` nor ``reference`` is read. Metrics are ``loss`` (nats per
-        token), ``entropy`` and ``grad_norm``.
+        token), ``entropy``, and those of ``descend``.
     """
     objective = Objective(lambda scored: scored.scores, token_ratio, score_function, token_mean)
     update = policy_update(log_probs, objective, optimizer, micro_batches)
@@ -336,6 +342,7 @@ def supervised_loop(
         shape = batch.tokens.shape
         credited = CreditedCompletions(batch._replace(log_probs=jnp.zeros(shape)), jnp.ones(shape))
         state, metrics = update(state, credited, frozen, 0.0)
-        return state, {"loss": metrics["policy_loss"], "entropy": metrics["entropy"], "grad_norm": metrics["grad_norm"]}
+        told = {name: metrics[name] for name in ("entropy", "grad_norm", "lost_updates")}
+        return state, {"loss": metrics["policy_loss"]} | told
 
     return partial(initial_state, optimizer), step

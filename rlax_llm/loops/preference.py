@@ -125,7 +125,7 @@ def preference_loop(
         compute none. Metrics:
         ``loss`` and those of ``preference_loss``, the likelihood's ``nll`` included; ``chosen_log_prob`` and
         ``rejected_log_prob`` (of whole responses, mean over pairs), ``entropy`` (nats per completion token), and
-        ``grad_norm`` before any clipping.
+        those of ``descend``.
 
     Raises:
         ValueError: for micro-batches of a link that reads the whole batch; at trace time, for rows that are not pairs,
@@ -171,7 +171,8 @@ def preference_loop(
         gradient, metrics = summed_gradient(
             lambda params, rows: loss(join_trees(params, frozen), rows), state.params, rows, micro_batches
         )
-        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        state, told = descend(optimizer, state, gradient)
+        return state, metrics | told
 
     return partial(initial_state, optimizer), step
 
@@ -208,7 +209,7 @@ def reward_loop(
     Returns:
         The pair; a batch is ``PairedCompletions``, its margins in the scores' units, and neither ``key`` nor
         ``reference`` is read. Metrics: ``loss``, ``accuracy`` (a tie is wrong) and ``margin``, means over pairs;
-        ``min_reward``, ``mean_reward`` and ``max_reward`` over responses; ``grad_norm`` before any clipping.
+        ``min_reward``, ``mean_reward`` and ``max_reward`` over responses; and those of ``descend``.
 
     Raises:
         ValueError: for micro-batches of a link that reads the whole batch, or a negative c; at trace time, for rows
@@ -250,6 +251,7 @@ def reward_loop(
         every, used = metrics.pop("scores"), jnp.repeat(weights != 0, 2)
         metrics |= {"min_reward": jnp.min(every, where=used, initial=jnp.inf), "mean_reward": every.mean(where=used)}
         metrics |= {"max_reward": jnp.max(every, where=used, initial=-jnp.inf)}
-        return descend(optimizer, state, gradient), metrics | {"grad_norm": optax.global_norm(gradient)}
+        state, told = descend(optimizer, state, gradient)
+        return state, metrics | told
 
     return partial(initial_state, optimizer), step

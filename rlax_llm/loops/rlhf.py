@@ -20,7 +20,7 @@ from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, Metrics, Params, PolicyBatch, ScoredCompletions
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
-from rlax_llm.loops.minibatches import Passes, epochs, optimizer_step
+from rlax_llm.loops.minibatches import Passes, epochs, lost_share, optimizer_step
 from rlax_llm.loops.policy import LogProbs, Loop, fixed_log_probs, reference_log_probs, summed_gradient
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.policy.objectives import Objective, policy_loss
@@ -186,9 +186,10 @@ def _descent(loop: _Loop, frozen: Params | None, warming: jax.Array) -> Callable
         moved = {}
         for name in MODELS:
             moved[name] = optimizer_step(loop.optimizers[name], gradient[name], params[name], opt_state[name])
+        lost = lost_share(gradient["policy"], params["policy"], moved["policy"][0])
         still = (params["policy"], opt_state["policy"])
         moved["policy"] = jax.tree.map(lambda old, new: jnp.where(warming, old, new), still, moved["policy"])
-        norms = {"grad_norm": optax.global_norm(gradient["policy"])}
+        norms = {"grad_norm": optax.global_norm(gradient["policy"]), "lost_updates": lost}
         norms |= {"value_grad_norm": optax.global_norm(gradient["value"])}
         return tuple({name: moved[name][i] for name in MODELS} for i in (0, 1)), metrics | norms
 

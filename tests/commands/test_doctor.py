@@ -188,28 +188,38 @@ def test_healthy_runs_have_none(runs):
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory):
-    """A model that has seen nothing, and a reward for right answers alone."""
-    out = str(tmp_path_factory.mktemp("grpo") / "run")
+def lost(tmp_path_factory):
+    """Steps that float32 cannot hold."""
+    place = tmp_path_factory.mktemp("grpo")
+    (place / "short.py").write_text(
+        "def short(prompts, completions, **columns):\n    return [-len(c) for c in completions]\n"
+    )
     sizes = {"batch_size": 4, "group_size": 4, "steps": 6, "eval_size": 4, "eval_every": 0, "save_every": 0}
-    settings = GrpoSettings.of(task="arithmetic,largest=9", warm_start_steps=0, learning_rate=1e-9, out=out, **sizes)
+    settings = GrpoSettings.of(
+        task="arithmetic,largest=9",
+        reward=f"{place}/short.py:short",
+        warm_start_steps=0,
+        learning_rate=1e-11,
+        out=str(place / "run"),
+        **sizes,
+    )
     return run_grpo(settings).path
 
 
-def test_a_real_run_is_told_of_at_its_end_and_by_the_command(failed, capsys):
-    assert main(["doctor", str(failed)]) == 1
+def test_a_real_run_is_told_of_at_its_end_and_by_the_command(lost, capsys):
+    assert main(["doctor", str(lost)]) == 1
     out = capsys.readouterr().out
-    assert "✗ all failed\n" in out
-    assert "100 % of the groups of all 6 steps have no difference: all failed; 0 % of the completions are right" in out
-    assert "rlax-llm sft" in out
-    assert main(["doctor", str(failed), str(failed), "--json"]) == 1
+    assert "\n✗ a learning rate too small for the precision\n  " in out
+    assert "of its parameter (learning_rate 1e-11).\n  → Give a --learning-rate some hundred times larger" in out
+    assert "\n✗ a policy that stands still\n  After 6 steps at learning_rate 1e-11 the KL to the policy of the" in out
+    assert main(["doctor", str(lost), str(lost), "--json"]) == 1
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == second
-    assert first["found"][0]["name"] == "all failed"
+    assert {"a learning rate too small for the precision", "a loss of 0"} <= {one["name"] for one in first["found"]}
     assert set(first) == {"run", "command", "steps", "completions", "missing", "looked_for", "found"}
-    (line,) = advice(failed)
-    assert line.startswith("It does not learn as it should (all failed")
-    assert line.endswith(f"rlax-llm doctor {failed} says more")
+    (line,) = advice(lost)
+    assert line.startswith("It does not learn as it should (")
+    assert line.endswith(f"a policy that stands still); rlax-llm doctor {lost} says more")
 
 
 def test_what_was_looked_at_is_said(runs, tmp_path, capsys):

@@ -171,7 +171,7 @@ def test_supervised_loss_is_the_mean_negative_log_likelihood(micro_batches):
     np.testing.assert_allclose(params["logits"] - state.params["logits"], expected, rtol=0, atol=1e-7)
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(expected), rtol=1e-6)
     np.testing.assert_allclose(metrics["entropy"], -(np.exp(log_p) * log_p).sum(), rtol=1e-6)
-    assert set(metrics) == {"loss", "entropy", "grad_norm"}
+    assert set(metrics) == {"loss", "entropy", "grad_norm", "lost_updates"}
 
 
 def test_errors():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from rlax_llm.core.trees import join_trees
 from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.loops.policy import supervised_loop
+from rlax_llm.loops.policy import descend, initial_state, supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import linear, narrow_matrices, rms_norm
@@ -178,3 +179,26 @@ def test_adapters_beside_a_narrow_base_sample_what_they_learn():
     learner = group_log_probs(config, (GROUP, drawn.tokens.shape[1] - 7))
     difference = np.abs(np.asarray(learner(model, drawn)[0] - drawn.log_probs))
     assert difference.max() < 0.1
+
+
+@pytest.mark.parametrize("learning_rate", [1e-10, 1e-8, 1e-6])
+def test_updates_that_are_rounded_away_are_counted(learning_rate):
+    random = np.random.default_rng(0)
+    params = {"w": random.normal(size=(5, 400)), "scale": np.array(1.0), "b": np.zeros(300)}
+    params = {name: value.astype(np.float32) for name, value in params.items()}
+    gradient = {name: random.normal(size=np.shape(x)).astype(np.float32) for name, x in params.items()}
+    gradient["w"][:2] = 0
+    optimizer = optax.sgd(learning_rate)
+    state = initial_state(optimizer, jax.tree.map(jnp.asarray, params))
+    told = jax.jit(partial(descend, optimizer))(state, gradient)[1]
+    lost = moved = 0
+    for name in params:
+        for old, slope in zip(params[name].ravel(), gradient[name].ravel(), strict=True):
+            lost += bool(slope) and np.float32(old - np.float32(np.float32(learning_rate) * slope)) == old
+            moved += bool(slope)
+    assert moved == 3 * 400 + 1 + 300
+    assert 0 < lost / moved < 1 or learning_rate > 1e-8
+    np.testing.assert_allclose(told["lost_updates"], lost / moved, rtol=1e-6)
+    np.testing.assert_allclose(told["grad_norm"], np.sqrt(sum((x**2).sum() for x in gradient.values())), rtol=1e-6)
+    assert float(descend(optax.sgd(0.0), state, gradient)[1]["lost_updates"]) == 1
+    assert float(descend(optimizer, state, jax.tree.map(jnp.zeros_like, gradient))[1]["lost_updates"]) == 0

@@ -85,7 +85,7 @@ def test_dpo_is_what_the_paper_writes(margins):
     loop = preference_loop(table, RECIPES["dpo"], optax.sgd(1.0))
     gradient, metrics = one_step(loop, PARAMS, PairedCompletions(completions, given), reference=REFERENCE)
     expected = literal_dpo(PARAMS, completions, demanded)
-    assert set(metrics) == {*expected, "preference_loss", "grad_norm"}
+    assert set(metrics) == {*expected, "preference_loss", "grad_norm", "lost_updates"}
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient["logits"]), rtol=1e-6)
@@ -247,7 +247,7 @@ def test_reward_model_is_what_the_papers_write(margins, centering_coef):
     for micro_batches in (1, 4):
         loop = reward_loop(scalar, links.logistic, optax.sgd(1.0), micro_batches, centering_coef)
         gradient, metrics = one_step(loop, PARAMS, PairedCompletions(completions, given))
-        assert set(metrics) == {*expected, "grad_norm"}
+        assert set(metrics) == {*expected, "grad_norm", "lost_updates"}
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
         assert_gradient(gradient, literal)

@@ -41,6 +41,9 @@ class Rows(NamedTuple):
     prompt_width: int
 
 
+_OF_GRADIENTS = ("grad_norm", "lost_updates")
+
+
 class Method(NamedTuple):
     """What distinguishes the commands.
 
@@ -110,8 +113,8 @@ class PreferencePhase(Phase):
 
     def _measure(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(optax.identity(), prompt_width, 1)[1]
-        # The gradient's norm is the one number that needs the gradient: without it the compiler drops both.
-        return jax.jit(lambda *a, **k: {name: x for name, x in step(*a, **k)[1].items() if name != "grad_norm"})
+        # Without the numbers that need the gradient the compiler drops it too.
+        return jax.jit(lambda *a, **k: {name: x for name, x in step(*a, **k)[1].items() if name not in _OF_GRADIENTS})
 
     def step(self, state: Any, index: int) -> Done:
         """Optimizer step ``index`` (from 0)."""
