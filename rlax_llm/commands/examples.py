@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from rlax_llm.commands.learner import Learner
@@ -70,11 +71,11 @@ class Encoder(NamedTuple):
         return found
 
 
-def of_tables(read: Callable[[str], Kept[Any]], encoder: Encoder, data: HeldOutSettings, seed: int) -> Split:
+def of_tables(read: Callable[[str, str], Kept[Any]], encoder: Encoder, data: HeldOutSettings, seed: int) -> Split:
     """Encoded records of a file, split by prompt, or held-out ones from a file of their own.
 
     Args:
-        read: ``path → records``.
+        read: ``(path, split) → records``.
         encoder: makes rows of them.
         data: the files.
         seed: splits them.
@@ -84,8 +85,8 @@ def of_tables(read: Callable[[str], Kept[Any]], encoder: Encoder, data: HeldOutS
     """
     assert data.data is not None
     if data.eval_data is None:
-        return of_records(read(data.data), encoder, data.split_size, seed)
-    train, held_out = encoder(read(data.data)), encoder(read(data.eval_data))
+        return of_records(read(data.data, data.split), encoder, data.split_size, seed)
+    train, held_out = (encoder(read(path, data.split)) for path in (data.data, data.eval_data))
     return Split(_tokens(train), some_of(_tokens(held_out), data.eval_size, seed))
 
 
@@ -124,7 +125,7 @@ def of_file(settings: DemonstrationSettings, limits: LimitSettings, seed: int, l
     """
     form = every_turn if settings.every_turn else last_turn
     encoder = Encoder(encode_demonstrations, learner, limits)
-    return of_tables(lambda path: read_demonstrations(path, form=form), encoder, settings, seed)
+    return of_tables(partial(read_demonstrations, form=form), encoder, settings, seed)
 
 
 def of_task(task: Task, limits: LimitSettings, learner: Learner) -> Split:

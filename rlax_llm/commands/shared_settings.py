@@ -13,6 +13,7 @@ from rlax_llm.commands.descriptions import (
     MAY_CHANGE,
     PROFILE_HELP,
     REWARD_HELP,
+    SPLIT_HELP,
     TASK_HELP,
     TIME_HELP,
     TRACK_HELP,
@@ -101,6 +102,7 @@ class HeldOutSettings(Part):
     """Data of one's own, and what is measured on."""
 
     data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    split: str = option("train", SPLIT_HELP)
     eval_data: str | None = option(
         None, "File of held-out rows, of the form of --data.", "rows of the data itself", "DATA"
     )

@@ -38,7 +38,7 @@ def build_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: 
     use = _use(settings.integer_answers, limits, model)
     if settings.data is None:
         return built_in_task(settings.task, settings.split_size, seed, use, settings.reward)
-    held = Held(settings.eval_size, settings.eval_data, seed)
+    held = Held(settings.eval_size, settings.eval_data, seed, settings.split)
     return _told(file_task(settings.data, settings.reward, held, use))
 
 

@@ -6,6 +6,8 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
+from rlax_llm.commands.data.run import run_data
+from rlax_llm.commands.data.settings import DataSettings
 from rlax_llm.commands.eval.sets import sources
 from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.examples import Encoder, of_tables
@@ -92,6 +94,22 @@ def test_held_out_pairs_of_a_file_of_their_own(file, capsys):
     assert (
         "test.jsonl: 1 of 6 rows left out: 1 because chosen and rejected are equal (line 6)" in capsys.readouterr().err
     )
+
+
+def test_the_split_of_a_data_set_is_the_one_that_is_named(tmp_path):
+    import datasets
+
+    sums = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(3)]
+    parts = {"train": sums[:1], "extra": sums}
+    saved = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+    saved.save_to_disk(str(tmp_path / "set"))
+    given = {"data": str(tmp_path / "set"), "reward": "exact_answer", "eval_size": 0}
+    for split, count in (("train", 1), ("extra", 3)):
+        config = GrpoSettings.of(**given, split=split)
+        model = build_model("grpo", config.model, 0)
+        assert len(build_task(config.task, config.sampling, 0, model).train) == count
+    shown = run_data(DataSettings.of(files=given["data"], model="char", split="extra"))
+    assert [len(kept) for kept in shown] == [3]
 
 
 def test_a_file_is_measured_whole(file):
