@@ -319,7 +319,8 @@ def _first_line(error: BaseException) -> str:
 
 def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    data = text.encode()
+    # Half of a surrogate pair has no UTF-8; as JSON's escape it is only characters.
+    data = text.encode("utf-8", "backslashreplace")
     with writing(path), open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:

@@ -61,6 +61,13 @@ def test_a_page_needs_nothing_else_and_is_no_one_s_markup(page):
     assert len(text) < 60_000
 
 
+def test_half_of_a_surrogate_pair_is_written(tmp_path):
+    made(tmp_path / "half").log_details("tokens", [{"step": STEPS + 1, "prompt": "\\\ud800", "pieces": []}])
+    assert main(["report", str(tmp_path / "half")]) == 0
+    text = (tmp_path / "half" / "report.html").read_text(encoding="utf-8")
+    assert data_of(text)["runs"][0]["completions"][-1]["rows"][0]["prompt"] == "\\\ud800"
+
+
 def test_curves_are_those_of_the_metrics(page):
     one, other = data_of(page.read_text(encoding="utf-8"))["runs"]
     assert (one["name"], other["name"], one["done"], other["done"]) == ("a", "b", True, False)
