@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -156,8 +155,6 @@ def _number(made: str) -> Judge:
         no_number = value is None or isinstance(value, (str, list, tuple, Mapping)) or inspect.isroutine(value)
         if no_number or getattr(value, "ndim", 0):
             raise ValueError(f"{where}: {name} {describe_argument(value)}, wanted a number; {made}.")
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{where}: {name} is nan, wanted a number.")
 
     return judge
 

@@ -192,13 +192,14 @@ def kl_penalty(estimator: KlEstimator, kl_coef: float) -> KlEstimator:
         A function ``(log_probs, ref_log_probs) → loss`` of the arguments' shape.
 
     Raises:
-        ValueError: for ``k1``, whose gradient as a loss averages to zero.
+        ValueError: for ``k1``, whose gradient as a loss averages to zero, and for a coefficient below 0.
 
     >>> kl_penalty(k1, 0.1)
     Traceback (most recent call last):
     ValueError: kl_penalty: k1 as a loss has an expected gradient of zero, so it would only add noise; use k2 ...
     """
     _refuse_k1("kl_penalty", estimator)
+    checks.not_negative("kl_penalty", kl_coef=kl_coef)
 
     def penalty(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
         return kl_coef * estimator(log_probs, ref_log_probs)

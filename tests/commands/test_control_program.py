@@ -34,7 +34,7 @@ OPEN = {
     "damping": "trpo",
     "cg_iterations": "trpo",
 }
-PLACES = {"out", "resume", "config", "save_every", "max_hours", "profile"}
+PLACES = {"out", "resume", "config", "save_every", "max_hours", "profile", "track"}
 
 
 def run(config):
