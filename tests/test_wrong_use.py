@@ -108,7 +108,10 @@ WRONG = {
         "whiten_advantages: advantage has shape (2, 2), wanted a function",
     ),
     "a coefficient that is none": (lambda: rl.dapo(eps=None), "dapo: eps is None, wanted a number; dapo(…) makes"),
-    "a coefficient of nan": (lambda: rl.grpo(kl_coef=float("nan")), "kl_penalty: kl_coef is nan, wanted a number of at least 0."),
+    "a coefficient of nan": (
+        lambda: rl.grpo(kl_coef=float("nan")),
+        "kl_penalty: kl_coef is nan, wanted a number of at least 0.",
+    ),
     "a recipe of scores": (lambda: rl.grpo(SCORES), "grpo(…) makes an Objective, which goes to policy_loss or group"),
     "length_centered of scores": (
         lambda: rl.length_centered(SCORES),
