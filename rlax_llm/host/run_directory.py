@@ -95,7 +95,7 @@ class RunDirectory:
             for left in run._written():
                 left.unlink(missing_ok=True)
             text = yaml.safe_dump(plain(config, _as_it_is), sort_keys=False, allow_unicode=True)
-            _write_at_once(run.config_path, text)
+            write_at_once(run.config_path, text)
         return run
 
     def _written(self) -> tuple[Path, ...]:
@@ -273,7 +273,7 @@ class RunDirectory:
                 kept = b"".join(line for line, row in _lines(path) if row["step"] <= most)
                 if kept != path.read_bytes():
                     with writing(path):
-                        _write_at_once(path, kept.decode())
+                        write_at_once(path, kept.decode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, whole or not at all.
@@ -282,7 +282,7 @@ class RunDirectory:
             OSError: the disk is full; an earlier summary is intact.
         """
         with writing(self.summary_path):
-            _write_at_once(self.summary_path, json.dumps(plain(summary), indent=2, ensure_ascii=False) + "\n")
+            write_at_once(self.summary_path, json.dumps(plain(summary), indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of text, whole or not at all.
@@ -295,7 +295,7 @@ class RunDirectory:
             OSError: the disk is full.
         """
         with writing(self.path / name):
-            _write_at_once(self.path / name, text)
+            write_at_once(self.path / name, text)
 
 
 def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
@@ -333,8 +333,13 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             raise
 
 
-def _write_at_once(path: Path, text: str) -> None:
-    """Write beside ``path`` and rename, so that a crash leaves the old file or the new one and never a half."""
+def write_at_once(path: Path, text: str) -> None:
+    """Write beside ``path`` and rename, so that a crash leaves the old file or the new one and never a half.
+
+    Args:
+        path: of the file.
+        text: all of it.
+    """
     beside = path.with_name(path.name + ".part")
     try:
         with open(beside, "wb") as file:

@@ -11,7 +11,7 @@ from rlax_llm.commands.report.settings import ReportSettings
 from rlax_llm.core.processes import is_first
 from rlax_llm.host import control_curves, curves
 from rlax_llm.host.curves import Panel
-from rlax_llm.host.run_directory import RunDirectory, writing
+from rlax_llm.host.run_directory import RunDirectory, write_at_once, writing
 
 _HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def run_report(settings: ReportSettings) -> Path:
     page = made_page([read_run(run, name) for run, name in zip(found, _names(found), strict=True)])
     path = Path(settings.report.out or found[0].path / "report.html")
     with writing(path):
-        path.write_text(page, encoding="utf-8")
+        write_at_once(path, page)
     if is_first():
         print(f"{path} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
     return path
