@@ -44,7 +44,7 @@ def card(name: str, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> 
         summary: what came out.
         settings: of the run.
 
-    >>> text = card("a", {"command": "grpo", "last_reward": 0.5}, {"command": "grpo", "data": "elsewhere/a.jsonl"})
+    >>> text = card("a", {"command": "grpo", "last_reward": 0.5}, {"command": "grpo", "data": "/data/a.jsonl"})
     >>> print(text)  # doctest: +ELLIPSIS
     ---
     library_name: transformers
