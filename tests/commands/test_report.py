@@ -1,6 +1,7 @@
 """The page on runs: its data held against the directories', what it must not hold, and itself in a browser."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -127,12 +128,52 @@ def test_what_is_wrong_is_said_in_a_sentence(page, tmp_path, capsys):
     assert "there is no runs" in capsys.readouterr().err
 
 
+def with_gaps(path):
+    """A loss that is not finite at steps 3, 4 and 6 of 8, a KL that never is, an accuracy measured at times."""
+    run = RunDirectory.create(path, {"command": "control"})
+    for step in range(1, 9):
+        loss = math.nan if step in (3, 4, 6) else float(step)
+        band = {"episode_return": loss, "episode_return_interval": [loss - 1, loss + 1]}
+        run.log_metrics(
+            step, {"loss": loss, "kl": math.inf, **band} | ({"held_out_accuracy": 0.5} if step % 4 == 0 else {})
+        )
+    run.release()
+    return run
+
+
+def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path):
+    found = read_run(with_gaps(tmp_path / "a"), "a")
+    assert found["curves"]["loss"] == [1, 2, None, None, 5, None, 7, 8]
+    assert found["gaps"]["loss"] == found["gaps"]["episode_return_high"] == {"count": 3, "of": 8, "at": [2, 3, 5]}
+    assert found["gaps"]["kl"] == {"count": 8, "of": 8, "at": []}
+    assert set(found["gaps"]) == {"loss", "kl", "episode_return", "episode_return_low", "episode_return_high"}
+
+
+def drawn_by_browser(page, size="1280,2000"):
+    how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}", "--virtual-time-budget=3000"]
+    done = subprocess.run([BROWSER, *how, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    return done.stdout
+
+
+@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
+def test_a_line_breaks_where_a_value_is_not_finite(tmp_path):
+    with_gaps(tmp_path / "a")
+    assert main(["report", str(tmp_path / "a")]) == 0
+    drawn = drawn_by_browser(tmp_path / "a" / "report.html")
+    assert "kl has no curve. 8 of 8 values not finite." in drawn
+    assert drawn.count("3 of 8 values not finite") == 2
+    lines = re.findall(r'<path d="([^"]*)" stroke', drawn)
+    # In three pieces, of which one is a dot; what was measured now and then is one.
+    assert sorted(line.count("M") for line in lines) == [1, 3, 3]
+    assert sorted(line.count("h0") for line in lines) == [0, 1, 1]
+    (band,) = re.findall(r'<path class="band" d="([^"]*)"', drawn)
+    assert band.count("Z") == 3
+
+
 @pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
 @pytest.mark.parametrize("size", ["1280,2000", "390,2000"])
 def test_the_page_draws_itself_in_a_browser(page, size):
-    how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}", "--virtual-time-budget=3000"]
-    done = subprocess.run([BROWSER, *how, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
-    drawn = done.stdout
+    drawn = drawn_by_browser(page, size)
     # Three metrics, and of each run two distributions, its groups and two histograms.
     assert drawn.count('class="card panel"') == 3 + 2 * 5
     assert "Held-out accuracy" in drawn and drawn.count('class="card completion"') == 1

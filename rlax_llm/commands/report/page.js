@@ -75,15 +75,26 @@ function powers(low, high) {
   return found.length ? found : [low, high];
 }
 
-function path(xs, ys, x, y, allowed) {
-  let text = "", pen = false;
+// The points of a line, in pieces: it is broken where a number was measured that is not finite.
+function pieces(xs, ys, x, y, allowed, breaks = []) {
+  const found = [[]];
   ys.forEach((value, index) => {
+    if (breaks.includes(index)) found.push([]);
     // A step without the number is passed over: what is measured now and then is still a line.
     if (value === null || value === undefined || xs[index] === null || xs[index] === undefined || !allowed(value)) return;
-    text += `${pen ? "L" : "M"}${x.place(xs[index]).toFixed(1)} ${y.place(value).toFixed(1)}`;
-    pen = true;
+    found[found.length - 1].push(`${x.place(xs[index]).toFixed(1)} ${y.place(value).toFixed(1)}`);
   });
-  return text;
+  return found;
+}
+
+// A piece of one point is a dot.
+function path(...line) {
+  return pieces(...line).map((piece) => (piece.length ? `M${piece.join("L")}${piece.length > 1 ? "" : "h0"}` : "")).join("");
+}
+
+// What lies between two lines.
+function area(one, other) {
+  return one.map((piece, index) => (piece.length ? `M${[...piece, ...[...other[index]].reverse()].join("L")}Z` : "")).join("");
 }
 
 function frame(x, y) {
@@ -131,7 +142,7 @@ function curve(name) {
   const axis = byId("axis").value, weight = +byId("smoothing").value, logarithmic = byId("logarithmic").checked;
   const lines = runs.filter((run, index) => shown[index] && run.curves[name] && run.axes[axis]).map((run) => ({
     run, xs: run.axes[axis], ys: run.curves[name], smoothed: smooth(run.curves[name], weight),
-    low: run.curves[`${name}_low`], high: run.curves[`${name}_high`],
+    low: run.curves[`${name}_low`], high: run.curves[`${name}_high`], gap: run.gaps[name], breaks: (run.gaps[name] || { at: [] }).at,
   }));
   if (!lines.length) return null;
   const x = scale(lines.flatMap((line) => line.xs.filter((_, index) => line.ys[index] !== null)), LEFT, WIDTH - RIGHT);
@@ -141,16 +152,28 @@ function curve(name) {
   const svg = frame(x, y);
   for (const line of lines) {
     if (line.low && line.high) {
-      const back = path([...line.xs].reverse(), [...line.low].reverse(), x, y, allowed).replace("M", "L");
-      const band = path(line.xs, line.high, x, y, allowed) + back;
-      if (band) svg.append(draw("path", { class: "band", d: `${band}Z`, style: `fill:${line.run.color}` }));
+      const [low, high] = [line.low, line.high].map((ys) => pieces(line.xs, ys, x, y, allowed, line.breaks));
+      svg.append(draw("path", { class: "band", d: area(high, low), style: `fill:${line.run.color}` }));
     }
-    if (weight) svg.append(draw("path", { class: "faint", d: path(line.xs, line.ys, x, y, allowed), stroke: line.run.color }));
-    svg.append(draw("path", { d: path(line.xs, line.smoothed, x, y, allowed), stroke: line.run.color }));
+    if (weight) svg.append(draw("path", { class: "faint", d: path(line.xs, line.ys, x, y, allowed, line.breaks), stroke: line.run.color }));
+    svg.append(draw("path", { d: path(line.xs, line.smoothed, x, y, allowed, line.breaks), stroke: line.run.color }));
     if (line.ys.filter((value) => value !== null).length < 3) dots(svg, line, x, y, allowed);
   }
   const known = panels[name] || { title: name, unit: "" };
-  return panel(known.title, known.unit ? `${known.unit} · ${name}` : "", svg, (at) => lines.flatMap((line) => nearest(line, x, at)));
+  const box = panel(known.title, known.unit ? `${known.unit} · ${name}` : "", svg, (at) => lines.flatMap((line) => nearest(line, x, at)));
+  box.append(...lines.filter((line) => line.gap).map((line) => make("div", { class: "dim" }, notFinite(line.run, line.gap))));
+  return box;
+}
+
+function notFinite(run, gap) {
+  return `${runs.length > 1 ? `${run.name}: ` : ""}${number(gap.count)} of ${number(gap.of)} values not finite`;
+}
+
+// Metrics that have no curve, as none of their values is finite.
+function drawnNowhere() {
+  return runs.filter((run, index) => shown[index]).flatMap((run) => Object.entries(run.gaps)
+    .filter(([name]) => !run.curves[name] && !(name.replace(/_(low|high)$/, "") !== name && run.gaps[name.replace(/_(low|high)$/, "")]))
+    .map(([name, gap]) => make("p", { class: "dim" }, `${name} has no curve. ${notFinite(run, gap)}.`)));
 }
 
 function dots(svg, line, x, y, allowed) {
@@ -196,7 +219,7 @@ function drawCurves() {
   const found = (list) => list.filter((name) => `${name} ${(panels[name] || {}).title || ""}`.toLowerCase().includes(wanted));
   const boxes = (list) => make("div", { class: "panels" }, ...found(list).map(curve).filter(Boolean));
   const open = byId("rest") ? byId("rest").open : false;
-  const parts = [make("h2", {}, "Curves"), boxes(first)];
+  const parts = [make("h2", {}, "Curves"), ...drawnNowhere(), boxes(first)];
   if (rest.length) {
     const more = make("details", { id: "rest" }, make("summary", {}, `${rest.length} further metrics`));
     const fill = () => { if (more.open && more.children.length === 1) more.append(boxes(rest)); };
@@ -215,10 +238,9 @@ function shares(run, spread) {
   let below = spread.steps.map(() => 0);
   values.forEach((value, place) => {
     const above = below.map((share, index) => share + rows[index][place]);
-    const up = path(spread.steps, above, x, y, () => true);
-    const down = path([...spread.steps].reverse(), [...below].reverse(), x, y, () => true);
+    const [up, down] = [above, below].map((ys) => pieces(spread.steps, ys, x, y, () => true));
     const opacity = 0.15 + (0.75 * place) / Math.max(values.length - 1, 1);
-    svg.append(draw("path", { d: `${up}${down.replace("M", "L")}Z`, style: `fill:${run.color};opacity:${opacity}` }));
+    svg.append(draw("path", { d: area(up, down), style: `fill:${run.color};opacity:${opacity}` }));
     below = above;
   });
   const read = (at) => values.flatMap((value, place) =>
@@ -232,9 +254,8 @@ function fan(run, spread) {
   const x = scale(spread.steps, LEFT, WIDTH - RIGHT), y = scale(spread.deciles.flat(), HEIGHT - BOTTOM, TOP);
   const svg = frame(x, y);
   for (let low = 0; low < 5; low += 1) {
-    const up = path(spread.steps, spread.deciles.map((row) => row[10 - low]), x, y, () => true);
-    const down = path([...spread.steps].reverse(), spread.deciles.map((row) => row[low]).reverse(), x, y, () => true);
-    svg.append(draw("path", { class: "band", d: `${up}${down.replace("M", "L")}Z`, style: `fill:${run.color}` }));
+    const [up, down] = [10 - low, low].map((place) => pieces(spread.steps, spread.deciles.map((row) => row[place]), x, y, () => true));
+    svg.append(draw("path", { class: "band", d: area(up, down), style: `fill:${run.color}` }));
   }
   svg.append(draw("path", { d: path(spread.steps, spread.deciles.map((row) => row[5]), x, y, () => true), stroke: run.color }));
   const read = (at) => {

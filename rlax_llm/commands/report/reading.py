@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlax_llm.host.run_directory import RunDirectory
-from rlax_llm.host.tracking.tracker import scalars
+from rlax_llm.host.tracking.tracker import not_finite, scalars
 
 _POINTS = 1000  # of a curve
 _SPREADS = 200  # steps whose distribution is drawn
@@ -76,7 +76,27 @@ def _curves(metrics: Rows) -> dict[str, Any]:
     names = list(dict.fromkeys(name for row in rows for name in row))
     found = {name: [_mean(part, name) for part in parts] for name in names}
     axes = {name: [part[-1].get(name) for part in parts] for name in _AXES if name in found}
-    return {"together": together, "axes": axes, "curves": {k: x for k, x in found.items() if k not in _AXES}}
+    return {
+        "together": together,
+        "axes": axes,
+        "curves": {k: x for k, x in found.items() if k not in _AXES},
+        "gaps": _gaps(metrics, found, together),
+    }
+
+
+def _gaps(metrics: Rows, curves: Mapping[str, Sequence[float | None]], together: int) -> dict[str, Any]:
+    """Of each metric with values that are not finite how many those are, and the points of its curve that lack one."""
+    without, known = [not_finite(row) for row in metrics], [scalars(row) for row in metrics]
+    found = {}
+    for name in dict.fromkeys(name for names in without for name in names):
+        drawn = curves.get(name, ())
+        points = dict.fromkeys(place // together for place, names in enumerate(without) if name in names)
+        found[name] = {
+            "count": sum(name in names for names in without),
+            "of": sum(name in names for places in (without, known) for names in places),
+            "at": [point for point in points if drawn and drawn[point] is None],
+        }
+    return found
 
 
 def _mean(rows: Rows, name: str) -> float | None:

@@ -111,6 +111,24 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def not_finite(metrics: Mapping[str, Any]) -> list[str]:
+    """The names, as ``scalars`` has them, of a line's numbers that are not finite; a file has null for these.
+
+    >>> not_finite({"step": 3, "reward": 0.5, "kl": None, "loss": float("nan"), "return_interval": [None, 1.0]})
+    ['kl', 'loss', 'return_low']
+    """
+    given = {name: 0.0 if _not_finite(value) else value for name, value in metrics.items()}
+    for name, value in metrics.items():
+        if name.endswith(_INTERVAL) and isinstance(value, Sequence):
+            given[name] = [0.0 if _not_finite(x) else x for x in value]
+    there = scalars(metrics)
+    return [name for name in scalars(given) if name not in there]
+
+
+def _not_finite(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _finite(value: Any) -> TypeGuard[float]:
     return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
