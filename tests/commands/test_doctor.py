@@ -1,6 +1,7 @@
 """Each diagnosis has a run that is made to have it, and healthy runs have none."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -104,6 +105,10 @@ MADE = [
         },
     ),
     ("ended by an error", "grpo", {"summary": {"stopped": "grpo: a number is not finite after step 3."}}),
+    ("numbers that are not finite", "grpo", {"policy_loss": None, "grad_norm": math.nan}),
+    ("numbers that are not finite", "ppo", {"loss__value_avg": lambda done: None if done > 0.7 else 1.0}),
+    ("numbers that are not finite", "sft", {"loss": lambda done: None if done > 0.7 else 1 - done}),
+    ("numbers that are not finite", "control", {"value_loss": math.nan}),
     ("a learning rate too small for the precision", "grpo", {"lost_updates": 0.8}),
     ("a policy that stands still", "grpo", {"kl": 1e-8}),
     ("a policy that stands still", "ppo", {"kl_per_token": 1e-8}),
@@ -170,6 +175,15 @@ def test_every_diagnosis_has_such_a_run():
     assert {name for name, _, _ in MADE} == set(BY_NAME)
     assert len(BY_NAME) == len(DIAGNOSES)
     assert set(GROUPS) | set(LANGUAGE) | set(CONTROL) == set(EVERY)
+
+
+def test_the_first_step_that_is_not_finite_is_named_and_few_steps_suffice(runs):
+    rows = [{"step": step, "loss": 1.0 if step == 1 else None} for step in (1, 2, 3)]
+    (found,) = examine(Evidence(Path("a"), {"command": "sft"}, rows))
+    assert found.finding.what == "From step 2 to the last, 3, these are not finite: loss."
+    # A step that had nothing to learn from has no loss, and the steps after it have one.
+    assert not faults(edited(runs["grpo"], policy_loss=lambda done: None if 0.4 < done < 0.9 else 0.0))
+    assert not faults(edited(runs["grpo"], policy_loss=lambda done: None if done == 1 else 0.0))
 
 
 def test_what_is_to_be_changed_can_be_given():

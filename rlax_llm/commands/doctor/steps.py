@@ -15,10 +15,15 @@ from rlax_llm.commands.doctor.finding import (
     rises,
 )
 from rlax_llm.commands.doctor.scores import DEAD, dead_shares
-from rlax_llm.host.evidence import Evidence, mean, quarter
+from rlax_llm.host.evidence import Evidence, known, mean, quarter
 
 LOST = 0.5
 """Share of the updates that rounding undid: most of what the optimizer wants does not happen."""
+LOSSES = (
+    *("loss", "policy_loss", "value_loss", "loss/policy_avg", "loss/value_avg"),
+    *("grad_norm", "value_grad_norm", "cg_residual", "kl", "kl_per_token", "entropy", "objective/entropy"),
+)
+"""What every step has that learned something: once one of them is not finite, all that comes after is not."""
 STILL = 1e-5
 """KL to the reference, nats per token: ratios of 1 ± 0.4 %, far within what a single useful step does."""
 CLIPPED = 0.5
@@ -41,6 +46,34 @@ def find_stopped(evidence: Evidence) -> Finding | None:
     """An error has ended the run."""
     stopped = evidence.summary.get("stopped")
     return None if not stopped else Finding(f"The run ended by an error: {stopped}")
+
+
+def find_not_finite(evidence: Evidence) -> Finding | None:
+    """From some step on a loss or a gradient is no number any more, and no sentence of the run's end says so."""
+    if find_stopped(evidence) or not _something_to_learn(evidence):
+        return None
+    # Alone it says little: a step with no token to learn from has no loss either, and the next has one again.
+    since = {name: _not_finite_since(evidence, name) for name in LOSSES}
+    broken = {name: place for name, place in since.items() if len(evidence.rows) - place >= _fewest(evidence)}
+    if not broken:
+        return None
+    first = evidence.rows[min(broken.values())]["step"]
+    return Finding(
+        f"From step {first} to the last, {evidence.rows[-1]['step']}, these are not finite: {', '.join(broken)}."
+    )
+
+
+def _not_finite_since(evidence: Evidence, name: str) -> int:
+    """Place of the row from which on a metric has no finite value to the end; the number of rows where it has one."""
+    rows = evidence.rows
+    place = len(rows)
+    while place and name in rows[place - 1] and not known([rows[place - 1][name]]):
+        place -= 1
+    return place
+
+
+def _fewest(evidence: Evidence) -> int:
+    return max(len(quarter(evidence.rows, first=False)), 2)
 
 
 def find_lost(evidence: Evidence) -> Finding | None:
@@ -190,6 +223,9 @@ def find_by_heart(evidence: Evidence) -> Finding | None:
     )
 
 
+AT_ONCE = (find_stopped, find_not_finite)
+"""What needs no more steps than there are."""
+
 DIAGNOSES = (
     Diagnosis(
         "ended by an error",
@@ -198,6 +234,15 @@ DIAGNOSES = (
         "Do what its sentence says. Where numbers are no longer finite: a lower --learning-rate, a lower "
         "--max-grad-norm, --warmup-steps; the last checkpoint is intact.",
         find_stopped,
+    ),
+    Diagnosis(
+        "numbers that are not finite",
+        EVERY,
+        "from some step on to the last, a quarter of the run or more, a loss, a gradient's norm, the KL or the entropy "
+        "is null or NaN",
+        "All parameters are likely lost: go back to a checkpoint before that step, with a lower --learning-rate or a "
+        "lower --max-grad-norm; look for inputs or rewards of that step that are not finite.",
+        find_not_finite,
     ),
     Diagnosis(
         "a learning rate too small for the precision",

@@ -39,7 +39,7 @@ def applicable(evidence: Evidence) -> list[Diagnosis]:
     """Those that can be made of a run: of its command, and where it has steps enough to judge by."""
     of_command = [diagnosis for diagnosis in DIAGNOSES if evidence.command in diagnosis.commands]
     enough = len(evidence.rows) >= FEWEST_STEPS
-    return [diagnosis for diagnosis in of_command if enough or diagnosis.find is steps.find_stopped]
+    return [diagnosis for diagnosis in of_command if enough or diagnosis.find in steps.AT_ONCE]
 
 
 def examine(evidence: Evidence) -> list[Found]:
