@@ -17,6 +17,8 @@ from rlax_llm.data.rows import DataError, Row
 _CHUNK = 1000  # rows of a Parquet file or data set in memory as Python objects
 _PARQUET = b"PAR1"
 _GZIP = b"\x1f\x8b"
+_NAMED = {".parquet": ("Parquet", _PARQUET), ".gz": ("gzip", _GZIP)}
+_SHOWN = 24  # bytes of a file, for an error
 _HALF = re.compile("[\ud800-\udfff]")
 _START = 1024  # bytes within which an array begins
 _SAVED = ("state.json", "dataset_dict.json")
@@ -119,13 +121,26 @@ def _numbered(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
 def _file(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         with path.open("rb") as file:
-            start = file.read(len(_PARQUET))
+            start = file.read(_START)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if start == _PARQUET:
+    _check_name(path, start)
+    if start.startswith(_PARQUET):
         yield from _numbered(str(path), _parquet(path))
     else:
         yield from _json(path, gzip.open if start.startswith(_GZIP) else open)
+
+
+def _check_name(path: Path, start: bytes) -> None:
+    """Raise where a file begins neither as its name says nor as JSON: a web page, a pointer of Git LFS, half a file."""
+    kind, sign = _NAMED.get(path.suffix.lower(), ("", b""))
+    if start.startswith(sign) or start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        return
+    begins = repr(start[:_SHOWN])[1:] if start else "nothing"
+    raise DataError(
+        f"{path}: named {path.suffix}, and neither {kind} nor JSON (it begins with {begins}); download or write it "
+        "again, or give it the name of what it is."
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
@@ -213,7 +228,9 @@ def _parquet(path: Path) -> Iterator[Row]:
             for chunk in file.iter_batches(_CHUNK):
                 yield from chunk.to_pylist()
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({_one_line(error)}).") from error
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({_one_line(error)}); download or write it again."
+        ) from error
 
 
 def _datasets(name: str) -> Any:

@@ -113,6 +113,33 @@ def test_bad_files_are_named(tmp_path, table):
     assert error(tmp_path / "one").startswith(f"{tmp_path / 'one'}: cannot be read as a saved data set (")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.parquet",
+            b"<!DOCTYPE html>\n<html>",
+            "neither Parquet nor JSON (it begins with '<!DOCTYPE html>\\n<html>')",
+        ),
+        ("a.parquet", b"PAR", "neither Parquet nor JSON (it begins with 'PAR')"),
+        ("a.parquet", b"", "neither Parquet nor JSON (it begins with nothing)"),
+        ("a.jsonl.GZ", b"version https://git-lfs.github.com/spec/v1", "(it begins with 'version https://git-lfs.')"),
+        ("a.gz", b"\x1f", "neither gzip nor JSON (it begins with '\\x1f')"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told_so(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    told = error(tmp_path / name)
+    assert told.startswith(f"{tmp_path / name}: named {(tmp_path / name).suffix}, and neither ")
+    assert told.endswith(f"{said}; download or write it again, or give it the name of what it is.")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.gz"])
+def test_json_by_another_name_is_read(tmp_path, name):
+    (tmp_path / name).write_text('\n{"a": 1}\n')
+    assert [row for _, row in read_table(tmp_path / name)] == [{"a": 1}]
+
+
 def test_a_hub_name_is_loaded_or_refused_in_one_sentence(monkeypatch, table):
     asked = []
 
