@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from rlax_llm.data.conversations import Pieces, conversation_pieces
 from rlax_llm.data.messages import Text, Verbatim
 from rlax_llm.data.preferences import Demonstration, Labeled, Pair
-from rlax_llm.data.rows import DataError, user_message
+from rlax_llm.data.rows import DataError, of_row, user_message
 from rlax_llm.models.tokenizer import Tokenizer
 
 
@@ -228,7 +228,7 @@ def _at(where: str, function: Callable[..., Result], *arguments: object) -> Resu
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{where}: {of_row(error)}") from error
 
 
 def _pieces(tokenizer: Tokenizer, stops: Sequence[str], exchange: Exchange, opened: dict[int, str]) -> Pieces:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rlax_llm.data.encoding import PairTokens, Tokens
-from rlax_llm.data.rows import DataError, Row
+from rlax_llm.data.rows import DataError, Row, of_row
 from rlax_llm.models.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ def keep_prompts_within(tokenizer: Tokenizer, limits: Limits) -> Callable[[Seque
             try:
                 ids = tokenizer.encode_prompt(row["prompt"])
             except ValueError as error:
-                raise DataError(str(error)) from error
+                raise DataError(of_row(error)) from error
             if not ids:
                 raise DataError("the prompt has no tokens; a completion needs at least one before it.")
             _check("", ids, (), limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any, TypeVar
@@ -18,9 +19,23 @@ demonstration (always a string), and any columns for the reward functions."""
 
 _NONE = "none (eval_size 0), or take those of a file (eval_data)."
 
+_OF_TOKENIZER = re.compile(r"^Tokenizer(\.\w+)?: ")
+
 
 class DataError(ValueError):
     """A data set or task that cannot be read, built or split."""
+
+
+def of_row(error: ValueError) -> str:
+    """What an error of the tokenizer says of a row, without the function that says it.
+
+    Args:
+        error: of the row's text.
+
+    >>> of_row(ValueError("Tokenizer.encode: 'z' at position 1 is not in the alphabet."))
+    "'z' at position 1 is not in the alphabet."
+    """
+    return _OF_TOKENIZER.sub("", str(error))
 
 
 def user_message(content: str) -> list[dict[str, str]]:

@@ -328,8 +328,8 @@ class Tokenizer:
     def _messages(self, what: str, prompt: str | Sequence[Message]) -> list[dict[str, Any]]:
         if not self.has_chat_template:
             raise ValueError(
-                f"Tokenizer: the {what} is a list of messages and the tokenizer has no chat template; give a string, "
-                "or a model with a chat template."
+                f"Tokenizer: the {what} is a list of messages, wanted a string, as the model's tokenizer has no chat "
+                "template; give a string, or take a model with one, such as an instruction model."
             )
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         given = [chat.plain_message(message) for message in messages]

@@ -56,7 +56,7 @@ LABELED = {"prompt": "1+1=", "completion": "2", "label": True}
         (
             "dpo",
             [GOOD, GOOD | {"prompt": "what?"}],
-            "1 because Tokenizer.encode: 'w' at position 0 is not in the alphabet",
+            "1 because 'w' at position 0 is not in the alphabet",
         ),
         ("dpo", [GOOD, GOOD], "only one prompt in all"),
     ],

@@ -185,14 +185,14 @@ def test_messages_need_a_chat_template():
     with pytest.raises(DataError) as caught:
         encode_labeled(CHARACTERS, [Labeled([user("a")], [assistant("b")], True, "line 2")])
     assert str(caught.value) == (
-        "line 2: Tokenizer: the prompt is a list of messages and the tokenizer has no chat template; give a "
-        "string, or a model with a chat template."
+        "line 2: the prompt is a list of messages, wanted a string, as the model's tokenizer has no chat template; "
+        "give a string, or take a model with one, such as an instruction model."
     )
 
 
 def test_an_unknown_character_names_its_row():
     rows = [Labeled("a", "b", True, "line 1"), Labeled("a", "bz", True, "line 2")]
-    with pytest.raises(DataError, match=r"^line 2: Tokenizer\.encode: 'z' at position 1 is not in the alphabet"):
+    with pytest.raises(DataError, match=r"^line 2: 'z' at position 1 is not in the alphabet"):
         encode_labeled(CHARACTERS, rows)
 
 
@@ -208,7 +208,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(templated):
 
 def test_a_template_that_refuses_names_the_row(templated):
     tokenizer = templated("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(DataError, match=r"^line 2: Tokenizer: the chat template refuses the messages \(roles must"):
+    with pytest.raises(DataError, match=r"^line 2: the chat template refuses the messages \(roles must"):
         encode_pair(tokenizer, Pair("a", "b", "c", None, "line 2"))
 
 

@@ -68,7 +68,7 @@ def test_saved_characters_come_back(tmp_path):
 
 def test_messages_need_a_chat_template():
     assert CHARACTERS.encode_prompt("1+2=") == CHARACTERS.encode("1+2=")
-    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="tokenizer has no chat template"):
         CHARACTERS.encode_prompt([{"role": "user", "content": "1+2="}])
 
 
