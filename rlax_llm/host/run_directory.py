@@ -91,6 +91,9 @@ class RunDirectory:
             raise FileExistsError(
                 f"{path} already holds a run; choose another --out, or go on with it: --resume {path}"
             )
+        if run._finished():
+            run.release()
+            raise FileExistsError(f"{path} already holds results (summary.json); choose another --out.")
         with writing(run.config_path):
             for left in run._written():
                 left.unlink(missing_ok=True)
@@ -115,6 +118,15 @@ class RunDirectory:
             return any(row["step"] != 0 for row in self.metrics())
         except ValueError:
             return True
+
+    def _finished(self) -> bool:
+        """Whether something without steps, such as an evaluation, has ended here and left its results."""
+        if not self.summary_path.is_file():
+            return False
+        try:
+            return json.loads(self.summary_path.read_text(encoding="utf-8")).get("finished") is True
+        except (ValueError, AttributeError):
+            return True  # what is damaged is someone's
 
     def hold(self) -> None:
         """Keep other processes from writing here, until :meth:`release` or the end of this one, however it ends.

@@ -125,6 +125,13 @@ def test_files_of_gsm8k_and_math_are_measured_beside_a_task(tmp_path, capsys):
     assert len(directory.completions()) == 22 and "| math.jsonl | 3 |" in (directory.path / "summary.md").read_text()
     again = run_eval(EvalSettings.of(**given, samples=2, temperature=1.0, against=out))
     assert [one["difference"]["mean"] for one in again["against"]["tasks"]] == [0.0] * 4
+    for command in ("eval", "sft"):
+        assert main([command, "--model", "char", "--task", "arithmetic", "--out", out]) == 2
+        assert (
+            capsys.readouterr().err.splitlines()[-1]
+            == f"error: {out} already holds results (summary.json); choose another --out."
+        )
+    assert len(directory.completions()) == 22
     assert is_eval(out) and set(solved_in(out)) == {"gsm8k.jsonl", "math.jsonl", "arithmetic"}
     assert other_settings(out, {**directory.config(), "temperature": 0.5}) == (
         f"{out} was measured with temperature 1.0, not 0.5."

@@ -58,7 +58,7 @@ def run_eval(settings: EvalSettings) -> dict[str, Any]:
     Raises:
         ValueError: for settings or input that cannot work.
     """
-    other = _earlier(settings)  # first: where it is written, too, it is not there any more
+    other = _earlier(settings)  # first: nothing is made where it cannot be read
     with _directory(settings.run.out, as_dict(settings)) as directory:
         start = time.perf_counter()
         found, named = _measured(settings, _keeping(directory))
@@ -180,6 +180,7 @@ def _summary(settings: EvalSettings, found: Sequence[Measured], compared: Sequen
     rewards = [own["reward"]["mean"] for own in entries if own["reward"] is not None]
     return {
         "command": "eval",
+        "finished": True,
         "model": settings.model.model,
         "drawn": _drawn(settings),
         "held_out_accuracy": float(np.mean([one.solved.mean() for one in found])),
