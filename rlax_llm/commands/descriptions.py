@@ -22,7 +22,10 @@ DATA_HELP = (
     "File of your own, instead of a task: .jsonl, .json or .parquet, gzipped if wanted, in each row a 'prompt' and "
     "columns for the reward. Rows that cannot be used are left out, counted and named."
 )
-SPLIT_HELP = "Split of a data set that has several, as those of the Hugging Face hub."
+SPLIT_HELP = (
+    "Split of a data set that has several, as those of the Hugging Face hub; one that has several configurations is "
+    "named OWNER/NAME:CONFIGURATION."
+)
 INTEGERS_HELP = (
     "Ask for the sum of the integers in each 'answer' of the data, as m + n for m/n: a rule can check it (DAPO). "
     "Rows whose answer has no such form are left out."

@@ -22,7 +22,8 @@ _SHOWN = 24  # bytes of a file, for an error
 _HALF = re.compile("[\ud800-\udfff]")
 _START = 1024  # bytes within which an array begins
 _SAVED = ("state.json", "dataset_dict.json")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_CONFIGURATIONS = re.compile(r"available configs: \[(.*?)\]")  # in what datasets says where none is named
 _FILE = re.compile(r"\.(jsonl?|ndjson|parquet|csv|txt|gz)$")
 _EXTRA = "pip install 'rlax-llm[datasets]'"
 
@@ -32,8 +33,8 @@ def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Ro
 
     A file is Parquet where it begins as one and JSON Lines otherwise, in UTF-8, perhaps gzipped; blank lines are passed
     over. A file that begins with ``[`` is one JSON array, whose elements are the rows. A directory is what
-    ``save_to_disk`` of the package ``datasets`` wrote. Anything else of the form ``owner/name`` is a data set on the
-    Hugging Face hub. Lines and rows are counted from 1.
+    ``save_to_disk`` of the package ``datasets`` wrote. Anything else of the form ``owner/name``, or with one of several
+    configurations ``owner/name:configuration``, is a data set on the Hugging Face hub. Lines and rows are counted from 1.
 
     Args:
         path: file, directory or name.
@@ -263,8 +264,13 @@ def _directory(path: Path, split: str) -> Iterator[Row]:
 def _hub(name: str, split: str) -> Iterator[Row]:
     datasets = _datasets(name)
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        loaded = datasets.load_dataset(*name.split(":"), split=split)
     except Exception as error:  # the hub's own, requests' and fsspec's, none with a common parent
+        if configurations := _CONFIGURATIONS.search(str(error)):
+            known = configurations[1].replace("'", "")
+            raise DataError(
+                f"{name}: a data set of several configurations, {known}; name one, as {name}:{known.split(', ')[0]}."
+            ) from error
         raise DataError(
             f"{name}: neither a file here nor a data set that the Hugging Face hub gives with the split {split!r} "
             f"({_one_line(error)}); check the name and the connection, or give a file."

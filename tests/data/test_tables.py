@@ -143,8 +143,14 @@ def test_json_by_another_name_is_read(tmp_path, name):
 def test_a_hub_name_is_loaded_or_refused_in_one_sentence(monkeypatch, table):
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, *configuration, split):
+        asked.append((name, *configuration, split))
+        if name == "openai/gsm8k" and not configuration:
+            raise ValueError(
+                "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nAs"
+            )
+        if configuration == ("main",):
+            return datasets.Dataset(table)
         if name == "some/rows":
             return datasets.Dataset(table)
         raise ConnectionError("Couldn't reach the Hub.\nmany\nlines")
@@ -157,6 +163,11 @@ def test_a_hub_name_is_loaded_or_refused_in_one_sentence(monkeypatch, table):
         "(Couldn't reach the Hub); check the name and the connection, or give a file."
     )
     assert asked[-1] == ("some/others", "test")
+    assert next(read_table("openai/gsm8k:main", "test")) == ("openai/gsm8k:main, row 1", ROWS[0])
+    assert asked[-1] == ("openai/gsm8k", "main", "test")
+    assert error("openai/gsm8k") == (
+        "openai/gsm8k: a data set of several configurations, main, socratic; name one, as openai/gsm8k:main."
+    )
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path, table):
