@@ -34,7 +34,7 @@ def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Ro
     A file is Parquet where it begins as one and JSON Lines otherwise, in UTF-8, perhaps gzipped; blank lines are passed
     over. A file that begins with ``[`` is one JSON array, whose elements are the rows. A directory is what
     ``save_to_disk`` of the package ``datasets`` wrote. Anything else of the form ``owner/name``, or with one of several
-    configurations ``owner/name:configuration``, is a data set on the Hugging Face hub. Lines and rows are counted from 1.
+    configurations ``owner/name:configuration``, is one of the Hugging Face hub. Lines and rows are counted from 1.
 
     Args:
         path: file, directory or name.
