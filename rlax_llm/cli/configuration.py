@@ -103,7 +103,11 @@ def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
     for name, value in asked.items():
         if value != saved[name] and name not in (*MAY_CHANGE, *PROCESSES):
             raise ValueError(
-                f"{flag(name)} {value} conflicts with the run in {path}, where it is {saved[name]}; "
-                f"{may_change(saved)}."
+                f"{flag(name)} {_in_words(value)} conflicts with the run in {path}, where it is "
+                f"{_in_words(saved[name])}; {may_change(saved)}."
             )
     return resolve(kind, saved | asked)
+
+
+def _in_words(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value

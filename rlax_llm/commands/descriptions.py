@@ -19,8 +19,8 @@ TASK_HELP = (
     "own as MODULE:FUNCTION or FILE.py:FUNCTION."
 )
 DATA_HELP = (
-    "File of your own, instead of a task: .jsonl, .json or .parquet, gzipped if wanted, in each row a 'prompt' and "
-    "columns for the reward. Rows that cannot be used are left out, counted and named."
+    "File of your own, instead of a task, or several in order: .jsonl, .json or .parquet, gzipped if wanted, in each "
+    "row a 'prompt' and columns for the reward. Rows that cannot be used are left out, counted and named."
 )
 SPLIT_HELP = (
     "Split of a data set that has several, as those of the Hugging Face hub; one that has several configurations is "

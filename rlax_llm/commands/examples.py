@@ -15,7 +15,7 @@ from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, keep_within
 from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, prompt_key, read_demonstrations
 from rlax_llm.data.rows import Row, split_rows
-from rlax_llm.data.sifting import Kept
+from rlax_llm.data.sifting import Kept, Tables
 from rlax_llm.data.tasks import Task, some_of
 
 Encode = Callable[[Any, Any], list[Any]]
@@ -71,11 +71,11 @@ class Encoder(NamedTuple):
         return found
 
 
-def of_tables(read: Callable[[str, str], Kept[Any]], encoder: Encoder, data: HeldOutSettings, seed: int) -> Split:
-    """Encoded records of a file, split by prompt, or held-out ones from a file of their own.
+def of_tables(read: Callable[[Tables, str], Kept[Any]], encoder: Encoder, data: HeldOutSettings, seed: int) -> Split:
+    """Encoded records of files, split by prompt, or held-out ones from a file of their own.
 
     Args:
-        read: ``(path, split) → records``.
+        read: ``(paths, split) → records``.
         encoder: makes rows of them.
         data: the files.
         seed: splits them.

@@ -101,7 +101,7 @@ class TrainedModelSettings(ModelSettings):
 class HeldOutSettings(Part):
     """Data of one's own, and what is measured on."""
 
-    data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    data: tuple[str, ...] | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
     split: str = option("train", SPLIT_HELP)
     eval_data: str | None = option(
         None, "File of held-out rows, of the form of --data.", "rows of the data itself", "DATA"
@@ -129,8 +129,8 @@ class HeldOutSettings(Part):
 
     @property
     def source(self) -> str:
-        """What is learned from, in a word: a file, or the task that is built in."""
-        return "arithmetic" if self.data is None else self.data
+        """What is learned from, in a word: files, or the task that is built in."""
+        return ", ".join(self.data or ["arithmetic"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class BuiltInSettings(Part):
 class TaskSettings(HeldOutSettings, BuiltInSettings):
     """Prompts and what tells their completions apart: rewards, a reward model or both."""
 
-    data: str | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    data: tuple[str, ...] | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
     reward: str | None = option(None, REWARD_HELP, "the task's own, none with a reward model", "REWARD")
     integer_answers: bool = option(False, INTEGERS_HELP)
     reward_model: str | None = option(
@@ -164,8 +164,8 @@ class TaskSettings(HeldOutSettings, BuiltInSettings):
 
     @property
     def source(self) -> str:
-        """What is learned from, in a word: a file or a task."""
-        return self.task if self.data is None else self.data
+        """What is learned from, in a word: files or a task."""
+        return ", ".join(self.data or [self.task])
 
 
 def check_integer_answers(integer_answers: bool, data: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.messages import check_text
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.data.shapes import read_shaped, shaped
-from rlax_llm.data.sifting import Kept, keep_commonest, sift
+from rlax_llm.data.sifting import Kept, Tables, keep_commonest, of_each, sift
 from rlax_llm.data.tables import check_characters, json_kind, list_columns
 
 
-def read_rows(path: str | Path, split: str = "train") -> Kept[Row]:
-    """Rows of a JSON Lines file or another table that can be used, and what was left out.
+def read_rows(path: Tables, split: str = "train") -> Kept[Row]:
+    """Rows of a JSON Lines file or another table, or of several, that can be used, and what was left out.
 
     ``prompt`` is a string or a list of chat messages. ``completion``, if there, is a string or a single assistant
     message, whose content is then taken. Columns of another shape (``data.shapes``) are read as these. Left out are
@@ -23,7 +24,7 @@ def read_rows(path: str | Path, split: str = "train") -> Kept[Row]:
     are not those of most rows.
 
     Args:
-        path: as ``read_table`` takes it.
+        path: as ``read_table`` takes it, or several in order.
         split: of a data set that has several.
 
     Raises:
@@ -35,9 +36,13 @@ def read_rows(path: str | Path, split: str = "train") -> Kept[Row]:
     ...     list(read_rows(file.name))
     [{'prompt': '1+1=', 'answer': 2}]
     """
-    table = read_shaped(path, split, prompts=True)
-    kept = shaped(str(path), table, sift(str(path), table.rows, lambda where, row: _row(where, table.own(where, row))))
+    kept = of_each(path, partial(_rows, split))
     return keep_commonest(keep_commonest(kept, frozenset, _other_columns), _prompt_kind, _other_prompt)
+
+
+def _rows(split: str, path: Path | str) -> Kept[Row]:
+    table = read_shaped(path, split, prompts=True)
+    return shaped(str(path), table, sift(str(path), table.rows, lambda where, row: _row(where, table.own(where, row))))
 
 
 def prompt_key(row: Row) -> str:

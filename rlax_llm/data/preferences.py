@@ -19,7 +19,7 @@ from rlax_llm.data.messages import Message, Text, Verbatim, answer_text, answers
 from rlax_llm.data.repeated import drop_prompts, is_conversation, prompt_length
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.data.shapes import read_shaped, shaped
-from rlax_llm.data.sifting import Kept, flatten_rows, keep_commonest, sift
+from rlax_llm.data.sifting import Kept, Tables, flatten_rows, keep_commonest, of_each, sift
 from rlax_llm.data.tables import check_characters, json_kind, list_columns
 
 _FORMS = {
@@ -215,14 +215,14 @@ def every_turn(where: str, row: Row) -> Demonstration:
     return Demonstration(messages[:first], messages[first:], where, _others(row, ("messages",)))
 
 
-def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
+def read_pairs(path: Tables, split: str = "train") -> Kept[Pair]:
     """The pairs of a table that can be used, and what was left out.
 
     Left out are rows that ``pair`` refuses, and those that have a margin where most have none, or none where most do.
     Strings that begin with the prompt next to them are taken without it (``drop_prompts``).
 
     Args:
-        path: as ``read_table`` takes it.
+        path: as ``read_table`` takes it, or several in order.
         split: of a data set that has several.
 
     Raises:
@@ -232,13 +232,13 @@ def read_pairs(path: str | Path, split: str = "train") -> Kept[Pair]:
     return drop_prompts(kept, ("chosen", "rejected"))
 
 
-def read_labeled(path: str | Path, split: str = "train") -> Kept[Labeled]:
+def read_labeled(path: Tables, split: str = "train") -> Kept[Labeled]:
     """The labeled completions of a table that can be used, and what was left out; a table of pairs gives two for each.
 
     Strings that begin with the prompt next to them are taken without it (``drop_prompts``).
 
     Args:
-        path: as ``read_table`` takes it.
+        path: as ``read_table`` takes it, or several in order.
         split: of a data set that has several.
 
     Raises:
@@ -247,20 +247,21 @@ def read_labeled(path: str | Path, split: str = "train") -> Kept[Labeled]:
     rows = drop_prompts(flatten_rows(_read(path, split, _labels)), ("completion",))
     if len({row.label for row in rows}) == 1:
         raise DataError(
-            f"{path}: all {len(rows)} labels are {str(rows[0].label).lower()}; wanted desirable and undesirable ones."
+            f"{rows.name}: all {len(rows)} labels are {str(rows[0].label).lower()}; wanted desirable and undesirable "
+            "ones."
         )
     return rows
 
 
 def read_demonstrations(
-    path: str | Path, split: str = "train", form: Callable[[str, Row], Demonstration] = last_turn
+    path: Tables, split: str = "train", form: Callable[[str, Row], Demonstration] = last_turn
 ) -> Kept[Demonstration]:
     """The demonstrations of a table that can be used, and what was left out.
 
     Strings that begin with the prompt next to them are taken without it (``drop_prompts``).
 
     Args:
-        path: as ``read_table`` takes it.
+        path: as ``read_table`` takes it, or several in order.
         split: of a data set that has several.
         form: ``last_turn`` or ``every_turn``.
 
@@ -305,13 +306,16 @@ def prompt_key(record: Pair | Labeled | Demonstration) -> str:
 Read = TypeVar("Read")
 
 
-def _read(path: str | Path, split: str, form: Callable[[str, Row], Read]) -> Kept[Read]:
-    table = read_shaped(path, split)
+def _read(paths: Tables, split: str, form: Callable[[str, Row], Read]) -> Kept[Read]:
+    def of(path: Path | str) -> Kept[Read]:
+        table = read_shaped(path, split)
+        return shaped(
+            str(path),
+            table,
+            sift(str(path), table.rows, lambda at, row: form(at, check_characters(at, table.own(at, row)))),
+        )
 
-    def record(where: str, row: Row) -> Read:
-        return form(where, check_characters(where, table.own(where, row)))
-
-    return shaped(str(path), table, sift(str(path), table.rows, record))
+    return of_each(paths, of)
 
 
 def _labels(where: str, row: Row) -> list[Labeled]:

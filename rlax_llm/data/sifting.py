@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from rlax_llm.data.rows import DataError
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+Tables = Path | str | Sequence[Path | str]
+"""One table or several, as ``read_table`` takes each."""
 
 _LOT = 1000  # rows that are tried together
 _REASONS = 4  # and places that are named at most
@@ -166,6 +170,34 @@ def sift(name: str, rows: Iterable[tuple[str, T]], use: Callable[[str, T], U]) -
     return Kept(name, found, places, left_out).checked()
 
 
+def of_each(paths: Tables, read: Callable[[Path | str], Kept[T]]) -> Kept[T]:
+    """The rows of one table or of several, in order, with what was left out of each.
+
+    Args:
+        paths: of the tables; one alone is read as it is.
+        read: ``path → rows``.
+
+    Raises:
+        DataError: as ``read``.
+
+    >>> kept = of_each(["a", "b"], lambda name: number_rows(str(name), [1, 2]))
+    >>> kept.name, list(kept), kept.places[2]
+    ('a, b', [1, 2, 1, 2], 'b, row 1')
+    """
+    if isinstance(paths, Path | str):
+        return read(paths)
+    parts = [read(path) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    return Kept(
+        ", ".join(part.name for part in parts),
+        [row for part in parts for row in part.rows],
+        [place for part in parts for place in part.places],
+        [one for part in parts for one in part.left_out],
+        tuple(note for part in parts for note in part.notes),
+    )
+
+
 def number_rows(name: str, rows: Sequence[T]) -> Kept[T]:
     """All rows of a table that is not a file.
 
@@ -237,6 +269,6 @@ def _listed(places: Sequence[str]) -> str:
     """The first places, in few words."""
     named = [place.split(" ", 1) for place in places[:_PLACES]]
     more = ", …" if len(places) > _PLACES else ""
-    if len(places) == 1 or any(len(words) != 2 or words[0] != named[0][0] for words in named):
+    if len(places) == 1 or any(words[:-1] not in (["line"], ["row"]) or words[0] != named[0][0] for words in named):
         return ", ".join(places[:_PLACES]) + more
     return f"{named[0][0]}s {', '.join(words[1] for words in named)}{more}"

@@ -17,7 +17,7 @@ from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
 from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
 from rlax_llm.data.shapes import own_reward
-from rlax_llm.data.sifting import Kept, number_rows
+from rlax_llm.data.sifting import Kept, Tables, number_rows
 from rlax_llm.rewards.calling import Reward, check_columns
 from rlax_llm.rewards.functions import exact_answer, integer_answer
 from rlax_llm.rewards.loading import load_rewards
@@ -170,16 +170,16 @@ class Held(NamedTuple):
     """
 
     size: int | None
-    file: str | Path | None = None
+    file: Tables | None = None
     seed: int = 0
     split: str = "train"
 
 
-def file_task(data: str | Path, reward: str | None, held: Held, use: Use = every_row) -> Task:
-    """Rows of a JSON Lines file or another table, with a reward function.
+def file_task(data: Tables, reward: str | None, held: Held, use: Use = every_row) -> Task:
+    """Rows of a JSON Lines file or another table, or of several in order, with a reward function.
 
     Args:
-        data: as ``read_table`` takes it.
+        data: as ``read_table`` takes it, or several.
         reward: as ``load_rewards`` takes it. None needs a column ``completion`` to imitate where no reward model
             scores; the task then has no rewards.
         held: which rows are held out.
@@ -197,11 +197,12 @@ def file_task(data: str | Path, reward: str | None, held: Held, use: Use = every
     placed = [list(zip(rows, rows.places, strict=True)) for rows in files]
     if held.file is None:
         keys = [prompt_key(row) for row in files[0]]
-        train, held_out = split_rows(str(data), placed[0], keys, held.size or 0, held.seed)
+        train, held_out = split_rows(files[0].name, placed[0], keys, held.size or 0, held.seed)
     else:
         train = placed[0]
         held_out = some_of(placed[1], held.size, held.seed)
-    return Task(str(data), _part(data, train), _part(data, held_out), rewards, reports=_reports(files))
+    name = files[0].name
+    return Task(name, _part(name, train), _part(name, held_out), rewards, reports=_reports(files))
 
 
 def measured_task(data: str | Path, reward: str | None, held: Held, use: Use = every_row) -> Task:

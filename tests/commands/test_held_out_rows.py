@@ -1,6 +1,7 @@
 """Rows that no command can use are left out before its first step; held-out rows may be none, or a file's."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -10,7 +11,7 @@ from rlax_llm.commands.data.run import run_data
 from rlax_llm.commands.data.settings import DataSettings
 from rlax_llm.commands.eval.sets import sources
 from rlax_llm.commands.eval.settings import EvalSettings
-from rlax_llm.commands.examples import Encoder, of_tables
+from rlax_llm.commands.examples import Encoder, of_file, of_tables
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.preference.settings import DpoSettings
@@ -19,6 +20,7 @@ from rlax_llm.commands.sft.settings import SftSettings
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.data.encoding import encode_pairs
 from rlax_llm.data.preferences import read_pairs
+from rlax_llm.data.rows import DataError
 from rlax_llm.host.run_directory import RunDirectory
 
 LONG = "1+" * 30 + "1="
@@ -81,6 +83,24 @@ def test_held_out_rows_of_a_file_of_their_own(file):
     assert task.reports[0].startswith(
         f"{held_out}: 1 of 2 rows left out: 1 because the prompt has 62 tokens, more than"
     )
+
+
+def test_several_files_are_read_in_order_and_what_is_left_out_is_named_with_its_file(file, capsys):
+    shown = [{"prompt": f"{n}+1=", "completion": str(n + 1), "answer": str(n + 1)} for n in range(5)]
+    files = [file("a.jsonl", shown[:2]), file("b.jsonl", [{"prompt": 3}, *shown[2:]])]
+    said = f"{files[0]}, {files[1]}: 1 of 6 rows left out: 1 because the prompt is a number, wanted a string or a list"
+    config = GrpoSettings.of(data=files, reward="exact_answer", eval_size=0)
+    task = build_task(config.task, config.sampling, 0, build_model("grpo", config.model, 0))
+    assert [row["prompt"] for row in task.train] == [row["prompt"] for row in shown]
+    assert task.train.places[1:3] == [f"{files[0]}, line 2", f"{files[1]}, line 2"]
+    assert task.reports[0].startswith(said) and task.reports[0].endswith(f" ({files[1]}, line 1)")
+    config = SftSettings.of(data=files, eval_size=0)
+    learner = language_learner(config.model, build_model("sft", config.model, 0), 0)
+    assert [row.where for row in of_file(config.task, config.batch, 0, learner).train] == task.train.places
+    assert said in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2: not JSON"):
+        (Path(files[1])).write_text('{"prompt": "1=", "completion": "1"}\n{')
+        of_file(config.task, config.batch, 0, learner)
 
 
 def test_held_out_pairs_of_a_file_of_their_own(file, capsys):

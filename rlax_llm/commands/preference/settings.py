@@ -19,14 +19,14 @@ from rlax_llm.commands.shared_settings import (
 from rlax_llm.recipes.registry import find, listed
 
 _PAIRS_HELP = (
-    "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, "
-    "with columns prompt (or none, then what both begin with), chosen, rejected, and margin if wanted; strings or "
-    "lists of messages. Rows that cannot be used are left out, counted and named."
+    "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, or "
+    "several in order, with columns prompt (or none, then what both begin with), chosen, rejected, and margin if "
+    "wanted; strings or lists of messages. Rows that cannot be used are left out, counted and named."
 )
 _LABELS_HELP = (
     "Labeled completions: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, "
-    "with columns prompt, completion and label (true is desirable), or pairs with chosen and rejected; strings or "
-    "lists of messages. Rows that cannot be used are left out, counted and named."
+    "or several in order, with columns prompt, completion and label (true is desirable), or pairs with chosen and "
+    "rejected; strings or lists of messages. Rows that cannot be used are left out, counted and named."
 )
 _BUILT_IN = "right and wrong sums of the arithmetic task"
 
@@ -35,14 +35,14 @@ _BUILT_IN = "right and wrong sums of the arithmetic task"
 class PairDataSettings(HeldOutSettings):
     """Pairs to learn from."""
 
-    data: str | None = option(None, _PAIRS_HELP, _BUILT_IN, "DATA")
+    data: tuple[str, ...] | None = option(None, _PAIRS_HELP, _BUILT_IN, "DATA")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelDataSettings(HeldOutSettings):
     """Labeled completions to learn from."""
 
-    data: str | None = option(None, _LABELS_HELP, _BUILT_IN, "DATA")
+    data: tuple[str, ...] | None = option(None, _LABELS_HELP, _BUILT_IN, "DATA")
 
 
 @dataclass(frozen=True, kw_only=True)

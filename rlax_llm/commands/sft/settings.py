@@ -20,8 +20,8 @@ from rlax_llm.commands.shared_settings import (
 
 _DATA_HELP = (
     "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory "
-    "or its hub id, with columns prompt and completion, or messages, or text. Rows that cannot be used are left out, "
-    "counted and named."
+    "or its hub id, or several in order, with columns prompt and completion, or messages, or text. Rows that cannot be "
+    "used are left out, counted and named."
 )
 
 
@@ -29,13 +29,13 @@ _DATA_HELP = (
 class DemonstrationSettings(HeldOutSettings, BuiltInSettings):
     """What is learned from."""
 
-    data: str | None = option(None, _DATA_HELP, "the task", "DATA")
+    data: tuple[str, ...] | None = option(None, _DATA_HELP, "the task", "DATA")
     every_turn: bool = option(False, "Learn all that the assistant says in 'messages', not its last message alone.")
 
     @property
     def source(self) -> str:
-        """What is learned from, in a word: a file or a task."""
-        return self.task if self.data is None else self.data
+        """What is learned from, in a word: files or a task."""
+        return ", ".join(self.data or [self.task])
 
 
 @dataclass(frozen=True, kw_only=True)
