@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.sft.settings import DemonstrationSettings
 from rlax_llm.commands.shared_settings import HeldOutSettings, LimitSettings
-from rlax_llm.commands.tasks import tell
+from rlax_llm.commands.tasks import held_tables, tell
 from rlax_llm.core.processes import check_alike
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, keep_within
@@ -72,7 +72,7 @@ class Encoder(NamedTuple):
 
 
 def of_tables(read: Callable[[Tables, str], Kept[Any]], encoder: Encoder, data: HeldOutSettings, seed: int) -> Split:
-    """Encoded records of files, split by prompt, or held-out ones from a file of their own.
+    """Encoded records of files, split by prompt, or held-out ones from a file or a split of their own.
 
     Args:
         read: ``(paths, split) → records``.
@@ -84,9 +84,10 @@ def of_tables(read: Callable[[Tables, str], Kept[Any]], encoder: Encoder, data: 
         ValueError: for a file that cannot be used; as ``of_records``.
     """
     assert data.data is not None
-    if data.eval_data is None:
+    tables = held_tables(data)
+    if tables is None:
         return of_records(read(data.data, data.split), encoder, data.split_size, seed)
-    train, held_out = (encoder(read(path, data.split)) for path in (data.data, data.eval_data))
+    train, held_out = (encoder(read(*of)) for of in ((data.data, data.split), tables))
     return Split(_tokens(train), some_of(_tokens(held_out), data.eval_size, seed))
 
 

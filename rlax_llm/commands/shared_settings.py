@@ -106,21 +106,30 @@ class HeldOutSettings(Part):
     eval_data: str | None = option(
         None, "File of held-out rows, of the form of --data.", "rows of the data itself", "DATA"
     )
+    eval_split: str | None = option(
+        None,
+        "Split that held-out rows are taken from: of --eval-data, or else of the data itself.",
+        "--split",
+        "SPLIT",
+    )
     eval_size: int | None = resolved(
-        "Held-out prompts per evaluation; 0 holds out none.", "chosen for the model, or all of eval_data"
+        "Held-out prompts per evaluation; 0 holds out none.", "chosen for the model, or all of eval_data or eval_split"
     )
 
     def check(self) -> None:
         """Check the ranges."""
         at_least(self, 0, "eval_size")
-        if self.eval_data is None:
+        given = next((name for name in ("eval_data", "eval_split") if getattr(self, name) is not None), None)
+        if given is None:
             if self.eval_size is None:
                 raise ValueError("eval_size is None, wanted a whole number, as there is no eval_data.")
             return
         if self.data is None:
-            raise ValueError("eval_data is given without data; give both.")
+            raise ValueError(f"{given} is given without data; give both.")
         if self.eval_size == 0:
-            raise ValueError("eval_data is given and eval_size is 0; leave one out.")
+            raise ValueError(f"{given} is given and eval_size is 0; leave one out.")
+        if self.eval_data is None and self.eval_split == self.split:
+            raise ValueError(f"eval_split is {self.split!r}, the split that is learned from; give another.")
 
     @property
     def split_size(self) -> int:

@@ -7,11 +7,13 @@ import sys
 
 from rlax_llm.commands.eval.settings import MeasuredTaskSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.shared_settings import LimitSettings, TaskSettings
+from rlax_llm.commands.shared_settings import HeldOutSettings, LimitSettings, TaskSettings
 from rlax_llm.core.processes import check_alike
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, keep_prompts_within
 from rlax_llm.data.rows import DataError
+from rlax_llm.data.sifting import Tables
+from rlax_llm.data.tables import check_splits
 from rlax_llm.data.tasks import Held, Task, Use, file_task, load_task, measured_task
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.tokenizer import Tokenizer
@@ -26,6 +28,24 @@ def tell(report: str) -> None:
         print(report, file=sys.stderr)
 
 
+def held_tables(settings: HeldOutSettings) -> tuple[Tables, str] | None:
+    """Tables that held-out rows are taken from, and the split of theirs; None where they are rows of the data itself.
+
+    Args:
+        settings: of the data.
+
+    Raises:
+        DataError: another split is wanted of data that has none.
+    """
+    if settings.eval_data is not None:
+        return settings.eval_data, settings.eval_split or settings.split
+    if settings.eval_split is None or settings.data is None:
+        return None
+    for path in settings.data:
+        check_splits(path, settings.eval_split)
+    return settings.data, settings.eval_split
+
+
 def build_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: LanguageModel | Learner) -> Task:
     """The task or data file, split by the seed; rows that the model cannot read are left out, and reported.
 
@@ -38,7 +58,8 @@ def build_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: 
     use = _use(settings.integer_answers, limits, model)
     if settings.data is None:
         return built_in_task(settings.task, settings.split_size, seed, use, settings.reward)
-    held = Held(settings.eval_size, settings.eval_data, seed, settings.split)
+    file, split = held_tables(settings) or (None, None)
+    held = Held(settings.eval_size, file, seed, settings.split, split)
     return _told(file_task(settings.data, settings.reward, held, use))
 
 

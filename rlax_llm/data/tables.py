@@ -58,6 +58,24 @@ def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Ro
     return _file(place)
 
 
+def check_splits(path: str | Path, split: str) -> None:
+    """Raise where a table has no splits, so that another one would be the same rows.
+
+    Args:
+        path: as ``read_table`` takes it.
+        split: that is wanted beside another.
+
+    Raises:
+        DataError: a file, or a saved data set without splits.
+    """
+    place = Path(path)
+    if place.is_file() or (place / _SAVED[0]).is_file():
+        raise DataError(
+            f"{path}: eval_split is {split!r}, and this table has no splits; give held-out rows as eval_data, or leave "
+            "eval_split out."
+        )
+
+
 def list_columns(row: Row) -> str:
     """The columns of a row, for an error.
 

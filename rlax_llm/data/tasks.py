@@ -167,12 +167,14 @@ class Held(NamedTuple):
         file: they are those of another file, or None.
         seed: chooses them.
         split: of the data set, where it has several.
+        file_split: of ``file``; None is ``split``.
     """
 
     size: int | None
     file: Tables | None = None
     seed: int = 0
     split: str = "train"
+    file_split: str | None = None
 
 
 def file_task(data: Tables, reward: str | None, held: Held, use: Use = every_row) -> Task:
@@ -190,7 +192,9 @@ def file_task(data: Tables, reward: str | None, held: Held, use: Use = every_row
         RewardError: no such reward function, or one that does not accept the columns.
     """
     rewards = () if reward is None else load_rewards(reward)  # first, for it fails fast
-    files = [read_rows(path, held.split).then(use) for path in (data, held.file) if path is not None]
+    files = [read_rows(data, held.split).then(use)]
+    if held.file is not None:
+        files.append(read_rows(held.file, held.file_split or held.split).then(use))
     for rows in files:
         for function in rewards:
             check_columns(function, list(rows[0]))

@@ -119,7 +119,7 @@ def test_held_out_pairs_of_a_file_of_their_own(file, capsys):
 def test_the_split_of_a_data_set_is_the_one_that_is_named(tmp_path):
     import datasets
 
-    sums = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(3)]
+    sums = [{"prompt": f"{n}+1=", "answer": str(n + 1), "completion": str(n + 1)} for n in range(3)]
     parts = {"train": sums[:1], "extra": sums}
     saved = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
     saved.save_to_disk(str(tmp_path / "set"))
@@ -128,6 +128,19 @@ def test_the_split_of_a_data_set_is_the_one_that_is_named(tmp_path):
         config = GrpoSettings.of(**given, split=split)
         model = build_model("grpo", config.model, 0)
         assert len(build_task(config.task, config.sampling, 0, model).train) == count
+    held = {"data": str(tmp_path / "set"), "split": "extra", "eval_split": "train"}
+    for given in (held, held | {"eval_data": held["data"]}):
+        config = GrpoSettings.of(**given, reward="exact_answer")
+        task = build_task(config.task, config.sampling, 0, model)
+        assert (len(task.train), list(task.held_out)) == (3, sums[:1])
+    config = SftSettings.of(**held)
+    learner = language_learner(config.model, build_model("sft", config.model, 0), 0)
+    read = of_file(config.task, config.batch, 0, learner)
+    assert (len(read.train), len(read.held_out)) == (3, 1)
+    datasets.Dataset.from_list(sums).save_to_disk(str(tmp_path / "whole"))
+    config = GrpoSettings.of(**held | {"data": str(tmp_path / "whole")}, reward="exact_answer")
+    with pytest.raises(DataError, match="whole: eval_split is 'train', and this table has no splits; give held-out"):
+        build_task(config.task, config.sampling, 0, model)
     shown = run_data(DataSettings.of(files=given["data"], model="char", split="extra"))
     assert [len(kept) for kept in shown] == [3]
 
@@ -147,5 +160,9 @@ def test_a_file_is_measured_whole(file):
 def test_settings_of_held_out_rows_that_contradict_each_other():
     with pytest.raises(ValueError, match="sft: eval_data is given without data; give both"):
         SftSettings.of(eval_data="a.jsonl")
+    with pytest.raises(ValueError, match="sft: eval_split is given without data; give both"):
+        SftSettings.of(eval_split="test")
+    with pytest.raises(ValueError, match="sft: eval_split is 'train', the split that is learned from; give another"):
+        SftSettings.of(data="a.jsonl", eval_split="train")
     with pytest.raises(ValueError, match="sft: eval_data is given and eval_size is 0; leave one out"):
         SftSettings.of(data="a.jsonl", eval_data="a.jsonl", eval_size=0)

@@ -30,7 +30,18 @@ MAY_BE_NONE = {
     "control": {"weight", "kl_target", "kl_radius", "damping", "cg_iterations", "save_every"},
 }
 """What is None without being given, as an absence: what the recipe has, or does not read, stays as it is there."""
-ABSENT = {"data", "eval_data", "reward", "reward_model", "micro_batch_size", "logit_bias", "out", "resume", "config"}
+ABSENT = {
+    "data",
+    "eval_data",
+    "eval_split",
+    "reward",
+    "reward_model",
+    "micro_batch_size",
+    "logit_bias",
+    "out",
+    "resume",
+    "config",
+}
 ABSENT |= {"best", "max_hours", "mesh", "profile", "sample_batch_size", "track"}
 ABSENT |= {"coordinator", "process_id", "processes"}
 
