@@ -43,7 +43,8 @@ TIME_HELP = (
 PROFILE_HELP = "Step, from 1, whose trace is written to profile/, for TensorBoard and Perfetto; the first compiles."
 TRACK_HELP = (
     "Trackers that see the run too, one or several: tensorboard, wandb, trackio, mlflow, each with its package "
-    "(pip install 'rlax-llm[wandb]'). All stay on this machine unless their environment variables say otherwise."
+    "(pip install 'rlax-llm[wandb]'). 'none' switches them off where a run goes on. All stay on this machine unless "
+    "their environment variables say otherwise."
 )
 RUN_MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "track")
 MAY_CHANGE = (*RUN_MAY_CHANGE, "mesh")

@@ -189,6 +189,16 @@ def test_a_tracker_that_a_resumed_run_adds_is_told_all_steps(tmp_path):
     assert scalars(tmp_path / "a") == EVERY_STEP
 
 
+def test_a_resumed_run_can_go_on_without_and_its_tracker_misses_nothing_when_it_is_back(tmp_path):
+    run(tmp_path / "a", ("tensorboard",), steps=1)
+    before = scalars(tmp_path / "a")
+    run(tmp_path / "a", tracker_names(["none"]), steps=2, resume=True)
+    assert scalars(tmp_path / "a") == before
+    assert json.loads((tmp_path / "a" / "tracking.json").read_text()) == {}
+    run(tmp_path / "a", ("tensorboard",), resume=True)
+    assert sorted({*scalars(tmp_path / "a")}) == EVERY_STEP
+
+
 class Failing:
     """Fails at one of its functions, by its name."""
 
@@ -249,6 +259,7 @@ def test_a_run_without_trackers_leaves_nothing_of_them(tmp_path):
     [
         (("tensorbord",), "track is 'tensorbord', which is no tracker; did you mean 'tensorboard'?"),
         (("wandb", "wandb"), "track has wandb twice; give it once."),
+        (("none", "wandb"), "track has none beside wandb; give one or the other."),
         (("comet",), "track is 'comet', which is no tracker; there are tensorboard, wandb, trackio, mlflow."),
     ],
 )
@@ -273,6 +284,7 @@ def test_a_package_that_is_absent_is_told_before_the_run_begins(tmp_path, monkey
 
 def test_names_may_stand_in_one_word():
     assert tracker_names(("mlflow", "wandb, tensorboard")) == ("mlflow", "wandb", "tensorboard")
+    assert tracker_names(("none",)) == tracker_names(None) == ()
     assert tracker_names(None) == ()
 
 

@@ -46,11 +46,15 @@ TRACKERS = {
 """Those that there are."""
 
 
+NONE = "none"
+"""No tracker, in a word."""
+
+
 def tracker_names(given: Sequence[str] | None) -> tuple[str, ...]:
     """The names of trackers, of which some may stand in one word with commas between them.
 
     Args:
-        given: as ``track`` holds them; None is none.
+        given: as ``track`` holds them; None is none, and so is the one word ``none``, which a resumed run can be told.
 
     Raises:
         ValueError: a name that no tracker has, one that is there twice, or a tracker whose package is not installed.
@@ -60,7 +64,13 @@ def tracker_names(given: Sequence[str] | None) -> tuple[str, ...]:
     ValueError: track is 'tensorbord', which is no tracker; did you mean 'tensorboard'?
     """
     names = tuple(name.strip() for word in given or () for name in word.split(","))
+    if names == (NONE,):
+        return ()
     for index, name in enumerate(names):
+        if name == NONE:
+            raise ValueError(
+                f"track has {NONE} beside {', '.join(x for x in names if x != NONE)}; give one or the other."
+            )
         if name not in TRACKERS:
             hint = did_you_mean(name, TRACKERS, f"; there are {', '.join(TRACKERS)}.")
             raise ValueError(f"track is {name!r}, which is no tracker{hint}")

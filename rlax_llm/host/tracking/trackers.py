@@ -22,7 +22,7 @@ class Trackers:
 
     They begin at the first line that is logged, so a run that fails before leaves nothing in them. Which run of each
     tracker is this one stands in ``tracking.json``: a resumed run goes on in it. One that is new to a run, or failed in
-    an earlier process, is told all lines from the first.
+    an earlier process or was left out of it, is told all lines from the first.
 
     Args:
         names: of trackers.
@@ -37,7 +37,7 @@ class Trackers:
     def __init__(self, names: Sequence[str], run: TrackedRun, directory: RunDirectory, told: int | None = None):
         self._run, self._directory = run, directory
         self._told = -math.inf if told is None else told
-        self._waiting = tuple(names) if is_first() else ()
+        self._waiting: tuple[str, ...] | None = tuple(names) if is_first() else None
         self._open: dict[str, Tracker] = {}
         self._identities: dict[str, str] = {}
         self._new: set[str] = set()
@@ -93,14 +93,16 @@ class Trackers:
 
     def _begin(self, step: int) -> None:
         """Open what is not open yet, and tell what is new of all steps before this one."""
-        if not self._waiting:
+        if self._waiting is None:
             return
-        names, self._waiting = self._waiting, ()
-        self._identities = self._kept()
+        names, self._waiting = self._waiting, None
+        kept = self._kept()
+        self._identities = {name: kept[name] for name in names if name in kept}
         self._new = {name for name in names if name not in self._identities}
         for name in names:
             self._try(name, lambda name=name: self._opened(name, step))
-        self._keep()
+        if names or kept:
+            self._keep()
 
     def _opened(self, name: str, step: int) -> None:
         tracker = TRACKERS[name].open(self._run._replace(identity=self._identities.get(name)))
