@@ -62,7 +62,7 @@ class Recorder:
         rollout: Rollout,
         scores: Scores,
         params: Params,
-        advantages: Callable[[], np.ndarray | None] = lambda: None,
+        advantages: jax.Array | np.ndarray,
     ) -> Records:
         """The records of a step.
 
@@ -71,13 +71,13 @@ class Recorder:
             rollout: its completions.
             scores: of them.
             params: after its update.
-            advantages: gives those of the tokens ``[B, T]``, asked for where they are kept; None where nobody knows.
+            advantages: those of the tokens that it learned from, ``[B, T]``.
         """
         found: Records = {}
         if step <= _EVERY_STEP or due(step, _PER_TENFOLD):
             found["rollouts"] = [self._outcomes(rollout, scores)]
         if due(step):
-            after, credit = self._log_probs(params, rollout), advantages()
+            after, credit = self._log_probs(params, rollout), np.asarray(advantages)
             rows = _varied(scores.total[: self.group_size])
             found["tokens"] = [self._tokens(rollout, scores, row, after[row], credit) for row in rows]
         return found
@@ -136,7 +136,7 @@ class Recorder:
         return np.asarray(fetch(self._program(width, copies)(params, group)))[: self.group_size, :columns]
 
     def _tokens(
-        self, rollout: Rollout, scores: Scores, row: int, after: np.ndarray, advantages: np.ndarray | None
+        self, rollout: Rollout, scores: Scores, row: int, after: np.ndarray, advantages: np.ndarray
     ) -> dict[str, Any]:
         """A completion token by token: its text, and what is known of each that the policy chose."""
         width, drawn = rollout.prompt_width, rollout.completions
@@ -148,15 +148,15 @@ class Recorder:
         def numbers(values: np.ndarray) -> list[float | None]:
             return [_rounded(x) if own else None for x, own in zip(values, chosen, strict=True)]
 
-        found: dict[str, Any] = {
+        return {
             "prompt": rollout.rows[row]["prompt"],
             "reward": _rounded(scores.total[row]),
             "pieces": _pieces(self.learner.tokenizer, np.asarray(drawn.tokens)[row, kept].tolist()),
             "left_out": len(there) - len(kept),
             "log_probs": numbers(before),
             "ratios": numbers(np.exp(np.clip(after[kept] - before, -20, 20))),
+            "advantages": numbers(advantages[row, kept]),
         }
-        return found if advantages is None else found | {"advantages": numbers(advantages[row, kept])}
 
 
 def _varied(totals: np.ndarray) -> list[int]:

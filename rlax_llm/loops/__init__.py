@@ -30,6 +30,7 @@ __getattr__, __dir__ = lazy_face(
         "rlhf_credit": ("KlInReward", "Shaping"),
         "scaling": ("Moments", "Scaling", "no_scaling", "standardization", "unit_return"),
         "seeds": ("cores_as_devices", "on_devices", "over_seeds"),
+        "telling": ("nothing_more", "whole_advantages"),
         "updates": ("Learning", "Penalty", "ControlBatch", "Update", "gradient_update", "natural_update"),
     },
 )

@@ -14,6 +14,7 @@ from rlax_llm.loops import rlhf as rlhf
 from rlax_llm.loops import rlhf_credit as rlhf_credit
 from rlax_llm.loops import scaling as scaling
 from rlax_llm.loops import seeds as seeds
+from rlax_llm.loops import telling as telling
 from rlax_llm.loops import updates as updates
 from rlax_llm.loops.collect import Runner as Runner
 from rlax_llm.loops.collect import rollout as rollout
@@ -59,6 +60,8 @@ from rlax_llm.loops.scaling import unit_return as unit_return
 from rlax_llm.loops.seeds import cores_as_devices as cores_as_devices
 from rlax_llm.loops.seeds import on_devices as on_devices
 from rlax_llm.loops.seeds import over_seeds as over_seeds
+from rlax_llm.loops.telling import nothing_more as nothing_more
+from rlax_llm.loops.telling import whole_advantages as whole_advantages
 from rlax_llm.loops.updates import ControlBatch as ControlBatch
 from rlax_llm.loops.updates import Learning as Learning
 from rlax_llm.loops.updates import Penalty as Penalty

@@ -23,6 +23,7 @@ from rlax_llm.credit.groups import Advantage
 from rlax_llm.credit.shaping import informative
 from rlax_llm.loops.minibatches import Passes, epochs
 from rlax_llm.loops.policy import LogProbs, Loop, TrainState, fixed_log_probs, initial_state, policy_update
+from rlax_llm.loops.telling import Telling, nothing_more
 from rlax_llm.natural.fisher import DirectionRule, linearize_by_reverse
 from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
 from rlax_llm.policy.corrections import Correction, sampler_metrics
@@ -60,6 +61,7 @@ class GroupLearning(NamedTuple):
             before the first optimizer step; None where the sampler's are the learner's.
         entropy_coef: weight ≥ 0 of the bonus for the mean entropy of a token, at the start; may be traced.
         entropy_control: ``(coef, entropy) → coef`` after each batch.
+        telling: ``advantages → metrics``, what a step tells of the advantages that it learns from.
     """
 
     epochs: int = 1
@@ -69,6 +71,7 @@ class GroupLearning(NamedTuple):
     correction: Correction | None = None
     entropy_coef: float | jax.Array = 0.0
     entropy_control: KlControl = fixed_coef
+    telling: Telling = nothing_more
 
 
 class GroupState(NamedTuple):
@@ -269,7 +272,7 @@ def group_loop(
         passes = Passes(learning.epochs, learning.minibatches, group_size=scores.shape[-1])
         now, (steps, counted) = epochs(_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key)
         metrics = _means_where(counted, steps)
-        metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)}
+        metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)} | learning.telling(advantages)
         if learning.entropy_control is not fixed_coef:
             metrics |= {"entropy_coef": state.entropy_coef}
         coef = learning.entropy_control(state.entropy_coef, metrics["entropy"])
@@ -311,6 +314,7 @@ def group_trpo_loop(
     direction: DirectionRule,
     search: SearchRule,
     teaching: Teaching = every_completion,
+    telling: Telling = nothing_more,
 ) -> GroupLoop:
     """TRPO on completions: ``init`` and ``step`` as of ``group_loop``, a step being one natural-gradient step.
 
@@ -326,6 +330,7 @@ def group_trpo_loop(
             adapter has at its start.
         search: such as ``backtracking_search(improves_within(kl_radius))``.
         teaching: ``(mask, truncated) → mask``, the tokens that teach.
+        telling: ``advantages → metrics``, what a step tells of the advantages that it learns from.
 
     Returns:
         The pair; a batch is ``Groups``, and neither ``key`` nor ``reference`` is read. Metrics are those of
@@ -362,7 +367,7 @@ def group_trpo_loop(
         problem = policy_problem(policy, categorical, state.params, tokens, credit, weights, linearize_by_reverse)
         params, metrics = trpo_step(state.params, problem, direction, search)
         entropy = masked_mean(categorical.entropy(old), chosen)
-        metrics |= {"entropy": entropy, "frac_reward_zero_std": uninformative_share(scores)}
+        metrics |= {"entropy": entropy, "frac_reward_zero_std": uninformative_share(scores)} | telling(advantages)
         return GroupState(params, (), state.step + 1, state.entropy_coef), metrics
 
     return init, step

@@ -23,6 +23,7 @@ from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explain
 from rlax_llm.loops.minibatches import Passes, epochs, lost_share, optimizer_step
 from rlax_llm.loops.policy import LogProbs, Loop, fixed_log_probs, reference_log_probs, summed_gradient
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
+from rlax_llm.loops.telling import Telling, nothing_more
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.trust_regions import slopes
 from rlax_llm.policy.weightings import token_mean
@@ -59,6 +60,7 @@ class RlhfLearning(NamedTuple):
         value_loss: ``(values, old_values, targets) → loss``, elementwise.
         value_coef: weight of the value model's loss.
         warmup_steps: first steps that teach the value model alone; may be traced.
+        telling: ``advantages → metrics``, what a step tells of the advantages that it learns from, normalized.
     """
 
     epochs: int = 4
@@ -68,6 +70,7 @@ class RlhfLearning(NamedTuple):
     value_loss: ClippedValueLoss = clipped_value_loss(0.2)
     value_coef: float | jax.Array = 0.1
     warmup_steps: int | jax.Array = 0
+    telling: Telling = nothing_more
 
 
 class Experience(NamedTuple):
@@ -337,7 +340,7 @@ def rlhf_loop(
         warming = state.step < learning.warmup_steps
         (params, opt_state), learned = _learned(loop, state, experience, key, frozen, warming)
         kl_coef = _next_kl_coef(loop, state, metrics, warming | ~experience.mask.any())
-        metrics |= described | learned | {"kl_coef": state.kl_coef}
+        metrics |= described | learned | {"kl_coef": state.kl_coef} | learning.telling(experience.advantages)
         return RlhfState(params=params, opt_state=opt_state, step=state.step + 1, kl_coef=kl_coef), metrics
 
     return init, step

@@ -148,7 +148,8 @@ def test_a_task_without_differences_is_an_error(tmp_path):
 
 
 def test_trpo_keeps_to_its_radius(tmp_path):
-    _, row = ran(tmp_path, recipe="trpo", kl_radius=1e-3, temperature=0.8, top_k=9, min_p=0.01)
+    directory, row = ran(tmp_path, recipe="trpo", kl_radius=1e-3, temperature=0.8, top_k=9, min_p=0.01)
+    assert all("advantages" in line for line in directory.details("tokens"))
     assert row["accepted"] == 1 and 0 < row["kl"] <= 1e-3 and row["improvement"] > 0
 
 
@@ -178,6 +179,15 @@ def test_the_reference_follows(tmp_path):
     _, kept = ran(tmp_path / "a", kl_coef=0.1, learning_rate=1e-2)
     _, row = ran(tmp_path / "b", kl_coef=0.1, learning_rate=1e-2, reference_every=1)
     assert kept["kl"] > 1e-4 > row["kl"]
+
+
+def test_advantages_of_tokens_are_kept_where_the_kl_is_a_part_of_them_too(tmp_path):
+    directory, _ = ran(tmp_path, kl_coef=0.1, kl_in="reward", warm_start_steps=0)
+    lines = directory.details("tokens")
+    assert lines and all(None not in line["advantages"] for line in lines)
+
+
+def test_a_reference_that_nothing_reads_is_told(tmp_path):
     with pytest.raises(ValueError, match="reference_every is 1 and nothing reads a reference"):
         ran(tmp_path / "c", recipe="dapo", reference_every=1)
 

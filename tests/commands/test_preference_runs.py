@@ -170,6 +170,9 @@ def test_ppo_trains_four_models_from_a_reward_model(reward_run, tmp_path):
     assert first["val/ratio"] == pytest.approx(1.0, abs=1e-4) and first["policy/clipfrac_avg"] == 0
     assert {"objective/scores", "objective/rlhf_reward", "loss/policy_avg", "loss/value_avg"} <= set(last)
     assert {"held_out_reward"} <= set(begin) and "rewards/reward_model" not in begin
+    for line in run.details("tokens"):
+        known = [x is not None for x in line["log_probs"]]
+        assert [x is not None for x in line["advantages"]] == known and any(known)
     value, reward = load_scalar(run.path / "value_model"), load_scalar(reward_run.model_path)
     assert not all(leaves_equal(value.params, reward.params)), "the value model was trained"
     assert value.params["score"].shape == reward.params["score"].shape

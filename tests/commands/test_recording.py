@@ -34,7 +34,8 @@ def recorder(learner):
 def test_scores_and_lengths_of_every_completion_and_each_prompt_s_text_once(drawn):
     learner, rollout, scores = drawn
     record = recorder(learner)
-    (line,) = record(100, rollout, scores, learner.params)["rollouts"]
+    advantages = np.zeros(rollout.completions.tokens.shape)
+    (line,) = record(100, rollout, scores, learner.params, advantages)["rollouts"]
     lengths = rollout.lengths().reshape(3, 4).tolist()
     assert (line["completions"], line["lengths"]) == (12, lengths)
     assert line["rewards"] == [[0.5, None, 1.0, 0.0], [0.0] * 4, [1.0] * 4]
@@ -42,7 +43,7 @@ def test_scores_and_lengths_of_every_completion_and_each_prompt_s_text_once(draw
     first, second, third = line["prompts"]
     assert first == third != second
     assert line["texts"] == {first: "1+2=", second: "10+20="}
-    assert record(101, rollout, scores, learner.params)["rollouts"][0]["texts"] == {}
+    assert record(101, rollout, scores, learner.params, advantages)["rollouts"][0]["texts"] == {}
 
 
 def test_ratios_are_1_before_an_update_and_those_of_the_rows_after_one(drawn):
@@ -52,7 +53,7 @@ def test_ratios_are_1_before_an_update_and_those_of_the_rows_after_one(drawn):
     sampling = SETTINGS.sampling
     oracle = row_log_probs(learner.config, False, sampling.temperature, sampling.bias)
     for params, exact in ((learner.params, True), (moved, False)):
-        lines = recorder(learner)(1, rollout, scores, params, lambda: advantages)["tokens"]
+        lines = recorder(learner)(1, rollout, scores, params, advantages)["tokens"]
         assert [line["reward"] for line in lines] == [None, 0.0, 0.5, 1.0]
         literal = np.asarray(oracle(params, rollout.completions)[0])
         for line, row in zip(lines, (1, 3, 0, 2), strict=True):
@@ -71,5 +72,7 @@ def test_ratios_are_1_before_an_update_and_those_of_the_rows_after_one(drawn):
 def test_of_a_long_run_fewer_steps_are_kept(drawn):
     learner, rollout, scores = drawn
     record = recorder(learner)
-    found = {step: set(record(step, rollout, scores, learner.params)) for step in (12, 512, 513, 1000, 99_999)}
+    advantages = np.zeros(rollout.completions.tokens.shape)
+    steps = (12, 512, 513, 1000, 99_999)
+    found = {step: set(record(step, rollout, scores, learner.params, advantages)) for step in steps}
     assert found == {12: {"rollouts"}, 512: {"rollouts"}, 513: set(), 1000: {"rollouts", "tokens"}, 99_999: set()}

@@ -23,6 +23,7 @@ from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop, gr
 from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling
 from rlax_llm.loops.minibatches import Passes, minibatch_rows
 from rlax_llm.loops.policy import policy_loop
+from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
@@ -78,7 +79,8 @@ def in_turn(objective, state, completions, scores, orders, optimizer, reference=
 def test_a_batch_is_learned_from_as_one_would_by_hand(name, epochs, minibatches):
     params, completions, scores = fixed()
     reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
-    init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), GroupLearning(epochs, minibatches))
+    learning = GroupLearning(epochs, minibatches, telling=whole_advantages)
+    init, step = group_loop(bandit, EVERY[name], optax.adam(0.1), learning)
     state, metrics = jax.jit(step)(init(params), Groups(completions, scores), key=KEY, reference=reference)
     orders = minibatch_rows(P * G, KEY, Passes(epochs, minibatches, G))
     assert sorted(np.asarray(orders[:minibatches]).ravel()) == list(range(P * G))
@@ -86,6 +88,9 @@ def test_a_batch_is_learned_from_as_one_would_by_hand(name, epochs, minibatches)
     wanted, told = in_turn(EVERY[name], start, completions, scores, orders, optax.adam(0.1), reference)
     np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
     assert state.step == epochs * minibatches
+    ref_log_probs = bandit(reference, completions)[0]
+    credit = group_advantages(EVERY[name].advantage, completions, scores, ref_log_probs)
+    np.testing.assert_allclose(metrics["advantages"], credit, rtol=1e-12)
     for key, value in told.items():
         np.testing.assert_allclose(metrics[key], value, rtol=1e-6, atol=1e-12)
 

@@ -38,6 +38,7 @@ from rlax_llm.loops.minibatches import Passes, minibatch_rows
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
+from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.loops.updates import no_normalization
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes import group as recipes
@@ -293,8 +294,8 @@ def test_rewards_and_advantages_are_normalized_by_the_given_functions():
     shaping = Shaping(
         kl=KlInReward(0.3), rewards=recorded("rewards", unit_variance), advantages=recorded("advantages", whiten)
     )
-    init, step = rlhf_loop(table, table_values, PPO, SGD, shaping, ONCE)
-    state, _ = step(init(parameters()), ScoredCompletions(completions, scores), key=KEY, reference=FROZEN)
+    init, step = rlhf_loop(table, table_values, PPO, SGD, shaping, ONCE._replace(telling=whole_advantages))
+    state, told = step(init(parameters()), ScoredCompletions(completions, scores), key=KEY, reference=FROZEN)
     rewards, mask = (np.asarray(x) for x in seen["rewards"])
     np.testing.assert_array_equal(mask, completions.mask)
     assert rewards.shape == (B, T)
@@ -306,6 +307,10 @@ def test_rewards_and_advantages_are_normalized_by_the_given_functions():
         for t, following in reversed(list(zip(chosen, [*now[b, chosen[1:]], 0.0], strict=True))):
             running = whitened[b, t] + following - now[b, t] + 0.95 * running
             np.testing.assert_allclose(seen["advantages"][0][b, t], running, rtol=1e-9)
+    raw = np.asarray(seen["advantages"][0])[mask]
+    whitened = (raw - raw.mean()) / np.sqrt(raw.var(ddof=1) + 1e-8)
+    np.testing.assert_allclose(np.asarray(told["advantages"])[mask], whitened, rtol=1e-6)
+    assert not np.asarray(told["advantages"])[~mask].any()
     assert np.all(np.isfinite(state.params["policy"]["logits"]))
 
 

@@ -10,6 +10,7 @@ from rlax_llm.core.kl import fixed_coef, k3
 from rlax_llm.credit.groups import kl_in_score
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import GroupLearning, every_completion
+from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy.corrections import Correction, masked_importance, rejection, truncated_importance
 from rlax_llm.policy.entropy import stepped_coef
@@ -104,6 +105,7 @@ def build_learning(settings: GroupLearningSettings, rollout: RolloutSettings) ->
         correction=CORRECTIONS[settings.correction],
         entropy_coef=settings.entropy_coef,
         entropy_control=fixed_coef if target is None else stepped_coef(target),
+        telling=whole_advantages,
     )
 
 

@@ -97,7 +97,7 @@ class GroupPhase(Phase):
         taken, counts, kept = self.gatherer(state.params, index)
         gathering = time.perf_counter() - start
         order = jax.random.fold_in(jax.random.fold_in(self.key, index), _ORDER)
-        state, learned = self.update(state, taken, self.reference, order)
+        state, learned, advantages = self.update(state, taken, self.reference, order)
         learned = finite(learned, f"step {index + 1}", self.update.lower)
         rollout = taken.rollout
         seconds = {"rollout": rollout.seconds, "scoring": gathering - rollout.seconds}
@@ -107,13 +107,8 @@ class GroupPhase(Phase):
         metrics |= utilization(self._flops(rollout), seconds["update"])
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
-        return self._done(state, taken, metrics, index + 1)
-
-    def _done(self, state: GroupState, taken: Taken, metrics: dict[str, float], number: int) -> Done:
-        """The step with what is kept of its completions."""
-        rollout, scores = taken.rollout, taken.scores
-        rows = self.drawing.sampling.records(rollout, scores, range(self.group_size))
-        details = self.record(number, rollout, scores, state.params, lambda: self.update.advantages(taken))
+        rows = self.drawing.sampling.records(rollout, taken.scores, range(self.group_size))
+        details = self.record(index + 1, rollout, taken.scores, state.params, advantages)
         return Done(state, metrics, rows, details=details)
 
     def _flops(self, rollout: Rollout) -> float:

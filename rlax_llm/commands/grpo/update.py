@@ -15,7 +15,6 @@ from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.setup import build_schedule
-from rlax_llm.core.checks import NoReference
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import Groups
 from rlax_llm.credit.shaping import overlong_filter
@@ -23,10 +22,10 @@ from rlax_llm.loops.group import (
     GroupLoop,
     GroupState,
     every_completion,
-    group_advantages,
     group_loop,
     group_trpo_loop,
 )
+from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_log_probs, group_logits
 from rlax_llm.models.sharding import pinned, placed
@@ -80,15 +79,16 @@ class GroupUpdate:
             logits = group_logits(*read)
             step = build_step(self.settings.objective.kl_radius)
             teaching = overlong_filter if learning.overlong_filter else every_completion
-            return group_trpo_loop(logits, step.advantage, token_mean, step.direction, step.search, teaching)
+            natural = (logits, step.advantage, token_mean, step.direction, step.search)
+            return group_trpo_loop(*natural, teaching=teaching, telling=whole_advantages)
         log_probs = group_log_probs(*read)
         taught = build_learning(learning, self.settings.rollout)
         return group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
 
     def __call__(
         self, state: GroupState, taken: Taken, reference: Params | None, key: jax.Array
-    ) -> tuple[GroupState, dict[str, float]]:
-        """Learn from scored groups.
+    ) -> tuple[GroupState, dict[str, float], jax.Array]:
+        """Learn from scored groups: the state after it, metrics, and the advantages of the tokens ``[B, T]``.
 
         Args:
             state: given away.
@@ -100,19 +100,8 @@ class GroupUpdate:
         program = self.program((taken.group_size, rollout.prompt_width))
         batch = Groups(rollout.completions, self._scores(taken))
         state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
-        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
-
-    def advantages(self, taken: Taken) -> np.ndarray | None:
-        """Those of the tokens ``[B, T]``; None where the recipe takes a KL to a reference off the scores.
-
-        Args:
-            taken: scored groups.
-        """
-        advantage = self.chosen.objective.advantage if self.chosen else build_step(1.0).advantage
-        try:
-            return np.asarray(group_advantages(advantage, taken.rollout.completions, self._scores(taken)))
-        except NoReference:
-            return None
+        advantages = metrics.pop("advantages")
+        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}, advantages
 
     def _scores(self, taken: Taken) -> jax.Array:
         """Totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""

@@ -38,6 +38,7 @@ from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.rlhf import RlhfLearning, RlhfState, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
+from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.loops.updates import no_normalization
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
@@ -165,14 +166,14 @@ class PpoPhase(Phase):
         start = time.perf_counter()
         scores = self.judge(rollout, self.group_size)
         scoring = time.perf_counter() - start
-        state, named = self._learn(state, rollout, scores, jax.random.fold_in(key, 1))
+        state, named, advantages = self._learn(state, rollout, scores, jax.random.fold_in(key, 1))
         learned = finite(named, f"step {index + 1}")
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
         described = self._described(rollout, scores) | learned | self._speeds(rollout, seconds)
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
         rows = self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows))))
-        details = self.record(index + 1, rollout, scores, self.policy(state))
+        details = self.record(index + 1, rollout, scores, self.policy(state), advantages)
         return Done(state, described, rows, details=details)
 
     def _rollout(self, state: RlhfState, index: int, key: jax.Array) -> Rollout:
@@ -183,12 +184,13 @@ class PpoPhase(Phase):
 
     def _learn(
         self, state: RlhfState, rollout: Rollout, scores: Scores, key: jax.Array
-    ) -> tuple[RlhfState, dict[str, float]]:
-        """An update on a scored rollout, and its metrics by the run's names."""
+    ) -> tuple[RlhfState, dict[str, float], jax.Array]:
+        """An update on a scored rollout, its metrics by the run's names, and the advantages of the tokens."""
         batch = ScoredCompletions(rollout.completions, jnp.asarray(scores.total))
         update = self.update(rollout.prompt_width)
         state, metrics = update(state, batch, key=key, reference=self.reference, frozen=self.frozen)
-        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
+        advantages = metrics.pop("advantages")
+        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}, advantages
 
     def _described(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
@@ -248,4 +250,5 @@ def learning_of(settings: PpoLearningSettings, rollout: RolloutSettings) -> Rlhf
         value_loss=clipped_value_loss(settings.value_eps),
         value_coef=settings.value_coef,
         warmup_steps=settings.value_warmup_steps,
+        telling=whole_advantages,
     )
