@@ -18,7 +18,7 @@ from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.recording import Recorder
+from rlax_llm.commands.recording import Recorder, Records
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.utilization import training_flops, utilization
@@ -107,9 +107,15 @@ class GroupPhase(Phase):
         metrics |= utilization(self._flops(rollout), seconds["update"])
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
-        rows = self.drawing.sampling.records(rollout, taken.scores, range(self.group_size))
-        details = self.record(index + 1, rollout, taken.scores, state.params, advantages)
+        rows, details = self._kept(index + 1, taken, state.params, advantages)
         return Done(state, metrics, rows, details=details)
+
+    def _kept(
+        self, number: int, taken: Taken, params: Params, advantages: jax.Array
+    ) -> tuple[list[dict[str, Any]], Records]:
+        """What is kept of the completions of step ``number``."""
+        rows = self.drawing.sampling.records(taken.rollout, taken.scores, range(self.group_size))
+        return rows, self.record(number, taken.rollout, taken.scores, params, advantages)
 
     def _flops(self, rollout: Rollout) -> float:
         once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))
