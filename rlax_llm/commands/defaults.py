@@ -74,8 +74,8 @@ def model_defaults(command: str, given: Mapping[str, Any], model: str = "char") 
     chosen["lora_alpha"] = 2.0 * rank
     if rank:
         chosen["learning_rate"] *= _ADAPTERS_FASTER
-    if any(given.get(name) is not None for name in ("eval_data", "eval_split")):
-        chosen["eval_size"] = None  # all of that file or split
+    if any(given.get(name) is not None for name in ("data", "eval_data", "eval_split")):
+        chosen["eval_size"] = None  # as the data is read: a share of it, or all of that file or split
     return chosen
 
 

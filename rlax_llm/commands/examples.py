@@ -14,7 +14,7 @@ from rlax_llm.core.processes import check_alike
 from rlax_llm.data.encoding import encode_demonstrations
 from rlax_llm.data.limits import Limits, keep_within
 from rlax_llm.data.preferences import Demonstration, every_turn, last_turn, prompt_key, read_demonstrations
-from rlax_llm.data.rows import Row, split_rows
+from rlax_llm.data.rows import Row, held_out_share, split_rows
 from rlax_llm.data.sifting import Kept, Tables
 from rlax_llm.data.tasks import Task, some_of
 
@@ -86,18 +86,18 @@ def of_tables(read: Callable[[Tables, str], Kept[Any]], encoder: Encoder, data: 
     assert data.data is not None
     tables = held_tables(data)
     if tables is None:
-        return of_records(read(data.data, data.split), encoder, data.split_size, seed)
+        return of_records(read(data.data, data.split), encoder, data.eval_size, seed)
     train, held_out = (encoder(read(*of)) for of in ((data.data, data.split), tables))
     return Split(_tokens(train), some_of(_tokens(held_out), data.eval_size, seed))
 
 
-def of_records(kept: Kept[Any], encoder: Encoder, held_out: int, seed: int) -> Split:
+def of_records(kept: Kept[Any], encoder: Encoder, held_out: int | None, seed: int) -> Split:
     """Records encoded and split by prompt.
 
     Args:
         kept: records.
         encoder: makes rows of them.
-        held_out: records to hold out.
+        held_out: records to hold out; None is as of ``held_out_share``, which says it.
         seed: splits them.
 
     Raises:
@@ -105,7 +105,9 @@ def of_records(kept: Kept[Any], encoder: Encoder, held_out: int, seed: int) -> S
     """
     found = encoder(kept)
     keys = [prompt_key(record) for record, _ in found]
-    return Split(*split_rows(found.name, _tokens(found), keys, held_out, seed))
+    size, line = held_out_share(found.name, keys, held_out)
+    tell(line)
+    return Split(*split_rows(found.name, _tokens(found), keys, size, seed))
 
 
 def _tokens(kept: Kept[tuple[Any, Any]]) -> list[Any]:

@@ -113,7 +113,8 @@ class HeldOutSettings(Part):
         "SPLIT",
     )
     eval_size: int | None = resolved(
-        "Held-out prompts per evaluation; 0 holds out none.", "chosen for the model, or all of eval_data or eval_split"
+        "Held-out prompts per evaluation; 0 holds out none.",
+        "a tenth of --data, at most 128; all of --eval-data or --eval-split; of a task 256, or 128 for a large model",
     )
 
     def check(self) -> None:
@@ -121,8 +122,8 @@ class HeldOutSettings(Part):
         at_least(self, 0, "eval_size")
         given = next((name for name in ("eval_data", "eval_split") if getattr(self, name) is not None), None)
         if given is None:
-            if self.eval_size is None:
-                raise ValueError("eval_size is None, wanted a whole number, as there is no eval_data.")
+            if self.eval_size is None and self.data is None:
+                raise ValueError("eval_size is None, wanted a whole number, as there is no data.")
             return
         if self.data is None:
             raise ValueError(f"{given} is given without data; give both.")
@@ -133,7 +134,7 @@ class HeldOutSettings(Part):
 
     @property
     def split_size(self) -> int:
-        """Rows of the data itself that are held out."""
+        """Rows of a task that are held out."""
         return 0 if self.eval_size is None else self.eval_size
 
     @property

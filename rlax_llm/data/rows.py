@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rlax_llm.core.wording import counted
+
 T = TypeVar("T")
 Row = dict[str, Any]
 """``prompt`` (a string, or chat messages ``[{"role": ..., "content": ...}]``), ``completion`` where there is a
 demonstration (always a string), and any columns for the reward functions."""
 
 
-_NONE = "none (eval_size 0), or take those of a file (eval_data)."
+_NONE = "none (--eval-size 0), or take those of a file (--eval-data)."
+_MOST_HELD_OUT = 128
 
 _OF_TOKENIZER = re.compile(r"^Tokenizer(\.\w+)?: ")
 
@@ -45,6 +48,31 @@ def user_message(content: str) -> list[dict[str, str]]:
     [{'role': 'user', 'content': 'Hi'}]
     """
     return [{"role": "user", "content": content}]
+
+
+def held_out_share(where: str, keys: Sequence[Hashable], wanted: int | None) -> tuple[int, str]:
+    """How many rows to hold out, and a line about it where nobody chose and the data is small.
+
+    Args:
+        where: what the line calls the data.
+        keys: as of ``split_rows``.
+        wanted: the number that was asked for; None is a row for each ten prompts, at most 128.
+
+    >>> held_out_share("letters", "abcdefghijklmnopqrstuvwxyz", None)
+    (2, 'letters: 2 of 26 rows are held out, a tenth of the prompts; --eval-size takes another number.')
+    >>> held_out_share("letters", "ab", 1), held_out_share("letters", range(5000), None)
+    ((1, ''), (128, ''))
+    """
+    if wanted is not None:
+        return wanted, ""
+    size = min(len(set(keys)) // 10, _MOST_HELD_OUT)
+    if size == _MOST_HELD_OUT:
+        return size, ""
+    if size == 0:
+        few = "of fewer than 10 prompts; --eval-size or --eval-data gives rows to measure on."
+        return 0, f"{where}: no row is held out {few}"
+    held_out = f"{size} of {counted(len(keys), 'row')} {'is' if size == 1 else 'are'} held out"
+    return size, f"{where}: {held_out}, a tenth of the prompts; --eval-size takes another number."
 
 
 def split_rows(

@@ -15,7 +15,7 @@ from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import call_named, is_own
 from rlax_llm.data import arithmetic, gym
 from rlax_llm.data.jsonl import prompt_key, read_rows
-from rlax_llm.data.rows import DataError, Row, batch_indices, split_rows
+from rlax_llm.data.rows import DataError, Row, batch_indices, held_out_share, split_rows
 from rlax_llm.data.shapes import own_reward
 from rlax_llm.data.sifting import Kept, Tables, number_rows
 from rlax_llm.rewards.calling import Reward, check_columns
@@ -163,7 +163,7 @@ class Held(NamedTuple):
     """Which rows of a file are held out.
 
     Attributes:
-        size: how many; None is all of ``file``.
+        size: how many; None is all of ``file``, or without one a row for each ten prompts, at most 128.
         file: they are those of another file, or None.
         seed: chooses them.
         split: of the data set, where it has several.
@@ -199,14 +199,17 @@ def file_task(data: Tables, reward: str | None, held: Held, use: Use = every_row
         for function in rewards:
             check_columns(function, list(rows[0]))
     placed = [list(zip(rows, rows.places, strict=True)) for rows in files]
+    reports = _reports(files)
     if held.file is None:
         keys = [prompt_key(row) for row in files[0]]
-        train, held_out = split_rows(files[0].name, placed[0], keys, held.size or 0, held.seed)
+        size, line = held_out_share(files[0].name, keys, held.size)
+        reports = (*reports, *([line] if line else []))
+        train, held_out = split_rows(files[0].name, placed[0], keys, size, held.seed)
     else:
         train = placed[0]
         held_out = some_of(placed[1], held.size, held.seed)
     name = files[0].name
-    return Task(name, _part(name, train), _part(name, held_out), rewards, reports=_reports(files))
+    return Task(name, _part(name, train), _part(name, held_out), rewards, reports=reports)
 
 
 def measured_task(data: str | Path, reward: str | None, held: Held, use: Use = every_row) -> Task:

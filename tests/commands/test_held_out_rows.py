@@ -166,3 +166,23 @@ def test_settings_of_held_out_rows_that_contradict_each_other():
         SftSettings.of(data="a.jsonl", eval_split="train")
     with pytest.raises(ValueError, match="sft: eval_data is given and eval_size is 0; leave one out"):
         SftSettings.of(data="a.jsonl", eval_data="a.jsonl", eval_size=0)
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(1, 0), (2, 0), (30, 3)])
+def test_a_small_file_holds_out_a_tenth_unless_a_number_is_given(file, capsys, rows, held_out):
+    shown = [{"prompt": f"{n}+1=", "completion": str(n + 1), "answer": str(n + 1)} for n in range(rows)]
+    data = file("own.jsonl", shown)
+    said = "3 of 30 rows are held out, a tenth of the prompts" if held_out else "no row is held out of fewer than 10"
+    config = GrpoSettings.of(data=data, reward="exact_answer")
+    task = build_task(config.task, config.sampling, 0, build_model("grpo", config.model, 0))
+    assert (len(task.train), len(task.held_out)) == (rows - held_out, held_out)
+    assert f"{data}: {said}" in capsys.readouterr().err
+    config = SftSettings.of(data=data)
+    learner = language_learner(config.model, build_model("sft", config.model, 0), 0)
+    split = of_file(config.task, config.batch, 0, learner)
+    assert (len(split.train), len(split.held_out)) == (rows - held_out, held_out)
+    assert f"{data}: {said}" in capsys.readouterr().err
+    with pytest.raises(
+        DataError, match=r"(leaves none to train on|only one prompt).*\(--eval-size 0\).*\(--eval-data\)"
+    ):
+        of_file(SftSettings.of(data=data, eval_size=rows).task, config.batch, 0, learner)

@@ -109,7 +109,7 @@ def test_a_file_without_a_row_that_can_be_used_is_refused_with_the_first_reason(
 
 
 def test_a_bad_file_is_named(path):
-    more = "hold out none (eval_size 0), or take those of a file (eval_data)."
+    more = "hold out none (--eval-size 0), or take those of a file (--eval-data)."
     for content, said in [
         (None, "cannot be read (No such file or directory)."),
         ("\n", "the file has no rows; wanted one JSON object per line."),

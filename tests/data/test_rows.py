@@ -37,7 +37,7 @@ def test_arguments_of_a_batch_are_checked(arguments, said):
     assert str(caught.value) == said
 
 
-NONE = "none (eval_size 0), or take those of a file (eval_data)."
+NONE = "none (--eval-size 0), or take those of a file (--eval-data)."
 
 
 def test_no_row_need_be_held_out():
