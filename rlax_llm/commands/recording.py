@@ -31,8 +31,8 @@ from rlax_llm.rewards.calling import Scores
 _EVERY_STEP = 512  # up to this step each is kept in rollouts.jsonl
 _PER_TENFOLD = 250  # and from there on so many of each power of ten
 _COMPLETIONS = 256  # of a step in rollouts.jsonl
-_TEXTS = 1000  # prompts whose text is kept
-_TEXT = 160  # characters of it
+_TEXT = 160  # characters of a prompt that are kept
+_TEXTS = 500_000  # and of all prompts
 _ROWS, _TOKENS = 4, 512  # of a step in tokens.jsonl, and of a completion there
 
 Records = dict[str, list[dict[str, Any]]]
@@ -54,6 +54,7 @@ class Recorder:
     ):
         self.learner, self.settings, self.solved, self.group_size = learner, settings, solved, group_size
         self._told: set[str] = set()
+        self._room = _TEXTS
         self._program = lru_cache(self._compiled)
 
     def __call__(
@@ -92,17 +93,18 @@ class Recorder:
         found: dict[str, Any] = {
             "completions": len(lengths),
             "prompts": [name for name, _ in named],
-            "texts": {name: text for name, text in named if self._is_new(name)},
+            "texts": {name: text for name, text in named if self._is_new(name, text)},
             "rewards": [[_rounded(x) for x in scores.total[group]] for group in groups],
             "lengths": [lengths[group].tolist() for group in groups],
         }
         return found if self.solved is None else found | {"solved": [self._right(scores.first[x]) for x in groups]}
 
-    def _is_new(self, name: str) -> bool:
+    def _is_new(self, name: str, text: str) -> bool:
         """Whether the text of a prompt has not been kept yet, and still can be."""
-        new = name not in self._told and len(self._told) < _TEXTS
+        new = name not in self._told and len(text) <= self._room
         if new:
             self._told.add(name)
+            self._room -= len(text)
         return new
 
     def _right(self, firsts: np.ndarray) -> int:

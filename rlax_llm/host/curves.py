@@ -57,7 +57,13 @@ _PPO = (
     Panel("completions/mean_length", "Completion length", "tokens"),
     Panel("objective/entropy", "Entropy", "nats per token"),
 )
+_DEMONSTRATIONS = (
+    Panel("loss", "Cross-entropy", "nats per token"),
+    Panel("held_out_loss", "Held-out cross-entropy", "nats per token"),
+    Panel("entropy", "Entropy", "nats per token"),
+)
 BY_COMMAND = {
+    "sft": _DEMONSTRATIONS,
     "reward": (*_PAIRS, Panel("margin", "Margin of scores", "score"), Panel("mean_reward", "Mean score", "score")),
     "dpo": _PAIRS + _IMPLICIT,
     "kto": _PAIRS + _IMPLICIT,

@@ -71,7 +71,10 @@ def test_half_of_a_surrogate_pair_is_written(tmp_path):
 
 def test_curves_are_those_of_the_metrics(page):
     one, other = data_of(page.read_text(encoding="utf-8"))["runs"]
-    assert (one["name"], other["name"], one["done"], other["done"]) == ("a", "b", True, False)
+    assert (one["name"], other["name"], one["state"]) == ("a", "b", "")
+    assert other["state"].startswith("Not ended: it still runs, or was killed. If it does no more, rlax-llm grpo ")
+    assert f" --resume {page.parent.parent}/b goes on" in other["state"]
+    assert other["summary"] == {"command": "grpo", "steps so far": STEPS, "reward": 1.0}
     assert one["axes"]["step"] == list(range(1, STEPS + 1)) and one["together"] == 1
     np.testing.assert_allclose(one["curves"]["reward"], np.arange(1, STEPS + 1) / STEPS, rtol=1e-4)
     assert [index for index, value in enumerate(one["curves"]["held_out_accuracy"]) if value == 0.5] == [9, 19, 29]
@@ -114,7 +117,8 @@ def test_control_s_seeds_are_a_distribution_and_its_interval_a_band(tmp_path):
     run.log_metrics(1, row | {"episode_return_seeds": [1.0, None, 3.0]})
     found = read_run(run, "a")
     assert found["axes"]["environment_steps"] == [64]
-    assert found["curves"]["episode_return_low"] == [1] and found["curves"]["episode_return_high"] == [3]
+    band = {"low": [1], "high": [3], "what": "95 % interval of the mean of the seeds"}
+    assert found["bands"] == {"episode_return": band} and list(found["curves"]) == ["episode_return"]
     assert [(one["title"], one["looks"]) for one in found["spreads"]] == [("Return", [[1, [1, 3]]])]
 
 
@@ -149,9 +153,15 @@ def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path):
     assert set(found["gaps"]) == {"loss", "kl", "episode_return", "episode_return_low", "episode_return_high"}
 
 
-def drawn_by_browser(page, size="1280,2000"):
+def drawn_by_browser(page, size="1280,2000", doing=""):
+    """The page's elements as a browser makes them, after some clicks; no script of it may fail."""
+    failing = 'addEventListener("error", (it) => document.body.append("FAILED " + it.message));'
+    script = f'<script>{failing} addEventListener("load", () => {{ {doing} }});</script>'
+    data = '<script id="data"'
+    page.write_text(page.read_text(encoding="utf-8").replace(data, script + data, 1), encoding="utf-8")
     how = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}", "--virtual-time-budget=3000"]
     done = subprocess.run([BROWSER, *how, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "FAILED" not in done.stdout.replace(failing, "")
     return done.stdout
 
 
@@ -159,7 +169,7 @@ def drawn_by_browser(page, size="1280,2000"):
 def test_a_line_breaks_where_a_value_is_not_finite(tmp_path):
     with_gaps(tmp_path / "a")
     assert main(["report", str(tmp_path / "a")]) == 0
-    drawn = drawn_by_browser(tmp_path / "a" / "report.html")
+    drawn = drawn_by_browser(tmp_path / "a" / "report.html", doing='document.getElementById("rest").open = true;')
     assert "kl has no curve. 8 of 8 values not finite." in drawn
     assert drawn.count("3 of 8 values not finite") == 2
     lines = re.findall(r'<path d="([^"]*)" stroke', drawn)
@@ -181,3 +191,53 @@ def test_the_page_draws_itself_in_a_browser(page, size):
     assert "background: rgba(var(--low), 0.300)" in drawn
     settings = drawn[drawn.index('id="settings"') :]
     assert settings.index("Those that differ:") < settings.index("learning_rate") < settings.index("All 3 settings")
+
+
+def of_control(path, seeds, steps=40):
+    run = RunDirectory.create(path, {"command": "control", "seeds": seeds})
+    for step in range(1, steps + 1):
+        value = {"episode_return": 100.0 + step, "clip_fraction": 0.0, "explained_variance": 0.5 - step / steps}
+        for name in list(value):
+            value |= {f"{name}_std": 2.0, f"{name}_interval": [value[name] - 300, value[name] + 300]}
+        run.log_metrics(
+            step, {"environment_steps": 64 * step, **value, "value_loss": 10.0 ** (step % 20 - 10), "kl": 1e-3}
+        )
+    run.release()
+    return run
+
+
+def test_a_name_is_what_its_command_means_by_it(tmp_path):
+    made(tmp_path / "a")
+    of_control(tmp_path / "b", seeds=2)
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    panels = data_of((tmp_path / "a" / "report.html").read_text(encoding="utf-8"))["panels"]
+    assert panels["grpo"]["kl"] == {"title": "KL to the reference", "unit": "nats per token"}
+    assert panels["control"]["kl"] == {"title": "KL to the old policy", "unit": "nats"}
+    assert "kl_old" not in panels["grpo"] and "reward" not in panels["control"]
+
+
+def test_a_band_of_few_seeds_is_their_deviation(tmp_path):
+    few, many = (read_run(of_control(tmp_path / str(n), n, 1), "a")["bands"]["episode_return"] for n in (2, 4))
+    assert few == {"low": [99], "high": [103], "what": "one standard deviation of 2 seeds to each side"}
+    assert many == {"low": [-199], "high": [401], "what": "95 % interval of the mean of 4 seeds"}
+
+
+@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
+def test_a_logarithm_is_drawn_where_there_is_one(tmp_path):
+    made(tmp_path / "a")
+    of_control(tmp_path / "b", seeds=2)
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    click = 'document.getElementById("logarithmic").click();'
+    drawn = drawn_by_browser(tmp_path / "a" / "report.html", doing=click)
+    assert drawn.count(">no value above 0<") == 1  # the clip fraction
+    assert ">1e-10<" in drawn and ">1e-9<" not in drawn  # 20 powers of ten have not all a label
+    # Nothing is below the axis, at 190 − 22, or above the box.
+    curves = drawn[drawn.index('id="curves"') : drawn.index('id="spreads"')]
+    assert "NaN" not in curves and "Infinity" not in curves
+    lines = re.findall(r'<path[^>]* d="([^"]*)"', curves)
+    heights = [float(y) for line in lines for y in re.findall(r"[ML][\d.]+ ([\d.-]+)", line)]
+    assert heights and min(heights) >= 4 and max(heights) <= 168
+    # Two of one name are two boxes, and what no name has is said.
+    assert drawn.count("Shade: one standard deviation of 2 seeds to each side.") == 2
+    nowhere = 'const it = document.getElementById("find"); it.value = "xyz"; it.dispatchEvent(new Event("input"));'
+    assert "No metric is called xyz." in drawn_by_browser(tmp_path / "a" / "report.html", doing=nowhere)

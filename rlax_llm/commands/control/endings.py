@@ -15,6 +15,7 @@ from rlax_llm.host.endings import where_to_look
 from rlax_llm.host.session import Session
 
 _FINAL_SHARE = 0.1
+_SOME_SEEDS = 4  # from here on an interval of their mean says something
 
 
 def summary(
@@ -54,9 +55,7 @@ def report(session: Session, summary: Mapping[str, Any]) -> str:
     parts = []
     for key, name in (("final_return", "return of the last episodes"), ("greedy_return", "greedy return")):
         if key in summary:
-            low, high = summary[f"{key}_interval"]
-            interval = "" if math.isnan(low) else f" (95 % {low:.1f} to {high:.1f})"
-            parts.append(f"{name} {summary[key]:.1f}{interval}")
+            parts.append(f"{name} {summary[key]:.1f}{_around(summary, key)}")
     seconds = session.wall_seconds()
     parts.append(f"{session.position} iterations of {summary['seeds']} seeds in {seconds:.0f} s")
     lines = [", ".join(parts), f"written to {session.directory.path}"]
@@ -64,6 +63,17 @@ def report(session: Session, summary: Mapping[str, Any]) -> str:
     if not summary["finished"]:
         lines.append(f"Go on with: rlax-llm control --resume {session.directory.path}")
     return "\n".join(lines)
+
+
+def _around(summary: Mapping[str, Any], key: str) -> str:
+    """The interval of a mean over seeds; of two or three, where it says nothing, the least and the greatest."""
+    seeds = [x for x in summary[f"{key}_seeds"] if x is not None and not math.isnan(x)]
+    if len(seeds) < 2:
+        return ""
+    if len(seeds) < _SOME_SEEDS:
+        return f" (seeds from {min(seeds):.1f} to {max(seeds):.1f})"
+    low, high = summary[f"{key}_interval"]
+    return f" (95 % {low:.1f} to {high:.1f})"
 
 
 def _final_returns(metrics: Iterable[Mapping[str, Any]], steps: int) -> dict[str, Any]:

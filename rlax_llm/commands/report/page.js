@@ -2,11 +2,15 @@
 // The data is text of models and of users: it goes into the page as text, never as markup.
 const { runs, panels } = JSON.parse(document.getElementById("data").textContent);
 const COLORS = ["#3f83cc", "#d9822b", "#2a9d6f", "#c2495f", "#8b62c4", "#8a7a2e", "#1f9aa8", "#7f7f86"];
-const WIDTH = 360, HEIGHT = 190, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const WIDTH = 360, HEIGHT = 190, LEFT = 52, RIGHT = 8, TOP = 8, BOTTOM = 22;
 const LEAD = ["reward", "objective/scores", "episode_return", "held_out_accuracy", "held_out_reward", "accuracy"];
 const byId = (id) => document.getElementById(id);
 const shown = runs.map(() => true);
-runs.forEach((run, index) => { run.color = COLORS[index % COLORS.length]; });
+const DASHES = ["none", "6 3", "2 3", "9 3 2 3"];
+runs.forEach((run, index) => {
+  run.color = COLORS[index % COLORS.length];
+  run.dash = DASHES[Math.floor(index / COLORS.length) % DASHES.length];
+});
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -30,11 +34,15 @@ function number(value) {
   return value.toLocaleString("en-US", { maximumSignificantDigits: size >= 1e4 ? 7 : 4 });
 }
 
-function tick(value) {
+// With as many digits as tell a mark from its neighbors, which are a step away.
+function tick(value, step) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
-  return size !== 0 && size < 1e-3 ? value.toExponential(0) : String(+value.toPrecision(4));
+  if (size === 0) return "0";
+  const digits = Math.max(1, Math.min(6, Math.ceil(Math.log10(size / step)) + 1));
+  if (size >= 1e9 || size < 1e-3) return value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size >= 1e6) return `${+(value / 1e6).toPrecision(Math.max(3, digits))}M`;
+  if (size >= 1e4) return `${+(value / 1e3).toPrecision(Math.max(3, digits))}k`;
+  return String(+value.toPrecision(Math.max(4, digits)));
 }
 
 function ticks(low, high, count) {
@@ -63,16 +71,19 @@ function scale(values, from, to, logarithmic = false) {
   if (low > high) { low = 0; high = 1; }
   if (low === high) { const room = Math.abs(low) * 0.1 || 0.5; low = logarithmic ? low / 1.2 : low - room; high += room; }
   const bend = logarithmic ? Math.log10 : (value) => value;
-  const place = (value) => from + ((bend(value) - bend(low)) / (bend(high) - bend(low))) * (to - from);
+  // What is beyond the scale, as an interval may be, is drawn at its edge.
+  const share = (value) => (logarithmic && value <= 0 ? 0 : (bend(value) - bend(low)) / (bend(high) - bend(low)));
+  const place = (value) => from + Math.max(0, Math.min(1, share(value))) * (to - from);
   return { low, high, place, marks: (count) => (logarithmic ? powers(low, high) : ticks(low, high, count)) };
 }
 
+// Powers of ten, of many every so many-th; within one of them, marks as of a plain scale.
 function powers(low, high) {
-  const found = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
-    if (10 ** power >= low * 0.999) found.push(10 ** power);
-  }
-  return found.length ? found : [low, high];
+  const first = Math.ceil(Math.log10(low * 0.999)), last = Math.floor(Math.log10(high * 1.001));
+  if (last - first < 1) return ticks(low, high, 4).filter((mark) => mark > 0);
+  const every = Math.ceil((last - first + 1) / 5), found = [];
+  for (let power = first; power <= last; power += every) found.push(10 ** power);
+  return found;
 }
 
 // The points of a line, in pieces: it is broken where a number was measured that is not finite.
@@ -99,13 +110,14 @@ function area(one, other) {
 
 function frame(x, y) {
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  for (const mark of y.marks(5)) {
+  const [across, along] = [y.marks(5), x.marks(5)], step = (marks) => (marks.length > 1 ? marks[1] - marks[0] : Math.abs(marks[0]));
+  for (const mark of across) {
     const at = y.place(mark);
     svg.append(draw("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at }));
-    svg.append(draw("text", { x: LEFT - 5, y: at + 4, "text-anchor": "end" }, tick(mark)));
+    svg.append(draw("text", { x: LEFT - 5, y: at + 4, "text-anchor": "end" }, tick(mark, step(across))));
   }
-  for (const mark of x.marks(5)) {
-    svg.append(draw("text", { x: x.place(mark), y: HEIGHT - 5, "text-anchor": "middle" }, tick(mark)));
+  for (const mark of along) {
+    svg.append(draw("text", { x: x.place(mark), y: HEIGHT - 5, "text-anchor": "middle" }, tick(mark, step(along))));
   }
   return svg;
 }
@@ -138,41 +150,82 @@ function panel(title, unit, svg, read) {
   return box;
 }
 
-function curve(name) {
-  const axis = byId("axis").value, weight = +byId("smoothing").value, logarithmic = byId("logarithmic").checked;
-  const lines = runs.filter((run, index) => shown[index] && run.curves[name] && run.axes[axis]).map((run) => ({
-    run, xs: run.axes[axis], ys: run.curves[name], smoothed: smooth(run.curves[name], weight),
-    low: run.curves[`${name}_low`], high: run.curves[`${name}_high`], gap: run.gaps[name], breaks: (run.gaps[name] || { at: [] }).at,
-  }));
+// What is measured now and then, as held-out data is, is drawn as it is.
+function isSparse(run, name) {
+  const values = run.curves[name], known = values.filter((value) => value !== null).length;
+  return known + (run.gaps[name] ? run.gaps[name].at.length : 0) < values.length / 2 || known < 3;
+}
+
+// A quantity of runs whose commands mean the same by its name.
+function quantities(name) {
+  const found = new Map();
+  for (const run of runs.filter((one) => one.curves[name])) {
+    const command = run.settings.command, known = (panels[command] || {})[name];
+    const { title, unit } = known || { title: name, unit: "" };
+    const key = known ? `${title} ${unit}` : `of ${command}`;
+    if (!found.has(key)) found.set(key, { name, title, unit, known: Boolean(known), runs: [], commands: new Set() });
+    found.get(key).runs.push(run);
+    found.get(key).commands.add(command);
+  }
+  const list = [...found.values()];
+  for (const one of list) {
+    const by = list.length > 1 ? [...one.commands].join(", ") : "";
+    one.words = [one.unit, one.known ? name : "", by].filter(Boolean).join(" · ");
+  }
+  return list;
+}
+
+function curve(quantity) {
+  const axis = byId("axis").value, logarithmic = byId("logarithmic").checked, { name, title, words } = quantity;
+  const allowed = (value) => !logarithmic || value > 0;
+  const lines = quantity.runs.filter((run) => shown[runs.indexOf(run)] && run.axes[axis]).map((run) => {
+    const weight = isSparse(run, name) ? 0 : +byId("smoothing").value, ys = run.curves[name];
+    const smoothed = weight ? smooth(ys.map((value) => (allowed(value) ? value : null)), weight) : ys;
+    return { run, weight, xs: run.axes[axis], ys, smoothed, band: run.bands[name], gap: run.gaps[name], breaks: (run.gaps[name] || { at: [] }).at };
+  });
   if (!lines.length) return null;
   const x = scale(lines.flatMap((line) => line.xs.filter((_, index) => line.ys[index] !== null)), LEFT, WIDTH - RIGHT);
-  const all = lines.flatMap((line) => [...line.ys, ...(line.low || []), ...(line.high || [])]);
+  const all = lines.flatMap((line) => line.ys);
+  if (!all.some((value) => value !== null && allowed(value))) return panel(title, words, nothing("no value above 0"));
   const y = scale(all, HEIGHT - BOTTOM, TOP, logarithmic);
-  const allowed = (value) => !logarithmic || value > 0;
   const svg = frame(x, y);
   for (const line of lines) {
-    if (line.low && line.high) {
-      const [low, high] = [line.low, line.high].map((ys) => pieces(line.xs, ys, x, y, allowed, line.breaks));
+    const pen = { stroke: line.run.color, "stroke-dasharray": line.run.dash };
+    if (line.band) {
+      const [low, high] = [line.band.low, line.band.high].map((ys) => pieces(line.xs, ys, x, y, () => true, line.breaks));
       svg.append(draw("path", { class: "band", d: area(high, low), style: `fill:${line.run.color}` }));
     }
-    if (weight) svg.append(draw("path", { class: "faint", d: path(line.xs, line.ys, x, y, allowed, line.breaks), stroke: line.run.color }));
-    svg.append(draw("path", { d: path(line.xs, line.smoothed, x, y, allowed, line.breaks), stroke: line.run.color }));
-    if (line.ys.filter((value) => value !== null).length < 3) dots(svg, line, x, y, allowed);
+    if (line.weight) svg.append(draw("path", { class: "faint", d: path(line.xs, line.ys, x, y, allowed, line.breaks), ...pen }));
+    svg.append(draw("path", { d: path(line.xs, line.smoothed, x, y, allowed, line.breaks), ...pen }));
+    if (isSparse(line.run, name)) dots(svg, line, x, y, allowed);
   }
-  const known = panels[name] || { title: name, unit: "" };
-  const box = panel(known.title, known.unit ? `${known.unit} · ${name}` : "", svg, (at) => lines.flatMap((line) => nearest(line, x, at)));
+  const box = panel(title, words, svg, (at) => lines.flatMap((line) => nearest(line, x, at)));
+  const shades = [...new Set(lines.filter((line) => line.band).map((line) => line.band.what))];
+  box.append(...shades.map((what) => make("div", { class: "dim" }, `Shade: ${what}.`)));
   box.append(...lines.filter((line) => line.gap).map((line) => make("div", { class: "dim" }, notFinite(line.run, line.gap))));
   return box;
+}
+
+function nothing(text) {
+  const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+  svg.append(draw("text", { x: WIDTH / 2, y: HEIGHT / 2, "text-anchor": "middle" }, text));
+  return svg;
 }
 
 function notFinite(run, gap) {
   return `${runs.length > 1 ? `${run.name}: ` : ""}${number(gap.count)} of ${number(gap.of)} values not finite`;
 }
 
+// Whether this is an end of an interval, which goes with its middle.
+function isEnd(run, name) {
+  const middle = name.replace(/_(low|high)$/, "");
+  return middle !== name && Boolean(run.curves[middle] || run.gaps[middle]);
+}
+
 // Metrics that have no curve, as none of their values is finite.
 function drawnNowhere() {
   return runs.filter((run, index) => shown[index]).flatMap((run) => Object.entries(run.gaps)
-    .filter(([name]) => !run.curves[name] && !(name.replace(/_(low|high)$/, "") !== name && run.gaps[name.replace(/_(low|high)$/, "")]))
+    .filter(([name]) => !run.curves[name] && !isEnd(run, name))
     .map(([name, gap]) => make("p", { class: "dim" }, `${name} has no curve. ${notFinite(run, gap)}.`)));
 }
 
@@ -200,26 +253,38 @@ function drawRuns() {
     box.addEventListener("change", () => { shown[index] = box.checked; drawAll(); });
     const facts = Object.entries(run.summary).filter(([name]) => !/tokens_per_second|^(rollout|update)_/.test(name));
     const list = facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, number(value))]);
-    const state = run.done ? [] : [make("div", { class: "dim" }, "It has not ended, or was ended at once.")];
+    const state = run.state ? [make("div", { class: "dim" }, run.state)] : [];
     const mean = run.together > 1 ? [make("div", { class: "dim" }, `A point of its curves is the mean of ${run.together} steps.`)] : [];
     const card = make("div", { class: "card run" }, make("label", {}, box, " ", run.name), ...state, make("dl", {}, ...list), ...mean);
     card.style.setProperty("--color", run.color);
+    if (run.dash !== "none") card.style.borderLeftStyle = "dashed";
     return card;
   });
   byId("runs").append(make("div", { class: "cards" }, ...cards));
 }
 
+// Which line is whose, where the curves are.
+function drawKey() {
+  byId("key").replaceChildren(...(runs.length < 2 ? [] : runs.filter((_, index) => shown[index]).map((run) => {
+    const svg = draw("svg", { viewBox: "0 0 24 8" });
+    svg.append(draw("path", { d: "M0 4L24 4", stroke: run.color, "stroke-dasharray": run.dash }));
+    return make("span", {}, svg, run.name);
+  })));
+}
+
 function drawCurves() {
   const wanted = byId("find").value.trim().toLowerCase();
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))]
-    .filter((name) => !/_(low|high|std)$/.test(name) || !runs.some((run) => run.curves[name.replace(/_(low|high|std)$/, "")]));
-  const rank = (name) => (LEAD.includes(name) ? LEAD.indexOf(name) : LEAD.length);
-  const first = names.filter((name) => panels[name]).sort((one, other) => rank(one) - rank(other));
-  const rest = names.filter((name) => !panels[name]).sort();
-  const found = (list) => list.filter((name) => `${name} ${(panels[name] || {}).title || ""}`.toLowerCase().includes(wanted));
+    .filter((name) => !/_std$/.test(name) || !runs.some((run) => run.curves[name.replace(/_std$/, "")]));
+  const rank = ({ name }) => (LEAD.includes(name) ? LEAD.indexOf(name) : LEAD.length);
+  const all = names.flatMap(quantities);
+  const first = all.filter((one) => one.known).sort((one, other) => rank(one) - rank(other));
+  const rest = all.filter((one) => !one.known).sort((one, other) => (one.name < other.name ? -1 : 1));
+  const found = (list) => list.filter((one) => `${one.name} ${one.title}`.toLowerCase().includes(wanted));
   const boxes = (list) => make("div", { class: "panels" }, ...found(list).map(curve).filter(Boolean));
   const open = byId("rest") ? byId("rest").open : false;
   const parts = [make("h2", {}, "Curves"), ...drawnNowhere(), boxes(first)];
+  if (!found(all).length) parts.push(make("p", { class: "dim" }, all.length ? `No metric is called ${wanted}.` : "There are no metrics yet."));
   if (rest.length) {
     const more = make("details", { id: "rest" }, make("summary", {}, `${rest.length} further metrics`));
     const fill = () => { if (more.open && more.children.length === 1) more.append(boxes(rest)); };
@@ -288,17 +353,21 @@ function solvedGroups(run) {
   const { steps, none, all } = run.groups;
   const x = scale(steps, LEFT, WIDTH - RIGHT), y = scale([0, 1], HEIGHT - BOTTOM, TOP);
   const svg = frame(x, y);
-  svg.append(draw("path", { d: path(steps, all, x, y, () => true), stroke: COLORS[2] }));
-  svg.append(draw("path", { d: path(steps, none, x, y, () => true), stroke: COLORS[3] }));
-  const read = (at) => [[all, COLORS[2], "every completion right"], [none, COLORS[3], "none right"]].flatMap(([ys, color, what]) =>
-    nearest({ run, xs: steps, ys }, x, at).map((found) => ({ ...found, color, text: `${what}: ${found.text}` })));
-  return panel(`Prompts that teach nothing · ${run.name}`, "share of prompts: all right (green), none right (red)", svg, read);
+  svg.append(draw("path", { d: path(steps, all, x, y, () => true), stroke: run.color }));
+  svg.append(draw("path", { d: path(steps, none, x, y, () => true), stroke: run.color, "stroke-dasharray": "4 4" }));
+  const read = (at) => [[all, "every completion right"], [none, "none right"]].flatMap(([ys, what]) =>
+    nearest({ run, xs: steps, ys }, x, at).map((found) => ({ ...found, text: `${what}: ${found.text}` })));
+  return panel(`Prompts that teach nothing · ${run.name}`, "share of prompts: all right (line), none right (dashes)", svg, read);
 }
 
 function drawSpreads() {
   const chosen = runs.filter((run, index) => shown[index]);
   if (!chosen.some((run) => run.spreads.length)) { byId("spreads").replaceChildren(); return; }
-  const fans = chosen.flatMap((run) => [...run.spreads.map((spread) => fan(run, spread)), ...(run.groups ? [solvedGroups(run)] : [])]);
+  const fans = chosen.flatMap((run) => [
+    // Of one step there is its histogram.
+    ...run.spreads.filter((spread) => spread.steps.length > 1).map((spread) => fan(run, spread)),
+    ...(run.groups ? [solvedGroups(run)] : []),
+  ]);
   const most = Math.max(...chosen.flatMap((run) => run.spreads.map((spread) => spread.looks.length)));
   const slider = make("input", { type: "range", min: 0, max: most - 1, value: most - 1, "aria-label": "step" });
   const bars = make("div", { class: "panels" });
@@ -327,12 +396,13 @@ function drawPrompts() {
   const fill = () => {
     const run = runs[+which.value], { lines, of, solved, steps } = run.prompts;
     const top = Math.max(...lines.map((line) => line.mean), solved ? 1 : 1e-9);
-    words.textContent = `${number(of)} prompts in ${number(steps)} recorded steps` + (of > lines.length ? `; the ${lines.length} hardest are listed.` : ".");
+    words.textContent = `${number(of)} prompts in ${number(steps)} recorded steps` + (of > lines.length ? `; the ${lines.length} hardest are listed.` : ".")
+      + (lines.some((line) => line.text === null) ? " A number in place of a text: the run keeps the texts of the prompts that come first, up to half a million characters." : "");
     const head = make("tr", {}, ...["prompt", solved ? "right" : "mean score", "completions", "visits, first to last"].map((text) => make("th", {}, text)));
     const body = lines.map((line) => {
       const bar = make("b");
       bar.style.width = `${Math.max(0, Math.min(1, line.mean / top)) * 100}%`;
-      return make("tr", {}, make("td", { class: "text" }, line.text), make("td", {}, make("span", { class: "share" }, bar), solved ? `${Math.round(line.mean * 100)} %` : number(line.mean)),
+      return make("tr", {}, make("td", { class: line.text === null ? "dim" : "text" }, line.text ?? line.name), make("td", {}, make("span", { class: "share" }, bar), solved ? `${Math.round(line.mean * 100)} %` : number(line.mean)),
         make("td", {}, line.completions), make("td", {}, visits(line.visits, run.color), ` ${line.visits.length}`));
     });
     table.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
@@ -433,14 +503,14 @@ function drawSettings() {
   const differ = names.filter((name) => new Set(runs.map((run) => run.settings[name])).size > 1);
   const table = (list) => make("div", { class: "scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, make("th", {}, "setting"), ...runs.map((run) => make("th", {}, run.name)))),
-    make("tbody", {}, ...list.map((name) => make("tr", {}, make("td", {}, name), ...runs.map((run) => make("td", { class: "text" }, run.settings[name] ?? "–")))))));
+    make("tbody", {}, ...list.map((name) => make("tr", {}, make("td", {}, name), ...runs.map((run) => make("td", { class: "text" }, run.settings[name] === "null" ? "none" : run.settings[name] ?? "–")))))));
   const parts = [make("h2", {}, "Settings")];
   if (runs.length > 1) parts.push(...(differ.length ? [make("p", { class: "dim" }, "Those that differ:"), table(differ)] : [make("p", { class: "dim" }, "All are the same.")]));
   parts.push(make("details", {}, make("summary", {}, `All ${names.length} settings`), table(names)));
   byId("settings").append(...parts);
 }
 
-function drawAll() { drawCurves(); drawSpreads(); }
+function drawAll() { drawKey(); drawCurves(); drawSpreads(); }
 
 function choose(scheme) { document.documentElement.dataset.scheme = scheme; }
 

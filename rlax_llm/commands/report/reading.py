@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlax_llm.core.wording import counted
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.tracking.tracker import not_finite, scalars
 
@@ -23,6 +24,10 @@ _TEXT = 4000  # characters of a completion
 _DECILES = np.linspace(0, 1, 11)
 _AXES = ("step", "environment_steps", "wall_seconds")
 _SEEDS = "episode_return_seeds"
+_INTERVAL = "_interval"
+_SOME_SEEDS = 4  # from here on an interval of their mean says something
+_ABOUT = ("command", "model", "recipe", "env", "task")
+_LEAD = ("reward", "objective/scores", "episode_return", "loss")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -42,14 +47,33 @@ def read_run(run: RunDirectory, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "settings": {key: _text(value) for key, value in run.config().items()},
-        "summary": {key: value for key, value in summary.items() if not isinstance(value, (dict, list))},
-        "done": bool(summary),
-        **_curves(metrics),
+        "summary": {k: x for k, x in (summary or _begun(run, metrics)).items() if not isinstance(x, (dict, list))},
+        "state": "" if summary else _state(run, metrics),
+        **_curves(metrics, run.config().get("seeds")),
         "spreads": _spreads(metrics, rollouts),
         "groups": _groups(rollouts),
         "prompts": _prompts(rollouts),
         "completions": _completions(run),
     }
+
+
+def _state(run: RunDirectory, metrics: Rows) -> str:
+    """Where a run stands that has not ended, and how it goes on."""
+    command = run.config().get("command")
+    on = f" If it does no more, rlax-llm {command} --resume {run.path} goes on with it." if metrics else ""
+    return f"Not ended: it still runs, or was killed.{on}"
+
+
+def _begun(run: RunDirectory, metrics: Rows) -> dict[str, Any]:
+    """What is known of a run without a summary: what it does, how far it is, the last of its numbers that lead."""
+    config = run.config()
+    about = {name: config[name] for name in _ABOUT if config.get(name) is not None}
+    data = config.get("data")
+    files = {"data": ", ".join(map(str, data))} if isinstance(data, list) else {}
+    lead = next((name for name in _LEAD if any(name in row for row in metrics)), None)
+    last = {lead: next(row[lead] for row in reversed(metrics) if lead in row)} if lead else {}
+    done = metrics[-1]["step"] if metrics else 0
+    return about | files | {"steps so far": done} | ({"of": config["steps"]} if "steps" in config else {}) | last
 
 
 def _text(value: Any) -> str:
@@ -68,20 +92,53 @@ def _thinned(count: int, most: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, count - 1, min(count, most))})
 
 
-def _curves(metrics: Rows) -> dict[str, Any]:
+def _curves(metrics: Rows, seeds: int | None) -> dict[str, Any]:
     """The numbers of steps: of a long run the means of so many steps each, so that no peak is picked by chance."""
-    rows = [{"step": row["step"], **scalars(row)} for row in metrics]
+    rows = [{"step": row["step"], **scalars(_without_intervals(row))} for row in metrics]
     together = max(-(-len(rows) // _POINTS), 1)
     parts = [rows[start : start + together] for start in range(0, len(rows), together)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     found = {name: [_mean(part, name) for part in parts] for name in names}
+    bands = _bands(metrics, together, seeds)
+    ends = {f"{name}_{end}": band[end] for name, band in bands.items() for end in ("low", "high") if name in found}
     axes = {name: [part[-1].get(name) for part in parts] for name in _AXES if name in found}
     return {
         "together": together,
         "axes": axes,
         "curves": {k: x for k, x in found.items() if k not in _AXES},
-        "gaps": _gaps(metrics, found, together),
+        "bands": bands,
+        "gaps": _gaps(metrics, found | ends, together),
     }
+
+
+def _without_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.endswith(_INTERVAL)}
+
+
+def _bands(metrics: Rows, together: int, seeds: int | None) -> dict[str, Any]:
+    """Around the mean over seeds its interval; of a few seeds, whose interval is wide as a barn, their deviation."""
+    names = dict.fromkeys(name.removesuffix(_INTERVAL) for row in metrics for name in row if name.endswith(_INTERVAL))
+    few = seeds is not None and seeds < _SOME_SEEDS
+    of = "the seeds" if seeds is None else counted(seeds, "seed")
+    what = f"one standard deviation of {of} to each side" if few else f"95 % interval of the mean of {of}"
+    found = {}
+    for name in names:
+        rows = [_ends(row, name, few) for row in metrics]
+        parts = [rows[start : start + together] for start in range(0, len(rows), together)]
+        band = {end: [_mean(part, end) for part in parts] for end in ("low", "high")}
+        if any(value is not None for value in band["low"]):
+            found[name] = band | {"what": what}
+    return found
+
+
+def _ends(row: Mapping[str, Any], name: str, few: bool) -> dict[str, float]:
+    """The two ends of a band at a step; nothing where one of them is not known."""
+    ends = row.get(f"{name}{_INTERVAL}")
+    if few:
+        middle, deviation = row.get(name), row.get(f"{name}_std")
+        ends = None if middle is None or deviation is None else (middle - deviation, middle + deviation)
+    finite = ends is not None and all(x is not None and math.isfinite(x) for x in ends)
+    return dict(zip(("low", "high"), ends, strict=True)) if finite else {}
 
 
 def _gaps(metrics: Rows, curves: Mapping[str, Sequence[float | None]], together: int) -> dict[str, Any]:
@@ -165,7 +222,7 @@ def _prompts(rollouts: Rows) -> dict[str, Any]:
             value = _worth(row, place, solved)
             if value is not None:
                 seen.setdefault(name, []).append((row["step"], value, len(row["rewards"][place])))
-    lines = [_prompt(texts.get(name, f"prompt {name}"), visits) for name, visits in seen.items()]
+    lines = [{"name": name, "text": texts.get(name), **_prompt(visits)} for name, visits in seen.items()]
     # Those that were seen more than once say more.
     lines.sort(key=lambda line: (-min(len(line["visits"]), 2), line["mean"]))
     return {"of": len(lines), "solved": solved, "lines": lines[:_PROMPTS], "steps": len(rollouts)}
@@ -179,10 +236,9 @@ def _worth(row: Mapping[str, Any], place: int, solved: bool) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _prompt(text: str, visits: list[tuple[int, float, int]]) -> dict[str, Any]:
+def _prompt(visits: list[tuple[int, float, int]]) -> dict[str, Any]:
     completions = sum(size for _, _, size in visits)
     return {
-        "text": text,
         "completions": completions,
         "mean": _number(sum(value * size for _, value, size in visits) / completions),
         "visits": [[step, _number(value)] for step, value, _ in visits],

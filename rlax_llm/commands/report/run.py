@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def made_page(runs: list[dict[str, Any]]) -> str:
         runs: as ``read_run`` gives them.
     """
     data = json.dumps(
-        {"runs": runs, "panels": _panels({run["settings"].get("command", "") for run in runs})},
+        {"runs": runs, "panels": _panels(runs)},
         ensure_ascii=False,
         allow_nan=False,
         separators=(",", ":"),
@@ -67,19 +68,33 @@ def made_page(runs: list[dict[str, Any]]) -> str:
     data = data.encode("utf-8", "backslashreplace").decode("utf-8")
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     for name, text in (("page.css", None), ("page.js", None), ("data", data)):
-        text = text if text is not None else (_HERE / name).read_text(encoding="utf-8")
+        text = text if text is not None else _without_margins((_HERE / name).read_text(encoding="utf-8"))
         page = page.replace(f"{{{{{name}}}}}", text, 1)
     return page
 
 
-def _panels(commands: set[str]) -> dict[str, dict[str, str]]:
-    """Titles and units of the quantities that figures of runs show, which stand first on the page.
+def _without_margins(program: str) -> str:
+    """Without what only its authors read: margins, and lines of comment."""
+    lines = (line.strip() for line in program.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
 
-    A quantity that several commands have is called as it is by the first of the page's own.
+
+def _panels(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, str]]]:
+    """By command the titles and units of the quantities that stand first on the page.
+
+    What the figure of a command does not show is called as in those of other commands, but for control, whose
+    quantities are others under the same names.
     """
     figures = {"control": control_curves.PANELS} | curves.BY_COMMAND
-    own = [figures.get(command, curves.PANELS) for command in sorted(commands)]
-    known: dict[str, Panel] = {}
-    for panel in (panel for panels in (*own, curves.PANELS, *figures.values()) for panel in panels):
-        known.setdefault(panel.key, panel)
-    return {key: {"title": panel.title, "unit": panel.unit} for key, panel in known.items()}
+    language = (*curves.PANELS, *(panel for panels in curves.BY_COMMAND.values() for panel in panels))
+    commands = {run["settings"].get("command", "") for run in runs}
+    measured = {name for run in runs for name in run["curves"]}
+    return {
+        command: _named(measured, (*figures.get(command, ()), *(() if command == "control" else language)))
+        for command in sorted(commands)
+    }
+
+
+def _named(keys: set[str], panels: Sequence[Panel]) -> dict[str, dict[str, str]]:
+    """Of each key what the first of its panels says."""
+    return {panel.key: {"title": panel.title, "unit": panel.unit} for panel in reversed(panels) if panel.key in keys}
