@@ -19,12 +19,14 @@ class Grid(NamedTuple):
         header: of its columns.
         rows: of cells.
         words: which columns hold words, flush left; the others numbers.
+        note: a word on the numbers.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: Sequence[int] = (0,)
+    note: str = ""
 
 
 def on_screen(grid: Grid) -> Table:
@@ -34,6 +36,7 @@ def on_screen(grid: Grid) -> Table:
         grid: of text.
     """
     table = Table(title=grid.title, box=box.SIMPLE_HEAD, title_style="dim", title_justify="left", pad_edge=False)
+    table.caption, table.caption_justify, table.caption_style = grid.note or None, "left", "dim"
     for index, name in enumerate(grid.header):
         table.add_column(name, justify="left" if index in grid.words else "right", overflow="fold")
     for row in grid.rows:
@@ -57,7 +60,7 @@ def in_markdown(grid: Grid) -> str:
     lines = [grid.header, *grid.rows]
     written = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     sides = "".join("---|" if index in grid.words else "---:|" for index in range(len(grid.header)))
-    return "\n".join([f"**{grid.title}**", "", written[0], f"|{sides}", *written[1:]])
+    return "\n".join([f"**{grid.title}**{grid.note and f' ({grid.note})'}", "", written[0], f"|{sides}", *written[1:]])
 
 
 def near(name: str) -> str:

@@ -9,7 +9,14 @@ __getattr__, __dir__ = lazy_face(
         "functions": ("exact_answer", "format_match", "integer_answer", "repetition", "word_limit"),
         "loading": ("load_reward", "load_rewards"),
         "mathematics": ("math_answer",),
-        "measures": ("best_of_k", "majority", "mean_interval", "share_interval", "sign_flip_test"),
+        "measures": (
+            "best_of_k",
+            "difference_interval",
+            "majority",
+            "mean_interval",
+            "share_interval",
+            "sign_flip_test",
+        ),
         "pool": ("RewardPool",),
     },
 )

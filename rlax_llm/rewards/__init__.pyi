@@ -29,6 +29,7 @@ from rlax_llm.rewards.loading import load_reward as load_reward
 from rlax_llm.rewards.loading import load_rewards as load_rewards
 from rlax_llm.rewards.mathematics import math_answer as math_answer
 from rlax_llm.rewards.measures import best_of_k as best_of_k
+from rlax_llm.rewards.measures import difference_interval as difference_interval
 from rlax_llm.rewards.measures import majority as majority
 from rlax_llm.rewards.measures import mean_interval as mean_interval
 from rlax_llm.rewards.measures import share_interval as share_interval

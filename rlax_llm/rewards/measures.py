@@ -103,9 +103,8 @@ def share_interval(shares: np.ndarray, draws: int = 1) -> Interval:
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean with its interval ``x̄ ± z s / √n``, for numbers of any range, as rewards or paired differences.
+    """Mean with its interval ``x̄ ± z s / √n``, for numbers of any range, as rewards.
 
-    Paired differences have it narrower than two means apart, as prompts are equally hard for both (arXiv 2411.00640).
     Limiting case: one value has no end to its interval.
 
     Args:
@@ -117,6 +116,26 @@ def mean_interval(values: np.ndarray) -> Interval:
     mean = float(values.mean())
     half = _Z * float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else math.inf
     return Interval(mean, mean - half, mean + half)
+
+
+def difference_interval(differences: np.ndarray) -> Interval:
+    """Mean of paired differences of shares, with the interval of Agresti and Min (2005, Statistics in Medicine 24).
+
+    Two prompts are added, one that both models solve or neither, and one that half of the time this one alone solves
+    and half of the time the other: ``m ± z √((Σd² + 1)/N − m²) / √N`` with ``N = n + 2`` and ``m = Σd / N``, within −1
+    and 1. Prompts are equally hard for both, so it is narrower than that of two means apart (arXiv 2411.00640).
+    Limiting cases: it has a width where all differences are equal; for many prompts ``mean_interval``'s.
+
+    Args:
+        differences: ``[n]`` from −1 to 1, at least one.
+
+    >>> [round(x, 3) for x in difference_interval(np.zeros(16))]
+    [0.0, -0.109, 0.109]
+    """
+    mean, count = float(differences.mean()), differences.size + 2
+    middle = float(differences.sum()) / count
+    half = _Z * math.sqrt((float((differences**2).sum()) + 1) / count - middle**2) / math.sqrt(count)
+    return Interval(mean, min(max(middle - half, -1.0), mean), max(min(middle + half, 1.0), mean))
 
 
 def sign_flip_test(differences: Sequence[int] | np.ndarray) -> float:

@@ -93,6 +93,7 @@ def test_models_are_compared_on_the_prompts_of_both():
     [
         (0.2, 20, 2, 0.001, "This model is better: .* p = 0.001"),
         (-0.2, 2, 20, 0.001, "This model is worse"),
+        (0.2, 20, 0, 1e-6, "This model is better: .* p < 0.0001"),
         (0.1, 3, 2, 0.9, "No difference is shown: .* p = 0.9"),
         (0.0, 0, 0, 1.0, "solve the same prompts"),
     ],
@@ -152,6 +153,10 @@ def test_what_cannot_be_compared_or_measured_is_told(tmp_path):
     run.release()
     with pytest.raises(ValueError, match="the directory of grpo, wanted a model or the directory of an eval; give"):
         run_eval(EvalSettings.of(**LIMITS, against=str(tmp_path / "run")))
+    with pytest.raises(
+        ValueError, match=r"--against is nosuch, wanted a model or the directory of an eval\. .*'nosuch'"
+    ):
+        run_eval(EvalSettings.of(**LIMITS, against="nosuch", task="no such task either"))
     with pytest.raises(DataError, match="arithmetic is there twice; name it once"):
         run_eval(EvalSettings.of(**LIMITS, task=["arithmetic", "arithmetic"]))
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
@@ -167,3 +172,18 @@ def test_of_a_category_what_cannot_be_made_is_left_out(monkeypatch, capsys):
     assert main(["eval", "--model", "char", "--task", "reasoning-gym:all", "--size", "4"]) == 0
     shown = capsys.readouterr()
     assert "reasoning-gym:chain_sum is left out: " in shown.err and "arithmetic" in shown.out
+
+
+def test_a_column_that_no_file_has_is_told_before_anything_is_measured(tmp_path, capsys):
+    files = []
+    for name, row in (("plain", {}), ("level", {"level": 1})):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": "1+1=", "answer": "2", **row}) + "\n")
+    given = LIMITS | {"reward": "exact_answer"}
+    with pytest.raises(
+        DataError, match=r"--by is 'levle', and not all rows of plain.jsonl, level.jsonl .*; did you mean 'l"
+    ):
+        run_eval(EvalSettings.of(**given, data=files, by="levle"))
+    run_eval(EvalSettings.of(**given, data=files, by="level"))
+    shown = capsys.readouterr()
+    assert "plain.jsonl: not all rows have the column 'level'" in shown.err and "level.jsonl, level 1" in shown.out

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,7 +197,11 @@ def test_the_page_draws_itself_in_a_browser(page, size):
 def of_control(path, seeds, steps=40):
     run = RunDirectory.create(path, {"command": "control", "seeds": seeds})
     for step in range(1, steps + 1):
-        value = {"episode_return": 100.0 + step, "clip_fraction": 0.0, "explained_variance": 0.5 - step / steps}
+        value: dict[str, Any] = {
+            "episode_return": 100.0 + step,
+            "clip_fraction": 0.0,
+            "explained_variance": 0.5 - step / steps,
+        }
         for name in list(value):
             value |= {f"{name}_std": 2.0, f"{name}_interval": [value[name] - 300, value[name] + 300]}
         run.log_metrics(

@@ -11,7 +11,14 @@ import pytest
 from scipy import stats
 
 from rlax_llm.credit.groups import max_leave_one_out
-from rlax_llm.rewards.measures import best_of_k, majority, mean_interval, share_interval, sign_flip_test
+from rlax_llm.rewards.measures import (
+    best_of_k,
+    difference_interval,
+    majority,
+    mean_interval,
+    share_interval,
+    sign_flip_test,
+)
 
 
 @pytest.mark.parametrize("k", range(1, 6))
@@ -82,6 +89,21 @@ def test_intervals_hold_what_they_promise():
     inside = [low <= 1.0 <= high for _, low, high in (mean_interval(x) for x in rng.uniform(0, 2, (400, 60)))]
     assert 0.92 < np.mean(inside) < 0.98
     assert mean_interval(np.array([2.0])) == (2.0, -math.inf, math.inf)
+
+
+def test_the_interval_of_a_difference_is_agresti_and_mins():
+    """The Wald interval of a table of 2 × 2 with half a prompt in each cell; it holds for few prompts, and within 1."""
+    for better, worse, same in ((3, 1, 12), (0, 0, 16), (16, 0, 0)):
+        b, c, n = better + 0.5, worse + 0.5, better + worse + same + 2
+        half = stats.norm.ppf(0.975) * np.sqrt(b + c - (b - c) ** 2 / n) / n
+        mean, low, high = difference_interval(np.repeat([1.0, -1.0, 0.0], [better, worse, same]))
+        assert mean == (better - worse) / (n - 2)
+        np.testing.assert_allclose([low, high], [(b - c) / n - half, min(max((b - c) / n + half, mean), 1)], rtol=1e-12)
+    counts = np.random.default_rng(1).multinomial(12, (0.3, 0.1, 0.6), 2000)
+    ends = [difference_interval(np.repeat([1.0, -1.0, 0.0], count)) for count in counts]
+    assert np.mean([low <= 0.2 <= high for _, low, high in ends]) > 0.93
+    many = np.repeat([1.0, -1.0, 0.0], [3000, 1000, 6000])
+    np.testing.assert_allclose(difference_interval(many), mean_interval(many), atol=1e-3)
 
 
 def test_the_sign_flip_test_is_its_enumeration():

@@ -11,7 +11,7 @@ import numpy as np
 from rlax_llm.commands.eval.measured import Measured
 from rlax_llm.data.jsonl import prompt_key
 from rlax_llm.host.run_directory import RunDirectory
-from rlax_llm.rewards.measures import Interval, mean_interval, sign_flip_test
+from rlax_llm.rewards.measures import Interval, difference_interval, sign_flip_test
 
 Solved = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """Set → prompt → whether each of its completions is right, ``[n]``."""
@@ -106,8 +106,16 @@ def other_settings(path: str, settings: Mapping[str, Any]) -> str:
         settings: of this one.
     """
     before = RunDirectory.reopen(path).config()
-    said = [f"{name} {before[name]}, not {settings[name]}" for name in _COMPARED if before.get(name) != settings[name]]
+    said = [
+        f"{name} {_worded(name, before[name])}, not {_worded(name, settings[name])}"
+        for name in _COMPARED
+        if before.get(name) != settings[name]
+    ]
     return f"{path} was measured with {'; '.join(said)}." if said else ""
+
+
+def _worded(name: str, value: Any) -> Any:
+    return {"reward": "of the task itself", "logit_bias": "none"}.get(name, value) if value is None else value
 
 
 def compare(own: Solved, other: Solved) -> list[Comparison]:
@@ -148,7 +156,7 @@ def _compared(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], unpaire
         unpaired,
         float(own.mean()),
         float(other.mean()),
-        mean_interval(own - other),
+        difference_interval(own - other),
         int((signs > 0).sum()),
         int((signs < 0).sum()),
         sign_flip_test(counts),
@@ -163,10 +171,15 @@ def verdict(found: Comparison) -> str:
     """
     if found.p < 0.05:
         way = "better" if found.difference.mean > 0 else "worse"
-        return f"This model is {way}: a difference as large would come by chance with p = {chance(found.p)}."
+        return f"This model is {way}: a difference as large would come by chance with p {_compared_to(found.p)}."
     if not found.better + found.worse:
         return "The two solve the same prompts."
-    return f"No difference is shown: one as large comes by chance with p = {chance(found.p)}."
+    return f"No difference is shown: one as large comes by chance with p {_compared_to(found.p)}."
+
+
+def _compared_to(p: float) -> str:
+    told = chance(p)
+    return f"< {told[1:]}" if told.startswith("<") else f"= {told}"
 
 
 def chance(p: float) -> str:

@@ -20,7 +20,7 @@ from rlax_llm.commands.eval.against import (
     verdict,
 )
 from rlax_llm.commands.eval.measured import Measured, entry, measured_of, parts_by
-from rlax_llm.commands.eval.sets import Source, read_source, sources
+from rlax_llm.commands.eval.sets import Source, check_column, read_source, sources
 from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.eval.tables import comparison_grid, mean_row, results_grid
 from rlax_llm.commands.grids import Grid, in_markdown, near, on_screen
@@ -30,6 +30,7 @@ from rlax_llm.commands.rollouts import Grades, Rollout, Sampling, grade
 from rlax_llm.commands.settings import as_dict
 from rlax_llm.commands.setup import build_model, build_sampler
 from rlax_llm.commands.tasks import tell
+from rlax_llm.core.processes import told_to_all
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tasks import Task
 from rlax_llm.host.failures import RunFailed
@@ -37,10 +38,11 @@ from rlax_llm.host.followed import shared
 from rlax_llm.host.progress import Column, Progress, say, show
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.session import versions
-from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.loading import LanguageModel, load_tokenizer
 from rlax_llm.rewards.calling import Scores
 
 _COMPLETIONS = 64  # at a time
+_NOTE = "in brackets the 95 % interval"
 _COLUMNS = (Column("accuracy", "accuracy"),)
 Keep = Callable[[Measured, Grades], None]
 
@@ -115,9 +117,11 @@ def _measured(settings: EvalSettings, keep: Keep) -> tuple[list[Measured], list[
     """What the model did with each set, and the sets."""
     model = build_model("eval", settings.model, settings.run.seed, settings.sampling)
     named = sources(settings.task, settings.sampling, settings.run.seed, model)
+    files = {source.name: read_source(source, model) for source in named if source.is_file}
+    check_column(settings.task.by, {name: task for name, task in files.items() if task is not None})
     found = []
     for source in named:
-        task = read_source(source, model)
+        task = files[source.name] if source.is_file else read_source(source, model)
         if task is not None:
             grades = _grades(settings, model, task, source.name)
             found.append(measured_of(source.name, task, grades, settings.sampling.samples))
@@ -150,13 +154,30 @@ def _grades(settings: EvalSettings, model: LanguageModel, task: Task, name: str)
 
 
 def _earlier(settings: EvalSettings) -> Solved | None:
-    """What an earlier eval measured, read before anything is computed; None where a model is to be measured."""
+    """What an earlier eval measured, read before anything is computed; None where a model is to be measured.
+
+    Raises:
+        ValueError: it cannot be read, or there is no such model.
+    """
     against = settings.run.against
-    if against is None or not is_eval(against):
+    if against is None:
+        return None
+    if not is_eval(against):
+        if against != "char":
+            told_to_all(lambda: _check_model(against))
         return None
     found = solved_in(against)
     tell(other_settings(against, as_dict(settings)))
     return found
+
+
+def _check_model(against: str) -> None:
+    try:
+        load_tokenizer(against)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"eval: --against is {against}, wanted a model or the directory of an eval. {error}"
+        ) from error
 
 
 def _compared(
@@ -205,15 +226,15 @@ def _drawn(settings: EvalSettings) -> str:
 def _grids(
     settings: EvalSettings, found: Sequence[Measured], compared: Sequence[Comparison], all_measures: bool
 ) -> list[Grid]:
-    title = f"{near(settings.model.model)}: {_drawn(settings)}; [95 % interval]"
+    title = f"{near(settings.model.model)}: {_drawn(settings)}"
     shown = list(found)
     if settings.task.by is not None:
         shown = [part for one in found for part in (one, *parts_by(one, settings.task.by))]
-    grid = results_grid(title, shown, all_measures)
+    grid = results_grid(title, shown, all_measures)._replace(note=_NOTE)
     if len(found) > 1:
         grid = grid._replace(rows=[*grid.rows, mean_row(found, grid.header)])
     against = f"against {near(str(settings.run.against))}: share solved, paired by prompt; p of an exact sign-flip test"
-    return [grid, comparison_grid(against, compared)] if compared else [grid]
+    return [grid, comparison_grid(against, compared)._replace(note=_NOTE)] if compared else [grid]
 
 
 def _page(settings: EvalSettings, found: Sequence[Measured], compared: Sequence[Comparison]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from rlax_llm.commands.eval.settings import MeasuredTaskSettings
 from rlax_llm.commands.shared_settings import LimitSettings
 from rlax_llm.commands.tasks import arithmetic_for, built_in_task, measured_file, prompts_of, tell
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.rows import DataError
 from rlax_llm.data.tasks import Task, task_names
 from rlax_llm.models.loading import LanguageModel
@@ -79,6 +80,29 @@ def read_source(source: Source, model: LanguageModel) -> Task | None:
             raise
         tell(f"{source.name} is left out: {error}")
         return None
+
+
+def check_column(column: str | None, files: Mapping[str, Task]) -> None:
+    """Say which files lack a column that their prompts are to be divided by.
+
+    Args:
+        column: None is none.
+        files: their tasks by name.
+
+    Raises:
+        DataError: all of them do.
+    """
+    if column is None:
+        return
+    lacking = [name for name, task in files.items() if not all(column in row for row in task.held_out)]
+    if files and len(lacking) == len(files):
+        known = dict.fromkeys(name for task in files.values() for row in task.held_out for name in row)
+        raise DataError(
+            f"eval: --by is {column!r}, and not all rows of {', '.join(lacking)} have such a column; there are "
+            f"{', '.join(known)}{did_you_mean(column, known)}"
+        )
+    for name in lacking:
+        tell(f"{name}: not all rows have the column {column!r}; they are not divided by it.")
 
 
 def _short(paths: tuple[str, ...]) -> list[str]:

@@ -137,8 +137,9 @@ def _ends(row: Mapping[str, Any], name: str, few: bool) -> dict[str, float]:
     if few:
         middle, deviation = row.get(name), row.get(f"{name}_std")
         ends = None if middle is None or deviation is None else (middle - deviation, middle + deviation)
-    finite = ends is not None and all(x is not None and math.isfinite(x) for x in ends)
-    return dict(zip(("low", "high"), ends, strict=True)) if finite else {}
+    if ends is None or not all(x is not None and math.isfinite(x) for x in ends):
+        return {}
+    return dict(zip(("low", "high"), ends, strict=True))
 
 
 def _gaps(metrics: Rows, curves: Mapping[str, Sequence[float | None]], together: int) -> dict[str, Any]:
