@@ -79,7 +79,7 @@ all failed
 
 FOUND = {
     "all failed": "100 % of the groups of all 20 steps have no difference: all failed; 0 % of the completions are "
-    "right, as '269' to '40+36=', reward 0.0.",
+    "right; the last that was written down is '269' to '40+36=', reward 0.0.",
     "most completions are cut": "74 % of the completions were cut at 6 tokens; those that ended have 3 on average.",
 }
 """What a run of these two commands found."""

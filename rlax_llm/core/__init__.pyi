@@ -28,6 +28,7 @@ from rlax_llm.core import token_sets as token_sets
 from rlax_llm.core import trees as trees
 from rlax_llm.core import types as types
 from rlax_llm.core import user_code as user_code
+from rlax_llm.core import wording as wording
 from rlax_llm.core.distributions import Distribution as Distribution
 from rlax_llm.core.distributions import categorical as categorical
 from rlax_llm.core.distributions import categorical_entropy as categorical_entropy

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from rlax_llm.core.wording import counted
 from rlax_llm.data.rows import DataError
 
 T = TypeVar("T")
@@ -105,14 +106,17 @@ class Kept(Sequence[T], Generic[T]):
         """Itself, if there is a row.
 
         Raises:
-            DataError: every row was left out; it says why the first one was.
+            DataError: every row was left out; it says why, the commonest reason first.
         """
         if self.rows or not self.left_out:
             return self
         first = self.left_out[0].said
         if len(self.left_out) == 1:
             raise DataError(first)
-        raise DataError(f"{self.name}: none of the {len(self.left_out):,} rows can be used. {first}")
+        none = f"{self.name}: none of the {len(self.left_out):,} rows can be used"
+        if len(self._groups()) == 1:
+            raise DataError(f"{none}. {first}")
+        raise DataError(f"{none}: {self._reasons()}.")
 
     def report(self) -> str:
         """What there is to say of the table: its notes, and how many rows were left out for which reason, and where.
@@ -126,15 +130,22 @@ class Kept(Sequence[T], Generic[T]):
         return "\n".join([*self.notes, *([self._omission()] if self.left_out else [])])
 
     def _omission(self) -> str:
+        total = len(self.left_out) + len(self.rows)
+        return f"{self.name}: {len(self.left_out):,} of {counted(total, 'row')} left out: {self._reasons()}"
+
+    def _groups(self) -> list[list[LeftOut]]:
+        """What was left out by its reason, the commonest first."""
         groups: dict[str, list[LeftOut]] = {}
         for one in self.left_out:
             groups.setdefault(_OWN.sub("*", _reason(one)), []).append(one)
-        commonest = sorted(groups.values(), key=len, reverse=True)
+        return sorted(groups.values(), key=len, reverse=True)
+
+    def _reasons(self) -> str:
+        commonest = self._groups()
         told = [self._told(group) for group in commonest[:_REASONS]]
         if others := sum(map(len, commonest[_REASONS:])):
             told.append(f"{others:,} for other reasons")
-        total = len(self.left_out) + len(self.rows)
-        return f"{self.name}: {len(self.left_out):,} of {total:,} rows left out: {'; '.join(told)}"
+        return "; ".join(told)
 
     def _told(self, group: Sequence[LeftOut]) -> str:
         """How many rows, the reason, and the first places."""

@@ -18,6 +18,7 @@ _CHUNK = 1000  # rows of a Parquet file or data set in memory as Python objects
 _PARQUET = b"PAR1"
 _GZIP = b"\x1f\x8b"
 _NAMED = {".parquet": ("Parquet", _PARQUET), ".gz": ("gzip", _GZIP)}
+_COMMAS = (".csv", ".tsv")
 _SHOWN = 24  # bytes of a file, for an error
 _HALF = re.compile("[\ud800-\udfff]")
 _START = 1024  # bytes within which an array begins
@@ -152,6 +153,11 @@ def _file(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _check_name(path: Path, start: bytes) -> None:
     """Raise where a file begins neither as its name says nor as JSON: a web page, a pointer of Git LFS, half a file."""
+    if path.suffix.lower() in _COMMAS and start[:1] not in (b"{", b"["):
+        raise DataError(
+            f"{path}: CSV is not read; write it as .jsonl, .json or .parquet, as with pandas: "
+            f'read_csv("{path.name}").to_json("{path.stem}.jsonl", orient="records", lines=True).'
+        )
     kind, sign = _NAMED.get(path.suffix.lower(), ("", b""))
     if start.startswith(sign) or start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
         return

@@ -169,7 +169,9 @@ class RunDirectory:
         run = cls(path)
         if not run.config_path.is_file():
             reason = "holds no run (no config.yaml in it)" if run.path.is_dir() else "is not a directory"
-            raise FileNotFoundError(f"{path} {reason}; give the directory that an earlier run wrote.")
+            inside = run.path.is_dir() and next(run.path.glob("*/config.yaml"), None)
+            give = f"one of the runs in it, as {inside.parent}" if inside else "the directory that an earlier run wrote"
+            raise FileNotFoundError(f"{path} {reason}; give {give}.")
         return run
 
     @property

@@ -135,6 +135,7 @@ MADE = [
     ("overfitting", "sft", {"held_out_loss": lambda done: 1 + (done - 0.5) ** 2}),
     ("no episode ends", "control", {"episodes": 0.0}),
     ("returns that do not rise", "control", {"episode_return_seeds": lambda done: [-200.0] * 3}),
+    ("a step that goes too far", "control", {"kl_old": fading, "episode_return_seeds": lambda done: [9.0, 10.0, 9.5]}),
     ("a KL radius that accepts no step", "trpo", {"accepted": 0.05, "rejected": 10.0, "cg_residual": 0.1}),
     ("a KL limit that stops everything", "control", {"stopped": 0.95}),
     (
@@ -272,3 +273,27 @@ def test_a_long_file_of_completions_is_read_from_its_end(tmp_path):
         while count < 50 and sum(map(len, lines[49 - count :])) <= most:
             count += 1
         assert run.completions(most) == whole[50 - count :]
+
+
+def test_what_is_no_run_among_runs_is_passed_over(tmp_path, capsys):
+    run = RunDirectory.create(tmp_path / "run", {"command": "grpo"})
+    run.log_metrics(1, {"reward": 0.0})
+    run.release()
+    (tmp_path / "empty").mkdir()
+    for command in ("doctor", "report"):
+        assert main([command, str(run.path), str(tmp_path / "empty")]) == 0
+        shown = capsys.readouterr()
+        assert (
+            shown.err == f"Passed over: {tmp_path}/empty holds no run (no config.yaml in it); give the directory "
+            "that an earlier run wrote.\n"
+        )
+        assert command == "report" or (
+            f"grpo, 1 step, no completions.jsonl to read, not ended yet (if it was killed, rlax-llm grpo --resume "
+            f"{run.path} goes on)"
+            in shown.out
+            and "1 step is too few" in shown.out
+        )
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no run (no config.yaml in it); give one of the runs in it, as {run.path}." in (
+        capsys.readouterr().err
+    )

@@ -81,3 +81,13 @@ def test_the_commonest_form_is_kept_whatever_comes_first():
 def test_lists_come_apart_with_their_places():
     kept = flatten_rows(Kept("d", [[1, 2], [3]], ["line 1", "line 4"], [LeftOut("line 2", "line 2: no.")]))
     assert (list(kept), kept.places, len(kept.left_out)) == ([1, 2, 3], ["line 1", "line 1", "line 4"], 1)
+
+
+def test_nothing_left_for_several_reasons_counts_them():
+    left_out = [LeftOut(f"t, line {n}", f"t, line {n}: it is {said}; x.") for n, said in enumerate("aabb", 1)]
+    left_out += [LeftOut("t, line 5", "t, line 5: it is b; x.")]
+    with pytest.raises(DataError) as caught:
+        Kept("t", [], [], left_out).checked()
+    assert str(caught.value) == (
+        "t: none of the 5 rows can be used: 3 because it is b (lines 3, 4, 5); 2 because it is a (lines 1, 2)."
+    )

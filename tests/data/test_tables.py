@@ -134,6 +134,15 @@ def test_a_file_that_is_not_what_its_name_says_is_told_so(tmp_path, name, conten
     assert told.endswith(f"{said}; download or write it again, or give it the name of what it is.")
 
 
+def test_csv_is_told_what_to_become(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,answer\n1+1=,2\n")
+    told = error(tmp_path / "a.csv")
+    assert told.startswith(
+        f"{tmp_path}/a.csv: CSV is not read; write it as .jsonl, .json or .parquet, as with pandas: "
+    )
+    assert told.endswith('read_csv("a.csv").to_json("a.jsonl", orient="records", lines=True).')
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.gz"])
 def test_json_by_another_name_is_read(tmp_path, name):
     (tmp_path / name).write_text('\n{"a": 1}\n')

@@ -15,6 +15,8 @@ STOPPED = 0.9
 ALIKE = 0.05
 """Change of a single seed's return, as a share: there is no interval over seeds to ask."""
 CERTAIN = 0.1
+LEAP = 1.0
+"""KL to the old policy, nats: a step that is good for something goes a few hundredths."""
 UNTOLD = ("RockPaperScissors", "probe:")
 """Environments whose return says nothing: a game of value 0, and tests with a constant reward."""
 
@@ -37,13 +39,33 @@ def _gains(evidence: Evidence) -> list[float]:
     return [mean(quarter(x, first=False)) - mean(quarter(x, first=True)) for x in found if len(x) > 1]
 
 
-def find_flat(evidence: Evidence) -> Finding | None:
-    """Returns do not rise."""
+def _does_not_rise(evidence: Evidence) -> bool:
+    """Whether returns, where they say anything, are no higher in the end than in the beginning."""
     if str(evidence.settings.get("env")).startswith(UNTOLD):
+        return False
+    gains = _gains(evidence)
+    return bool(gains) and _is_flat(gains, evidence.early("episode_return"))
+
+
+def find_leap(evidence: Evidence) -> Finding | None:
+    """A step has taken the policy so far that nothing of it is left."""
+    steps = [(kl, row["step"]) for row in evidence.rows for kl in known([row.get("kl_old"), row.get("kl")])]
+    if not steps or max(steps)[0] < LEAP or not _does_not_rise(evidence):
+        return None
+    kl, step = max(steps)
+    before, after = evidence.early("episode_return"), evidence.late("episode_return")
+    return Finding(
+        f"Step {step} went {kl:.3g} nats from the policy that its data is of, at learning_rate "
+        f"{evidence.settings.get('learning_rate')}, and the return does not rise: {before:.4g} in the first quarter, "
+        f"{after:.4g} in the last."
+    )
+
+
+def find_flat(evidence: Evidence) -> Finding | None:
+    """Returns do not rise, and no step has gone too far."""
+    if not _does_not_rise(evidence) or find_leap(evidence):
         return None
     gains = _gains(evidence)
-    if not gains or not _is_flat(gains, evidence.early("episode_return")):
-        return None
     before, after = evidence.early("episode_return"), evidence.late("episode_return")
     same = " Every episode had the same: no reward was ever met." if _constant(evidence) else ""
     return Finding(
@@ -107,6 +129,13 @@ def find_blind(evidence: Evidence) -> Finding | None:
 
 
 DIAGNOSES = (
+    Diagnosis(
+        "a step that goes too far",
+        CONTROL,
+        f"the KL to the old policy (`kl_old`, `kl`) of a step is at least {LEAP:g} nat, and returns do not rise",
+        "Give a smaller --learning-rate (a tenth, and again), or a --kl-limit; what else is wrong follows from it.",
+        find_leap,
+    ),
     Diagnosis(
         "no episode ends",
         CONTROL,

@@ -11,8 +11,10 @@ from rlax_llm.commands.doctor.finding import EVERY, FEWEST_STEPS, GROUPS
 from rlax_llm.commands.doctor.settings import DoctorSettings
 from rlax_llm.commands.doctor.table import Found, applicable, examine, faults
 from rlax_llm.core.processes import is_first
+from rlax_llm.core.wording import counted
 from rlax_llm.host.evidence import Evidence, read_evidence
 from rlax_llm.host.progress import say
+from rlax_llm.host.several_runs import runs_among
 
 
 class Examined(NamedTuple):
@@ -40,7 +42,7 @@ def run_doctor(settings: DoctorSettings) -> Examined:
         FileNotFoundError: a directory holds no run.
         ValueError: a file in it is damaged.
     """
-    read = [read_evidence(path) for path in settings.examined.runs]
+    read = [read_evidence(run.path) for run in runs_among(settings.examined.runs)]
     runs = [(evidence, examine(evidence)) for evidence in read]
     for evidence, found in runs:
         say(
@@ -90,13 +92,18 @@ def told(evidence: Evidence, found: Sequence[Found]) -> str:
 
 
 def _read(evidence: Evidence) -> str:
-    parts = [evidence.command or "a run without a command", f"{len(evidence.rows):,} steps"]
+    parts = [evidence.command or "a run without a command", counted(len(evidence.rows), "step")]
     if evidence.completions:
-        parts.append(f"{len(evidence.completions):,} completions read")
+        parts.append(f"{counted(len(evidence.completions), 'completion')} read")
     elif evidence.command in GROUPS:
         parts.append("no completions.jsonl to read")
     if not evidence.summary:
-        parts.append("not ended yet")
+        on = (
+            f" (if it was killed, rlax-llm {evidence.command} --resume {evidence.path} goes on)"
+            if evidence.rows
+            else ""
+        )
+        parts.append(f"not ended yet{on}")
     return ", ".join(parts)
 
 
@@ -106,7 +113,9 @@ def _verdict(evidence: Evidence, count: int) -> str:
         return f"Nothing to look for in a run of {evidence.command or 'no command'}; give one of {', '.join(EVERY)}."
     few = len(evidence.rows) < FEWEST_STEPS
     if few:
-        return f"{len(evidence.rows)} steps are too few to judge by; {FEWEST_STEPS} are enough for most diagnoses."
+        are = "is" if len(evidence.rows) == 1 else "are"
+        few_steps = f"{counted(len(evidence.rows), 'step')} {are} too few to judge by"
+        return f"{few_steps}; {FEWEST_STEPS} are enough for most diagnoses."
     if count:
         return f"{count} of {len(looked)} diagnoses."
     return f"Nothing found; looked for: {'; '.join(looked)}."

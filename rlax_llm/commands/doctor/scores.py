@@ -43,7 +43,8 @@ def _example(evidence: Evidence) -> str:
     if not evidence.completions:
         return ""
     last = evidence.completions[-1]
-    return f", as {quoted(last['completion'])} to {quoted(asked(last['prompt']))}, reward {last['reward']}"
+    said = f"{quoted(last['completion'])} to {quoted(asked(last['prompt']))}, reward {last['reward']}"
+    return f"; the last that was written down is {said}"
 
 
 def _unscored_share(evidence: Evidence) -> float:

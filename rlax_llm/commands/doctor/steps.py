@@ -232,7 +232,7 @@ DIAGNOSES = (
         EVERY,
         "`summary.json` has `stopped`",
         "Do what its sentence says. Where numbers are no longer finite: a lower --learning-rate, a lower "
-        "--max-grad-norm, --warmup-steps; the last checkpoint is intact.",
+        "--max-grad-norm, --warmup-steps.",
         find_stopped,
     ),
     Diagnosis(

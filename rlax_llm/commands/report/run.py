@@ -13,6 +13,7 @@ from rlax_llm.core.processes import is_first
 from rlax_llm.host import control_curves, curves
 from rlax_llm.host.curves import Panel
 from rlax_llm.host.run_directory import RunDirectory, write_at_once, writing
+from rlax_llm.host.several_runs import runs_among
 
 _HERE = Path(__file__).parent
 
@@ -34,7 +35,7 @@ def run_report(settings: ReportSettings) -> Path:
     twice = next((path for path in given if given.count(path) > 1), None)
     if twice is not None:
         raise ValueError(f"report: {twice} is given twice; give each run once.")
-    found = [RunDirectory.reopen(path) for path in given]
+    found = runs_among(given)
     page = made_page([read_run(run, name) for run, name in zip(found, _names(found), strict=True)])
     path = Path(settings.report.out or found[0].path / "report.html")
     with writing(path):
