@@ -34,7 +34,9 @@ from common import interleaved, parser, ready, report, seconds
 from rlax_llm.commands.utilization import training_flops
 from rlax_llm.core.chips import CHIPS
 from rlax_llm.core.types import Completions, Groups
-from rlax_llm.generation.engine import Request, generate, generate_at_once
+from rlax_llm.generation.engine import generate_at_once
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
 from rlax_llm.models.config import DecoderConfig

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import interleaved, matmul_gigaflops, parser, read_gigabytes_per_second, ready, report, torch_model
 
-from rlax_llm.generation.engine import Request, decode, prefill, unstack
+from rlax_llm.generation.engine import decode, prefill, unstack
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models.huggingface import write_model
 from rlax_llm.models.loading import LanguageModel, load_model

@@ -92,8 +92,9 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     import optax
 
     from rlax_llm.core.types import Groups
-    from rlax_llm.generation.engine import Request, generate
     from rlax_llm.generation.prompts import pad_prompts
+    from rlax_llm.generation.request import Request
+    from rlax_llm.generation.rollout import generate
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.loops.group import group_loop
     from rlax_llm.models.huggingface import read_config, read_parameters

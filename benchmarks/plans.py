@@ -31,7 +31,7 @@ LORA = {"lora_rank": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "0.6b": (
         "Qwen3-0.6B, 8 × 8 of 16,384",
-        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 8, "max_new_tokens": 16_384, "sample_batch_size": 32},
+        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 8, "max_new_tokens": 16_384, "slots": 32},
     ),
     "0.6b-half": (
         "half the length",
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "0.6b-batch": (
         "half the length, twice the prompts",
-        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 16, "max_new_tokens": 8_192, "sample_batch_size": 64},
+        SMALL | {"on": "v5e:2x4", "mesh": "fsdp=8", "batch_size": 16, "max_new_tokens": 8_192, "slots": 64},
     ),
     "0.6b-devices": (
         "twice the devices",
@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "8b-v5e": (
         "the same on v5e",
-        MIDDLE | {"on": "v5e:8x8", "mesh": "fsdp=16,tensor=4", "micro_batch_size": 32, "sample_batch_size": 128},
+        MIDDLE | {"on": "v5e:8x8", "mesh": "fsdp=16,tensor=4", "micro_batch_size": 32, "slots": 128},
     ),
     "70b-lora": (
         "Llama-3-70B's shape with LoRA, 64 × 8 of 4,096",

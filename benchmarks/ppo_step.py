@@ -97,7 +97,8 @@ def our_functions(args: argparse.Namespace, folder: Path) -> tuple[Any, Callable
     import jax.numpy as jnp
 
     from rlax_llm.core.types import ScoredCompletions
-    from rlax_llm.generation.engine import Request, generate
+    from rlax_llm.generation.request import Request
+    from rlax_llm.generation.rollout import generate
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.models.huggingface import read_config, read_parameters, read_scalar_parameters
     from rlax_llm.models.scalar import sequence_scores

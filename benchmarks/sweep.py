@@ -28,7 +28,7 @@ def program(args: argparse.Namespace) -> Callable[[Any, Any], Any]:
     import jax.numpy as jnp
     import optax
 
-    from rlax_llm.generation.engine import Request
+    from rlax_llm.generation.request import Request
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.loops.group import group_loop
     from rlax_llm.loops.language import Prompts, fresh_sampling, language_loop

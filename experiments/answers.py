@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.core.types import Completions, Groups, Metrics, Params
-from rlax_llm.generation.engine import Request
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.language import Collector, Prompts, fresh_sampling, language_loop

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params, ScoredCompletions
-from rlax_llm.generation.engine import Request, generate_at_once
+from rlax_llm.generation.engine import generate_at_once
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.loops.preference import reward_loop

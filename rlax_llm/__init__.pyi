@@ -53,10 +53,10 @@ from rlax_llm.credit.returns import n_step_returns as n_step_returns
 from rlax_llm.credit.shaping import overlong_filter as overlong_filter
 from rlax_llm.credit.token_returns import decoupled_gae as decoupled_gae
 from rlax_llm.envs.registry import make as make
-from rlax_llm.generation.engine import Request as Request
-from rlax_llm.generation.engine import generate as generate
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
 from rlax_llm.generation.prompts import pad_prompts as pad_prompts
+from rlax_llm.generation.request import Request as Request
+from rlax_llm.generation.rollout import generate as generate
 from rlax_llm.generation.sampling import Categorical as Categorical
 from rlax_llm.generation.sampling import greedy as greedy
 from rlax_llm.generation.turns import Tool as Tool

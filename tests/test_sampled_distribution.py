@@ -17,7 +17,8 @@ from scipy.special import log_softmax
 from rlax_llm.core.kl import k1, k3
 from rlax_llm.core.types import Groups
 from rlax_llm.credit.groups import per_group, z_score
-from rlax_llm.generation.engine import Request, generate
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.loops.group import group_trpo_loop
 from rlax_llm.models import decoder

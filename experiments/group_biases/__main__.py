@@ -33,7 +33,7 @@ from experiments.common import (
 from rlax_llm.core.trees import dot
 from rlax_llm.core.types import Groups
 from rlax_llm.credit.groups import centered, per_group, z_score
-from rlax_llm.generation.engine import Request
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop
 from rlax_llm.loops.language import fresh_sampling

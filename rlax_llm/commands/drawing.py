@@ -8,7 +8,8 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.setup import build_greedy, build_sampler
 from rlax_llm.commands.shared_settings import RolloutSettings, SamplingSettings
-from rlax_llm.generation.engine import Request, generate
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.turns import Generate
 
 
@@ -37,8 +38,7 @@ def build_drawing(
         learner: the policy.
         generate: the engine's, or one that calls tools.
     """
-    limit, together = settings.max_prompt_tokens, rollout.sample_batch_size
-    sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, together)
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, settings.max_prompt_tokens, generate, rollout.slots)
     longest, shortest = settings.max_new_tokens, settings.min_new_tokens
     sampler = build_sampler(settings, learner.config.vocab_size)
     likeliest = build_greedy(settings, learner.config.vocab_size)

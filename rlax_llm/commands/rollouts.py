@@ -12,8 +12,9 @@ import numpy as np
 from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
-from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.generation.turns import Generate
 from rlax_llm.models.config import DecoderConfig
@@ -56,14 +57,14 @@ class Sampling(NamedTuple):
         tokenizer: the model's.
         max_prompt_tokens: a longer prompt is an error that names its row.
         generate: the engine's, or one that calls tools (``generation.turns.with_tools``).
-        together: completions that are drawn at a time, at most; None draws all.
+        slots: completions that are drawn at a time, at most; None draws all.
     """
 
     config: DecoderConfig
     tokenizer: Tokenizer
     max_prompt_tokens: int
     generate: Generate = generate
-    together: int | None = None
+    slots: int | None = None
 
     def rollout(self, params: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
         """Draw ``request.group_size`` completions of each row."""
@@ -79,21 +80,8 @@ class Sampling(NamedTuple):
     ) -> tuple[Completions, int]:
         """``request.group_size`` completions of each prompt's token ids, on the host, and the columns of prompts."""
         padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens)
-        drawn = self._in_parts(params, padded, key, request)
+        drawn = fetch(self.generate(self.config, params, padded, key, request, slots=self.slots))
         return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
-
-    def _in_parts(
-        self, params: Params, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
-    ) -> Completions:
-        """All completions on the host, drawn so many at a time; the first part's key is that of all at once."""
-        count = prompts[0].shape[0]
-        size = count if self.together is None else max(self.together // request.group_size, 1)
-        parts = []
-        for start in range(0, count, size):
-            own = (prompts[0][start : start + size], prompts[1][start : start + size])
-            part_key = jax.random.fold_in(key, start) if start else key
-            parts.append(fetch(self.generate(self.config, params, own, part_key, request)))
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: np.concatenate(part), *parts)
 
     def texts(self, drawn: Completions) -> list[str]:
         """What was completed, without special tokens."""

@@ -396,17 +396,20 @@ class RolloutSettings(Part):
 
     batch_size: int = resolved("Prompts per step.", CHOSEN)
     group_size: int = resolved("Completions per prompt.", CHOSEN)
-    sample_batch_size: int | None = option(
-        None, "Completions drawn together, whole groups: less memory for their caches.", "all of a step"
+    slots: int | None = option(
+        None,
+        "Completions drawn at a time: others enter where some have ended, so caches take less memory. They are the "
+        "same completions.",
+        "all of a step",
     )
 
     def check(self) -> None:
         """Check the ranges."""
-        at_least(self, 1, "batch_size", "group_size", "sample_batch_size")
-        divides("sample_batch_size", self.sample_batch_size, "the completions of a step", self.rows)
-        together = self.sample_batch_size
-        if together is not None and together % self.group_size:
-            raise ValueError(f"sample_batch_size is {together}, wanted a multiple of group_size, {self.group_size}.")
+        at_least(self, 1, "batch_size", "group_size", "slots")
+        if self.slots is not None and self.slots < self.group_size:
+            raise ValueError(
+                f"slots is {self.slots}, wanted at least group_size, {self.group_size}: a group enters together."
+            )
 
     @property
     def rows(self) -> int:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 
 from rlax_llm.core.mesh import fetch
-from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import stream
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.models.loading import LanguageModel
 

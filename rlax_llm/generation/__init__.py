@@ -5,7 +5,9 @@ from rlax_llm.core.faces import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
-        "engine": ("Request", "generate", "generate_at_once", "stream"),
+        "engine": ("generate_at_once",),
+        "request": ("Request",),
+        "rollout": ("generate", "stream"),
         "prompts": ("pad_prompts",),
         "sampling": ("Categorical", "Draw", "Sampler", "greedy"),
         "turns": ("Tool", "calculator", "with_tools"),

@@ -4,13 +4,16 @@
 
 from rlax_llm.generation import engine as engine
 from rlax_llm.generation import prompts as prompts
+from rlax_llm.generation import request as request
+from rlax_llm.generation import rollout as rollout
 from rlax_llm.generation import sampling as sampling
+from rlax_llm.generation import slots as slots
 from rlax_llm.generation import turns as turns
-from rlax_llm.generation.engine import Request as Request
-from rlax_llm.generation.engine import generate as generate
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
-from rlax_llm.generation.engine import stream as stream
 from rlax_llm.generation.prompts import pad_prompts as pad_prompts
+from rlax_llm.generation.request import Request as Request
+from rlax_llm.generation.rollout import generate as generate
+from rlax_llm.generation.rollout import stream as stream
 from rlax_llm.generation.sampling import Categorical as Categorical
 from rlax_llm.generation.sampling import Draw as Draw
 from rlax_llm.generation.sampling import Sampler as Sampler

@@ -1,13 +1,13 @@
 """Sampling completions for reinforcement learning: each prompt is prefilled once, its cache shared by its G samples.
 
-``prefill`` and ``decode`` are pure; the cache travels through ``decode`` by donation and is updated in place. The own
-cache of the completions starts small and doubles: a step costs what the tokens so far cost, not what the limit would,
-and there is one compilation for each doubling, whatever the lengths.
+``prefill`` and ``decode`` are pure; the cache travels through ``decode`` by donation and is updated in place. All rows
+write the keys of a step into one column, and the columns are used again from the first on where they are at their end:
+what a column holds for a row follows from how many tokens the row has, so rows may be of different ages. Who leaves and
+who enters is decided between two calls of ``decode``, in ``rollout.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import numpy as np
 from rlax_llm.core.mesh import AXES, ROWS, TENSOR, devices_along, spread
 from rlax_llm.core.token_sets import EVERY, are_bits, to_bits, words
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.sampling import Draw, Sampler
+from rlax_llm.generation.request import Request, check_request
+from rlax_llm.generation.sampling import Draw, row_keys
 from rlax_llm.models.attention import attention
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import (
@@ -33,10 +34,20 @@ from rlax_llm.models.decoder import (
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
-from rlax_llm.models.segments import Reach, Segment, places_of, positions_of, reach_of, segment
+from rlax_llm.models.segments import NOWHERE, Reach, Segment, places_of, positions_of, reach_of, segment
 from rlax_llm.models.sharding import laid, sampling_rules
 
-FIRST_ROOM = 64  # completion tokens; the cache doubles from here
+FIRST_ROOM = 64  # completion tokens; no cache is smaller
+
+
+def rooms(limit: int) -> list[int]:
+    """Columns that the cache of completions of at most ``limit`` tokens has, one after the other.
+
+    >>> rooms(1024), rooms(100)
+    ([256, 512, 1024], [64, 100])
+    """
+    return sorted({min(limit, max(FIRST_ROOM, -(-limit // part))) for part in (4, 2, 1)})
+
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer
 
@@ -57,14 +68,17 @@ class Decoding(NamedTuple):
     """The completions' side, one entry per row: everything that changes from step to step.
 
     Attributes:
-        cache: for each layer keys ``[P, G, K, head_dim, room]`` and values ``[P, G, K, room, head_dim]``.
+        cache: for each layer keys ``[P, G, K, head_dim, room]`` and values ``[P, G, K, room, head_dim]``; the keys of a
+            row's token that is drawn at step t are in column ``t % room``.
         tokens: ``[B, limit]`` int32, padded with the first stop token.
         log_probs: ``[B, limit]`` float32, nats.
         kept: ``[B, limit, ceil(V/32)]`` uint32, as ``token_sets.to_bits`` packs sets; None where nothing is ever cut.
         alive: ``[B]`` bool, no stop token drawn yet.
         lengths: ``[B]`` int32, tokens chosen so far.
-        step: scalar int32, tokens drawn so far; equal for all rows.
-        key: the generation's key; the draw of a step folds the step in.
+        limits: ``[B]`` int32, the most tokens of the row.
+        keys: ``[B]``, of the row; a draw folds the number of the row's tokens in.
+        rows: ``[B]`` int32, which completion of the generation a row is.
+        step: scalar int32, draws so far.
     """
 
     cache: Cache
@@ -73,26 +87,15 @@ class Decoding(NamedTuple):
     kept: jax.Array | None
     alive: jax.Array
     lengths: jax.Array
+    limits: jax.Array
+    keys: jax.Array
+    rows: jax.Array
     step: jax.Array
-    key: jax.Array
 
-
-class Request(NamedTuple):
-    """What is static in a generation; part of the compilation's key.
-
-    Attributes:
-        sampler: ``(key, logits [B, V]) → Draw``; hashable (``greedy``, ``Categorical(...)`` or a function).
-        stop_ids: tokens that end a completion; the one drawn belongs to it.
-        max_new_tokens: the longest completion, tokens.
-        group_size: samples of each prompt, G.
-        min_new_tokens: the fewest tokens of a completion: no stop token can be drawn before, whatever the sampler.
-    """
-
-    sampler: Sampler
-    stop_ids: tuple[int, ...]
-    max_new_tokens: int
-    group_size: int = 1
-    min_new_tokens: int = 0
+    @property
+    def going(self) -> jax.Array:
+        """``[B]`` bool: who draws a further token."""
+        return self.alive & (self.lengths < self.limits)
 
 
 def unstack(params: Params) -> Params:
@@ -123,39 +126,40 @@ def _laid_for_sampling(config: DecoderConfig, params: Params) -> Params:
 
 
 @partial(jax.jit, static_argnums=0)
-def _unrolled(config: DecoderConfig, params: Params) -> Params:
+def unrolled(config: DecoderConfig, params: Params) -> Params:
+    """``unstack`` of the matrices as narrow as is computed in."""
     return unstack(narrow_matrices(config, params))
 
 
 def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
-    """Write a draw at ``state.step`` into the rows that are alive."""
-    filler = stop_ids[0] if stop_ids else 0
+    """Write a draw behind the tokens of the rows that go on."""
+    going, limit = state.going, state.tokens.shape[1]
+    rows = jnp.arange(going.shape[0])
+    column = jnp.where(going, state.lengths, limit)  # what lies beyond is dropped
 
-    def put(buffer: jax.Array, values: jax.Array, otherwise: float | np.uint32) -> jax.Array:
-        alive = state.alive.reshape(-1, *[1] * (values.ndim - 1))
-        values = jnp.where(alive, values, jnp.asarray(otherwise, values.dtype)).astype(buffer.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(buffer, values[:, None], state.step, 1)
+    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
+        return buffer.at[rows, column].set(values.astype(buffer.dtype), mode="drop", unique_indices=True)
 
-    stopped = jnp.isin(draw.tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(state.alive)
+    stopped = jnp.isin(draw.tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(going)
     return state._replace(
-        tokens=put(state.tokens, draw.tokens, filler),
-        log_probs=put(state.log_probs, draw.log_probs, 0.0),
-        kept=jax.tree.map(lambda buffer, values: put(buffer, values, EVERY), state.kept, draw.kept),
-        alive=state.alive & ~stopped,
-        lengths=state.lengths + state.alive,
+        tokens=put(state.tokens, draw.tokens),
+        log_probs=put(state.log_probs, draw.log_probs),
+        kept=jax.tree.map(put, state.kept, draw.kept),
+        alive=state.alive & ~(going & stopped),
+        lengths=state.lengths + going,
         step=state.step + 1,
     )
 
 
-def _sampled(request: Request, step: jax.Array | int, key: jax.Array, logits: jax.Array) -> Draw:
-    """One draw per row; before ``min_new_tokens`` of them no stop token can be drawn, and none is in the kept set."""
+def _sampled(request: Request, lengths: jax.Array, keys: jax.Array, logits: jax.Array) -> Draw:
+    """One draw per row, of so many tokens so far; before ``min_new_tokens`` no stop token can be drawn or kept."""
     rows, vocabulary = logits.shape
     stop_ids = request.stop_ids
     if not (request.min_new_tokens and stop_ids):
-        return _checked(request.sampler(key, logits), rows, vocabulary)
+        return _checked(request.sampler(keys, logits), rows, vocabulary)
     stops = np.isin(np.arange(vocabulary), stop_ids)
-    early = step < request.min_new_tokens
-    draw = _checked(request.sampler(key, jnp.where(early & stops, -jnp.inf, logits)), rows, vocabulary)
+    early = (lengths < request.min_new_tokens)[:, None]
+    draw = _checked(request.sampler(keys, jnp.where(early & stops, -jnp.inf, logits)), rows, vocabulary)
     kept = jnp.full((rows, words(vocabulary)), EVERY) if draw.kept is None else draw.kept
     return draw._replace(kept=jnp.where(early, kept & to_bits(~stops), kept))
 
@@ -171,14 +175,17 @@ def _checked(draw: Draw, rows: int, vocabulary: int) -> Draw:
 
 def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
     logits = spread(vocabulary_logits(params, hidden), ROWS)
-    draw = _sampled(request, state.step, jax.random.fold_in(state.key, state.step), logits)
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
+    draw = _sampled(request, state.lengths, keys, logits)
     return _record(state, draw, request.stop_ids)
 
 
-def _room_for_sets(request: Request, rows: int, vocabulary: int, key: jax.Array) -> jax.Array | None:
+def _room_for_sets(request: Request, keys: jax.Array, vocabulary: int) -> jax.Array | None:
     """Where the kept set of each token will be written; None where the sampler never cuts."""
+    rows = keys.shape[0]
     logits = jax.ShapeDtypeStruct((rows, vocabulary), jnp.float32)
-    kept = jax.eval_shape(partial(_sampled, request, 0), key, logits).kept
+    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    kept = jax.eval_shape(partial(_sampled, request), lengths, keys, logits).kept
     return None if kept is None else jnp.full((rows, request.max_new_tokens, kept.shape[-1]), EVERY)
 
 
@@ -191,6 +198,7 @@ def prefill(
     key: jax.Array,
     request: Request,
     room: int,
+    limits: jax.Array | None = None,
 ) -> tuple[Prefilled, Decoding]:
     """Run the prompts once, and draw the first token of each of their completions.
 
@@ -199,9 +207,10 @@ def prefill(
         params: stacked or not, of ``config.parameter_shapes``.
         tokens: ``[P, W]`` int32 prompts, padded on the left.
         valid: ``[P, W]`` bool.
-        key: a typed PRNG key.
+        key: a typed PRNG key, or one for each of the ``P · G`` rows.
         request: static.
         room: completion tokens that the cache holds at first.
+        limits: ``[P · G]`` int32, the most tokens of each, from 1 to the request's; None is the request's.
 
     Returns:
         The prompts' cache and the state of ``P · G`` rows after one draw.
@@ -212,8 +221,9 @@ def prefill(
     embedded = embedding(config, params, tokens)
     x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
     hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
-    empty = _empty_cache(config, (tokens.shape[0], request.group_size, config.num_kv_heads), room, x.dtype)
-    state = _before_first(config, request, empty, tokens.shape[0] * request.group_size, key)
+    groups = (tokens.shape[0], request.group_size)
+    state = before_first(config, request, groups, row_keys(key, groups[0] * groups[1]), room, x.dtype)
+    state = state if limits is None else state._replace(limits=limits)
     state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
     cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
     return Prefilled(cache, valid), state
@@ -226,47 +236,69 @@ def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, 
     return tuple((keys, values) for _ in range(config.num_layers))
 
 
-def _before_first(config: DecoderConfig, request: Request, cache: Cache, rows: int, key: jax.Array) -> Decoding:
-    """The state of rows for which no token was drawn."""
-    filler = request.stop_ids[0] if request.stop_ids else 0
+def before_first(
+    config: DecoderConfig, request: Request, groups: tuple[int, int], keys: jax.Array, room: int, dtype: Any
+) -> Decoding:
+    """The state of rows for which no token was drawn.
+
+    Args:
+        config: shapes.
+        request: static.
+        groups: ``(P, G)`` as the rows lie in the cache.
+        keys: ``[B]``, of the rows.
+        room: columns of the cache.
+        dtype: of the cache.
+    """
+    rows, limit = keys.shape[0], request.max_new_tokens
     return Decoding(
-        cache=cache,
-        tokens=jnp.full((rows, request.max_new_tokens), filler, jnp.int32),
-        log_probs=jnp.zeros((rows, request.max_new_tokens)),
-        kept=_room_for_sets(request, rows, config.vocab_size, key),
+        cache=_empty_cache(config, (*groups, config.num_kv_heads), room, dtype),
+        tokens=jnp.full((rows, limit), request.filler, jnp.int32),
+        log_probs=jnp.zeros((rows, limit)),
+        kept=_room_for_sets(request, keys, config.vocab_size),
         alive=jnp.ones(rows, bool),
         lengths=jnp.zeros(rows, jnp.int32),
+        limits=jnp.full(rows, limit, jnp.int32),
+        keys=keys,
+        rows=jnp.arange(rows, dtype=jnp.int32),
         step=jnp.int32(0),
-        key=key,
     )
 
 
 class _Places(NamedTuple):
-    """Places of the prompts' keys ``[P, 1, W]`` and of the completions' ``[P, 1, room]``, which count on from them."""
+    """Places of the prompts' keys ``[P, 1, W]``, of the completions' ``[P, G, room]`` and of the queries ``[P, G, 1]``;
+    the latter two count on from the prompts'.
+    """
 
     prompt: jax.Array
     own: jax.Array
+    query: jax.Array
 
 
 def _places(prompt: Prefilled, state: Decoding) -> _Places:
-    own = prompt.valid.sum(-1, dtype=jnp.int32)[:, None] + jnp.arange(state.cache[0][0].shape[-1])
-    return _Places(places_of(prompt.valid)[:, None], own[:, None])
+    """Where everything is when the keys of the last drawn tokens are written.
+
+    A column was last written some steps ago; what it holds is a row's own where the row is not younger than that.
+    """
+    room, groups = state.cache[0][0].shape[-1], state.cache[0][0].shape[:2]
+    ago = (state.step - 1 - jnp.arange(room)) % room
+    last = state.lengths.reshape(*groups, 1) - 1
+    before = prompt.valid.sum(-1, dtype=jnp.int32)[:, None, None]
+    own = jnp.where(ago <= last, before + last - ago, NOWHERE)
+    return _Places(places_of(prompt.valid)[:, None], own, before + last)
 
 
-def _forward(
-    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, places: _Places
-) -> tuple[jax.Array, Cache]:
+def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
     """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values."""
     apply = block(config)[1]
-    at = state.step - 1
-    token = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, 1)
-    place = places.own[:, :, :1] + at
-    positions = jnp.repeat(place[:, 0], state.cache[0][0].shape[1], 0)
+    places = _places(prompt, state)
+    column = (state.step - 1) % state.cache[0][0].shape[-1]
+    token = jnp.take_along_axis(state.tokens, jnp.maximum(state.lengths - 1, 0)[:, None], 1)
+    positions = places.query.reshape(-1, 1)
     x = embedding(config, params, token)
     caches = []
     for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
         segments = Segment(*shared, places.prompt), Segment(*own, places.own)
-        x, cache = apply(layer, x, positions, _attend_to_cache(*segments, reach_of(place), at))
+        x, cache = apply(layer, x, positions, _attend_to_cache(*segments, reach_of(places.query), column))
         caches.append(cache)
     return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
 
@@ -288,41 +320,49 @@ def _attend_to_cache(shared: Segment, own: Segment, reach: Reach, at: jax.Array)
     return attend
 
 
+def most_going(state: Decoding) -> jax.Array:
+    """How many rows go on, as many on each device as on the one with most of them."""
+    rows = state.going.shape[0]
+    return state.going.reshape(lanes(rows), -1).sum(-1, dtype=jnp.int32).max() * lanes(rows)
+
+
+def lanes(rows: int) -> int:
+    """The devices that rows lie over; 1 where they do not divide, and lie whole on each."""
+    devices = devices_along(*ROWS)
+    return devices if rows % devices == 0 else 1
+
+
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
 def decode(
-    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, until: jax.Array, request: Request
+    config: DecoderConfig,
+    params: Params,
+    prompt: Prefilled,
+    state: Decoding,
+    until: jax.Array,
+    request: Request,
+    fewest: jax.Array | int = 0,
 ) -> Decoding:
-    """Draw tokens until ``until`` were drawn or every row has stopped. ``state`` is donated: its cache is reused.
+    """Draw tokens until step ``until``, or until few rows go on. ``state`` is donated: its cache is reused.
 
     Args:
         config: shapes.
         params: of ``unstack``.
         prompt: of ``prefill``.
         state: of ``prefill`` or an earlier ``decode``.
-        until: scalar int32, at most the cache's room + 1 (a token's keys are written when the next one is drawn).
+        until: scalar int32; no row may come to have more tokens than the cache's room + 1 (a token's keys are written
+            when the next one is drawn).
         request: static.
+        fewest: scalar int32, the loop ends where no more rows go on, by ``most_going``.
 
     Returns:
         The state, further on.
     """
 
-    places = _places(prompt, state)
-
     def body(state: Decoding) -> Decoding:
-        hidden, cache = _forward(config, params, prompt, state, places)
+        hidden, cache = _forward(config, params, prompt, state)
         return _draw(params, hidden, state._replace(cache=cache), request)
 
-    return jax.lax.while_loop(lambda state: (state.step < until) & state.alive.any(), body, state)
-
-
-@partial(jax.jit, static_argnums=1)
-def _widen(cache: Cache, room: int) -> Cache:
-    def pad(x: jax.Array, axis: int) -> jax.Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, room - x.shape[axis])
-        return jnp.pad(x, widths)
-
-    return tuple((pad(keys, 4), pad(values, 3)) for keys, values in cache)
+    return jax.lax.while_loop(lambda state: (state.step < until) & (most_going(state) > fewest), body, state)
 
 
 def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[tuple[jax.Array, jax.Array], Request]:
@@ -343,71 +383,6 @@ def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[
     return (tokens, valid), request._replace(group_size=part)
 
 
-def stream(
-    config: DecoderConfig,
-    params: Params,
-    prompts: tuple[jax.Array, jax.Array],
-    key: jax.Array,
-    request: Request,
-    stride: int | None = None,
-) -> Iterator[Decoding]:
-    """Generate, and yield the state each time ``stride`` tokens were drawn (or the cache is full) and at the end.
-
-    A yielded state is consumed by the next step: read what you need of it before asking for more.
-
-    Args:
-        config: shapes.
-        params: of ``config.parameter_shapes``.
-        prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
-        key: a typed PRNG key.
-        request: static.
-        stride: tokens between two yields; None for as many as the cache holds.
-
-    Raises:
-        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion.
-    """
-    limit = request.max_new_tokens
-    _check(config, prompts[0].shape[1], request)
-    prompts, request = shared_out(prompts, request)
-    room = min(FIRST_ROOM, limit)
-    prompt, state = prefill(config, params, *prompts, key, request, room)
-    yield state
-    unrolled = _unrolled(config, params)
-    drawn = 1
-    while drawn < limit and bool(state.alive.any()):
-        if drawn > room:
-            room = min(2 * room, limit)
-            state = state._replace(cache=_widen(state.cache, room))
-        drawn = min(limit, room + 1, drawn + (stride or limit))
-        state = decode(config, unrolled, prompt, state, jnp.int32(drawn), request)
-        yield state
-
-
-def generate(
-    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
-) -> Completions:
-    """Draw ``group_size`` completions of every prompt.
-
-    Args:
-        config: shapes.
-        params: of ``config.parameter_shapes``.
-        prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
-        key: a typed PRNG key; the same key and shapes give the same completions.
-        request: sampler, stop tokens, longest completion, group size.
-
-    Returns:
-        ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
-
-    Raises:
-        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion.
-    """
-    *_, last = stream(config, params, prompts, key, request)
-    prompts, request = shared_out(prompts, request)
-    return completions(*prompts, last, request)
-
-
 def generate_at_once(
     config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
 ) -> Completions:
@@ -419,7 +394,7 @@ def generate_at_once(
         config: shapes.
         params: of ``config.parameter_shapes``.
         prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
-        key: a typed PRNG key.
+        key: a typed PRNG key, or one for each of the ``P · G`` completions.
         request: sampler, stop tokens, longest completion, group size.
 
     Returns:
@@ -430,16 +405,16 @@ def generate_at_once(
             longest completion.
     """
     limit = request.max_new_tokens
-    _check(config, prompts[0].shape[1], request)
+    check_request(config, prompts[0].shape[1], request)
     prompts, request = shared_out(prompts, request)
     prompt, state = prefill(config, params, *prompts, key, request, limit)
-    state = decode(config, _unrolled(config, params), prompt, state, jnp.int32(limit), request)
+    state = decode(config, unrolled(config, params), prompt, state, jnp.int32(limit), request)
     return completions(*prompts, state, request)
 
 
 @partial(jax.jit, static_argnums=3)
-def completions(tokens: jax.Array, valid: jax.Array, state: Decoding, request: Request) -> Completions:
-    """``Completions`` from prompts ``[P, W]`` and the last state of their generation."""
+def completions(tokens: jax.Array, valid: jax.Array, state: Any, request: Request) -> Completions:
+    """``Completions`` from prompts ``[P, W]`` and what was drawn of them: a ``Decoding`` or ``Drawn``."""
 
     def beside(prompt: jax.Array, own: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.repeat(prompt, request.group_size, 0), own], 1)
@@ -456,22 +431,3 @@ def completions(tokens: jax.Array, valid: jax.Array, state: Decoding, request: R
         truncated=state.alive,
         kept=None if state.kept is None else sets(state.kept),
     )
-
-
-def _check(config: DecoderConfig, width: int, request: Request) -> None:
-    limit = request.max_new_tokens
-    least = request.min_new_tokens
-    if width + limit > config.max_positions:
-        raise ValueError(
-            f"generate: a prompt of {width} tokens and max_new_tokens {limit} make {width + limit}, the model was "
-            f"trained for max_positions {config.max_positions}; shorten the prompts or lower max_new_tokens."
-        )
-    if not 0 <= least <= limit:
-        raise ValueError(
-            f"generate: min_new_tokens is {least}, wanted a number from 0 to max_new_tokens, {limit}; change one of "
-            "them."
-        )
-    if least and len(set(request.stop_ids)) >= config.vocab_size:
-        raise ValueError(
-            f"generate: min_new_tokens is {least} and all {config.vocab_size} tokens are stop tokens; leave it out."
-        )

@@ -43,6 +43,29 @@ class Draw(NamedTuple):
 
 
 Sampler = Callable[[jax.Array, jax.Array], Draw]
+"""``(keys [B], logits [B, V]) → Draw``: a row's draw is a function of its own key and logits."""
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """A key for each row ``[B]``: the key folded with the row's number, or the keys of rows as they are.
+
+    A row's draws thus depend on its own key alone, and not on the rows beside it.
+
+    Args:
+        key: a typed PRNG key, or one for each row.
+        rows: B.
+
+    Raises:
+        ValueError: for keys of another number of rows.
+
+    >>> row_keys(jax.random.key(0), 3).shape, row_keys(jax.random.split(jax.random.key(0), 3), 3).shape
+    ((3,), (3,))
+    """
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    if key.shape != (rows,):
+        raise ValueError(f"key: got keys of shape {key.shape}, wanted one key, or one for each of {rows} rows.")
+    return key
 
 
 def greedy(key: jax.Array | None, logits: jax.Array, logit_bias: LogitBias = ()) -> Draw:
@@ -123,7 +146,7 @@ class Categorical:
                 )
 
     def __call__(self, key: jax.Array, logits: jax.Array) -> Draw:
-        """Draw one token for each row of ``logits [B, V]``."""
+        """Draw one token for each row of ``logits [B, V]``, by one key for all or a key for each."""
         biased = _biased("Categorical", logits.astype(jnp.float32), self.logit_bias)
         # Relative to the likeliest before they are divided: a low temperature would magnify the rounding of both.
         tempered = (biased - biased.max(-1, keepdims=True)) / self.temperature
@@ -148,7 +171,7 @@ def inverse_cdf(key: jax.Array, tempered: jax.Array, kept: jax.Array | None = No
     """Draw from ``softmax(tempered)`` restricted to a set of tokens, by two-level inversion.
 
     Args:
-        key: a typed PRNG key.
+        key: a typed PRNG key, or one for each row.
         tempered: ``[B, V]`` float32.
         kept: ``[B, V]`` bool, or None for all.
 
@@ -169,7 +192,7 @@ def _invert_in_blocks(key: jax.Array, weights: jax.Array) -> tuple[jax.Array, ja
     block = min(BLOCK, vocabulary)
     padded = jnp.pad(weights, ((0, 0), (0, -vocabulary % block))).reshape(count, -1, block)
     masses = padded.sum(-1)
-    first, second = jax.random.uniform(key, (2, count))
+    first, second = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(row_keys(key, count)).T
     chosen = _invert(first, masses)
     inside = jnp.take_along_axis(padded, chosen[:, None, None], 1)[:, 0]
     tokens = (chosen * block + _invert(second, inside)).astype(jnp.int32)

@@ -13,9 +13,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -24,14 +23,31 @@ from rlax_llm.core.checks import at_least_one
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.sampling import row_keys
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.tokenizer import Tokenizer
 
-Generate = Callable[[DecoderConfig, Params, tuple[jax.Array, jax.Array], jax.Array, Request], Completions]
-"""``generate`` and its like: ``(config, params, (tokens, valid), key, request) → Completions``."""
+
+class Generate(Protocol):
+    """``generate`` and its like."""
+
+    def __call__(
+        self,
+        config: DecoderConfig,
+        params: Params,
+        prompts: tuple[jax.Array, jax.Array],
+        key: jax.Array,
+        request: Request,
+        slots: int | None = None,
+        limits: Any | None = None,
+    ) -> Completions:
+        """Completions of prompts; see ``generate``."""
+        ...
+
 
 SMALLEST_BATCH = 8  # rows; below it a program of its own costs more than the padding
 LONGEST_EXPRESSION = 200  # characters; it bounds the depth of the expression too
@@ -205,7 +221,7 @@ def with_tools(
     """
     at_least_one("with_tools", max_turns=max_turns)
     _check_tags(tokenizer, tools, answer_tags)
-    return partial(_over_turns, _Calls(tokenizer, tuple(tools), answer_tags), max_turns, complete)
+    return _OverTurns(_Calls(tokenizer, tuple(tools), answer_tags), max_turns, complete)
 
 
 def _check_tags(tokenizer: Tokenizer, tools: Sequence[Tool], answer_tags: tuple[str, str]) -> None:
@@ -263,35 +279,55 @@ class _Calls:
             return False
 
 
-def _over_turns(
-    calls: _Calls,
-    max_turns: int,
-    complete: Generate,
-    config: DecoderConfig,
-    params: Params,
-    prompts: tuple[jax.Array, jax.Array],
-    key: jax.Array,
-    request: Request,
-) -> Completions:
-    drawn: Completions = jax.tree.map(np.array, fetch(complete(config, params, prompts, key, request)))
-    begins = dict.fromkeys(range(len(drawn.tokens)), prompts[0].shape[1])
-    for turn in range(1, max_turns):
-        begins = _answer_calls(drawn, begins, calls, _filler(request))
-        if not begins:
-            break
-        padded = pad_prompts(_read_next(drawn, begins), calls.tokenizer.pad_id, config.vocab_size)
-        room = _room(drawn, begins, request)
-        least = min(request.min_new_tokens, room)
-        shorter = request._replace(max_new_tokens=room, group_size=1, min_new_tokens=least)
-        # The longest row and the shortest one's room may be too much together, but no row comes past the positions
-        # that the first turn was checked for: what it draws beyond its own limit is cut.
-        reach = padded[0].shape[1] + shorter.max_new_tokens
-        wide = replace(config, max_positions=max(config.max_positions, reach))
-        # The first turn folded its steps into the key, and they are below its limit: no key is used twice.
-        later = jax.random.fold_in(key, request.max_new_tokens + turn)
-        further = fetch(complete(wide, params, padded, later, shorter))
-        _go_on(drawn, begins, further, _filler(request))
-    return drawn
+@dataclass(frozen=True)
+class _OverTurns:
+    """A ``generate`` of several turns."""
+
+    calls: _Calls
+    max_turns: int
+    complete: Generate
+
+    def __call__(
+        self,
+        config: DecoderConfig,
+        params: Params,
+        prompts: tuple[jax.Array, jax.Array],
+        key: jax.Array,
+        request: Request,
+        slots: int | None = None,
+        limits: Any | None = None,
+    ) -> Completions:
+        if limits is not None:
+            raise ValueError("with_tools: limits are of completions without tools; lower max_new_tokens instead.")
+        keys = row_keys(key, prompts[0].shape[0] * request.group_size)
+        first = self.complete(config, params, prompts, keys, request, slots)
+        drawn: Completions = jax.tree.map(np.array, fetch(first))
+        begins = dict.fromkeys(range(len(drawn.tokens)), prompts[0].shape[1])
+        for turn in range(1, self.max_turns):
+            begins = _answer_calls(drawn, begins, self.calls, request.filler)
+            if not begins:
+                break
+            rows = _going_on(drawn, begins)
+            tokens = [drawn.tokens[row][drawn.valid[row]].tolist() for row in rows]
+            padded = pad_prompts(tokens, self.calls.tokenizer.pad_id, config.vocab_size)
+            left = np.array([drawn.tokens.shape[1] - begins[row] for row in rows], np.int32)
+            room = _room(int(left.max()), request)
+            least = min(request.min_new_tokens, room)
+            shorter = request._replace(max_new_tokens=room, group_size=1, min_new_tokens=least)
+            # The longest row and the shortest one's room may be too much together, but no row comes past the positions
+            # that the first turn was checked for.
+            reach = padded[0].shape[1] + shorter.max_new_tokens
+            wide = replace(config, max_positions=max(config.max_positions, reach))
+            # The first turn folded its tokens' numbers into the keys, and they are below its limit: none is used twice.
+            later = _folded(keys[np.array(rows)], request.max_new_tokens + turn)
+            further = fetch(self.complete(wide, params, padded, later, shorter, slots, left))
+            _go_on(drawn, begins, further, request.filler)
+        return drawn
+
+
+@jax.jit
+def _folded(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 class _Part(NamedTuple):
@@ -312,11 +348,6 @@ def _write(drawn: Completions, row: int, column: int, part: _Part, filler: int) 
             held = np.asarray(array)
             held[row, column:] = empty
             held[row, column : column + len(part.tokens)] = value
-
-
-def _filler(request: Request) -> int:
-    """What ``generate`` pads completions with."""
-    return request.stop_ids[0] if request.stop_ids else 0
 
 
 def _answer_calls(drawn: Completions, begins: dict[int, int], calls: _Calls, filler: int) -> dict[int, int]:
@@ -342,19 +373,18 @@ def _answer_calls(drawn: Completions, begins: dict[int, int], calls: _Calls, fil
     return further
 
 
-def _read_next(drawn: Completions, begins: dict[int, int]) -> list[list[int]]:
-    """All tokens so far of the rows that go on; the first one again and again up to one of few numbers of rows."""
+def _going_on(drawn: Completions, begins: dict[int, int]) -> list[int]:
+    """The rows that go on; the first one again and again up to one of few numbers of rows."""
     size = len(drawn.tokens)
     while size // 2 >= max(len(begins), SMALLEST_BATCH):
         size //= 2
-    rows = [drawn.tokens[row][drawn.valid[row]].tolist() for row in begins]
+    rows = list(begins)
     return rows + rows[:1] * (size - len(rows))
 
 
-def _room(drawn: Completions, begins: dict[int, int], request: Request) -> int:
+def _room(left: int, request: Request) -> int:
     """Tokens that the row with the most room left may draw, rounded up to quarters of the limit."""
     quarter = -(-request.max_new_tokens // 4)
-    left = drawn.tokens.shape[1] - min(begins.values())
     return min(request.max_new_tokens, -(-left // quarter) * quarter)
 
 

@@ -18,7 +18,8 @@ from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Groups, Metrics, Params
-from rlax_llm.generation.engine import Request, for_sampling, generate_at_once
+from rlax_llm.generation.engine import for_sampling, generate_at_once
+from rlax_llm.generation.request import Request
 from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.config import DecoderConfig
 

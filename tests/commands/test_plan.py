@@ -18,7 +18,7 @@ from rlax_llm.commands.plan.report import written
 from rlax_llm.commands.plan.run import make_plan
 from rlax_llm.commands.plan.search import largest_that_fits
 from rlax_llm.commands.plan.settings import PlannedDpo, PlannedGrpo, PlannedKto, PlannedPpo, PlannedReward, PlannedSft
-from rlax_llm.commands.plan.work import Grid, Rows, Work, decoding, forward, grouped, learning, rooms
+from rlax_llm.commands.plan.work import Grid, Rows, Work, decoding, forward, grouped, learning, reads
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig, Lora
@@ -111,7 +111,7 @@ def test_decoding_reads_weights_and_caches_at_every_token():
     layers = 3 * (2 * 12 * 16 + 2 * 12 * 8 + 3 * 12 * 20)
     prompts, group, width, length = 2, 3, 5, 9
     steps = length - 1
-    assert rooms(length) == [(9, 8)]
+    assert reads(length) == [(9, 8)]
     work = decoding(CONFIG, prompts, group, width, length, Grid())
     rows = prompts * group
     products = 2 * rows * steps * (layers + 40 * 12)

@@ -42,7 +42,7 @@ ABSENT = {
     "resume",
     "config",
 }
-ABSENT |= {"best", "max_hours", "mesh", "profile", "sample_batch_size", "track"}
+ABSENT |= {"best", "max_hours", "mesh", "profile", "slots", "track"}
 ABSENT |= {"coordinator", "process_id", "processes"}
 
 
@@ -105,14 +105,10 @@ def test_settings_made_of_parts_are_changed_alike():
     assert GrpoSettings(**parts).changed(steps=4) == settings.changed(steps=4)
 
 
-@pytest.mark.parametrize(
-    ("together", "told"),
-    [(2, "wanted a multiple of group_size, 4"), (12, "wanted a divisor of the completions of a step, which is 32")],
-)
-def test_what_is_drawn_together_is_of_whole_groups(together, told):
-    with pytest.raises(ValueError, match=f"grpo: sample_batch_size is {together}, {told}"):
-        GrpoSettings.of(batch_size=8, group_size=4, sample_batch_size=together)
-    assert GrpoSettings.of(batch_size=8, group_size=4, sample_batch_size=16).rollout.sample_batch_size == 16
+def test_slots_have_room_for_a_group():
+    with pytest.raises(ValueError, match="grpo: slots is 2, wanted at least group_size, 4: a group enters together"):
+        GrpoSettings.of(batch_size=8, group_size=4, slots=2)
+    assert GrpoSettings.of(batch_size=8, group_size=4, slots=13).rollout.slots == 13
 
 
 def test_none_leaves_open_what_follows_from_others():

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.mesh import mesh
-from rlax_llm.generation.engine import Request, generate, generate_at_once
+from rlax_llm.generation.engine import generate_at_once
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.generation.turns import Tool, calculate, with_tools
 from rlax_llm.models.config import DecoderConfig
@@ -67,3 +69,20 @@ def test_turns_with_a_tool_are_the_same_on_a_mesh():
     assert (np.diff(alone.mask.astype(int)) == 1).sum() > len(alone.mask)
     chex.assert_trees_all_equal(found._replace(log_probs=alone.log_probs), alone)
     np.testing.assert_allclose(found.log_probs, alone.log_probs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [None, 16])
+def test_rows_leave_and_enter_on_a_mesh(slots):
+    """Each device among its own; tokens as on one device that draws all rows to the end."""
+    found = completions(groups=16, group_size=1)
+    prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
+    request = Request(Categorical(1.5), (0, 1, 2), 24, 4)
+    *_, state = stream(CONFIG, PARAMS, prompts, jax.random.key(3), request)
+    grid = mesh("data=2,fsdp=2,tensor=2")
+    with jax.set_mesh(grid):
+        params = jax.device_put(PARAMS, shardings(grid, PARAMS, sampling_rules()))
+        there = jax.device_get(generate(CONFIG, params, prompts, jax.random.key(3), request, slots))
+    np.testing.assert_array_equal(there.tokens[:, PROMPT:], state.tokens)
+    np.testing.assert_array_equal(there.mask[:, PROMPT:].sum(1), state.lengths)
+    np.testing.assert_allclose(there.log_probs[:, PROMPT:], state.log_probs, rtol=0, atol=1e-5)
+    assert state.lengths.min() == 1 < 20 < state.lengths.max()

@@ -19,7 +19,7 @@ from rlax_llm import recipes
 from rlax_llm.core import log_probs as chunks
 from rlax_llm.core.mesh import mesh
 from rlax_llm.core.trees import join_trees
-from rlax_llm.generation.engine import Request
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
 from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling, language_loop, stale_sampling

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.answers import PROMPT, Language, base, demonstrations, lengths, right, told
-from rlax_llm.generation.engine import Request
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.language import fresh_sampling
 

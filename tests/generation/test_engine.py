@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from rlax_llm.generation import engine
-from rlax_llm.generation.engine import Request, decode, generate, generate_at_once, prefill, stream
+from rlax_llm.generation.engine import decode, generate_at_once, prefill
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig

@@ -7,9 +7,10 @@ from made_tokenizers import KINDS, metaspace
 
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
-from rlax_llm.generation.sampling import Categorical, greedy
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.sampling import Categorical, greedy, row_keys
 from rlax_llm.generation.turns import Tool, calculate, calculator, first_call, with_tools
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
@@ -131,9 +132,9 @@ class Script:
 
     def __init__(self, *continuations: tuple[str, str], tokenizer: Tokenizer = TEXT):
         self.continuations, self.tokenizer = dict(continuations), tokenizer
-        self.keys, self.shapes, self.least = [], [], []
+        self.keys, self.shapes, self.least, self.limits = [], [], [], []
 
-    def __call__(self, config, params, prompts, key, request):
+    def __call__(self, config, params, prompts, key, request, slots=None, limits=None):
         tokens, valid = (np.repeat(np.asarray(x), request.group_size, 0) for x in prompts)
         rows, width = tokens.shape
         columns = width + request.max_new_tokens
@@ -141,6 +142,7 @@ class Script:
         self.keys.append(jax.random.key_data(key).tolist())
         self.shapes.append((rows, width, request.max_new_tokens, request.group_size))
         self.least.append(request.min_new_tokens)
+        self.limits.append(limits)
         flags, numbers = np.zeros((2, rows, columns), bool), np.zeros((rows, columns), np.float32)
         padded = np.pad(tokens, ((0, 0), (0, columns - width)), constant_values=STOP)
         sets = np.full((rows, columns, 2), EVERY)
@@ -272,9 +274,24 @@ def test_several_turns_each_with_a_key_of_its_own():
     assert texts(completions, width)[0] == text
     assert spans(completions.mask[0]) == len(script.keys) == 4
     assert not completions.truncated[0]
-    drawn_with = {tuple(jax.random.key_data(jax.random.fold_in(jax.random.key(3), i)).tolist()) for i in range(150)}
-    assert script.keys[0] == jax.random.key_data(jax.random.key(3)).tolist()
-    assert len({tuple(key) for key in script.keys} - drawn_with) == 4
+    row = row_keys(jax.random.key(3), 1)[0]
+    drawn_with = {tuple(jax.random.key_data(jax.random.fold_in(row, i)).tolist()) for i in range(150)}
+    assert script.keys[0] == jax.random.key_data(row)[None].tolist()
+    assert len({tuple(keys[0]) for keys in script.keys} - drawn_with) == 4
+
+
+def test_a_row_has_the_keys_and_the_room_that_it_would_have_alone():
+    """The first row answers at once; what the second draws with depends on it in no turn."""
+    long, text = several(2)
+    short = {"p": "."}
+    script = Script(*short.items(), *long.continuations.items())
+    together, width = run(script, ["p", "q"], 150)
+    assert texts(together, width, 1)[0] == text
+    of_rows = jax.random.key_data(row_keys(jax.random.key(3), 2)).tolist()
+    assert script.keys[0] == of_rows
+    later = jax.random.fold_in(row_keys(jax.random.key(3), 2)[1], 151)
+    assert script.keys[1][0] == jax.random.key_data(later).tolist()
+    assert script.limits[1][0] == 150 - len("<calc>0+1</calc><result>1</result>")
 
 
 def test_in_the_last_turn_a_call_stays_text():

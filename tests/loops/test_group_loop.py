@@ -17,7 +17,7 @@ from rlax_llm.core.types import CreditedCompletions, Groups
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.credit.shaping import overlong_filter
-from rlax_llm.generation.engine import Request
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import GroupLearning, group_advantages, group_loop, group_trpo_loop, uninformative_share
 from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling

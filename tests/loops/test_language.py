@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.engine import Request, generate_at_once
+from rlax_llm.generation.engine import generate_at_once
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, inverse_cdf
 from rlax_llm.loops.group import GroupLearning, group_loop, informative_groups
 from rlax_llm.loops.language import (

@@ -17,8 +17,9 @@ from rlax_llm.commands.preference.run import run_dpo
 from rlax_llm.commands.preference.settings import DpoSettings
 from rlax_llm.commands.setup import build_model
 from rlax_llm.core.trees import join_trees
-from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.policy import descend, initial_state, supervised_loop
 from rlax_llm.models import decoder

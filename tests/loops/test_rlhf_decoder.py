@@ -15,7 +15,8 @@ from rlhf_tables import (
 )
 
 from rlax_llm.core.types import ScoredCompletions
-from rlax_llm.generation.engine import Request, generate
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit

@@ -13,8 +13,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlax_llm.generation.engine import Request, generate
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits

@@ -17,8 +17,9 @@ from rlax_llm.core.mesh import fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
-from rlax_llm.generation.engine import Request, stream
 from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import stream
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel

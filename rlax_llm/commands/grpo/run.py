@@ -16,7 +16,7 @@ from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.credit.shaping import soft_overlong_punishment
-from rlax_llm.generation.engine import generate
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.turns import Generate, calculator, with_tools
 from rlax_llm.host.run_directory import RunDirectory
 

@@ -106,7 +106,7 @@ def _remedy(settings: Planned, machine: Machine, program: Measured) -> str:
     if program.name != "update":
         return (
             "give more devices along tensor, over which the sampler's weights and caches lie, or along fsdp for the "
-            "rest; a --sample-batch-size below the completions of a step; or --dtype bfloat16."
+            "rest; --slots below the completions of a step; or --dtype bfloat16."
         )
     smaller = _smaller_micro_batch(settings, machine)
     if smaller is not None:

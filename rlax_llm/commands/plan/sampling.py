@@ -13,17 +13,11 @@ from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.learner import Learner, completion_scores
 from rlax_llm.commands.plan.models import array, key
 from rlax_llm.commands.plan.programs import Machine, Program, lying
-from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped, rooms
+from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped
 from rlax_llm.commands.shared_settings import LimitSettings, RolloutSettings
-from rlax_llm.generation.engine import (
-    FIRST_ROOM,
-    Request,
-    completions,
-    decode,
-    prefill,
-    shared_out,
-    unstack,
-)
+from rlax_llm.generation.engine import completions, decode, prefill, rooms, shared_out, unstack
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import entering_prompts
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import narrow_matrices
 from rlax_llm.models.functional import Params
@@ -35,30 +29,32 @@ class Prompts(NamedTuple):
     """What is completed.
 
     Attributes:
-        together: prompts that are sampled at a time.
-        times: that a step does so.
+        number: prompts of a step.
         width: tokens of the longest.
+        slots: completions that are drawn at a time; None draws all.
+        entering: prompts that begin at a time.
     """
 
-    together: int
-    times: int
+    number: int
     width: int
+    slots: int | None
+    entering: int
 
-    def arrays(self, times: int = 1) -> tuple[Any, Any]:
-        """``tokens`` and ``valid`` of so many times the prompts together, abstract."""
-        shape = (self.together * times, self.width)
-        return array(shape, jnp.int32), array(shape, jnp.bool_)
+    def arrays(self, count: int) -> tuple[Any, Any]:
+        """``tokens`` and ``valid`` of so many prompts, abstract."""
+        return array((count, self.width), jnp.int32), array((count, self.width), jnp.bool_)
 
 
 def prompts_of(rollout: RolloutSettings, limits: LimitSettings) -> Prompts:
     """The prompts of a step's rollout.
 
     Args:
-        rollout: completions of a step, and how many are drawn together.
+        rollout: completions of a step, and how many are drawn at a time.
         limits: of their lengths.
     """
-    together = rollout.sample_batch_size or rollout.rows
-    return Prompts(together // rollout.group_size, rollout.rows // together, limits.max_prompt_tokens)
+    slots = None if rollout.slots is None or rollout.slots >= rollout.rows else rollout.slots
+    entering = rollout.batch_size if slots is None else entering_prompts(slots, rollout.group_size)
+    return Prompts(rollout.batch_size, limits.max_prompt_tokens, slots, entering)
 
 
 class Sampler(NamedTuple):
@@ -78,7 +74,7 @@ class Sampler(NamedTuple):
 
     def drawn(self) -> Any:
         """The completions of a step, abstract, as the host gives them to the learner."""
-        tokens, valid, request = *self.prompts.arrays(self.prompts.times), self.drawing.request
+        tokens, valid, request = *self.prompts.arrays(self.prompts.number), self.drawing.request
         state = self._prefilled((tokens, valid), request, request.max_new_tokens)[1]
         return completions.eval_shape(tokens, valid, state, request)
 
@@ -109,7 +105,7 @@ class Sampler(NamedTuple):
             requests.append(request)
             return repeated
 
-        return jax.eval_shape(repeated, self.prompts.arrays()), requests[-1]
+        return jax.eval_shape(repeated, self.prompts.arrays(self.prompts.entering)), requests[-1]
 
     def programs(self, resident: Mapping[str, Any]) -> list[Program]:
         """The programs of a step's completions.
@@ -139,7 +135,7 @@ class Sampler(NamedTuple):
         return Program("sampler's copy", lower, parts, beside, Work(0.0, 2 * bytes_of(self._sampled())))
 
     def _prefill(self, sampled: Any, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
-        config, room = self.drawing.sampling.config, min(FIRST_ROOM, request.max_new_tokens)
+        config, room = self.drawing.sampling.config, rooms(request.max_new_tokens)[0]
 
         def lower(earlier: Any) -> Any:
             del earlier
@@ -151,10 +147,13 @@ class Sampler(NamedTuple):
         own = ("parameters", "base") if self._shared else ("sampler",)
         parts = {name: tree for name, tree in beside.items() if name in own}
         beside = {name: tree for name, tree in beside.items() if name not in own}
-        return Program("prefill", lower, parts, beside, work, times=self.prompts.times)
+        return Program("prefill", lower, parts, beside, work, times=-(-self.prompts.number // self.prompts.entering))
 
     def _decode(self, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
-        config, limit = self.drawing.sampling.config, request.max_new_tokens
+        config, limit, slots, times = self.drawing.sampling.config, request.max_new_tokens, self.prompts.slots, 1
+        if slots is not None:  # each row has its prompt to itself
+            times = -(-self.prompts.number * self.drawing.request.group_size // slots)
+            prompts, request = self.prompts.arrays(slots), request._replace(group_size=1)
         shapes = self._prefilled(prompts, request, limit)
         unrolled = _unrolled(self.machine, config, self._sampled())
 
@@ -169,10 +168,11 @@ class Sampler(NamedTuple):
         grid = self.machine.grid if count % lanes == 0 else Grid(1, self.machine.grid.tensor)
         work = decoding(config, count, request.group_size, width, limit, grid)
         caches = (shapes[0].cache, shapes[1].cache)
-        # While the cache doubles, the old one lies beside the new.
-        half = bytes_of(shapes[1].cache) / (grid.lanes * grid.tensor) / 2 if len(rooms(limit)) > 1 else 0.0
+        # While the cache grows, the old one lies beside the new.
+        before = (0, *rooms(limit))[-2] / limit
+        half = bytes_of(shapes[1].cache) / (grid.lanes * grid.tensor) * before
         parts = {"sampler's layers": unrolled, "caches": _shared_by(caches, grid)}
-        return Program("decode", lower, parts, beside, work, limit - 1, half, self.prompts.times)
+        return Program("decode", lower, parts, beside, work, limit - 1, half, times)
 
 
 class MissingProgram(Exception):

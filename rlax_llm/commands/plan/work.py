@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.generation.engine import FIRST_ROOM
+from rlax_llm.generation.engine import rooms
 from rlax_llm.models.config import TARGETS, DecoderConfig
 
 _FORWARD_PRODUCTS = 2  # of attention: scores, and values mixed by them
@@ -194,7 +194,7 @@ def moving(state: float) -> Work:
 def decoding(config: DecoderConfig, prompts: int, group_size: int, width: int, length: int, grid: Grid) -> Work:
     """All tokens after the first of completions to the limit, at each of which all weights and caches are read.
 
-    The own cache begins small and doubles, and is read whole.
+    The own cache begins small and grows, and is read whole. All rows go on to the end.
 
     Args:
         config: shapes of what is sampled from.
@@ -205,7 +205,7 @@ def decoding(config: DecoderConfig, prompts: int, group_size: int, width: int, l
         grid: the devices that share them.
     """
     rows, steps = prompts * group_size, length - 1
-    room_read = sum(room * count for room, count in rooms(length))
+    room_read = sum(room * count for room, count in reads(length))
     pairs = rows * (width * steps + room_read)
     kept = 2 * config.num_kv_heads * config.head_dim / grid.tensor * config.num_layers * _width(config)
     caches = kept * (prompts * width * steps + rows * room_read) / grid.lanes
@@ -214,17 +214,17 @@ def decoding(config: DecoderConfig, prompts: int, group_size: int, width: int, l
     return through + scores + Work(0.0, caches)
 
 
-def rooms(length: int) -> list[tuple[int, int]]:
+def reads(length: int) -> list[tuple[int, int]]:
     """Room of a completion's cache and tokens drawn with it, from the second token to the last.
 
-    >>> rooms(200)
-    [(64, 64), (128, 64), (200, 71)]
+    >>> reads(200)
+    [(64, 64), (100, 36), (200, 99)]
     """
-    found, drawn, room = [], 1, min(FIRST_ROOM, length)
-    while drawn < length:
+    found, drawn = [], 1
+    for room in rooms(length):
         until = min(length, room + 1)
         found.append((room, until - drawn))
-        drawn, room = until, min(2 * room, length)
+        drawn = until
     return found
 
 

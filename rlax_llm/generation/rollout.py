@@ -1,0 +1,296 @@
+"""Completions of many prompts on few rows: those that have ended make room, and those that wait take their places.
+
+A row's draws depend on its key and its own tokens alone, so who runs beside whom changes no completion. What is
+compiled is a ladder of sizes: a few numbers of rows and of columns, whatever the lengths come to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.core.mesh import fetch
+from rlax_llm.core.types import Completions
+from rlax_llm.generation.engine import (
+    Decoding,
+    Prefilled,
+    completions,
+    decode,
+    lanes,
+    prefill,
+    rooms,
+    shared_out,
+    unrolled,
+)
+from rlax_llm.generation.request import Request, check_request
+from rlax_llm.generation.sampling import row_keys
+from rlax_llm.generation.slots import Drawn, Progress, blank, drawn_of, enter, note, progress, resize, vacant
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.functional import Params
+
+PARTS = (5 / 8, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of the rows at first, to which they are made fewer
+FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
+ENTERING = 1 / 8  # of the slots: that many must be free before others enter
+PRODUCTS = 8  # products with a weight that cost as much as a key that is read
+WORTH = 0.85  # of what a step costs: what one with fewer rows may cost, for them to be moved
+
+Prompts = tuple[jax.Array, jax.Array]
+
+
+class Ladder(NamedTuple):
+    """Numbers of rows that a generation may have, and what a step with them costs.
+
+    Attributes:
+        rows: from most to fewest.
+        weights: what one row's products with the weights cost, in keys that are read.
+        width: columns of a prompt.
+    """
+
+    rows: tuple[int, ...]
+    weights: float
+    width: int
+
+    def below(self, state: Decoding) -> list[int]:
+        """The numbers of rows that are worth moving to, each with its prompt to itself."""
+        prompts, group_size, *_, room = state.cache[0][0].shape
+        rows = prompts * group_size
+        now = rows * (self.weights + room) + prompts * self.width
+        each = self.weights + room + self.width
+        return [fewer for fewer in self.rows if fewer < rows and fewer * each <= WORTH * now]
+
+
+def ladder(config: DecoderConfig, rows: int, width: int) -> Ladder:
+    """The numbers of rows of a generation.
+
+    Args:
+        config: shapes.
+        rows: at first.
+        width: columns of a prompt.
+
+    >>> ladder(DecoderConfig(64, 16, 32, 2, 2, 1, 8), 64, 8).rows
+    (40, 24, 16, 8, 4)
+    """
+    devices = lanes(rows)
+    sizes = {max(FEWEST, math.ceil(rows * part / devices)) * devices for part in PARTS}
+    shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
+    keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return Ladder(tuple(sorted(sizes, reverse=True)), sum(map(math.prod, shapes)) / keys / PRODUCTS, width)
+
+
+def entering_prompts(slots: int, group_size: int, devices: int = 1) -> int:
+    """Prompts that enter together: a part of the slots, equally many on each device.
+
+    >>> entering_prompts(64, 4), entering_prompts(8, 8)
+    (2, 1)
+    """
+    return max(round(slots * ENTERING / group_size / devices), 1) * devices
+
+
+class Generation:
+    """A generation on its way.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
+        rows: ``[P · G]`` each, a key and the most tokens of each completion.
+        request: static.
+        slots: rows that are drawn at a time, at most, but for one group; None draws all.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        params: Params,
+        prompts: Prompts,
+        rows: tuple[jax.Array, jax.Array],
+        request: Request,
+        slots: int | None = None,
+    ):
+        self.config, self.params, self.prompts, self.rows, self.request = config, params, prompts, rows, request
+        self.layers = unrolled(config, params)
+        self.rooms = rooms(request.max_new_tokens)
+        self.count, size = prompts[0].shape[0], request.group_size
+        self.begun = 0  # prompts whose completions have begun
+        self.drawn: Drawn | None = None  # while the state holds all completions in their order
+        if slots is None or slots >= self.count * size:
+            self.entering = self.count
+            (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
+        else:
+            self._open(slots)
+        self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1])
+
+    def _open(self, slots: int) -> None:
+        """Slots, and the first prompts in them."""
+        size = self.request.group_size
+        devices = lanes(self.count * size)
+        self.entering = entering_prompts(slots, size, devices)
+        rows = max(slots // devices * devices, self.entering * size)
+        first, numbers = self._prefilled(0)
+        prompt, state = vacant(*first, rows, self.rooms[0])
+        self.drawn = blank(drawn_of(state), self.count * size)
+        self.prompt, self.state = enter(prompt, state, *first, numbers)
+
+    def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+        """The next prompts with one draw behind each, and their rows: −1 where none are left and others fill up."""
+        size = self.request.group_size
+        (tokens, valid), (keys, limits) = self.prompts, self.rows
+        prompts = np.arange(self.begun, self.begun + self.entering)
+        rows = (prompts[:, None] * size + np.arange(size)).reshape(-1)
+        if self.entering < self.count:
+            tokens, valid = (x[prompts % self.count] for x in (tokens, valid))
+            keys, limits = (x[rows % len(keys)] for x in (keys, limits))
+        self.begun += self.entering
+        found = prefill(self.config, self.params, tokens, valid, keys, self.request, room, limits)
+        return found, jnp.asarray(np.where(rows < self.count * size, rows, -1), jnp.int32)
+
+    def advance(self, most: int | None = None) -> bool:
+        """Draw until something is to be decided, and at most so many tokens; whether there was something to draw.
+
+        Args:
+            most: draws of a row.
+        """
+        seen = self._let_enter(fetch(progress(self.state)))
+        if not seen.going:
+            return False
+        fewest = self._fit(seen)
+        room = self.state.cache[0][0].shape[-1]
+        until = seen.step + min(room + 1 - seen.longest, most or room)
+        request = self.request
+        self.state = decode(
+            self.config, self.layers, self.prompt, self.state, jnp.int32(until), request, jnp.int32(fewest)
+        )
+        return True
+
+    def _let_enter(self, seen: Progress) -> Progress:
+        """Fill what is free with those that wait."""
+        free = self.state.going.shape[0] - self.entering * self.request.group_size
+        while self.begun < self.count and seen.going <= free:
+            fresh, numbers = self._prefilled(0)
+            self._note()
+            self.prompt, self.state = enter(self.prompt, self.state, *fresh, numbers)
+            seen = fetch(progress(self.state))
+        return seen
+
+    def _fit(self, seen: Progress) -> int:
+        """Leave out rows that have ended, and make room for longer ones; the number of rows to ask again at."""
+        rows, room = self.state.going.shape[0], self.state.cache[0][0].shape[-1]
+        wait = self.begun < self.count
+        fitting = [fewer for fewer in self.ladder.below(self.state) if fewer >= seen.going and not wait]
+        longer = next(size for size in self.rooms if size >= max(room, seen.longest))
+        if fitting:
+            self._note()
+        if fitting or longer > room:
+            self.prompt, self.state = resize(self.prompt, self.state, min(fitting, default=rows), longer)
+        if wait:
+            return rows - self.entering * self.request.group_size
+        return max(self.ladder.below(self.state), default=0)
+
+    def _note(self) -> None:
+        """Write down what was drawn, before rows go."""
+        self.drawn = drawn_of(self.state) if self.drawn is None else note(self.drawn, self.state)
+
+    def completions(self) -> Completions:
+        """All that was drawn."""
+        self._note()
+        return completions(*self.prompts, self.drawn, self.request)
+
+
+def stream(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    key: jax.Array,
+    request: Request,
+    stride: int | None = None,
+) -> Iterator[Decoding]:
+    """Generate, and yield the state each time ``stride`` tokens were drawn (or the cache is full) and at the end.
+
+    A yielded state is consumed by the next step: read what you need of it before asking for more. Rows keep their
+    places.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
+        key: a typed PRNG key, or one for each of the ``P · G`` completions.
+        request: static.
+        stride: tokens between two yields; None for as many as the cache holds.
+
+    Raises:
+        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
+            longest completion.
+    """
+    going = _begin(config, params, prompts, (key, None), request, None)
+    going.ladder = going.ladder._replace(rows=())
+    yield going.state
+    while going.advance(stride):
+        yield going.state
+
+
+def _begin(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    rows: tuple[jax.Array, jax.Array | None],
+    request: Request,
+    slots: int | None,
+) -> Generation:
+    check_request(config, prompts[0].shape[1], request)
+    count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
+    keys = row_keys(rows[0], count)
+    limits = jnp.full(count, limit, jnp.int32) if rows[1] is None else _within(rows[1], count, limit)
+    prompts, request = shared_out(prompts, request)
+    return Generation(config, params, prompts, (keys, limits), request, slots)
+
+
+def _within(limits: jax.Array, count: int, most: int) -> jax.Array:
+    found = np.asarray(limits)
+    if found.shape != (count,) or found.min() < 1 or found.max() > most:
+        raise ValueError(
+            f"generate: limits are of shape {found.shape}, from {found.min()} to {found.max()}; wanted one for each of "
+            f"{count} completions, from 1 to max_new_tokens, {most}."
+        )
+    return jnp.asarray(found, jnp.int32)
+
+
+def generate(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    key: jax.Array,
+    request: Request,
+    slots: int | None = None,
+    limits: jax.Array | None = None,
+) -> Completions:
+    """Draw ``group_size`` completions of every prompt.
+
+    No row waits for the longest: those that have ended are left out, and where there are fewer ``slots`` than
+    completions, others enter in their places. Limiting case: none of that changes a completion.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
+        key: a typed PRNG key, which is folded with each row's number, or a key for each of the ``P · G`` completions;
+            a key, a prompt and parameters make a completion, whatever runs beside it.
+        request: sampler, stop tokens, longest completion, group size.
+        slots: completions that are drawn at a time, at most (but for one group); None draws all.
+        limits: ``[P · G]`` int32, the most tokens of each completion; None is the request's for all.
+
+    Returns:
+        ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
+
+    Raises:
+        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
+            longest completion; for limits or keys that are not one for each completion.
+    """
+    going = _begin(config, params, prompts, (key, limits), request, slots)
+    while going.advance():
+        pass
+    return going.completions()

@@ -1,0 +1,177 @@
+"""Rows leave and enter a generation: what is done to its state between two calls of ``decode``.
+
+Rows that have ended are left out (``resize``), or others take their places (``enter``). On several devices every one
+does so among its own rows, so that no key is sent.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm.generation.engine import Cache, Decoding, Prefilled, lanes, most_going
+
+
+class Progress(NamedTuple):
+    """What decides on how a generation goes on.
+
+    Attributes:
+        step: draws so far.
+        going: rows that go on, by ``most_going``.
+        longest: tokens of the longest of them.
+    """
+
+    step: jax.Array
+    going: jax.Array
+    longest: jax.Array
+
+
+@jax.jit
+def progress(state: Decoding) -> Progress:
+    """How far a generation is."""
+    longest = jnp.where(state.going, state.lengths, 0).max()
+    return Progress(state.step, most_going(state), longest)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def resize(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Prefilled, Decoding]:
+    """The rows that go on, in a state of other sizes.
+
+    Args:
+        prompt: of ``prefill``.
+        state: of ``decode``.
+        rows: at least ``most_going``; where they are as many as now each stays where it is, in its group. Otherwise
+            each has the keys of its prompt to itself.
+        room: columns of the cache, no fewer than the longest of the rows has tokens.
+    """
+    count = state.going.shape[0]
+    groups, size = state.cache[0][0].shape[:2]
+    cache = _columns(state.cache, state.step, room)
+    if rows == count:
+        return prompt, state._replace(cache=cache)
+    order = _first(~state.going, rows)
+    alone = _taken(jax.tree.map(lambda x: x.reshape(count, 1, *x.shape[2:]), cache), order)
+    left = state._replace(cache=alone, **_taken(_by_row(state), order))
+    if groups == count:
+        return _taken(prompt, order), left
+    return _taken(prompt, order // size), left
+
+
+def _by_row(state: Decoding) -> dict[str, Any]:
+    """What a state holds of each row but its keys and values."""
+    return {name: x for name, x in state._asdict().items() if name not in ("cache", "step")}
+
+
+def _first(last: jax.Array, rows: int) -> jax.Array:
+    """``[lanes, rows / lanes]``: of each device's rows the numbers of some, those that are ``last`` behind the rest."""
+    by_lane = last.reshape(lanes(last.shape[0]), -1)
+    return jnp.argsort(by_lane, axis=1, stable=True)[:, : rows // by_lane.shape[0]]
+
+
+def _taken(tree: Any, order: jax.Array) -> Any:
+    """Rows of each device, by their numbers there."""
+
+    def take(x: jax.Array) -> jax.Array:
+        by_lane = x.reshape(order.shape[0], -1, *x.shape[1:])
+        return jax.vmap(lambda x, own: x[own])(by_lane, order).reshape(order.size, *x.shape[1:])
+
+    return jax.tree.map(take, tree)
+
+
+def _columns(cache: Cache, step: jax.Array, room: int) -> Cache:
+    """The cache with another number of columns: what was written ``n`` steps ago is again what was."""
+    held = cache[0][0].shape[-1]
+    if room == held:
+        return cache
+    ago = (step - 1 - jnp.arange(room)) % room
+    source = (step - 1 - ago) % held  # for what is older than the cache is, anything; nobody reads it
+    return tuple((jnp.take(keys, source, -1), jnp.take(values, source, -2)) for keys, values in cache)
+
+
+@partial(jax.jit, donate_argnums=(0, 1))
+def enter(
+    prompt: Prefilled, state: Decoding, fresh_prompt: Prefilled, fresh: Decoding, rows: jax.Array
+) -> tuple[Prefilled, Decoding]:
+    """Rows take the places of some that have ended.
+
+    Args:
+        prompt: of the state, each row's by itself.
+        state: of rows by themselves; of them at least as many as enter have ended.
+        fresh_prompt: of ``prefill``.
+        fresh: of ``prefill``, one draw behind the prompt; its own cache is empty.
+        rows: ``[u]`` int32, which completions these are; −1 where a row only fills up.
+    """
+    size = fresh.cache[0][0].shape[1]
+    places = _first(state.going, rows.shape[0])
+
+    def put(x: jax.Array, new: jax.Array) -> jax.Array:
+        by_lane = x.reshape(places.shape[0], -1, *x.shape[1:])
+        own = new.reshape(places.shape[0], -1, *new.shape[1:])
+        return jax.vmap(lambda x, place, own: x.at[place].set(own))(by_lane, places, own).reshape(x.shape)
+
+    entered = fresh._replace(alive=fresh.alive & (rows >= 0), rows=rows)
+    merged = state._replace(**jax.tree.map(put, _by_row(state), _by_row(entered)))
+    alone = jax.tree.map(lambda x: jnp.repeat(x, size, 0), fresh_prompt)
+    return jax.tree.map(put, prompt, alone), merged
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def vacant(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Prefilled, Decoding]:
+    """A state of rows by themselves of which none goes on, for others of a ``prefill`` to enter.
+
+    Args:
+        prompt: of ``prefill``.
+        state: of ``prefill``.
+        rows: slots.
+        room: columns of the cache.
+    """
+
+    def alike(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[:1], (rows, *x.shape[1:]))
+
+    def empty(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        heads, dim = keys.shape[2:4]
+        return jnp.zeros((rows, 1, heads, dim, room), keys.dtype), jnp.zeros((rows, 1, heads, room, dim), values.dtype)
+
+    nobody = state._replace(alive=jnp.zeros_like(state.alive), rows=jnp.full_like(state.rows, -1))
+    own = jax.tree.map(alike, _by_row(nobody))
+    return jax.tree.map(alike, prompt), state._replace(cache=tuple(empty(*layer) for layer in state.cache), **own)
+
+
+class Drawn(NamedTuple):
+    """What was drawn of all completions of a generation.
+
+    Attributes:
+        tokens: ``[N, limit]`` int32.
+        log_probs: ``[N, limit]`` float32, nats.
+        kept: ``[N, limit, ceil(V/32)]`` uint32, or None.
+        alive: ``[N]`` bool, no stop token was drawn.
+        lengths: ``[N]`` int32.
+    """
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    kept: jax.Array | None
+    alive: jax.Array
+    lengths: jax.Array
+
+
+def drawn_of(state: Decoding) -> Drawn:
+    """What the rows of a state have drawn, in its order."""
+    return Drawn(state.tokens, state.log_probs, state.kept, state.alive, state.lengths)
+
+
+@partial(jax.jit, static_argnums=1)
+def blank(drawn: Drawn, count: int) -> Drawn:
+    """So many completions of which nothing was drawn."""
+    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), drawn)
+
+
+@partial(jax.jit, donate_argnums=0)
+def note(drawn: Drawn, state: Decoding) -> Drawn:
+    """Write down what the rows of a state have drawn; ``drawn`` is donated."""
+    rows = jnp.where(state.rows < 0, drawn.lengths.shape[0], state.rows)  # nobody's are dropped
+    return jax.tree.map(lambda buffer, values: buffer.at[rows].set(values, mode="drop"), drawn, drawn_of(state))
