@@ -221,9 +221,8 @@ def prefill(
     embedded = embedding(config, params, tokens)
     x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
     hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
-    groups = (tokens.shape[0], request.group_size)
-    state = before_first(config, request, groups, row_keys(key, groups[0] * groups[1]), room, x.dtype)
-    state = state if limits is None else state._replace(limits=limits)
+    keys = row_keys(key, tokens.shape[0] * request.group_size)
+    state = before_first(config, request, (keys, limits), room, x.dtype)
     state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
     cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
     return Prefilled(cache, valid), state
@@ -237,27 +236,28 @@ def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, 
 
 
 def before_first(
-    config: DecoderConfig, request: Request, groups: tuple[int, int], keys: jax.Array, room: int, dtype: Any
+    config: DecoderConfig, request: Request, own: tuple[jax.Array, jax.Array | None], room: int, dtype: Any
 ) -> Decoding:
     """The state of rows for which no token was drawn.
 
     Args:
         config: shapes.
         request: static.
-        groups: ``(P, G)`` as the rows lie in the cache.
-        keys: ``[B]``, of the rows.
+        own: of each row a key, and the most tokens or None for the request's.
         room: columns of the cache.
         dtype: of the cache.
     """
+    keys, limits = own
     rows, limit = keys.shape[0], request.max_new_tokens
+    shape = (rows // request.group_size, request.group_size, config.num_kv_heads)
     return Decoding(
-        cache=_empty_cache(config, (*groups, config.num_kv_heads), room, dtype),
+        cache=_empty_cache(config, shape, room, dtype),
         tokens=jnp.full((rows, limit), request.filler, jnp.int32),
         log_probs=jnp.zeros((rows, limit)),
         kept=_room_for_sets(request, keys, config.vocab_size),
         alive=jnp.ones(rows, bool),
         lengths=jnp.zeros(rows, jnp.int32),
-        limits=jnp.full(rows, limit, jnp.int32),
+        limits=jnp.full(rows, limit, jnp.int32) if limits is None else limits,
         keys=keys,
         rows=jnp.arange(rows, dtype=jnp.int32),
         step=jnp.int32(0),

@@ -307,22 +307,24 @@ class _OverTurns:
             begins = _answer_calls(drawn, begins, self.calls, request.filler)
             if not begins:
                 break
-            rows = _going_on(drawn, begins)
-            tokens = [drawn.tokens[row][drawn.valid[row]].tolist() for row in rows]
-            padded = pad_prompts(tokens, self.calls.tokenizer.pad_id, config.vocab_size)
-            left = np.array([drawn.tokens.shape[1] - begins[row] for row in rows], np.int32)
-            room = _room(int(left.max()), request)
-            least = min(request.min_new_tokens, room)
-            shorter = request._replace(max_new_tokens=room, group_size=1, min_new_tokens=least)
-            # The longest row and the shortest one's room may be too much together, but no row comes past the positions
-            # that the first turn was checked for.
-            reach = padded[0].shape[1] + shorter.max_new_tokens
-            wide = replace(config, max_positions=max(config.max_positions, reach))
+            padded, left, rows = self._read(config, drawn, begins)
+            shorter = _shorter(int(left.max()), request)
+            wide = _wide(config, padded[0].shape[1] + shorter.max_new_tokens)
             # The first turn folded its tokens' numbers into the keys, and they are below its limit: none is used twice.
-            later = _folded(keys[np.array(rows)], request.max_new_tokens + turn)
+            later = _folded(keys[rows], request.max_new_tokens + turn)
             further = fetch(self.complete(wide, params, padded, later, shorter, slots, left))
             _go_on(drawn, begins, further, request.filler)
         return drawn
+
+    def _read(
+        self, config: DecoderConfig, drawn: Completions, begins: dict[int, int]
+    ) -> tuple[tuple[jax.Array, jax.Array], np.ndarray, np.ndarray]:
+        """All tokens so far of the rows that go on, the room that each has left, and which they are."""
+        rows = _going_on(drawn, begins)
+        tokens = [drawn.tokens[row][drawn.valid[row]].tolist() for row in rows]
+        padded = pad_prompts(tokens, self.calls.tokenizer.pad_id, config.vocab_size)
+        left = np.array([drawn.tokens.shape[1] - begins[row] for row in rows], np.int32)
+        return padded, left, np.array(rows)
 
 
 @jax.jit
@@ -382,10 +384,18 @@ def _going_on(drawn: Completions, begins: dict[int, int]) -> list[int]:
     return rows + rows[:1] * (size - len(rows))
 
 
-def _room(left: int, request: Request) -> int:
-    """Tokens that the row with the most room left may draw, rounded up to quarters of the limit."""
+def _shorter(left: int, request: Request) -> Request:
+    """What a later turn draws where the row with the most room has so much: rounded up to quarters of the limit."""
     quarter = -(-request.max_new_tokens // 4)
-    return min(request.max_new_tokens, -(-left // quarter) * quarter)
+    room = min(request.max_new_tokens, -(-left // quarter) * quarter)
+    return request._replace(max_new_tokens=room, group_size=1, min_new_tokens=min(request.min_new_tokens, room))
+
+
+def _wide(config: DecoderConfig, reach: int) -> DecoderConfig:
+    """The longest row and the shortest one's room may be too much together, but no row comes past the positions that
+    the first turn was checked for.
+    """
+    return replace(config, max_positions=max(config.max_positions, reach))
 
 
 def _go_on(drawn: Completions, begins: dict[int, int], further: Completions, filler: int) -> None:
