@@ -297,8 +297,7 @@ class _OverTurns:
         slots: int | None = None,
         limits: Any | None = None,
     ) -> Completions:
-        if limits is not None:
-            raise ValueError("with_tools: limits are of completions without tools; lower max_new_tokens instead.")
+        _refuse(limits)
         keys = row_keys(key, prompts[0].shape[0] * request.group_size)
         first = self.complete(config, params, prompts, keys, request, slots)
         drawn: Completions = jax.tree.map(np.array, fetch(first))
@@ -325,6 +324,11 @@ class _OverTurns:
         padded = pad_prompts(tokens, self.calls.tokenizer.pad_id, config.vocab_size)
         left = np.array([drawn.tokens.shape[1] - begins[row] for row in rows], np.int32)
         return padded, left, np.array(rows)
+
+
+def _refuse(limits: Any | None) -> None:
+    if limits is not None:
+        raise ValueError("with_tools: limits are of completions without tools; lower max_new_tokens instead.")
 
 
 @jax.jit
