@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
-from rlax_llm.cli.values import converted, shortened
+from rlax_llm.cli.values import converted, is_list, shortened
 from rlax_llm.cli.yaml_files import read_mapping
 from rlax_llm.commands.descriptions import MAY_CHANGE, PROCESSES, may_change
 from rlax_llm.commands.places import whole_paths
@@ -50,7 +50,8 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     settings = (read_yaml(kind, flags["config"]) if "config" in flags else {}) | flags
     for name, key in keys(kind).items():
         if key.field.metadata.get("word") and name not in settings:
-            raise ValueError(f"{kind.command}: there is no {name}; give one after the flags.")
+            several = "one or more" if is_list(key.hint) else "one"
+            raise ValueError(f"{kind.command}: there is no {key.field.metadata['metavar']}; give {several}.")
     return resolve(kind, settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,34 @@ def flag(name: str) -> str:
     '--learning-rate'
     """
     return "--" + name.replace("_", "-")
+
+
+def in_flags(kind: type[Any], said: str) -> str:
+    """A sentence on the settings of a command, in the words of its command line.
+
+    A name with an underscore is a setting wherever it is; one without is a word too, so only where it must be one.
+
+    Args:
+        kind: of settings.
+        said: as the settings say it, with the command in front; any other sentence is as it was.
+
+    >>> from rlax_llm.commands.grpo.settings import GrpoSettings
+    >>> in_flags(GrpoSettings, "grpo: steps is 0, wanted at least 1.")
+    'grpo: --steps is 0, wanted at least 1.'
+    >>> in_flags(GrpoSettings, "grpo: data is given without reward or reward_model, and a file has none of its own.")
+    'grpo: --data is given without --reward or --reward-model, and a file has none of its own.'
+    """
+    if not said.startswith(f"{kind.command}: "):
+        return said
+    for name, key in keys(kind).items():
+        if key.field.metadata.get("word"):
+            continue
+        if "_" in name:
+            said = re.sub(rf"(?<![\w'\"/.-]){name}(?![\w'\"/(=:])", flag(name), said)
+        else:
+            said = re.sub(rf"(?<=^{kind.command}: ){name}(?= (is|holds|and|has) )", flag(name), said)
+            said = re.sub(rf"(?<= without ){name}(?![\w-])", flag(name), said)
+    return said
 
 
 def asks_for_help(words: Sequence[str]) -> bool:

@@ -17,6 +17,8 @@ import tyro
 from rlax_llm.cli.values import is_list
 from rlax_llm.commands.settings import keys
 
+_MACHINE = "machine"
+
 
 def show(kind: type[Any], description: str) -> NoReturn:
     """Print every flag of a command with its help and its default, and leave.
@@ -29,8 +31,11 @@ def show(kind: type[Any], description: str) -> NoReturn:
         SystemExit: in the end, with code 0.
     """
     groups: dict[str, list[Any]] = {}
-    for key in keys(kind).values():
-        groups.setdefault(key.part, []).append(_tyro_field(key.field, key.hint))
+    chosen = kind.defaults({})
+    for name, key in keys(kind).items():
+        groups.setdefault(key.part, []).append(_tyro_field(key.field, key.hint, chosen.get(name)))
+    if _MACHINE in groups:
+        groups[_MACHINE] = groups.pop(_MACHINE)  # last: few need it
     nested = [(name, _undocumented(name, fields)) for name, fields in groups.items()]
     tyro.cli(
         _undocumented(kind.__name__, nested),
@@ -49,7 +54,14 @@ def _undocumented(name: str, fields: Sequence[Any]) -> type:
     return made
 
 
-def _tyro_field(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
+def _tyro_field(field: dataclasses.Field[Any], hint: Any, chosen: Any) -> tuple[Any, ...]:
+    """A field for tyro.
+
+    Args:
+        field: of a part.
+        hint: its type.
+        chosen: what it is where nothing is given, if that follows from other settings.
+    """
     metadata, default = field.metadata, field.default
     metavar = metadata.get("metavar")
     if metadata.get("word"):
@@ -65,9 +77,18 @@ def _tyro_field(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
     described = tyro.conf.arg(
         help=metadata["help"],
         metavar=metavar,
-        help_behavior_hint=f"(default: {metadata['then']})" if default is None else None,
+        help_behavior_hint=f"(default: {_default(chosen, metadata['then'])})" if default is None else None,
     )
     if isinstance(default, bool):
         # One flag, which turns it the other way; what is open can be turned both ways.
         hint = tyro.conf.FlagCreatePairsOff[hint]
     return field.name, Annotated[hint, described], dataclasses.field(default=default)
+
+
+def _default(chosen: Any, then: str) -> str:
+    """What a setting is that follows from others: in words, and where the words have no number that too."""
+    if chosen is None or not then.startswith(("chosen", "tuned")):
+        return then
+    value = {True: "on", False: "off"}[chosen] if isinstance(chosen, bool) else chosen
+    value = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return f"{value}; {then}"

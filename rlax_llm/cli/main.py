@@ -14,6 +14,7 @@ from typing import Any
 from rlax_llm.cli.completion import SUMMARY as COMPLETION_SUMMARY
 from rlax_llm.cli.completion import completion
 from rlax_llm.cli.configuration import parse
+from rlax_llm.cli.flags import in_flags
 from rlax_llm.cli.leaving import guarded, leaving_at_once
 from rlax_llm.commands.plan.command import PLANS, SUMMARY
 from rlax_llm.commands.table import Command, commands
@@ -48,7 +49,7 @@ def _leave_alone(code: int) -> None:
 
 
 def _do(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
     elif words[0] == "--version":
         from importlib.metadata import version
@@ -115,7 +116,10 @@ def _usage() -> str:
 
 def _run(command: Command, words: Sequence[str]) -> int:
     """Do a command, and give its exit code: that of the signal which has ended its run, if one has."""
-    config = parse(command.settings, words, command.description)
+    try:
+        config = parse(command.settings, words, command.description)
+    except ValueError as error:
+        raise ValueError(in_flags(command.settings, str(error))) from error
     module, name = command.run.split(":")
     with leaving_at_once():
         from rlax_llm.cli import compilation_cache

@@ -35,6 +35,7 @@ REWARD_HELP = (
     "-> floats; exact_answer, integer_answer or math_answer (column 'answer'); format=REGEX, words=LIMIT or "
     "repetition=N; or a sum of them as 'integer_answer + 0.2*format=.*[0-9]', whose first tells right from wrong."
 )
+NORM_HELP = "Largest global gradient norm; 0 or inf is off."
 KEEP_HELP = "How many of the last checkpoints are kept."
 TIME_HELP = (
     "Hours until the run ends with a checkpoint, before a step that would end later; counted anew with --resume. Leave "

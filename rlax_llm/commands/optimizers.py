@@ -108,4 +108,5 @@ def build_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> op
         raise ValueError(f"optimizer {name!r} is unknown{did_you_mean(name, OPTIMIZERS, f'; {there}')}")
     if settings.moments_dtype != "float32":
         chosen = store_moments(chosen, settings.moments_dtype)
-    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), chosen)
+    # A norm without a bound keeps the optimizer's state of one form.
+    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm or math.inf), chosen)

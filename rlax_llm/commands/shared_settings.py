@@ -11,6 +11,7 @@ from rlax_llm.commands.descriptions import (
     INTEGERS_HELP,
     KEEP_HELP,
     MAY_CHANGE,
+    NORM_HELP,
     PROFILE_HELP,
     REWARD_HELP,
     SPLIT_HELP,
@@ -328,12 +329,12 @@ class OptimizerSettings(Part):
     )
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
     weight_decay: float = option(0.0, "Decoupled weight decay, times the learning rate.")
-    max_grad_norm: float = option(1.0, "Largest global gradient norm; 'inf' is off.", infinite=True)
+    max_grad_norm: float = option(1.0, NORM_HELP, infinite=True)
 
     def check(self) -> None:
         """Check the ranges."""
-        at_least(self, 0, "warmup_steps", "weight_decay")
-        above_zero(self, "learning_rate", "max_grad_norm")
+        at_least(self, 0, "warmup_steps", "weight_decay", "max_grad_norm")
+        above_zero(self, "learning_rate")
         if self.moments_dtype != "float32" and self.optimizer not in MOMENTS:
             raise ValueError(
                 f"moments_dtype is {self.moments_dtype} with optimizer {self.optimizer}, wanted one of "

@@ -159,6 +159,12 @@ def load_task(
     return replace(task, train=train, held_out=held_out, reports=_reports([train, held_out]))
 
 
+def _check_rewards(rewards: Sequence[Reward], files: Sequence[Kept[Row]]) -> None:
+    for rows in files:
+        for function in rewards:
+            check_columns(function, list(rows[0]))
+
+
 class Held(NamedTuple):
     """Which rows of a file are held out.
 
@@ -195,9 +201,7 @@ def file_task(data: Tables, reward: str | None, held: Held, use: Use = every_row
     files = [read_rows(data, held.split).then(use)]
     if held.file is not None:
         files.append(read_rows(held.file, held.file_split or held.split).then(use))
-    for rows in files:
-        for function in rewards:
-            check_columns(function, list(rows[0]))
+    _check_rewards(rewards, files)
     placed = [list(zip(rows, rows.places, strict=True)) for rows in files]
     reports = _reports(files)
     if held.file is None:

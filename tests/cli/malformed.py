@@ -156,7 +156,7 @@ FLAGS = [
     Row(("dpo", "--recipe", "dpo:0.8,bco:inf"), "weight of recipe bco"),
     Row(("dpo", "--recipe", "dpo,dpo"), "recipe dpo"),
     Row(("dpo", "--label-smoothing", "0.5"), "label_smoothing"),
-    Row(("generate",), "prompt"),
+    Row(("generate",), "PROMPT"),
     Row(("generate", "one", "two"), "'two'"),
     Row(("generate", "--samples", "2", "hi"), "samples"),
     Row(("eval", "--data", "rows.jsonl"), "reward"),

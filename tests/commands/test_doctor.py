@@ -253,7 +253,7 @@ def test_what_is_damaged_or_not_there_is_named(tmp_path, capsys):
     assert main(["doctor", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no run (no config.yaml in it)" in capsys.readouterr().err
     assert main(["doctor"]) == 2
-    assert "there is no runs; give one after the flags." in capsys.readouterr().err
+    assert "doctor: there is no RUN_DIR; give one or more." in capsys.readouterr().err
     run = RunDirectory.create(tmp_path / "run", {"command": "grpo"})
     run.summary_path.write_text("{")
     assert main(["doctor", str(run.path)]) == 2

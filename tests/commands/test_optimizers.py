@@ -149,3 +149,20 @@ def test_narrow_moments_of_none_are_refused(name):
 def test_an_unknown_name(name, hint):
     with pytest.raises(ValueError, match=f"optimizer '{name}' is unknown; {hint}"):
         build(name)
+
+
+def test_a_norm_of_0_or_infinity_is_no_bound():
+    import jax
+
+    grads = {"w": jnp.array([300.0, 400.0])}
+    found = []
+    for bound in (0.0, float("inf"), 1.0):
+        settings = OptimizerSettings(optimizer="sgd", learning_rate=1.0, max_grad_norm=bound)
+        made = build_optimizer(settings, lambda _: 1.0)
+        updates, _ = made.update(grads, made.init(grads), grads)
+        found.append(jax.tree.map(float, dict(enumerate(-updates["w"]))))
+    assert found[0] == found[1] == {0: 300.0, 1: 400.0}
+    assert abs(found[2][0] - 0.6) < 1e-6
+    from rlax_llm.commands.control.settings import ControlSettings
+
+    assert ControlSettings.of(max_grad_norm=float("inf")).learning.max_grad_norm == float("inf")

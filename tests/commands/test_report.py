@@ -130,7 +130,7 @@ def test_what_is_wrong_is_said_in_a_sentence(page, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no run (no config.yaml in it)" in capsys.readouterr().err
     assert main(["report"]) == 2
-    assert "there is no runs" in capsys.readouterr().err
+    assert "there is no RUN_DIR; give one or more." in capsys.readouterr().err
 
 
 def with_gaps(path):

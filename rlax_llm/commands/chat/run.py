@@ -42,7 +42,7 @@ def run_chat(settings: ChatSettings) -> list[Message]:
     if several():
         raise ValueError("chat: there are several processes, wanted one; a terminal belongs to one of them.")
     model = build_model("chat", settings.model, settings.run.seed)
-    chat = Chat(model, settings.sampling, settings.talk.system, jax.random.key(settings.run.seed))
+    chat = Chat(model, settings.sampling, settings.conversation.system, jax.random.key(settings.run.seed))
     if not model.tokenizer.has_chat_template:
         say(f"{settings.model.model} has no chat template: each line is a text that it goes on with, alone.")
     if sys.stdin.isatty():

@@ -41,8 +41,8 @@ class ChatSettings(OnMachine):
 
     command: ClassVar[str] = "chat"
 
-    talk: TalkSettings
     model: ModelSettings
+    conversation: TalkSettings
     sampling: TurnSettings
     machine: MachineSettings
     run: SeedSettings

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
-from rlax_llm.commands.descriptions import KEEP_HELP, RUN_MAY_CHANGE, TIME_HELP, TRACK_HELP, may_change
+from rlax_llm.commands.descriptions import KEEP_HELP, NORM_HELP, RUN_MAY_CHANGE, TIME_HELP, TRACK_HELP, may_change
 from rlax_llm.commands.fields import LARGEST_COUNT, Part, above_zero, at_least, option, resolved, within
 from rlax_llm.commands.settings import Settings
 from rlax_llm.host.tracking.registry import tracker_names
@@ -181,9 +181,9 @@ class LearningSettings(Part):
 
     learning_rate: float = resolved("Adam's; of the critic alone in trpo.", _THEN)
     schedule: Literal["constant", "linear"] = resolved(
-        "Learning rate over the run; linear ends at 0.", _THEN, "constant|linear"
+        "Learning rate over the run; linear ends at 0.", _THEN, "{constant,linear}"
     )
-    max_grad_norm: float = resolved("Largest global gradient norm; 0 is off.", _THEN)
+    max_grad_norm: float = resolved(NORM_HELP, _THEN, infinite=True)
     epochs: int = resolved("Times that each step is learned from; by the critic alone in trpo.", _THEN)
     minibatches: int = resolved("Optimizer steps in an epoch.", _THEN)
 
@@ -205,7 +205,7 @@ class NetworkSettings(Part):
         "Widths of layers that actor and critic share, in front of the others.", "none", "INT"
     )
     memory: int = resolved("Width of a gated recurrent unit; 0 is no memory.", "0")
-    activation: Literal["tanh", "relu"] = resolved("Of the hidden layers.", _THEN, "tanh|relu")
+    activation: Literal["tanh", "relu"] = resolved("Of the hidden layers.", _THEN, "{tanh,relu}")
 
     def check(self) -> None:
         """Check the ranges."""

@@ -14,6 +14,7 @@ from rlax_llm.commands.data.showing import LEGEND, PLAIN_LEGEND, colored, column
 from rlax_llm.commands.data.uses import USES, Encoded, PromptTokens, encode_prompts, use_of
 from rlax_llm.commands.grids import near, on_screen
 from rlax_llm.commands.shared_settings import LimitSettings
+from rlax_llm.core.wording import counted
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.data.limits import Limits, keep_prompts_within, keep_within
 from rlax_llm.data.sifting import Kept
@@ -42,17 +43,17 @@ def run_data(settings: DataSettings) -> list[Kept[Any]]:
     name = settings.model.model
     tokenizer = Tokenizer.characters(ALPHABET) if name == "char" else load_tokenizer(name)
     found = []
-    for path in settings.table.files:
-        first = [row for _, row in itertools.islice(read_table(path, settings.table.split), _FIRST + 1)]
+    for path in settings.file.files:
+        first = [row for _, row in itertools.islice(read_table(path, settings.file.split), _FIRST + 1)]
         show(on_screen(columns_grid(near(path), first[:_FIRST], len(first) <= _FIRST)))
         found.append(_shown(settings, path, tokenizer))
-    _tell_of_shared(settings.table.files, found)
+    _tell_of_shared(settings.file.files, found)
     return found
 
 
 def _shown(settings: DataSettings, path: str, tokenizer: Tokenizer) -> Kept[Any]:
     """Show what becomes of a file's rows."""
-    table = settings.table
+    table = settings.file
     name = table.use or use_of(path, table.split)
     use = USES[name]
     say(f"Read as {use.rows}, for rlax-llm {name}" + ("." if table.use else "; --use names another command."))
@@ -94,7 +95,7 @@ def _tell_of_limits(encoded: Kept[Encoded], used: Kept[Encoded], limits: LimitSe
         if most > getattr(limits, name)
     ]
     keeping = f"; {' '.join(over)} keeps all that can be read" if over else ""
-    say(f"Used: {len(used):,} of {total:,} rows{keeping}.")
+    say(f"Used: {len(used):,} of {counted(total, 'row')}{keeping}.")
 
 
 def _tell_of_answers(rows: Sequence[PromptTokens]) -> None:

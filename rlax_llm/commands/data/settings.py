@@ -50,7 +50,7 @@ class DataSettings(Settings):
 
     command: ClassVar[str] = "data"
 
-    table: TableSettings
+    file: TableSettings
     model: ReaderSettings
     limits: LimitSettings
 

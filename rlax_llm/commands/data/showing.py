@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rlax_llm.commands.data.uses import Encoded, PromptTokens, Side, sides
 from rlax_llm.commands.grids import Grid
+from rlax_llm.core.wording import counted
 from rlax_llm.data.rows import Row
 from rlax_llm.data.tables import json_kind
 from rlax_llm.models.tokenizer import Tokenizer
@@ -39,8 +40,13 @@ def columns_grid(path: str, rows: Sequence[Row], everything: bool) -> Grid:
         values = [row[name] for row in rows if row.get(name) is not None]
         kinds = " or ".join(dict.fromkeys(json_kind(value) for value in values)) or "null"
         lines.append([str(name), kinds, f"{len(values) / len(rows):.0%}", _value(values[0]) if values else ""])
-    counted = f"{len(rows):,} rows" if everything else f"the first {len(rows):,} rows"
-    return Grid(f"{path}: {counted}", ["column", "holds", "filled", "first"], lines, (0, 1, 3))
+    shown = counted(len(rows), "row")
+    return Grid(
+        f"{path}: {shown if everything else f'the first {shown}'}",
+        ["column", "holds", "filled", "first"],
+        lines,
+        (0, 1, 3),
+    )
 
 
 def _value(value: Any) -> str:

@@ -42,14 +42,10 @@ def run_doctor(settings: DoctorSettings) -> Examined:
         FileNotFoundError: a directory holds no run.
         ValueError: a file in it is damaged.
     """
-    read = [read_evidence(run.path) for run in runs_among(settings.examined.runs)]
+    read = [read_evidence(run.path) for run in runs_among(settings.run.runs)]
     runs = [(evidence, examine(evidence)) for evidence in read]
     for evidence, found in runs:
-        say(
-            json.dumps(as_json(evidence, found), ensure_ascii=False)
-            if settings.examined.json
-            else told(evidence, found)
-        )
+        say(json.dumps(as_json(evidence, found), ensure_ascii=False) if settings.run.json else told(evidence, found))
     return Examined(runs)
 
 

@@ -21,10 +21,10 @@ class ExaminedSettings(Part):
 class DoctorSettings(Settings):
     """Settings of ``rlax-llm doctor``: say in words why a run does not learn.
 
-    >>> DoctorSettings.of(runs=("runs/a", "runs/b")).examined.runs
+    >>> DoctorSettings.of(runs=("runs/a", "runs/b")).run.runs
     ('runs/a', 'runs/b')
     """
 
     command: ClassVar[str] = "doctor"
 
-    examined: ExaminedSettings
+    run: ExaminedSettings

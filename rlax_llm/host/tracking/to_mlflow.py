@@ -36,7 +36,7 @@ class MLflow:
 
         self._metric, self._client = Metric, MlflowClient(tracking_uri=uri)
         self._tables: list[str] = []
-        self.where = f"mlflow ui --backend-store-uri {uri}"
+        self.where = _where(uri)
         if run.identity is not None:
             self.identity = run.identity
             self._client.set_terminated(self.identity, "RUNNING")
@@ -78,3 +78,12 @@ class MLflow:
             if path is not None:
                 self._client.log_artifact(self.identity, str(path))
         self._client.set_terminated(self.identity, "FINISHED" if ended.failed is None else "FAILED")
+
+
+def _where(uri: str) -> str:
+    """Where a person looks: a server's pages are there, files need those of the whole package ``mlflow``."""
+    if not uri.startswith("file:"):
+        return uri
+    return (
+        f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}, of the whole package (pip install mlflow)"
+    )
