@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import shtab
 
@@ -19,17 +21,21 @@ SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 _HOW = {
     "bash": 'eval "$(rlax-llm completion bash)", in ~/.bashrc',
     "zsh": 'rlax-llm completion zsh > "${fpath[1]}/_rlax-llm"',
+    "fish": "rlax-llm completion fish > ~/.config/fish/completions/rlax-llm.fish",
     "tcsh": "rlax-llm completion tcsh > ~/.rlax-llm.tcsh, and source it in ~/.tcshrc",
 }
 
 
-def completion(words: Sequence[str], found: Mapping[str, Command], others: Mapping[str, str]) -> str:
+def completion(
+    words: Sequence[str], found: Mapping[str, Command], planned: Mapping[str, Command], plan: str = "plan a run"
+) -> str:
     """The script of a shell, or how to ask for one.
 
     Args:
         words: the words after ``completion``.
-        found: the commands with flags, by name.
-        others: summaries of the commands without, by name.
+        found: the commands, by name.
+        planned: the commands of ``plan``, by name.
+        plan: its summary.
 
     Raises:
         ValueError: a shell that is unknown, or more than one.
@@ -41,38 +47,64 @@ def completion(words: Sequence[str], found: Mapping[str, Command], others: Mappi
         raise ValueError(f"completion: {words[0]!r} is no shell{hint}")
     if len(words) > 1:
         raise ValueError(f"completion: got {' '.join(words)}, wanted one shell.")
-    return shtab.complete(_parser(found, others), shell=words[0])
+    return shtab.complete(_parser(found, planned, plan), shell=words[0])
 
 
-def _parser(found: Mapping[str, Command], others: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser(found: Mapping[str, Command], planned: Mapping[str, Command], plan: str) -> argparse.ArgumentParser:
     """The command line as argparse would describe it; ``parse`` reads it, this one is only looked at."""
     parser = argparse.ArgumentParser(prog="rlax-llm")
     below = parser.add_subparsers()
-    for name, summary in others.items():
-        below.add_parser(name, help=summary)
+    below.add_parser("completion", help=SUMMARY).add_argument("shell", choices=SHELLS)
     for name, command in found.items():
-        own = below.add_parser(name, help=command.summary, description=command.summary)
-        for setting, key in keys(command.settings).items():
-            _add(own, setting, key)
+        _describe(below, name, command)
+    below_plan = below.add_parser("plan", help=plan).add_subparsers()
+    for name, command in planned.items():
+        _describe(below_plan, name, command)
     return parser
 
 
+def _describe(below: Any, name: str, command: Command) -> None:
+    own = below.add_parser(name, help=command.summary, description=command.summary)
+    for setting, key in keys(command.settings).items():
+        _add(own, setting, key)
+
+
 def _add(parser: argparse.ArgumentParser, name: str, key: Key) -> None:
+    place = key.field.metadata.get("metavar") or ""
     if key.field.metadata.get("word"):
-        added = parser.add_argument(name, nargs="+" if is_list(key.hint) else None)
-        if "DIR" in (key.field.metadata.get("metavar") or ""):
-            added.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        added: Any = parser.add_argument(name, nargs="+" if is_list(key.hint) else None)
+        if place in _PLACES:
+            added.complete = _PLACES[place]
         return
     told = key.field.metadata["help"].replace("%", "%%")
     if key.types == (bool,):
         for written in _switches(name, key):
             parser.add_argument(written, action="store_true", help=told)
         return
-    choices = [kind for kind in key.types if isinstance(kind, str)]
+    values = key.field.metadata.get("values", ())
+    choices = [*(kind for kind in key.types if isinstance(kind, str)), *values]
     added = parser.add_argument(flag(name), choices=choices or None, help=told)
-    place = key.field.metadata.get("metavar") or ""
-    if "DIR" in place or "FILE" in place or place in ("DATA", "MODEL"):
-        added.complete = shtab.FILE  # type: ignore[attr-defined]
+    if place in _PLACES:
+        added.complete = _with_values(values, _PLACES[place])
+
+
+_PLACES: dict[str, Any] = {
+    **dict.fromkeys(
+        ("FILE", "FILE.jsonl", "FILE.yaml", "FILE.html", "DATA", "MODEL", "MODEL_OR_DIR", "REWARD"), shtab.FILE
+    ),
+    **dict.fromkeys(("DIR", "RUN_DIR"), shtab.DIRECTORY),
+}
+"""By the word that stands for a value, how a shell completes it where it is a path."""
+
+
+def _with_values(values: Sequence[str], paths: Mapping[str, str]) -> Mapping[str, Any]:
+    """Paths, and in bash some words too, which shtab has no form for."""
+    if not values:
+        return paths
+    words = " ".join(values)
+    name = "_rlax_llm_" + re.sub(r"\W", "_", words)
+    function = f'{name}() {{ compgen -W \'{words}\' -- "$1"; {paths["bash"]} "$1"; }}'
+    return {**paths, "bash": name, "preamble": {"bash": function}}
 
 
 def _switches(name: str, key: Key) -> Iterator[str]:

@@ -60,7 +60,7 @@ def _do(words: Sequence[str]) -> int:
     elif words[0] == "plan":
         return _plan(words[1:])
     elif words[0] == "completion":
-        print(completion(words[1:], COMMANDS, {"plan": SUMMARY}))
+        print(completion(words[1:], COMMANDS, PLANS, SUMMARY))
     else:
         known = [*COMMANDS, "plan", "completion"]
         hint = did_you_mean(words[0], known, f"; there are {', '.join(known)}.")

@@ -22,6 +22,9 @@ DATA_HELP = (
     "File of your own, instead of a task, or several in order: .jsonl, .json or .parquet, gzipped if wanted, in each "
     "row a 'prompt' and columns for the reward. Rows that cannot be used are left out, counted and named."
 )
+TASKS = ("arithmetic", "arithmetic-words", "reasoning-gym:")
+REWARDS = ("exact_answer", "integer_answer", "math_answer", "format=", "words=", "repetition=")
+"""Beginnings of what a shell completes."""
 SPLIT_HELP = (
     "Split of a data set that has several, as those of the Hugging Face hub; one that has several configurations is "
     "named OWNER/NAME:CONFIGURATION."

@@ -32,7 +32,7 @@ def option(default: Any, text: str, then: str | None = None, metavar: str | None
         then: what the help says instead of a default that is None.
         metavar: what stands for its value in the help.
         limits: ``largest``, a count's bound where it is not ``LARGEST_COUNT``; ``infinite=True`` for a number that may
-            be infinite; ``empty=True`` for text that may be empty.
+            be infinite; ``empty=True`` for text that may be empty; ``values``, some that a shell completes.
     """
     return dataclasses.field(default=default, metadata={"help": text, "then": then, "metavar": metavar} | limits)
 

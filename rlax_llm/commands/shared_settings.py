@@ -14,15 +14,17 @@ from rlax_llm.commands.descriptions import (
     NORM_HELP,
     PROFILE_HELP,
     REWARD_HELP,
+    REWARDS,
     SPLIT_HELP,
     TASK_HELP,
+    TASKS,
     TIME_HELP,
     TRACK_HELP,
     TRAINED_MODEL_HELP,
     may_change,
 )
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
-from rlax_llm.host.tracking.registry import tracker_names
+from rlax_llm.host.tracking.registry import NONE, TRACKERS, tracker_names
 
 CHOSEN = "chosen for the model"
 SEED_HELP = "Everything random follows from it."
@@ -50,7 +52,7 @@ _PROJECTIONS = "q,k,v,o,gate,up,down"
 class ModelSettings(Part):
     """A model that is only read."""
 
-    model: str = option("smollm2", TRAINED_MODEL_HELP, metavar="MODEL")
+    model: str = option("smollm2", TRAINED_MODEL_HELP, metavar="MODEL", values=("smollm2",))
     dtype: Literal["float32", "bfloat16"] = option("float32", "Number format of the parameters and of the computation.")
     attention: Literal["auto", "blockwise", "splash", "cudnn"] = option(
         "auto",
@@ -68,7 +70,7 @@ class ModelSettings(Part):
 class TrainedModelSettings(ModelSettings):
     """The model that is trained, or its adapters."""
 
-    model: str = option("char", BASE_MODEL_HELP, metavar="MODEL")
+    model: str = option("char", BASE_MODEL_HELP, metavar="MODEL", values=("char", "smollm2"))
     dtype: Literal["float32", "bfloat16"] = option(
         "float32", "Number format of the computation, and of a base under adapters; what is trained is float32."
     )
@@ -148,7 +150,7 @@ class HeldOutSettings(Part):
 class BuiltInSettings(Part):
     """A task that comes with its prompts."""
 
-    task: str = option("arithmetic", TASK_HELP, metavar="TASK")
+    task: str = option("arithmetic", TASK_HELP, metavar="TASK", values=TASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class TaskSettings(HeldOutSettings, BuiltInSettings):
     """Prompts and what tells their completions apart: rewards, a reward model or both."""
 
     data: tuple[str, ...] | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
-    reward: str | None = option(None, REWARD_HELP, "the task's own, none with a reward model", "REWARD")
+    reward: str | None = option(None, REWARD_HELP, "the task's own, none with a reward model", "REWARD", values=REWARDS)
     integer_answers: bool = option(False, INTEGERS_HELP)
     reward_model: str | None = option(
         None,
@@ -319,6 +321,7 @@ class OptimizerSettings(Part):
         "learning rate); muon (matrices of the layers, adamw for the rest); sgd (no memory); or MODULE:FUNCTION or "
         "FILE.py:FUNCTION that returns an Optax transformation given a schedule.",
         metavar="OPTIMIZER",
+        values=OPTIMIZERS,
     )
     moments_dtype: Literal["float32", "bfloat16"] = option(
         "float32", "Number format that adamw, lion and muon keep their moments in; they compute in float32."
@@ -362,7 +365,7 @@ class RunSettings(Part):
     best: str | None = option(None, _BEST_HELP, "none, model/ is the last step's", "METRIC")
     max_hours: float | None = option(None, TIME_HELP, "no limit")
     profile: int | None = option(None, PROFILE_HELP, "none", "STEP")
-    track: tuple[str, ...] | None = option(None, TRACK_HELP, "none", "TRACKER")
+    track: tuple[str, ...] | None = option(None, TRACK_HELP, "none", "TRACKER", values=(*TRACKERS, NONE))
     out: str | None = option(None, _OUT_HELP, "runs/COMMAND-DATE-TIME", "DIR")
     resume: str | None = option(None, _RESUME_HELP, "a new run", "RUN_DIR")
     config: str | None = option(None, CONFIG_HELP, "no file", "FILE.yaml")

@@ -5,6 +5,7 @@
 from rlax_llm.envs import brax_env as brax_env
 from rlax_llm.envs import environment as environment
 from rlax_llm.envs import gymnax_envs as gymnax_envs
+from rlax_llm.envs import ids as ids
 from rlax_llm.envs import probes as probes
 from rlax_llm.envs import registry as registry
 from rlax_llm.envs import rendering as rendering

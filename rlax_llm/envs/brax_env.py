@@ -14,21 +14,7 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.envs.environment import Box, Environment, State, Step
-
-BRAX_NAMES = (
-    "ant",
-    "fast",
-    "halfcheetah",
-    "hopper",
-    "humanoid",
-    "humanoidstandup",
-    "inverted_double_pendulum",
-    "inverted_pendulum",
-    "pusher",
-    "reacher",
-    "swimmer",
-    "walker2d",
-)
+from rlax_llm.envs.ids import BRAX_NAMES
 
 
 class Timed(NamedTuple):

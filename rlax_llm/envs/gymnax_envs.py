@@ -25,36 +25,6 @@ from rlax_llm.core import checks
 from rlax_llm.core.names import did_you_mean, unknown_parameter
 from rlax_llm.envs.environment import Box, Discrete, Environment, State, Step
 
-GYMNAX_IDS = (
-    "CartPole-v1",
-    "Pendulum-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Asterix-MinAtar",
-    "Breakout-MinAtar",
-    "Freeway-MinAtar",
-    "Seaquest-MinAtar",
-    "SpaceInvaders-MinAtar",
-    "Catch-bsuite",
-    "DeepSea-bsuite",
-    "MemoryChain-bsuite",
-    "UmbrellaChain-bsuite",
-    "DiscountingChain-bsuite",
-    "MNISTBandit-bsuite",
-    "SimpleBandit-bsuite",
-    "FourRooms-misc",
-    "MetaMaze-misc",
-    "PointRobot-misc",
-    "BernoulliBandit-misc",
-    "GaussianBandit-misc",
-    "Reacher-misc",
-    "Swimmer-misc",
-    "Pong-misc",
-    "FrozenLake-misc",
-)
-"""What Gymnax 1.0 registers, so that a list of names does not cost its import of three seconds."""
-
 
 def gymnax(name: str, **parameters: Any) -> Environment:
     """One environment of Gymnax 1.x, or one registered with it (``gymnax.register``).

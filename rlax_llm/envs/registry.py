@@ -8,9 +8,10 @@ from typing import Any
 
 from rlax_llm.core.names import check_parameters, did_you_mean
 from rlax_llm.core.user_code import call_named, is_own
-from rlax_llm.envs.brax_env import BRAX_NAMES, brax
+from rlax_llm.envs.brax_env import brax
 from rlax_llm.envs.environment import Environment
-from rlax_llm.envs.gymnax_envs import GYMNAX_IDS, gymnax
+from rlax_llm.envs.gymnax_envs import gymnax
+from rlax_llm.envs.ids import BRAX_NAMES, GYMNAX_IDS
 from rlax_llm.envs.probes import PROBES
 from rlax_llm.envs.rock_paper_scissors import rock_paper_scissors
 

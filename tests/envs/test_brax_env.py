@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlax_llm.envs.brax_env import BRAX_NAMES, brax
+from rlax_llm.envs.brax_env import brax
 from rlax_llm.envs.environment import Box
+from rlax_llm.envs.ids import BRAX_NAMES
 from rlax_llm.envs.registry import make
 
 

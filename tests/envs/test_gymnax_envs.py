@@ -18,7 +18,8 @@ from gymnax.environments import spaces
 from gymnax.utils import load_mnist
 
 from rlax_llm.envs.environment import Box, Discrete
-from rlax_llm.envs.gymnax_envs import GYMNAX_IDS, gymnax
+from rlax_llm.envs.gymnax_envs import gymnax
+from rlax_llm.envs.ids import GYMNAX_IDS
 
 
 def a_run(environment, length, policy, seed=0):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from rlax_llm.commands.descriptions import KEEP_HELP, NORM_HELP, RUN_MAY_CHANGE, TIME_HELP, TRACK_HELP, may_change
 from rlax_llm.commands.fields import LARGEST_COUNT, Part, above_zero, at_least, option, resolved, within
 from rlax_llm.commands.settings import Settings
+from rlax_llm.envs.ids import ENVIRONMENT_NAMES
 from rlax_llm.host.tracking.registry import tracker_names
 from rlax_llm.recipes.building import parameters
 from rlax_llm.recipes.registry import Named, find, listed, recipes
@@ -128,6 +129,7 @@ class EnvironmentSettings(Part):
         "Environment: an id of Gymnax (CartPole-v1, Pendulum-v1, Breakout-MinAtar), brax:NAME, RockPaperScissors, "
         "probe:NAME, or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Environment.",
         metavar="NAME",
+        values=ENVIRONMENT_NAMES,
     )
     environments: int = resolved("Environments of each seed, run together.", _THEN)
     horizon_steps: int = resolved("Steps of each environment between two updates.", _THEN)
@@ -150,7 +152,7 @@ class EnvironmentSettings(Part):
 class ObjectiveSettings(Part):
     """A recipe, and what of it is set otherwise; what the recipe does not read is None."""
 
-    recipe: str = option("ppo", _RECIPE_HELP, metavar="NAME")
+    recipe: str = option("ppo", _RECIPE_HELP, metavar="NAME", values=tuple(recipes("control")))
     weight: Literal["total_return", "return_to_go", "return_minus_baseline", "q_value", "gae", "td_residual"] | None = (
         resolved("Weight of the policy gradient in reinforce.", "return_to_go", "NAME")
     )

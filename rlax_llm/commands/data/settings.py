@@ -37,7 +37,7 @@ class TableSettings(Part):
 class ReaderSettings(Part):
     """Whose tokenizer and chat template reads it."""
 
-    model: str = option("smollm2", BASE_MODEL_HELP, metavar="MODEL")
+    model: str = option("smollm2", BASE_MODEL_HELP, metavar="MODEL", values=("char", "smollm2"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rlax_llm.commands.defaults import model_defaults
-from rlax_llm.commands.descriptions import INTEGERS_HELP, REWARD_HELP, SPLIT_HELP, TASK_HELP
+from rlax_llm.commands.descriptions import INTEGERS_HELP, REWARD_HELP, REWARDS, SPLIT_HELP, TASK_HELP, TASKS
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.shared_settings import (
@@ -41,11 +41,15 @@ class MeasuredTaskSettings(Part):
     """What is measured on: one set of prompts, or several."""
 
     task: tuple[str, ...] | None = option(
-        None, _TASKS_HELP, "without --data arithmetic-words, or arithmetic for a model without a chat template", "TASK"
+        None,
+        _TASKS_HELP,
+        "without --data arithmetic-words, or arithmetic for a model without a chat template",
+        "TASK",
+        values=TASKS,
     )
     data: tuple[str, ...] | None = option(None, _FILES_HELP, "the tasks alone", "FILE")
     split: str = option("train", SPLIT_HELP)
-    reward: str | None = option(None, REWARD_HELP, _REWARD_THEN, "REWARD")
+    reward: str | None = option(None, REWARD_HELP, _REWARD_THEN, "REWARD", values=REWARDS)
     integer_answers: bool = option(False, INTEGERS_HELP)
     size: int | None = resolved("Prompts of a set at most.", f"all of a file, {BUILT_IN_SIZE} of a built-in task")
     by: str | None = option(None, "Column of a file whose values have a line each, as level.", "none", "COLUMN")
@@ -88,6 +92,7 @@ class MeasuringSettings(Part):
         "What to compare with, prompt by prompt: another model, or the --out of an earlier eval.",
         "none",
         "MODEL_OR_DIR",
+        values=("smollm2",),
     )
     seed: int = option(0, SEED_HELP)
     out: str | None = option(None, "Directory for summary.json, summary.md and completions.jsonl.", "print only", "DIR")

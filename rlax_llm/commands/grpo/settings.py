@@ -21,7 +21,7 @@ from rlax_llm.commands.shared_settings import (
     TrainedModelSettings,
     WarmStartedRunSettings,
 )
-from rlax_llm.recipes.registry import find, listed
+from rlax_llm.recipes.registry import find, listed, recipes
 
 _RECIPE_HELP = (
     f"Named objective: {listed('group')}; another trainer's variant as trl:dr_grpo, verl:gspo, openrlhf:rloo; or your "
@@ -51,7 +51,7 @@ class GroupTaskSettings(TaskSettings):
 class ObjectiveSettings(Part):
     """A recipe, and what of it is set otherwise."""
 
-    recipe: str = option("grpo", _RECIPE_HELP, metavar="RECIPE")
+    recipe: str = option("grpo", _RECIPE_HELP, metavar="RECIPE", values=tuple(recipes("group")))
     kl_coef: float | None = option(None, "Weight of the KL term; 0 needs no reference model.", "the recipe's")
     kl_in: Literal["loss", "reward"] | None = option(
         None, "Where that KL stands: k3 in the loss, or k1 in the score.", "as the recipe has it, or loss"

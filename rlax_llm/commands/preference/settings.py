@@ -16,7 +16,7 @@ from rlax_llm.commands.shared_settings import (
     RunSettings,
     TrainedModelSettings,
 )
-from rlax_llm.recipes.registry import find, listed
+from rlax_llm.recipes.registry import find, listed, recipes
 
 _PAIRS_HELP = (
     "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, or "
@@ -66,6 +66,7 @@ class PairObjectiveSettings(Part):
         "trainer's variant as trl:cpo; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns a Preference "
         "or a link.",
         metavar="RECIPE",
+        values=tuple(recipes("preference", "link")),
     )
     beta: float | None = option(None, "β, reward per nat; τ of ipo, λ of orpo.", "the recipe's")
     label_smoothing: float | None = option(None, "Share of wrong labels in cdpo, robust and exo.", "the recipe's")
@@ -94,6 +95,7 @@ class LabelObjectiveSettings(Part):
         "What rewards are compared with: the policy's KL (kto), 0 (apo_zero), or their mean so far, by the logistic "
         "link (bco); or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Unpaired.",
         metavar="RECIPE",
+        values=tuple(recipes("unpaired")),
     )
     beta: float = option(0.1, "β, reward per nat.")
     desirable_weight: float = option(1.0, "Weight of desirable completions.")
