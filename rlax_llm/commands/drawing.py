@@ -8,6 +8,7 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.setup import build_greedy, build_sampler
 from rlax_llm.commands.shared_settings import RolloutSettings, SamplingSettings
+from rlax_llm.generation.prompts import Widths
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.turns import Generate
@@ -38,7 +39,8 @@ def build_drawing(
         learner: the policy.
         generate: the engine's, or one that calls tools.
     """
-    sampling = Sampling(learner.sampled_shape, learner.tokenizer, settings.max_prompt_tokens, generate, rollout.slots)
+    limit = settings.max_prompt_tokens
+    sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, rollout.slots, Widths(limit))
     longest, shortest = settings.max_new_tokens, settings.min_new_tokens
     sampler = build_sampler(settings, learner.config.vocab_size)
     likeliest = build_greedy(settings, learner.config.vocab_size)

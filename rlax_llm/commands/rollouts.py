@@ -19,6 +19,7 @@ from rlax_llm.generation.sampling import Sampler
 from rlax_llm.generation.turns import Generate
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
+from rlax_llm.models.padding import bucket
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Scores
 
@@ -58,6 +59,7 @@ class Sampling(NamedTuple):
         max_prompt_tokens: a longer prompt is an error that names its row.
         generate: the engine's, or one that calls tools (``generation.turns.with_tools``).
         slots: completions that are drawn at a time, at most; None draws all.
+        width: columns for prompts of which the longest has so many tokens.
     """
 
     config: DecoderConfig
@@ -65,6 +67,7 @@ class Sampling(NamedTuple):
     max_prompt_tokens: int
     generate: Generate = generate
     slots: int | None = None
+    width: Callable[[int], int] = bucket
 
     def rollout(self, params: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
         """Draw ``request.group_size`` completions of each row."""
@@ -79,7 +82,7 @@ class Sampling(NamedTuple):
         self, params: Params, prompts: Sequence[Sequence[int]], key: jax.Array, request: Request
     ) -> tuple[Completions, int]:
         """``request.group_size`` completions of each prompt's token ids, on the host, and the columns of prompts."""
-        padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens)
+        padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens, self.width)
         drawn = fetch(self.generate(self.config, params, padded, key, request, slots=self.slots))
         return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
 
@@ -116,11 +119,19 @@ class Sampling(NamedTuple):
 
 
 def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
-    """Without the columns that no completion reached, in quarters of the limit: few widths to compile for."""
+    """Without the columns that no completion reached: a quarter of the limit, half of it or all, to compile for few."""
     longest = int(np.asarray(completions.valid)[:, prompt_width:].sum(-1).max())
-    quarter = max(-(-limit // 4), 16)
-    width = prompt_width + min(limit, max(-(-longest // quarter), 1) * quarter)
+    width = prompt_width + min(size for size in learned_widths(limit) if size >= longest)
     return jax.tree.map(lambda x: x[:, :width] if x.ndim > 1 else x, completions)
+
+
+def learned_widths(limit: int) -> list[int]:
+    """Columns that completions of at most ``limit`` tokens are learned from in.
+
+    >>> learned_widths(1024), learned_widths(40)
+    ([256, 512, 1024], [16, 20, 40])
+    """
+    return sorted({min(limit, max(-(-limit // part), 16)) for part in (4, 2, 1)})
 
 
 class Graded(NamedTuple):

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm.models.padding import bucket, longest, pad_left
 
+NEAR = 2  # times a width: the largest, where it is no further, is taken at once
+REUSED = 4  # times what prompts need: a program with so many columns costs less than another one
+
+
+class Widths:
+    """Columns for prompts, few in a run, whatever batch comes when: a width that was taken before is taken again.
+
+    Args:
+        most: of the longest prompt that there can be, tokens.
+
+    >>> widths = Widths(200)
+    >>> [widths(longest) for longest in (40, 30, 50, 20, 97, 198)]
+    [48, 48, 96, 48, 256, 256]
+    """
+
+    def __init__(self, most: int):
+        self.most, self.taken = bucket(most), set[int]()
+
+    def __call__(self, longest: int) -> int:
+        """The columns for prompts of which the longest has so many tokens."""
+        fitting = [width for width in self.taken if longest <= width <= REUSED * bucket(longest)]
+        if fitting:
+            return min(fitting)
+        needed = bucket(longest)
+        largest = max(self.taken, default=0)
+        if longest > largest:
+            needed = max(needed, min(2 * largest, self.most))  # so that records are few
+        width = self.most if needed <= self.most <= NEAR * needed else needed
+        self.taken.add(width)
+        return width
+
 
 def pad_prompts(
-    prompts: Sequence[Sequence[int]], pad_id: int, vocab_size: int, max_prompt_tokens: int | None = None
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    vocab_size: int,
+    max_prompt_tokens: int | None = None,
+    width: Callable[[int], int] = bucket,
 ) -> tuple[jax.Array, jax.Array]:
     """Pad token lists on the left to one bucketed width.
 
@@ -20,6 +55,7 @@ def pad_prompts(
         pad_id: the padding's id; it is masked, so any id in the vocabulary does.
         vocab_size: ids must be below it.
         max_prompt_tokens: the longest prompt allowed, or None for any.
+        width: columns for prompts of which the longest has so many tokens.
 
     Returns:
         ``tokens [P, W]`` int32 and ``valid [P, W]`` bool.
@@ -33,7 +69,7 @@ def pad_prompts(
     """
     for row, prompt in enumerate(prompts):
         _check(row, prompt, vocab_size, max_prompt_tokens)
-    tokens, valid = pad_left(prompts, bucket(longest(prompts)), pad_id)
+    tokens, valid = pad_left(prompts, width(longest(prompts)), pad_id)
     return jnp.asarray(tokens), jnp.asarray(valid)
 
 

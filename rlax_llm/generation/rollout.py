@@ -179,17 +179,17 @@ class Generation:
 
     def _fit(self, seen: Progress) -> int:
         """Leave out rows that have ended, and make room for longer ones; the number of rows to ask again at."""
-        rows, room = self.state.going.shape[0], self.state.cache[0][0].shape[-1]
-        wait = self.begun < self.count
-        fitting = [fewer for fewer in self.ladder.below(self.state) if fewer >= seen.going and not wait]
+        room = self.state.cache[0][0].shape[-1]
         longer = next(size for size in self.rooms if size >= max(room, seen.longest))
-        if fitting:
+        if longer > room:
+            self.prompt, self.state = resize(self.prompt, self.state, self.state.going.shape[0], longer)
+        if self.begun < self.count:
+            return self.state.going.shape[0] - self.entering * self.request.group_size
+        # Rung by rung: of two numbers of rows there are few pairs, of which each is a program.
+        while (fewer := max(self.ladder.below(self.state), default=0)) >= seen.going:
             self._note()
-        if fitting or longer > room:
-            self.prompt, self.state = resize(self.prompt, self.state, min(fitting, default=rows), longer)
-        if wait:
-            return rows - self.entering * self.request.group_size
-        return max(self.ladder.below(self.state), default=0)
+            self.prompt, self.state = resize(self.prompt, self.state, fewer, longer)
+        return fewer
 
     def _note(self) -> None:
         """Write down what was drawn, before rows go."""

@@ -9,7 +9,7 @@ import pytest
 
 from rlax_llm.generation import engine
 from rlax_llm.generation.engine import decode, generate_at_once, prefill
-from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.prompts import Widths, pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical, greedy
@@ -289,3 +289,14 @@ def test_prompts_are_padded_on_the_left_to_few_widths():
     widths = [bucket(n) for n in range(1, 5000)]
     assert len(set(widths)) == 20
     assert all(n <= width <= max(8, 1.5 * n) for n, width in enumerate(widths, 1))
+
+
+@pytest.mark.parametrize("most", [96, 200, 512])
+def test_a_run_has_few_widths_of_prompts(most):
+    """Whatever the batches are: three at most, wide enough, and none more than four times too wide."""
+    for seed in range(20):
+        widths = Widths(most)
+        batches = np.random.default_rng(seed).lognormal(np.log(most) - 2, 0.7, (200, 16)).astype(int).clip(1, most)
+        taken = [(longest, widths(longest)) for longest in batches.max(1)]
+        assert all(longest <= width <= 4 * bucket(longest) for longest, width in taken)
+        assert len({width for _, width in taken}) <= 3
