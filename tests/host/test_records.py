@@ -122,13 +122,13 @@ def test_completions_drawn_in_parts_are_those_drawn_at_once():
     prompts = [TOKENS.encode(text) for text in ("1+1=", "2=", "1+2=")]
     whole, _ = SAMPLING.complete(params, prompts, jax.random.key(1), request)
     for together in (2, 4):
-        parts, _ = SAMPLING._replace(together=together).complete(params, prompts, jax.random.key(1), request)
+        parts, _ = SAMPLING._replace(slots=together).complete(params, prompts, jax.random.key(1), request)
         assert jax.tree.all(jax.tree.map(np.array_equal, parts, whole))
 
 
 def test_parts_draw_by_keys_of_their_own():
     params = init_decoder(SAMPLING.config, jax.random.key(0))
     request = SAMPLING.request(Categorical(), 4, group_size=8)
-    drawn, width = SAMPLING._replace(together=8).complete(params, [[3], [3]], jax.random.key(1), request)
+    drawn, width = SAMPLING._replace(slots=8).complete(params, [[3], [3]], jax.random.key(1), request)
     first, second = np.split(np.asarray(drawn.tokens)[:, width:], 2)
     assert (first != second).any()
