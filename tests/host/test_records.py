@@ -115,18 +115,19 @@ def test_a_table_comes_behind_the_line_of_its_step(steps):
     assert sum(line.startswith(f"grpo {steps}/{steps}") for line in lines) == 1
 
 
-def test_completions_drawn_in_parts_are_those_drawn_at_once():
-    # The likeliest tokens follow from no key.
+def test_completions_drawn_in_slots_are_those_drawn_at_once():
+    """Tokens alike; log-probabilities to the rounding of products of other sizes."""
     params = init_decoder(SAMPLING.config, jax.random.key(0))
-    request = SAMPLING.request(greedy, 4, group_size=2)
+    request = SAMPLING.request(Categorical(), 4, group_size=2)
     prompts = [TOKENS.encode(text) for text in ("1+1=", "2=", "1+2=")]
     whole, _ = SAMPLING.complete(params, prompts, jax.random.key(1), request)
-    for together in (2, 4):
-        parts, _ = SAMPLING._replace(slots=together).complete(params, prompts, jax.random.key(1), request)
-        assert jax.tree.all(jax.tree.map(np.array_equal, parts, whole))
+    for slots in (2, 4):
+        parts, _ = SAMPLING._replace(slots=slots).complete(params, prompts, jax.random.key(1), request)
+        np.testing.assert_allclose(parts.log_probs, whole.log_probs, rtol=0, atol=1e-6)
+        assert jax.tree.all(jax.tree.map(np.array_equal, parts._replace(log_probs=whole.log_probs), whole))
 
 
-def test_parts_draw_by_keys_of_their_own():
+def test_rows_draw_by_keys_of_their_own():
     params = init_decoder(SAMPLING.config, jax.random.key(0))
     request = SAMPLING.request(Categorical(), 4, group_size=8)
     drawn, width = SAMPLING._replace(slots=8).complete(params, [[3], [3]], jax.random.key(1), request)
