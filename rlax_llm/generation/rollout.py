@@ -37,6 +37,7 @@ PARTS = (5 / 8, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of the rows at first, to which t
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
 PRODUCTS = 8  # products with a weight that cost as much as a key that is read
+LEAST = 2e7  # keys that a step reads, of weights too: below it a step costs less than looking who has ended
 WORTH = 0.85  # of what a step costs: what one with fewer rows may cost, for them to be moved
 
 Prompts = tuple[jax.Array, jax.Array]
@@ -65,21 +66,25 @@ class Ladder(NamedTuple):
 
 
 def ladder(config: DecoderConfig, rows: int, width: int) -> Ladder:
-    """The numbers of rows of a generation.
+    """The numbers of rows of a generation; none but the first where a step is so little work that it would not pay.
 
     Args:
         config: shapes.
         rows: at first.
         width: columns of a prompt.
 
-    >>> ladder(DecoderConfig(64, 16, 32, 2, 2, 1, 8), 64, 8).rows
-    (40, 24, 16, 8, 4)
+    >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
+    >>> ladder(small, 64, 8).rows, ladder(large, 64, 8).rows
+    ((), (40, 24, 16, 8, 4))
     """
     devices = lanes(rows)
     sizes = {max(FEWEST, math.ceil(rows * part / devices)) * devices for part in PARTS}
     shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return Ladder(tuple(sorted(sizes, reverse=True)), sum(map(math.prod, shapes)) / keys / PRODUCTS, width)
+    products = sum(map(math.prod, shapes)) / PRODUCTS
+    if rows * products < LEAST:
+        sizes = set()
+    return Ladder(tuple(sorted(sizes, reverse=True)), products / keys, width)
 
 
 def entering_prompts(slots: int, group_size: int, devices: int = 1) -> int:

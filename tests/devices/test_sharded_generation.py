@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.mesh import mesh
+from rlax_llm.generation import rollout
 from rlax_llm.generation.engine import generate_at_once
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
@@ -72,8 +73,9 @@ def test_turns_with_a_tool_are_the_same_on_a_mesh():
 
 
 @pytest.mark.parametrize("slots", [None, 16])
-def test_rows_leave_and_enter_on_a_mesh(slots):
+def test_rows_leave_and_enter_on_a_mesh(slots, monkeypatch):
     """Each device among its own; tokens as on one device that draws all rows to the end."""
+    monkeypatch.setattr(rollout, "LEAST", 0.0)
     found = completions(groups=16, group_size=1)
     prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
     request = Request(Categorical(1.5), (0, 1, 2), 24, 4)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.rollouts import Rollout, Sampling
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.sampling import Categorical, greedy
+from rlax_llm.generation.sampling import Categorical
 from rlax_llm.host.completions_table import completions_table
 from rlax_llm.host.progress import Progress
 from rlax_llm.models.config import DecoderConfig

@@ -1,0 +1,198 @@
+"""A rollout whose lengths differ: ours, with rows that leave, against a batch that waits for its longest, and torch.
+
+Lengths are drawn once from a log-normal distribution with a cap, and every side ends each completion at its length, so
+all draw the same number of tokens; the sampler is pure (temperature 1). ``static`` is our engine with all rows to the
+end of the longest, ``leaving`` lets rows leave, ``slots`` gives a quarter of the rows at a time to them all, and
+``transformers`` is ``generate``, which stops a row by a criterion and computes it on. Prompts are prefilled by each.
+
+    python rollout.py --rows 64 --mean 75 --cap 256            # a quarter of the issue's lengths, minutes
+    python rollout.py --rows 64 256 --mean 300 --cap 1024 --no-torch
+    python rollout.py --equal 64                               # all rows of one length: nothing may be lost
+
+Needs torch and transformers (the environment of `make parity`), but for ``--no-torch``.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import interleaved, parser, ready, report, torch_model
+
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import Generation, generate
+from rlax_llm.generation.sampling import Categorical, row_keys
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import init_decoder
+from rlax_llm.models.huggingface import write_model
+from rlax_llm.models.loading import LanguageModel, load_model
+from rlax_llm.models.tokenizer import Tokenizer
+
+TINY = DecoderConfig(256, 64, 192, 2, 4, 2, 16, max_positions=2048)
+
+
+def lengths_of(args: Any, rows: int, sigma: float) -> np.ndarray:
+    """Tokens of each completion."""
+    if args.equal:
+        return np.full(rows, args.equal)
+    mean = math.log(args.mean) - sigma * sigma / 2
+    drawn = np.random.default_rng(0).lognormal(mean, sigma, rows).astype(int)
+    return drawn.clip(1, args.cap)
+
+
+def prompts_of(model: LanguageModel, args: Any, rows: int) -> tuple[jax.Array, jax.Array]:
+    """One prompt for each group."""
+    shape = (rows // args.group_size, args.prompt)
+    tokens = np.random.default_rng(1).integers(2, model.config.vocab_size, shape)
+    return jnp.asarray(tokens, jnp.int32), jnp.ones(shape, bool)
+
+
+class Ours:
+    """Our engine on given lengths."""
+
+    def __init__(self, model: LanguageModel, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray, args: Any):
+        self.model, self.prompts, self.lengths = model, prompts, lengths
+        self.request = Request(Categorical(), (), int(lengths.max()), args.group_size)
+
+    def going(self, slots: int | None) -> Generation:
+        """A generation that has begun."""
+        own = row_keys(jax.random.key(0), len(self.lengths)), jnp.asarray(self.lengths, jnp.int32)
+        return Generation(self.model.config, self.model.params, self.prompts, own, self.request, slots)
+
+    def static(self) -> Any:
+        """All rows to the end of the longest."""
+        going = self.going(None)
+        going.ladder = going.ladder._replace(rows=())
+        while going.advance():
+            pass
+        return ready(going.completions())
+
+    def leaving(self, slots: int | None = None) -> Callable[[], Any]:
+        """Rows leave, and with slots others enter."""
+        model = self.model
+        return lambda: ready(
+            generate(
+                model.config, model.params, self.prompts, jax.random.key(0), self.request, slots, limits=self.lengths
+            )
+        )
+
+    def useful(self, slots: int | None, leaving: bool = True) -> dict[str, float]:
+        """The share of computed rows that drew a token, and the most that the completions' cache takes."""
+        going = self.going(slots)
+        if not leaving:
+            going.ladder = going.ladder._replace(rows=())
+        computed, step, cache = 0, int(going.state.step), 0
+        while going.advance():
+            computed += (int(going.state.step) - step) * going.state.going.shape[0]
+            step = int(going.state.step)
+            cache = max(cache, sum(x.nbytes for x in jax.tree.leaves(going.state.cache)))
+        drawn = int(self.lengths.sum()) - len(self.lengths)
+        return {"useful_row_steps": drawn / max(computed, 1), "cache_megabytes": cache / 1e6}
+
+    def live(self) -> float:
+        """Megabytes of the keys and values of completions that go on, at the step where they are most."""
+        config = self.model.config
+        token = 8 * config.num_layers * config.num_kv_heads * config.head_dim
+        steps = np.arange(1, self.lengths.max() + 1)
+        return float((steps * (self.lengths[:, None] >= steps).sum(0)).max() * token / 1e6)
+
+
+def theirs(model: Any, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray, group_size: int) -> Any:
+    """The same by ``transformers.generate``."""
+    import torch
+    from transformers import StoppingCriteria
+
+    ids = torch.tensor(np.repeat(np.asarray(prompts[0]), group_size, 0), dtype=torch.long)
+    limits = torch.tensor(lengths + ids.shape[1])
+
+    class AtLength(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return input_ids.shape[1] >= limits
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=int(lengths.max()),
+                eos_token_id=None,
+                pad_token_id=0,
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                stopping_criteria=[AtLength()],
+            )
+
+    return run
+
+
+def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, sigma: float) -> None:
+    """One line."""
+    lengths, prompts = lengths_of(args, rows, sigma), prompts_of(model, args, rows)
+    ours = Ours(model, prompts, lengths, args)
+    slots = max(rows // 4, args.group_size)
+    sides = {"static": ours.static, "leaving": ours.leaving(), "slots": ours.leaving(slots)}
+    if full is not None:
+        sides["transformers"] = theirs(full, prompts, lengths, args.group_size)
+    times = interleaved(sides, args.repeats)
+    report(
+        "rollout",
+        model=name,
+        rows=rows,
+        group_size=args.group_size,
+        prompt=args.prompt,
+        lengths="equal" if args.equal else f"log-normal, mean {args.mean}, sigma {sigma}, cap {args.cap}",
+        tokens=int(lengths.sum()),
+        tokens_per_second={side: int(lengths.sum()) / t for side, t in times.items()},
+        ratio={side: t / times["leaving"] for side, t in times.items() if side != "leaving"},
+        live_megabytes=ours.live(),
+        static=ours.useful(None, leaving=False),
+        leaving=ours.useful(None),
+        slots=ours.useful(slots),
+    )
+
+
+def main() -> None:
+    made = parser(__doc__, repeats=3)
+    made.add_argument("--models", nargs="*", default=["tiny", "smollm2"])
+    made.add_argument("--rows", type=int, nargs="*", default=[64])
+    made.add_argument("--mean", type=int, default=300)
+    made.add_argument("--sigmas", type=float, nargs="*", default=[1.0, 0.6])
+    made.add_argument("--cap", type=int, default=1024)
+    made.add_argument("--equal", type=int, default=0, help="tokens of every completion, in place of a distribution")
+    made.add_argument("--prompt", type=int, default=64)
+    made.add_argument("--group-size", type=int, default=8)
+    made.add_argument("--no-torch", action="store_true")
+    args = made.parse_args()
+    for name in args.models:
+        model = tiny() if name == "tiny" else load_model(name)
+        full = None if args.no_torch else in_torch(model)
+        for rows in args.rows:
+            for sigma in args.sigmas[:1] if args.equal else args.sigmas:
+                measure(name, model, full, args, rows, sigma)
+
+
+def tiny() -> LanguageModel:
+    """Two layers of random weights."""
+    letters = Tokenizer.characters("".join(chr(code) for code in range(0x4E00, 0x4E00 + TINY.vocab_size - 2)))
+    return LanguageModel(TINY, init_decoder(TINY, jax.random.key(0)), letters)
+
+
+def in_torch(model: LanguageModel) -> Any:
+    """The same weights."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder) / "model", model.config, model.params, model.tokenizer)
+        return torch_model(Path(folder) / "model", torch.float32)
+
+
+if __name__ == "__main__":
+    main()
