@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rlax_llm.cli.flags import asks_for_help, flag, read_flags
 from rlax_llm.cli.values import converted, is_list, shortened
 from rlax_llm.cli.yaml_files import read_mapping
-from rlax_llm.commands.descriptions import MAY_CHANGE, PROCESSES, may_change
+from rlax_llm.commands.descriptions import ADDRESSES, MAY_CHANGE, PROCESSES, may_change
 from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.settings import Settings, did_you_mean_setting, flat, keys, resolve
 from rlax_llm.host.run_directory import RunDirectory
@@ -102,7 +102,8 @@ def _resumed(kind: type[_C], path: str, flags: Mapping[str, Any]) -> _C:
     saved |= whole_paths(saved)
     asked = {**flags, **whole_paths(flags)}
     for name, value in asked.items():
-        if value != saved[name] and name not in (*MAY_CHANGE, *PROCESSES):
+        elsewhere = name in ADDRESSES and None not in (value, saved[name])
+        if value != saved[name] and name not in (*MAY_CHANGE, *PROCESSES) and not elsewhere:
             raise ValueError(
                 f"{flag(name)} {_in_words(value)} conflicts with the run in {path}, where it is "
                 f"{_in_words(saved[name])}; {may_change(saved)}."

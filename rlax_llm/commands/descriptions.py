@@ -53,6 +53,8 @@ TRACK_HELP = (
 RUN_MAY_CHANGE = ("steps", "keep_checkpoints", "max_hours", "profile", "track")
 MAY_CHANGE = (*RUN_MAY_CHANGE, "mesh")
 """Settings of a run that may be others when it is gone on with: they change nothing of what it computes."""
+ADDRESSES = ("sampler_url",)
+"""Settings that may be others where a run had one: the same server may be found elsewhere."""
 PROCESSES = ("coordinator", "process_id", "processes")
 """Settings of where a run is computed, which it does not keep."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rlax_llm.commands.learner import Learner
@@ -12,6 +13,10 @@ from rlax_llm.generation.prompts import Widths
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.turns import Generate
+from rlax_llm.models.functional import Params
+
+Weights = Callable[[Params, int, bool], Params]
+"""``(trained, steps taken, latest) → what completions are drawn from``; ``latest`` where nothing older will do."""
 
 
 class Drawing(NamedTuple):
@@ -21,15 +26,21 @@ class Drawing(NamedTuple):
         sampling: the policy's shape and limits.
         request: of completions to learn from.
         greedy: of completions to measure with.
+        weights: what is drawn from, of the parameters that are trained.
     """
 
     sampling: Sampling
     request: Request
     greedy: Request
+    weights: Weights
 
 
 def build_drawing(
-    settings: SamplingSettings, rollout: RolloutSettings, learner: Learner, generate: Generate = generate
+    settings: SamplingSettings,
+    rollout: RolloutSettings,
+    learner: Learner,
+    generate: Generate = generate,
+    weights: Weights | None = None,
 ) -> Drawing:
     """The drawing of the settings.
 
@@ -37,7 +48,8 @@ def build_drawing(
         settings: of sampler and lengths.
         rollout: the completions to learn from.
         learner: the policy.
-        generate: the engine's, or one that calls tools.
+        generate: the engine's, one that calls tools, or a server's.
+        weights: of the server; None takes the learner's own.
     """
     limit = settings.max_prompt_tokens
     sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, rollout.slots, Widths(limit))
@@ -48,4 +60,5 @@ def build_drawing(
         sampling,
         sampling.request(sampler, longest, rollout.group_size, shortest),
         sampling.request(likeliest, longest, min_new_tokens=shortest),
+        weights or (lambda params, *_: learner.sampled(params)),
     )

@@ -9,9 +9,13 @@ from typing import Any
 
 from rlax_llm.host.failures import RunFailed
 
+_DRIFT = "sampler/kl_k3"
+_FAR = 0.05  # nats per token; float32 and bfloat16 differ by less than a hundredth of it
+
 
 class LearningWatch:
-    """Says once of a step that taught nothing, and raises after a run that taught nothing.
+    """Says once of a step that taught nothing, or whose completions were another policy's; raises after a run that
+    taught nothing.
 
     Args:
         command: its name.
@@ -20,7 +24,7 @@ class LearningWatch:
 
     def __init__(self, command: str, overlong_filter: bool = False):
         self.command, self.overlong_filter = command, overlong_filter
-        self._warned = False
+        self._warned = self._warned_of_another = False
 
     def nothing(self, metrics: Mapping[str, Any], number: int) -> str | None:
         """Why no completion of a step teaches; None where one does.
@@ -42,6 +46,14 @@ class LearningWatch:
             warning = f"{self.command}: {reason}, and none is learned from."
             print(f"warning: {warning} Further such steps are not reported.", file=sys.stderr)
             self._warned = True
+        if not self._warned_of_another and _anothers(metrics):
+            print(
+                f"warning: {self.command}: the completions of step {number} are {metrics[_DRIFT]:.2g} nats per token "
+                "from the policy that they should be drawn from (sampler/kl_k3); look whether the server reads the "
+                "weights that it is given. Further such steps are not reported.",
+                file=sys.stderr,
+            )
+            self._warned_of_another = True
 
     def check(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Raise where no completion of a whole run taught anything.
@@ -64,6 +76,11 @@ class LearningWatch:
                 "overlong_filter leaves cut ones out, so none was learned from; give more max_new_tokens, or leave "
                 "overlong_filter out."
             )
+
+
+def _anothers(metrics: Mapping[str, Any]) -> bool:
+    """Whether a server that has the policy's weights draws from others: more than number formats differ by."""
+    return metrics.get("sampler/staleness") == 0 and metrics.get(_DRIFT, 0.0) > _FAR
 
 
 def _unscored(metrics: Mapping[str, Any]) -> bool:

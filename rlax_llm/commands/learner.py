@@ -117,6 +117,19 @@ class Learner(NamedTuple):
         read = join_trees(params, self.frozen) if self._apart else self.whole(params)
         return for_sampling(self.sampled_shape, read)
 
+    def write_whole(self, params: Params, path: Path) -> None:
+        """Write one model without adapters: ``whole``.
+
+        Args:
+            params: as trained so far.
+            path: of the model's directory.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        whole = self.whole(params)
+        (write_scalar if "score" in whole else write_model)(path, self.shape, whole, self.tokenizer, self.origin)
+
     def export(self, params: Params, path: Path) -> None:
         """Write the whole model, and beside it the adapters where there are any, with a base that has no name.
 
@@ -128,8 +141,7 @@ class Learner(NamedTuple):
         Raises:
             OSError: the disk is full.
         """
-        whole = self.whole(params)
-        (write_scalar if "score" in whole else write_model)(path, self.shape, whole, self.tokenizer, self.origin)
+        self.write_whole(params, path)
         if self.frozen is not None:
             place = path.with_name(f"{path.name}_adapter")
             write_adapter(place, self.config, params, self._base(place))

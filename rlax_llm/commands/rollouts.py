@@ -57,7 +57,8 @@ class Sampling(NamedTuple):
         config: the decoder's shape.
         tokenizer: the model's.
         max_prompt_tokens: a longer prompt is an error that names its row.
-        generate: the engine's, or one that calls tools (``generation.turns.with_tools``).
+        generate: the engine's, one that calls tools (``generation.turns.with_tools``) or a server's
+            (``generation.served.Served``).
         slots: completions that are drawn at a time, at most; None draws all.
         width: columns for prompts of which the longest has so many tokens.
     """
@@ -93,7 +94,8 @@ class Sampling(NamedTuple):
     def records(self, rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
         """What ``completions.jsonl`` holds of some completions.
 
-        Several rewards are listed one by one. Where a tool answered, ``transcript`` is all that followed the prompt.
+        Several rewards are listed one by one. Where a tool answered, ``transcript`` is all that followed the prompt;
+        where a server drew it, ``policy_step`` is the number of steps that its policy had taken.
         """
         drawn, width, lengths = rollout.completions, rollout.prompt_width, rollout.lengths()
         found = []
@@ -105,6 +107,8 @@ class Sampling(NamedTuple):
                 "length": int(lengths[i]),
                 "truncated": bool(drawn.truncated[i]),
             }
+            if drawn.versions is not None:
+                record["policy_step"] = int(drawn.versions[i])
             if len(scores.by_name) > 1:
                 record["rewards"] = {name: float(values[i]) for name, values in scores.by_name.items()}
             tokens, read, chose = (np.asarray(x)[i, width:] for x in (drawn.tokens, drawn.valid, drawn.mask))

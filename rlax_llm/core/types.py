@@ -30,6 +30,8 @@ class Completions(NamedTuple):
         kept: ``[B, T, ceil(V/32)]`` uint32, the set of tokens that each was drawn from, as ``token_sets.to_bits`` packs
             it (V/8 bytes per token), of all tokens where ``mask`` is False; None where nothing was ever cut. Every
             model whose log-probabilities are taken is renormalized on it: learner, behavior policy and reference.
+        versions: ``[B]`` int32, the number of steps that the policy had taken which each was drawn from; None where a
+            sampler does not say: it drew from the parameters that it was given.
     """
 
     tokens: jax.Array
@@ -38,6 +40,7 @@ class Completions(NamedTuple):
     log_probs: jax.Array
     truncated: jax.Array
     kept: jax.Array | None = None
+    versions: jax.Array | None = None
 
 
 class CreditedCompletions(NamedTuple):

@@ -7,6 +7,8 @@ from rlax_llm.generation import prompts as prompts
 from rlax_llm.generation import request as request
 from rlax_llm.generation import rollout as rollout
 from rlax_llm.generation import sampling as sampling
+from rlax_llm.generation import served as served
+from rlax_llm.generation import server as server
 from rlax_llm.generation import slots as slots
 from rlax_llm.generation import turns as turns
 from rlax_llm.generation.engine import generate_at_once as generate_at_once

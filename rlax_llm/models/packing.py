@@ -27,6 +27,7 @@ class Packed(NamedTuple):
         log_probs: ``[B, T]`` float32, nats.
         truncated: ``[B]`` bool.
         kept: ``[B, T, ceil(V/32)]`` uint32 as of ``Completions``, or None.
+        versions: ``[B]`` int32 as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.
     """
@@ -37,6 +38,7 @@ class Packed(NamedTuple):
     log_probs: jax.Array
     truncated: jax.Array
     kept: jax.Array | None
+    versions: jax.Array | None
     segments: jax.Array
 
 

@@ -44,6 +44,7 @@ ABSENT = {
 }
 ABSENT |= {"best", "max_hours", "mesh", "profile", "slots", "track"}
 ABSENT |= {"coordinator", "process_id", "processes"}
+ABSENT |= {"sampler_url", "sampler_reload", "sampler_directory"}
 
 
 @pytest.mark.parametrize("name", KINDS)

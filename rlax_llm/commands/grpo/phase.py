@@ -21,6 +21,7 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.recording import Recorder, Records
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
+from rlax_llm.commands.serving import staleness
 from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
@@ -62,6 +63,7 @@ class GroupPhase(Phase):
         solved = task.solved if judge.graded else None
         self.record = Recorder(learner, settings.sampling, solved, self.group_size)
         self.reference: Params | None = None
+        self.taken = 0  # steps, of the policy that is drawn from
 
     def init(self, params: Params) -> GroupState:
         """State before the first step."""
@@ -73,7 +75,10 @@ class GroupPhase(Phase):
         self.references = references
 
     def _refer(self, state: GroupState, index: int) -> None:
-        """Take the reference of the step: the first, or the policy of the last multiple of ``reference_every``."""
+        """Count the steps before this one, and take its reference: the first, or the policy of the last multiple of
+        ``reference_every``.
+        """
+        self.taken = index
         every = self.reference_every
         due = self.reference is None or (every and index % every == 0)
         if self.update.reads_reference and due:
@@ -83,7 +88,7 @@ class GroupPhase(Phase):
         """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""
         chosen = batch_indices(len(self.task.train), self.groups, self.seed, number)
         rows = [self.task.train[i] for i in chosen]
-        whole = self.learner.sampled(params)
+        whole = self.drawing.weights(params, self.taken, False)
         if self.settings.sampler_dtype is not None:
             whole = _rounded(whole, self.settings.sampler_dtype)
         key = jax.random.fold_in(self.key, number)
@@ -103,10 +108,10 @@ class GroupPhase(Phase):
         seconds = {"rollout": rollout.seconds, "scoring": gathering - rollout.seconds}
         seconds["update"] = time.perf_counter() - start - gathering
         metrics = self._described(taken) | learned | counts | speeds(rollout, seconds)
-        metrics |= self.update.learning_rate(index)
-        metrics |= utilization(self._flops(rollout), seconds["update"])
+        metrics |= self.update.learning_rate(index) | self._utilization(rollout, seconds["update"])
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
+        self.taken = index + 1
         rows, details = self._kept(index + 1, taken, state.params, advantages)
         return Done(state, metrics, rows, details=details)
 
@@ -117,13 +122,14 @@ class GroupPhase(Phase):
         rows = self.drawing.sampling.records(taken.rollout, taken.scores, range(self.group_size))
         return rows, self.record(number, taken.rollout, taken.scores, params, advantages)
 
-    def _flops(self, rollout: Rollout) -> float:
+    def _utilization(self, rollout: Rollout, seconds: float) -> dict[str, float]:
         once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))
-        return self.epochs * once
+        return utilization(self.epochs * once, seconds)
 
     def _described(self, taken: Taken) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
-        return describe(taken.rollout, taken.scores, solved, self.group_size)
+        described = describe(taken.rollout, taken.scores, solved, self.group_size)
+        return described | staleness(taken.rollout.completions, self.taken)
 
     def _telling(self, taken: Taken) -> np.ndarray:
         """What must differ in a group that teaches: scores as the recipe takes them, before length is punished."""
@@ -132,7 +138,7 @@ class GroupPhase(Phase):
 
     def evaluate(self, state: GroupState) -> Evaluation:
         """Greedy held-out reward and accuracy, and a record of each completion."""
-        whole, batch = self.learner.sampled(state.params), self.groups * self.group_size
+        whole, batch = self.drawing.weights(state.params, self.taken, True), self.groups * self.group_size
         grades = grade(self.drawing.sampling, whole, self.task, self.judge, self.drawing.greedy, batch)
         return Evaluation(grades.metrics(self.judge.graded), grades.records)
 

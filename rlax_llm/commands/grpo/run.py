@@ -12,11 +12,13 @@ from rlax_llm.commands.judging import Failures, Judge, Punishment, pooled
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner
 from rlax_llm.commands.machine import on_machine
+from rlax_llm.commands.serving import served_by
 from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.credit.shaping import soft_overlong_punishment
 from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.served import sampling_fields
 from rlax_llm.generation.turns import Generate, calculator, with_tools
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -45,20 +47,26 @@ def run_grpo(settings: GrpoSettings) -> RunDirectory:
     learner = language_learner(settings.model, model, seed)
     judge_model = None if path is None else scalar_judge(path, model, settings.model)
     failures = Failures()
-    with pooled(task.rewards, settings.task.reward_workers, settings.task.reward_timeout, failures) as rewards:
+    with (
+        pooled(task.rewards, settings.task.reward_workers, settings.task.reward_timeout, failures) as rewards,
+        served_by(settings.server, learner.write_whole) as hand_over,
+    ):
         judge = Judge(
             rewards, judge_model, _punishment(settings.task.overlong_buffer, sampling.max_new_tokens), failures
         )
-        generated = _generated(settings.rollout.tool, learner)
-        drawing = build_drawing(sampling, settings.rollout, learner, generated)
+        generated = _generated(settings.rollout.tool, learner, generate if hand_over is None else hand_over.served)
+        drawing = build_drawing(sampling, settings.rollout, learner, generated, hand_over)
+        if hand_over is not None:
+            for request in (drawing.request, drawing.greedy):
+                sampling_fields(request)
         phase = GroupPhase(settings, learner, task, judge, drawing)
         warm_start = build_warm_start(settings, learner, task)
         return run_language(settings, phase, learner.params, warm_start, settings.objective.recipe)
 
 
-def _generated(tool: str | None, learner: Learner) -> Generate:
+def _generated(tool: str | None, learner: Learner, complete: Generate) -> Generate:
     """How completions are made: by the model alone, or with the answers of a tool."""
-    return generate if tool is None else with_tools(learner.tokenizer, [_TOOLS[tool]], _TURNS)
+    return complete if tool is None else with_tools(learner.tokenizer, [_TOOLS[tool]], _TURNS, complete=complete)
 
 
 def _punishment(buffer: int, limit: int) -> tuple[str, Punishment] | None:

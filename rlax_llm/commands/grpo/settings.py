@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import SUPERVISED_BATCH_SIZE, is_small, model_defaults
-from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, option
+from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, option, resolved
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
+from rlax_llm.commands.server_settings import ServerSettings
 from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
@@ -98,8 +99,9 @@ class GroupLearningSettings(EpochSettings):
     """How the groups of a step are learned from."""
 
     overlong_filter: bool = option(False, "Learn nothing from completions that were cut (DAPO).")
-    correction: Literal["none", "token", "mask", "sequence"] = option(
-        "none", "Weights for a sampler that differs: of tokens, truncated or cut, or whole completions."
+    correction: Literal["none", "token", "mask", "sequence"] = resolved(
+        "Weights for a sampler that differs: of tokens, truncated or cut, or whole completions.",
+        "token with --sampler-url, else none",
     )
     entropy_coef: float = option(0.0, "Weight of a bonus for the entropy of a token, at the start.")
     entropy_target: float | None = option(
@@ -131,6 +133,7 @@ class GrpoSettings(OnMachine):
     objective: ObjectiveSettings
     rollout: GroupRolloutSettings
     sampling: SamplingSettings
+    server: ServerSettings
     learning: GroupLearningSettings
     optimizer: OptimizerSettings
     machine: MachineSettings
@@ -143,8 +146,9 @@ class GrpoSettings(OnMachine):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is chosen for the model."""
-        return model_defaults(cls.command, given)
+        """What is chosen for the model, and the correction for a foreign sampler."""
+        foreign = given.get("sampler_url") is not None and given.get("recipe") != TRPO
+        return {**model_defaults(cls.command, given), "correction": "token" if foreign else "none"}
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -161,6 +165,8 @@ class GrpoSettings(OnMachine):
             raise ValueError(f"overlong_buffer is {buffer}, wanted at most max_new_tokens, {longest}.")
         if self.objective.recipe == TRPO:
             self._check_trpo()
+        if self.server.sampler_url is not None and self.rollout.sampler_dtype is not None:
+            raise ValueError("sampler_dtype is given with sampler_url, whose server has its own; leave one out.")
 
     def _check_trpo(self) -> None:
         """Raise for what TRPO does not have: it takes one step, and without a ratio nothing makes up for samples of
@@ -179,6 +185,7 @@ class GrpoSettings(OnMachine):
             "reference_every": self.objective.reference_every != 0,
             "dynamic_rounds": self.rollout.dynamic_rounds != 0,
             "sampler_dtype": self.rollout.sampler_dtype is not None,
+            "sampler_url": self.server.sampler_url is not None,
         }
         for name, given in unread.items():
             if given:

@@ -1,0 +1,108 @@
+"""A server with the part of OpenAI's API that a foreign sampler has, and the library's own engine behind it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.sampling import Categorical, greedy
+from rlax_llm.models.loading import LanguageModel, load_model
+from rlax_llm.models.scoring import group_log_probs
+
+Answer = Callable[[str, Any], tuple[int, Any]]
+"""``(path, body) → (status, what is answered)``: text as it is, all else as JSON."""
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[str]:
+    """The address of a server on loopback that answers so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _do(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            status, said = answer(self.path, body)
+            text = (said if isinstance(said, str) else json.dumps(said)).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = _do
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Many(ThreadingHTTPServer):
+        daemon_threads, request_queue_size = True, 128
+
+        def handle_error(self, *_: Any) -> None:
+            """Whoever asked has not waited for the answer."""
+
+    server = Many(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class EngineServer:
+    """Answers as vLLM does: it draws by the engine, and reads the weights of a directory when it is told to.
+
+    Args:
+        model: at the start; without one the first weights have to be handed over.
+        raw: log-probabilities are those of the logits before temperature and bias.
+
+    Attributes:
+        asked: paths, in order.
+    """
+
+    def __init__(self, model: LanguageModel | None = None, raw: bool = False):
+        self.model, self.raw, self.asked = model, raw, []
+        self._lock = threading.Lock()  # one row at a time: which thread comes first then changes nothing
+
+    def __call__(self, path: str, body: Any) -> tuple[int, Any]:
+        with self._lock:
+            self.asked.append(path)
+            if path == "/v1/models":
+                return 200, {"data": [{"id": "policy", "owned_by": "vllm"}]}
+            if path == "/collective_rpc":
+                self.model = load_model(body["kwargs"]["weights_path"])
+                return 200, {"results": [None]}
+            if path == "/reset_prefix_cache":
+                return 200, {"success": True}
+            return 200, self._completion(body)
+
+    def _completion(self, body: Any) -> Any:
+        assert self.model is not None
+        assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, -1, 0.0, 1.0)
+        tokenizer, config = self.model.tokenizer, self.model.config
+        bias = tuple((int(token), value) for token, value in body.get("logit_bias", {}).items())
+        sampler = Categorical(body["temperature"], logit_bias=bias) if body["temperature"] else greedy
+        request = Request(sampler, tuple(body["stop_token_ids"]), body["max_tokens"])
+        prompts = pad_prompts([body["prompt"]], tokenizer.pad_id, config.vocab_size)
+        drawn = jax.device_get(generate(config, self.model.params, prompts, jax.random.key(body["seed"]), request))
+        mask = np.asarray(drawn.mask)[0]
+        log_probs = drawn.log_probs
+        if self.raw:
+            log_probs, _ = group_log_probs(config, (1, prompts[0].shape[1]))(self.model.params, drawn)
+        log_probs = np.asarray(log_probs)[0][mask]
+        choice = {
+            "token_ids": drawn.tokens[0][mask].tolist(),
+            "prompt_token_ids": body["prompt"],
+            "logprobs": {"token_logprobs": log_probs.tolist()},
+            "finish_reason": "length" if drawn.truncated[0] else "stop",
+        }
+        return {"choices": [choice]}
