@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -338,9 +339,7 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with writing(path), open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:
-            # Unbuffered, so that a full disk shows here and not at the closing; such a write may be a short one.
-            while data:
-                data = data[file.write(data) :]
+            _write_all(file, data)
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(end)
@@ -350,20 +349,34 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def write_at_once(path: Path, text: str) -> None:
     """Write beside ``path`` and rename, so that a crash leaves the old file or the new one and never a half.
 
+    A device or a pipe (``/dev/null``, ``/dev/stdout``) takes the text as it comes: nothing may take its place. Through
+    a link the file that it leads to is written.
+
     Args:
         path: of the file.
         text: all of it.
     """
-    beside = path.with_name(path.name + ".part")
+    if path.exists() and not path.is_file():
+        with open(path, "wb", buffering=0) as device:
+            _write_all(device, text.encode())
+        return
+    target = path.resolve()
+    beside = target.with_name(target.name + ".part")
     try:
         with open(beside, "wb") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(beside, target)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    """Unbuffered, so that a full disk shows here and not at the closing; such a write may be a short one."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def _lines(path: Path, most: int | None = None) -> list[tuple[bytes, dict[str, Any]]]:

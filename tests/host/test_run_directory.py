@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.run_directory import RunDirectory, write_at_once
 
 CONFIG = {"command": "grpo", "learning_rate": 1e-5, "model": "modèle", "kl_coef": None}
 
@@ -188,3 +188,15 @@ def test_summary_is_replaced_whole(run):
     run.write_summary({"steps": 2, "path": run.path, "kl": float("nan")})
     assert json.loads(run.summary_path.read_text()) == {"steps": 2, "path": str(run.path), "kl": None}
     assert not list(run.path.glob("*.part"))
+
+
+def test_nothing_takes_the_place_of_a_device_or_of_a_link(tmp_path):
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (pipe, link):
+        write_at_once(path, "é")
+    assert os.read(reader, 9) == file.read_bytes() == "é".encode()
+    assert pipe.is_fifo() and link.is_symlink()
+    os.close(reader)
