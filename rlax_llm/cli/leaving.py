@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -53,10 +54,18 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _open_streams() -> None:
-    """Where a stream was closed (``>&-``), write to nowhere: else the next file that is opened would take its place."""
+    """Give each stream a place, and let each take any text.
+
+    Where a stream was closed (``>&-``), write to nowhere: else the next file that is opened would take its place. A
+    character that an encoding lacks (ASCII's of a bare server, half a surrogate pair) is written as its escape, and so
+    is a byte that it cannot read.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush(code: int) -> None:

@@ -70,7 +70,15 @@ def show(table: RenderableType) -> None:
     """
     with _tolerant():
         if is_first():
-            Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False).print(table)
+            _Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False).print(table)
+
+
+class _Console(Console):
+    """One that leaves it to the command how it ends where the reader of a pipe has gone; rich's calls sys.exit."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error on, which is being handled here."""
+        raise
 
 
 @contextlib.contextmanager
@@ -137,7 +145,7 @@ class Progress:
         """Begin the display and the clock."""
         self._started = self._clock()
         if self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-            console = Console(file=self._stream)
+            console = _Console(file=self._stream)
             # What the title, two counts and two times leave of the line.
             self._bar_width = max(2, min(24, console.width - len(self._title) - 2 * len(str(self._total)) - 38))
             self._live = Live(console=console, get_renderable=self._rendered, refresh_per_second=5)
@@ -188,7 +196,7 @@ class Progress:
                 return
             if self._pending:
                 self._print_line(self._clock())
-            Console(file=self._stream, width=120, color_system=None).print(table)
+            _Console(file=self._stream, width=120, color_system=None).print(table)
 
     def _print_line(self, now: float) -> None:
         numbers = "".join(f"  {label} {number}" for label, number in self._numbers())

@@ -1,5 +1,6 @@
 """How a command ends: its exit code and its line."""
 
+import io
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from rlax_llm.cli import compilation_cache, leaving
 from rlax_llm.cli.main import main
+from rlax_llm.host import progress
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.interrupts import Interrupted
 
@@ -95,3 +97,19 @@ def test_closed_streams_are_written_to_nowhere(run, monkeypatch):
         monkeypatch.setattr(sys, name, None)
     assert run(lambda config: print("unseen")) == 0
     assert sys.stdout.name == os.devnull
+
+
+def test_what_an_encoding_lacks_is_its_escape(run, monkeypatch):
+    shown, read = io.BytesIO(), io.BytesIO("é\n".encode())
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(read, "ascii"))
+    assert run(lambda config: print("✗ \ud83d", input())) == 0
+    assert shown.getvalue() == b"\\u2717 \\ud83d \\xc3\\xa9\n"
+
+
+def test_a_table_for_a_reader_that_has_gone_ends_as_a_line_does(run, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run(lambda config: progress.show("a table")) == 141
