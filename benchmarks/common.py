@@ -71,11 +71,13 @@ _FACTS = facts()
 
 
 def report(benchmark: str, **figures: Any) -> None:
-    """Print one JSON line; floats with four significant digits."""
+    """Print one JSON line; floats with four significant digits, in lists and mappings too."""
 
     def short(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: short(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [short(item) for item in value]
         return float(f"{value:.4g}") if isinstance(value, float) else value
 
     print(json.dumps({"benchmark": benchmark} | short(figures) | {"machine": _FACTS}), flush=True)

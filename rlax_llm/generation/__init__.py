@@ -1,4 +1,4 @@
-"""Sampling completions: samplers, the engine with its cache, turns with tools; imports ``models`` and ``core``."""
+"""Sampling completions: samplers, the engine, a server in its place, turns with tools; imports ``models`` and ``core``."""
 
 from rlax_llm.core.faces import lazy_face
 
@@ -10,6 +10,8 @@ __getattr__, __dir__ = lazy_face(
         "rollout": ("generate", "stream"),
         "prompts": ("pad_prompts",),
         "sampling": ("Categorical", "Draw", "Sampler", "greedy"),
+        "served": ("Served",),
+        "server": ("Server",),
         "turns": ("Tool", "calculator", "with_tools"),
     },
 )

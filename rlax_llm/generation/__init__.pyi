@@ -1,4 +1,4 @@
-"""Sampling completions: samplers, the engine with its cache, turns with tools; imports ``models`` and ``core``."""
+"""Sampling completions: samplers, the engine, a server in its place, turns with tools; imports ``models`` and ``core``."""
 
 # Written by docs/write_stubs.py; a test compares.
 
@@ -20,6 +20,8 @@ from rlax_llm.generation.sampling import Categorical as Categorical
 from rlax_llm.generation.sampling import Draw as Draw
 from rlax_llm.generation.sampling import Sampler as Sampler
 from rlax_llm.generation.sampling import greedy as greedy
+from rlax_llm.generation.served import Served as Served
+from rlax_llm.generation.server import Server as Server
 from rlax_llm.generation.turns import Tool as Tool
 from rlax_llm.generation.turns import calculator as calculator
 from rlax_llm.generation.turns import with_tools as with_tools
