@@ -1,4 +1,4 @@
-"""Sampling completions: samplers, the engine, a server in its place, turns with tools; imports ``models`` and ``core``."""
+"""Sampling completions: samplers, the engine, a server in its place, turns; imports ``models`` and ``core``."""
 
 from rlax_llm.core.faces import lazy_face
 
