@@ -24,6 +24,7 @@ from rlax_llm.commands.eval.tables import comparison_grid, mean_row, results_gri
 from rlax_llm.commands.grids import in_markdown
 from rlax_llm.data.rows import DataError
 from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.rewards.calling import RewardError
 from rlax_llm.rewards.measures import Interval
 
 LIMITS = {"model": "char", "max_prompt_tokens": 16, "max_new_tokens": 4}
@@ -187,3 +188,30 @@ def test_a_column_that_no_file_has_is_told_before_anything_is_measured(tmp_path,
     run_eval(EvalSettings.of(**given, data=files, by="level"))
     shown = capsys.readouterr()
     assert "plain.jsonl: not all rows have the column 'level'" in shown.err and "level.jsonl, level 1" in shown.out
+
+
+def test_a_mistake_in_the_last_set_is_told_before_the_first_is_measured(tmp_path, capsys):
+    earlier = RunDirectory.create(tmp_path / "earlier", {"command": "eval"})
+    with pytest.raises(ValueError, match="whose eval has not ended"):
+        earlier.log_completions([{"step": 0, "task": "sums", "row": 0, "prompt": "1+1=", "solved": True}])
+        run_eval(EvalSettings.of(**LIMITS, against=str(earlier.path)))
+    earlier.write_summary({"finished": True})
+    with pytest.raises(ValueError, match="no prompt in common: arithmetic here, sums there"):
+        run_eval(EvalSettings.of(**LIMITS, against=str(earlier.path)))
+    with pytest.raises(DataError, match="task 'arithmetc': unknown"):
+        run_eval(EvalSettings.of(**LIMITS, task=["arithmetic", "arithmetc"], out=str(tmp_path / "none")))
+    assert "accuracy" not in capsys.readouterr().out and not (tmp_path / "none").exists()
+
+
+def test_what_was_measured_before_an_error_stays(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(REWARD.replace("    return", "    assert columns['answer'][0] == '2'\n    return"))
+    for name, answer in (("one", "2"), ("two", "3")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": "1+1=", "answer": answer}) + "\n")
+    files, out = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")], str(tmp_path / "out")
+    given = LIMITS | {"reward": f"{tmp_path}/own.py:has_an_eight", "out": out}
+    with pytest.raises(RewardError, match="AssertionError"):
+        run_eval(EvalSettings.of(**given, data=files))
+    assert f"Not finished; what was measured is in {out}/completions.jsonl" in capsys.readouterr().out
+    assert [row["task"] for row in RunDirectory.reopen(out).completions()] == ["one.jsonl"]
+    run_eval(EvalSettings.of(**given, data=files[:1]))
+    assert len(RunDirectory.reopen(out).completions()) == 1, "it gives way to a new one"

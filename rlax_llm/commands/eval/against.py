@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,8 @@ def solved_in(path: str) -> dict[str, dict[tuple[str, int], np.ndarray]]:
             f"{path}/model for the model that it trained."
         )
     records = directory.completions()
-    if not records or any("solved" not in record for record in records):
+    unfinished = not directory.summary_path.is_file()
+    if unfinished or not records or any("solved" not in record for record in records):
         raise ValueError(f"eval: against is {path}, whose eval has not ended or is of an earlier version; run it anew.")
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for record in records:
@@ -109,13 +110,31 @@ def other_settings(path: str, settings: Mapping[str, Any]) -> str:
     said = [
         f"{name} {_worded(name, before[name])}, not {_worded(name, settings[name])}"
         for name in _COMPARED
-        if before.get(name) != settings[name]
+        if name in before and before[name] != settings[name]
     ]
     return f"{path} was measured with {'; '.join(said)}." if said else ""
 
 
 def _worded(name: str, value: Any) -> Any:
     return {"reward": "of the task itself", "logit_bias": "none"}.get(name, value) if value is None else value
+
+
+def check_common(common: Iterable[str], other: Iterable[str], own: Iterable[str]) -> None:
+    """Say that two evaluations have no set in common.
+
+    Args:
+        common: names of the sets of this one that may have prompts of the other one.
+        other: names of the sets of the other one.
+        own: names of all sets of this one.
+
+    Raises:
+        ValueError: none of the first is among the second.
+    """
+    if set(common).isdisjoint(other):
+        raise ValueError(
+            f"eval: the two were asked no prompt in common: {', '.join(own)} here, {', '.join(other)} there; measure "
+            "both on the same sets, with the same seed."
+        )
 
 
 def compare(own: Solved, other: Solved) -> list[Comparison]:
@@ -132,11 +151,7 @@ def compare(own: Solved, other: Solved) -> list[Comparison]:
         name: [(solved, other[name][key]) for key, solved in prompts.items() if key in other.get(name, {})]
         for name, prompts in own.items()
     }
-    if not any(pairs.values()):
-        raise ValueError(
-            f"eval: the two were asked no prompt in common: {', '.join(own)} here, {', '.join(other)} there; measure "
-            "both on the same sets, with the same seed."
-        )
+    check_common([name for name, paired in pairs.items() if paired], other, list(own))
     found = [_compared(name, paired, len(own[name]) - len(paired)) for name, paired in pairs.items() if paired]
     if len(own) > 1:
         everything = [pair for paired in pairs.values() for pair in paired]

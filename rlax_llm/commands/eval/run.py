@@ -12,6 +12,7 @@ import numpy as np
 from rlax_llm.commands.eval.against import (
     Comparison,
     Solved,
+    check_common,
     compare,
     is_eval,
     other_settings,
@@ -63,7 +64,7 @@ def run_eval(settings: EvalSettings) -> dict[str, Any]:
     other = _earlier(settings)  # first: nothing is made where it cannot be read
     with _directory(settings.run.out, as_dict(settings)) as directory:
         start = time.perf_counter()
-        found, named = _measured(settings, _keeping(directory))
+        found, named = _measured(settings, _keeping(directory), other)
         compared = _compared(settings, named, found, other)
         summary = _summary(settings, found, compared) | {"wall_seconds": round(time.perf_counter() - start, 1)}
         grids = _grids(settings, found, compared, all_measures=False)
@@ -82,7 +83,10 @@ def run_eval(settings: EvalSettings) -> dict[str, Any]:
 
 @contextmanager
 def _directory(out: str | None, settings: Mapping[str, Any]) -> Iterator[RunDirectory | None]:
-    """The directory for what is measured, if one is wanted; it is removed where measuring fails."""
+    """The directory for what is measured, if one is wanted.
+
+    Where measuring fails, the completions of the sets that were measured stay, and a directory without any goes.
+    """
     if out is None:
         yield None
         return
@@ -90,7 +94,11 @@ def _directory(out: str | None, settings: Mapping[str, Any]) -> Iterator[RunDire
     try:
         yield directory
     except BaseException:
-        directory.abandon()
+        if directory.completions_path.is_file():
+            say(f"Not finished; what was measured is in {directory.completions_path}")
+            directory.release()
+        else:
+            directory.abandon()
         raise
     directory.release()
 
@@ -113,15 +121,19 @@ def _keeping(directory: RunDirectory | None) -> Keep:
     return keep
 
 
-def _measured(settings: EvalSettings, keep: Keep) -> tuple[list[Measured], list[Source]]:
-    """What the model did with each set, and the sets."""
+def _measured(settings: EvalSettings, keep: Keep, other: Solved | None = None) -> tuple[list[Measured], list[Source]]:
+    """What the model did with each set, and the sets; what was measured earlier must have one of them."""
     model = build_model("eval", settings.model, settings.run.seed, settings.sampling)
     named = sources(settings.task, settings.sampling, settings.run.seed, model)
-    files = {source.name: read_source(source, model) for source in named if source.is_file}
-    check_column(settings.task.by, {name: task for name, task in files.items() if task is not None})
+    names = [source.name for source in named]
+    if other is not None:
+        check_common(names, other, names)
+    # All before the first is measured, so that no mistake in the last shows after hours.
+    tasks = {source.name: read_source(source, model) for source in named if not source.member}
+    check_column(settings.task.by, {one.name: task for one in named if one.is_file and (task := tasks[one.name])})
     found = []
     for source in named:
-        task = files[source.name] if source.is_file else read_source(source, model)
+        task = read_source(source, model) if source.member else tasks[source.name]
         if task is not None:
             grades = _grades(settings, model, task, source.name)
             found.append(measured_of(source.name, task, grades, settings.sampling.samples))
