@@ -15,8 +15,10 @@ import pytest
 from scipy.special import log_softmax
 
 from rlax_llm.core.kl import k1, k3
+from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.types import Groups
 from rlax_llm.credit.groups import per_group, z_score
+from rlax_llm.generation.automata import Automaton
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical, greedy
@@ -34,6 +36,11 @@ pytestmark = pytest.mark.usefixtures("float64")
 V, STOP, WIDTH, G = 7, 0, 3, 4096
 CONFIG = DecoderConfig(V, 8, 12, 1, 2, 1, 4, tie_embeddings=False)
 PROMPT = np.array([[0, 5, 2]], np.int32), np.array([[False, True, True]])
+TEXTS = [(1, STOP), (2, STOP), *((first, second, STOP) for first in (1, 2, 3) for second in (3, 5, 6))]
+OF_TEXTS = Automaton(
+    np.array([0, 1, 1, 2, 3, 4, 4]),
+    np.array([[-1, 1, 4, -1, -1], [3, -1, 2, -1, 2], [3, -1, -1, -1, -1], [3] * 5, [-1, -1, 2, -1, 2]]),
+)
 CASES = {
     "everything": Request(
         Categorical(1.4, top_k=5, top_p=0.93, min_p=0.1, logit_bias=((3, 0.7), (4, -np.inf))), (STOP,), 2, G, 1
@@ -41,6 +48,11 @@ CASES = {
     "min_p": Request(Categorical(1.2, min_p=0.15), (STOP,), 2, G),
     "minimum": Request(Categorical(1.1), (STOP, 6), 2, G, 2),
     "biased": Request(Categorical(0.9, logit_bias=((1, -np.inf), (2, -0.5))), (STOP,), 2, G),
+    "penalties": Request(
+        Categorical(1.2, min_p=0.05, logit_bias=((5, 0.9), (3, 0.4))), (STOP,), 2, G, 0, Penalties(1.7, 0.4, 0.3)
+    ),
+    "repetition": Request(Categorical(2.5), (STOP,), 2, G, 0, Penalties(repetition=0.6)),
+    "pattern": Request(Categorical(1.1, top_k=4), (STOP,), 2, G, 0, Penalties(frequency=0.5), (OF_TEXTS,)),
 }
 each = pytest.mark.parametrize("name", CASES)
 
@@ -75,18 +87,36 @@ def drawn(models):
     return found
 
 
-def conditional(request: Request, logits: np.ndarray, position: int, kept: np.ndarray | None = None) -> np.ndarray:
+def conditional(
+    request: Request, logits: np.ndarray, prefix: tuple[int, ...], kept: np.ndarray | None = None
+) -> np.ndarray:
     """Log-probabilities of one token, −inf where it is cut: by the sampler's rules, or on a given set."""
     sampler = request.sampler
     logits = logits.astype(np.float64)
-    if position < request.min_new_tokens:
+    if len(prefix) < request.min_new_tokens:
         logits[list(request.stop_ids)] = -np.inf
+    if request.automata:
+        for token in range(V):
+            if not any(text[: len(prefix) + 1] == (*prefix, token) for text in TEXTS):
+                logits[token] = -np.inf
     for token, bias in sampler.logit_bias:
         logits[token] += bias
+    logits = with_penalties(logits, request.penalties, prefix)
     logits = logits / sampler.temperature
     if kept is None:
         kept = kept_by(sampler, logits)
     return log_softmax(np.where(kept, logits, -np.inf))
+
+
+def with_penalties(logits: np.ndarray, penalties: Penalties, prefix: tuple[int, ...]) -> np.ndarray:
+    """Token by token: repetition of the prompt and the completion, presence and frequency of the completion."""
+    found = logits.copy()
+    for token in range(V):
+        if token in (*PROMPT[0][PROMPT[1]].tolist(), *prefix):
+            found[token] *= penalties.repetition if found[token] < 0 else 1 / penalties.repetition
+        if token in prefix:
+            found[token] -= penalties.presence + penalties.frequency * prefix.count(token)
+    return found
 
 
 def kept_by(sampler: Categorical, tempered: np.ndarray) -> np.ndarray:
@@ -113,9 +143,9 @@ def enumerated(request: Request, models, which=(OLD,)) -> dict[tuple[int, ...], 
         logits = [np.asarray(all_logits(models[i], rows, valid))[:, -1] for i in which]
         further = []
         for row, prefix in enumerate(begun):
-            old = conditional(request, logits[0][row], position)
+            old = conditional(request, logits[0][row], prefix)
             kept = np.isfinite(old)
-            each = [conditional(request, x[row], position, kept) for x in logits]
+            each = [conditional(request, x[row], prefix, kept) for x in logits]
             for token in np.flatnonzero(kept):
                 before = found.get(prefix, [np.zeros(0)] * len(which))
                 told = [np.append(x, y[token]) for x, y in zip(before, each, strict=True)]
@@ -138,7 +168,7 @@ def laid_out(found: dict, completions, model: int) -> np.ndarray:
 def learners(request: Request, completions) -> dict:
     """The layouts: groups, rows, and two completions side by side in a packed row."""
     sampler = request.sampler
-    given = {"temperature": sampler.temperature, "logit_bias": sampler.logit_bias}
+    given = {"temperature": sampler.temperature, "logit_bias": sampler.logit_bias, "penalties": request.penalties}
     return {
         "group": group_log_probs(CONFIG, (len(completions.tokens), WIDTH), **given),
         "row": row_log_probs(CONFIG, **given),
@@ -161,7 +191,7 @@ def test_the_captured_log_probs_are_a_distribution_and_the_oracles(name, drawn, 
     assert len(own) > 8
     np.testing.assert_allclose(np.exp(completions.log_probs.sum(-1)).sum(), 1, atol=2e-6)
     np.testing.assert_allclose(completions.log_probs, laid_out(found, completions, 0), rtol=0, atol=2e-6)
-    cuts = name != "biased"
+    cuts = name not in ("biased", "repetition")
     assert (completions.kept is not None) == cuts
     assert completions.mask.sum(-1).min() >= max(request.min_new_tokens, 1)
     if request.min_new_tokens:
@@ -203,14 +233,39 @@ def test_ratios_and_divergences_are_those_of_one_set(name, drawn, models):
             np.testing.assert_allclose((chance * estimated).sum(), exact, rtol=1e-6, err_msg=estimator.__name__)
 
 
-@each
+@pytest.mark.parametrize("name", [name for name, request in CASES.items() if request.penalties.repetition == 1])
 def test_a_constant_added_to_all_logits_changes_nothing(name, drawn, models):
-    """A vector added to every row of the head adds a number to all logits of a token, another for each token."""
+    """A vector added to every row of the head adds a number to all logits of a token, another for each token.
+
+    A repetition penalty reads the sign of logits, and is left out.
+    """
     request, completions = CASES[name], drawn[name]
     shifted = models[NEW] | {"head": models[NEW]["head"] + np.linspace(-3, 3, CONFIG.hidden_size)}
     program = jax.jit(learners(request, completions)["group"])
     for value, wanted in zip(program(shifted, completions), program(models[NEW], completions), strict=True):
         np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["penalties", "repetition"])
+def test_the_gradient_through_penalties_is_that_of_all_logits(name, drawn, models):
+    """Of chunks, by their own derivative, and of dense logits; the temperature's too."""
+    request, completions = CASES[name], drawn[name]
+    mask, tokens = completions.mask[:, WIDTH:], completions.tokens[:, WIDTH:]
+    layout, given = (len(tokens), WIDTH), (False, request.sampler.logit_bias, request.penalties)
+
+    def chunked(params, temperature):
+        log_probs, entropy = group_log_probs(CONFIG, layout, temperature, *given)(params, completions)
+        return (jnp.sin(log_probs) + entropy).sum()
+
+    def dense(params, temperature):
+        log_p = jax.nn.log_softmax(group_logits(CONFIG, layout, temperature, *given)(params, completions))
+        finite = jnp.where(jnp.isfinite(log_p), log_p, 0.0)
+        own = jnp.take_along_axis(finite, tokens[..., None], -1)[..., 0]
+        return jnp.where(mask, jnp.sin(own) - (jnp.exp(log_p) * finite).sum(-1), 0.0).sum()
+
+    found, wanted = (jax.jit(jax.grad(f, (0, 1)))(models[NEW], 1.3) for f in (chunked, dense))
+    for value, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=0, atol=2e-4)  # dense logits are float32
 
 
 def test_the_greedy_sampler_keeps_the_minimum_too(models):
@@ -263,6 +318,27 @@ def test_errors_of_a_request(models):
             drawing(Request(no_bits, (STOP,), 2, 1)),
             "Request: the sampler's kept is float64 of shape (1,), wanted uint32 (1, 1), or None where it never cuts; "
             "pack the set that it drew from by to_bits.",
+        ),
+        (
+            drawing(Request(greedy, (STOP, 7), 2)),
+            "generate: stop_ids has 7, the vocabulary has 7; give ids below that.",
+        ),
+        (
+            drawing(Request(greedy, (STOP,), 2, penalties=Penalties(presence=np.nan))),
+            "generate: presence penalty is nan, wanted a number from -1000 to 1000; 0 is none.",
+        ),
+        (
+            drawing(Request(no_bits, (STOP,), 2, penalties=Penalties(0.5))),
+            "generate: there are penalties, and the sampler takes none; give it a parameter penalize, a function of "
+            "logits that it calls before its temperature.",
+        ),
+        (
+            drawing(Request(greedy, (STOP,), 2, 1, 1, automata=(OF_TEXTS,))),
+            "generate: a pattern and min_new_tokens may leave no token to draw; give one of them.",
+        ),
+        (
+            drawing(Request(greedy, (STOP,), 2, automata=(Automaton(np.zeros(3), np.zeros((1, 1))),))),
+            "generate: an automaton reads 3 tokens, the vocabulary has 7; make it of the bytes of all of them.",
         ),
         (
             lambda: row_log_probs(CONFIG, logit_bias=((9, 1.0),)),

@@ -20,9 +20,11 @@ from rlax_llm.core import mapping as mapping
 from rlax_llm.core import masked as masked
 from rlax_llm.core import mesh as mesh
 from rlax_llm.core import names as names
+from rlax_llm.core import penalties as penalties
 from rlax_llm.core import platform as platform
 from rlax_llm.core import processes as processes
 from rlax_llm.core import recurrence as recurrence
+from rlax_llm.core import seen as seen
 from rlax_llm.core import shuffling as shuffling
 from rlax_llm.core import token_sets as token_sets
 from rlax_llm.core import trees as trees

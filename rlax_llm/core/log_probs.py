@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, max_over, per_device, place_along, sum_over
+from rlax_llm.core.penalties import NONE, Penalties
+from rlax_llm.core.seen import penalized, repetition_slope, tally
 from rlax_llm.core.token_sets import are_bits, members_of, words
 
 ROWS_OF_A_CHUNK = 128  # the fewest in a chunk, large enough for a full-speed matmul
@@ -21,15 +23,19 @@ LOGITS = 2**22  # numbers in a chunk of a small vocabulary, 16 MB
 
 
 class _Rows(NamedTuple):
-    """Some rows: hidden states ``[N, D]``, chosen tokens ``[N]``, and what the sampler kept, or None."""
+    """Some rows: hidden states ``[N, D]``, chosen tokens ``[N]``, what the sampler kept, and what was there before
+    ``[N, T]``; the last two may be None.
+    """
 
     hidden: jax.Array
     targets: jax.Array
     kept: jax.Array | None
+    history: jax.Array | None = None
 
 
 class _Softmax(NamedTuple):
-    """What all rows share: the head ``[V, D]``, the temperature, and what is added to the logits, ``[V]`` or None.
+    """What all rows share: the head ``[V, D]``, the temperature, what is added to the logits, ``[V]`` or None, and
+    penalties ``[3]``, or None.
 
     Under a mesh a device sees a part of the vocabulary.
     """
@@ -37,6 +43,7 @@ class _Softmax(NamedTuple):
     head: jax.Array
     temperature: jax.Array
     bias: jax.Array | None
+    penalties: jax.Array | None = None
 
     def vocabulary(self) -> jax.Array:
         """The tokens of this part, ``[V]``."""
@@ -59,12 +66,31 @@ def _log_sum_exp(logits: jax.Array) -> jax.Array:
     return jnp.log(sum_over(jnp.exp(logits - finite[:, None]).sum(-1), TENSOR)) + finite
 
 
-def _chunk_logits(rows: _Rows, softmax: _Softmax) -> jax.Array:
-    """Tempered logits of one chunk, in at least float32, −inf where the sampler kept no token."""
-    head, temperature, bias = softmax
-    # Divided in float32, as the sampler does: hidden states divided in bfloat16 would move log-probabilities by 0.1.
+class _Logits(NamedTuple):
+    """Of one chunk, in at least float32: tempered logits, −inf where the sampler kept no token; and by how much they
+    change with the head's, without the temperature, or None for 1.
+    """
+
+    tempered: jax.Array
+    slope: jax.Array | None
+
+
+def _chunk_logits(rows: _Rows, softmax: _Softmax) -> _Logits:
+    head, temperature, bias, penalties = softmax
     logits = jnp.matmul(rows.hidden, head.astype(rows.hidden.dtype).T, preferred_element_type=temperature.dtype)
-    logits = (logits if bias is None else logits + bias) / temperature
+    logits = logits if bias is None else logits + bias
+    slope = None
+    if penalties is not None and rows.history is not None:
+        seen = tally(rows.history, head.shape[0], place_along(TENSOR) * head.shape[0])
+        given = Penalties(*penalties)
+        slope = repetition_slope(logits, given, seen)
+        logits = penalized(logits, given, seen)
+    # Divided in float32, as the sampler does: hidden states divided in bfloat16 would move log-probabilities by 0.1.
+    return _Logits(_cut(logits / temperature, rows, softmax), slope)
+
+
+def _cut(logits: jax.Array, rows: _Rows, softmax: _Softmax) -> jax.Array:
+    head = softmax.head
     if rows.kept is None:
         return logits
     if rows.kept.dtype == jnp.uint32:
@@ -85,7 +111,7 @@ def _members(kept: jax.Array, size: int) -> jax.Array:
 
 
 def _statistics(rows: _Rows, softmax: _Softmax) -> _Found:
-    logits = _chunk_logits(rows, softmax)
+    logits = _chunk_logits(rows, softmax).tempered
     total = _log_sum_exp(logits)
     # Of a row that keeps nothing but a banned token, which only padding is: −inf there would be NaN in the gradient.
     normalizer = jnp.where(total == -jnp.inf, 0.0, total)
@@ -116,9 +142,10 @@ def _chunked(vocabulary: int, rows: Any) -> Any:
     return jax.tree.map(split, rows)
 
 
-def _specs(count: int, softmax: _Softmax) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
-    """Where rows, the vocabulary and what is one for all lie, where they divide; whole without a mesh."""
-    return dividing((count,), (ROWS,)), dividing(softmax.head.shape[:1], (TENSOR,)), PartitionSpec()
+def _specs(count: int, softmax: _Softmax) -> tuple[PartitionSpec, tuple[PartitionSpec, ...]]:
+    """Where rows lie, and each of a softmax's parts, where they divide; whole without a mesh."""
+    vocabulary, one = dividing(softmax.head.shape[:1], (TENSOR,)), PartitionSpec()
+    return dividing((count,), (ROWS,)), (vocabulary, one, vocabulary, one)
 
 
 def _forward(rows_given: tuple, softmax_given: tuple) -> tuple:
@@ -130,8 +157,8 @@ def _forward(rows_given: tuple, softmax_given: tuple) -> tuple:
         found = jax.lax.map(lambda chunk: _statistics(chunk, softmax), _chunked(softmax.head.shape[0], rows))
         return jax.tree.map(lambda x: x.reshape(-1)[:count], found)
 
-    row, vocabulary, one = _specs(rows.targets.shape[0], softmax)
-    found = per_device(own, (row, vocabulary, one, vocabulary), row)(rows, *softmax)
+    row, shared = _specs(rows.targets.shape[0], softmax)
+    found = per_device(own, (row, *shared), row)(rows, *softmax)
     return (found.log_prob, found.entropy), (rows, softmax, found)
 
 
@@ -144,32 +171,36 @@ class _Chunk(NamedTuple):
     entropy_bar: jax.Array
 
 
-def _logit_slopes(chunk: _Chunk, softmax: _Softmax) -> tuple[jax.Array, jax.Array]:
-    """``∂ log p_y / ∂ logit_v = 1[v = y] − p_v`` and ``∂ H / ∂ logit_v = −p_v (log p_v + H)``; and the finite log p."""
-    log_p = _chunk_logits(chunk.rows, softmax) - chunk.found.normalizer[:, None]
+def _logit_slopes(chunk: _Chunk, softmax: _Softmax) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """``∂ log p_y / ∂ logit_v = 1[v = y] − p_v`` and ``∂ H / ∂ logit_v = −p_v (log p_v + H)``; the finite log p; and
+    the slope of ``_Logits``.
+    """
+    logits = _chunk_logits(chunk.rows, softmax)
+    log_p = logits.tempered - chunk.found.normalizer[:, None]
     finite = jnp.where(jnp.isfinite(log_p), log_p, 0.0)
     surprise = finite + chunk.found.entropy[:, None]
     slope = -jnp.exp(log_p) * (chunk.log_prob_bar[:, None] + chunk.entropy_bar[:, None] * surprise)
     hit = softmax.vocabulary() == chunk.rows.targets[:, None]
-    return (slope + jnp.where(hit, chunk.log_prob_bar[:, None], 0.0)) / softmax.temperature, finite
+    return (slope + jnp.where(hit, chunk.log_prob_bar[:, None], 0.0)) / softmax.temperature, finite, logits.slope
 
 
 def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
     rows, softmax, found = residuals
-    row, vocabulary, one = _specs(rows.targets.shape[0], softmax)
-    back = per_device(_own_slopes, (row, vocabulary, one, vocabulary), (row, vocabulary, one))
+    row, shared = _specs(rows.targets.shape[0], softmax)
+    back = per_device(_own_slopes, (row, *shared), (row, *shared[:2]))
     hidden, head, temperature = back(_Chunk(rows, found, *cotangents), *softmax)
-    return (hidden, None, None), (head, temperature, None)
+    return (hidden, None, None, None), (head, temperature, None, None)
 
 
 def _own_slopes(own: _Chunk, *shared: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The slopes of a device's hidden states, of its part of the head, and of the temperature."""
     softmax = _Softmax(*shared)
-    head, temperature, _ = softmax
+    head, temperature = softmax.head, softmax.temperature
 
     def step(totals: tuple[jax.Array, jax.Array], chunk: _Chunk) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        slope, log_p = _logit_slopes(chunk, softmax)
+        slope, log_p, of_penalties = _logit_slopes(chunk, softmax)
         temperature_slope = -(slope * log_p).sum()  # each row of slope sums to 0, so log p does for the logits
+        slope = slope if of_penalties is None else slope * of_penalties
         slope = slope.astype(chunk.rows.hidden.dtype)
         head_slope = jnp.matmul(slope.T, chunk.rows.hidden, preferred_element_type=totals[0].dtype)
         hidden_slope = sum_over(slope @ head.astype(chunk.rows.hidden.dtype), TENSOR)
@@ -197,6 +228,7 @@ def token_log_probs(
     temperature: float | jax.Array = 1.0,
     kept: jax.Array | None = None,
     bias: jax.typing.ArrayLike | None = None,
+    penalties: tuple[Penalties, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """``log p[n, targets[n]]`` and entropy of ``p[n] = softmax((hidden[n] · headᵀ + bias) / temperature)``.
 
@@ -214,6 +246,8 @@ def token_log_probs(
         kept: ``[N, ceil(V/32)]`` uint32, sets as ``token_sets.to_bits`` packs them; or ``[N]`` float, the smallest
             log-probability kept, nats; or None. Not differentiated.
         bias: ``[V]`` float or None, nats before the temperature; −inf bans a token. Not differentiated.
+        penalties: that come between bias and temperature, and what was there before each token, ``[N, T]`` of
+            ``seen.histories``; or None. Each chunk counts its own, so no ``[N, V]`` array is held.
 
     Returns:
         Log-probabilities ``[N]`` and entropies ``[N]``, nats, in at least float32; −inf for a banned target.
@@ -234,7 +268,9 @@ def token_log_probs(
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     if bias is not None:
         bias = jax.lax.stop_gradient(jnp.asarray(bias, wide))
-    return _log_probs((hidden, targets, kept), (head, jnp.asarray(temperature, wide), bias))
+    given, history = penalties or (NONE, None)
+    numbers = None if history is None else jnp.asarray(given, wide)
+    return _log_probs((hidden, targets, kept, history), (head, jnp.asarray(temperature, wide), bias, numbers))
 
 
 def _checked(kept: jax.Array, rows: int, vocabulary: int) -> jax.Array:

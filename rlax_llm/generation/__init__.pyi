@@ -2,6 +2,8 @@
 
 # Written by docs/write_stubs.py; a test compares.
 
+from rlax_llm.generation import automata as automata
+from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
 from rlax_llm.generation import prompts as prompts
 from rlax_llm.generation import request as request

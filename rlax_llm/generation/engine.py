@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlax_llm.core.mesh import AXES, ROWS, TENSOR, devices_along, spread
-from rlax_llm.core.token_sets import EVERY, are_bits, to_bits, words
+from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import Draw, row_keys
 from rlax_llm.models.attention import attention
@@ -73,12 +73,13 @@ class Decoding(NamedTuple):
         tokens: ``[B, limit]`` int32, padded with the first stop token.
         log_probs: ``[B, limit]`` float32, nats.
         kept: ``[B, limit, ceil(V/32)]`` uint32, as ``token_sets.to_bits`` packs sets; None where nothing is ever cut.
-        alive: ``[B]`` bool, no stop token drawn yet.
+        alive: ``[B]`` bool, nothing that ends the completion was drawn yet.
         lengths: ``[B]`` int32, tokens chosen so far.
         limits: ``[B]`` int32, the most tokens of the row.
         keys: ``[B]``, of the row; a draw folds the number of the row's tokens in.
         rows: ``[B]`` int32, which completion of the generation a row is.
         step: scalar int32, draws so far.
+        memory: of the rows' tokens, what decides on the next ones.
     """
 
     cache: Cache
@@ -91,6 +92,7 @@ class Decoding(NamedTuple):
     keys: jax.Array
     rows: jax.Array
     step: jax.Array
+    memory: Memory
 
     @property
     def going(self) -> jax.Array:
@@ -131,7 +133,7 @@ def unrolled(config: DecoderConfig, params: Params) -> Params:
     return unstack(narrow_matrices(config, params))
 
 
-def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
+def _record(state: Decoding, draw: Draw, request: Request) -> Decoding:
     """Write a draw behind the tokens of the rows that go on."""
     going, limit = state.going, state.tokens.shape[1]
     rows = jnp.arange(going.shape[0])
@@ -140,52 +142,31 @@ def _record(state: Decoding, draw: Draw, stop_ids: tuple[int, ...]) -> Decoding:
     def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
         return buffer.at[rows, column].set(values.astype(buffer.dtype), mode="drop", unique_indices=True)
 
-    stopped = jnp.isin(draw.tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros_like(going)
+    memory, ended = remember(request, state.memory, draw.tokens, state.lengths, going)
     return state._replace(
         tokens=put(state.tokens, draw.tokens),
         log_probs=put(state.log_probs, draw.log_probs),
         kept=jax.tree.map(put, state.kept, draw.kept),
-        alive=state.alive & ~(going & stopped),
+        alive=state.alive & ~ended,
         lengths=state.lengths + going,
         step=state.step + 1,
-    )
-
-
-def _sampled(request: Request, lengths: jax.Array, keys: jax.Array, logits: jax.Array) -> Draw:
-    """One draw per row, of so many tokens so far; before ``min_new_tokens`` no stop token can be drawn or kept."""
-    rows, vocabulary = logits.shape
-    stop_ids = request.stop_ids
-    if not (request.min_new_tokens and stop_ids):
-        return _checked(request.sampler(keys, logits), rows, vocabulary)
-    stops = np.isin(np.arange(vocabulary), stop_ids)
-    early = (lengths < request.min_new_tokens)[:, None]
-    draw = _checked(request.sampler(keys, jnp.where(early & stops, -jnp.inf, logits)), rows, vocabulary)
-    kept = jnp.full((rows, words(vocabulary)), EVERY) if draw.kept is None else draw.kept
-    return draw._replace(kept=jnp.where(early, kept & to_bits(~stops), kept))
-
-
-def _checked(draw: Draw, rows: int, vocabulary: int) -> Draw:
-    if draw.kept is None or are_bits(draw.kept, (rows,), vocabulary):
-        return draw
-    raise ValueError(
-        f"Request: the sampler's kept is {draw.kept.dtype} of shape {draw.kept.shape}, wanted uint32 "
-        f"{(rows, words(vocabulary))}, or None where it never cuts; pack the set that it drew from by to_bits."
+        memory=memory,
     )
 
 
 def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
     logits = spread(vocabulary_logits(params, hidden), ROWS)
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
-    draw = _sampled(request, state.lengths, keys, logits)
-    return _record(state, draw, request.stop_ids)
+    draw = sampled(request, state.lengths, state.memory, keys, logits)
+    return _record(state, draw, request)
 
 
-def _room_for_sets(request: Request, keys: jax.Array, vocabulary: int) -> jax.Array | None:
+def _room_for_sets(request: Request, keys: jax.Array, memory: Memory, vocabulary: int) -> jax.Array | None:
     """Where the kept set of each token will be written; None where the sampler never cuts."""
     rows = keys.shape[0]
     logits = jax.ShapeDtypeStruct((rows, vocabulary), jnp.float32)
     lengths = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    kept = jax.eval_shape(partial(_sampled, request), lengths, keys, logits).kept
+    kept = jax.eval_shape(partial(sampled, request), lengths, memory, keys, logits).kept
     return None if kept is None else jnp.full((rows, request.max_new_tokens, kept.shape[-1]), EVERY)
 
 
@@ -222,10 +203,15 @@ def prefill(
     x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
     hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
     keys = row_keys(key, tokens.shape[0] * request.group_size)
-    state = before_first(config, request, (keys, limits), room, x.dtype)
+    memory = first_memory(request, tokens, valid, config.vocab_size)
+    state = before_first(config, request, (keys, limits, memory), room, x.dtype)
     state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
-    cache = tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(config.num_layers))
-    return Prefilled(cache, valid), state
+    return Prefilled(_of_layers(caches), valid), state
+
+
+def _of_layers(caches: tuple[jax.Array, jax.Array]) -> Cache:
+    """Keys and values of all layers, layer by layer, for a group of its own."""
+    return tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(len(caches[0])))
 
 
 def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, dtype: Any) -> Cache:
@@ -236,31 +222,32 @@ def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, 
 
 
 def before_first(
-    config: DecoderConfig, request: Request, own: tuple[jax.Array, jax.Array | None], room: int, dtype: Any
+    config: DecoderConfig, request: Request, own: tuple[jax.Array, jax.Array | None, Memory], room: int, dtype: Any
 ) -> Decoding:
     """The state of rows for which no token was drawn.
 
     Args:
         config: shapes.
         request: static.
-        own: of each row a key, and the most tokens or None for the request's.
+        own: of each row a key, the most tokens or None for the request's, and its memory of the prompt.
         room: columns of the cache.
         dtype: of the cache.
     """
-    keys, limits = own
+    keys, limits, memory = own
     rows, limit = keys.shape[0], request.max_new_tokens
     shape = (rows // request.group_size, request.group_size, config.num_kv_heads)
     return Decoding(
         cache=_empty_cache(config, shape, room, dtype),
         tokens=jnp.full((rows, limit), request.filler, jnp.int32),
         log_probs=jnp.zeros((rows, limit)),
-        kept=_room_for_sets(request, keys, config.vocab_size),
+        kept=_room_for_sets(request, keys, memory, config.vocab_size),
         alive=jnp.ones(rows, bool),
         lengths=jnp.zeros(rows, jnp.int32),
         limits=jnp.full(rows, limit, jnp.int32) if limits is None else limits,
         keys=keys,
         rows=jnp.arange(rows, dtype=jnp.int32),
         step=jnp.int32(0),
+        memory=memory,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import NamedTuple
 
+from rlax_llm.core.penalties import NONE, Penalties, check_penalties
+from rlax_llm.generation.automata import Automaton
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.models.config import DecoderConfig
 
@@ -13,10 +16,13 @@ class Request(NamedTuple):
 
     Attributes:
         sampler: ``(keys [B], logits [B, V]) → Draw``; hashable (``greedy``, ``Categorical(...)`` or a function).
-        stop_ids: tokens that end a completion; the one drawn belongs to it.
+        stop_ids: tokens that end a completion; the one drawn belongs to it. The first fills what stands behind.
         max_new_tokens: the longest completion, tokens.
         group_size: samples of each prompt, G.
-        min_new_tokens: the fewest tokens of a completion: no stop token can be drawn before, whatever the sampler.
+        min_new_tokens: the fewest tokens of a completion: no stop token can be drawn before, whatever the sampler, and
+            no automaton ends it.
+        penalties: of tokens that were there before, between the sampler's bias and its temperature.
+        automata: that read the completion: stop texts end it, patterns say what may be drawn.
     """
 
     sampler: Sampler
@@ -24,6 +30,8 @@ class Request(NamedTuple):
     max_new_tokens: int
     group_size: int = 1
     min_new_tokens: int = 0
+    penalties: Penalties = NONE
+    automata: tuple[Automaton, ...] = ()
 
     @property
     def filler(self) -> int:
@@ -41,7 +49,8 @@ def check_request(config: DecoderConfig, width: int, request: Request) -> None:
 
     Raises:
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion.
+            longest completion; for stop ids or automata of another vocabulary, and penalties that the sampler does not
+            take.
     """
     limit = request.max_new_tokens
     least = request.min_new_tokens
@@ -59,3 +68,34 @@ def check_request(config: DecoderConfig, width: int, request: Request) -> None:
         raise ValueError(
             f"generate: min_new_tokens is {least} and all {config.vocab_size} tokens are stop tokens; leave it out."
         )
+    _check_automata(config.vocab_size, request)
+    _check_penalties(request)
+
+
+def _check_automata(vocabulary: int, request: Request) -> None:
+    beyond = [token for token in request.stop_ids if not 0 <= token < vocabulary]
+    if beyond:
+        raise ValueError(f"generate: stop_ids has {beyond[0]}, the vocabulary has {vocabulary}; give ids below that.")
+    for automaton in request.automata:
+        if len(automaton.classes) != vocabulary:
+            raise ValueError(
+                f"generate: an automaton reads {len(automaton.classes)} tokens, the vocabulary has {vocabulary}; make "
+                "it of the bytes of all of them."
+            )
+    forbidding = [automaton for automaton in request.automata if automaton.forbids]
+    if len(forbidding) > 1 or (forbidding and request.min_new_tokens):
+        other = "another" if len(forbidding) > 1 else "min_new_tokens"
+        raise ValueError(f"generate: a pattern and {other} may leave no token to draw; give one of them.")
+
+
+def _check_penalties(request: Request) -> None:
+    check_penalties("generate", request.penalties)
+    if request.penalties == NONE:
+        return
+    try:
+        inspect.signature(request.sampler).bind(None, None, penalize=None)
+    except TypeError:
+        raise ValueError(
+            "generate: there are penalties, and the sampler takes none; give it a parameter penalize, a function of "
+            "logits that it calls before its temperature."
+        ) from None

@@ -42,8 +42,17 @@ class Draw(NamedTuple):
     kept: jax.Array | None = None
 
 
-Sampler = Callable[[jax.Array, jax.Array], Draw]
-"""``(keys [B], logits [B, V]) → Draw``: a row's draw is a function of its own key and logits."""
+Sampler = Callable[..., Draw]
+"""``(keys [B], logits [B, V]) → Draw``: a row's draw is a function of its own key and logits.
+
+Where a request has penalties, it is given ``penalize`` too, a function of logits to be called before the temperature.
+"""
+Penalize = Callable[[jax.Array], jax.Array]
+
+
+def unchanged(logits: jax.Array) -> jax.Array:
+    """The logits, without a penalty."""
+    return logits
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
@@ -68,7 +77,9 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
     return key
 
 
-def greedy(key: jax.Array | None, logits: jax.Array, logit_bias: LogitBias = ()) -> Draw:
+def greedy(
+    key: jax.Array | None, logits: jax.Array, logit_bias: LogitBias = (), penalize: Penalize = unchanged
+) -> Draw:
     """The most likely token, the first of ties; its log-probability is that of the full distribution.
 
     Limiting case: ``Categorical(temperature → 0)`` draws the same token.
@@ -77,12 +88,13 @@ def greedy(key: jax.Array | None, logits: jax.Array, logit_bias: LogitBias = ())
         key: not read.
         logits: ``[B, V]``.
         logit_bias: pairs of a token id and what is added to its logit; −inf bans the token.
+        penalize: what penalties make of the logits behind the bias.
 
     >>> greedy(None, jnp.array([[0.0, 2.0, 1.0]])).tokens.tolist()
     [1]
     """
     del key
-    logits = _biased("greedy", logits, logit_bias)
+    logits = penalize(_biased("greedy", logits, logit_bias))
     tokens = jnp.argmax(logits, -1)
     log_probs = jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0] - jax.nn.logsumexp(logits, -1)
     return Draw(tokens.astype(jnp.int32), log_probs)
@@ -97,9 +109,9 @@ def _biased(where: str, logits: jax.Array, logit_bias: LogitBias) -> jax.Array:
 class Categorical:
     """Draw from ``softmax((logits + bias) / temperature)``, cut to some of its likeliest tokens.
 
-    The order is that of transformers: the bias, the temperature, ``top_k``, ``top_p`` of what that left, ``min_p``.
-    Only the mass that ``top_p`` counts depends on it (engines that take ``min_p`` first count less); otherwise the
-    cuts commute, each being a threshold on the tempered logits, and the highest decides.
+    The order is that of transformers: the bias, penalties, the temperature, ``top_k``, ``top_p`` of what that left,
+    ``min_p``. Only the mass that ``top_p`` counts depends on the order of cuts (engines that take ``min_p`` first count
+    less); otherwise the cuts commute, each being a threshold on the tempered logits, and the highest decides.
 
     Attributes:
         temperature: > 0, dimensionless.
@@ -145,9 +157,15 @@ class Categorical:
                     "which draws by sampler(key, logits)."
                 )
 
-    def __call__(self, key: jax.Array, logits: jax.Array) -> Draw:
-        """Draw one token for each row of ``logits [B, V]``, by one key for all or a key for each."""
-        biased = _biased("Categorical", logits.astype(jnp.float32), self.logit_bias)
+    def __call__(self, key: jax.Array, logits: jax.Array, penalize: Penalize = unchanged) -> Draw:
+        """Draw one token for each row of ``logits [B, V]``, by one key for all or a key for each.
+
+        Args:
+            key: one, or one for each row.
+            logits: of the model.
+            penalize: what penalties make of the logits behind the bias.
+        """
+        biased = penalize(_biased("Categorical", logits.astype(jnp.float32), self.logit_bias))
         # Relative to the likeliest before they are divided: a low temperature would magnify the rounding of both.
         tempered = (biased - biased.max(-1, keepdims=True)) / self.temperature
         return inverse_cdf(key, tempered, self._kept(tempered))

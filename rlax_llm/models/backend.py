@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from typing import Any
 
 NEIGHBORS = ("a", ".", "\n", "0")
@@ -65,3 +66,67 @@ def unknown_bytes(fast: Any) -> bytes:
     spelled = dict(zip(sample.encode(), "".join(piece for piece, _ in written), strict=True))
     known = fast.get_vocab()
     return bytes(byte for byte, character in sorted(spelled.items()) if character not in known)
+
+
+def pieces(fast: Any) -> list[bytes | None]:
+    """The bytes that each token writes inside a text, by id; None of a special token, which decoding leaves out.
+
+    Exact for byte-level vocabularies and those that fall back to bytes, of which a token may be part of a character;
+    of others what decoding makes of the token behind a neighbor.
+    """
+    tokens = [fast.convert_ids_to_tokens(token) for token in range(len(fast))]
+    special = {*fast.all_special_ids, *_added_special(fast)}
+    added = {token for token, _ in fast.added_tokens_decoder.items()}
+    steps = json.dumps(json.loads(fast.backend_tokenizer.to_str())["decoder"])
+    written = _byte_level if '"ByteLevel"' in steps else _falling_back if '"ByteFallback"' in steps else None
+    neighbor = _neighbor(fast)
+
+    def piece(token: int) -> bytes | None:
+        if token in special or tokens[token] is None:
+            return None
+        if token in added:
+            return tokens[token].encode()
+        return _decoded(fast, neighbor, token) if written is None else written(tokens[token])
+
+    return [piece(token) for token in range(len(fast))]
+
+
+def _added_special(fast: Any) -> list[int]:
+    return [token for token, told in fast.added_tokens_decoder.items() if told.special]
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+def _byte_level(token: str) -> bytes:
+    byte_of = _byte_of()
+    return bytes(byte_of[character] for character in token) if set(token) <= byte_of.keys() else token.encode()
+
+
+def _falling_back(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
+def _neighbor(fast: Any) -> list[int]:
+    """Ids of a text that the tokenizer knows."""
+    for text in NEIGHBORS:
+        try:
+            return fast(text, add_special_tokens=False)["input_ids"]
+        except Exception:
+            # It has no token for this one.
+            continue
+    return []
+
+
+def _decoded(fast: Any, neighbor: list[int], token: int) -> bytes:
+    def text(ids: list[int]) -> str:
+        return fast.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return text([*neighbor, token])[len(text(neighbor)) :].encode()

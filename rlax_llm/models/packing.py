@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rlax_llm.core.logit_bias import LogitBias
+from rlax_llm.core.penalties import NONE, Penalties
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import hidden_states
@@ -43,7 +44,11 @@ class Packed(NamedTuple):
 
 
 def packed_log_probs(
-    config: DecoderConfig, remat: bool = False, temperature: float = 1.0, logit_bias: LogitBias = ()
+    config: DecoderConfig,
+    remat: bool = False,
+    temperature: float = 1.0,
+    logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
 ) -> Callable[[Params, Any], tuple[jax.Array, jax.Array]]:
     """``(params, packed) → (log_probs, entropy)`` for packed rows.
 
@@ -54,17 +59,18 @@ def packed_log_probs(
         remat: recompute each layer in the backward pass.
         temperature: the sampler's.
         logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
 
     Returns:
         A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
     """
 
-    score = _scorer(config, temperature, logit_bias)
+    score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
         hidden = hidden_states(config, params, packed.tokens, packed.valid, remat, packed.segments)
         fields = packed._asdict()
         del fields["segments"]
-        return score(params, hidden[:, :-1], Completions(**fields))
+        return score(params, hidden[:, :-1], Completions(**fields), packed.segments)
 
     return log_probs

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from rlax_llm.core.log_probs import token_log_probs
 from rlax_llm.core.logit_bias import LogitBias, bias_vector
+from rlax_llm.core.penalties import NONE, Penalties, check_penalties
+from rlax_llm.core.seen import histories, penalized, tally
 from rlax_llm.core.token_sets import members_of
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
@@ -19,17 +21,22 @@ LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 
 
 def _scorer(
-    config: DecoderConfig, temperature: float, logit_bias: LogitBias
-) -> Callable[[Params, jax.Array, Completions], tuple[jax.Array, jax.Array]]:
+    config: DecoderConfig, temperature: float, logit_bias: LogitBias, penalties: Penalties
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and outside ``mask``."""
     bias = bias_vector("log_probs", logit_bias, config.vocab_size)
+    check_penalties("log_probs", penalties)
 
-    def score(params: Params, hidden: jax.Array, completions: Completions) -> tuple[jax.Array, jax.Array]:
+    def score(
+        params: Params, hidden: jax.Array, completions: Completions, segments: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         columns = hidden.shape[1]
         mask = completions.mask[:, -columns:]
-        own = hidden, completions.tokens[:, -columns:], _last(completions.kept, columns)
-        flat, targets, kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
-        scores = token_log_probs(flat, head(params), targets, temperature, kept, bias)
+        history = None if penalties == NONE else _history(completions, columns, segments)
+        own = hidden, completions.tokens[:, -columns:], _last(completions.kept, columns), history
+        flat, targets, kept, history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
+        seen = None if history is None else (penalties, history)
+        scores = token_log_probs(flat, head(params), targets, temperature, kept, bias, seen)
         before = ((0, 0), (completions.tokens.shape[1] - columns, 0))
         log_probs, entropy = (jnp.pad(jnp.where(mask, x.reshape(mask.shape), 0.0), before) for x in scores)
         return log_probs, entropy
@@ -37,31 +44,40 @@ def _scorer(
     return score
 
 
+def _history(completions: Completions, columns: int, segments: jax.Array | None = None) -> jax.Array:
+    return histories((completions.tokens, completions.valid, completions.mask), columns, segments)
+
+
 def _last(kept: jax.Array | None, columns: int) -> jax.Array | None:
     return None if kept is None else kept[:, -columns:]
 
 
 def row_log_probs(
-    config: DecoderConfig, remat: bool = False, temperature: float = 1.0, logit_bias: LogitBias = ()
+    config: DecoderConfig,
+    remat: bool = False,
+    temperature: float = 1.0,
+    logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
 ) -> LogProbs:
     """``(params, completions) → (log_probs, entropy)`` for rows that share nothing.
 
-    They are those of the distribution that was sampled from: ``completions.kept``, with the sampler's temperature and
-    bias.
+    They are those of the distribution that was sampled from: ``completions.kept``, with the sampler's temperature,
+    bias and penalties.
 
     Args:
         config: shapes.
         remat: recompute each layer in the backward pass.
         temperature: the sampler's.
         logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
 
     Returns:
         A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
 
     Raises:
-        ValueError: for a bias of a token beyond the vocabulary.
+        ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
     """
-    score = _scorer(config, temperature, logit_bias)
+    score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
         hidden = hidden_states(config, params, completions.tokens, completions.valid, remat)
@@ -76,6 +92,7 @@ def group_log_probs(
     temperature: float = 1.0,
     remat: bool = False,
     logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
 ) -> LogProbs:
     """``(params, completions) → (log_probs, entropy)`` for groups, each prompt computed once for its G completions.
 
@@ -87,14 +104,15 @@ def group_log_probs(
         temperature: the sampler's.
         remat: recompute each layer in the backward pass.
         logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
 
     Returns:
         A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
 
     Raises:
-        ValueError: for a bias of a token beyond the vocabulary.
+        ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
     """
-    score = _scorer(config, temperature, logit_bias)
+    score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
@@ -109,6 +127,7 @@ def group_logits(
     temperature: float = 1.0,
     remat: bool = False,
     logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
 ) -> Callable[[Params, Completions], jax.Array]:
     """``(params, completions) → [B, S, V]``: tempered logits after each of the last ``S = T − prompt_width`` tokens.
 
@@ -121,17 +140,31 @@ def group_logits(
         temperature: the sampler's.
         remat: recompute each layer in the backward pass.
         logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
 
     Raises:
-        ValueError: for a bias of a token beyond the vocabulary.
+        ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
     """
     bias = bias_vector("group_logits", logit_bias, config.vocab_size)
+    check_penalties("group_logits", penalties)
 
     def logits(params: Params, completions: Completions) -> jax.Array:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
         plain = vocabulary_logits(params, hidden)
-        tempered = (plain if bias is None else plain + bias) / temperature
+        biased = plain if bias is None else plain + bias
+        tempered = (biased if penalties == NONE else _penalized(biased, penalties, completions)) / temperature
         kept = _last(completions.kept, hidden.shape[1])
         return tempered if kept is None else jnp.where(members_of(kept, config.vocab_size), tempered, -jnp.inf)
 
     return logits
+
+
+def _penalized(logits: jax.Array, penalties: Penalties, completions: Completions) -> jax.Array:
+    """The logits ``[B, S, V]`` of the last columns with penalties, one column after another."""
+    history = _history(completions, logits.shape[1])
+    vocabulary = logits.shape[-1]
+
+    def column(of: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return penalized(of[0], penalties, tally(of[1], vocabulary))
+
+    return jax.lax.map(column, (logits.swapaxes(0, 1), history.swapaxes(0, 1))).swapaxes(0, 1)

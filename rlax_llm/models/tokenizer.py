@@ -123,6 +123,14 @@ class Tokenizer:
         """
         return dict(self._fast.get_vocab())
 
+    def pieces(self) -> list[bytes | None]:
+        """The bytes that each token writes inside a text, by id; None of a special token.
+
+        >>> Tokenizer.characters("aé").pieces()
+        [None, None, b'a', b'\xc3\xa9']
+        """
+        return backend.pieces(self._fast)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts are chats."""

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.mesh import mesh
+from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation import rollout
+from rlax_llm.generation.automata import stop_automaton
 from rlax_llm.generation.engine import generate_at_once
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
@@ -24,6 +26,7 @@ from rlax_llm.models.tokenizer import Tokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 from sharded import CONFIG, PROMPT, completions
 
+ENDS = (stop_automaton(["ab", "c"], [b"abcdef"[token % 6 :][:1] for token in range(CONFIG.vocab_size)]),)
 PARAMS = init_decoder(CONFIG, jax.random.key(0))
 
 
@@ -48,7 +51,7 @@ def test_the_same_completions_on_every_mesh(form, groups, group_size):
     """Tokens alike; log-probabilities, and the sets that were kept, to rounding."""
     found = completions(groups=groups, group_size=1)
     prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
-    request = Request(Categorical(temperature=0.8, top_k=12), (0,), 9, group_size, min_new_tokens=2)
+    request = Request(Categorical(temperature=0.8, top_k=12), (0,), 9, group_size, 2, Penalties(1.2, 0.3, 0.1), ENDS)
     alone = drawn(form, None, prompts, request)
     for sizes in ("fsdp=8", "data=2,fsdp=2,tensor=2"):
         there = drawn(form, sizes, prompts, request)

@@ -18,6 +18,7 @@ import pytest
 from rlax_llm import recipes
 from rlax_llm.core import log_probs as chunks
 from rlax_llm.core.mesh import mesh
+from rlax_llm.core.penalties import NONE, Penalties
 from rlax_llm.core.trees import join_trees
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
@@ -39,6 +40,7 @@ LAYOUT = (GROUP_SIZE, PROMPT)
 PARAMS = init_decoder(CONFIG, jax.random.key(0))
 VALUE = init_scalar(PARAMS, jax.random.key(2))
 ODD = replace(CONFIG, vocab_size=39, hidden_size=30, intermediate_size=66)
+SOME = Penalties(1.4, 0.3, 0.2)
 LORA = replace(CONFIG, lora=Lora(3, 6.0, ("q", "o", "down")))
 ADAPTER = jax.tree.map(lambda x: x + 0.05, init_adapter(LORA, jax.random.key(3)))
 
@@ -68,6 +70,7 @@ def slope(read, frozen=None):
 READ = {
     "rows": lambda: (row_log_probs(CONFIG), PARAMS, completions()),
     "packed": lambda: (packed_log_probs(CONFIG), PARAMS, packed()),
+    "penalties": lambda: (row_log_probs(CONFIG, penalties=SOME), PARAMS, completions()),
     "logits": lambda: (group_logits(CONFIG, LAYOUT), PARAMS, completions()),
     "values": lambda: (token_values(CONFIG, LAYOUT), VALUE, completions()),
     "scores": lambda: (sequence_scores(CONFIG, (2, PROMPT)), VALUE, completions(0, 16, 2)),
@@ -105,7 +108,8 @@ def test_bfloat16_differs_by_its_rounding():
     assert apart(alone, full) < 0.1
 
 
-def test_no_program_of_a_learner_holds_all_logits(monkeypatch):
+@pytest.mark.parametrize("penalties", [NONE, SOME])
+def test_no_program_of_a_learner_holds_all_logits(monkeypatch, penalties):
     """Where rows are taken in chunks, no array has a row's logits for all rows of a device, whole or split."""
     monkeypatch.setattr(chunks, "ROWS_OF_A_CHUNK", 8)
     monkeypatch.setattr(chunks, "LOGITS", 1)
@@ -115,7 +119,12 @@ def test_no_program_of_a_learner_holds_all_logits(monkeypatch):
     grid = mesh(MESH)
     with jax.set_mesh(grid):
         placed = jax.device_put(params, shardings(grid, params))
-        text = jax.jit(slope(group_log_probs(config, LAYOUT))).lower(placed, completions()).compile().as_text()
+        text = (
+            jax.jit(slope(group_log_probs(config, LAYOUT, penalties=penalties)))
+            .lower(placed, completions())
+            .compile()
+            .as_text()
+        )
     shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"\b\w+\[(\d+(?:,\d+)*)\]", text)}
     of_words = {shape for shape in shapes if set(shape) & {vocabulary, vocabulary // 2}}
     assert (8, vocabulary // 2) in of_words

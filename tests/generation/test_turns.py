@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from made_tokenizers import KINDS, metaspace
 
+from rlax_llm.core.penalties import NONE, Penalties
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.prompts import pad_prompts
@@ -24,8 +25,13 @@ GROUP, LIMIT = 8, 24
 # Not a position more than the first turn needs: a later turn's batch of long and short rows is wider, no row is.
 TINY = DecoderConfig(FEW.vocab_size, 16, 24, 1, 4, 2, 4, max_positions=8 + LIMIT)
 PROMPTS = pad_prompts([FEW.encode(text) for text in ("1", "1+2", "2+[", "{1}22+11")], FEW.pad_id, FEW.vocab_size)
-SAMPLERS = {"plain": Categorical(), "hot": Categorical(1.6, top_k=8, top_p=0.95)}
-TURNS = {"plain": 2, "hot": 3}
+SAMPLERS = {
+    "plain": Categorical(),
+    "hot": Categorical(1.6, top_k=8, top_p=0.95),
+    "penalties": Categorical(1.4, logit_bias=((5, 0.3),)),
+}
+PENALTIES = {"penalties": Penalties(1.2, 0.5, 0.3)}
+TURNS = {"plain": 2, "hot": 3, "penalties": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def drawn():
     params, key = decoder.init_decoder(TINY, jax.random.key(2)), jax.random.key(9)
     both = {}
     for name, sampler in SAMPLERS.items():
-        request = Request(sampler, FEW.eos_ids, LIMIT, GROUP)
+        request = Request(sampler, FEW.eos_ids, LIMIT, GROUP, penalties=PENALTIES.get(name, NONE))
         with_sums = with_tools(FEW, [SUM], TURNS[name], ("{", "}"))
         both[name] = (
             jax.device_get(generate(TINY, params, PROMPTS, key, request)),
@@ -56,7 +62,8 @@ def test_the_learner_recomputes_every_turn(drawn, name):
     """Ratio 1 on all chosen tokens, behind a tool's answer as before it."""
     params, both = drawn
     completions, temperature = both[name][1], SAMPLERS[name].temperature
-    log_probs, _ = jax.jit(group_log_probs(TINY, (GROUP, 8), temperature))(params, completions)
+    given = (False, SAMPLERS[name].logit_bias, PENALTIES.get(name, NONE))
+    log_probs, _ = jax.jit(group_log_probs(TINY, (GROUP, 8), temperature, *given))(params, completions)
     np.testing.assert_allclose(log_probs, completions.log_probs, rtol=0, atol=2e-5)
     if temperature == 1:
         log_probs, _ = jax.jit(row_log_probs(TINY))(params, completions)

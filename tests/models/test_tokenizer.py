@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_tokenizers import KINDS, metaspace
 
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
 
@@ -252,3 +253,17 @@ def test_the_backends_errors_are_sentences():
         tokenizer.encode("b")
     with pytest.raises(ValueError, match="cannot decode the ids"):
         tokenizer.decode([-1])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bytes", "characters"])
+def test_pieces_join_to_what_is_decoded(kind, smollm2):
+    """Behind a text, for any tokens; half a character is bytes, and special tokens are none."""
+    made = {"bytes": smollm2.tokenizer, "characters": Tokenizer.characters("abé =")}
+    tokenizer = made[kind] if kind in made else metaspace(kind)
+    pieces, random = tokenizer.pieces(), np.random.default_rng(0)
+    assert pieces[tokenizer.eos_ids[0]] is None
+    before = tokenizer.encode("a")
+    for _ in range(100):
+        ids = [*before, *random.integers(0, len(pieces), 6).tolist()]
+        text = b"".join(pieces[token] or b"" for token in ids).decode(errors="replace")
+        assert text.lstrip(" ") == tokenizer.decode(ids).lstrip(" ")

@@ -13,6 +13,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlax_llm.core.penalties import Penalties
+from rlax_llm.core.seen import histories, penalized, tally
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
@@ -207,6 +209,22 @@ def test_smollm2_greedy_completions_are_those_of_transformers(smollm2, torch_smo
         stop = expected.index(2) + 1 if 2 in expected else len(expected)  # padded with the stop token from there on
         assert row[mask].tolist() == expected[:stop]
     assert not ours.truncated.all()
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.6])
+def test_a_bias_and_a_repetition_penalty_are_those_of_transformers(penalty):
+    """Its processors in its order; over prompt and completion."""
+    random = np.random.default_rng(0)
+    scores, before = random.normal(size=(5, 53)).astype(np.float32) * 3, random.integers(0, 53, (5, 9))
+    given = transformers.GenerationConfig(repetition_penalty=penalty, sequence_bias={(7,): 1.5, (4,): -2.0})
+    processors = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SHAPE))._get_logits_processor(given)
+    wanted = processors(torch.tensor(before), torch.tensor(scores)).numpy()
+    rows = tuple(jnp.asarray(x) for x in (np.pad(before, ((0, 0), (0, 1))), np.ones((5, 10), bool), np.arange(10) > 3))
+    seen = tally(histories((*rows[:2], jnp.broadcast_to(rows[2], (5, 10))), 1)[:, 0], 53)
+    draw = greedy(None, jnp.asarray(scores), ((7, 1.5), (4, -2.0)), lambda x: penalized(x, Penalties(penalty), seen))
+    np.testing.assert_array_equal(draw.tokens, wanted.argmax(-1))
+    expected = torch.log_softmax(torch.tensor(wanted), -1).max(-1).values
+    np.testing.assert_allclose(draw.log_probs, expected, atol=2e-6)
 
 
 def test_generation_config_names_the_stop_token(exported, torch_smollm2):
