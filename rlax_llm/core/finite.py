@@ -32,7 +32,7 @@ def watch_finite(
         step: ``(state, …) → (state, metrics)``; a state has ``params`` and counts optimizer steps in ``step``.
     """
 
-    def looked_at(state: Any, *arguments: Any, **named: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def update(state: Any, *arguments: Any, **named: Any) -> tuple[Any, dict[str, jax.Array]]:
         after, metrics = step(state, *arguments, **named)
         learned = after.step > state.step
         good = [all_finite([metrics[name] for name in names if name in metrics]) for names in _LOOKED_AT.values()]
@@ -40,7 +40,7 @@ def watch_finite(
         code = sum(2**place * each.astype(jnp.float32) for place, each in enumerate(wrong))
         return after, metrics | {NOT_FINITE: jnp.asarray(code)}
 
-    return looked_at
+    return update
 
 
 def not_finite_part(metrics: Mapping[str, float]) -> str | None:

@@ -37,7 +37,7 @@ PARTS = (5 / 8, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of the rows at first, to which t
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
 PRODUCTS = 8  # products with a weight that cost as much as a key that is read
-LEAST = 2e7  # keys that a step reads, of weights too: below it a step costs less than looking who has ended
+LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that leave cost more than they save
 WORTH = 0.85  # of what a step costs: what one with fewer rows may cost, for them to be moved
 
 Prompts = tuple[jax.Array, jax.Array]
@@ -65,16 +65,17 @@ class Ladder(NamedTuple):
         return [fewer for fewer in self.rows if fewer < rows and fewer * each <= WORTH * now]
 
 
-def ladder(config: DecoderConfig, rows: int, width: int) -> Ladder:
-    """The numbers of rows of a generation; none but the first where a step is so little work that it would not pay.
+def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
+    """The numbers of rows of a generation; none but the first where it is so little work that it would not pay.
 
     Args:
         config: shapes.
         rows: at first.
         width: columns of a prompt.
+        limit: tokens of the longest completion.
 
     >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
-    >>> ladder(small, 64, 8).rows, ladder(large, 64, 8).rows
+    >>> ladder(small, 64, 8, 99).rows, ladder(large, 64, 8, 99).rows
     ((), (40, 24, 16, 8, 4))
     """
     devices = lanes(rows)
@@ -82,7 +83,7 @@ def ladder(config: DecoderConfig, rows: int, width: int) -> Ladder:
     shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     products = sum(map(math.prod, shapes)) / PRODUCTS
-    if rows * products < LEAST:
+    if rows * products * limit < LEAST:
         sizes = set()
     return Ladder(tuple(sorted(sizes, reverse=True)), products / keys, width)
 
@@ -128,7 +129,7 @@ class Generation:
             (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
         else:
             self._open(slots)
-        self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1])
+        self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1], request.max_new_tokens)
 
     def _open(self, slots: int) -> None:
         """Slots, and the first prompts in them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlax_llm.host.compiled import compiled
 from rlax_llm.host.session import Session, first_and_last, median
 
 
@@ -43,8 +44,8 @@ def profile_lines(session: Session) -> list[str]:
 
 
 def where_to_look(session: Session) -> list[str]:
-    """Where a trace is that was asked for, and how to look at the run in each of its trackers."""
-    return profile_lines(session) + session.trackers.lines
+    """What was compiled, where a trace is that was asked for, and how to look at the run in each of its trackers."""
+    return compiled().since(session.compiled_before).lines() + profile_lines(session) + session.trackers.lines
 
 
 def report(session: Session, steps: int) -> str:

@@ -21,6 +21,7 @@ from rlax_llm.core.processes import first_says, gathered, is_first
 from rlax_llm.host import checkpoints
 from rlax_llm.host.best import Best, Measure
 from rlax_llm.host.closing import closing, done_all
+from rlax_llm.host.compiled import compiled
 from rlax_llm.host.devices import device_metrics
 from rlax_llm.host.followed import shared
 from rlax_llm.host.interrupts import Stop
@@ -112,6 +113,7 @@ class Session:
         keeping: Keeping = KEEPING,
     ):
         self.started = self.saved_at = time.perf_counter()
+        self.compiled_before = compiled()
         self.command, self.resumed, self.save_every = command, resume is not None, save_every
         self.warm_start_steps, self.keeping = warm_start_steps, keeping
         # Clocks differ: of several processes the first one's counts.
@@ -353,7 +355,9 @@ class Session:
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
         if is_first() and self.directory.model_path.is_dir():
             write_card(self.directory, summary)
-        ending = {"wall_seconds": round(self.wall_seconds(), 1), "versions": versions()}
+        made = compiled().since(self.compiled_before)
+        compiling = {"programs": sum(made.programs.values()), "seconds": round(sum(made.seconds.values()), 1)}
+        ending = {"wall_seconds": round(self.wall_seconds(), 1), "compiled": compiling, "versions": versions()}
         self.directory.write_summary({**summary, **ending})
 
 
