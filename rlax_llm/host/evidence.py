@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from rlax_llm.host.run_directory import RunDirectory
 
@@ -104,23 +101,10 @@ def read_evidence(path: str | Path) -> Evidence:
     completions = run.completions(_MOST_BYTES)
     return Evidence(
         path=run.path,
-        settings=_read(run.config_path, yaml.safe_load),
+        settings=run.config(),
         rows=[row for row in rows if row["step"] > 0],
         before=[row for row in rows if row["step"] <= 0],
         completions=[row for row in completions if row["step"] > 0 and not row.get("held_out")],
-        summary=_read(run.summary_path, json.loads),
+        summary=run.summary(),
         missing=[file.name for file in files if not file.is_file()],
     )
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
-    """A file that holds a mapping; nothing where it is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}); mend or delete it.") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds no settings by name, so it is not what a run wrote; mend or delete it.")
-    return found

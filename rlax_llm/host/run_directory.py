@@ -224,8 +224,20 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def config(self) -> dict[str, Any]:
-        """The settings in ``config.yaml``."""
-        return yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+        """The settings in ``config.yaml``.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return _mapping(self.config_path, yaml.safe_load)
+
+    def summary(self) -> dict[str, Any]:
+        """What came out in the end; empty where the end was not reached.
+
+        Raises:
+            ValueError: ``summary.json`` is damaged.
+        """
+        return _mapping(self.summary_path, json.loads) if self.summary_path.is_file() else {}
 
     def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``: numbers, arrays of one, lists, text; NaN and infinity become null.
@@ -313,6 +325,42 @@ class RunDirectory:
             write_at_once(self.path / name, text)
 
 
+@contextlib.contextmanager
+def understanding(path: Path) -> Iterator[None]:
+    """Turn errors on the records of a file, where they are not as they should be, into one sentence.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: naming it.
+
+    >>> with understanding(Path("runs/a/rollouts.jsonl")):
+    ...     {}["rewards"]
+    Traceback (most recent call last):
+    ValueError: runs/a/rollouts.jsonl holds records of another form than this version writes (KeyError: 'rewards'); move
+    it away to do without it.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds records of another form than this version writes ({type(error).__name__}: "
+            f"{_first_line(error)}); move it away to do without it."
+        ) from error
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file that holds values by name."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); mend or delete it.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no values by name, so it is not what a run wrote; mend or delete it.")
+    return found
+
+
 def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
     if error.errno in DISK_FULL:
         return (
@@ -390,7 +438,8 @@ def _lines(path: Path, most: int | None = None) -> list[tuple[bytes, dict[str, A
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            # NaN and Infinity, which other programs write, are what null is here.
+            row = json.loads(line, parse_constant=lambda _: None)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number} is not JSON ({_first_line(error)}); mend or delete that line."

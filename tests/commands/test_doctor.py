@@ -260,7 +260,7 @@ def test_what_is_damaged_or_not_there_is_named(tmp_path, capsys):
     assert f"{run.summary_path} cannot be read (JSONDecodeError); mend or delete it." in capsys.readouterr().err
     run.summary_path.write_text("[]")
     assert main(["doctor", str(run.path)]) == 2
-    assert "holds no settings by name" in capsys.readouterr().err
+    assert "holds no values by name" in capsys.readouterr().err
 
 
 def test_a_long_file_of_completions_is_read_from_its_end(tmp_path):

@@ -133,6 +133,37 @@ def test_what_is_wrong_is_said_in_a_sentence(page, tmp_path, capsys):
     assert "there is no RUN_DIR; give one or more." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["report", "doctor"])
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.yaml", "- 1", "holds no values by name"),
+        ("config.yaml", "a: 'b", r"cannot be read \(ScannerError\)"),
+        ("summary.json", '{"a": ', r"cannot be read \(JSONDecodeError\)"),
+        (
+            "completions.jsonl",
+            '{"step": 1, "prompt": [3]}\n',
+            r"of another form .*Error: .*; move it away",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, capsys, command, name, text, said):
+    run = made(tmp_path / "a")
+    run.details_path("tokens").unlink()
+    (run.path / name).write_text(text)
+    assert main([command, str(run.path)]) == 2
+    assert re.fullmatch(rf"error: {run.path / name} .*{said}.*\n", capsys.readouterr().err)
+
+
+def test_nan_of_another_program_is_a_gap_and_records_of_another_form_are_named(tmp_path, capsys):
+    run = made(tmp_path / "a", steps=2)
+    run.metrics_path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n')
+    assert read_run(run, "a")["curves"]["loss"] == [None, 0.5]
+    run.details_path("rollouts").write_text('{"step": 1}\n')
+    assert main(["report", str(run.path)]) == 2
+    assert re.search(r"rollouts.jsonl holds records of another form .*KeyError", capsys.readouterr().err)
+
+
 def with_gaps(path):
     """A loss that is not finite at steps 3, 4 and 6 of 8, a KL that never is, an accuracy measured at times."""
     run = RunDirectory.create(path, {"command": "control"})
@@ -154,6 +185,9 @@ def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path):
     assert set(found["gaps"]) == {"loss", "kl", "episode_return", "episode_return_low", "episode_return_high"}
 
 
+OPEN_REST = 'document.getElementById("rest").open = true;'
+
+
 def drawn_by_browser(page, size="1280,2000", doing=""):
     """The page's elements as a browser makes them, after some clicks; no script of it may fail."""
     failing = 'addEventListener("error", (it) => document.body.append("FAILED " + it.message));'
@@ -170,7 +204,7 @@ def drawn_by_browser(page, size="1280,2000", doing=""):
 def test_a_line_breaks_where_a_value_is_not_finite(tmp_path):
     with_gaps(tmp_path / "a")
     assert main(["report", str(tmp_path / "a")]) == 0
-    drawn = drawn_by_browser(tmp_path / "a" / "report.html", doing='document.getElementById("rest").open = true;')
+    drawn = drawn_by_browser(tmp_path / "a" / "report.html", doing=OPEN_REST)
     assert "kl has no curve. 8 of 8 values not finite." in drawn
     assert drawn.count("3 of 8 values not finite") == 2
     lines = re.findall(r'<path d="([^"]*)" stroke', drawn)
@@ -192,6 +226,16 @@ def test_the_page_draws_itself_in_a_browser(page, size):
     assert "background: rgba(var(--low), 0.300)" in drawn
     settings = drawn[drawn.index('id="settings"') :]
     assert settings.index("Those that differ:") < settings.index("learning_rate") < settings.index("All 3 settings")
+
+
+@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here")
+def test_long_names_stay_within_the_page_and_names_of_objects_are_names(tmp_path):
+    run = made(tmp_path / ("long" * 40))
+    run.log_metrics(STEPS + 1, {"reward": math.nan, "constructor": 2.0, "__proto__": 3.0})
+    assert main(["report", str(run.path)]) == 0
+    wide = 'if (document.documentElement.scrollWidth > innerWidth) throw Error("wide");'
+    drawn = drawn_by_browser(run.path / "report.html", "390,2000", f"{OPEN_REST} {wide}")
+    assert ">constructor<" in drawn and ">__proto__<" in drawn and ">undefined<" not in drawn
 
 
 def of_control(path, seeds, steps=40):

@@ -14,6 +14,7 @@ from rlax_llm.core.processes import is_first
 from rlax_llm.core.wording import counted
 from rlax_llm.host.evidence import Evidence, read_evidence
 from rlax_llm.host.progress import say
+from rlax_llm.host.run_directory import RunDirectory, understanding
 from rlax_llm.host.several_runs import runs_among
 
 
@@ -43,7 +44,10 @@ def run_doctor(settings: DoctorSettings) -> Examined:
         ValueError: a file in it is damaged.
     """
     read = [read_evidence(run.path) for run in runs_among(settings.run.runs)]
-    runs = [(evidence, examine(evidence)) for evidence in read]
+    runs = []
+    for evidence in read:
+        with understanding(RunDirectory(evidence.path).completions_path):
+            runs.append((evidence, examine(evidence)))
     for evidence, found in runs:
         say(json.dumps(as_json(evidence, found), ensure_ascii=False) if settings.run.json else told(evidence, found))
     return Examined(runs)

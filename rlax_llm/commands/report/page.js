@@ -1,6 +1,8 @@
 "use strict";
 // The data is text of models and of users: it goes into the page as text, never as markup.
-const { runs, panels } = JSON.parse(document.getElementById("data").textContent);
+// Names are those of runs: "constructor" is a metric, and not what every object has.
+const bare = (_, it) => (it instanceof Object && !Array.isArray(it) ? Object.setPrototypeOf(it, null) : it);
+const { runs, panels } = JSON.parse(document.getElementById("data").textContent, bare);
 const COLORS = ["#3f83cc", "#d9822b", "#2a9d6f", "#c2495f", "#8b62c4", "#8a7a2e", "#1f9aa8", "#7f7f86"];
 const WIDTH = 360, HEIGHT = 190, LEFT = 52, RIGHT = 8, TOP = 8, BOTTOM = 22;
 const LEAD = ["reward", "objective/scores", "episode_return", "held_out_accuracy", "held_out_reward", "accuracy"];

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlax_llm.core.wording import counted
-from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.run_directory import RunDirectory, understanding
 from rlax_llm.host.tracking.tracker import not_finite, scalars
 
 _POINTS = 1000  # of a curve
@@ -43,16 +43,23 @@ def read_run(run: RunDirectory, name: str) -> dict[str, Any]:
         ValueError: a file is damaged.
     """
     metrics, rollouts = run.metrics(), run.details("rollouts")
-    summary = json.loads(run.summary_path.read_text(encoding="utf-8")) if run.summary_path.is_file() else {}
+    config, summary = run.config(), run.summary()
+    with understanding(run.metrics_path):
+        curves = _curves(metrics, config.get("seeds"))
+        about = summary or _begun(run, metrics)
+    with understanding(run.details_path("rollouts") if rollouts else run.metrics_path):
+        groups = {
+            "spreads": _spreads(metrics, rollouts),
+            "groups": _groups(rollouts),
+            "prompts": _prompts(rollouts),
+        }
     return {
         "name": name,
-        "settings": {key: _text(value) for key, value in run.config().items()},
-        "summary": {k: x for k, x in (summary or _begun(run, metrics)).items() if not isinstance(x, (dict, list))},
+        "settings": {key: _text(value) for key, value in config.items()},
+        "summary": {k: x for k, x in about.items() if not isinstance(x, (dict, list))},
         "state": "" if summary else _state(run, metrics),
-        **_curves(metrics, run.config().get("seeds")),
-        "spreads": _spreads(metrics, rollouts),
-        "groups": _groups(rollouts),
-        "prompts": _prompts(rollouts),
+        **curves,
+        **groups,
         "completions": _completions(run),
     }
 
@@ -248,19 +255,21 @@ def _prompt(visits: list[tuple[int, float, int]]) -> dict[str, Any]:
 
 def _completions(run: RunDirectory) -> list[dict[str, Any]]:
     """Completions token by token where a run has kept them, else the texts of its last steps."""
+    rows, path = run.details("tokens"), run.details_path("tokens")
+    if not rows:
+        rows, path = [_untold(row) for row in run.completions()[-_ROWS:]], run.completions_path
     by_step: dict[int, list[dict[str, Any]]] = {}
-    for row in run.details("tokens"):
-        by_step.setdefault(row["step"], []).append(row)
-    if not by_step:
-        for row in run.completions()[-_ROWS:]:
-            text = str(row.get("transcript", row.get("completion", "")))[:_TEXT]
-            plain = {"prompt": row.get("prompt", ""), "reward": row.get("reward"), "pieces": [text]}
-            by_step.setdefault(row["step"], []).append(plain)
+    with understanding(path):
+        for row in rows:
+            by_step.setdefault(row["step"], []).append(_shown(row))
     steps = sorted(by_step)
-    return [
-        {"step": steps[place], "rows": [_shown(row) for row in by_step[steps[place]]]}
-        for place in _thinned(len(steps), _LOOKS)
-    ]
+    return [{"step": steps[place], "rows": by_step[steps[place]]} for place in _thinned(len(steps), _LOOKS)]
+
+
+def _untold(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A completion of which nothing is kept by token."""
+    text = str(row.get("transcript", row.get("completion", "")))[:_TEXT]
+    return {"step": row["step"], "prompt": row.get("prompt", ""), "reward": row.get("reward"), "pieces": [text]}
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def made_page(runs: list[dict[str, Any]]) -> str:
 def _without_margins(program: str) -> str:
     """Without what only its authors read: margins, and lines of comment."""
     lines = (line.strip() for line in program.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
 
 def _panels(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, str]]]:
