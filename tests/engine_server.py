@@ -17,7 +17,7 @@ from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models.loading import LanguageModel, load_model
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.scoring import group_log_probs, group_logits
 
 Answer = Callable[[str, Any], tuple[int, Any]]
 """``(path, body) → (status, what is answered)``: text as it is, all else as JSON."""
@@ -87,6 +87,7 @@ class EngineServer:
 
     def _completion(self, body: Any) -> Any:
         assert self.model is not None
+        assert 0 <= body["temperature"] <= 2  # vLLM takes no other
         assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, -1, 0.0, 1.0)
         tokenizer, config = self.model.tokenizer, self.model.config
         bias = tuple((int(token), value) for token, value in body.get("logit_bias", {}).items())
@@ -99,10 +100,16 @@ class EngineServer:
         if self.raw:
             log_probs, _ = group_log_probs(config, (1, prompts[0].shape[1]))(self.model.params, drawn)
         log_probs = np.asarray(log_probs)[0][mask]
+        told: dict[str, Any] = {"token_logprobs": log_probs.tolist()}
+        if body["logprobs"] > 1:
+            tempered = (1.0, False, ()) if self.raw else (body["temperature"], False, bias)
+            logits = group_logits(config, (1, prompts[0].shape[1]), *tempered)(self.model.params, drawn)
+            first = np.asarray(jax.nn.log_softmax(logits))[0, -request.max_new_tokens]
+            told["top_logprobs"] = [{str(token): float(first[token]) for token in np.argsort(-first)[:5]}]
         choice = {
             "token_ids": drawn.tokens[0][mask].tolist(),
             "prompt_token_ids": body["prompt"],
-            "logprobs": {"token_logprobs": log_probs.tolist()},
+            "logprobs": told,
             "finish_reason": "length" if drawn.truncated[0] else "stop",
         }
         return {"choices": [choice]}

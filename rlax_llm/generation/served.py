@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 
 MOST_CONNECTIONS = 256
-_HOT = 1e4  # a temperature at which every token is as likely as another
+_LIKELIEST = 5  # tokens that a server tells of, at least, where it is asked to
 _LARGEST_BIAS = 100.0  # of the API
 _PROCESSED = "processed log-probabilities (vLLM: --logprobs-mode processed_logprobs)"
 _NEUTRAL = {
@@ -53,6 +53,9 @@ class Asked(NamedTuple):
     prompt: list[int]
     seed: int
     limit: int
+
+
+_PROBE = Asked([0], 0, 1)
 
 
 class Answered(NamedTuple):
@@ -140,9 +143,9 @@ class Served:
         except ValueError as error:
             raise ValueError(f"{self.server.url}: {error}") from None
 
-    def _ask(self, asked: Asked, wanted: dict[str, Any]) -> Any:
+    def _ask(self, asked: Asked, wanted: dict[str, Any], likeliest: int = 1) -> Any:
         own = {"prompt": asked.prompt, "seed": asked.seed, "max_tokens": asked.limit, "model": self._name()}
-        form = {"logprobs": 1, "return_token_ids": True, "n": 1, "stream": False}
+        form = {"logprobs": likeliest, "return_token_ids": True, "n": 1, "stream": False}
         return self.server.ask("/v1/completions", _NEUTRAL | wanted | own | form)
 
     def _name(self) -> str:
@@ -153,7 +156,8 @@ class Served:
     def check(self, request: Request, vocabulary: int) -> None:
         """Raise where the log-probabilities are not of what is drawn from, but of the logits as they were before.
 
-        One token is drawn at a temperature where all are as likely, or with a bias that leaves one alone.
+        A temperature divides what lies between the likeliest tokens; a large bias leaves one token, of log-probability
+        0.
 
         Args:
             request: whose sampler is asked about; nothing is, where it draws from the logits as they are.
@@ -162,24 +166,42 @@ class Served:
         Raises:
             ValueError: for a server with other log-probabilities.
         """
-        wanted, asked = sampling_fields(request), Asked([0], 0, 1)
-        probes: dict[str, tuple[dict[str, Any], float]] = {}
-        if wanted["temperature"] not in (0.0, 1.0):
-            probes["temperature"] = {"temperature": _HOT}, -math.log(vocabulary)
-        if wanted.get("logit_bias"):
-            probes["logit_bias"] = {"temperature": 1.0, "logit_bias": {"0": _LARGEST_BIAS}}, 0.0
-        for name, (changed, expected) in probes.items():
-            if name in self._probed:
-                continue
-            answer = self._ask(asked, {"stop_token_ids": []} | changed)
-            found = read_answer(answer, asked, vocabulary, ()).log_probs[0]
-            if abs(found - expected) > 0.1:
-                raise ValueError(
-                    f"{self.server.url}: the log-probabilities are those before {name} ({found:.4g}, wanted "
-                    f"{expected:.4g}), and completions are drawn after it; start the server with {_PROCESSED}, or "
-                    f"leave {name} out."
-                )
-            self._probed.add(name)
+        wanted = sampling_fields(request)
+        temperature = wanted["temperature"]
+        if temperature not in (0.0, 1.0):
+            self._check_once("temperature", lambda: self._divides(temperature))
+        if "logit_bias" in wanted:
+            self._check_once("logit_bias", lambda: self._adds(vocabulary))
+
+    def _check_once(self, name: str, shows: Callable[[], bool]) -> None:
+        if name not in self._probed and not shows():
+            raise ValueError(
+                f"{self.server.url}: the log-probabilities are those before {name}, and completions are drawn after "
+                f"it; start the server with {_PROCESSED}, or leave {name} out."
+            )
+        self._probed.add(name)
+
+    def _divides(self, temperature: float) -> bool:
+        """Whether a temperature shows in the log-probabilities of the likeliest tokens."""
+        plain, divided = self._spread(1.0), self._spread(temperature)
+        return abs(divided - plain / temperature) <= abs(divided - plain)
+
+    def _spread(self, temperature: float) -> float:
+        """What lies between the log-probabilities of the likeliest tokens, nats."""
+        answer = self._ask(_PROBE, {"stop_token_ids": [], "temperature": temperature}, _LIKELIEST)
+        top = (_choice(answer).get("logprobs") or {}).get("top_logprobs")
+        if not isinstance(top, list) or not top or not isinstance(top[0], dict) or len(top[0]) < _LIKELIEST:
+            raise ValueError(
+                f"{self.server.url}: the answer has no top_logprobs of {_LIKELIEST} tokens, wanted to see what the "
+                "temperature does to them; leave temperature out."
+            )
+        values = sorted(top[0].values(), reverse=True)
+        return values[0] - values[_LIKELIEST - 1]
+
+    def _adds(self, vocabulary: int) -> bool:
+        """Whether a bias shows in a log-probability."""
+        changed = {"stop_token_ids": [], "temperature": 1.0, "logit_bias": {"0": _LARGEST_BIAS}}
+        return read_answer(self._ask(_PROBE, changed), _PROBE, vocabulary, ()).log_probs[0] > -0.1
 
 
 def listed_model(server: Server) -> dict[str, Any]:

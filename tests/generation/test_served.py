@@ -71,9 +71,13 @@ def test_turns_with_tools_are_drawn_by_a_server_too():
     ("sampler", "named"), [(Categorical(1.7), "temperature"), (Categorical(logit_bias=((3, 1.0),)), "logit_bias")]
 )
 def test_log_probabilities_of_another_distribution_are_found_out(sampler, named):
-    told = pytest.raises(ValueError, match=f"are those before {named} .*processed_logprobs")
-    with serving(EngineServer(MODEL, raw=True)) as url, told:
-        Served(Server(url))(SHAPE, {}, PROMPTS, KEY, request(sampler))
+    told = pytest.raises(ValueError, match=f"are those before {named}, .*processed_logprobs")
+    with serving(EngineServer(MODEL, raw=True)) as url:
+        served = Served(Server(url))
+        served(SHAPE, {}, PROMPTS, KEY, request(greedy))  # asks of nothing
+        served(SHAPE, {}, PROMPTS, KEY, request())
+        with told:
+            served(SHAPE, {}, PROMPTS, KEY, request(sampler))
 
 
 def test_what_the_learner_could_not_recompute_is_refused():
