@@ -10,7 +10,7 @@ from typing import Any
 from rlax_llm.host.failures import RunFailed
 
 _DRIFT = "sampler/kl_k3"
-_FAR = 0.05  # nats per token; float32 and bfloat16 differ by less than a hundredth of it
+_FAR = 0.05  # nats per token; float32 and bfloat16 differ by a twentieth of it
 
 
 class LearningWatch:

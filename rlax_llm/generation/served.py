@@ -228,14 +228,14 @@ def sampling_fields(request: Request) -> dict[str, Any]:
         request: of a sampler whose log-probabilities the learner can recompute from a token alone.
 
     Raises:
-        ValueError: for one that cuts the vocabulary: the server does not say what was left.
+        ValueError: for one that cuts the vocabulary, or whatever else a server does not tell of.
 
     >>> sampling_fields(Request(Categorical(0.5, logit_bias=((7, -2.0),)), (1,), 4))
     {'temperature': 0.5, 'stop_token_ids': [1], 'logit_bias': {'7': -2.0}}
     >>> sampling_fields(Request(Categorical(top_p=0.9), (1,), 4))
     Traceback (most recent call last):
-    ValueError: a foreign sampler cannot have top_p (0.9): its server does not say which tokens that left, and the
-    learner could not recompute their log-probabilities; leave it out.
+    ValueError: a foreign sampler cannot have top_p: its server does not say what that left to draw from, and the
+    learner could not recompute the log-probabilities; leave it out.
     """
     _refuse(request, Request(request.sampler, request.stop_ids, request.max_new_tokens, request.group_size))
     temperature, bias = _temperature_and_bias(request.sampler)
@@ -271,8 +271,8 @@ def _refuse(given: Any, plain: Any) -> None:
     for name in names:
         if getattr(given, name) != getattr(plain, name):
             raise ValueError(
-                f"a foreign sampler cannot have {name} ({getattr(given, name)}): its server does not say which tokens "
-                "that left, and the learner could not recompute their log-probabilities; leave it out."
+                f"a foreign sampler cannot have {name}: its server does not say what that left to draw from, and the "
+                "learner could not recompute the log-probabilities; leave it out."
             )
 
 

@@ -153,7 +153,7 @@ def test_what_is_no_server_is_named_before_anything_is_drawn(tmp_path):
     none = (200, {"data": []})
     with serving(lambda path, body: none) as url, pytest.raises(ValueError, match="/v1/models: it lists no model"):
         run_grpo(TINY.changed(out=str(tmp_path / "run"), sampler_url=url))
-    with serving(EngineServer()) as url, pytest.raises(ValueError, match=r"cannot have top_p \(0\.9\)"):
+    with serving(EngineServer()) as url, pytest.raises(ValueError, match="cannot have top_p: "):
         run_grpo(TINY.changed(out=str(tmp_path / "run"), sampler_url=url, top_p=0.9))
     assert not (tmp_path / "run").exists()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from engine_server import EngineServer, serving
 
+from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, greedy
@@ -88,6 +89,7 @@ def test_what_the_learner_could_not_recompute_is_refused():
         (request(Categorical(top_k=3)), "top_k"),
         (request(Categorical(min_p=0.1)), "min_p"),
         (plain._replace(min_new_tokens=2), "min_new_tokens"),
+        (plain._replace(penalties=Penalties(presence=0.5)), "penalties"),
         (request(Categorical(logit_bias=((3, float("-inf")),))), "bias from −100 to 100"),
         (request(lambda keys, logits: greedy(keys, logits)), "cannot have the sampler"),
     ):
