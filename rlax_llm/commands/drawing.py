@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Sampling
-from rlax_llm.commands.setup import build_greedy, build_sampler
+from rlax_llm.commands.setup import build_greedy, build_request
 from rlax_llm.commands.shared_settings import RolloutSettings, SamplingSettings
 from rlax_llm.generation.prompts import Widths
 from rlax_llm.generation.request import Request
@@ -53,12 +53,13 @@ def build_drawing(
     """
     limit = settings.max_prompt_tokens
     sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, rollout.slots, Widths(limit))
-    longest, shortest = settings.max_new_tokens, settings.min_new_tokens
-    sampler = build_sampler(settings, learner.config.vocab_size)
-    likeliest = build_greedy(settings, learner.config.vocab_size)
+    sampling = sampling._replace(stops=settings.stops)
+    vocabulary = learner.config.vocab_size
+    request = build_request(settings, learner.tokenizer, vocabulary, settings.max_new_tokens, rollout.group_size)
+    greedy = request._replace(sampler=build_greedy(settings, vocabulary), group_size=1)
     return Drawing(
         sampling,
-        sampling.request(sampler, longest, rollout.group_size, shortest),
-        sampling.request(likeliest, longest, min_new_tokens=shortest),
+        request,
+        greedy,
         weights or (lambda params, *_: learner.sampled(params)),
     )

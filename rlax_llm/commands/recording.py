@@ -117,7 +117,7 @@ class Recorder:
     def _compiled(self, prompt_width: int, copies: int) -> Any:
         del copies
         layout = (self.group_size, prompt_width)
-        sampler = (self.settings.temperature, False, self.settings.bias)
+        sampler = (self.settings.temperature, False, self.settings.bias, self.settings.penalties)
         log_probs = group_log_probs(self.learner.config, layout, *sampler)
         frozen = self.learner.frozen
         return jax.jit(lambda params, completions, frozen=frozen: log_probs(join_trees(params, frozen), completions)[0])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlax_llm.commands.stopping import without_stop
 from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
@@ -61,6 +62,7 @@ class Sampling(NamedTuple):
             (``generation.served.Served``).
         slots: completions that are drawn at a time, at most; None draws all.
         width: columns for prompts of which the longest has so many tokens.
+        stops: texts that end a completion, which are no part of what was completed.
     """
 
     config: DecoderConfig
@@ -69,6 +71,7 @@ class Sampling(NamedTuple):
     generate: Generate = generate
     slots: int | None = None
     width: Callable[[int], int] = bucket
+    stops: tuple[str, ...] = ()
 
     def rollout(self, params: Params, rows: Sequence[Row], key: jax.Array, request: Request) -> Rollout:
         """Draw ``request.group_size`` completions of each row."""
@@ -88,8 +91,16 @@ class Sampling(NamedTuple):
         return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
 
     def texts(self, drawn: Completions) -> list[str]:
-        """What was completed, without special tokens."""
-        return [self.tokenizer.decode(tokens[mask]) for tokens, mask in zip(drawn.tokens, drawn.mask, strict=True)]
+        """What was completed, without special tokens, and without the stop text that ended it."""
+        return [self._text(tokens, mask) for tokens, mask in zip(drawn.tokens, np.asarray(drawn.mask), strict=True)]
+
+    def _text(self, tokens: np.ndarray, mask: np.ndarray) -> str:
+        if not self.stops:
+            return self.tokenizer.decode(tokens[mask])
+        # Of a completion with tools the last turn begins behind the last answer.
+        begins = np.flatnonzero(mask & ~np.roll(mask, 1))
+        before = int(mask[: begins[-1]].sum()) if begins.size else 0
+        return without_stop(self.tokenizer.decode, tokens[mask].tolist(), self.stops, before)
 
     def records(self, rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
         """What ``completions.jsonl`` holds of some completions.

@@ -21,6 +21,8 @@ from rlax_llm.commands.shared_settings import (
 from rlax_llm.core.logit_bias import bias_vector
 from rlax_llm.core.processes import told_to_all
 from rlax_llm.data.arithmetic import ALPHABET
+from rlax_llm.generation.automata import Automaton, stop_automaton
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.host.progress import say
 from rlax_llm.models import decoder
@@ -149,6 +151,44 @@ def build_schedule(settings: OptimizerSettings, peak: float, steps: int) -> opta
     # The first step of a warm-up over n steps takes peak / n, not 0: a step without effect would waste a rollout.
     warmup = optax.linear_schedule(peak / settings.warmup_steps, peak, max(settings.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, shapes[settings.schedule]], [settings.warmup_steps])
+
+
+def build_request(
+    settings: DrawSettings, tokenizer: Tokenizer, vocabulary: int, limit: int, group_size: int = 1
+) -> Request:
+    """What completions are drawn by.
+
+    Args:
+        settings: of the sampler.
+        tokenizer: the model's.
+        vocabulary: V, of the model.
+        limit: the longest completion, tokens.
+        group_size: completions of a prompt.
+
+    Raises:
+        ValueError: for a bias or stop ids that do not fit the vocabulary.
+    """
+    stop_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *(settings.stop_ids or ()))))
+    if max(stop_ids, default=0) >= vocabulary:
+        raise ValueError(
+            f"stop_ids has {max(stop_ids)}, and the vocabulary has {vocabulary} tokens; give ids below that."
+        )
+    return Request(
+        build_sampler(settings, vocabulary),
+        stop_ids,
+        limit,
+        group_size,
+        settings.min_new_tokens,
+        settings.penalties,
+        _automata(settings, tokenizer, vocabulary),
+    )
+
+
+def _automata(settings: DrawSettings, tokenizer: Tokenizer, vocabulary: int) -> tuple[Automaton, ...]:
+    if not settings.stops:
+        return ()
+    pieces = tokenizer.pieces()[:vocabulary]
+    return (stop_automaton(settings.stops, pieces + [None] * (vocabulary - len(pieces))),)
 
 
 def build_sampler(settings: DrawSettings, vocabulary: int) -> Sampler:

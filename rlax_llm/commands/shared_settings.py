@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from rlax_llm.commands.descriptions import (
     may_change,
 )
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
+from rlax_llm.core.penalties import Penalties
 from rlax_llm.host.tracking.registry import NONE, TRACKERS, tracker_names
 
 CHOSEN = "chosen for the model"
@@ -236,6 +238,10 @@ class BatchSettings(LimitSettings):
         return self.batch_size if self.micro_batch_size is None else self.micro_batch_size
 
 
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+_ESCAPED = re.compile(r"\\([nt\\])")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings(Part):
     """What completions are drawn from, token by token."""
@@ -244,7 +250,23 @@ class DrawSettings(Part):
     top_k: int = option(0, "Sample among the k likeliest tokens; 0 is off.")
     top_p: float = option(1.0, "Sample among the likeliest tokens that hold this probability; 1 is off.")
     min_p: float = option(0.0, "Sample among tokens at least this times as likely as the likeliest; 0 is off.")
+    repetition_penalty: float = option(
+        1.0, "Logits of tokens of prompt and completion are divided by it (multiplied, those below 0); 1 is off."
+    )
+    presence_penalty: float = option(0.0, "Subtracted from the logits of tokens of the completion; 0 is off.")
+    frequency_penalty: float = option(0.0, "The same, for each time that the token is there; 0 is off.")
     min_new_tokens: int = option(0, "Shortest completion, tokens: none stops before.")
+    stop: tuple[str, ...] | None = option(
+        None,
+        r"Texts that end a completion, wherever their tokens begin and end; \n is a new line, \t a tab, \\ a "
+        "backslash. Rewards read what stands before.",
+        "stop tokens alone",
+        "TEXT",
+        empty=True,
+    )
+    stop_ids: tuple[int, ...] | None = option(
+        None, "Tokens that end a completion, beside the tokenizer's own.", "those alone", "TOKEN_ID"
+    )
     logit_bias: str | None = option(
         None, "Added to the logits of tokens, as 42=-2.5,7=-inf; -inf bans a token.", "no bias", "TOKEN_ID=BIAS,..."
     )
@@ -259,6 +281,26 @@ class DrawSettings(Part):
             raise ValueError(f"top_p is {self.top_p}, wanted a number above 0 and up to 1.")
         within(self, 0, 1, "min_p")
         bias_pairs(self.logit_bias)
+        above_zero(self, "repetition_penalty")
+        within(self, -1000, 1000, "repetition_penalty", "presence_penalty", "frequency_penalty")
+        if not all(self.stops):
+            raise ValueError("stop has an empty text, wanted texts that end a completion; leave it out.")
+        if min(self.stop_ids or (), default=0) < 0:
+            raise ValueError(f"stop_ids are {list(self.stop_ids or ())}, wanted ids of tokens, from 0 on.")
+
+    @property
+    def penalties(self) -> Penalties:
+        """Those of tokens that were there before."""
+        return Penalties(self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        r"""The texts that end a completion.
+
+        >>> DrawSettings(stop=(r"\n\nQ:",)).stops
+        ('\n\nQ:',)
+        """
+        return tuple(_ESCAPED.sub(lambda found: _ESCAPES[found[1]], text) for text in self.stop or ())
 
     @property
     def bias(self) -> tuple[tuple[int, float], ...]:

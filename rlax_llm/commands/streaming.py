@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import jax
 
+from rlax_llm.commands.stopping import StopFilter
 from rlax_llm.core.mesh import fetch
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import stream
-from rlax_llm.generation.sampling import Sampler
 from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.tokenizer import Tokenizer
 
 
 class Grown(NamedTuple):
@@ -20,7 +21,7 @@ class Grown(NamedTuple):
 
     Attributes:
         pieces: of text, one for each answer.
-        alive: of each answer, whether no stop token was drawn yet.
+        alive: of each answer, whether nothing has ended it yet.
     """
 
     pieces: list[str]
@@ -28,16 +29,14 @@ class Grown(NamedTuple):
 
 
 def padded_and_request(
-    model: LanguageModel, ids: Sequence[int], sampler: Sampler, limits: tuple[int, int], samples: int = 1
+    model: LanguageModel, ids: Sequence[int], request: Request
 ) -> tuple[tuple[jax.Array, jax.Array], Request]:
     """A prompt as arrays, and what to draw: an answer is no longer than the model's positions allow.
 
     Args:
         model: that answers.
         ids: of the prompt.
-        sampler: of the tokens.
-        limits: longest and shortest answer, tokens.
-        samples: answers.
+        request: of the answers.
 
     Raises:
         ValueError: for a prompt that is empty or too long for the model.
@@ -45,12 +44,15 @@ def padded_and_request(
     # The longest prompt whose bucket still leaves room.
     positions = model.config.max_positions
     prompts = pad_prompts([ids], model.tokenizer.pad_id, model.config.vocab_size, positions // 2)
-    room = min(limits[0], positions - prompts[0].shape[1])
-    return prompts, Request(sampler, model.tokenizer.eos_ids, room, samples, limits[1])
+    return prompts, request._replace(max_new_tokens=min(request.max_new_tokens, positions - prompts[0].shape[1]))
 
 
 def answer_pieces(
-    model: LanguageModel, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
+    model: LanguageModel,
+    prompts: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    request: Request,
+    stops: tuple[str, ...] = (),
 ) -> Iterator[Grown]:
     """What comes to each answer of one prompt: of one alone token by token, of several as many tokens as fit.
 
@@ -59,8 +61,9 @@ def answer_pieces(
         prompts: arrays of one prompt.
         key: of the draws.
         request: of the answers.
+        stops: texts that end an answer, which are no part of it.
     """
-    decoders = [model.tokenizer.stream_decoder() for _ in range(request.group_size)]
+    answers = [_Answer(model.tokenizer, stops) for _ in range(request.group_size)]
     stride = 1 if request.group_size == 1 else None
     drawn, alive = 0, [True] * request.group_size
     for state in stream(model.config, model.params, prompts, key, request, stride):
@@ -68,8 +71,20 @@ def answer_pieces(
         tokens, lengths, living = fetch((state.tokens, state.lengths, state.alive))
         alive = [bool(one) for one in living]
         pieces = [
-            "".join(decoder.push(int(token)) for token in tokens[row, before : min(drawn, lengths[row])])
-            for row, decoder in enumerate(decoders)
+            answer.piece(tokens[row, before : min(drawn, lengths[row])].tolist()) for row, answer in enumerate(answers)
         ]
         yield Grown(pieces, alive)
-    yield Grown([decoder.flush() for decoder in decoders], alive)
+    yield Grown([answer.end() for answer in answers], alive)
+
+
+class _Answer:
+    """Tokens of one answer to pieces of its text."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+        self.decoder, self.kept = tokenizer.stream_decoder(), StopFilter(stops)
+
+    def piece(self, tokens: Sequence[int]) -> str:
+        return "".join(self.kept.push(self.decoder.push(token)) for token in tokens)
+
+    def end(self) -> str:
+        return self.kept.flush(self.decoder.flush())

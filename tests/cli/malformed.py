@@ -46,6 +46,7 @@ _WRONG_IN_FILES: dict[Any, tuple[str, ...]] = {
 _GOOD = {
     ("max_grad_norm", "inf"),  # no clipping
     ("max_grad_norm", "1e400"),
+    ("stop", " "),  # blanks may end a completion
     ("prompt", ""),
     ("prompt", " "),
     ("prompt", "''"),

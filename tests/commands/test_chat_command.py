@@ -29,7 +29,7 @@ def drawn(monkeypatch):
     """What is drawn instead: pieces, and the prompts' texts that were read."""
     read = []
 
-    def pieces(model, prompts, key, request):
+    def pieces(model, prompts, key, request, stops):
         read.append(model.tokenizer.decode(prompts[0][0][prompts[1][0]], skip_special=False))
         yield Grown(["Ye"], [True])
         yield Grown([f"s {len(read)}"], [False])
@@ -91,13 +91,13 @@ def test_lines_are_read_from_a_pipe_and_words_are_told(monkeypatch, capsys):
 
 
 def test_the_pieces_of_an_answer_are_its_text():
-    from rlax_llm.commands.setup import build_greedy
+    from rlax_llm.commands.setup import build_request
     from rlax_llm.commands.streaming import answer_pieces, padded_and_request
 
     model = build_model("chat", ModelSettings(model="char"), 0)
     settings = TurnSettings(max_new_tokens=5, temperature=0.0)
-    greedy = build_greedy(settings, model.config.vocab_size)
-    prompts, request = padded_and_request(model, model.tokenizer.encode("1+1="), greedy, (5, 0))
+    asked = build_request(settings, model.tokenizer, model.config.vocab_size, 5)
+    prompts, request = padded_and_request(model, model.tokenizer.encode("1+1="), asked)
     grown = list(answer_pieces(model, prompts, jax.random.key(0), request))
     assert 2 <= len(grown) <= 6
     assert "".join(piece for (piece,), _ in grown) != ""

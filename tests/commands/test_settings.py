@@ -38,6 +38,8 @@ ABSENT = {
     "reward_model",
     "micro_batch_size",
     "logit_bias",
+    "stop",
+    "stop_ids",
     "out",
     "resume",
     "config",

@@ -10,7 +10,7 @@ import jax
 
 from rlax_llm.commands.chat.settings import ChatSettings, TurnSettings
 from rlax_llm.commands.machine import on_machine
-from rlax_llm.commands.setup import build_model, build_sampler
+from rlax_llm.commands.setup import build_model, build_request
 from rlax_llm.commands.streaming import answer_pieces, padded_and_request
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.processes import several
@@ -105,7 +105,8 @@ class Chat:
 
     def __init__(self, model: LanguageModel, sampling: TurnSettings, system: str | None, key: jax.Array):
         self.model, self.sampling, self.key = model, sampling, key
-        self._sampler = build_sampler(sampling, model.config.vocab_size)
+        vocabulary = model.config.vocab_size
+        self._request = build_request(sampling, model.tokenizer, vocabulary, sampling.max_new_tokens)
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._drawn = 0
         self.messages: list[Message] = []
@@ -137,13 +138,12 @@ class Chat:
         ids = self._ids()
         if ids is None:
             return
-        limits = (self.sampling.max_new_tokens, self.sampling.min_new_tokens)
-        prompts, request = padded_and_request(self.model, ids, self._sampler, limits)
+        prompts, request = padded_and_request(self.model, ids, self._request)
         key = jax.random.fold_in(self.key, self._drawn)
         self._drawn += 1
         text, open_end = "", False
         try:
-            for grown in answer_pieces(self.model, prompts, key, request):
+            for grown in answer_pieces(self.model, prompts, key, request, self.sampling.stops):
                 print(grown.pieces[0], end="", flush=True)
                 text, open_end = text + grown.pieces[0], grown.alive[0]
             print(f" … (cut at {request.max_new_tokens} tokens)" if open_end else "")

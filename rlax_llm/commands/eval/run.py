@@ -29,7 +29,7 @@ from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.rollouts import Grades, Rollout, Sampling, grade
 from rlax_llm.commands.settings import as_dict
-from rlax_llm.commands.setup import build_model, build_sampler
+from rlax_llm.commands.setup import build_model, build_request
 from rlax_llm.commands.tasks import tell
 from rlax_llm.core.processes import told_to_all
 from rlax_llm.data.rows import DataError
@@ -145,9 +145,8 @@ def _measured(settings: EvalSettings, keep: Keep, other: Solved | None = None) -
 
 def _grades(settings: EvalSettings, model: LanguageModel, task: Task, name: str) -> Grades:
     drawn = settings.sampling
-    sampling = Sampling(model.config, model.tokenizer, drawn.max_prompt_tokens)
-    sampler = build_sampler(drawn, model.config.vocab_size)
-    request = sampling.request(sampler, drawn.max_new_tokens, drawn.samples, drawn.min_new_tokens)
+    sampling = Sampling(model.config, model.tokenizer, drawn.max_prompt_tokens, stops=drawn.stops)
+    request = build_request(drawn, model.tokenizer, model.config.vocab_size, drawn.max_new_tokens, drawn.samples)
     batch = max(_COMPLETIONS // drawn.samples, 1)
     judge, count = Judge(task.rewards), -(-len(task.held_out) // batch)
     right: list[bool] = []

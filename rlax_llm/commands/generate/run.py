@@ -6,7 +6,7 @@ import jax
 
 from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.machine import on_machine
-from rlax_llm.commands.setup import build_model, build_sampler
+from rlax_llm.commands.setup import build_model, build_request
 from rlax_llm.commands.streaming import answer_pieces, padded_and_request
 from rlax_llm.core.processes import is_first
 
@@ -27,12 +27,12 @@ def run_generate(settings: GenerateSettings) -> list[str]:
     sampling = settings.sampling
     model = build_model("generate", settings.model, settings.run.seed)
     ids = model.tokenizer.encode_prompt(settings.prompt.prompt)
-    sampler = build_sampler(sampling, model.config.vocab_size)
-    limits = (sampling.max_new_tokens, sampling.min_new_tokens)
-    prompts, request = padded_and_request(model, ids, sampler, limits, sampling.samples)
+    vocabulary = model.config.vocab_size
+    asked = build_request(sampling, model.tokenizer, vocabulary, sampling.max_new_tokens, sampling.samples)
+    prompts, request = padded_and_request(model, ids, asked)
     alone = sampling.samples == 1
     texts = [""] * sampling.samples
-    for pieces, _ in answer_pieces(model, prompts, jax.random.key(settings.run.seed), request):
+    for pieces, _ in answer_pieces(model, prompts, jax.random.key(settings.run.seed), request, sampling.stops):
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         if alone and is_first():
             print(pieces[0], end="", flush=True)

@@ -74,7 +74,8 @@ class GroupUpdate:
 
     def _loop(self, layout: tuple[int, int]) -> GroupLoop:
         sampling, learning = self.settings.sampling, self.settings.learning
-        read = (self.learner.config, layout, sampling.temperature, self.settings.model.remat, sampling.bias)
+        sampled = (sampling.temperature, self.settings.model.remat, sampling.bias, sampling.penalties)
+        read = (self.learner.config, layout, *sampled)
         if self.chosen is None:
             logits = group_logits(*read)
             step = build_step(self.settings.objective.kl_radius)

@@ -135,7 +135,8 @@ class PpoPhase(Phase):
     def _loop(self, layout: tuple[int, int]) -> Any:
         settings, sampling = self.settings, self.settings.sampling
         remat, policy = settings.model.remat, self.models.policy.config
-        log_probs = group_log_probs(policy, layout, sampling.temperature, remat, sampling.bias)
+        sampled = (sampling.temperature, remat, sampling.bias, sampling.penalties)
+        log_probs = group_log_probs(policy, layout, *sampled)
         values = token_values(self.models.value.config, layout, remat)
         schedules = {"policy": self.schedule, "value": self._schedule(settings.learning.value_learning_rate)}
         optimizers = {name: build_optimizer(settings.optimizer, schedule) for name, schedule in schedules.items()}
