@@ -199,6 +199,14 @@ def test_a_resumed_run_can_go_on_without_and_its_tracker_misses_nothing_when_it_
     assert sorted({*scalars(tmp_path / "a")}) == EVERY_STEP
 
 
+def test_a_damaged_tracking_file_ends_no_run(tmp_path, capsys):
+    run(tmp_path / "a", ("tensorboard",), steps=1)
+    (tmp_path / "a" / "tracking.json").write_text('{"tensorboard": ')
+    run(tmp_path / "a", ("tensorboard",), resume=True)
+    assert "tracking.json cannot be read; the trackers begin anew, with all steps." in capsys.readouterr().err
+    assert sorted({*scalars(tmp_path / "a")}) == EVERY_STEP
+
+
 class Failing:
     """Fails at one of its functions, by its name."""
 

@@ -128,9 +128,17 @@ class Trackers:
                 self._keep()
 
     def _kept(self) -> dict[str, str]:
+        """What ``tracking.json`` says; where it is damaged nothing, so that all trackers begin anew."""
         path = self._directory.tracking_path
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): str(identity) for name, identity in found.items()}
+        except (OSError, ValueError, AttributeError):
+            print(f"warning: {path} cannot be read; the trackers begin anew, with all steps.", file=sys.stderr)
+            return {}
 
     def _keep(self) -> None:
         with contextlib.suppress(OSError):
-            self._directory.tracking_path.write_text(json.dumps(self._identities) + "\n", encoding="utf-8")
+            self._directory.write_text(self._directory.tracking_path.name, json.dumps(self._identities) + "\n")
