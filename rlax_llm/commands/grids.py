@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from rlax_llm.core.wording import visible
+
 
 class Grid(NamedTuple):
     """A table of text.
@@ -35,12 +37,12 @@ def on_screen(grid: Grid) -> Table:
     Args:
         grid: of text.
     """
-    table = Table(title=grid.title, box=box.SIMPLE_HEAD, title_style="dim", title_justify="left", pad_edge=False)
+    table = Table(title=Text(grid.title, "dim"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.caption, table.caption_justify, table.caption_style = grid.note or None, "left", "dim"
     for index, name in enumerate(grid.header):
         table.add_column(name, justify="left" if index in grid.words else "right", overflow="fold")
     for row in grid.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
 
 

@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from rlax_llm.core.wording import visible
+
 
 def completions_table(records: Sequence[Mapping[str, Any]], title: str, most: int = 4) -> Table:
     """The first ``most`` records of a rollout, one a line, cut to the screen's width.
@@ -47,4 +49,4 @@ def _asked(prompt: Any) -> str:
 
 def _line(text: str) -> Text:
     # As text and not as markup: a completion may hold brackets.
-    return Text(text.strip().replace("\n", "⏎"))
+    return Text(visible(text.strip()).replace("\n", "⏎"))

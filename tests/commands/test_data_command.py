@@ -12,6 +12,7 @@ from rlax_llm.commands.data.run import run_data
 from rlax_llm.commands.data.settings import DataSettings
 from rlax_llm.commands.data.showing import colored, columns_grid, lengths_grid, pieces
 from rlax_llm.commands.data.uses import encode_prompts, use_of
+from rlax_llm.commands.grids import on_screen
 from rlax_llm.data.encoding import DemonstrationTokens, PairTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.tokenizer import Tokenizer
@@ -66,6 +67,16 @@ def _shown(row, in_color):
         for text in colored(TOKENIZER, row, in_color):
             console.print(text, end="|")
     return capture.get()
+
+
+def test_a_terminal_obeys_nothing_of_a_file():
+    console = Console(width=60, color_system=None)
+    with console.capture() as capture:
+        console.print(on_screen(columns_grid("b[/b].jsonl", [{"x\x1b": "\x1b[2J\u202e"}], everything=True)))
+    shown = capture.get()
+    assert "b[/b].jsonl: 1 row" in shown and "x␛" in shown and "␛[2J⟨202e⟩" in shown
+    odd = Tokenizer.characters("\x1b\r1")
+    assert pieces(odd, odd.encode("1\x1b\r")) == ["1", "␛", "␍"]
 
 
 def test_tokens_show_what_is_learned_from():

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rlax_llm.commands.data.uses import Encoded, PromptTokens, Side, sides
 from rlax_llm.commands.grids import Grid
-from rlax_llm.core.wording import counted
+from rlax_llm.core.wording import counted, visible
 from rlax_llm.data.rows import Row
 from rlax_llm.data.tables import json_kind
 from rlax_llm.models.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ def colored(tokenizer: Tokenizer, row: Encoded, in_color: bool) -> list[Text]:
     _add(prompt, pieces(tokenizer, row.prompt), [_READ] * len(row.prompt))
     if isinstance(row, PromptTokens):
         columns = ", ".join(f"{name}: {_value(value)}" for name, value in row.columns.items() if name != "completion")
-        return [prompt, Text(f"for the reward: {columns or 'no column'}", style="cyan")]
+        return [prompt, Text(visible(f"for the reward: {columns or 'no column'}"), style="cyan")]
     found = sides(row)
     if len(found) == 1:
         return [_side(prompt, tokenizer, row, found[0], in_color)]
@@ -144,7 +144,7 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     for end in range(1, min(len(ids), _TOKENS) + 1):
         text = tokenizer.decode(ids[:end], skip_special=False)
         whole = not text.endswith("\ufffd")
-        found.append(text[len(done) :].replace("\n", "⏎\n") if whole else "")
+        found.append(visible(text[len(done) :]).replace("\n", "⏎\n") if whole else "")
         done = text if whole else done
     if len(ids) > _TOKENS:
         found.append(f" … {len(ids) - _TOKENS:,} more tokens")
