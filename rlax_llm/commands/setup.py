@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,6 +24,7 @@ from rlax_llm.core.logit_bias import bias_vector
 from rlax_llm.core.processes import told_to_all
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.automata import Automaton, stop_automaton
+from rlax_llm.generation.patterns import pattern_automaton
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.host.progress import say
@@ -180,15 +183,23 @@ def build_request(
         group_size,
         settings.min_new_tokens,
         settings.penalties,
-        _automata(settings, tokenizer, vocabulary),
+        _automata(settings, tokenizer.pieces, vocabulary, stop_ids),
     )
 
 
-def _automata(settings: DrawSettings, tokenizer: Tokenizer, vocabulary: int) -> tuple[Automaton, ...]:
-    if not settings.stops:
+def _automata(
+    settings: DrawSettings, pieces: Callable[[], list[bytes | None]], vocabulary: int, stop_ids: tuple[int, ...]
+) -> tuple[Automaton, ...]:
+    """Those of the settings; what tokens write is found out where there is one."""
+    if not settings.stops and settings.pattern is None:
         return ()
-    pieces = tokenizer.pieces()[:vocabulary]
-    return (stop_automaton(settings.stops, pieces + [None] * (vocabulary - len(pieces))),)
+    written = pieces()[:vocabulary]
+    written += [None] * (vocabulary - len(written))
+    found = [stop_automaton(settings.stops, written)] if settings.stops else []
+    if settings.pattern is not None:
+        banned = [token for token, bias in settings.bias if bias == -math.inf]
+        found.append(pattern_automaton(settings.pattern, written, stop_ids, banned))
+    return tuple(found)
 
 
 def build_sampler(settings: DrawSettings, vocabulary: int) -> Sampler:

@@ -267,6 +267,13 @@ class DrawSettings(Part):
     stop_ids: tuple[int, ...] | None = option(
         None, "Tokens that end a completion, beside the tokenizer's own.", "those alone", "TOKEN_ID"
     )
+    pattern: str | None = option(
+        None,
+        "Regular expression that a whole completion matches, without ^ and $: only tokens that can go on to a text of "
+        "it are drawn, and stop tokens only at its end. It needs the extra 'pattern'.",
+        "any text",
+        "REGEX",
+    )
     logit_bias: str | None = option(
         None, "Added to the logits of tokens, as 42=-2.5,7=-inf; -inf bans a token.", "no bias", "TOKEN_ID=BIAS,..."
     )
@@ -283,6 +290,8 @@ class DrawSettings(Part):
         bias_pairs(self.logit_bias)
         above_zero(self, "repetition_penalty")
         within(self, -1000, 1000, "repetition_penalty", "presence_penalty", "frequency_penalty")
+        if self.pattern is not None and self.min_new_tokens:
+            raise ValueError("pattern and min_new_tokens are given, and may leave no token to draw; leave one out.")
         if not all(self.stops):
             raise ValueError("stop has an empty text, wanted texts that end a completion; leave it out.")
         if min(self.stop_ids or (), default=0) < 0:

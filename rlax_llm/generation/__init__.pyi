@@ -5,6 +5,7 @@
 from rlax_llm.generation import automata as automata
 from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
+from rlax_llm.generation import patterns as patterns
 from rlax_llm.generation import prompts as prompts
 from rlax_llm.generation import request as request
 from rlax_llm.generation import rollout as rollout

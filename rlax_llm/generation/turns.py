@@ -297,8 +297,8 @@ class _OverTurns:
         slots: int | None = None,
         limits: Any | None = None,
     ) -> Completions:
-        _refuse(limits)
-        keys = row_keys(key, prompts[0].shape[0] * request.group_size)
+        _refuse(limits, request)
+        keys = _keys_of(key, prompts, request)
         first = self.complete(config, params, prompts, keys, request, slots)
         drawn: Completions = jax.tree.map(np.array, fetch(first))
         begins = dict.fromkeys(range(len(drawn.tokens)), prompts[0].shape[1])
@@ -326,7 +326,13 @@ class _OverTurns:
         return padded, left, np.array(rows)
 
 
-def _refuse(limits: Any | None) -> None:
+def _keys_of(key: jax.Array, prompts: tuple[jax.Array, jax.Array], request: Request) -> jax.Array:
+    return row_keys(key, prompts[0].shape[0] * request.group_size)
+
+
+def _refuse(limits: Any | None, request: Request) -> None:
+    if any(automaton.forbids for automaton in request.automata):
+        raise ValueError("with_tools: a pattern is one of completions without calls and answers; leave one out.")
     if limits is not None:
         raise ValueError("with_tools: limits are of completions without tools; lower max_new_tokens instead.")
 

@@ -38,6 +38,7 @@ ABSENT = {
     "reward_model",
     "micro_batch_size",
     "logit_bias",
+    "pattern",
     "stop",
     "stop_ids",
     "out",

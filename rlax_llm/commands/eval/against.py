@@ -15,7 +15,7 @@ from rlax_llm.rewards.measures import Interval, difference_interval, sign_flip_t
 
 Solved = Mapping[str, Mapping[tuple[str, int], np.ndarray]]
 """Set → prompt → whether each of its completions is right, ``[n]``."""
-_FURTHER = ("repetition_penalty", "presence_penalty", "frequency_penalty", "stop", "stop_ids")
+_FURTHER = ("repetition_penalty", "presence_penalty", "frequency_penalty", "stop", "stop_ids", "pattern")
 _COMPARED = ("temperature", "samples", "max_new_tokens", "top_k", "top_p", "min_p", "logit_bias", "reward", *_FURTHER)
 
 

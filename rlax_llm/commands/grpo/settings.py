@@ -165,6 +165,10 @@ class GrpoSettings(OnMachine):
             raise ValueError(f"overlong_buffer is {buffer}, wanted at most max_new_tokens, {longest}.")
         if self.objective.recipe == TRPO:
             self._check_trpo()
+        if self.sampling.pattern is not None and self.rollout.tool is not None:
+            raise ValueError(
+                f"pattern is given with tool {self.rollout.tool}, whose calls it would have to foresee; leave one out."
+            )
         if self.server.sampler_url is not None and self.rollout.sampler_dtype is not None:
             raise ValueError("sampler_dtype is given with sampler_url, whose server has its own; leave one out.")
 
