@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -86,11 +87,18 @@ def read_flags(kind: type[Any], words: Sequence[str]) -> dict[str, Any]:
             only_words = True
         elif word.startswith("--") and not only_words:
             name, value = _setting(kind.command, known, word, waiting)
+            if name in found and is_list(known[name]):
+                _tell_of_two(kind.command, name)
             found[name] = value
         else:
             place = _place(kind.command, [name for name in words_alone if name not in several], several, found, word)
             found[place] = (*found.get(place, ()), word) if place in several else word
     return found
+
+
+def _tell_of_two(command: str, name: str) -> None:
+    """Whoever thinks that a flag of several values adds up would else train on less than they gave."""
+    print(f"{command}: {flag(name)} is there twice; the last counts, alone.", file=sys.stderr)
 
 
 def _setting(command: str, known: dict[str, Any], word: str, waiting: deque[str]) -> tuple[str, Any]:

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after ``rlax-llm``; those of the process if not given.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [*words[1:], "--help"]
     only_compile()
     code = guarded(lambda: _do(words))
     _leave_alone(code)

@@ -196,6 +196,8 @@ def test_help_has_every_setting_with_words_of_its_own(name, capsys):
         assert flag in shown
     assert "Examples:" in shown
     assert "None" not in shown
+    assert main(["help", name]) == 0
+    assert capsys.readouterr().out == shown
     assert main([]) == 0
     assert f"  {name} " in capsys.readouterr().out
 
@@ -318,11 +320,12 @@ class _Several(Settings):
     part: _FilePart
 
 
-def test_a_setting_of_several_texts(tmp_path):
+def test_a_setting_of_several_texts(tmp_path, capsys):
     """Each word is one, as are all words without a flag; a name may hold commas and blanks, and one alone is a list."""
     words = ["--data", "a,1", "b c", "--size", "3", "x", "--data=d e", "y"]
     found = resolve(_Several, read_flags(_Several, words)).part
     assert (found.files, found.data, found.size) == (("x", "y"), ("d e",), 3)
+    assert capsys.readouterr().err == "several: --data is there twice; the last counts, alone.\n"
     assert read_flags(_Several, words[:5])["data"] == ("a,1", "b c")
     assert _Several.of(files="x", data=["a"]).part == _FilePart(files=("x",), data=("a",))
     (tmp_path / "here").touch()
