@@ -114,7 +114,7 @@ class Generation:
         config: DecoderConfig,
         params: Params,
         prompts: Prompts,
-        rows: tuple[jax.Array, jax.Array],
+        rows: tuple[jax.Array, Any],
         request: Request,
         slots: int | None = None,
     ):
@@ -129,6 +129,7 @@ class Generation:
             (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
         else:
             self._open(slots)
+        self.seen = Progress(1, self.state.going.shape[0], 1)  # as far as is known without a look
         self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1], request.max_new_tokens)
 
     def _open(self, slots: int) -> None:
@@ -161,7 +162,7 @@ class Generation:
         Args:
             most: draws of a row.
         """
-        seen = self._let_enter(fetch(progress(self.state)))
+        seen = self._let_enter(self.seen)
         if not seen.going:
             return False
         fewest = self._fit(seen)
@@ -171,6 +172,7 @@ class Generation:
         self.state = decode(
             self.config, self.layers, self.prompt, self.state, jnp.int32(until), request, jnp.int32(fewest)
         )
+        self.seen = fetch(progress(self.state))
         return True
 
     def _let_enter(self, seen: Progress) -> Progress:
@@ -250,19 +252,19 @@ def _begin(
     check_request(config, prompts[0].shape[1], request)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
     keys = row_keys(rows[0], count)
-    limits = jnp.full(count, limit, jnp.int32) if rows[1] is None else _within(rows[1], count, limit)
+    limits = np.full(count, limit, np.int32) if rows[1] is None else _within(rows[1], count, limit)
     prompts, request = shared_out(prompts, request)
     return Generation(config, params, prompts, (keys, limits), request, slots)
 
 
-def _within(limits: jax.Array, count: int, most: int) -> jax.Array:
+def _within(limits: jax.Array, count: int, most: int) -> np.ndarray:
     found = np.asarray(limits)
     if found.shape != (count,) or found.min() < 1 or found.max() > most:
         raise ValueError(
             f"generate: limits are of shape {found.shape}, from {found.min()} to {found.max()}; wanted one for each of "
             f"{count} completions, from 1 to max_new_tokens, {most}."
         )
-    return jnp.asarray(found, jnp.int32)
+    return found.astype(np.int32)
 
 
 def generate(

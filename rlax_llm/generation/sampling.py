@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -55,6 +55,11 @@ def unchanged(logits: jax.Array) -> jax.Array:
     return logits
 
 
+@partial(jax.jit, static_argnums=1)
+def _folded_with_rows(key: jax.Array, rows: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
     """A key for each row ``[B]``: the key folded with the row's number, or the keys of rows as they are.
 
@@ -71,7 +76,7 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
     ((3,), (3,))
     """
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+        return _folded_with_rows(key, rows)
     if key.shape != (rows,):
         raise ValueError(f"key: got keys of shape {key.shape}, wanted one key, or one for each of {rows} rows.")
     return key

@@ -16,7 +16,7 @@ from rlax_llm.generation.engine import Cache, Decoding, Prefilled, lanes, most_g
 
 
 class Progress(NamedTuple):
-    """What decides on how a generation goes on.
+    """What decides on how a generation goes on, as numbers or scalars.
 
     Attributes:
         step: draws so far.
@@ -24,9 +24,9 @@ class Progress(NamedTuple):
         longest: tokens of the longest of them.
     """
 
-    step: jax.Array
-    going: jax.Array
-    longest: jax.Array
+    step: Any
+    going: Any
+    longest: Any
 
 
 @jax.jit
