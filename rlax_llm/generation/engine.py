@@ -136,11 +136,11 @@ def unrolled(config: DecoderConfig, params: Params) -> Params:
 def _record(state: Decoding, draw: Draw, request: Request) -> Decoding:
     """Write a draw behind the tokens of the rows that go on."""
     going, limit = state.going, state.tokens.shape[1]
-    rows = jnp.arange(going.shape[0])
     column = jnp.where(going, state.lengths, limit)  # what lies beyond is dropped
 
     def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
-        return buffer.at[rows, column].set(values.astype(buffer.dtype), mode="drop", unique_indices=True)
+        # Row by row, so that of several devices each writes its own.
+        return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(buffer, column, values)
 
     memory, ended = remember(request, state.memory, draw.tokens, state.lengths, going)
     return state._replace(
@@ -279,7 +279,7 @@ def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: De
     apply = block(config)[1]
     places = _places(prompt, state)
     column = (state.step - 1) % state.cache[0][0].shape[-1]
-    token = jnp.take_along_axis(state.tokens, jnp.maximum(state.lengths - 1, 0)[:, None], 1)
+    token = jax.vmap(lambda row, at: row[at])(state.tokens, jnp.maximum(state.lengths - 1, 0))[:, None]
     positions = places.query.reshape(-1, 1)
     x = embedding(config, params, token)
     caches = []

@@ -170,7 +170,8 @@ def test_a_run_that_samples_for_itself_is_the_same():
 
     def run(state, keys):
         state, metrics = jax.lax.scan(step, state, keys)
-        return state.learner, metrics
+        # How many weights a step leaves as they were hangs on the last bit of each; the weights are compared.
+        return state.learner, {name: x for name, x in metrics.items() if name != "lost_updates"}
 
     keys = jax.random.split(jax.random.key(1), 3)
     learner, metrics = check_same_everywhere((MESH,), run, init(PARAMS), keys)
