@@ -135,7 +135,7 @@ def temporary_gigabytes(program: Any) -> dict[str, float]:
 
 
 def measure_decode(config: DecoderConfig, args: argparse.Namespace, new: int) -> dict[str, Any]:
-    """Tokens per second of a whole generation, prompts included: in one program, and by doubling caches."""
+    """Tokens per second of a whole generation, prompts included: in one program, and by caches that grow."""
     params = jax.jit(partial(init_decoder, config))(jax.random.key(0))
     request = Request(Categorical(), (), new, args.group_size)
     given = prompts(config, args.groups, args.prompt)

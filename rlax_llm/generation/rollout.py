@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.mesh import fetch
+from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import (
     Decoding,
     Prefilled,
     completions,
     decode,
-    lanes,
     prefill,
     rooms,
     shared_out,
@@ -66,7 +66,9 @@ class Ladder(NamedTuple):
 
 
 def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
-    """The numbers of rows of a generation; none but the first where it is so little work that it would not pay.
+    """The numbers of rows of a generation.
+
+    None but the first where it is so little work that it would not pay, or where devices do not divide the rows.
 
     Args:
         config: shapes.
@@ -78,12 +80,12 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     >>> ladder(small, 64, 8, 99).rows, ladder(large, 64, 8, 99).rows
     ((), (40, 24, 16, 8, 4))
     """
-    devices = lanes(rows)
+    devices = devices_along(*ROWS)
     sizes = {max(FEWEST, math.ceil(rows * part / devices)) * devices for part in PARTS}
     shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     products = sum(map(math.prod, shapes)) / PRODUCTS
-    if rows * products * limit < LEAST:
+    if rows * products * limit < LEAST or rows % devices:
         sizes = set()
     return Ladder(tuple(sorted(sizes, reverse=True)), products / keys, width)
 
@@ -119,28 +121,31 @@ class Generation:
         slots: int | None = None,
     ):
         self.config, self.params, self.prompts, self.rows, self.request = config, params, prompts, rows, request
-        self.layers = unrolled(config, params)
         self.rooms = rooms(request.max_new_tokens)
         self.count, size = prompts[0].shape[0], request.group_size
         self.begun = 0  # prompts whose completions have begun
         self.drawn: Drawn | None = None  # while the state holds all completions in their order
-        if slots is None or slots >= self.count * size:
+        devices = devices_along(*ROWS)
+        self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
+        rows = 0 if slots is None else max(slots // devices * devices, self.entering * size)
+        if 0 < rows < self.count * size:
+            self._open(rows)
+        else:
             self.entering = self.count
             (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
-        else:
-            self._open(slots)
         self.seen = Progress(1, self.state.going.shape[0], 1)  # as far as is known without a look
         self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1], request.max_new_tokens)
 
-    def _open(self, slots: int) -> None:
-        """Slots, and the first prompts in them."""
-        size = self.request.group_size
-        devices = lanes(self.count * size)
-        self.entering = entering_prompts(slots, size, devices)
-        rows = max(slots // devices * devices, self.entering * size)
+    @cached_property
+    def layers(self) -> Params:
+        """The layers apart, which a prefill of all prompts does without."""
+        return unrolled(self.config, self.params)
+
+    def _open(self, rows: int) -> None:
+        """So many slots, and the first prompts in them."""
         first, numbers = self._prefilled(0)
         prompt, state = vacant(*first, rows, self.rooms[0])
-        self.drawn = blank(drawn_of(state), self.count * size)
+        self.drawn = blank(drawn_of(state), self.count * self.request.group_size)
         self.prompt, self.state = enter(prompt, state, *first, numbers)
 
     def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], jax.Array]:

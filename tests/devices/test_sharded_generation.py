@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,11 +14,12 @@ from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation import rollout
 from rlax_llm.generation.automata import stop_automaton
-from rlax_llm.generation.engine import generate_at_once
+from rlax_llm.generation.engine import generate_at_once, prefill
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.generation.slots import enter, resize
 from rlax_llm.generation.turns import Tool, calculate, with_tools
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init_decoder
@@ -91,3 +94,33 @@ def test_rows_leave_and_enter_on_a_mesh(slots, monkeypatch):
     np.testing.assert_array_equal(there.mask[:, PROMPT:].sum(1), state.lengths)
     np.testing.assert_allclose(there.log_probs[:, PROMPT:], state.log_probs, rtol=0, atol=1e-5)
     assert state.lengths.min() == 1 < 20 < state.lengths.max()
+
+
+@pytest.mark.parametrize("slots", [None, 8])
+def test_rows_that_devices_do_not_divide_stay_or_take_turns(slots, monkeypatch):
+    """Twelve rows on eight devices: all of them on each, or eight slots of which each has one."""
+    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    found = completions(groups=16, group_size=1)
+    prompts = np.asarray(found.tokens)[:12, :PROMPT], np.asarray(found.valid)[:12, :PROMPT]
+    request = Request(Categorical(1.5), (0, 1, 2), 24)
+    *_, state = stream(CONFIG, PARAMS, prompts, jax.random.key(3), request)
+    grid = mesh("fsdp=8")
+    with jax.set_mesh(grid):
+        params = jax.device_put(PARAMS, shardings(grid, PARAMS, sampling_rules()))
+        there = jax.device_get(generate(CONFIG, params, prompts, jax.random.key(3), request, slots))
+    np.testing.assert_array_equal(there.tokens[:, PROMPT:], state.tokens)
+    np.testing.assert_array_equal(there.mask[:, PROMPT:].sum(1), state.lengths)
+
+
+def test_rows_that_leave_and_enter_send_no_keys():
+    """Of what is compiled on eight devices nothing gathers, permutes or exchanges."""
+    request, rows = Request(Categorical(), (0,), 24, 2), 32
+    tokens, valid = np.ones((rows // 2, PROMPT), np.int32), np.ones((rows // 2, PROMPT), bool)
+    with jax.set_mesh(mesh("fsdp=8")):
+        prompt, state = prefill(CONFIG, PARAMS, tokens, valid, jax.random.key(0), request, 24)
+        fewer = resize.lower(prompt, state, 16, 24).compile()
+        alone = fewer(prompt, state)
+        fresh = prefill(CONFIG, PARAMS, tokens[:8], valid[:8], jax.random.key(0), request, 0)
+        entered = enter.lower(*alone, *fresh, jnp.arange(16)).compile()
+    for program in (fewer, entered):
+        assert not re.findall(r"all-gather\(|all-to-all\(|collective-permute\(", program.as_text())

@@ -118,7 +118,11 @@ class Sampler(NamedTuple):
             prompts, request = self._shared_out()
             found = [] if self._shared else [self._copy(resident)]
             beside = dict(resident) | ({} if self._shared else {"sampler": sampled})
-            return [*found, self._prefill(sampled, prompts, request, beside), self._decode(prompts, request, beside)]
+            meanwhile = beside
+            if self.prompts.slots is not None:  # others are decoded while further prompts come
+                layers = _unrolled(self.machine, self.drawing.sampling.config, sampled)
+                meanwhile = beside | {"sampler's layers": layers}
+            return [*found, self._prefill(sampled, prompts, request, meanwhile), self._decode(prompts, request, beside)]
 
     def _copy(self, resident: Mapping[str, Any]) -> Program:
         """Weights as the sampler reads them: merged, narrow, over ``tensor`` alone."""
