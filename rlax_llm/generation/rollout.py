@@ -127,9 +127,9 @@ class Generation:
         self.drawn: Drawn | None = None  # while the state holds all completions in their order
         devices = devices_along(*ROWS)
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
-        rows = 0 if slots is None else max(slots // devices * devices, self.entering * size)
-        if 0 < rows < self.count * size:
-            self._open(rows)
+        opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
+        if 0 < opened < self.count * size:
+            self._open(opened)
         else:
             self.entering = self.count
             (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
