@@ -8,6 +8,7 @@ from rlax_llm.loops import group as group
 from rlax_llm.loops import labels as labels
 from rlax_llm.loops import language as language
 from rlax_llm.loops import minibatches as minibatches
+from rlax_llm.loops import parts as parts
 from rlax_llm.loops import policy as policy
 from rlax_llm.loops import preference as preference
 from rlax_llm.loops import rlhf as rlhf

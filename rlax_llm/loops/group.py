@@ -22,8 +22,10 @@ from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Metric
 from rlax_llm.credit.groups import Advantage
 from rlax_llm.credit.shaping import informative
 from rlax_llm.loops.minibatches import Passes, epochs
-from rlax_llm.loops.policy import LogProbs, Loop, TrainState, fixed_log_probs, initial_state, policy_update
+from rlax_llm.loops.parts import fixed_log_probs
+from rlax_llm.loops.policy import Loop, TrainState, initial_state, policy_update
 from rlax_llm.loops.telling import Telling, nothing_more
+from rlax_llm.models.scoring import LogProbs
 from rlax_llm.natural.fisher import DirectionRule, linearize_by_reverse
 from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
 from rlax_llm.policy.corrections import Correction, sampler_metrics

@@ -20,16 +20,9 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, LabeledCompletions, Metrics, Params
-from rlax_llm.loops.policy import (
-    LogProbs,
-    Loop,
-    TrainState,
-    descend,
-    fixed_log_probs,
-    initial_state,
-    reference_log_probs,
-    summed_gradient,
-)
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
+from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
+from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference.implicit_rewards import Responses, Reward, log_prob, log_ratio
 from rlax_llm.preference.marks import reads_reference

@@ -15,16 +15,16 @@ import optax
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
-from rlax_llm.core.mesh import ROWS, devices_along, spread
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
 from rlax_llm.loops.minibatches import lost_share, optimizer_step
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, widths_of
+from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.policy.weightings import token_mean
 
-LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 State = TypeVar("State")
 Batch = TypeVar("Batch", contravariant=True)
 
@@ -71,63 +71,6 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
-def _split(batch: Any, micro_batches: int) -> Any:
-    """Micro-batches on axis 0; each takes of every device's rows an equal share, so that no row is moved."""
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows % micro_batches:
-        raise ValueError(f"micro_batches is {micro_batches}, wanted a divisor of the batch's {rows} rows.")
-    devices = _lanes(rows, micro_batches)
-
-    def split(x: jax.Array) -> jax.Array:
-        shares = x.reshape(devices, micro_batches, -1, *x.shape[1:]).swapaxes(0, 1)
-        return spread(shares.reshape(micro_batches, -1, *x.shape[1:]), None, ROWS)
-
-    return jax.tree.map(split, batch)
-
-
-def _join(parts: jax.Array) -> jax.Array:
-    """The rows of ``_split`` in their order again."""
-    micro_batches, devices = parts.shape[0], _lanes(parts.shape[0] * parts.shape[1], parts.shape[0])
-    shares = parts.reshape(micro_batches, devices, -1, *parts.shape[2:]).swapaxes(0, 1)
-    return shares.reshape(-1, *parts.shape[2:])
-
-
-def _lanes(rows: int, micro_batches: int) -> int:
-    """The devices that rows lie over; 1 where they do not divide, and lie whole on each."""
-    devices = devices_along(*ROWS)
-    return devices if rows % (devices * micro_batches) == 0 else 1
-
-
-def summed_gradient(
-    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]], params: Params, batch: Any, micro_batches: int
-) -> tuple[Params, Metrics]:
-    """Gradient and metrics of a loss that is a sum over rows, one micro-batch in memory at a time.
-
-    Args:
-        loss: ``(params, rows) → (scalar, metrics)``, both sums over the rows.
-        params: any pytree.
-        batch: arrays with the rows on axis 0.
-        micro_batches: divides the number of rows.
-
-    Returns:
-        The gradient and the summed metrics; equal for every ``micro_batches`` up to rounding.
-
-    Raises:
-        ValueError: at trace time, for rows that micro-batches do not divide.
-    """
-    gradient = jax.grad(loss, has_aux=True)
-    if micro_batches == 1:
-        return gradient(params, batch)
-
-    def add(total: Any, rows: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, rows)), None
-
-    parts = _split(batch, micro_batches)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, parts)[0]
-
-
 def initial_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
     """The state before the first step.
 
@@ -157,22 +100,6 @@ def descend(optimizer: optax.GradientTransformation, state: TrainState, gradient
     lost = lost_share(gradient, state.params, params)
     told = {"grad_norm": optax.global_norm(gradient), "lost_updates": lost}
     return TrainState(params, opt_state, state.step + 1), told
-
-
-def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1) -> jax.Array:
-    """Log-probabilities of completions without a gradient, one micro-batch in memory at a time: a reference's.
-
-    Args:
-        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
-        params: what ``log_probs`` reads, whole.
-        completions: ``[B, T]``.
-        micro_batches: divides the number of rows.
-
-    Returns:
-        ``[B, T]``, nats.
-    """
-    parts = jax.lax.map(lambda rows: log_probs(params, rows)[0], _split(completions, micro_batches))
-    return jax.lax.stop_gradient(_join(parts))
 
 
 def reference_log_probs(
@@ -222,7 +149,8 @@ def policy_update(
     """One optimizer step on ``policy_loss − entropy_coef · mean entropy of a token``.
 
     Args:
-        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats; with ``by_length`` the rows
+            of a part are of like length.
         objective: its ``advantage`` is not read.
         optimizer: any Optax transformation.
         micro_batches: parts that the rows are taken in; a part may hold parts of groups.
@@ -230,6 +158,7 @@ def policy_update(
     Returns:
         ``(state, batch, frozen, entropy_coef) → (state, metrics)``.
     """
+    widths = widths_of(log_probs)
 
     def update(
         state: TrainState, batch: CreditedCompletions, frozen: Params | None, entropy_coef: float | jax.Array
@@ -258,7 +187,8 @@ def policy_update(
             return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
 
         rows = (batch._replace(factors=None), weights, uniform)
-        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches)
+        valid = batch.completions.valid if widths else None
+        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches, valid, widths)
         state, told = descend(optimizer, state, gradient)
         return state, metrics | told
 

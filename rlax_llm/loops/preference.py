@@ -18,16 +18,9 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params
-from rlax_llm.loops.policy import (
-    LogProbs,
-    Loop,
-    TrainState,
-    descend,
-    fixed_log_probs,
-    initial_state,
-    reference_log_probs,
-    summed_gradient,
-)
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
+from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
+from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.weightings import Weighting, token_mean
 from rlax_llm.preference.implicit_rewards import Responses, log_prob
 from rlax_llm.preference.links import Link, centered_rewards, demand_margin

@@ -21,9 +21,11 @@ from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, Metrics, Params, PolicyBatch, ScoredCompletions
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
 from rlax_llm.loops.minibatches import Passes, epochs, lost_share, optimizer_step
-from rlax_llm.loops.policy import LogProbs, Loop, fixed_log_probs, reference_log_probs, summed_gradient
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
+from rlax_llm.loops.policy import Loop, reference_log_probs
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.loops.telling import Telling, nothing_more
+from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.trust_regions import slopes
 from rlax_llm.policy.weightings import token_mean

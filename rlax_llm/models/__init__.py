@@ -15,7 +15,7 @@ __getattr__, __dir__ = lazy_face(
         "lora": ("init_adapter", "merge_adapter", "read_adapter", "write_adapter"),
         "packing": ("Packed", "packed_log_probs"),
         "scalar": ("init_scalar", "sequence_scores", "token_values"),
-        "scoring": ("group_log_probs", "group_logits", "row_log_probs"),
+        "scoring": ("by_length", "group_log_probs", "group_logits", "row_log_probs"),
         "sharding": ("laid", "pinned", "placed", "sampling_rules", "shardings"),
         "tokenizer": ("Tokenizer",),
     },

@@ -57,6 +57,7 @@ from rlax_llm.models.packing import packed_log_probs as packed_log_probs
 from rlax_llm.models.scalar import init_scalar as init_scalar
 from rlax_llm.models.scalar import sequence_scores as sequence_scores
 from rlax_llm.models.scalar import token_values as token_values
+from rlax_llm.models.scoring import by_length as by_length
 from rlax_llm.models.scoring import group_log_probs as group_log_probs
 from rlax_llm.models.scoring import group_logits as group_logits
 from rlax_llm.models.scoring import row_log_probs as row_log_probs

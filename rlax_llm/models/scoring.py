@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.core.checks import at_least_one
 from rlax_llm.core.log_probs import token_log_probs
 from rlax_llm.core.logit_bias import LogitBias, bias_vector
 from rlax_llm.core.penalties import NONE, Penalties, check_penalties
@@ -84,6 +86,54 @@ def row_log_probs(
         return score(params, hidden[:, :-1], completions)
 
     return log_probs
+
+
+class ByLength(NamedTuple):
+    """Log-probabilities of rows that share nothing, of which a loop computes those of like length together.
+
+    Attributes:
+        score: of ``row_log_probs``.
+        widths: columns that a part of the rows is computed in.
+    """
+
+    score: LogProbs
+    widths: tuple[int, ...]
+
+    def __call__(self, params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
+        """What ``score`` gives."""
+        return self.score(params, completions)
+
+
+def by_length(
+    config: DecoderConfig,
+    widths: tuple[int, ...],
+    remat: bool = False,
+    temperature: float = 1.0,
+    logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
+) -> ByLength:
+    """``row_log_probs`` for a loop that sorts rows by length: short ones are not computed as wide as the longest.
+
+    The loop's ``micro_batches`` are parts of like length, each in the fewest of ``widths`` columns that hold it, prompt
+    and completion together, or in all. Limiting cases: ``row_log_probs`` without widths; the same numbers with any, up
+    to rounding. Each width is compiled, within one program; under ``vmap`` all of them are computed.
+
+    Args:
+        config: shapes.
+        widths: of parts; those that are not below a batch's columns are not read.
+        remat: recompute each layer in the backward pass.
+        temperature: the sampler's.
+        logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
+
+    Raises:
+        ValueError: for a width below 1, a bias of a token beyond the vocabulary, and a penalty that is none.
+
+    >>> by_length(DecoderConfig(4, 8, 16, 1, 2, 2, 4), (32, 64)).widths
+    (32, 64)
+    """
+    at_least_one("by_length", **{f"widths[{i}]": width for i, width in enumerate(widths)})
+    return ByLength(row_log_probs(config, remat, temperature, logit_bias, penalties), tuple(widths))
 
 
 def group_log_probs(

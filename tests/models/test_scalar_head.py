@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from rlax_llm.core.types import Completions
-from rlax_llm.loops.policy import summed_gradient
+from rlax_llm.loops.parts import summed_gradient
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar

@@ -12,11 +12,12 @@ import numpy as np
 from rlax_llm.commands.grpo.gathering import Taken
 from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, build_step
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.grpo.tiles import Tiles, tiles
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.core.finite import watch_finite
-from rlax_llm.core.types import Groups
+from rlax_llm.core.types import Completions, Groups
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import (
     GroupLoop,
@@ -27,7 +28,7 @@ from rlax_llm.loops.group import (
 )
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import group_log_probs, group_logits
+from rlax_llm.models.scoring import by_length, group_log_probs, group_logits
 from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.weightings import token_mean
 
@@ -40,7 +41,7 @@ _NAMES = {
 
 
 class GroupUpdate:
-    """Optimizer steps of a recipe, compiled once for each width of prompts.
+    """Optimizer steps of a recipe, compiled once for each width of prompts, or of rows where these go by length.
 
     Args:
         settings: of the command.
@@ -69,21 +70,24 @@ class GroupUpdate:
         """State before the first step."""
         return placed(self._loop((1, 1))[0](params))
 
-    def _program(self, layout: tuple[int, int]) -> Any:
-        return jax.jit(pinned(watch_finite(self._loop(layout)[1])), donate_argnums=0)
+    def _program(self, layout: tuple[int, int], by: Tiles | None = None) -> Any:
+        return jax.jit(pinned(watch_finite(self._loop(layout, by)[1])), donate_argnums=0)
 
-    def _loop(self, layout: tuple[int, int]) -> GroupLoop:
+    def _loop(self, layout: tuple[int, int], by: Tiles | None = None) -> GroupLoop:
         sampling, learning = self.settings.sampling, self.settings.learning
-        sampled = (sampling.temperature, self.settings.model.remat, sampling.bias, sampling.penalties)
-        read = (self.learner.config, layout, *sampled)
+        drawn, remat, config = (sampling.bias, sampling.penalties), self.settings.model.remat, self.learner.config
+        read = (config, layout, sampling.temperature, remat, *drawn)
         if self.chosen is None:
             logits = group_logits(*read)
             step = build_step(self.settings.objective.kl_radius)
             teaching = overlong_filter if learning.overlong_filter else every_completion
             natural = (logits, step.advantage, token_mean, step.direction, step.search)
             return group_trpo_loop(*natural, teaching=teaching, telling=whole_advantages)
-        log_probs = group_log_probs(*read)
         taught = build_learning(learning, self.settings.rollout)
+        log_probs = group_log_probs(*read)
+        if by is not None:
+            taught = taught._replace(micro_batches=by.parts)
+            log_probs = by_length(config, by.widths, remat, sampling.temperature, *drawn)
         return group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
 
     def __call__(
@@ -98,11 +102,21 @@ class GroupUpdate:
             key: shuffles minibatches.
         """
         rollout = taken.rollout
-        program = self.program((taken.group_size, rollout.prompt_width))
+        layout = (taken.group_size, rollout.prompt_width)
+        by = self._tiles(rollout.completions, layout)
+        # Of rows by length the columns of prompts are no part of the program.
+        program = self.program(layout) if by is None else self.program((1, 1), by)
         batch = Groups(rollout.completions, self._scores(taken))
         state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
         advantages = metrics.pop("advantages")
         return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}, advantages
+
+    def _tiles(self, completions: Completions, layout: tuple[int, int]) -> Tiles | None:
+        if self.chosen is None:
+            return None
+        learning = self.settings.learning
+        taken = learning.minibatches, learning.micro_batches(self.settings.rollout)
+        return tiles(self.learner.config, completions, layout, taken)
 
     def _scores(self, taken: Taken) -> jax.Array:
         """Totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""

@@ -26,7 +26,7 @@ from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, split_pair
 from rlax_llm.data.sifting import Kept, flatten_rows, number_rows
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.loops.policy import fixed_log_probs
+from rlax_llm.loops.parts import fixed_log_probs
 from rlax_llm.models.functional import Params
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.preference.unpaired import desirable_weight_range
