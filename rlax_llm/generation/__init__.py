@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazy_face(
         "engine": ("generate_at_once",),
         "request": ("Request",),
         "rollout": ("generate", "stream"),
+        "partial": ("generate_partly", "not_begun", "unfinished"),
         "prompts": ("pad_prompts",),
         "sampling": ("Categorical", "Draw", "Sampler", "greedy"),
         "served": ("Served",),

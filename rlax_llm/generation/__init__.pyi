@@ -5,6 +5,8 @@
 from rlax_llm.generation import automata as automata
 from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
+from rlax_llm.generation import enough as enough
+from rlax_llm.generation import partial as partial
 from rlax_llm.generation import patterns as patterns
 from rlax_llm.generation import prompts as prompts
 from rlax_llm.generation import request as request
@@ -15,6 +17,9 @@ from rlax_llm.generation import server as server
 from rlax_llm.generation import slots as slots
 from rlax_llm.generation import turns as turns
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
+from rlax_llm.generation.partial import generate_partly as generate_partly
+from rlax_llm.generation.partial import not_begun as not_begun
+from rlax_llm.generation.partial import unfinished as unfinished
 from rlax_llm.generation.prompts import pad_prompts as pad_prompts
 from rlax_llm.generation.request import Request as Request
 from rlax_llm.generation.rollout import generate as generate

@@ -18,6 +18,7 @@ from rlax_llm.core.mesh import AXES, ROWS, TENSOR, devices_along, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
+from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import Draw, row_keys
 from rlax_llm.models.attention import attention
@@ -328,6 +329,7 @@ def decode(
     until: jax.Array,
     request: Request,
     fewest: jax.Array | int = 0,
+    enough: Enough | None = None,
 ) -> Decoding:
     """Draw tokens until step ``until``, or until few rows go on. ``state`` is donated: its cache is reused.
 
@@ -340,6 +342,7 @@ def decode(
             when the next one is drawn).
         request: static.
         fewest: scalar int32, the loop ends where no more rows go on, by ``most_going``.
+        enough: it ends too with the token that makes enough groups whole; None goes on.
 
     Returns:
         The state, further on.
@@ -349,7 +352,11 @@ def decode(
         hidden, cache = _forward(config, params, prompt, state)
         return _draw(params, hidden, state._replace(cache=cache), request)
 
-    return jax.lax.while_loop(lambda state: (state.step < until) & (most_going(state) > fewest), body, state)
+    def goes_on(state: Decoding) -> jax.Array:
+        wanted = (state.step < until) & (most_going(state) > fewest)
+        return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
+
+    return jax.lax.while_loop(goes_on, body, state)
 
 
 def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[tuple[jax.Array, jax.Array], Request]:

@@ -27,6 +27,7 @@ from rlax_llm.generation.engine import (
     shared_out,
     unrolled,
 )
+from rlax_llm.generation.enough import Enough
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.generation.slots import Drawn, Progress, blank, drawn_of, enter, note, progress, resize, vacant
@@ -123,38 +124,64 @@ class Generation:
         self.config, self.params, self.prompts, self.rows, self.request = config, params, prompts, rows, request
         self.rooms = rooms(request.max_new_tokens)
         self.count, size = prompts[0].shape[0], request.group_size
-        self.begun = 0  # prompts whose completions have begun
+        self.order = np.arange(self.count)  # in which prompts begin
+        self.begun = 0  # of them
         self.drawn: Drawn | None = None  # while the state holds all completions in their order
+        self.enough: Enough | None = None  # all
         devices = devices_along(*ROWS)
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
-        if 0 < opened < self.count * size:
-            self._open(opened)
+        self.seen = self._start(opened)
+        self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1], request.max_new_tokens)
+
+    def _start(self, opened: int) -> Progress:
+        """Begin with so many slots, or with all rows; what is known of the progress without a look."""
+        if 0 < opened < self.count * self.request.group_size:
+            self._open(opened, self.rooms[0])
         else:
             self.entering = self.count
             (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
-        self.seen = Progress(1, self.state.going.shape[0], 1)  # as far as is known without a look
-        self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1], request.max_new_tokens)
+        return Progress(1, self.state.going.shape[0], 1)
+
+    @property
+    def waits(self) -> bool:
+        """Whether some rows have not entered yet."""
+        return self.begun < len(self.order)
 
     @cached_property
     def layers(self) -> Params:
         """The layers apart, which a prefill of all prompts does without."""
         return unrolled(self.config, self.params)
 
-    def _open(self, rows: int) -> None:
-        """So many slots, and the first prompts in them."""
-        first, numbers = self._prefilled(0)
-        prompt, state = vacant(*first, rows, self.rooms[0])
-        self.drawn = blank(drawn_of(state), self.count * self.request.group_size)
+    def _open(self, rows: int, room: int) -> None:
+        """So many slots, and the first rows in them."""
+        first, numbers = self._next()
+        prompt, state = vacant(*first, rows, room)
+        if self.drawn is None:
+            self.drawn = blank(drawn_of(state), self.count * self.request.group_size)
         self.prompt, self.state = enter(prompt, state, *first, numbers)
+
+    def _side_by_side(self, count: int) -> np.ndarray:
+        """Which of the next prompts or rows stands at which place."""
+        return np.arange(count)
+
+    @property
+    def room_to_enter(self) -> int:
+        """The rows that must be free for the next to enter."""
+        return self.entering * self.request.group_size
+
+    def _next(self) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+        """The rows that enter next, and their numbers."""
+        return self._prefilled(0)
 
     def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
         """The next prompts with one draw behind each, and their rows: −1 where none are left and others fill up."""
         size = self.request.group_size
         (tokens, valid), (keys, limits) = self.prompts, self.rows
-        prompts = np.arange(self.begun, self.begun + self.entering)
+        places = self.begun + self._side_by_side(self.entering)
+        prompts = np.append(self.order, self.count)[np.minimum(places, len(self.order))]
         rows = (prompts[:, None] * size + np.arange(size)).reshape(-1)
-        if self.entering < self.count:
+        if not np.array_equal(prompts, np.arange(self.count)):
             tokens, valid = (x[prompts % self.count] for x in (tokens, valid))
             keys, limits = (x[rows % len(keys)] for x in (keys, limits))
         self.begun += self.entering
@@ -174,17 +201,15 @@ class Generation:
         room = self.state.cache[0][0].shape[-1]
         until = seen.step + min(room + 1 - seen.longest, most or room)
         request = self.request
-        self.state = decode(
-            self.config, self.layers, self.prompt, self.state, jnp.int32(until), request, jnp.int32(fewest)
-        )
+        limits = jnp.int32(until), request, jnp.int32(fewest)
+        self.state = decode(self.config, self.layers, self.prompt, self.state, *limits, self.enough)
         self.seen = fetch(progress(self.state))
         return True
 
     def _let_enter(self, seen: Progress) -> Progress:
         """Fill what is free with those that wait."""
-        free = self.state.going.shape[0] - self.entering * self.request.group_size
-        while self.begun < self.count and seen.going <= free:
-            fresh, numbers = self._prefilled(0)
+        while self.waits and seen.going <= self.state.going.shape[0] - self.room_to_enter:
+            fresh, numbers = self._next()
             self._note()
             self.prompt, self.state = enter(self.prompt, self.state, *fresh, numbers)
             seen = fetch(progress(self.state))
@@ -196,8 +221,8 @@ class Generation:
         longer = next(size for size in self.rooms if size >= max(room, seen.longest))
         if longer > room:
             self.prompt, self.state = resize(self.prompt, self.state, self.state.going.shape[0], longer)
-        if self.begun < self.count:
-            return self.state.going.shape[0] - self.entering * self.request.group_size
+        if self.waits:
+            return self.state.going.shape[0] - self.room_to_enter
         # Rung by rung: of two numbers of rows there are few pairs, of which each is a program.
         while (fewer := max(self.ladder.below(self.state), default=0)) >= seen.going:
             self._note()

@@ -99,23 +99,39 @@ def enter(
 
     Args:
         prompt: of the state, each row's by itself.
-        state: of rows by themselves; of them at least as many as enter have ended.
+        state: of rows by themselves; of each device's at least as many as enter there have ended.
         fresh_prompt: of ``prefill``.
-        fresh: of ``prefill``, one draw behind the prompt; its own cache is empty.
-        rows: ``[u]`` int32, which completions these are; −1 where a row only fills up.
+        fresh: of ``prefill``, one draw behind the prompt, its own cache empty; or of ``resumed``, with the keys of a
+            row's token number c in column c.
+        rows: ``[u]`` int32, which completions these are; −1 where a row only fills up, behind the others of its device.
     """
     size = fresh.cache[0][0].shape[1]
     places = _first(state.going, rows.shape[0])
+    places = jnp.where(rows.reshape(places.shape) < 0, state.going.shape[0], places)  # those are dropped
 
     def put(x: jax.Array, new: jax.Array) -> jax.Array:
         by_lane = x.reshape(places.shape[0], -1, *x.shape[1:])
         own = new.reshape(places.shape[0], -1, *new.shape[1:])
-        return jax.vmap(lambda x, place, own: x.at[place].set(own))(by_lane, places, own).reshape(x.shape)
+        return jax.vmap(lambda x, place, own: x.at[place].set(own, mode="drop"))(by_lane, places, own).reshape(x.shape)
 
-    entered = fresh._replace(alive=fresh.alive & (rows >= 0), rows=rows)
-    merged = state._replace(**jax.tree.map(put, _by_row(state), _by_row(entered)))
+    merged = state._replace(**jax.tree.map(put, _by_row(state), _by_row(fresh._replace(rows=rows))))
+    if fresh.cache[0][0].shape[-1]:
+        behind = _behind_others(fresh, state.step, state.cache[0][0].shape[-1])
+        merged = merged._replace(cache=jax.tree.map(put, merged.cache, behind))
     alone = jax.tree.map(lambda x: jnp.repeat(x, size, 0), fresh_prompt)
     return jax.tree.map(put, prompt, alone), merged
+
+
+def _behind_others(fresh: Decoding, step: jax.Array, room: int) -> Cache:
+    """The cache of rows with tokens as if these had been the last ones drawn at ``step``."""
+    held = fresh.cache[0][0].shape[-1]
+    ago = (step - 1 - jnp.arange(room)) % room
+    source = jnp.clip(fresh.lengths[:, None] - 1 - ago, 0, held - 1)  # nobody reads what is older than the row
+
+    def placed(x: jax.Array, axis: int) -> jax.Array:
+        return jax.vmap(lambda own, at: jnp.take(own, at, axis))(x, source)
+
+    return tuple((placed(keys, -1), placed(values, -2)) for keys, values in fresh.cache)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -15,11 +15,12 @@ from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation import rollout
 from rlax_llm.generation.automata import stop_automaton
 from rlax_llm.generation.engine import generate_at_once, prefill
+from rlax_llm.generation.partial import behind_tokens, generate_partly, not_begun, unfinished
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.generation.slots import enter, resize
+from rlax_llm.generation.slots import drawn_of, enter, resize
 from rlax_llm.generation.turns import Tool, calculate, with_tools
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init_decoder
@@ -112,6 +113,33 @@ def test_rows_that_devices_do_not_divide_stay_or_take_turns(slots, monkeypatch):
     np.testing.assert_array_equal(there.mask[:, PROMPT:].sum(1), state.lengths)
 
 
+@pytest.mark.parametrize("slots", [None, 16])
+def test_completions_of_several_generations_are_the_same_on_a_mesh(slots, monkeypatch):
+    """Which groups come first too, where all rows begin together."""
+    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    found = completions(groups=16, group_size=1)
+    prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
+    request = Request(Categorical(1.5), (0, 1, 2), 24, 4, penalties=Penalties(1.2, 0.3, 0.1))
+
+    def several(params, enough):
+        begun = not_begun(prompts, request)
+        for wanted in enough:
+            begun = jax.device_get(generate_partly(CONFIG, params, begun, jax.random.key(3), request, wanted, slots))
+        return begun
+
+    alone = {enough: several(PARAMS, enough) for enough in ((5,), (5, 16))}
+    grid = mesh("data=2,fsdp=2,tensor=2")
+    with jax.set_mesh(grid):
+        params = jax.device_put(PARAMS, shardings(grid, PARAMS, sampling_rules()))
+        there = {enough: several(params, enough) for enough in alone}
+    compared = alone if slots is None else [(5, 16)]
+    for enough in compared:
+        np.testing.assert_array_equal(there[enough].mask, alone[enough].mask)
+        np.testing.assert_array_equal(there[enough].tokens, alone[enough].tokens)
+        np.testing.assert_allclose(there[enough].log_probs, alone[enough].log_probs, rtol=0, atol=1e-5)
+    assert 5 < unfinished(alone[5,], 24).sum() < 40
+
+
 def test_rows_that_leave_and_enter_send_no_keys():
     """Of what is compiled on eight devices nothing gathers, permutes or exchanges."""
     request, rows = Request(Categorical(), (0,), 24, 2), 32
@@ -122,5 +150,10 @@ def test_rows_that_leave_and_enter_send_no_keys():
         alone = fewer(prompt, state)
         fresh = prefill(CONFIG, PARAMS, tokens[:8], valid[:8], jax.random.key(0), request, 0)
         entered = enter.lower(*alone, *fresh, jnp.arange(16)).compile()
-    for program in (fewer, entered):
+        single = request._replace(group_size=1)
+        behind = np.pad(tokens, ((0, 0), (0, 3))), np.pad(valid, ((0, 0), (0, 3)), constant_values=True)
+        read = prefill(CONFIG, PARAMS, *behind, jax.random.key(0), single, 0)
+        begun = behind_tokens(CONFIG, *read, tokens, drawn_of(read[1]), single)
+        again = enter.lower(*alone, *begun, jnp.arange(16)).compile()
+    for program in (fewer, entered, again):
         assert not re.findall(r"all-gather\(|all-to-all\(|collective-permute\(", program.as_text())
