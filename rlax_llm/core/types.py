@@ -32,6 +32,8 @@ class Completions(NamedTuple):
             model whose log-probabilities are taken is renormalized on it: learner, behavior policy and reference.
         versions: ``[B]`` int32, the number of steps that the policy had taken which each was drawn from; None where a
             sampler does not say: it drew from the parameters that it was given.
+        given: ``[B, T]`` bool, True on tokens that the policy did not choose and that a term of the loss reads all the
+            same: demonstrations, a tool's answers. Their log-probabilities are taken too. None where there are none.
     """
 
     tokens: jax.Array
@@ -41,6 +43,12 @@ class Completions(NamedTuple):
     truncated: jax.Array
     kept: jax.Array | None = None
     versions: jax.Array | None = None
+    given: jax.Array | None = None
+
+    @property
+    def read(self) -> jax.Array:
+        """``[B, T]`` bool, the tokens whose log-probabilities are taken."""
+        return self.mask if self.given is None else self.mask | self.given
 
 
 class CreditedCompletions(NamedTuple):
@@ -52,12 +60,14 @@ class CreditedCompletions(NamedTuple):
         ref_log_probs: ``[B, T]``, nats, the frozen reference's; None where nothing reads them, or where the step gets
             the reference's parameters.
         factors: ``[B, T]``, multiply the loss's weights, such as a correction for the sampler; None for factors of 1.
+        scores: ``[B]``, of the completions, for terms that read them.
     """
 
     completions: Completions
     advantages: jax.Array
     ref_log_probs: jax.Array | None = None
     factors: jax.Array | None = None
+    scores: jax.Array | None = None
 
 
 class Groups(NamedTuple):
@@ -137,7 +147,7 @@ class PolicyBatch(NamedTuple):
     """Everything that a policy loss reads, over any layout (``[B, T]`` for tokens, ``[T, B]`` for control).
 
     Attributes:
-        log_probs: the current policy's, nats; the only entry that carries a gradient.
+        log_probs: the current policy's, nats; with ``entropy`` all that carries a gradient.
         old_log_probs: the behavior policy's, nats.
         advantages: same shape as ``log_probs``.
         mask: bool, True where the policy chose.
@@ -147,6 +157,10 @@ class PolicyBatch(NamedTuple):
         ref_log_probs: the frozen reference's, nats, or None where no term needs it.
         uniform: float, ``token_mean`` of the whole batch's mask: what metrics are summed with, so that they are means
             and fractions of tokens whatever the loss weighs. None takes that of this batch's mask.
+        given: bool, True on tokens that the policy did not choose and that a term reads; None without any.
+        scores: of the completion that each token is in, for terms that read them.
+        entropy: the current policy's at each token, nats, for terms that read it; it carries a gradient too.
+        terms: the weights of each of the objective's terms, of the whole batch; None takes those of this batch.
     """
 
     log_probs: jax.Array
@@ -156,6 +170,10 @@ class PolicyBatch(NamedTuple):
     weights: jax.Array | None = None
     ref_log_probs: jax.Array | None = None
     uniform: jax.Array | None = None
+    given: jax.Array | None = None
+    scores: jax.Array | None = None
+    entropy: jax.Array | None = None
+    terms: tuple[jax.Array, ...] | None = None
 
 
 class Trajectory(NamedTuple):

@@ -270,7 +270,7 @@ def group_loop(
             return update(now, rows, frozen, state.entropy_coef)
 
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
-        rows = CreditedCompletions(taught, advantages, ref_log_probs, factors)
+        rows = CreditedCompletions(taught, advantages, ref_log_probs, factors, _totals(scores))
         passes = Passes(learning.epochs, learning.minibatches, group_size=scores.shape[-1])
         now, (steps, counted) = epochs(_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key)
         metrics = _means_where(counted, steps)
@@ -288,6 +288,11 @@ def group_loop(
     return init, step
 
 
+def _totals(scores: jax.Array) -> jax.Array:
+    """Of each row, ``[B]``, several rewards added up."""
+    return (scores if scores.ndim == 2 else scores.sum(0)).reshape(-1)
+
+
 def _taught(learn: Callable) -> Callable:
     """``learn`` where the batch has a token to learn from, else nothing; and whether it has one, beside the metrics."""
 
@@ -296,7 +301,7 @@ def _taught(learn: Callable) -> Callable:
         return now, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
 
     def learn_or_not(now: TrainState, batch: CreditedCompletions) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
-        there = batch.completions.mask.any()
+        there = batch.completions.read.any()
         now, metrics = jax.lax.cond(there, learn, nothing, now, batch)
         return now, (metrics, there)
 

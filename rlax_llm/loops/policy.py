@@ -22,6 +22,7 @@ from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, widths_of
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
+from rlax_llm.policy.terms import term_weights
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.policy.weightings import token_mean
 
@@ -140,6 +141,25 @@ def reference_log_probs(
     return given if reference is None else score(reference)
 
 
+def learned_batch(rows: CreditedCompletions) -> PolicyBatch:
+    """What a loss reads of rows besides the policy's own numbers, which are zeros here.
+
+    Args:
+        rows: with their advantages.
+    """
+    taken = rows.completions
+    scores = rows.scores if rows.scores is None else jnp.broadcast_to(rows.scores[:, None], taken.mask.shape)
+    return PolicyBatch(
+        log_probs=jnp.zeros_like(taken.log_probs),
+        old_log_probs=taken.log_probs,
+        advantages=rows.advantages,
+        mask=taken.mask,
+        ref_log_probs=rows.ref_log_probs,
+        given=getattr(taken, "given", None),
+        scores=scores,
+    )
+
+
 PolicyUpdate = Callable[[TrainState, CreditedCompletions, Params | None, float | jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -166,27 +186,18 @@ def policy_update(
         weights = objective.weighting(batch.completions.mask)
         weights = weights if batch.factors is None else weights * batch.factors
         uniform = token_mean(batch.completions.mask)
+        own = term_weights(objective.terms, learned_batch(batch))
 
-        def loss(params: Params, part: tuple[CreditedCompletions, jax.Array, jax.Array]) -> tuple[jax.Array, Metrics]:
-            rows, weights, uniform = part
+        def loss(params: Params, part: tuple[CreditedCompletions, Any, Any, Any]) -> tuple[jax.Array, Metrics]:
+            rows, weights, uniform, own = part
             taken = rows.completions
             current, entropy = log_probs(join_trees(params, frozen), taken)
-            value, metrics = policy_loss(
-                objective,
-                PolicyBatch(
-                    log_probs=current,
-                    old_log_probs=taken.log_probs,
-                    advantages=rows.advantages,
-                    mask=taken.mask,
-                    weights=weights,
-                    ref_log_probs=rows.ref_log_probs,
-                    uniform=uniform,
-                ),
-            )
+            learned = learned_batch(rows)._replace(log_probs=current, entropy=entropy)
+            value, metrics = policy_loss(objective, learned._replace(weights=weights, uniform=uniform, terms=own))
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
             return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
 
-        rows = (batch._replace(factors=None), weights, uniform)
+        rows = (batch._replace(factors=None), weights, uniform, own)
         valid = batch.completions.valid if widths else None
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches, valid, widths)
         state, told = descend(optimizer, state, gradient)

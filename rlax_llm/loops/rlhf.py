@@ -18,15 +18,16 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.kl import k2
 from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
-from rlax_llm.core.types import Completions, Metrics, Params, PolicyBatch, ScoredCompletions
+from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch, ScoredCompletions
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
 from rlax_llm.loops.minibatches import Passes, epochs, lost_share, optimizer_step
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
-from rlax_llm.loops.policy import Loop, reference_log_probs
+from rlax_llm.loops.policy import Loop, learned_batch, reference_log_probs
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.loops.telling import Telling, nothing_more
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.policy.terms import term_weights
 from rlax_llm.policy.trust_regions import slopes
 from rlax_llm.policy.weightings import token_mean
 
@@ -85,6 +86,7 @@ class Experience(NamedTuple):
         values: ``[B, T]``, before the first optimizer step.
         targets: ``[B, T]``, the value model's.
         ref_log_probs: ``[B, T]``, or None where the loss has no KL term.
+        scores: ``[B]``, as they came, for terms that read them.
     """
 
     completions: Completions
@@ -93,6 +95,12 @@ class Experience(NamedTuple):
     values: jax.Array
     targets: jax.Array
     ref_log_probs: jax.Array | None
+    scores: jax.Array
+
+    def learned(self) -> PolicyBatch:
+        """What the policy's loss reads."""
+        taught = self.completions._replace(mask=self.mask)
+        return learned_batch(CreditedCompletions(taught, self.advantages, self.ref_log_probs, scores=self.scores))
 
 
 class _Loop(NamedTuple):
@@ -164,7 +172,8 @@ def _loss(loop: _Loop, frozen: Params | None) -> Callable:
         rows, weights = part
         models, old = join_trees(params, frozen), rows.completions.log_probs
         current, entropy = loop.log_probs(models["policy"], rows.completions)
-        batch = PolicyBatch(current, old, rows.advantages, rows.mask, weights[0], rows.ref_log_probs, weights[1])
+        batch = rows.learned()._replace(log_probs=current, entropy=entropy)
+        batch = batch._replace(weights=weights[0], uniform=weights[1], terms=weights[2])
         total, metrics = policy_loss(loop.objective, batch)
         now = loop.values(models["value"], rows.completions)
         value_loss, value_metrics = _value_terms(loop.learning, rows, now, weights)
@@ -186,7 +195,8 @@ def _descent(loop: _Loop, frozen: Params | None, warming: jax.Array) -> Callable
 
     def minibatch(now: tuple, rows: Experience) -> tuple[tuple, Metrics]:
         params, opt_state = now
-        part = (rows, (loop.objective.weighting(rows.mask), token_mean(rows.mask)))
+        own = term_weights(loop.objective.terms, rows.learned())
+        part = (rows, (loop.objective.weighting(rows.mask), token_mean(rows.mask), own))
         gradient, metrics = summed_gradient(loss, params, part, loop.learning.micro_batches)
         moved = {}
         for name in MODELS:
@@ -238,7 +248,7 @@ def _experience(
     credit = token_credit(shaping, rewards, values, bootstrap, mask)
     advantages = jnp.where(mask, shaping.advantages(credit.advantages, mask), 0.0)
     in_loss = None if loop.objective.kl is None else ref_log_probs
-    return Experience(completions, mask, advantages, values, credit.targets, in_loss), {
+    return Experience(completions, mask, advantages, values, credit.targets, in_loss, scores), {
         "advantage_mean": masked_mean(credit.advantages, mask),
         "explained_variance": explained_variance(values, credit.targets, mask),
     }
@@ -340,6 +350,7 @@ def rlhf_loop(
         metrics = reward_metrics(shaping, scores, completions, ref_log_probs, state.kl_coef)
         experience, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
         warming = state.step < learning.warmup_steps
+        experience = experience._replace(scores=batch.scores)
         (params, opt_state), learned = _learned(loop, state, experience, key, frozen, warming)
         kl_coef = _next_kl_coef(loop, state, metrics, warming | ~experience.mask.any())
         metrics |= described | learned | {"kl_coef": state.kl_coef} | learning.telling(experience.advantages)

@@ -29,6 +29,7 @@ class Packed(NamedTuple):
         truncated: ``[B]`` bool.
         kept: ``[B, T, ceil(V/32)]`` uint32 as of ``Completions``, or None.
         versions: ``[B]`` int32 as of ``Completions``, or None.
+        given: ``[B, T]`` bool as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.
     """
@@ -40,7 +41,13 @@ class Packed(NamedTuple):
     truncated: jax.Array
     kept: jax.Array | None
     versions: jax.Array | None
+    given: jax.Array | None
     segments: jax.Array
+
+    @property
+    def read(self) -> jax.Array:
+        """``[B, T]`` bool, the tokens whose log-probabilities are taken."""
+        return self.mask if self.given is None else self.mask | self.given
 
 
 def packed_log_probs(

@@ -25,7 +25,7 @@ LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 def _scorer(
     config: DecoderConfig, temperature: float, logit_bias: LogitBias, penalties: Penalties
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and outside ``mask``."""
+    """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and outside ``read``."""
     bias = bias_vector("log_probs", logit_bias, config.vocab_size)
     check_penalties("log_probs", penalties)
 
@@ -33,14 +33,14 @@ def _scorer(
         params: Params, hidden: jax.Array, completions: Completions, segments: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         columns = hidden.shape[1]
-        mask = completions.mask[:, -columns:]
+        read = completions.read[:, -columns:]
         history = None if penalties == NONE else _history(completions, columns, segments)
         own = hidden, completions.tokens[:, -columns:], _last(completions.kept, columns), history
         flat, targets, kept, history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
         seen = None if history is None else (penalties, history)
         scores = token_log_probs(flat, head(params), targets, temperature, kept, bias, seen)
         before = ((0, 0), (completions.tokens.shape[1] - columns, 0))
-        log_probs, entropy = (jnp.pad(jnp.where(mask, x.reshape(mask.shape), 0.0), before) for x in scores)
+        log_probs, entropy = (jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in scores)
         return log_probs, entropy
 
     return score
@@ -74,7 +74,7 @@ def row_log_probs(
         penalties: the sampler's.
 
     Returns:
-        A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
+        A function to arrays ``[B, T]`` in nats, 0 where ``completions.read`` is False.
 
     Raises:
         ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
@@ -157,7 +157,7 @@ def group_log_probs(
         penalties: the sampler's.
 
     Returns:
-        A function to arrays ``[B, T]`` in nats, 0 where ``mask`` is False.
+        A function to arrays ``[B, T]`` in nats, 0 where ``completions.read`` is False.
 
     Raises:
         ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.

@@ -38,6 +38,16 @@ __getattr__, __dir__ = lazy_face(
             "summed_token_ratio",
             "token_ratio",
         ),
+        "terms": (
+            "Term",
+            "chosen",
+            "given",
+            "likelihood",
+            "negative_entropy",
+            "rewarded",
+            "shaped_advantage",
+            "squared_ratio",
+        ),
         "trust_regions": (
             "TrustRegion",
             "add_penalty",

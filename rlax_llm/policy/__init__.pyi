@@ -10,6 +10,7 @@ from rlax_llm.policy import coupled as coupled
 from rlax_llm.policy import entropy as entropy
 from rlax_llm.policy import objectives as objectives
 from rlax_llm.policy import ratios as ratios
+from rlax_llm.policy import terms as terms
 from rlax_llm.policy import trust_regions as trust_regions
 from rlax_llm.policy import weightings as weightings
 from rlax_llm.policy.corrections import Correction as Correction
@@ -37,6 +38,14 @@ from rlax_llm.policy.ratios import sequence_token_ratio as sequence_token_ratio
 from rlax_llm.policy.ratios import summed_ratio as summed_ratio
 from rlax_llm.policy.ratios import summed_token_ratio as summed_token_ratio
 from rlax_llm.policy.ratios import token_ratio as token_ratio
+from rlax_llm.policy.terms import Term as Term
+from rlax_llm.policy.terms import chosen as chosen
+from rlax_llm.policy.terms import given as given
+from rlax_llm.policy.terms import likelihood as likelihood
+from rlax_llm.policy.terms import negative_entropy as negative_entropy
+from rlax_llm.policy.terms import rewarded as rewarded
+from rlax_llm.policy.terms import shaped_advantage as shaped_advantage
+from rlax_llm.policy.terms import squared_ratio as squared_ratio
 from rlax_llm.policy.trust_regions import TrustRegion as TrustRegion
 from rlax_llm.policy.trust_regions import add_penalty as add_penalty
 from rlax_llm.policy.trust_regions import cispo as cispo

@@ -48,9 +48,9 @@ def keep_chosen(batch: PolicyBatch) -> PolicyBatch:
     [0.0]
     """
     numbers = batch._asdict()
-    mask = numbers.pop("mask")
+    mask, given, terms = (numbers.pop(name) for name in ("mask", "given", "terms"))
     cleaned = {name: None if x is None else jnp.where(mask, x, 0.0) for name, x in numbers.items()}
-    return PolicyBatch(mask=mask, **cleaned)  # pyright: ignore[reportArgumentType]
+    return PolicyBatch(mask=mask, given=given, terms=terms, **cleaned)  # pyright: ignore[reportArgumentType]
 
 
 def _coupled(loss: Callable[[jax.Array, PolicyBatch], jax.Array]) -> Coupled:

@@ -15,6 +15,7 @@ from rlax_llm.core.kl import KlEstimator, k3
 from rlax_llm.core.types import PolicyBatch
 from rlax_llm.policy.coupled import Coupled, keep_chosen
 from rlax_llm.policy.ratios import Ratio
+from rlax_llm.policy.terms import Term, terms_loss
 from rlax_llm.policy.trust_regions import TrustRegion, slopes
 from rlax_llm.policy.weightings import Weighting, token_mean
 
@@ -28,6 +29,7 @@ class Objective(NamedTuple):
         trust_region: ``(log_ratio, advantages) → loss``, elementwise; or a ``Coupled``, which reads the whole batch.
         weighting: ``mask → weights``, the aggregation.
         kl: ``(log_probs, ref_log_probs) → loss``, or a ``Coupled``, or None where the loss has no KL term.
+        terms: further summands of the loss, each with tokens, weights and a coefficient of its own.
     """
 
     advantage: Callable[[Any], jax.Array]
@@ -35,6 +37,7 @@ class Objective(NamedTuple):
     trust_region: TrustRegion | Coupled
     weighting: Weighting
     kl: KlEstimator | Coupled | None = None
+    terms: tuple[Term, ...] = ()
 
 
 def _loss_of(term: Callable | Coupled, log_ratio: jax.Array, batch: PolicyBatch, *arguments: Any) -> jax.Array:
@@ -52,22 +55,23 @@ def _sums(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, jax.Arra
 
 @check_arguments
 def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss ``Σ weights · (trust_region(log_ratio, A) + kl)`` and its metrics, each a sum that adds over micro-batches.
+    """Loss ``Σ weights · (trust_region(log_ratio, A) + kl) + Σ terms`` and its metrics.
 
-    Limiting cases: with ``old_log_probs = log_probs`` the gradient is REINFORCE's for every elementwise trust
-    region; on-policy and with advantages that sum to 0 the *value* is about 0, which says nothing about learning.
+    Each is a sum that adds over micro-batches. Limiting cases: with ``old_log_probs = log_probs`` the gradient is
+    REINFORCE's for every elementwise trust region; on-policy and with advantages that sum to 0 the *value* is about 0,
+    which says nothing about learning; with coefficients of 0 the terms change nothing.
 
     Args:
         objective: five functions.
         batch: arrays of one shape; ``weights`` come from ``objective.weighting``, ``uniform`` from ``token_mean``, both
-            of the whole batch: give them where this is a part of it.
+            of the whole batch, as ``terms`` do from ``term_weights``: give them where this is a part of it.
 
     Returns:
         The scalar loss, and metrics: ``policy_loss``, weighted as the loss is; and means over tokens, whatever the loss
         weighs: ``kl_old`` (k3 of KL(π_old‖π), by tokens at whatever level the ratio is) and ``kl`` (k3 of the
         reference, where there is one) in nats, ``clip_fraction``, the tokens that have an advantage and no gradient
         from the trust region, and of them ``clip_fraction_low`` (A < 0, the ratio too low as a rule) and
-        ``clip_fraction_high`` (A > 0).
+        ``clip_fraction_high`` (A > 0); and each term without its coefficient, by its name.
 
     Raises:
         ValueError: at trace time, for shapes that differ, of what the objective's functions return too, or a KL term
@@ -79,10 +83,11 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     >>> round(float(loss), 4), float(metrics["clip_fraction"])
     (-2.0008, 1.0)
     """
-    checks.same_shape("policy_loss", **batch._asdict())
+    checks.same_shape("policy_loss", **{name: x for name, x in batch._asdict().items() if name != "terms"})
     if objective.kl is not None and batch.ref_log_probs is None:
         raise ValueError("policy_loss: objective.kl needs ref_log_probs, got None; give them, or set kl=None.")
 
+    further, told = terms_loss(objective.terms, batch)
     weights, uniform = _sums(objective, batch)
     batch = keep_chosen(batch._replace(weights=weights, uniform=uniform))
 
@@ -109,7 +114,7 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
             kl = _loss_of(objective.kl, log_ratio, batch, batch.log_probs, batch.ref_log_probs)
             checks.returned_shape("policy_loss", "objective.kl", kl, batch.mask.shape, "token")
             loss = loss + weighted(kl)
-    return loss, jax.lax.stop_gradient(metrics)
+    return loss + further, jax.lax.stop_gradient(metrics | told)
 
 
 def _weighted_sum(weights: jax.Array, mask: jax.Array, values: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@
 from rlax_llm.recipes import building as building
 from rlax_llm.recipes import control as control
 from rlax_llm.recipes import group as group
+from rlax_llm.recipes import mixed as mixed
 from rlax_llm.recipes import openrlhf as openrlhf
 from rlax_llm.recipes import preference as preference
 from rlax_llm.recipes import registry as registry
@@ -39,6 +40,8 @@ from rlax_llm.recipes.group import rloo as rloo
 from rlax_llm.recipes.group import sapo as sapo
 from rlax_llm.recipes.group import trpo as trpo
 from rlax_llm.recipes.group import vespo as vespo
+from rlax_llm.recipes.mixed import dro as dro
+from rlax_llm.recipes.mixed import kimi as kimi
 from rlax_llm.recipes.preference import alpha_po as alpha_po
 from rlax_llm.recipes.preference import aot as aot
 from rlax_llm.recipes.preference import aot_unpaired as aot_unpaired

@@ -55,6 +55,7 @@ class Named(NamedTuple):
 
 
 _GROUP = "rlax_llm.recipes.group:"
+_MIXED = "rlax_llm.recipes.mixed:"
 _CONTROL = "rlax_llm.recipes.control:"
 _PREFERENCE = "rlax_llm.recipes.preference:"
 _LINKS = "rlax_llm.preference.links:"
@@ -86,6 +87,8 @@ REGISTRY = (
     Named("reinforce_plus_plus", "group", _GROUP + "reinforce_plus_plus", "2501.03262"),
     Named("reinforce_plus_plus_baseline", "group", _GROUP + "reinforce_plus_plus_baseline", "2501.03262"),
     Named("gdpo", "group", _GROUP + "gdpo", "2601.05242"),
+    Named("kimi", "group", _MIXED + "kimi", "2602.02276"),
+    Named("dro", "group", _MIXED + "dro", "2405.19107"),
     Named("trpo", "group", _GROUP + "trpo", "1502.05477"),
     Named("trl:grpo", "group", _TRL + "grpo"),
     Named("trl:grpo_corrected_kl", "group", _TRL + "grpo_corrected_kl"),
