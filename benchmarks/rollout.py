@@ -1,20 +1,27 @@
-"""A rollout whose lengths differ: ours, with rows that leave, against a batch that waits for its longest, and torch.
+"""A rollout whose lengths differ: ours, with rows that leave, against a batch that waits for its longest, and peers.
 
 Lengths are drawn once from a log-normal distribution with a cap, and every side ends each completion at its length, so
 all draw the same number of tokens; the sampler is pure (temperature 1). ``static`` is our engine with all rows to the
 end of the longest, ``leaving`` lets rows leave, ``slots`` gives a quarter of the rows at a time to them all, and
-``transformers`` is ``generate``, which stops a row by a criterion and computes it on. Prompts are prefilled by each.
+``transformers`` is ``generate``, which stops a row by a criterion and computes it on. ``vllm`` is vLLM in a process of
+its own, once for each dtype. Prompts are prefilled by each.
 
     python rollout.py --rows 64 --mean 75 --cap 256            # a quarter of the issue's lengths, minutes
     python rollout.py --rows 64 256 --mean 300 --cap 1024 --no-torch
     python rollout.py --equal 64                               # all rows of one length: nothing may be lost
 
-Needs torch and transformers (the environment of `make parity`), but for ``--no-torch``.
+    python rollout.py --no-torch --vllm PYTHON --vllm-dtypes float32 bfloat16    # beside vLLM
+
+Needs torch and transformers (the environment of `make parity`), but for ``--no-torch``; ``--vllm`` the python of an
+environment with vLLM.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -133,15 +140,50 @@ def theirs(model: Any, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray
     return run
 
 
+class Vllm:
+    """The same by vLLM, in a process of its own that waits between calls."""
+
+    def __init__(self, args: Any, folder: Path, dtype: str, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray):
+        repeated = np.repeat(np.asarray(prompts[0]), args.group_size, 0).tolist()
+        settings = folder / f"settings-{dtype}.json"
+        settings.write_text(json.dumps({"dtype": dtype, "lengths": lengths.tolist(), "prompts": repeated}))
+        script = Path(__file__).resolve().parent / "peers" / "run_vllm.py"
+        words = [str(args.vllm), str(script), str(folder / "model"), "--settings", str(settings)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with (folder / f"vllm-{dtype}.log").open("w") as log:
+            self._process = subprocess.Popen(
+                words, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+
+    def __call__(self) -> float:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print("go", file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit("vLLM's side ended; run peers/run_vllm.py by hand to see why.")
+        return float(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
 def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, sigma: float) -> None:
     """One line."""
     lengths, prompts = lengths_of(args, rows, sigma), prompts_of(model, args, rows)
     ours = Ours(model, prompts, lengths, args)
     slots = max(rows // 4, args.group_size)
     sides = {"static": ours.static, "leaving": ours.leaving(), "slots": ours.leaving(slots)}
+    sides = {side: sides[side] for side in args.sides}
     if full is not None:
         sides["transformers"] = theirs(full, prompts, lengths, args.group_size)
-    times = interleaved(sides, args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        others = vllms(model, Path(folder), args, prompts, lengths)
+        times = interleaved(sides | others, args.repeats)
+        for other in others.values():
+            other.close()
     report(
         "rollout",
         model=name,
@@ -153,10 +195,18 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
         tokens_per_second={side: int(lengths.sum()) / t for side, t in times.items()},
         ratio={side: t / times["leaving"] for side, t in times.items() if side != "leaving"},
         live_megabytes=ours.live(),
-        static=ours.useful(None, leaving=False),
-        leaving=ours.useful(None),
-        slots=ours.useful(slots),
+        **{side: ours.useful(slots if side == "slots" else None, side != "static") for side in args.sides},
     )
+
+
+def vllms(
+    model: LanguageModel, folder: Path, args: Any, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray
+) -> dict[str, Vllm]:
+    """A side of vLLM for each dtype."""
+    if args.vllm is None:
+        return {}
+    write_model(folder / "model", model.config, model.params, model.tokenizer)
+    return {f"vllm {dtype}": Vllm(args, folder, dtype, prompts, lengths) for dtype in args.vllm_dtypes}
 
 
 def main() -> None:
@@ -169,7 +219,10 @@ def main() -> None:
     made.add_argument("--equal", type=int, default=0, help="tokens of every completion, in place of a distribution")
     made.add_argument("--prompt", type=int, default=64)
     made.add_argument("--group-size", type=int, default=8)
+    made.add_argument("--sides", nargs="+", default=["static", "leaving", "slots"], help="of ours; leaving is needed")
     made.add_argument("--no-torch", action="store_true")
+    made.add_argument("--vllm", type=Path, help="python of an environment with vLLM")
+    made.add_argument("--vllm-dtypes", nargs="+", default=["float32"])
     args = made.parse_args()
     for name in args.models:
         model = tiny() if name == "tiny" else load_model(name)
