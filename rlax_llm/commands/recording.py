@@ -97,8 +97,9 @@ class Recorder:
             "rewards": [[_rounded(x) for x in scores.total[group]] for group in groups],
             "lengths": [lengths[group].tolist() for group in groups],
         }
-        if rollout.completions.versions is not None:
-            found["policy_steps"] = [int(rollout.completions.versions[group.start]) for group in groups]
+        taken = rollout.policy_steps()
+        if taken is not None:
+            found["policy_steps"] = [int(taken[group.start]) for group in groups]
         return found if self.solved is None else found | {"solved": [self._right(scores.first[x]) for x in groups]}
 
     def _is_new(self, name: str, text: str) -> bool:

@@ -46,6 +46,13 @@ class Rollout(NamedTuple):
         """Tokens that the model chose in each completion ``[B]``."""
         return np.asarray(self.completions.mask).sum(-1)
 
+    def policy_steps(self) -> np.ndarray | None:
+        """Steps that the policy of each completion's first token had taken ``[B]``; None where it is the learner's."""
+        versions, mask = self.completions.versions, np.asarray(self.completions.mask)
+        if versions is None or versions.ndim == 1:
+            return None if versions is None else np.asarray(versions)
+        return np.asarray(versions)[np.arange(len(mask)), mask.argmax(-1)]
+
     def written(self) -> np.ndarray:
         """Tokens behind each prompt ``[B]``, a tool's answers among them: what the limit counts."""
         return np.asarray(self.completions.valid)[:, self.prompt_width :].sum(-1)
@@ -88,7 +95,7 @@ class Sampling(NamedTuple):
         """``request.group_size`` completions of each prompt's token ids, on the host, and the columns of prompts."""
         padded = pad_prompts(prompts, self.tokenizer.pad_id, self.config.vocab_size, self.max_prompt_tokens, self.width)
         drawn = fetch(self.generate(self.config, params, padded, key, request, slots=self.slots))
-        return _trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
+        return trimmed(drawn, padded[0].shape[1], request.max_new_tokens), padded[0].shape[1]
 
     def texts(self, drawn: Completions) -> list[str]:
         """What was completed, without special tokens, and without the stop text that ended it."""
@@ -106,9 +113,11 @@ class Sampling(NamedTuple):
         """What ``completions.jsonl`` holds of some completions.
 
         Several rewards are listed one by one. Where a tool answered, ``transcript`` is all that followed the prompt;
-        where a server drew it, ``policy_step`` is the number of steps that its policy had taken.
+        where an older policy may have drawn it, ``policy_step`` is the number of steps that it had taken at its first
+        token.
         """
         drawn, width, lengths = rollout.completions, rollout.prompt_width, rollout.lengths()
+        taken = rollout.policy_steps()
         found = []
         for i in chosen:
             record = {
@@ -118,8 +127,8 @@ class Sampling(NamedTuple):
                 "length": int(lengths[i]),
                 "truncated": bool(drawn.truncated[i]),
             }
-            if drawn.versions is not None:
-                record["policy_step"] = int(drawn.versions[i])
+            if taken is not None:
+                record["policy_step"] = int(taken[i])
             if len(scores.by_name) > 1:
                 record["rewards"] = {name: float(values[i]) for name, values in scores.by_name.items()}
             tokens, read, chose = (np.asarray(x)[i, width:] for x in (drawn.tokens, drawn.valid, drawn.mask))
@@ -133,7 +142,7 @@ class Sampling(NamedTuple):
         return Request(sampler, self.tokenizer.eos_ids, max_new_tokens, group_size, min_new_tokens)
 
 
-def _trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
+def trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:
     """Without the columns that no completion reached: a quarter of the limit, half of it or all, to compile for few."""
     longest = int(np.asarray(completions.valid)[:, prompt_width:].sum(-1).max())
     width = prompt_width + min(size for size in learned_widths(limit) if size >= longest)

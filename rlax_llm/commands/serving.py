@@ -154,10 +154,18 @@ def run_reload(command: str, path: Path) -> None:
 def staleness(completions: Completions, step: int) -> dict[str, float]:
     """Steps that the policy has taken since the one that drew each completion, on average, as a metric.
 
+    Where that is known of each token, it is their average, beside the share of tokens that older policies drew and the
+    age of the oldest.
+
     Args:
         completions: of a step.
         step: taken before it.
     """
     if completions.versions is None:
         return {}
-    return {"sampler/staleness": float(step - np.asarray(completions.versions).mean())}
+    ages = step - np.asarray(completions.versions)
+    if ages.ndim == 1:
+        return {"sampler/staleness": float(ages.mean())}
+    ages = ages[np.asarray(completions.mask)]
+    older = {"sampler/older_tokens": float((ages > 0).mean()), "sampler/oldest": float(ages.max())}
+    return {"sampler/staleness": float(ages.mean())} | older

@@ -471,6 +471,11 @@ class RolloutSettings(Part):
         """Completions of a step."""
         return self.batch_size * self.group_size
 
+    @property
+    def rows_in_flight(self) -> int:
+        """Completions that are drawn beside one another, at most."""
+        return self.rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSettings(Part):

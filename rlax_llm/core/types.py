@@ -30,8 +30,8 @@ class Completions(NamedTuple):
         kept: ``[B, T, ceil(V/32)]`` uint32, the set of tokens that each was drawn from, as ``token_sets.to_bits`` packs
             it (V/8 bytes per token), of all tokens where ``mask`` is False; None where nothing was ever cut. Every
             model whose log-probabilities are taken is renormalized on it: learner, behavior policy and reference.
-        versions: ``[B]`` int32, the number of steps that the policy had taken which each was drawn from; None where a
-            sampler does not say: it drew from the parameters that it was given.
+        versions: ``[B]`` int32, the number of steps that the policy had taken which each was drawn from, or of each
+            token ``[B, T]``; None where a sampler does not say: it drew from the parameters that it was given.
         given: ``[B, T]`` bool, True on tokens that the policy did not choose and that a term of the loss reads all the
             same: demonstrations, a tool's answers. Their log-probabilities are taken too. None where there are none.
     """

@@ -28,7 +28,7 @@ class Packed(NamedTuple):
         log_probs: ``[B, T]`` float32, nats.
         truncated: ``[B]`` bool.
         kept: ``[B, T, ceil(V/32)]`` uint32 as of ``Completions``, or None.
-        versions: ``[B]`` int32 as of ``Completions``, or None.
+        versions: as of ``Completions``, or None.
         given: ``[B, T]`` bool as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.

@@ -61,10 +61,10 @@ def test_kept_sets_go_where_their_tokens_go(tmp_path):
     """Joined with others, selected, filled up, written and read again; where nothing was drawn is every token."""
     parts = [taken_of([[0, 1], [1, 0]], 0, 2, 5, cut=True), taken_of([[1, 0]], 1, 4, 3, cut=True)]
     taken = filled_up(selected(together(parts), np.array([2, 0])), 3)
-    gatherer = Gatherer(lambda params, number: taken, 3, 1)
+    gatherer = Gatherer(lambda params, number, carried: (taken, None), 3, 1)
     gatherer.kept = gatherer.kept._replace(surplus=taken)
     gatherer.keep(tmp_path, 7)
-    again = Gatherer(lambda params, number: taken, 3, 1)
+    again = Gatherer(lambda params, number, carried: (taken, None), 3, 1)
     again.load(tmp_path, 7, [{"prompt": ""}] * 20, lambda completions: [""] * 6)
     for found in (taken, again.kept.surplus):
         completions = found.rollout.completions
@@ -89,7 +89,7 @@ def test_places_that_are_missing_teach_nothing():
 
 
 def scripted(rounds):
-    return lambda params, number: taken_of(rounds[number], number)
+    return lambda params, number, carried: (taken_of(rounds[number], number), carried)
 
 
 ROUNDS = ([[0, 1], [1, 1]], [[0, 1], [1, 0]], [[1, 0], [0, 1]], [[0, 0], [0, 1]])

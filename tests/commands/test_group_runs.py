@@ -104,6 +104,9 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
         ({"kl_in": "loss"}, "kl_in is given without kl_coef"),
         ({"recipe": "trpo", "dynamic_rounds": 3}, "trpo has no dynamic_rounds"),
         ({"recipe": "trpo", "sampler_dtype": "bfloat16"}, "trpo has no sampler_dtype"),
+        ({"recipe": "trpo", "partial_rollouts": 2}, "trpo has no partial_rollouts"),
+        ({"partial_rollouts": 2, "tool": "calculator"}, "partial_rollouts is given with tool calculator"),
+        ({"partial_rollouts": 2, "sampler_url": "http://localhost"}, "partial_rollouts is given with sampler_url"),
         ({"recipe": "dapo", "kl_radius": 0.1}, "dapo has no kl_radius"),
     ],
 )
@@ -139,6 +142,24 @@ def test_dynamic_sampling_wastes_no_group_and_resumes(tmp_path):
     for name in ("reward", "policy_loss", "sampling/rounds", "sampling/surplus"):
         values = [[row[name] for row in run.metrics() if row["step"] > 0] for run in (again, constant)]
         np.testing.assert_array_equal(*values)
+
+
+@pytest.mark.parametrize("rounds", [0, 30])
+def test_unfinished_groups_go_on_in_the_next_step_and_after_a_checkpoint(tmp_path, rounds):
+    settings = TINY.changed(partial_rollouts=2, dynamic_rounds=rounds, max_new_tokens=12, save_every=1, temperature=1.5)
+    assert settings.learning.correction == "token"
+    whole, half = (
+        runs.run_grpo(settings.changed(steps=steps, out=str(tmp_path / name), schedule="constant"))
+        for steps, name in ((4, "whole"), (2, "half"))
+    )
+    again = runs.run_grpo(settings.changed(steps=4, resume=str(half.path), schedule="constant"))
+    rows, resumed = ([row for row in run.metrics() if row["step"] > 0] for run in (whole, again))
+    for name in ("reward", "policy_loss", "sampling/carried", "sampler/staleness", "sampler/correction_mean"):
+        assert [row[name] for row in resumed] == [row[name] for row in rows], name
+    assert {row["sampling/carried"] for row in rows} == {2} and rows[0]["sampler/oldest"] == 0
+    for row in rows[1:]:
+        assert row["sampler/older_tokens"] <= row["sampler/staleness"] <= row["sampler/oldest"] < row["step"]
+    assert max(row["sampler/older_tokens"] for row in rows) > 0
 
 
 def test_a_task_without_differences_is_an_error(tmp_path):
@@ -210,7 +231,7 @@ def test_a_reference_is_there_as_long_as_a_checkpoint_may_want_it(tmp_path):
 
 def test_the_surplus_of_every_checkpoint_is_kept(tmp_path):
     """Also where a checkpoint could not be written, and its step's surplus is written once more."""
-    gatherer = Gatherer(lambda params, number: pytest.fail("nothing is drawn"), 2, 3)
+    gatherer = Gatherer(lambda params, number, carried: pytest.fail("nothing is drawn"), 2, 3)
 
     def load(position):
         gatherer.load(tmp_path, position, [], lambda completions: [])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.commands.grpo.carrying import Carried
 from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
@@ -108,25 +109,32 @@ def filled_up(taken: Taken, groups: int) -> Taken:
 
 
 class Kept(NamedTuple):
-    """What dynamic sampling hands on from one step to the next.
+    """What is handed on from one step to the next.
 
     Attributes:
         drawn: rollouts so far.
-        surplus: informative groups that were left over, or None.
+        surplus: informative groups that dynamic sampling left over, or None.
+        carried: groups that partial rollouts left unfinished, or None.
     """
 
     drawn: int = 0
     surplus: Taken | None = None
+    carried: Carried | None = None
+
+
+Draw = Callable[[Params, int, Carried | None], tuple[Taken, Carried | None]]
+"""``(params, number of the rollout, what the one before left) → groups and what they leave``, a function of these."""
 
 
 class Gatherer:
     """The groups of each step.
 
     Args:
-        draw: ``(params, number of the rollout) → Taken``, a function of both.
+        draw: makes a rollout.
         groups: of a step.
         most_rounds: rollouts of a step at most, until all its groups differ in score; 0 takes each rollout as it is.
         telling: ``Taken → [P, G]`` or ``[K, P, G]``, the scores that must differ.
+        carries: whether rollouts leave something to the next.
 
     Attributes:
         kept: of the last step that ended; the caller sets it when a step has.
@@ -134,12 +142,14 @@ class Gatherer:
 
     def __init__(
         self,
-        draw: Callable[[Params, int], Taken],
+        draw: Draw,
         groups: int,
         most_rounds: int,
         telling: Callable[[Taken], np.ndarray] = Taken.by_group,
+        carries: bool = False,
     ):
         self.draw, self.groups, self.most_rounds, self.telling = draw, groups, most_rounds, telling
+        self.carries = carries
         self.kept = Kept()
 
     def __call__(self, params: Params, index: int) -> tuple[Taken, dict[str, float], Kept]:
@@ -149,10 +159,11 @@ class Gatherer:
             ValueError: no group differed in score in any round.
         """
         if not self.most_rounds:
-            taken = self.draw(params, index)
-            return taken, {"reward_failures": float(taken.scores.failed.sum())}, self.kept
+            taken, left = self.draw(params, index, self.kept.carried)
+            metrics = {"reward_failures": float(taken.scores.failed.sum())} | _left(left)
+            return taken, metrics, self.kept._replace(carried=left)
         carried = [] if self.kept.surplus is None else [self.kept.surplus]
-        parts, rounds = self._rounds(params, carried)
+        parts, rounds, left = self._rounds(params, carried)
         if not parts:
             raise ValueError(self._nothing(rounds))
         found = together(parts)
@@ -161,8 +172,8 @@ class Gatherer:
         seconds = sum(one.rollout.seconds for one in rounds)
         taken = taken._replace(rollout=taken.rollout._replace(seconds=seconds))
         fresh = count - sum(len(part.indices) for part in carried)
-        metrics = self._metrics(rounds, count, fresh)
-        return taken, metrics, Kept(self.kept.drawn + len(rounds), surplus)
+        metrics = self._metrics(rounds, count, fresh) | _left(left)
+        return taken, metrics, Kept(self.kept.drawn + len(rounds), surplus, left)
 
     def _metrics(self, rounds: Sequence[Taken], count: int, fresh: int) -> dict[str, float]:
         """What was thrown away: of ``count`` informative groups ``fresh`` are those of these rounds."""
@@ -176,14 +187,15 @@ class Gatherer:
             "reward_failures": float(sum(one.scores.failed.sum() for one in rounds)),
         }
 
-    def _rounds(self, params: Params, carried: list[Taken]) -> tuple[list[Taken], list[Taken]]:
-        """Informative groups, the carried ones first; and whole rollouts."""
-        parts, rounds = list(carried), []
+    def _rounds(self, params: Params, surplus: list[Taken]) -> tuple[list[Taken], list[Taken], Carried | None]:
+        """Informative groups, those of the surplus first; whole rollouts; and what they leave."""
+        parts, rounds, left = list(surplus), [], self.kept.carried
         while sum(len(part.indices) for part in parts) < self.groups and len(rounds) < self.most_rounds:
-            rounds.append(self.draw(params, self.kept.drawn + len(rounds)))
+            taken, left = self.draw(params, self.kept.drawn + len(rounds), left)
+            rounds.append(taken)
             differ = np.flatnonzero(np.asarray(informative_groups(jnp.asarray(self.telling(rounds[-1])))))
             parts += [selected(rounds[-1], differ)] if len(differ) else []
-        return parts, rounds
+        return parts, rounds, left
 
     def _nothing(self, rounds: Sequence[Taken]) -> str:
         mean = np.mean(_means(rounds))
@@ -200,7 +212,7 @@ class Gatherer:
             place: the folder of the checkpoints.
             position: of the checkpoint that is written next.
         """
-        if not self.most_rounds:
+        if not (self.most_rounds or self.carries):
             return
         place.mkdir(parents=True, exist_ok=True)
         _write(_surplus(place, position), self.kept)
@@ -220,12 +232,17 @@ class Gatherer:
         Raises:
             ValueError: it is not there; without it the same prompts would be drawn again.
         """
-        if not self.most_rounds:
+        if not (self.most_rounds or self.carries):
             return
         path = _surplus(place, position)
         if not path.exists():
             raise ValueError(f"grpo: {path} is missing, which belongs to its checkpoint; begin a new run.")
         self.kept = _read(path, rows, texts)
+
+
+def _left(carried: Carried | None) -> dict[str, float]:
+    """How many groups go on in the next step, as a metric."""
+    return {} if carried is None else {"sampling/carried": float(len(carried.groups))}
 
 
 def _divided(found: Taken, groups: int) -> tuple[Taken, Taken | None]:
@@ -247,31 +264,38 @@ def _surplus(place: Path, position: int) -> Path:
 def _write(path: Path, kept: Kept) -> None:
     """It is there when whole."""
     arrays: dict[str, Any] = {"drawn": np.asarray(kept.drawn)}
+    if kept.carried is not None:
+        arrays |= {"carried": kept.carried.groups} | _arrays("carried", kept.carried.completions)
     if kept.surplus is not None:
         indices, rollout, scores = kept.surplus
         arrays |= {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
         arrays |= {"total": scores.total, "failed": scores.failed}
         arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
-        arrays |= {
-            f"tokens:{name}": np.asarray(x) for name, x in rollout.completions._asdict().items() if x is not None
-        }
+        arrays |= _arrays("tokens", rollout.completions)
     unfinished = path.with_suffix(".unfinished")
     with writing(path), unfinished.open("wb") as file:
         np.savez(file, **arrays)
     unfinished.rename(path)
 
 
+def _arrays(part: str, completions: Completions) -> dict[str, np.ndarray]:
+    return {f"{part}:{name}": np.asarray(x) for name, x in completions._asdict().items() if x is not None}
+
+
+def _completions(part: str, found: Any) -> Completions:
+    return Completions(**{name: found[f"{part}:{name}"] for name in Completions._fields if f"{part}:{name}" in found})
+
+
 def _read(path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> Kept:
     with np.load(path) as found:
         drawn = int(found["drawn"])
+        carried = Carried(found["carried"], _completions("carried", found)) if "carried" in found else None
         if "indices" not in found:
-            return Kept(drawn)
-        names = [name for name in Completions._fields if f"tokens:{name}" in found]
-        arrays: Any = {name: found[f"tokens:{name}"] for name in names}
-        completions = Completions(**arrays)
+            return Kept(drawn, None, carried)
+        completions = _completions("tokens", found)
         by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
         scores = Scores(found["total"], by_name, found["failed"])
         indices = found["indices"]
         repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
         rollout = Rollout(repeated, completions, texts(completions), int(found["prompt_width"]), 0.0)
-        return Kept(drawn, Taken(indices, rollout, scores))
+        return Kept(drawn, Taken(indices, rollout, scores), carried)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.drawing import Drawing
+from rlax_llm.commands.grpo.carrying import Asked, Carried, PartialRollouts
 from rlax_llm.commands.grpo.gathering import Gatherer, Taken
-from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.grpo.settings import GroupRolloutSettings, GrpoSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
@@ -24,6 +26,7 @@ from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.serving import staleness
 from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.data.tasks import Task, batch_indices
+from rlax_llm.generation.sampling import row_keys
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import GROUP_COLUMNS
 from rlax_llm.loops.group import GroupState
@@ -58,12 +61,18 @@ class GroupPhase(Phase):
                 "leave it out."
             )
         self.key = jax.random.key(self.seed)
-        self.gatherer = Gatherer(self.draw, self.groups, settings.rollout.dynamic_rounds, self._telling)
+        self.gatherer = self._gathering(settings.rollout)
         self.watch = LearningWatch("grpo", settings.learning.overlong_filter)
         solved = task.solved if judge.graded else None
         self.record = Recorder(learner, settings.sampling, solved, self.group_size)
         self.reference: Params | None = None
         self.taken = 0  # steps, of the policy that is drawn from
+
+    def _gathering(self, settings: GroupRolloutSettings) -> Gatherer:
+        """How rollouts are made, and what becomes of their groups."""
+        further = settings.partial_rollouts
+        self.roll = PartialRollouts(self.drawing, self._asked, self.groups, further) if further else self._whole
+        return Gatherer(self.draw, self.groups, settings.dynamic_rounds, self._telling, further > 0)
 
     def init(self, params: Params) -> GroupState:
         """State before the first step."""
@@ -84,16 +93,37 @@ class GroupPhase(Phase):
         if self.update.reads_reference and due:
             self.reference = self.references(state.params, every)
 
-    def draw(self, params: Params, number: int) -> Taken:
-        """Scored completions of the prompts of rollout ``number`` (from 0), a function of it, parameters and seed."""
-        chosen = batch_indices(len(self.task.train), self.groups, self.seed, number)
-        rows = [self.task.train[i] for i in chosen]
+    def draw(self, params: Params, number: int, carried: Carried | None) -> tuple[Taken, Carried | None]:
+        """Scored completions of rollout ``number`` (from 0), and what they leave to the next: a function of number,
+        parameters, seed and what was left before.
+        """
         whole = self.drawing.weights(params, self.taken, False)
         if self.settings.sampler_dtype is not None:
             whole = _rounded(whole, self.settings.sampler_dtype)
+        chosen, rollout, carried = self.roll(whole, number, carried, self.taken)
+        return Taken(chosen, rollout, self.judge(rollout, self.group_size)), carried
+
+    def _whole(
+        self, params: Params, number: int, carried: Carried | None, version: int
+    ) -> tuple[np.ndarray, Rollout, Carried | None]:
+        """The groups of a rollout, all of them whole."""
+        del version
+        chosen = batch_indices(len(self.task.train), self.groups, self.seed, number)
+        rows = [self.task.train[i] for i in chosen]
         key = jax.random.fold_in(self.key, number)
-        rollout = self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
-        return Taken(np.asarray(chosen), rollout, self.judge(rollout, self.group_size))
+        rollout = self.drawing.sampling.rollout(params, rows, key, self.drawing.request)
+        return np.asarray(chosen), rollout, carried
+
+    def _asked(self, groups: np.ndarray) -> Asked:
+        """Prompts and keys of groups by their numbers: those that they would have in rollouts of whole groups."""
+        indices, keys = [], []
+        for number in np.unique(groups // self.groups):
+            places = groups[groups // self.groups == number] % self.groups
+            indices.append(np.asarray(batch_indices(len(self.task.train), self.groups, self.seed, int(number)))[places])
+            of_rollout = row_keys(jax.random.fold_in(self.key, int(number)), self.groups * self.group_size)
+            keys.append(of_rollout.reshape(self.groups, self.group_size)[places].reshape(-1))
+        chosen = np.concatenate(indices)
+        return Asked(chosen, [self.task.train[i] for i in chosen], jnp.concatenate(keys))
 
     def step(self, state: GroupState, index: int) -> Done:
         """Step ``index`` (from 0), with records of one group's completions."""
@@ -147,7 +177,7 @@ class GroupPhase(Phase):
         self.learner.export(state.params, path)
 
     def keep(self, place: Path, position: int) -> None:
-        """Write the groups that dynamic sampling hands on to the next step."""
+        """Write what is handed on to the next step."""
         self.gatherer.keep(place, position)
 
     def load(self, place: Path, position: int) -> None:

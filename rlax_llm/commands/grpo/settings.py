@@ -80,6 +80,11 @@ class GroupRolloutSettings(RolloutSettings):
     dynamic_rounds: int = option(
         0, "Rounds of sampling, at most, until all groups of a step differ in score (DAPO); 0 is off."
     )
+    partial_rollouts: int = option(
+        0,
+        "Prompts that are in flight beside those of a step: it ends when batch_size groups are whole, and the others "
+        "go on in the next, corrected for the policies that drew them; 0 is off.",
+    )
     sampler_dtype: Literal["float32", "bfloat16"] | None = option(
         None, "Number format that the weights are rounded to for sampling.", "that of the model"
     )
@@ -91,7 +96,17 @@ class GroupRolloutSettings(RolloutSettings):
         """Check the ranges."""
         super().check()
         at_least(self, 2, "group_size")
-        at_least(self, 0, "dynamic_rounds")
+        at_least(self, 0, "dynamic_rounds", "partial_rollouts")
+        if self.partial_rollouts and self.tool is not None:
+            raise ValueError(
+                f"partial_rollouts is given with tool {self.tool}, in whose turns no completion can be interrupted; "
+                "leave one out."
+            )
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Completions that are drawn beside one another, at most."""
+        return self.rows + self.partial_rollouts * self.group_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +116,7 @@ class GroupLearningSettings(EpochSettings):
     overlong_filter: bool = option(False, "Learn nothing from completions that were cut (DAPO).")
     correction: Literal["none", "token", "mask", "sequence"] = resolved(
         "Weights for a sampler that differs: of tokens, truncated or cut, or whole completions.",
-        "token with --sampler-url, else none",
+        "token with --sampler-url and --partial-rollouts, else none",
     )
     entropy_coef: float = option(0.0, "Weight of a bonus for the entropy of a token, at the start.")
     entropy_target: float | None = option(
@@ -146,9 +161,10 @@ class GrpoSettings(OnMachine):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is chosen for the model, and the correction for a foreign sampler."""
-        foreign = given.get("sampler_url") is not None and given.get("recipe") != TRPO
-        return {**model_defaults(cls.command, given), "correction": "token" if foreign else "none"}
+        """What is chosen for the model, and the correction for other policies' completions."""
+        others = given.get("sampler_url") is not None or given.get("partial_rollouts")
+        corrected = others and given.get("recipe") != TRPO
+        return {**model_defaults(cls.command, given), "correction": "token" if corrected else "none"}
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -158,7 +174,8 @@ class GrpoSettings(OnMachine):
     def __post_init__(self) -> None:
         """Check the parts together."""
         self.learning.check_shares(self.rollout)
-        factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
+        rollout = self.rollout
+        factors = {"batch_size": rollout.batch_size + rollout.partial_rollouts, "group_size": rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)
         buffer, longest = self.task.overlong_buffer, self.sampling.max_new_tokens
         if buffer > longest:
@@ -171,6 +188,10 @@ class GrpoSettings(OnMachine):
             )
         if self.server.sampler_url is not None and self.rollout.sampler_dtype is not None:
             raise ValueError("sampler_dtype is given with sampler_url, whose server has its own; leave one out.")
+        if self.server.sampler_url is not None and self.rollout.partial_rollouts:
+            raise ValueError(
+                "partial_rollouts is given with sampler_url, whose server ends what it begins; leave one out."
+            )
 
     def _check_trpo(self) -> None:
         """Raise for what TRPO does not have: it takes one step, and without a ratio nothing makes up for samples of
@@ -188,6 +209,7 @@ class GrpoSettings(OnMachine):
             "ceiling": self.objective.ceiling is not None,
             "reference_every": self.objective.reference_every != 0,
             "dynamic_rounds": self.rollout.dynamic_rounds != 0,
+            "partial_rollouts": self.rollout.partial_rollouts != 0,
             "sampler_dtype": self.rollout.sampler_dtype is not None,
             "sampler_url": self.server.sampler_url is not None,
         }

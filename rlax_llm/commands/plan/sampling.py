@@ -31,7 +31,7 @@ class Prompts(NamedTuple):
     Attributes:
         number: prompts of a step.
         width: tokens of the longest.
-        slots: completions that are drawn at a time; None draws all.
+        slots: completions that are drawn at a time, each with its prompt to itself; None draws those of a step.
         entering: prompts that begin at a time.
     """
 
@@ -52,7 +52,8 @@ def prompts_of(rollout: RolloutSettings, limits: LimitSettings) -> Prompts:
         rollout: completions of a step, and how many are drawn at a time.
         limits: of their lengths.
     """
-    slots = None if rollout.slots is None or rollout.slots >= rollout.rows else rollout.slots
+    slots = min(rollout.slots or rollout.rows_in_flight, rollout.rows_in_flight)
+    slots = None if slots == rollout.rows_in_flight == rollout.rows else slots
     entering = rollout.batch_size if slots is None else entering_prompts(slots, rollout.group_size)
     return Prompts(rollout.batch_size, limits.max_prompt_tokens, slots, entering)
 
