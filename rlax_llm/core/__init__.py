@@ -23,6 +23,17 @@ __getattr__, __dir__ = lazy_face(
             "normal_kl",
             "normal_log_prob",
         ),
+        "divergences": (
+            "Compared",
+            "Divergence",
+            "Predictions",
+            "comparison",
+            "forward_kl",
+            "jensen_shannon",
+            "plain_token_divergences",
+            "reverse_kl",
+            "token_divergences",
+        ),
         "kl": (
             "KlControl",
             "KlEstimator",
@@ -42,6 +53,7 @@ __getattr__, __dir__ = lazy_face(
         "masked": ("divide_by_std", "masked_deviation", "masked_mean", "masked_variance", "unit_variance", "whiten"),
         "recurrence": ("reverse_affine_scan",),
         "shuffling": ("permutation",),
+        "top_tokens": ("TopTokens", "bucket_log_probs", "top_token_divergences", "top_tokens"),
         "types": (
             "Completions",
             "CreditedCompletions",

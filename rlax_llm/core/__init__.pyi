@@ -9,6 +9,7 @@ from rlax_llm.core import arguments as arguments
 from rlax_llm.core import checks as checks
 from rlax_llm.core import chips as chips
 from rlax_llm.core import distributions as distributions
+from rlax_llm.core import divergences as divergences
 from rlax_llm.core import exponentials as exponentials
 from rlax_llm.core import faces as faces
 from rlax_llm.core import finite as finite
@@ -27,9 +28,11 @@ from rlax_llm.core import recurrence as recurrence
 from rlax_llm.core import seen as seen
 from rlax_llm.core import shuffling as shuffling
 from rlax_llm.core import token_sets as token_sets
+from rlax_llm.core import top_tokens as top_tokens
 from rlax_llm.core import trees as trees
 from rlax_llm.core import types as types
 from rlax_llm.core import user_code as user_code
+from rlax_llm.core import vocabulary as vocabulary
 from rlax_llm.core import wording as wording
 from rlax_llm.core.distributions import Distribution as Distribution
 from rlax_llm.core.distributions import categorical as categorical
@@ -44,6 +47,15 @@ from rlax_llm.core.distributions import normal_entropy as normal_entropy
 from rlax_llm.core.distributions import normal_fisher as normal_fisher
 from rlax_llm.core.distributions import normal_kl as normal_kl
 from rlax_llm.core.distributions import normal_log_prob as normal_log_prob
+from rlax_llm.core.divergences import Compared as Compared
+from rlax_llm.core.divergences import Divergence as Divergence
+from rlax_llm.core.divergences import Predictions as Predictions
+from rlax_llm.core.divergences import comparison as comparison
+from rlax_llm.core.divergences import forward_kl as forward_kl
+from rlax_llm.core.divergences import jensen_shannon as jensen_shannon
+from rlax_llm.core.divergences import plain_token_divergences as plain_token_divergences
+from rlax_llm.core.divergences import reverse_kl as reverse_kl
+from rlax_llm.core.divergences import token_divergences as token_divergences
 from rlax_llm.core.kl import KlControl as KlControl
 from rlax_llm.core.kl import KlEstimator as KlEstimator
 from rlax_llm.core.kl import absolute as absolute
@@ -67,6 +79,10 @@ from rlax_llm.core.masked import unit_variance as unit_variance
 from rlax_llm.core.masked import whiten as whiten
 from rlax_llm.core.recurrence import reverse_affine_scan as reverse_affine_scan
 from rlax_llm.core.shuffling import permutation as permutation
+from rlax_llm.core.top_tokens import TopTokens as TopTokens
+from rlax_llm.core.top_tokens import bucket_log_probs as bucket_log_probs
+from rlax_llm.core.top_tokens import top_token_divergences as top_token_divergences
+from rlax_llm.core.top_tokens import top_tokens as top_tokens
 from rlax_llm.core.types import Completions as Completions
 from rlax_llm.core.types import CreditedCompletions as CreditedCompletions
 from rlax_llm.core.types import Groups as Groups

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rlax_llm.core import log_probs
+from rlax_llm.core import vocabulary
 from rlax_llm.core.log_probs import plain_token_log_probs, token_log_probs
 from rlax_llm.core.token_sets import EVERY, to_bits
 
@@ -45,8 +45,8 @@ def plain(hidden, head, targets, temperature, sets, bias):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 8 rows, and no program that was traced with others."""
-    monkeypatch.setattr(log_probs, "ROWS_OF_A_CHUNK", 8)
-    monkeypatch.setattr(log_probs, "LOGITS", 0)
+    monkeypatch.setattr(vocabulary, "ROWS_OF_A_CHUNK", 8)
+    monkeypatch.setattr(vocabulary, "LOGITS", 0)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_vmap_and_jit_of_the_gradient():
 @pytest.mark.usefixtures("float64", "small_chunks")
 def test_padding_rows_of_the_last_chunk_reach_no_gradient():
     """Nine rows are two chunks: the second is nearly all padding."""
-    hidden, head, targets = (jnp.asarray(x) for x in inputs(log_probs.ROWS_OF_A_CHUNK + 1))
+    hidden, head, targets = (jnp.asarray(x) for x in inputs(vocabulary.ROWS_OF_A_CHUNK + 1))
     sets = above(hidden, head, 1.0, floors(hidden, head, 1.0, 0.5))
 
     def chunked(head):

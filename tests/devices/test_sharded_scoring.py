@@ -16,9 +16,11 @@ import optax
 import pytest
 
 from rlax_llm import recipes
-from rlax_llm.core import log_probs as chunks
+from rlax_llm.core import vocabulary as chunks
+from rlax_llm.core.divergences import Predictions, forward_kl, jensen_shannon, token_divergences
 from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import NONE, Penalties
+from rlax_llm.core.top_tokens import top_token_divergences, top_tokens
 from rlax_llm.core.trees import join_trees
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
@@ -106,6 +108,31 @@ def test_bfloat16_differs_by_its_rounding():
 
     assert apart(there, alone) <= apart(alone, full)  # no farther than one device is from float32
     assert apart(alone, full) < 0.1
+
+
+@pytest.mark.parametrize("size", [40, 39])
+def test_divergences_and_their_gradients_are_the_same(size):
+    """Two models over one vocabulary, which the mesh's axis of tensors divides or not."""
+    random = np.random.default_rng(0)
+
+    def drawn(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    heads, hidden, teacher = {"head": drawn(size, 32), "teacher": drawn(size, 16)}, drawn(48, 32), drawn(48, 16)
+
+    def run(heads, hidden, teacher):
+        other = Predictions(teacher, heads["teacher"], 0.8)
+        top = top_tokens(other, 5)
+
+        def total(hidden, head):
+            own = Predictions(hidden, head, 0.8)
+            found = token_divergences(own, other, jensen_shannon(0.3)), top_token_divergences(own, top, forward_kl)
+            return sum((jnp.cos(jnp.arange(48.0)) * x).mean() for x in found), found
+
+        return top, jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, heads["head"])
+
+    _, (_, slopes) = check_same_everywhere((MESH,), run, heads, hidden, teacher)
+    assert all(np.abs(slope).max() > 1e-3 for slope in slopes)
 
 
 @pytest.mark.parametrize("penalties", [NONE, SOME])
