@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.core.mesh import AXES, ROWS, TENSOR, devices_along, spread
+from rlax_llm.core.mesh import AXES, ROWS, devices_along, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.cache import KEYS, VALUES, Cache, empty_cache, kept, written
 from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request, check_request
@@ -29,12 +30,12 @@ from rlax_llm.models.decoder import (
     causal,
     embedding,
     layer_scan,
-    narrow_matrices,
     part_of_group,
     rms_norm,
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
+from rlax_llm.models.narrow import narrow_matrices
 from rlax_llm.models.segments import NOWHERE, Reach, Segment, places_of, positions_of, reach_of, segment
 from rlax_llm.models.sharding import laid, sampling_rules
 
@@ -48,9 +49,6 @@ def rooms(limit: int) -> list[int]:
     ([256, 512, 1024], [64, 100])
     """
     return sorted({min(limit, max(FIRST_ROOM, -(-limit // part))) for part in (4, 2, 1)})
-
-
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer
 
 
 class Prefilled(NamedTuple):
@@ -112,15 +110,17 @@ def unstack(params: Params) -> Params:
 
 
 def for_sampling(config: DecoderConfig, params: Params) -> Params:
-    """Parameters as a sampler over a mesh reads them: over ``tensor`` alone, the matrices as narrow as is computed in.
+    """Parameters as a sampler reads them: over ``tensor`` alone, the matrices as ``narrow_matrices`` has them.
 
-    A learner's lie over ``fsdp`` too, and would be gathered at every token. Without a mesh ``params`` themselves.
+    A learner's lie over ``fsdp`` too, and would be gathered at every token. Without a mesh and without
+    ``config.sampler_dtype`` they are ``params`` themselves.
 
     Args:
         config: shapes.
         params: of ``config.parameter_shapes``, wherever they lie.
     """
-    return params if devices_along(*AXES) == 1 else _laid_for_sampling(config, params)
+    itself = devices_along(*AXES) == 1 and config.sampler_dtype is None
+    return params if itself else _laid_for_sampling(config, params)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -130,7 +130,7 @@ def _laid_for_sampling(config: DecoderConfig, params: Params) -> Params:
 
 @partial(jax.jit, static_argnums=0)
 def unrolled(config: DecoderConfig, params: Params) -> Params:
-    """``unstack`` of the matrices as narrow as is computed in."""
+    """``unstack`` of ``narrow_matrices``."""
     return unstack(narrow_matrices(config, params))
 
 
@@ -207,19 +207,16 @@ def prefill(
     memory = first_memory(request, tokens, valid, config.vocab_size)
     state = before_first(config, request, (keys, limits, memory), room, x.dtype)
     state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
-    return Prefilled(_of_layers(caches), valid), state
+    return Prefilled(_of_layers(config, caches), valid), state
 
 
-def _of_layers(caches: tuple[jax.Array, jax.Array]) -> Cache:
-    """Keys and values of all layers, layer by layer, for a group of its own."""
-    return tuple((caches[0][i][:, None], caches[1][i][:, None]) for i in range(len(caches[0])))
+def _of_layers(config: DecoderConfig, caches: tuple[jax.Array, jax.Array]) -> Cache:
+    """Keys and values of all layers as they are kept, layer by layer, for a group of its own."""
 
+    def of_group(x: jax.Array, axes: tuple[int, int]) -> Any:
+        return kept(config, x[:, None], axes[0])
 
-def _empty_cache(config: DecoderConfig, shape: tuple[int, int, int], room: int, dtype: Any) -> Cache:
-    """Keys and values of no token, for ``(prompts, group_size, key heads)``."""
-    keys = spread(jnp.zeros((*shape, config.head_dim, room), dtype), ROWS, None, TENSOR)
-    values = spread(jnp.zeros((*shape, room, config.head_dim), dtype), ROWS, None, TENSOR)
-    return tuple((keys, values) for _ in range(config.num_layers))
+    return tuple((of_group(keys, KEYS), of_group(values, VALUES)) for keys, values in zip(*caches, strict=True))
 
 
 def before_first(
@@ -238,7 +235,7 @@ def before_first(
     rows, limit = keys.shape[0], request.max_new_tokens
     shape = (rows // request.group_size, request.group_size, config.num_kv_heads)
     return Decoding(
-        cache=_empty_cache(config, shape, room, dtype),
+        cache=empty_cache(config, shape, room, dtype),
         tokens=jnp.full((rows, limit), request.filler, jnp.int32),
         log_probs=jnp.zeros((rows, limit)),
         kept=_room_for_sets(request, keys, memory, config.vocab_size),
@@ -286,22 +283,22 @@ def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: De
     caches = []
     for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
         segments = Segment(*shared, places.prompt), Segment(*own, places.own)
-        x, cache = apply(layer, x, positions, _attend_to_cache(*segments, reach_of(places.query), column))
+        x, cache = apply(layer, x, positions, _attend_to_cache(config, *segments, reach_of(places.query), column))
         caches.append(cache)
     return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
 
 
-def _attend_to_cache(shared: Segment, own: Segment, reach: Reach, at: jax.Array) -> Attend:
+def _attend_to_cache(config: DecoderConfig, shared: Segment, own: Segment, reach: Reach, at: jax.Array) -> Attend:
     """One token of each row to its prompt's keys and to its own, among which it writes its own at column ``at``."""
     prompts, group_size = own.keys.shape[:2]
 
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(prompts, group_size, *x.shape[1:])
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
-        keys = jax.lax.dynamic_update_slice_in_dim(own.keys, new.keys, at, -1)
-        values = jax.lax.dynamic_update_slice_in_dim(own.values, new.values, at, -2)
+        keys = written(config, own.keys, new.keys, at, KEYS)
+        values = written(config, own.values, new.values, at, VALUES)
         mixed = jax.vmap(attention)(by_group(q), reach, [shared, Segment(keys, values, own.places)])
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 

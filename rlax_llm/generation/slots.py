@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.generation.engine import Cache, Decoding, Prefilled, lanes, most_going
+from rlax_llm.generation.cache import Cache, vacant_cache, with_columns
+from rlax_llm.generation.engine import Decoding, Prefilled, lanes, most_going
 
 
 class Progress(NamedTuple):
@@ -88,7 +89,7 @@ def _columns(cache: Cache, step: jax.Array, room: int) -> Cache:
         return cache
     ago = (step - 1 - jnp.arange(room)) % room
     source = (step - 1 - ago) % held  # for what is older than the cache is, anything; nobody reads it
-    return tuple((jnp.take(keys, source, -1), jnp.take(values, source, -2)) for keys, values in cache)
+    return with_columns(cache, source)
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
@@ -148,13 +149,9 @@ def vacant(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Pr
     def alike(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x[:1], (rows, *x.shape[1:]))
 
-    def empty(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        heads, dim = keys.shape[2:4]
-        return jnp.zeros((rows, 1, heads, dim, room), keys.dtype), jnp.zeros((rows, 1, heads, room, dim), values.dtype)
-
     nobody = state._replace(alive=jnp.zeros_like(state.alive), rows=jnp.full_like(state.rows, -1))
     own = jax.tree.map(alike, _by_row(nobody))
-    return jax.tree.map(alike, prompt), state._replace(cache=tuple(empty(*layer) for layer in state.cache), **own)
+    return jax.tree.map(alike, prompt), state._replace(cache=vacant_cache(state.cache, rows, room), **own)
 
 
 class Drawn(NamedTuple):

@@ -92,8 +92,8 @@ def _in_blocks(places: jax.Array, block: int) -> jax.Array:
 def _part_at(part: Segment, index: jax.Array | int, size: int) -> Segment:
     """Block ``index`` of a segment's keys."""
 
-    def at(x: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
+    def at(part: Any, axis: int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size, axis), part)
 
     return Segment(at(part.keys, 3), at(part.values, 2), at(part.places, 1))
 
@@ -279,8 +279,8 @@ def attention(
     spans = visits(reach, segments, form) if spans is None else spans
     padded = [
         Segment(
-            _pad(part.keys, 3, form.key_block),
-            _pad(part.values, 2, form.key_block),
+            jax.tree.map(lambda x: _pad(x, 3, form.key_block), part.keys),
+            jax.tree.map(lambda x: _pad(x, 2, form.key_block), part.values),
             _pad(part.places, 1, form.key_block, NOWHERE),
         )
         for part in segments

@@ -14,6 +14,7 @@ from rlax_llm.core.checks import at_least_one, positive
 from rlax_llm.core.names import did_you_mean
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+NARROW = ("bfloat16", "int8")
 ATTENTIONS = ("auto", "blockwise", "splash", "cudnn")
 
 RopeScaling = Callable[[np.ndarray], np.ndarray]
@@ -127,6 +128,10 @@ class DecoderConfig:
         lora: an adapter that the layers read with their own weights (``adapter_shapes``), or None.
         compute_dtype: number format of the products and activations, as "bfloat16"; None is that of the parameters.
             Parameters keep theirs, and so do their gradients; norms, softmax and losses are float32 at least.
+        sampler_dtype: number format that a sampler reads the matrices in, "bfloat16" or "int8" with a scale for each
+            output channel; None is what is computed in.
+        cache_dtype: number format of the keys and values that a sampler keeps, "bfloat16" or "int8" with a scale for
+            each of them; None is what is computed in.
         attention: what computes it, of the same numbers: plain XLA in blocks ("blockwise"), a kernel of TPUs ("splash")
             or of NVIDIA's GPUs ("cudnn"); "auto" takes the kernel of the platform where it can serve.
     """
@@ -147,6 +152,8 @@ class DecoderConfig:
     max_positions: int = 2_048
     lora: Lora | None = None
     compute_dtype: str | None = None
+    sampler_dtype: str | None = None
+    cache_dtype: str | None = None
     attention: str = "auto"
 
     def __post_init__(self) -> None:
@@ -163,6 +170,10 @@ class DecoderConfig:
             raise ValueError(
                 f"DecoderConfig: attention {self.attention!r} is unknown{hint} There are {', '.join(ATTENTIONS)}."
             )
+        for name in ("sampler_dtype", "cache_dtype"):
+            if getattr(self, name) not in (None, *NARROW):
+                wanted = f"{' or '.join(NARROW)}, or None"
+                raise ValueError(f"DecoderConfig: {name} is {getattr(self, name)!r}, wanted {wanted}.")
         if self.head_dim % 2:
             raise ValueError(f"DecoderConfig: head_dim is {self.head_dim}, wanted an even number (rotary halves).")
 

@@ -28,9 +28,10 @@ from rlax_llm.core.mesh import (
     sum_over,
 )
 from rlax_llm.models.attention import rotary
-from rlax_llm.models.config import TARGETS, DecoderConfig
+from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
+from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
 from rlax_llm.models.segments import Segment, places_of, positions_of, reach_of, segment
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -47,7 +48,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (wide * scale * weight).astype(x.dtype)
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+def linear(x: jax.Array, weight: Matrix) -> jax.Array:
     """``x · weight`` over the last axis, as one matrix product over all tokens, in x's dtype.
 
     A wider weight is rounded here, at its use, so that its gradient is summed over all uses in the weight's own dtype.
@@ -57,7 +58,9 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     >>> linear(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
-    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+    flat = x.reshape(-1, x.shape[-1])
+    multiplied = product(flat, weight).astype(x.dtype) if isinstance(weight, Narrow) else flat @ weight.astype(x.dtype)
+    return multiplied.reshape(*x.shape[:-1], -1)
 
 
 class Block(nnx.Module):
@@ -88,7 +91,7 @@ class Block(nnx.Module):
 
     def project(self, name: str, x: jax.Array) -> jax.Array:
         """``x·W``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B``: W + A·B is never formed."""
-        projected = linear(x, getattr(self, name)[...])
+        projected = linear(x, getattr(self, name).get_value())
         lora = self.config.lora
         if lora is None or name not in lora.targets:
             return projected
@@ -174,7 +177,7 @@ def init_decoder(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type 
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def head(params: Params) -> jax.Array:
+def head(params: Params) -> Any:
     """The output embedding ``[V, D]``: the head's own, or the tied input embedding."""
     return params.get("head", params["embed"])
 
@@ -190,17 +193,18 @@ def embedding(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.A
     """
     vocabulary, rows = dividing((config.vocab_size,), (TENSOR,)), dividing(tokens.shape, (ROWS,))
     # Gathered over fsdp first, for all tokens together.
-    taken = per_device(_lookup, (vocabulary, rows), rows)(spread(params["embed"], TENSOR), tokens)
+    table = jax.tree.map(lambda x: spread(x, TENSOR), params["embed"])
+    taken = per_device(_lookup, (vocabulary, rows), rows)(table, tokens)
     return taken if config.compute_dtype is None else taken.astype(config.compute_dtype)
 
 
-def _lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+def _lookup(table: Matrix, tokens: jax.Array) -> jax.Array:
     """Rows of the table, of which a device may have a part."""
     if not is_split(TENSOR):
-        return table[tokens]
+        return rows_of(table, tokens)
     size = table.shape[0]
     within = tokens - place_along(TENSOR) * size
-    found = table[jnp.clip(within, 0, size - 1)]
+    found = rows_of(table, jnp.clip(within, 0, size - 1))
     return sum_over(jnp.where(((within >= 0) & (within < size))[..., None], found, 0.0), TENSOR)
 
 
@@ -210,33 +214,10 @@ def vocabulary_logits(params: Params, hidden: jax.Array) -> jax.Array:
     >>> vocabulary_logits({"embed": jnp.ones((5, 4))}, jnp.ones((2, 4), jnp.bfloat16)).dtype.name
     'float32'
     """
-    return jnp.matmul(hidden, head(params).astype(hidden.dtype).T, preferred_element_type=jnp.float32)
-
-
-def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
-    """The matrices in the dtype that they are computed in, for a sampler, which reads them at every token.
-
-    The numbers that come out are the same: what is rounded here would be rounded at each use. Norms and biases keep
-    their dtype, and so do adapters. Limiting case: without ``config.compute_dtype`` nothing changes.
-
-    Args:
-        config: shapes.
-        params: of ``config.parameter_shapes``, and ``config.adapter_shapes`` where there is an adapter.
-
-    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, compute_dtype="bfloat16")
-    >>> found = narrow_matrices(config, {"embed": jnp.ones((5, 4)), "layers": {}, "norm": jnp.ones(4)})
-    >>> found["embed"].dtype.name, found["norm"].dtype.name
-    ('bfloat16', 'float32')
-    """
-    if config.compute_dtype is None:
-        return params
-    rounded = {"embed", "head", *TARGETS}
-
-    def chosen(name: str, leaf: jax.Array) -> jax.Array:
-        return leaf.astype(config.compute_dtype) if name in rounded else leaf
-
-    layers = {name: chosen(name, leaf) for name, leaf in params["layers"].items()}
-    return {name: chosen(name, leaf) for name, leaf in params.items() if name != "layers"} | {"layers": layers}
+    table = head(params)
+    if isinstance(table, Narrow):
+        return table_product(hidden, table)
+    return jnp.matmul(hidden, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
 
 
 def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None = None) -> Attend:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from rlax_llm.models.narrow import Matrix, Narrow, product
 
 NOWHERE = -1  # the place of what is no token
 MASKED = -1e30  # finite, so that a query without any key gives numbers (which nobody reads) and not NaN
@@ -22,13 +24,14 @@ class Segment(NamedTuple):
     """Keys that rows attend to. ``N`` is 1 where all rows of the group share them, else the number of rows.
 
     Attributes:
-        keys: ``[N, K, head_dim, T]``: time last, so that scores are plain matmuls.
-        values: ``[N, K, T, head_dim]``.
+        keys: ``[N, K, head_dim, T]``: time last, so that scores are plain matmuls; an array, or a ``Narrow`` of a
+            sampler with a scale for each.
+        values: ``[N, K, T, head_dim]``, likewise.
         places: ``[N or 1, T]`` int32, of each key among the valid tokens of its row; −1 for what is none.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: Any
+    values: Any
     places: jax.Array
 
 
@@ -128,8 +131,10 @@ def unfold(x: jax.Array, part: Segment, shape: tuple[int, ...]) -> jax.Array:
     return x.reshape(rows, heads, ratio, length, -1)
 
 
-def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+def matmul(x: jax.Array, y: Matrix) -> jax.Array:
     """Product in the keys' dtype, summed and returned in at least float32."""
+    if isinstance(y, Narrow):
+        return product(x.astype(y.dtype), y)
     return jnp.matmul(x.astype(y.dtype), y, preferred_element_type=jnp.promote_types(y.dtype, jnp.float32))
 
 

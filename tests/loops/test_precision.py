@@ -24,9 +24,10 @@ from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.policy import descend, initial_state, supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig, Lora
-from rlax_llm.models.decoder import linear, narrow_matrices, rms_norm
+from rlax_llm.models.decoder import linear, rms_norm
 from rlax_llm.models.loading import load_model
 from rlax_llm.models.lora import init_adapter
+from rlax_llm.models.narrow import narrow_matrices
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 
 V, WIDTH, GROUP = 23, 6, 2
