@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from rlax_llm.generation.turns import Generate
 from rlax_llm.models.functional import Params
 
 Weights = Callable[[Params, int, bool], Params]
-"""``(trained, steps taken, latest) → what completions are drawn from``; ``latest`` where nothing older will do."""
+"""``(trained, steps taken, exact) → what completions are drawn from``; ``exact`` where nothing older will do, or
+narrower.
+"""
 
 
 class Drawing(NamedTuple):
@@ -24,12 +27,14 @@ class Drawing(NamedTuple):
 
     Attributes:
         sampling: the policy's shape and limits.
+        narrow: the same for completions to learn from, whose number formats may be narrower.
         request: of completions to learn from.
         greedy: of completions to measure with.
         weights: what is drawn from, of the parameters that are trained.
     """
 
     sampling: Sampling
+    narrow: Sampling
     request: Request
     greedy: Request
     weights: Weights
@@ -57,9 +62,9 @@ def build_drawing(
     vocabulary = learner.config.vocab_size
     request = build_request(settings, learner.tokenizer, vocabulary, settings.max_new_tokens, rollout.group_size)
     greedy = request._replace(sampler=build_greedy(settings, vocabulary), group_size=1)
-    return Drawing(
-        sampling,
-        request,
-        greedy,
-        weights or (lambda params, *_: learner.sampled(params)),
-    )
+    shape = dataclasses.replace(learner.sampled_shape, **rollout.formats)
+
+    def own(params: Params, _: int, exact: bool) -> Params:
+        return learner.sampled(params, None if exact else shape)
+
+    return Drawing(sampling, sampling._replace(config=shape), request, greedy, weights or own)

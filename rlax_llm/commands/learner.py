@@ -108,14 +108,15 @@ class Learner(NamedTuple):
         """The shape of ``sampled``."""
         return self.config if self._apart else self.shape
 
-    def sampled(self, params: Params) -> Params:
+    def sampled(self, params: Params, shape: DecoderConfig | None = None) -> Params:
         """What completions are drawn from: ``whole``, or adapters beside a narrow base; laid out for a sampler.
 
         Args:
             params: as trained so far, like ``self.params``.
+            shape: ``sampled_shape`` with other number formats of a sampler; None is itself.
         """
         read = join_trees(params, self.frozen) if self._apart else self.whole(params)
-        return for_sampling(self.sampled_shape, read)
+        return for_sampling(self.sampled_shape if shape is None else shape, read)
 
     def write_whole(self, params: Params, path: Path) -> None:
         """Write one model without adapters: ``whole``.

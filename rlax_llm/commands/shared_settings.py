@@ -476,6 +476,11 @@ class RolloutSettings(Part):
         """Completions that are drawn beside one another, at most."""
         return self.rows
 
+    @property
+    def formats(self) -> dict[str, str | None]:
+        """The number formats that completions to learn from are drawn in, where they are not the learner's."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSettings(Part):

@@ -107,6 +107,7 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
         ({"recipe": "trpo", "partial_rollouts": 2}, "trpo has no partial_rollouts"),
         ({"partial_rollouts": 2, "tool": "calculator"}, "partial_rollouts is given with tool calculator"),
         ({"partial_rollouts": 2, "sampler_url": "http://localhost"}, "partial_rollouts is given with sampler_url"),
+        ({"recipe": "trpo", "cache_dtype": "int8"}, "trpo has no cache_dtype"),
         ({"recipe": "dapo", "kl_radius": 0.1}, "dapo has no kl_radius"),
     ],
 )
@@ -254,10 +255,17 @@ def test_accuracy_is_that_of_the_first_reward(tmp_path):
     assert row["accuracy"] == row["held_out_accuracy"] == 1 and row["reward"] <= 0.5
 
 
-def test_a_sampler_of_less_precision_is_corrected(tmp_path):
-    _, row = ran(tmp_path, sampler_dtype="bfloat16", correction="token", warm_start_steps=0)
+@pytest.mark.parametrize(
+    "formats",
+    [{"sampler_dtype": "bfloat16"}, {"cache_dtype": "int8"}, {"sampler_dtype": "int8", "cache_dtype": "int8"}],
+)
+def test_a_sampler_of_less_precision_is_corrected(tmp_path, formats):
+    """By default, and measured with the learner's own numbers."""
+    directory, row = ran(tmp_path, **formats, warm_start_steps=0)
+    assert "correction: token\n" in (directory.path / "config.yaml").read_text()
     assert 0 < row["sampler/kl_k3"] < 1e-2 and row["kl_old"] < 1e-6
     assert row["sampler/correction_mean"] == pytest.approx(1, abs=0.05)
+    assert all(np.isfinite(value) for name, value in row.items() if name.startswith("sampler/"))
 
 
 def test_a_reward_that_fails_on_a_row_loses_that_row_alone(tmp_path, capsys):

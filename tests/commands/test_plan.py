@@ -241,6 +241,11 @@ SMALL = {"max_prompt_tokens": 4, "max_new_tokens": 4, "batch_size": 2, "remat": 
     [
         (PlannedGrpo, {"group_size": 2, "kl_coef": 0.1, "top_k": 3}, ["prefill", "decode", "update"]),
         (
+            PlannedGrpo,
+            {"group_size": 2, "sampler_dtype": "int8", "cache_dtype": "int8"},
+            ["sampler's copy", "prefill", "decode", "update"],
+        ),
+        (
             PlannedPpo,
             {"lora_rank": 2, "reward_model": ""},
             ["sampler's copy", "prefill", "decode", "reward model", "update"],
@@ -259,6 +264,21 @@ def test_the_programs_of_a_command_compile_from_its_shape_alone(shape_only, kind
     assert all(program.work.flops >= 0 and program.total > 0 for program in plan.programs)
     assert plan.seconds is None  # a CPU's rates are not known
     assert "fits" in written(plan)
+
+
+PARTS = ("caches", "sampler's layers")
+
+
+def test_narrow_weights_and_keys_are_planned_as_what_they_hold(shape_only):
+    given = {"model": shape_only, "group_size": 2} | SMALL | {"max_new_tokens": 60}
+    plain, narrow = (
+        {program.name: program for program in make_plan(PlannedGrpo.of(**given, **formats)).programs}
+        for formats in ({}, {"sampler_dtype": "int8", "cache_dtype": "int8"})
+    )
+    share = {name: size / plain["decode"].held[name] for name, size in narrow["decode"].held.items() if name in PARTS}
+    assert share["caches"] == (4 + 4) / (4 * 4)  # of a key's four numbers a byte each, and a scale of four
+    assert 0.25 < share["sampler's layers"] < 0.6
+    assert narrow["decode"].work.bytes < plain["decode"].work.bytes
 
 
 def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_does(shape_only, monkeypatch):

@@ -166,6 +166,7 @@ def test_what_is_no_server_is_named_before_anything_is_drawn(tmp_path):
         ({"sampler_url": "http://a", "sampler_reload": "touch it"}, "wanted a command with {path} in it"),
         ({"sampler_url": "http://a", "sampler_every": 0}, "sampler_every is 0, wanted at least 1"),
         ({"sampler_url": "http://a", "sampler_dtype": "bfloat16"}, "sampler_dtype is given with sampler_url"),
+        ({"sampler_url": "http://a", "cache_dtype": "int8"}, "cache_dtype is given with sampler_url"),
         ({"sampler_url": "http://a", "recipe": "trpo"}, "recipe trpo has no sampler_url"),
     ],
 )

@@ -21,7 +21,8 @@ RUNS = {"runs": ("runs/a",)}
 NEEDED = {"generate": {"prompt": "hi"}, "data": {"files": ("a.jsonl",)}, "doctor": RUNS, "report": RUNS}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}
 MAY_BE_NONE = {
-    "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "sampler_dtype", "tool"},
+    "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "tool"}
+    | {"sampler_dtype", "cache_dtype"},
     "ppo": {"kl_target"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},

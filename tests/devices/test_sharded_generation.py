@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import chex
@@ -14,7 +15,7 @@ from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation import rollout
 from rlax_llm.generation.automata import stop_automaton
-from rlax_llm.generation.engine import generate_at_once, prefill
+from rlax_llm.generation.engine import for_sampling, generate_at_once, prefill
 from rlax_llm.generation.partial import behind_tokens, generate_partly, not_begun, unfinished
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
@@ -24,7 +25,7 @@ from rlax_llm.generation.slots import drawn_of, enter, resize
 from rlax_llm.generation.turns import Tool, calculate, with_tools
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init_decoder
-from rlax_llm.models.sharding import sampling_rules, shardings
+from rlax_llm.models.sharding import placed, sampling_rules, shardings
 from rlax_llm.models.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -61,6 +62,28 @@ def test_the_same_completions_on_every_mesh(form, groups, group_size):
         there = drawn(form, sizes, prompts, request)
         chex.assert_trees_all_equal(there._replace(log_probs=alone.log_probs), alone)
         np.testing.assert_allclose(there.log_probs, alone.log_probs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [generate, generate_at_once])
+def test_narrow_weights_and_keys_draw_the_same_on_every_mesh(form):
+    found = completions(groups=4, group_size=1)
+    prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
+    request = Request(Categorical(temperature=0.8), (0,), 9, 4)
+    narrow = replace(CONFIG, sampler_dtype="int8", cache_dtype="int8")
+
+    def run(weights):
+        return jax.device_get(form(narrow, weights, prompts, jax.random.key(3), request))
+
+    alone = run(for_sampling(narrow, PARAMS))
+    for sizes in ("fsdp=8", "data=2,fsdp=2,tensor=2"):
+        with jax.set_mesh(mesh(sizes)):
+            weights = for_sampling(narrow, placed(PARAMS))
+            there = run(weights)
+        chex.assert_trees_all_equal(there._replace(log_probs=alone.log_probs), alone)
+        np.testing.assert_allclose(there.log_probs, alone.log_probs, rtol=0, atol=1e-5)
+        assert (
+            weights["layers"]["gate"].values.sharding.spec == weights["layers"]["gate"].scales.sharding.spec
+        )  # with their channels
 
 
 def test_turns_with_a_tool_are_the_same_on_a_mesh():

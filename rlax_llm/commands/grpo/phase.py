@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +97,6 @@ class GroupPhase(Phase):
         parameters, seed and what was left before.
         """
         whole = self.drawing.weights(params, self.taken, False)
-        if self.settings.sampler_dtype is not None:
-            whole = _rounded(whole, self.settings.sampler_dtype)
         chosen, rollout, carried = self.roll(whole, number, carried, self.taken)
         return Taken(chosen, rollout, self.judge(rollout, self.group_size)), carried
 
@@ -111,7 +108,7 @@ class GroupPhase(Phase):
         chosen = batch_indices(len(self.task.train), self.groups, self.seed, number)
         rows = [self.task.train[i] for i in chosen]
         key = jax.random.fold_in(self.key, number)
-        rollout = self.drawing.sampling.rollout(params, rows, key, self.drawing.request)
+        rollout = self.drawing.narrow.rollout(params, rows, key, self.drawing.request)
         return np.asarray(chosen), rollout, carried
 
     def _asked(self, groups: np.ndarray) -> Asked:
@@ -187,8 +184,3 @@ class GroupPhase(Phase):
     def check(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Raise where no completion of the whole run taught anything."""
         self.watch.check(metrics)
-
-
-@partial(jax.jit, static_argnums=1)
-def _rounded(params: Params, dtype: str) -> Params:
-    return jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)

@@ -85,8 +85,14 @@ class GroupRolloutSettings(RolloutSettings):
         "Prompts that are in flight beside those of a step: it ends when batch_size groups are whole, and the others "
         "go on in the next, corrected for the policies that drew them; 0 is off.",
     )
-    sampler_dtype: Literal["float32", "bfloat16"] | None = option(
-        None, "Number format that the weights are rounded to for sampling.", "that of the model"
+    sampler_dtype: Literal["bfloat16", "int8"] | None = option(
+        None,
+        "Number format of the matrices that completions are drawn with; int8 has a scale for each output channel. What "
+        "is learned keeps its own.",
+        "the learner's",
+    )
+    cache_dtype: Literal["bfloat16", "int8"] | None = option(
+        None, "Number format of the keys and values kept for it; int8 has a scale for each of them.", "the learner's"
     )
     tool: Literal["calculator"] | None = option(
         None, "Tool that the model may call as <calc>2*3</calc>; it reads <result>6</result>.", "none"
@@ -108,6 +114,11 @@ class GroupRolloutSettings(RolloutSettings):
         """Completions that are drawn beside one another, at most."""
         return self.rows + self.partial_rollouts * self.group_size
 
+    @property
+    def formats(self) -> dict[str, str | None]:
+        """The number formats that completions to learn from are drawn in, as fields of the decoder's config."""
+        return {"sampler_dtype": self.sampler_dtype, "cache_dtype": self.cache_dtype}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupLearningSettings(EpochSettings):
@@ -116,7 +127,7 @@ class GroupLearningSettings(EpochSettings):
     overlong_filter: bool = option(False, "Learn nothing from completions that were cut (DAPO).")
     correction: Literal["none", "token", "mask", "sequence"] = resolved(
         "Weights for a sampler that differs: of tokens, truncated or cut, or whole completions.",
-        "token with --sampler-url and --partial-rollouts, else none",
+        "token with --sampler-url, --partial-rollouts, --sampler-dtype or --cache-dtype, else none",
     )
     entropy_coef: float = option(0.0, "Weight of a bonus for the entropy of a token, at the start.")
     entropy_target: float | None = option(
@@ -161,9 +172,9 @@ class GrpoSettings(OnMachine):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is chosen for the model, and the correction for other policies' completions."""
-        others = given.get("sampler_url") is not None or given.get("partial_rollouts")
-        corrected = others and given.get("recipe") != TRPO
+        """What is chosen for the model, and the correction for completions of other policies or other numbers."""
+        differing = ("sampler_url", "partial_rollouts", "sampler_dtype", "cache_dtype")
+        corrected = any(given.get(name) for name in differing) and given.get("recipe") != TRPO
         return {**model_defaults(cls.command, given), "correction": "token" if corrected else "none"}
 
     @classmethod
@@ -186,8 +197,9 @@ class GrpoSettings(OnMachine):
             raise ValueError(
                 f"pattern is given with tool {self.rollout.tool}, whose calls it would have to foresee; leave one out."
             )
-        if self.server.sampler_url is not None and self.rollout.sampler_dtype is not None:
-            raise ValueError("sampler_dtype is given with sampler_url, whose server has its own; leave one out.")
+        for name, given in self.rollout.formats.items():
+            if self.server.sampler_url is not None and given is not None:
+                raise ValueError(f"{name} is given with sampler_url, whose server has its own; leave one out.")
         if self.server.sampler_url is not None and self.rollout.partial_rollouts:
             raise ValueError(
                 "partial_rollouts is given with sampler_url, whose server ends what it begins; leave one out."
@@ -211,6 +223,7 @@ class GrpoSettings(OnMachine):
             "dynamic_rounds": self.rollout.dynamic_rounds != 0,
             "partial_rollouts": self.rollout.partial_rollouts != 0,
             "sampler_dtype": self.rollout.sampler_dtype is not None,
+            "cache_dtype": self.rollout.cache_dtype is not None,
             "sampler_url": self.server.sampler_url is not None,
         }
         for name, given in unread.items():

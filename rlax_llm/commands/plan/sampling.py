@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,9 @@ from rlax_llm.generation.engine import completions, decode, prefill, rooms, shar
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import entering_prompts
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import narrow_matrices
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.narrow import narrow_matrices
 from rlax_llm.models.sharding import sampling_rules
 
 
@@ -82,19 +83,28 @@ class Sampler(NamedTuple):
     def _sampled(self) -> Any:
         """Parameters that completions are drawn from, abstract."""
         learner = self.learner
-        read = jax.eval_shape(lambda own, frozen: learner._replace(frozen=frozen).sampled(own), *self._trained())
+        read = jax.eval_shape(
+            lambda own, frozen: learner._replace(frozen=frozen).sampled(own, self._shape), *self._trained()
+        )
         return self.machine.put(read, None if self._shared else sampling_rules())
 
     def _trained(self) -> tuple[Any, Any]:
         return self.learner.params, self.learner.frozen
 
     @property
+    def _shape(self) -> DecoderConfig:
+        """Of what completions to learn from are drawn from."""
+        return self.drawing.narrow.config
+
+    @property
     def _shared(self) -> bool:
-        """Whether the sampler reads the learner's own arrays: on one device, where no adapter is merged."""
-        return self.machine.mesh.size == 1 and self.learner.sampled_shape == self.learner.config
+        """Whether the sampler reads the learner's own arrays: on one device, where no adapter is merged and no matrix
+        narrow.
+        """
+        return self.machine.mesh.size == 1 and replace(self._shape, cache_dtype=None) == self.learner.config
 
     def _prefilled(self, prompts: tuple[Any, Any], request: Request, room: int) -> Any:
-        sampled, config = self._sampled(), self.drawing.sampling.config
+        sampled, config = self._sampled(), self._shape
         return prefill.eval_shape(config, sampled, *prompts, key(), request, room)
 
     def _shared_out(self) -> tuple[tuple[Any, Any], Request]:
@@ -121,7 +131,7 @@ class Sampler(NamedTuple):
             beside = dict(resident) | ({} if self._shared else {"sampler": sampled})
             meanwhile = beside
             if self.prompts.slots is not None:  # others are decoded while further prompts come
-                layers = _unrolled(self.machine, self.drawing.sampling.config, sampled)
+                layers = _unrolled(self.machine, self._shape, sampled)
                 meanwhile = beside | {"sampler's layers": layers}
             return [*found, self._prefill(sampled, prompts, request, meanwhile), self._decode(prompts, request, beside)]
 
@@ -131,7 +141,7 @@ class Sampler(NamedTuple):
 
         def lower(earlier: Any) -> Any:
             del earlier
-            copied = jax.jit(lambda own, frozen: learner._replace(frozen=frozen).sampled(own))
+            copied = jax.jit(lambda own, frozen: learner._replace(frozen=frozen).sampled(own, self._shape))
             return copied.lower(*map(self.machine.put, self._trained()))
 
         named = ("parameters", "base")
@@ -140,7 +150,7 @@ class Sampler(NamedTuple):
         return Program("sampler's copy", lower, parts, beside, Work(0.0, 2 * bytes_of(self._sampled())))
 
     def _prefill(self, sampled: Any, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
-        config, room = self.drawing.sampling.config, rooms(request.max_new_tokens)[0]
+        config, room = self._shape, rooms(request.max_new_tokens)[0]
 
         def lower(earlier: Any) -> Any:
             del earlier
@@ -155,7 +165,7 @@ class Sampler(NamedTuple):
         return Program("prefill", lower, parts, beside, work, times=-(-self.prompts.number // self.prompts.entering))
 
     def _decode(self, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
-        config, limit, slots, times = self.drawing.sampling.config, request.max_new_tokens, self.prompts.slots, 1
+        config, limit, slots, times = self._shape, request.max_new_tokens, self.prompts.slots, 1
         if slots is not None:  # each row has its prompt to itself
             times = -(-self.prompts.number * self.drawing.request.group_size // slots)
             prompts, request = self.prompts.arrays(slots), request._replace(group_size=1)
@@ -187,14 +197,14 @@ class MissingProgram(Exception):
 def _unrolled(machine: Machine, config: DecoderConfig, sampled: Params) -> Params:
     """The layers apart, each where the stacked ones are."""
     shapes = jax.eval_shape(lambda params: unstack(narrow_matrices(config, params)), sampled)
-    spec = {name: leaf.sharding.spec for name, leaf in sampled["layers"].items()}
 
-    def laid(name: str, leaf: Any) -> Any:
-        return lying(leaf, NamedSharding(machine.mesh, PartitionSpec(*spec[name][1:])))
+    def laid(leaf: Any, stacked: Any) -> Any:
+        return lying(leaf, NamedSharding(machine.mesh, PartitionSpec(*stacked.sharding.spec[1:])))
 
-    layers = tuple({name: laid(name, leaf) for name, leaf in layer.items()} for layer in shapes["layers"])
-    rest = {name: lying(leaf, sampled[name].sharding) for name, leaf in shapes.items() if name != "layers"}
-    return rest | {"layers": layers}
+    layers = tuple(jax.tree.map(laid, layer, sampled["layers"]) for layer in shapes["layers"])
+    rest = {name: leaf for name, leaf in shapes.items() if name != "layers"}
+    there = {name: sampled[name] for name in rest}
+    return jax.tree.map(lambda leaf, whole: lying(leaf, whole.sharding), rest, there) | {"layers": layers}
 
 
 def _shared_by(caches: Any, grid: Grid) -> Any:

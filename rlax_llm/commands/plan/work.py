@@ -94,9 +94,9 @@ def _causal(length: int) -> float:
     return length * (length + 1) / 2
 
 
-def _width(config: DecoderConfig) -> int:
-    """Bytes of a number that is computed with."""
-    return jnp.dtype(config.compute_dtype or jnp.float32).itemsize
+def _width(config: DecoderConfig, narrow: str | None = None) -> int:
+    """Bytes of a number that is computed with, or of one that is read in a format of its own."""
+    return jnp.dtype(narrow or config.compute_dtype or jnp.float32).itemsize
 
 
 def _matrices(config: DecoderConfig, left_out: tuple[str, ...] = ()) -> list[tuple[int, int]]:
@@ -117,8 +117,9 @@ def _layers(config: DecoderConfig, tokens: float, grid: Grid, turns: float, left
     for into, out in _matrices(config, left_out):
         size = into * out / grid.tensor
         flops += 2 * tokens / grid.lanes * size
-        moved += turns * size + tokens / grid.lanes * (into + out) / grid.tensor
-    return Work(flops, moved * _width(config)).times(config.num_layers)
+        moved += turns * size * _width(config, config.sampler_dtype)
+        moved += tokens / grid.lanes * (into + out) / grid.tensor * _width(config)
+    return Work(flops, moved).times(config.num_layers)
 
 
 def _attention(config: DecoderConfig, rows: Rows, grid: Grid, products: int) -> Work:
@@ -134,7 +135,7 @@ def _head(config: DecoderConfig, scored: float, grid: Grid, turns: float) -> Wor
     size = config.vocab_size * config.hidden_size / grid.tensor
     own = scored / grid.lanes
     moved = own * config.hidden_size * _width(config) + own * config.vocab_size / grid.tensor * 4
-    return Work(2 * own * size, moved + turns * size * _width(config))
+    return Work(2 * own * size, moved + turns * size * _width(config, config.sampler_dtype))
 
 
 def forward(config: DecoderConfig, rows: Rows, grid: Grid, turns: int = 1) -> Work:
@@ -207,7 +208,8 @@ def decoding(config: DecoderConfig, prompts: int, group_size: int, width: int, l
     rows, steps = prompts * group_size, length - 1
     room_read = sum(room * count for room, count in reads(length))
     pairs = rows * (width * steps + room_read)
-    kept = 2 * config.num_kv_heads * config.head_dim / grid.tensor * config.num_layers * _width(config)
+    numbers = 2 * config.num_kv_heads * config.head_dim / grid.tensor * config.num_layers
+    kept = numbers * _width(config, config.cache_dtype)
     caches = kept * (prompts * width * steps + rows * room_read) / grid.lanes
     through = _layers(config, rows * steps, grid, steps) + _head(config, rows * steps, grid, steps)
     scores = _attention(config, Rows(0, pairs, 0), grid, _FORWARD_PRODUCTS)
