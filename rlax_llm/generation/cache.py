@@ -6,6 +6,7 @@ what it attends to: the log-probabilities that are captured are those of the dis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,24 +67,26 @@ def written(config: DecoderConfig, cache: Matrix, new: jax.Array, at: jax.Array,
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, at, time), cache, narrow)
 
 
-def with_columns(cache: Cache, source: jax.Array) -> Cache:
-    """Another cache with the columns ``source`` of this one."""
+def over_columns(function: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
+    """``function(array, its axis of columns)`` of all keys and values, their scales too.
 
-    def taken(x: Matrix, time: int) -> Matrix:
-        return jax.tree.map(lambda x: jnp.take(x, source, time), x)
+    >>> cache = empty_cache(DecoderConfig(5, 4, 8, 1, 2, 1, 2), (1, 1, 1), 3, jnp.float32)
+    >>> over_columns(lambda x, time: jnp.take(x, jnp.array([0]), time), cache)[0][1].shape
+    (1, 1, 1, 1, 2)
+    """
 
-    return tuple((taken(keys, KEYS[1]), taken(values, VALUES[1])) for keys, values in cache)
+    def of(x: Matrix, time: int) -> Matrix:
+        return jax.tree.map(lambda x: function(x, time), x)
+
+    return tuple((of(keys, KEYS[1]), of(values, VALUES[1])) for keys, values in cache)
 
 
 def vacant_cache(cache: Cache, rows: int, room: int) -> Cache:
     """A cache of so many rows by themselves and of so many columns, in which nothing is."""
 
-    def empty(x: Matrix, time: int) -> Matrix:
-        def alike(x: jax.Array) -> jax.Array:
-            shape = [rows, 1, *x.shape[2:]]
-            shape[time] = room
-            return jnp.zeros(shape, x.dtype)
+    def empty(x: jax.Array, time: int) -> jax.Array:
+        shape = [rows, 1, *x.shape[2:]]
+        shape[time] = room
+        return jnp.zeros(shape, x.dtype)
 
-        return jax.tree.map(alike, x)
-
-    return tuple((empty(keys, KEYS[1]), empty(values, VALUES[1])) for keys, values in cache)
+    return over_columns(empty, cache)

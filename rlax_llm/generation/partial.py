@@ -16,6 +16,7 @@ import numpy as np
 from rlax_llm.core.mesh import ROWS, TENSOR, devices_along, fetch, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.cache import over_columns
 from rlax_llm.generation.draws import Memory, first_memory, remember
 from rlax_llm.generation.engine import Decoding, Prefilled, lanes, prefill, shared_out
 from rlax_llm.generation.enough import Enough, too_few
@@ -283,8 +284,8 @@ def behind_tokens(
     """
     width = tokens.shape[1]
     valid = prompt.valid[:, :width]
-    shared = tuple((keys[..., :width], values[..., :width, :]) for keys, values in prompt.cache)
-    behind = tuple((keys[..., width:], values[..., width:, :]) for keys, values in prompt.cache)
+    shared = over_columns(lambda x, time: jax.lax.slice_in_dim(x, 0, width, axis=time), prompt.cache)
+    behind = over_columns(lambda x, time: jax.lax.slice_in_dim(x, width, None, axis=time), prompt.cache)
     if own.kept is None and state.kept is not None:
         own = own._replace(kept=state.kept)
     state = state._replace(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.generation.cache import Cache, vacant_cache, with_columns
+from rlax_llm.generation.cache import Cache, over_columns, vacant_cache
 from rlax_llm.generation.engine import Decoding, Prefilled, lanes, most_going
 
 
@@ -89,7 +89,7 @@ def _columns(cache: Cache, step: jax.Array, room: int) -> Cache:
         return cache
     ago = (step - 1 - jnp.arange(room)) % room
     source = (step - 1 - ago) % held  # for what is older than the cache is, anything; nobody reads it
-    return with_columns(cache, source)
+    return over_columns(lambda x, time: jnp.take(x, source, time), cache)
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
@@ -132,7 +132,7 @@ def _behind_others(fresh: Decoding, step: jax.Array, room: int) -> Cache:
     def placed(x: jax.Array, axis: int) -> jax.Array:
         return jax.vmap(lambda own, at: jnp.take(own, at, axis))(x, source)
 
-    return tuple((placed(keys, -1), placed(values, -2)) for keys, values in fresh.cache)
+    return over_columns(placed, fresh.cache)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -81,9 +81,8 @@ def test_narrow_weights_and_keys_draw_the_same_on_every_mesh(form):
             there = run(weights)
         chex.assert_trees_all_equal(there._replace(log_probs=alone.log_probs), alone)
         np.testing.assert_allclose(there.log_probs, alone.log_probs, rtol=0, atol=1e-5)
-        assert (
-            weights["layers"]["gate"].values.sharding.spec == weights["layers"]["gate"].scales.sharding.spec
-        )  # with their channels
+        gate = weights["layers"]["gate"]
+        assert gate.values.sharding.spec == gate.scales.sharding.spec  # with their channels
 
 
 def test_turns_with_a_tool_are_the_same_on_a_mesh():

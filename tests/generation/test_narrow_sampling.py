@@ -13,6 +13,7 @@ import pytest
 from rlax_llm.generation import rollout
 from rlax_llm.generation.cache import KEYS, VALUES, empty_cache, kept, written
 from rlax_llm.generation.engine import for_sampling, generate_at_once
+from rlax_llm.generation.partial import generate_partly, not_begun, unfinished
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
@@ -45,6 +46,19 @@ def test_who_runs_beside_a_row_changes_nothing(settings, monkeypatch):
     for found in (drawn(settings), drawn(settings, slots=6)):
         np.testing.assert_array_equal(found.tokens, whole.tokens)
         np.testing.assert_allclose(found.log_probs, whole.log_probs, rtol=0, atol=1e-4)
+
+
+def test_a_completion_goes_on_in_a_next_generation():
+    """Its keys are read anew, so that its further numbers are near and not the same."""
+    config = replace(CONFIG, **BOTH)
+    weights, whole = for_sampling(config, PARAMS), drawn(BOTH)
+    begun = not_begun(PROMPTS, REQUEST)
+    for enough in (2, 10):
+        begun = jax.device_get(generate_partly(config, weights, begun, KEY, REQUEST, enough))
+    width, behind = PROMPTS[0].shape[1], begun.mask
+    np.testing.assert_array_equal(begun.tokens[:, width], whole.tokens[:, width])
+    assert not unfinished(begun, REQUEST.max_new_tokens).any() and behind[:, width].all()
+    assert np.isfinite(begun.log_probs).all() and (begun.log_probs[behind] < 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])

@@ -97,7 +97,7 @@ def test_what_is_narrow_stays_and_what_is_no_matrix_is_not_touched():
     config = replace(CONFIG, sampler_dtype="int8", lora=Lora(2, 4.0))
     params = PARAMS | {"layers": PARAMS["layers"] | init_adapter(config, jax.random.key(1))["layers"]}
     once = narrow_matrices(config, params)
-    kinds = {name: isinstance(leaf, Narrow) for name, leaf in (once | once["layers"]).items() if name != "layers"}
+    kinds = {name: isinstance(leaf, Narrow) for name, leaf in {**once, **once["layers"]}.items() if name != "layers"}
     matrices = {"embed", "head", "q", "k", "v", "o", "gate", "up", "down"}
     assert {name for name, kind in kinds.items() if kind} == matrices
     assert once["layers"]["q"].scales.shape == (2, 1, 16) and once["embed"].scales.shape == (31, 1)
