@@ -95,7 +95,7 @@ class PartialRollouts:
 
     def _drawn(self, params: Params, asked: Asked, carried: Carried | None, version: int) -> tuple[Any, int]:
         """All groups, on the host, each token with the version that drew it; and the columns of prompts."""
-        sampling, request = self.drawing.sampling, self.drawing.request
+        sampling, request = self.drawing.narrow, self.drawing.request
         tokenizer, config = sampling.tokenizer, sampling.config
         prompts = [tokenizer.encode_prompt(row["prompt"]) for row in asked.rows]
         padded = pad_prompts(prompts, tokenizer.pad_id, config.vocab_size, sampling.max_prompt_tokens, sampling.width)
