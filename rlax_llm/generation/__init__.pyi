@@ -15,6 +15,7 @@ from rlax_llm.generation import sampling as sampling
 from rlax_llm.generation import served as served
 from rlax_llm.generation import server as server
 from rlax_llm.generation import slots as slots
+from rlax_llm.generation import speculation as speculation
 from rlax_llm.generation import turns as turns
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
 from rlax_llm.generation.partial import generate_partly as generate_partly
@@ -22,6 +23,7 @@ from rlax_llm.generation.partial import not_begun as not_begun
 from rlax_llm.generation.partial import unfinished as unfinished
 from rlax_llm.generation.prompts import pad_prompts as pad_prompts
 from rlax_llm.generation.request import Request as Request
+from rlax_llm.generation.request import Speculation as Speculation
 from rlax_llm.generation.rollout import generate as generate
 from rlax_llm.generation.rollout import stream as stream
 from rlax_llm.generation.sampling import Categorical as Categorical

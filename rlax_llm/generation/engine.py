@@ -134,9 +134,9 @@ def unrolled(config: DecoderConfig, params: Params) -> Params:
     return unstack(narrow_matrices(config, params))
 
 
-def _record(state: Decoding, draw: Draw, request: Request) -> Decoding:
-    """Write a draw behind the tokens of the rows that go on."""
-    going, limit = state.going, state.tokens.shape[1]
+def record(state: Decoding, draw: Draw, request: Request, going: jax.Array) -> Decoding:
+    """Write a draw behind the tokens of the rows ``going`` ``[B]``, of those that go on."""
+    limit = state.tokens.shape[1]
     column = jnp.where(going, state.lengths, limit)  # what lies beyond is dropped
 
     def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
@@ -159,7 +159,7 @@ def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) 
     logits = spread(vocabulary_logits(params, hidden), ROWS)
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
     draw = sampled(request, state.lengths, state.memory, keys, logits)
-    return _record(state, draw, request)
+    return record(state, draw, request, state.going)
 
 
 def _room_for_sets(request: Request, keys: jax.Array, memory: Memory, vocabulary: int) -> jax.Array | None:

@@ -11,6 +11,18 @@ from rlax_llm.generation.sampling import Sampler
 from rlax_llm.models.config import DecoderConfig
 
 
+class Speculation(NamedTuple):
+    """How tokens are guessed before they are drawn, so that several are drawn by one forward pass.
+
+    Attributes:
+        drafts: tokens that are guessed at a time.
+        always: guess wherever no row waits for a slot, and not only where it is expected to be faster.
+    """
+
+    drafts: int = 4
+    always: bool = False
+
+
 class Request(NamedTuple):
     """What is static in a generation; part of the compilation's key.
 
@@ -23,6 +35,7 @@ class Request(NamedTuple):
             no automaton ends it.
         penalties: of tokens that were there before, between the sampler's bias and its temperature.
         automata: that read the completion: stop texts end it, patterns say what may be drawn.
+        speculation: whether tokens are guessed, which changes no distribution; None is not.
     """
 
     sampler: Sampler
@@ -32,6 +45,7 @@ class Request(NamedTuple):
     min_new_tokens: int = 0
     penalties: Penalties = NONE
     automata: tuple[Automaton, ...] = ()
+    speculation: Speculation | None = None
 
     @property
     def filler(self) -> int:
@@ -67,6 +81,10 @@ def check_request(config: DecoderConfig, width: int, request: Request) -> None:
     if least and len(set(request.stop_ids)) >= config.vocab_size:
         raise ValueError(
             f"generate: min_new_tokens is {least} and all {config.vocab_size} tokens are stop tokens; leave it out."
+        )
+    if request.speculation is not None and request.speculation.drafts < 1:
+        raise ValueError(
+            f"generate: speculation has drafts {request.speculation.drafts}, wanted at least 1; None guesses nothing."
         )
     _check_automata(config.vocab_size, request)
     _check_penalties(request)

@@ -31,6 +31,7 @@ from rlax_llm.generation.enough import Enough
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.generation.slots import Drawn, Progress, blank, drawn_of, enter, note, progress, resize, vacant
+from rlax_llm.generation.speculation import RECENT, guesser, speculate
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 
@@ -83,12 +84,16 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     """
     devices = devices_along(*ROWS)
     sizes = {max(FEWEST, math.ceil(rows * part / devices)) * devices for part in PARTS}
-    shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    products = sum(map(math.prod, shapes)) / PRODUCTS
-    if rows * products * limit < LEAST or rows % devices:
+    if rows * _products(config) * limit < LEAST or rows % devices:
         sizes = set()
-    return Ladder(tuple(sorted(sizes, reverse=True)), products / keys, width)
+    return Ladder(tuple(sorted(sizes, reverse=True)), _products(config) / keys, width)
+
+
+def _products(config: DecoderConfig) -> float:
+    """What the products of a row with the weights cost, in keys that are read."""
+    shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return sum(map(math.prod, shapes)) / PRODUCTS
 
 
 def entering_prompts(slots: int, group_size: int, devices: int = 1) -> int:
@@ -132,7 +137,9 @@ class Generation:
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
         self.seen = self._start(opened)
-        self.ladder = ladder(config, self.state.going.shape[0], prompts[0].shape[1], request.max_new_tokens)
+        opened, limit = self.state.going.shape[0], request.max_new_tokens
+        self.ladder = ladder(config, opened, prompts[0].shape[1], limit)
+        self.guesser = guesser(prompts, request, max(opened, FEWEST) * _products(config) * limit >= LEAST)
 
     def _start(self, opened: int) -> Progress:
         """Begin with so many slots, or with all rows; what is known of the progress without a look."""
@@ -199,12 +206,22 @@ class Generation:
             return False
         fewest = self._fit(seen)
         room = self.state.cache[0][0].shape[-1]
-        until = seen.step + min(room + 1 - seen.longest, most or room)
-        request = self.request
-        limits = jnp.int32(until), request, jnp.int32(fewest)
-        self.state = decode(self.config, self.layers, self.prompt, self.state, *limits, self.enough)
+        steps = min(room + 1 - seen.longest, most or room)
+        self._draw(seen.step, steps, jnp.int32(fewest))
         self.seen = fetch(progress(self.state))
         return True
+
+    def _draw(self, step: int, steps: int, fewest: jax.Array) -> None:
+        """So many steps from ``step`` on, at most; each guesses tokens where that is worth it."""
+        now = self.config, self.layers, self.prompt, self.state
+        if self.guesser is None or self.waits or not self.guesser.asks(self.state.going.shape[0]):
+            self.state = decode(*now, jnp.int32(step + steps), self.request, fewest, self.enough)
+            return
+        until = jnp.int32(step + min(steps, RECENT))
+        if self.guesser.pays(self.state):
+            self.state = speculate(*now, self.prompts, self.request, (until, fewest), self.enough)
+        else:
+            self.state = decode(*now, until, self.request, fewest, self.enough)
 
     def _let_enter(self, seen: Progress) -> Progress:
         """Fill what is free with those that wait."""

@@ -1,0 +1,333 @@
+"""Several tokens of a row by one forward pass: the next ones are guessed from the row's own text, and then drawn.
+
+The guess is what followed the last tokens where they stood before, in the prompt or the completion (prompt lookup, the
+n-gram case of arXiv 2302.01318). One forward pass reads the last token and the guessed ones. Then tokens are drawn one
+after the other, each from the model's distribution by the row's own key and number of tokens, as without a guess; the
+first that differs from its guess is the last of the round, as what was computed behind it read the wrong token. So the
+guess decides on how many tokens a pass draws, and not on which: the tokens are those of ``engine.decode``, but for sums
+of floats in another order.
+
+A pass over several tokens of few rows costs little more than one over one of each, where reading the weights is what
+it takes. How many tokens it would draw is foretold from the tokens that are there.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm.core.mesh import AXES, devices_along, fetch
+from rlax_llm.generation.draws import sampled
+from rlax_llm.generation.engine import Cache, Decoding, Prefilled, most_going, record
+from rlax_llm.generation.enough import Enough, too_few
+from rlax_llm.generation.request import Request, Speculation
+from rlax_llm.models.attention import attention
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import Attend, block, embedding, rms_norm, vocabulary_logits
+from rlax_llm.models.functional import Params
+from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, places_of, reach_of, segment
+
+ORDER = 4  # tokens, at most, that the place where a guess is read from has in common with the end of the text
+RECENT = 32  # tokens that a round's length is foretold from, and drawn between two forecasts
+READING = 16  # tokens whose products with the weights take as long as reading the weights
+MARGIN = 1.1  # times the cost of a pass, what it must be expected to draw
+
+
+class Text(NamedTuple):
+    """The tokens of rows: of the prompt, padded on the left, and behind them those that were drawn.
+
+    Attributes:
+        tokens: ``[B, W + limit]`` int32.
+        begins: ``[B]`` int32, the column of the first.
+        ends: ``[B]`` int32, the column behind the last.
+    """
+
+    tokens: jax.Array
+    begins: jax.Array
+    ends: jax.Array
+
+
+def text_of(prompts: tuple[jax.Array, jax.Array], state: Decoding, group_size: int) -> Text:
+    """The text of a state's rows.
+
+    Args:
+        prompts: ``tokens [P, W]`` and ``valid [P, W]`` of the generation.
+        state: of ``decode``.
+        group_size: completions of a prompt.
+    """
+    tokens, valid = (x[jnp.maximum(state.rows, 0) // group_size] for x in prompts)
+    width = tokens.shape[1]
+    begins = width - valid.sum(-1, dtype=jnp.int32)
+    return Text(jnp.concatenate([tokens, state.tokens], 1), begins, width + state.lengths)
+
+
+def guesses(tokens: jax.Array, begin: jax.Array, end: jax.Array, drafts: int) -> jax.Array:
+    """What may come behind a text: what followed its last tokens where most of them stood before, the latest time.
+
+    Where it reaches the end it goes on from its own beginning, as a text that repeats itself does. Limiting case: of a
+    text whose last token is new, its last token.
+
+    Args:
+        tokens: ``[T]`` int32.
+        begin: scalar int32, the column of the first.
+        end: scalar int32, the column behind the last.
+        drafts: static.
+
+    Returns:
+        ``[drafts]`` int32.
+
+    >>> guesses(jnp.array([9, 1, 2, 3, 4, 1, 2, 0]), jnp.int32(0), jnp.int32(7), 3).tolist()
+    [3, 4, 1]
+    >>> guesses(jnp.array([5, 1, 2, 1, 2, 0, 0, 0]), jnp.int32(0), jnp.int32(5), 3).tolist()
+    [1, 2, 1]
+    """
+    column = jnp.arange(tokens.shape[0])
+    alike = jnp.ones(tokens.shape[0], bool)
+    common = jnp.zeros(tokens.shape[0], jnp.int32)
+    for back in range(ORDER):  # the columns at which the text up to there ends as the whole text does
+        there = jnp.roll(tokens, back) == tokens[end - 1 - back]
+        alike &= there & (column - back >= begin)
+        common += alike
+    found = jnp.where(column < end - 1, common * tokens.shape[0] + column, -1).argmax()
+    found = jnp.where((common[found] > 0) & (found < end - 1), found, end - 2)
+    period = end - 1 - found
+    return tokens[found + 1 + jnp.arange(drafts) % period]
+
+
+class _Round(NamedTuple):
+    """Rows in the middle of drawing: ``open`` ``[B]`` bool, all of whose draws of this round were guessed."""
+
+    state: Decoding
+    open: jax.Array
+    at: jax.Array
+
+
+def _drawn(request: Request, state: Decoding, logits: jax.Array, drafts: jax.Array) -> Decoding:
+    """Draw from ``logits [B, S, V]`` one after the other, until a draw is not the one of ``drafts [B, S - 1]``."""
+    # Behind the last logits there is none; nothing follows it.
+    expected = jnp.pad(drafts, ((0, 0), (0, 1)), constant_values=-1)
+
+    def some(now: _Round) -> jax.Array:
+        return (now.at < logits.shape[1]) & now.open.any()
+
+    def one(now: _Round) -> _Round:
+        state = now.state
+        own = jax.lax.dynamic_index_in_dim(logits, now.at, 1, keepdims=False)
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
+        draw = sampled(request, state.lengths, state.memory, keys, own)
+        guess = jax.lax.dynamic_index_in_dim(expected, now.at, 1, keepdims=False)
+        state = record(state, draw, request, now.open)
+        return _Round(state, now.open & (draw.tokens == guess) & state.going, now.at + 1)
+
+    return jax.lax.while_loop(some, one, _Round(state, state.going, jnp.int32(0))).state
+
+
+def _forward(
+    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, drafts: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Hidden states ``[B, S, D]`` after the last drawn token and each of ``drafts [B, S - 1]``, and the cache with
+    their keys and values, of which a row's token number c has column c.
+    """
+    apply = block(config)[1]
+    groups, room = state.cache[0][0].shape[:2], state.cache[0][0].shape[-1]
+    last = jnp.maximum(state.lengths - 1, 0)
+    token = jnp.take_along_axis(state.tokens, last[:, None], 1)
+    tokens = jnp.concatenate([token, drafts], 1)
+    first, before = last.reshape(groups), prompt.valid.sum(-1, dtype=jnp.int32)[:, None, None]
+    numbers = first[..., None] + jnp.arange(tokens.shape[1])
+    columns = jnp.arange(room)
+    own = jnp.where(columns <= numbers[..., -1:], before + columns, NOWHERE)
+    reach = reach_of(before + numbers)
+    x = embedding(config, params, tokens)
+    positions = reach.places.reshape(tokens.shape)
+    caches = []
+    for layer, shared, kept in zip(params["layers"], prompt.cache, state.cache, strict=True):
+        segments = Segment(*shared, places_of(prompt.valid)[:, None]), Segment(*kept, own)
+        x, cache = apply(layer, x, positions, _attend(*segments, reach, first))
+        caches.append(cache)
+    return rms_norm(x, params["norm"], config.norm_eps), tuple(caches)
+
+
+def _attend(shared: Segment, own: Segment, reach: Reach, at: jax.Array) -> Attend:
+    """Tokens of each row to its prompt's keys and to its own, among which it writes theirs from column ``at`` on."""
+    groups = at.shape
+
+    def by_group(x: jax.Array) -> jax.Array:
+        return x.reshape(*groups, *x.shape[1:])
+
+    def written(held: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        def put(held: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(held, new, at, axis)
+
+        return jax.vmap(jax.vmap(put))(held, new, at)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
+        keys, values = written(own.keys, new.keys, -1), written(own.values, new.values, -2)
+        # All scores at once, which are few.
+        form = PLAIN._replace(key_block=shared.keys.shape[-1] + keys.shape[-1])
+        read = partial(attention, form=form)
+        mixed = jax.vmap(read)(by_group(q), reach, [shared, Segment(keys, values, own.places)])
+        return mixed.reshape(*q.shape[:2], -1), (keys, values)
+
+    return attend
+
+
+def _by_number(state: Decoding, room: int) -> Cache:
+    """A cache whose columns are numbers of the rows' tokens, of one in which all rows write into one column."""
+    held = state.cache[0][0].shape[-1]
+    return _taken(state, (state.step - state.lengths[:, None] + jnp.arange(room)) % held)
+
+
+def _by_step(state: Decoding, room: int) -> Cache:
+    """``_by_number`` undone, as if the tokens of each row had been the last ones before ``step``."""
+    ago = (state.step - 2 - jnp.arange(room)) % room + 1  # the last token, of 0 steps ago, has no keys yet
+    return _taken(state, jnp.maximum(state.lengths[:, None] - 1 - ago, 0))  # nobody reads what is older than the row
+
+
+def _taken(state: Decoding, source: jax.Array) -> Cache:
+    """The cache with columns ``source [B, room]`` of each row."""
+    source = source.reshape(*state.cache[0][0].shape[:2], -1)
+
+    def taken(x: jax.Array, axis: int) -> jax.Array:
+        return jax.vmap(jax.vmap(lambda own, at: jnp.take(own, at, axis)))(x, source)
+
+    return tuple((taken(keys, -1), taken(values, -2)) for keys, values in state.cache)
+
+
+@partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
+def speculate(
+    config: DecoderConfig,
+    params: Params,
+    prompt: Prefilled,
+    state: Decoding,
+    prompts: tuple[jax.Array, jax.Array],
+    request: Request,
+    ends: tuple[jax.Array, jax.Array],
+    enough: Enough | None = None,
+) -> Decoding:
+    """``engine.decode`` that draws up to ``drafts + 1`` tokens of a row in one step. ``state`` is donated.
+
+    Args:
+        config: shapes.
+        params: of ``unstack``.
+        prompt: of ``prefill``.
+        state: of ``prefill``, ``decode`` or ``speculate``.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]`` of the generation, padded on the left.
+        request: static; it has a ``speculation``.
+        ends: scalars int32, a step, and of how many rows that go on, by ``most_going``, the loop ends where no more do.
+            It ends too where a row that goes on has room + 1 tokens.
+        enough: it ends too with the step that makes enough groups whole; None goes on.
+
+    Returns:
+        The state, further on; a step counts once, whatever it drew.
+    """
+    assert request.speculation is not None
+    drafts, room = request.speculation.drafts, state.cache[0][0].shape[-1]
+    # No row draws what the cache has no room for: its last token's keys are written when the next one is drawn.
+    limits = state.limits
+    state = state._replace(limits=jnp.minimum(limits, room + 1))
+
+    def body(state: Decoding) -> Decoding:
+        text = text_of(prompts, state, request.group_size)
+        guessed = jax.vmap(partial(guesses, drafts=drafts))(*text)
+        hidden, cache = _forward(config, params, prompt, state, guessed)
+        further = _drawn(request, state._replace(cache=cache), vocabulary_logits(params, hidden), guessed)
+        return further._replace(step=state.step + 1)
+
+    def goes_on(state: Decoding) -> jax.Array:
+        full = (state.alive & (state.lengths > room) & (state.lengths < limits)).any()
+        wanted = (state.step < ends[0]) & (most_going(state) > ends[1]) & ~full
+        return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
+
+    state = state._replace(cache=_by_number(state, room + drafts))
+    state = jax.lax.while_loop(goes_on, body, state)
+    return state._replace(cache=_by_step(state, room), limits=limits)
+
+
+@partial(jax.jit, static_argnums=2)
+def foretold(prompts: tuple[jax.Array, jax.Array], state: Decoding, request: Request) -> jax.Array:
+    """Tokens that a step of ``speculate`` is expected to draw of each row: the mean over the last tokens of the rows
+    that go on, as if the step had been there. 1 where there are none.
+
+    Args:
+        prompts: ``tokens [P, W]`` and ``valid [P, W]`` of the generation.
+        state: of its rows.
+        request: static; it has a ``speculation``.
+    """
+    assert request.speculation is not None
+    drafts, width = request.speculation.drafts, prompts[0].shape[1]
+    text = text_of(prompts, state, request.group_size)
+
+    def right(tokens: jax.Array, begin: jax.Array, end: jax.Array) -> jax.Array:
+        """How many of the guesses behind a shorter text came true."""
+        ahead = jnp.arange(drafts)
+        guessed = guesses(tokens, begin, end, drafts)
+        return jnp.cumprod(guessed == tokens[jnp.minimum(end + ahead, tokens.shape[0] - 1)]).sum()
+
+    ends = text.ends[:, None] - drafts - jnp.arange(RECENT)
+    count = (ends > width) & state.going[:, None]
+    of_row = jax.vmap(jax.vmap(right, (None, None, 0)))(text.tokens, text.begins, ends)
+    return 1 + jnp.where(count, of_row, 0).sum() / jnp.maximum(count.sum(), 1)
+
+
+class Guesser(NamedTuple):
+    """Decides when a generation speculates.
+
+    Attributes:
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``.
+        request: it has a ``speculation``.
+    """
+
+    prompts: tuple[jax.Array, jax.Array]
+    request: Request
+
+    @property
+    def speculation(self) -> Speculation:
+        """What is asked for."""
+        assert self.request.speculation is not None
+        return self.request.speculation
+
+    def asks(self, rows: int) -> bool:
+        """Whether so many rows may speculate."""
+        return self.speculation.always or rows <= most_rows(self.speculation.drafts)
+
+    def pays(self, state: Decoding) -> bool:
+        """Whether the next steps are expected to draw more than they cost."""
+        if self.speculation.always:
+            return True
+        rows = state.going.shape[0]
+        return float(fetch(foretold(self.prompts, state, self.request))) > MARGIN * cost(rows, self.speculation.drafts)
+
+
+def guesser(prompts: tuple[jax.Array, jax.Array], request: Request, worth: bool) -> Guesser | None:
+    """Who decides when a generation speculates; None where it never does: on several devices, or unasked."""
+    speculation = request.speculation
+    if speculation is None or devices_along(*AXES) > 1 or not (worth or speculation.always):
+        return None
+    return Guesser(prompts, request)
+
+
+def cost(rows: int, drafts: int) -> float:
+    """What a pass over ``drafts`` guesses of each row costs, in passes without any.
+
+    It is (c + n (k + 1)) / (c + n) for n rows and k drafts, where reading the weights takes as long as the products of
+    c tokens with them.
+
+    >>> cost(8, 0), cost(8, 4), cost(1, 4)
+    (1.0, 2.33..., 1.23...)
+    """
+    return (READING + rows * (drafts + 1)) / (READING + rows)
+
+
+def most_rows(drafts: int) -> int:
+    """The rows at which the most that a pass may draw is twice its cost; of more nothing is expected to pay.
+
+    >>> most_rows(4)
+    9
+    """
+    return math.floor(READING * (drafts - 1) / (drafts + 1))
