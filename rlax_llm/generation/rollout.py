@@ -85,9 +85,14 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     devices = devices_along(*ROWS)
     sizes = {max(FEWEST, math.ceil(rows * part / devices)) * devices for part in PARTS}
     keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    if rows * _products(config) * limit < LEAST or rows % devices:
+    if rows % devices or not is_work(config, rows, limit):
         sizes = set()
     return Ladder(tuple(sorted(sizes, reverse=True)), _products(config) / keys, width)
+
+
+def is_work(config: DecoderConfig, rows: int, limit: int) -> bool:
+    """Whether steps of so many rows and tokens cost more than deciding on them does."""
+    return rows * _products(config) * limit >= LEAST
 
 
 def _products(config: DecoderConfig) -> float:
@@ -137,9 +142,9 @@ class Generation:
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
         self.seen = self._start(opened)
-        opened, limit = self.state.going.shape[0], request.max_new_tokens
+        opened, limit = len(self.state.rows), request.max_new_tokens
         self.ladder = ladder(config, opened, prompts[0].shape[1], limit)
-        self.guesser = guesser(prompts, request, max(opened, FEWEST) * _products(config) * limit >= LEAST)
+        self.guesser = guesser(prompts, request, is_work(config, max(opened, FEWEST), limit))
 
     def _start(self, opened: int) -> Progress:
         """Begin with so many slots, or with all rows; what is known of the progress without a look."""

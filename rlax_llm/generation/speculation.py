@@ -21,14 +21,16 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core.mesh import AXES, devices_along, fetch
+from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, written
 from rlax_llm.generation.draws import sampled
-from rlax_llm.generation.engine import Cache, Decoding, Prefilled, most_going, record
+from rlax_llm.generation.engine import Decoding, Prefilled, most_going, record
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request, Speculation
 from rlax_llm.models.attention import attention
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, block, embedding, rms_norm, vocabulary_logits
 from rlax_llm.models.functional import Params
+from rlax_llm.models.narrow import Matrix
 from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, places_of, reach_of, segment
 
 ORDER = 4  # tokens, at most, that the place where a guess is read from has in common with the end of the text
@@ -126,52 +128,65 @@ def _drawn(request: Request, state: Decoding, logits: jax.Array, drafts: jax.Arr
     return jax.lax.while_loop(some, one, _Round(state, state.going, jnp.int32(0))).state
 
 
-def _forward(
-    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, drafts: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Hidden states ``[B, S, D]`` after the last drawn token and each of ``drafts [B, S - 1]``, and the cache with
-    their keys and values, of which a row's token number c has column c.
+class _Read(NamedTuple):
+    """What a pass reads.
+
+    Attributes:
+        tokens: ``[B, S]`` int32, the last drawn one of each row and those guessed behind it.
+        reach: of them, ``[P, G, S]``.
+        prompt: places of the prompts' keys ``[P, 1, W]``.
+        own: places of the completions' keys ``[P, G, room]``.
+        at: ``[P, G]`` int32, the first column that is written.
     """
-    apply = block(config)[1]
+
+    tokens: jax.Array
+    reach: Reach
+    prompt: jax.Array
+    own: jax.Array
+    at: jax.Array
+
+
+def _read(prompt: Prefilled, state: Decoding, drafts: jax.Array) -> _Read:
+    """What a pass over ``drafts [B, S - 1]`` reads, where a row's token number c has column c."""
     groups, room = state.cache[0][0].shape[:2], state.cache[0][0].shape[-1]
     last = jnp.maximum(state.lengths - 1, 0)
-    token = jnp.take_along_axis(state.tokens, last[:, None], 1)
-    tokens = jnp.concatenate([token, drafts], 1)
-    first, before = last.reshape(groups), prompt.valid.sum(-1, dtype=jnp.int32)[:, None, None]
-    numbers = first[..., None] + jnp.arange(tokens.shape[1])
-    columns = jnp.arange(room)
+    tokens = jnp.concatenate([jnp.take_along_axis(state.tokens, last[:, None], 1), drafts], 1)
+    at, before = last.reshape(groups), prompt.valid.sum(-1, dtype=jnp.int32)[:, None, None]
+    numbers, columns = at[..., None] + jnp.arange(tokens.shape[1]), jnp.arange(room)
     own = jnp.where(columns <= numbers[..., -1:], before + columns, NOWHERE)
-    reach = reach_of(before + numbers)
-    x = embedding(config, params, tokens)
-    positions = reach.places.reshape(tokens.shape)
+    return _Read(tokens, reach_of(before + numbers), places_of(prompt.valid)[:, None], own, at)
+
+
+def _forward(
+    config: DecoderConfig, params: Params, prompt: Prefilled, cache: Cache, read: _Read
+) -> tuple[jax.Array, Cache]:
+    """Hidden states ``[B, S, D]`` after the tokens, and the cache with their keys and values."""
+    apply = block(config)[1]
+    x = embedding(config, params, read.tokens)
+    positions = read.reach.places.reshape(read.tokens.shape)
     caches = []
-    for layer, shared, kept in zip(params["layers"], prompt.cache, state.cache, strict=True):
-        segments = Segment(*shared, places_of(prompt.valid)[:, None]), Segment(*kept, own)
-        x, cache = apply(layer, x, positions, _attend(*segments, reach, first))
-        caches.append(cache)
+    for layer, shared, own in zip(params["layers"], prompt.cache, cache, strict=True):
+        x, grown = apply(layer, x, positions, _attend(config, Segment(*shared, read.prompt), own, read))
+        caches.append(grown)
     return rms_norm(x, params["norm"], config.norm_eps), tuple(caches)
 
 
-def _attend(shared: Segment, own: Segment, reach: Reach, at: jax.Array) -> Attend:
+def _attend(config: DecoderConfig, shared: Segment, cache: tuple[Matrix, Matrix], read: _Read) -> Attend:
     """Tokens of each row to its prompt's keys and to its own, among which it writes theirs from column ``at`` on."""
-    groups = at.shape
 
     def by_group(x: jax.Array) -> jax.Array:
-        return x.reshape(*groups, *x.shape[1:])
+        return x.reshape(*read.at.shape, *x.shape[1:])
 
-    def written(held: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        def put(held: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(held, new, at, axis)
+    def grown(held: Matrix, new: jax.Array, axes: tuple[int, int]) -> Matrix:
+        return jax.vmap(jax.vmap(partial(written, config, axes=axes)))(held, new, read.at)
 
-        return jax.vmap(jax.vmap(put))(held, new, at)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
-        keys, values = written(own.keys, new.keys, -1), written(own.values, new.values, -2)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Matrix, Matrix]]:
+        new = jax.vmap(segment)(by_group(k), by_group(v), read.own)
+        keys, values = grown(cache[0], new.keys, KEYS), grown(cache[1], new.values, VALUES)
         # All scores at once, which are few.
         form = PLAIN._replace(key_block=shared.keys.shape[-1] + keys.shape[-1])
-        read = partial(attention, form=form)
-        mixed = jax.vmap(read)(by_group(q), reach, [shared, Segment(keys, values, own.places)])
+        own = Segment(keys, values, read.own)
+        mixed = jax.vmap(partial(attention, form=form))(by_group(q), read.reach, [shared, own])
         return mixed.reshape(*q.shape[:2], -1), (keys, values)
 
     return attend
@@ -196,7 +211,7 @@ def _taken(state: Decoding, source: jax.Array) -> Cache:
     def taken(x: jax.Array, axis: int) -> jax.Array:
         return jax.vmap(jax.vmap(lambda own, at: jnp.take(own, at, axis)))(x, source)
 
-    return tuple((taken(keys, -1), taken(values, -2)) for keys, values in state.cache)
+    return over_columns(taken, state.cache)
 
 
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
@@ -235,7 +250,7 @@ def speculate(
     def body(state: Decoding) -> Decoding:
         text = text_of(prompts, state, request.group_size)
         guessed = jax.vmap(partial(guesses, drafts=drafts))(*text)
-        hidden, cache = _forward(config, params, prompt, state, guessed)
+        hidden, cache = _forward(config, params, prompt, state.cache, _read(prompt, state, guessed))
         further = _drawn(request, state._replace(cache=cache), vocabulary_logits(params, hidden), guessed)
         return further._replace(step=state.step + 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import jax
@@ -65,6 +66,14 @@ def test_tokens_are_those_that_one_pass_each_draws(name, slots):
     plain = jax.device_get(generate(CONFIG, PARAMS, PROMPTS, KEY, asked))
     found = generate(CONFIG, PARAMS, PROMPTS, KEY, asked._replace(speculation=THREE), slots)
     assert_same(jax.device_get(found), plain)
+
+
+def test_keys_and_values_of_int8_are_written_the_same():
+    narrow = replace(CONFIG, cache_dtype="int8")
+    asked = SETTINGS["cut"]
+    plain = jax.device_get(generate(narrow, PARAMS, PROMPTS, KEY, asked))
+    found = jax.device_get(generate(narrow, PARAMS, PROMPTS, KEY, asked._replace(speculation=THREE)))
+    assert_same(found, plain)
 
 
 def test_a_text_that_repeats_itself_takes_few_passes():
