@@ -186,13 +186,15 @@ def trained(
     learning: GroupLearning,
     wrap: Wrapper = lambda inner: inner,
     reward: Callable[..., jax.Array] = right,
+    drawn: DecoderConfig | None = None,
 ) -> Callable[[jax.Array, Params], tuple[Params, Metrics]]:
     """``(key, base) →`` the policy after training and its metrics, means over ``points`` windows.
 
-    ``policy/…`` are of fresh completions at each window's end, of all prompts, whatever a collector picks.
+    ``policy/…`` are of fresh completions at each window's end, of all prompts, whatever a collector picks. ``drawn`` is
+    the shape in whose number formats the completions to learn from are drawn; None is the language's.
     """
     request = Request(Categorical(), (language.stop,), language.longest, training.group_size)
-    collector = wrap(fresh_sampling(language.config, language.prompts, reward, request, training.groups))
+    collector = wrap(fresh_sampling(drawn or language.config, language.prompts, reward, request, training.groups))
     log_probs = group_log_probs(language.config, (training.group_size, PROMPT))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(training.learning_rate))
     update = group_loop(log_probs, objective, optimizer, learning)

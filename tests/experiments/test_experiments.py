@@ -30,7 +30,7 @@ NAMES = (
     "value_model_start",
 )
 """What is measured over seeds; what else lies there is not of this form."""
-LONG = ("chain_sum", "dapo_ablation", "group_biases", "positive_sentences")
+LONG = ("chain_sum", "dapo_ablation", "group_biases", "narrow_sampling", "positive_sentences")
 """Run for minutes even at their smallest: commands on SmolLM2, one seed, or a program to compile for each variant."""
 
 
