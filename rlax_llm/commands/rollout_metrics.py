@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -69,7 +70,7 @@ def speeds(rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
     sampled = float(rollout.lengths().sum())
     read = float(np.asarray(rollout.completions.valid).sum())
     return {
-        "rollout_tokens_per_second": sampled / seconds["rollout"],
+        "rollout_tokens_per_second": sampled / (seconds["rollout"] or math.nan),
         "update_tokens_per_second": read / seconds["update"],
         "tokens_per_second": sampled / sum(seconds.values()),
     } | {f"{name}_seconds": value for name, value in seconds.items()}

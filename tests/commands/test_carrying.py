@@ -27,7 +27,7 @@ ROWS = [{"prompt": "1+" * (1 + i % 4) + "1="} for i in range(40)]
 
 def drawing(request=REQUEST) -> Drawing:
     sampling = Sampling(CONFIG, READER, 16)
-    return Drawing(sampling, request, request, lambda params, *_: params)
+    return Drawing(sampling, sampling, request, request, lambda params, *_: params)
 
 
 def asked(groups: np.ndarray) -> Asked:

@@ -105,6 +105,8 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
         ({"recipe": "trpo", "dynamic_rounds": 3}, "trpo has no dynamic_rounds"),
         ({"recipe": "trpo", "sampler_dtype": "bfloat16"}, "trpo has no sampler_dtype"),
         ({"recipe": "trpo", "partial_rollouts": 2}, "trpo has no partial_rollouts"),
+        ({"recipe": "trpo", "ahead": 1}, "trpo has no ahead"),
+        ({"ahead": 2}, "ahead is 2, wanted a whole number of at most 1"),
         ({"partial_rollouts": 2, "tool": "calculator"}, "partial_rollouts is given with tool calculator"),
         ({"partial_rollouts": 2, "sampler_url": "http://localhost"}, "partial_rollouts is given with sampler_url"),
         ({"recipe": "trpo", "cache_dtype": "int8"}, "trpo has no cache_dtype"),

@@ -108,6 +108,18 @@ def filled_up(taken: Taken, groups: int) -> Taken:
     return together([taken, Taken(empty.indices, empty.rollout._replace(completions=completions, seconds=0.0), scores)])
 
 
+class Ahead(NamedTuple):
+    """Groups that were gathered a step ahead.
+
+    Attributes:
+        taken: the groups.
+        metrics: of what was thrown away for them.
+    """
+
+    taken: Taken
+    metrics: dict[str, float]
+
+
 class Kept(NamedTuple):
     """What is handed on from one step to the next.
 
@@ -115,11 +127,13 @@ class Kept(NamedTuple):
         drawn: rollouts so far.
         surplus: informative groups that dynamic sampling left over, or None.
         carried: groups that partial rollouts left unfinished, or None.
+        ahead: the next step's groups, where they are there already.
     """
 
     drawn: int = 0
     surplus: Taken | None = None
     carried: Carried | None = None
+    ahead: Ahead | None = None
 
 
 Draw = Callable[[Params, int, Carried | None], tuple[Taken, Carried | None]]
@@ -134,7 +148,7 @@ class Gatherer:
         groups: of a step.
         most_rounds: rollouts of a step at most, until all its groups differ in score; 0 takes each rollout as it is.
         telling: ``Taken → [P, G]`` or ``[K, P, G]``, the scores that must differ.
-        carries: whether rollouts leave something to the next.
+        hands_on: whether a step hands something on to the next, without several rounds too.
 
     Attributes:
         kept: of the last step that ended; the caller sets it when a step has.
@@ -146,10 +160,10 @@ class Gatherer:
         groups: int,
         most_rounds: int,
         telling: Callable[[Taken], np.ndarray] = Taken.by_group,
-        carries: bool = False,
+        hands_on: bool = False,
     ):
         self.draw, self.groups, self.most_rounds, self.telling = draw, groups, most_rounds, telling
-        self.carries = carries
+        self.hands_on = hands_on or most_rounds > 0
         self.kept = Kept()
 
     def __call__(self, params: Params, index: int) -> tuple[Taken, dict[str, float], Kept]:
@@ -158,12 +172,33 @@ class Gatherer:
         Raises:
             ValueError: no group differed in score in any round.
         """
+        ahead = self.kept.ahead
+        if ahead is None:
+            return self._gathered(params, index, self.kept)
+        spent = ahead.taken._replace(rollout=ahead.taken.rollout._replace(seconds=0.0))
+        return spent, ahead.metrics, self.kept._replace(ahead=None)
+
+    def ahead(self, params: Params, index: int, kept: Kept) -> Kept:
+        """What step ``index`` takes over where its groups are gathered already.
+
+        Args:
+            params: of an earlier policy.
+            index: from 0.
+            kept: what the step before would hand on.
+
+        Raises:
+            ValueError: no group differed in score in any round.
+        """
+        taken, metrics, after = self._gathered(params, index, kept)
+        return after._replace(ahead=Ahead(taken, metrics))
+
+    def _gathered(self, params: Params, index: int, kept: Kept) -> tuple[Taken, dict[str, float], Kept]:
         if not self.most_rounds:
-            taken, left = self.draw(params, index, self.kept.carried)
+            taken, left = self.draw(params, index, kept.carried)
             metrics = {"reward_failures": float(taken.scores.failed.sum())} | _left(left)
-            return taken, metrics, self.kept._replace(carried=left)
-        carried = [] if self.kept.surplus is None else [self.kept.surplus]
-        parts, rounds, left = self._rounds(params, carried)
+            return taken, metrics, kept._replace(carried=left)
+        carried = [] if kept.surplus is None else [kept.surplus]
+        parts, rounds, left = self._rounds(params, carried, kept)
         if not parts:
             raise ValueError(self._nothing(rounds))
         found = together(parts)
@@ -173,7 +208,7 @@ class Gatherer:
         taken = taken._replace(rollout=taken.rollout._replace(seconds=seconds))
         fresh = count - sum(len(part.indices) for part in carried)
         metrics = self._metrics(rounds, count, fresh) | _left(left)
-        return taken, metrics, Kept(self.kept.drawn + len(rounds), surplus, left)
+        return taken, metrics, Kept(kept.drawn + len(rounds), surplus, left)
 
     def _metrics(self, rounds: Sequence[Taken], count: int, fresh: int) -> dict[str, float]:
         """What was thrown away: of ``count`` informative groups ``fresh`` are those of these rounds."""
@@ -187,11 +222,13 @@ class Gatherer:
             "reward_failures": float(sum(one.scores.failed.sum() for one in rounds)),
         }
 
-    def _rounds(self, params: Params, surplus: list[Taken]) -> tuple[list[Taken], list[Taken], Carried | None]:
+    def _rounds(
+        self, params: Params, surplus: list[Taken], kept: Kept
+    ) -> tuple[list[Taken], list[Taken], Carried | None]:
         """Informative groups, those of the surplus first; whole rollouts; and what they leave."""
-        parts, rounds, left = list(surplus), [], self.kept.carried
+        parts, rounds, left = list(surplus), [], kept.carried
         while sum(len(part.indices) for part in parts) < self.groups and len(rounds) < self.most_rounds:
-            taken, left = self.draw(params, self.kept.drawn + len(rounds), left)
+            taken, left = self.draw(params, kept.drawn + len(rounds), left)
             rounds.append(taken)
             differ = np.flatnonzero(np.asarray(informative_groups(jnp.asarray(self.telling(rounds[-1])))))
             parts += [selected(rounds[-1], differ)] if len(differ) else []
@@ -212,7 +249,7 @@ class Gatherer:
             place: the folder of the checkpoints.
             position: of the checkpoint that is written next.
         """
-        if not (self.most_rounds or self.carries):
+        if not self.hands_on:
             return
         place.mkdir(parents=True, exist_ok=True)
         _write(_surplus(place, position), self.kept)
@@ -232,7 +269,7 @@ class Gatherer:
         Raises:
             ValueError: it is not there; without it the same prompts would be drawn again.
         """
-        if not (self.most_rounds or self.carries):
+        if not self.hands_on:
             return
         path = _surplus(place, position)
         if not path.exists():
@@ -267,15 +304,23 @@ def _write(path: Path, kept: Kept) -> None:
     if kept.carried is not None:
         arrays |= {"carried": kept.carried.groups} | _arrays("carried", kept.carried.completions)
     if kept.surplus is not None:
-        indices, rollout, scores = kept.surplus
-        arrays |= {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
-        arrays |= {"total": scores.total, "failed": scores.failed}
-        arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
-        arrays |= _arrays("tokens", rollout.completions)
+        arrays |= _of_groups("", kept.surplus)
+    if kept.ahead is not None:
+        arrays |= _of_groups("ahead.", kept.ahead.taken)
+        arrays |= {f"metric:{name}": np.asarray(value) for name, value in kept.ahead.metrics.items()}
     unfinished = path.with_suffix(".unfinished")
     with writing(path), unfinished.open("wb") as file:
         np.savez(file, **arrays)
     unfinished.rename(path)
+
+
+def _of_groups(part: str, taken: Taken) -> dict[str, np.ndarray]:
+    """Arrays of scored groups, their names behind that of the part."""
+    indices, rollout, scores = taken
+    arrays = {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
+    arrays |= {"total": scores.total, "failed": scores.failed}
+    arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
+    return {f"{part}{name}": x for name, x in (arrays | _arrays("tokens", rollout.completions)).items()}
 
 
 def _arrays(part: str, completions: Completions) -> dict[str, np.ndarray]:
@@ -286,16 +331,26 @@ def _completions(part: str, found: Any) -> Completions:
     return Completions(**{name: found[f"{part}:{name}"] for name in Completions._fields if f"{part}:{name}" in found})
 
 
+def _named(part: str, found: Any) -> dict[str, np.ndarray]:
+    """The arrays of a part by what stands behind its name."""
+    return {name.removeprefix(part): found[name] for name in found if name.startswith(part)}
+
+
 def _read(path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> Kept:
     with np.load(path) as found:
-        drawn = int(found["drawn"])
         carried = Carried(found["carried"], _completions("carried", found)) if "carried" in found else None
-        if "indices" not in found:
-            return Kept(drawn, None, carried)
-        completions = _completions("tokens", found)
-        by_name = {name.removeprefix("score:"): found[name] for name in found if name.startswith("score:")}
-        scores = Scores(found["total"], by_name, found["failed"])
-        indices = found["indices"]
-        repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
-        rollout = Rollout(repeated, completions, texts(completions), int(found["prompt_width"]), 0.0)
-        return Kept(drawn, Taken(indices, rollout, scores), carried)
+        surplus, ahead = (_groups(part, found, rows, texts) for part in ("", "ahead."))
+        metrics = {name: float(value) for name, value in _named("metric:", found).items()}
+        return Kept(int(found["drawn"]), surplus, carried, None if ahead is None else Ahead(ahead, metrics))
+
+
+def _groups(part: str, found: Any, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> Taken | None:
+    """The scored groups of a part, if it is there."""
+    if f"{part}indices" not in found:
+        return None
+    completions = _completions(f"{part}tokens", found)
+    scores = Scores(found[f"{part}total"], _named(f"{part}score:", found), found[f"{part}failed"])
+    indices = found[f"{part}indices"]
+    repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
+    width = int(found[f"{part}prompt_width"])
+    return Taken(indices, Rollout(repeated, completions, texts(completions), width, 0.0), scores)

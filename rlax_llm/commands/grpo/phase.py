@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.grpo.carrying import Asked, Carried, PartialRollouts
-from rlax_llm.commands.grpo.gathering import Gatherer, Taken
+from rlax_llm.commands.grpo.clock import Clock
+from rlax_llm.commands.grpo.gathering import Gatherer, Kept, Taken
 from rlax_llm.commands.grpo.settings import GroupRolloutSettings, GrpoSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
@@ -54,11 +55,7 @@ class GroupPhase(Phase):
         self.groups, self.group_size = settings.rollout.batch_size, settings.rollout.group_size
         self.epochs = settings.learning.epochs
         self.update = GroupUpdate(settings, learner, judge.weights())
-        if self.reference_every and not self.update.reads_reference:
-            raise ValueError(
-                f"grpo: reference_every is {self.reference_every} and nothing reads a reference; give kl_coef, or "
-                "leave it out."
-            )
+        self._check_reference()
         self.key = jax.random.key(self.seed)
         self.gatherer = self._gathering(settings.rollout)
         self.watch = LearningWatch("grpo", settings.learning.overlong_filter)
@@ -66,12 +63,23 @@ class GroupPhase(Phase):
         self.record = Recorder(learner, settings.sampling, solved, self.group_size)
         self.reference: Params | None = None
         self.taken = 0  # steps, of the policy that is drawn from
+        self.elsewhere = settings.server.sampler_url is not None
+        self.meanwhile: Callable[[], Any] = nothing  # called when a rollout is there, and is yet to be scored
+        self.failed: Exception | None = None  # in what the next step would have learned from
+
+    def _check_reference(self) -> None:
+        if self.reference_every and not self.update.reads_reference:
+            raise ValueError(
+                f"grpo: reference_every is {self.reference_every} and nothing reads a reference; give kl_coef, or "
+                "leave it out."
+            )
 
     def _gathering(self, settings: GroupRolloutSettings) -> Gatherer:
         """How rollouts are made, and what becomes of their groups."""
         further = settings.partial_rollouts
         self.roll = PartialRollouts(self.drawing, self._asked, self.groups, further) if further else self._whole
-        return Gatherer(self.draw, self.groups, settings.dynamic_rounds, self._telling, further > 0)
+        hands_on = further > 0 or settings.ahead > 0
+        return Gatherer(self.draw, self.groups, settings.dynamic_rounds, self._telling, hands_on)
 
     def init(self, params: Params) -> GroupState:
         """State before the first step."""
@@ -97,8 +105,19 @@ class GroupPhase(Phase):
         parameters, seed and what was left before.
         """
         whole = self.drawing.weights(params, self.taken, False)
+        if self.elsewhere:
+            self.meanwhile()
         chosen, rollout, carried = self.roll(whole, number, carried, self.taken)
-        return Taken(chosen, rollout, self.judge(rollout, self.group_size)), carried
+        self.meanwhile()
+        return Taken(chosen, self._dated(rollout), self.judge(rollout, self.group_size)), carried
+
+    def _dated(self, rollout: Rollout) -> Rollout:
+        """With the age of the policy, where that is not always the newest."""
+        completions = rollout.completions
+        if not self.settings.ahead or completions.versions is not None:
+            return rollout
+        versions: Any = np.full(len(rollout.rows), self.taken, np.int32)
+        return rollout._replace(completions=completions._replace(versions=versions))
 
     def _whole(
         self, params: Params, number: int, carried: Carried | None, version: int
@@ -125,22 +144,51 @@ class GroupPhase(Phase):
     def step(self, state: GroupState, index: int) -> Done:
         """Step ``index`` (from 0), with records of one group's completions."""
         self._refer(state, index)
-        start = time.perf_counter()
-        taken, counts, kept = self.gatherer(state.params, index)
-        gathering = time.perf_counter() - start
+        clock = Clock()
+        taken, counts, kept = self._groups(state.params, index)
+        clock.gathered(taken)
         order = jax.random.fold_in(jax.random.fold_in(self.key, index), _ORDER)
-        state, learned, advantages = self.update(state, taken, self.reference, order)
-        learned = finite(learned, f"step {index + 1}", self.update.lower)
-        rollout = taken.rollout
-        seconds = {"rollout": rollout.seconds, "scoring": gathering - rollout.seconds}
-        seconds["update"] = time.perf_counter() - start - gathering
-        metrics = self._described(taken) | learned | counts | speeds(rollout, seconds)
-        metrics |= self.update.learning_rate(index) | self._utilization(rollout, seconds["update"])
+        learn = cache(lambda: self._learned(clock, state, taken, order))
+        if self.settings.ahead:
+            kept = self._ahead(state.params, index + 1, kept, learn)
+            clock.ahead(kept.ahead)
+        after, learned, advantages = learn()
+        learned = finite(self.update.numbers(learned), f"step {index + 1}", self.update.lower)
+        metrics = self._described(taken) | learned | counts | self.update.learning_rate(index)
+        metrics |= self._speeds(taken.rollout, clock)
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
         self.taken = index + 1
-        rows, details = self._kept(index + 1, taken, state.params, advantages)
-        return Done(state, metrics, rows, details=details)
+        rows, details = self._kept(index + 1, taken, after.params, advantages)
+        return Done(after, metrics, rows, details=details)
+
+    def _groups(self, params: Params, index: int) -> tuple[Taken, dict[str, float], Kept]:
+        """What step ``index`` learns from, unless that could not be made ahead."""
+        if self.failed is not None:
+            raise self.failed
+        return self.gatherer(params, index)
+
+    def _learned(
+        self, clock: Clock, state: GroupState, taken: Taken, order: jax.Array
+    ) -> tuple[GroupState, dict[str, jax.Array], jax.Array]:
+        """The update, under way."""
+        clock.learning()
+        return self.update(state, taken, self.reference, order)
+
+    def _ahead(self, params: Params, index: int, kept: Kept, learn: Callable[[], Any]) -> Kept:
+        """With the groups of step ``index``, drawn before ``learn`` and scored behind it; where that fails step
+        ``index`` does.
+        """
+        if self.settings.dynamic_rounds:  # further rounds are drawn when the update has taken the parameters over
+            params = jax.tree.map(jnp.copy, params)
+        self.meanwhile = learn
+        try:
+            return self.gatherer.ahead(params, index, kept)
+        except Exception as error:
+            self.failed = error
+            return kept
+        finally:
+            self.meanwhile = nothing
 
     def _kept(
         self, number: int, taken: Taken, params: Params, advantages: jax.Array
@@ -149,9 +197,11 @@ class GroupPhase(Phase):
         rows = self.drawing.sampling.records(taken.rollout, taken.scores, range(self.group_size))
         return rows, self.record(number, taken.rollout, taken.scores, params, advantages)
 
-    def _utilization(self, rollout: Rollout, seconds: float) -> dict[str, float]:
+    def _speeds(self, rollout: Rollout, clock: Clock) -> dict[str, float]:
+        """Of the parts of a step, and how much of the machine the update used in the seconds that it was under way."""
+        busy, seconds = clock.update, clock.seconds()
         once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))
-        return utilization(self.epochs * once, seconds)
+        return speeds(rollout, seconds) | utilization(self.epochs * once, busy)
 
     def _described(self, taken: Taken) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
@@ -184,3 +234,7 @@ class GroupPhase(Phase):
     def check(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Raise where no completion of the whole run taught anything."""
         self.watch.check(metrics)
+
+
+def nothing() -> None:
+    """Do nothing."""

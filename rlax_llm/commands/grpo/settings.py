@@ -85,6 +85,12 @@ class GroupRolloutSettings(RolloutSettings):
         "Prompts that are in flight beside those of a step: it ends when batch_size groups are whole, and the others "
         "go on in the next, corrected for the policies that drew them; 0 is off.",
     )
+    ahead: int = option(
+        0,
+        "Steps that completions are drawn ahead: 1 draws the next ones before an update and scores them in Python "
+        "during it, so that they are of the policy before, corrected for that; 0 is off.",
+        largest=1,
+    )
     sampler_dtype: Literal["bfloat16", "int8"] | None = option(
         None,
         "Number format of the matrices that completions are drawn with; int8 has a scale for each output channel. What "
@@ -102,7 +108,7 @@ class GroupRolloutSettings(RolloutSettings):
         """Check the ranges."""
         super().check()
         at_least(self, 2, "group_size")
-        at_least(self, 0, "dynamic_rounds", "partial_rollouts")
+        at_least(self, 0, "dynamic_rounds", "partial_rollouts", "ahead")
         if self.partial_rollouts and self.tool is not None:
             raise ValueError(
                 f"partial_rollouts is given with tool {self.tool}, in whose turns no completion can be interrupted; "
@@ -127,7 +133,7 @@ class GroupLearningSettings(EpochSettings):
     overlong_filter: bool = option(False, "Learn nothing from completions that were cut (DAPO).")
     correction: Literal["none", "token", "mask", "sequence"] = resolved(
         "Weights for a sampler that differs: of tokens, truncated or cut, or whole completions.",
-        "token with --sampler-url, --partial-rollouts, --sampler-dtype or --cache-dtype, else none",
+        "token with --sampler-url, --partial-rollouts, --ahead, --sampler-dtype or --cache-dtype, else none",
     )
     entropy_coef: float = option(0.0, "Weight of a bonus for the entropy of a token, at the start.")
     entropy_target: float | None = option(
@@ -173,7 +179,7 @@ class GrpoSettings(OnMachine):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is chosen for the model, and the correction for completions of other policies or other numbers."""
-        differing = ("sampler_url", "partial_rollouts", "sampler_dtype", "cache_dtype")
+        differing = ("sampler_url", "partial_rollouts", "ahead", "sampler_dtype", "cache_dtype")
         corrected = any(given.get(name) for name in differing) and given.get("recipe") != TRPO
         return {**model_defaults(cls.command, given), "correction": "token" if corrected else "none"}
 
@@ -222,6 +228,7 @@ class GrpoSettings(OnMachine):
             "reference_every": self.objective.reference_every != 0,
             "dynamic_rounds": self.rollout.dynamic_rounds != 0,
             "partial_rollouts": self.rollout.partial_rollouts != 0,
+            "ahead": self.rollout.ahead != 0,
             "sampler_dtype": self.rollout.sampler_dtype is not None,
             "cache_dtype": self.rollout.cache_dtype is not None,
             "sampler_url": self.server.sampler_url is not None,

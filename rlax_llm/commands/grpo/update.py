@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -92,8 +93,10 @@ class GroupUpdate:
 
     def __call__(
         self, state: GroupState, taken: Taken, reference: Params | None, key: jax.Array
-    ) -> tuple[GroupState, dict[str, float], jax.Array]:
+    ) -> tuple[GroupState, dict[str, jax.Array], jax.Array]:
         """Learn from scored groups: the state after it, metrics, and the advantages of the tokens ``[B, T]``.
+
+        All of it may still be on its way; ``numbers`` waits for the metrics.
 
         Args:
             state: given away.
@@ -109,7 +112,12 @@ class GroupUpdate:
         batch = Groups(rollout.completions, self._scores(taken))
         state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
         advantages = metrics.pop("advantages")
-        return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}, advantages
+        return state, metrics, advantages
+
+    @staticmethod
+    def numbers(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+        """Metrics by TRL's names."""
+        return {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
 
     def _tiles(self, completions: Completions, layout: tuple[int, int]) -> Tiles | None:
         if self.chosen is None:

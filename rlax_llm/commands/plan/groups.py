@@ -56,7 +56,9 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
 
     parts = {name: tree for name, tree in resident.items() if name != "reward model"}
     judged = [] if judge is None else [scoring(machine, judge, layout, rows, parts)]
-    learned = Program("update", lower, parts, {"reward model": resident["reward model"]}, work)
+    twice = settings.rollout.ahead and settings.rollout.dynamic_rounds
+    beside = {"reward model": resident["reward model"], "parameters before": state.params if twice else None}
+    learned = Program("update", lower, parts, beside, work)
     return [*sampler.programs(resident), *judged, learned]
 
 
