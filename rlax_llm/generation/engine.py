@@ -8,6 +8,7 @@ who enters is decided between two calls of ``decode``, in ``rollout.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, empty_cache, kept, written
 from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
 from rlax_llm.generation.enough import Enough, too_few
+from rlax_llm.generation.reading import Stacked, read
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import Draw, row_keys
 from rlax_llm.models.attention import attention
@@ -27,16 +29,14 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import (
     Attend,
     block,
-    causal,
     embedding,
-    layer_scan,
     part_of_group,
     rms_norm,
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import narrow_matrices
-from rlax_llm.models.segments import NOWHERE, Reach, Segment, places_of, positions_of, reach_of, segment
+from rlax_llm.models.segments import NOWHERE, PLAIN, Form, Reach, Segment, positions_of, reach_of, segment
 from rlax_llm.models.sharding import laid, sampling_rules
 
 FIRST_ROOM = 64  # completion tokens; no cache is smaller
@@ -57,10 +57,40 @@ class Prefilled(NamedTuple):
     Attributes:
         cache: for each layer keys ``[P, 1, K, head_dim, W]`` and values ``[P, 1, K, W, head_dim]``.
         valid: ``[P, W]`` bool.
+        common: for each layer keys ``[1, K, head_dim, C]`` and values ``[1, K, C, head_dim]`` of what all prompts begin
+            with, which stands in front of ``cache``; or nothing.
     """
 
     cache: Cache
     valid: jax.Array
+    common: Cache = ()
+
+    @property
+    def begin(self) -> int:
+        """Tokens that all prompts have in common."""
+        return self.common[0][0].shape[-1] if self.common else 0
+
+    @property
+    def lengths(self) -> jax.Array:
+        """``[P]`` int32, tokens of each prompt."""
+        return self.begin + self.valid.sum(-1, dtype=jnp.int32)
+
+    @property
+    def places(self) -> jax.Array:
+        """``[P, 1, W]`` int32, of the keys that each prompt has to itself."""
+        return jnp.where(self.valid, self.begin + positions_of(self.valid), NOWHERE)[:, None]
+
+    def segments(self, layer: int) -> list[Segment]:
+        """What rows attend to besides their own tokens: what all prompts share, where there is that, and each one's."""
+        own = Segment(*self.cache[layer], self.places)
+        if not self.common:
+            return [own]
+        return [Segment(*self.common[layer], jnp.arange(self.begin)[None]), own]
+
+    def by_row(self, function: Callable[[Prefilled], Prefilled]) -> Prefilled:
+        """The same with a function of what each prompt has to itself."""
+        own = function(self._replace(common=()))
+        return own._replace(common=self.common)
 
 
 class Decoding(NamedTuple):
@@ -197,17 +227,51 @@ def prefill(
     Returns:
         The prompts' cache and the state of ``P · G`` rows after one draw.
     """
-    apply = block(config)[1]
-    positions = positions_of(valid)
-    attend = causal(config, valid)
-    embedded = embedding(config, params, tokens)
-    x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
-    hidden = rms_norm(x[:, -1], params["norm"], config.norm_eps)
-    keys = row_keys(key, tokens.shape[0] * request.group_size)
+    hidden, caches = read(config, params, tokens, valid)
     memory = first_memory(request, tokens, valid, config.vocab_size)
-    state = before_first(config, request, (keys, limits, memory), room, x.dtype)
-    state = _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
+    state = _after_first(config, params, request, hidden, (key, limits, memory), room)
     return Prefilled(_of_layers(config, caches), valid), state
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def prefill_behind(
+    config: DecoderConfig,
+    params: Params,
+    common: Stacked,
+    prompts: tuple[jax.Array, jax.Array],
+    rows: tuple[jax.Array, jax.Array | None],
+    request: Request,
+    sizes: tuple[int, int],
+) -> tuple[Prefilled, Decoding]:
+    """``prefill`` of prompts that begin alike, of which that is read already.
+
+    Args:
+        config: shapes.
+        params: stacked or not, of ``config.parameter_shapes``.
+        common: of ``read_common``, of what they begin with.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``, whole.
+        rows: ``[P · G]`` each, keys and limits.
+        request: static.
+        sizes: ``room``, and columns that hold what is left of each prompt.
+    """
+    room, columns = sizes
+    begin = common[0].shape[-1]
+    left = prompts[1] & (positions_of(prompts[1]) >= begin)
+    own = prompts[0][:, -columns:], left[:, -columns:]
+    hidden, caches = read(config, params, *own, before=common)
+    memory = first_memory(request, *prompts, config.vocab_size)
+    state = _after_first(config, params, request, hidden, (*rows, memory), room)
+    shared = tuple((kept(config, k, KEYS[0]), kept(config, v, VALUES[0])) for k, v in zip(*common, strict=True))
+    return Prefilled(_of_layers(config, caches), own[1], shared), state
+
+
+def _after_first(
+    config: DecoderConfig, params: Params, request: Request, hidden: jax.Array, own: tuple, room: int
+) -> Decoding:
+    """The state after one draw of each row, of prompts in the state ``hidden [P, D]``."""
+    keys = row_keys(own[0], hidden.shape[0] * request.group_size)
+    state = before_first(config, request, (keys, *own[1:]), room, hidden.dtype)
+    return _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
 
 
 def _of_layers(config: DecoderConfig, caches: tuple[jax.Array, jax.Array]) -> Cache:
@@ -250,11 +314,10 @@ def before_first(
 
 
 class _Places(NamedTuple):
-    """Places of the prompts' keys ``[P, 1, W]``, of the completions' ``[P, G, room]`` and of the queries ``[P, G, 1]``;
-    the latter two count on from the prompts'.
+    """Places of the completions' keys ``[P, G, room]`` and of the queries ``[P, G, 1]``, which count on from the
+    prompts'.
     """
 
-    prompt: jax.Array
     own: jax.Array
     query: jax.Array
 
@@ -267,9 +330,9 @@ def _places(prompt: Prefilled, state: Decoding) -> _Places:
     room, groups = state.cache[0][0].shape[-1], state.cache[0][0].shape[:2]
     ago = (state.step - 1 - jnp.arange(room)) % room
     last = state.lengths.reshape(*groups, 1) - 1
-    before = prompt.valid.sum(-1, dtype=jnp.int32)[:, None, None]
+    before = prompt.lengths[:, None, None]
     own = jnp.where(ago <= last, before + last - ago, NOWHERE)
-    return _Places(places_of(prompt.valid)[:, None], own, before + last)
+    return _Places(own, before + last)
 
 
 def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
@@ -281,14 +344,30 @@ def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: De
     positions = places.query.reshape(-1, 1)
     x = embedding(config, params, token)
     caches = []
-    for layer, shared, own in zip(params["layers"], prompt.cache, state.cache, strict=True):
-        segments = Segment(*shared, places.prompt), Segment(*own, places.own)
-        x, cache = apply(layer, x, positions, _attend_to_cache(config, *segments, reach_of(places.query), column))
+    for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
+        attend = _attend_to_cache(
+            config, prompt.segments(index), Segment(*own, places.own), reach_of(places.query), column
+        )
+        x, cache = apply(layer, x, positions, attend)
         caches.append(cache)
     return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
 
 
-def _attend_to_cache(config: DecoderConfig, shared: Segment, own: Segment, reach: Reach, at: jax.Array) -> Attend:
+def attend_behind(held: list[Segment], queries: jax.Array, reach: Reach, own: Segment, form: Form = PLAIN) -> jax.Array:
+    """``attention`` of each group to ``Prefilled.segments`` and its own keys.
+
+    Args:
+        held: the last with groups in front; what all prompts share has no axis of prompts.
+        queries: ``[P, G, S, H, head_dim]``.
+        reach: of them.
+        own: with groups in front.
+        form: of the attention.
+    """
+    axes = [None] * (len(held) - 1) + [0, 0]
+    return jax.vmap(partial(attention, form=form), (0, 0, axes))(queries, reach, [*held, own])
+
+
+def _attend_to_cache(config: DecoderConfig, held: list[Segment], own: Segment, reach: Reach, at: jax.Array) -> Attend:
     """One token of each row to its prompt's keys and to its own, among which it writes its own at column ``at``."""
     prompts, group_size = own.keys.shape[:2]
 
@@ -299,7 +378,7 @@ def _attend_to_cache(config: DecoderConfig, shared: Segment, own: Segment, reach
         new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
         keys = written(config, own.keys, new.keys, at, KEYS)
         values = written(config, own.values, new.values, at, VALUES)
-        mixed = jax.vmap(attention)(by_group(q), reach, [shared, Segment(keys, values, own.places)])
+        mixed = attend_behind(held, by_group(q), reach, Segment(keys, values, own.places))
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
     return attend

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.mesh import ROWS, devices_along, fetch
+from rlax_llm.core.mesh import AXES, ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import (
     Decoding,
@@ -23,23 +23,27 @@ from rlax_llm.generation.engine import (
     completions,
     decode,
     prefill,
+    prefill_behind,
     rooms,
     shared_out,
     unrolled,
 )
 from rlax_llm.generation.enough import Enough
+from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.generation.slots import Drawn, Progress, blank, drawn_of, enter, note, progress, resize, vacant
 from rlax_llm.generation.speculation import RECENT, guesser, speculate
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
+from rlax_llm.models.padding import bucket
 
 PARTS = (5 / 8, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of the rows at first, to which they are made fewer
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
 PRODUCTS = 8  # products with a weight that cost as much as a key that is read
 LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that leave cost more than they save
+LEAST_READ = 1e9  # weights times tokens that a common beginning saves, below which it is read with each prompt
 WORTH = 0.85  # of what a step costs: what one with fewer rows may cost, for them to be moved
 
 Prompts = tuple[jax.Array, jax.Array]
@@ -97,8 +101,17 @@ def is_work(config: DecoderConfig, rows: int, limit: int) -> bool:
 
 def _products(config: DecoderConfig) -> float:
     """What the products of a row with the weights cost, in keys that are read."""
+    return weights_of(config) / PRODUCTS
+
+
+def weights_of(config: DecoderConfig) -> int:
+    """The number of a model's weights.
+
+    >>> weights_of(DecoderConfig(5, 2, 3, 1, 1, 1, 2))
+    50
+    """
     shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
-    return sum(map(math.prod, shapes)) / PRODUCTS
+    return sum(map(math.prod, shapes))
 
 
 def entering_prompts(slots: int, group_size: int, devices: int = 1) -> int:
@@ -138,6 +151,7 @@ class Generation:
         self.begun = 0  # of them
         self.drawn: Drawn | None = None  # while the state holds all completions in their order
         self.enough: Enough | None = None  # all
+        self.common = self._read_common()
         devices = devices_along(*ROWS)
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
@@ -197,8 +211,26 @@ class Generation:
             tokens, valid = (x[prompts % self.count] for x in (tokens, valid))
             keys, limits = (x[rows % len(keys)] for x in (keys, limits))
         self.begun += self.entering
-        found = prefill(self.config, self.params, tokens, valid, keys, self.request, room, limits)
+        found = self._read((tokens, valid), (keys, limits), room)
         return found, jnp.asarray(np.where(rows < self.count * size, rows, -1), jnp.int32)
+
+    def _read_common(self) -> tuple[Stacked, int] | None:
+        """What all prompts begin with where that is worth while, and the columns that hold the rest."""
+        if devices_along(*AXES) > 1:
+            return None
+        tokens, valid = (np.asarray(x) for x in self.prompts)
+        count = common_tokens(tokens, valid)
+        if count * (self.count - 1) * weights_of(self.config) < LEAST_READ:
+            return None
+        first = tokens[0][valid[0]][:count]
+        columns = min(bucket(int(valid.sum(1).max()) - count), tokens.shape[1])
+        return read_common(self.config, self.params, jnp.asarray(first)), columns
+
+    def _read(self, prompts: Prompts, rows: tuple[jax.Array, Any], room: int) -> tuple[Prefilled, Decoding]:
+        if self.common is None:
+            return prefill(self.config, self.params, *prompts, rows[0], self.request, room, rows[1])
+        common, columns = self.common
+        return prefill_behind(self.config, self.params, common, prompts, rows, self.request, (room, columns))
 
     def advance(self, most: int | None = None) -> bool:
         """Draw until something is to be decided, and at most so many tokens; whether there was something to draw.

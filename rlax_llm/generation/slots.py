@@ -57,8 +57,8 @@ def resize(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Pr
     alone = _taken(jax.tree.map(lambda x: x.reshape(count, 1, *x.shape[2:]), cache), order)
     left = state._replace(cache=alone, **_taken(_by_row(state), order))
     if groups == count:
-        return _taken(prompt, order), left
-    return _taken(prompt, order // size), left
+        return prompt.by_row(lambda own: _taken(own, order)), left
+    return prompt.by_row(lambda own: _taken(own, order // size)), left
 
 
 def _by_row(state: Decoding) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def enter(
     if fresh.cache[0][0].shape[-1]:
         behind = _behind_others(fresh, state.step, state.cache[0][0].shape[-1])
         merged = merged._replace(cache=jax.tree.map(put, merged.cache, behind))
-    alone = jax.tree.map(lambda x: jnp.repeat(x, size, 0), fresh_prompt)
-    return jax.tree.map(put, prompt, alone), merged
+    alone = jax.tree.map(lambda x: jnp.repeat(x, size, 0), fresh_prompt._replace(common=()))
+    return prompt.by_row(lambda own: jax.tree.map(put, own, alone)), merged
 
 
 def _behind_others(fresh: Decoding, step: jax.Array, room: int) -> Cache:
@@ -151,7 +151,8 @@ def vacant(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Pr
 
     nobody = state._replace(alive=jnp.zeros_like(state.alive), rows=jnp.full_like(state.rows, -1))
     own = jax.tree.map(alike, _by_row(nobody))
-    return jax.tree.map(alike, prompt), state._replace(cache=vacant_cache(state.cache, rows, room), **own)
+    empty = prompt.by_row(lambda own: jax.tree.map(alike, own))
+    return empty, state._replace(cache=vacant_cache(state.cache, rows, room), **own)
 
 
 class Drawn(NamedTuple):

@@ -23,15 +23,14 @@ import jax.numpy as jnp
 from rlax_llm.core.mesh import AXES, devices_along, fetch
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, written
 from rlax_llm.generation.draws import sampled
-from rlax_llm.generation.engine import Decoding, Prefilled, most_going, record
+from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_going, record
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request, Speculation
-from rlax_llm.models.attention import attention
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, block, embedding, rms_norm, vocabulary_logits
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix
-from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, places_of, reach_of, segment
+from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, reach_of, segment
 
 ORDER = 4  # tokens, at most, that the place where a guess is read from has in common with the end of the text
 RECENT = 32  # tokens that a round's length is foretold from, and drawn between two forecasts
@@ -134,14 +133,12 @@ class _Read(NamedTuple):
     Attributes:
         tokens: ``[B, S]`` int32, the last drawn one of each row and those guessed behind it.
         reach: of them, ``[P, G, S]``.
-        prompt: places of the prompts' keys ``[P, 1, W]``.
         own: places of the completions' keys ``[P, G, room]``.
         at: ``[P, G]`` int32, the first column that is written.
     """
 
     tokens: jax.Array
     reach: Reach
-    prompt: jax.Array
     own: jax.Array
     at: jax.Array
 
@@ -151,10 +148,10 @@ def _read(prompt: Prefilled, state: Decoding, drafts: jax.Array) -> _Read:
     groups, room = state.cache[0][0].shape[:2], state.cache[0][0].shape[-1]
     last = jnp.maximum(state.lengths - 1, 0)
     tokens = jnp.concatenate([jnp.take_along_axis(state.tokens, last[:, None], 1), drafts], 1)
-    at, before = last.reshape(groups), prompt.valid.sum(-1, dtype=jnp.int32)[:, None, None]
+    at, before = last.reshape(groups), prompt.lengths[:, None, None]
     numbers, columns = at[..., None] + jnp.arange(tokens.shape[1]), jnp.arange(room)
     own = jnp.where(columns <= numbers[..., -1:], before + columns, NOWHERE)
-    return _Read(tokens, reach_of(before + numbers), places_of(prompt.valid)[:, None], own, at)
+    return _Read(tokens, reach_of(before + numbers), own, at)
 
 
 def _forward(
@@ -165,13 +162,13 @@ def _forward(
     x = embedding(config, params, read.tokens)
     positions = read.reach.places.reshape(read.tokens.shape)
     caches = []
-    for layer, shared, own in zip(params["layers"], prompt.cache, cache, strict=True):
-        x, grown = apply(layer, x, positions, _attend(config, Segment(*shared, read.prompt), own, read))
+    for index, (layer, own) in enumerate(zip(params["layers"], cache, strict=True)):
+        x, grown = apply(layer, x, positions, _attend(config, prompt.segments(index), own, read))
         caches.append(grown)
     return rms_norm(x, params["norm"], config.norm_eps), tuple(caches)
 
 
-def _attend(config: DecoderConfig, shared: Segment, cache: tuple[Matrix, Matrix], read: _Read) -> Attend:
+def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], read: _Read) -> Attend:
     """Tokens of each row to its prompt's keys and to its own, among which it writes theirs from column ``at`` on."""
 
     def by_group(x: jax.Array) -> jax.Array:
@@ -184,9 +181,8 @@ def _attend(config: DecoderConfig, shared: Segment, cache: tuple[Matrix, Matrix]
         new = jax.vmap(segment)(by_group(k), by_group(v), read.own)
         keys, values = grown(cache[0], new.keys, KEYS), grown(cache[1], new.values, VALUES)
         # All scores at once, which are few.
-        form = PLAIN._replace(key_block=shared.keys.shape[-1] + keys.shape[-1])
-        own = Segment(keys, values, read.own)
-        mixed = jax.vmap(partial(attention, form=form))(by_group(q), read.reach, [shared, own])
+        form = PLAIN._replace(key_block=sum(part.keys.shape[-1] for part in held) + keys.shape[-1])
+        mixed = attend_behind(held, by_group(q), read.reach, Segment(keys, values, read.own), form)
         return mixed.reshape(*q.shape[:2], -1), (keys, values)
 
     return attend
