@@ -8,6 +8,7 @@ import inspect
 from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.terms import Term
 from rlax_llm.preference.pairs import Preference
 from rlax_llm.recipes.control import Penalized
 from rlax_llm.recipes.preference import dpo
@@ -19,7 +20,8 @@ NEEDED = {"reward_weights": (1.0,), "max_new_tokens": 1024, "kl_coef": 0.001, "c
 HEADER = """# Algorithms
 
 Printed from the objects by `docs/print_algorithms.py`; a test compares. A policy objective is a point in a product of
-five functions; a preference loss is *rewards × link*. A function stands with what its factory was called with.
+five functions, and further terms of the loss; a preference loss is *rewards × link*. A function stands with what its
+factory was called with.
 """
 
 
@@ -28,8 +30,10 @@ def describe(choice):
     choice = inspect.unwrap(choice) if callable(choice) else choice  # vmap is the layout, no choice
     if isinstance(choice, Coupled):
         return describe(choice.loss)
+    if isinstance(choice, Term):
+        return f"{choice.coef:g} {choice.name}"
     if isinstance(choice, tuple):
-        return ", ".join(describe(part) for part in choice)
+        return ", ".join(describe(part) for part in choice) or "none"
     if not callable(choice):
         return "none" if choice is None else f"{choice:g}" if isinstance(choice, float) else str(choice)
     if hasattr(choice, "func"):

@@ -3,12 +3,14 @@
 # Written by docs/write_stubs.py; a test compares.
 
 from rlax_llm.generation import automata as automata
+from rlax_llm.generation import cache as cache
 from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
 from rlax_llm.generation import enough as enough
 from rlax_llm.generation import partial as partial
 from rlax_llm.generation import patterns as patterns
 from rlax_llm.generation import prompts as prompts
+from rlax_llm.generation import reading as reading
 from rlax_llm.generation import request as request
 from rlax_llm.generation import rollout as rollout
 from rlax_llm.generation import sampling as sampling

@@ -20,6 +20,7 @@ from rlax_llm.models import initializers as initializers
 from rlax_llm.models import kernels as kernels
 from rlax_llm.models import loading as loading
 from rlax_llm.models import lora as lora
+from rlax_llm.models import narrow as narrow
 from rlax_llm.models import packing as packing
 from rlax_llm.models import padding as padding
 from rlax_llm.models import scalar as scalar

@@ -114,6 +114,7 @@ MADE = [
     ("a policy that stands still", "ppo", {"kl_per_token": 1e-8}),
     ("a KL term that holds the policy", "grpo", {"kl": 0.005, "reward": 0.3, "settings": {"kl_coef": 10.0}}),
     ("a KL term that holds the policy", "ppo", {"objective__non_score_reward": -2.0, "objective__scores": 0.3}),
+    ("a sampler that is another policy", "grpo", {"sampler__ess": falling(0.9, 0.1), "sampler__kl_k3": 0.7}),
     ("a clip that stops everything", "grpo", {"clip_ratio__region_mean": falling(0.1, 0.9)}),
     ("a clip that stops everything", "ppo", {"policy__clipfrac_avg": 0.6}),
     ("a clip that stops everything", "control", {"clip_fraction": 0.6}),

@@ -38,6 +38,8 @@ ALIKE = 0.5
 FAR = 1.0
 """KL to the reference, nats per token: a token is e times as likely as the reference finds it, at every token."""
 ZERO = 1e-5
+EFFECTIVE = 0.5
+"""Share of the sampled tokens that the correction leaves in effect."""
 APART = 0.2
 """Accuracy on what is trained on above that on held-out prompts."""
 
@@ -102,6 +104,17 @@ def _kl_coef(evidence: Evidence) -> float:
     named = recipes("group").get(str(settings.get("recipe")))
     weight = None if named is None else parameters(named).get("kl_coef")
     return 0.0 if weight is None else float(weight.default)
+
+
+def find_foreign(evidence: Evidence) -> Finding | None:
+    """The sampler draws from another policy than the one that learns, beyond what a correction makes up for."""
+    effective = evidence.late("sampler/ess")
+    if not effective < EFFECTIVE:
+        return None
+    return Finding(
+        f"The sampler draws from another policy than the learner's: at the end {percent(effective)} of its tokens are "
+        f"in effect, the KL between them is {evidence.late('sampler/kl_k3'):.2g} nats per token."
+    )
 
 
 def find_held(evidence: Evidence) -> Finding | None:
@@ -266,6 +279,16 @@ DIAGNOSES = (
         "pushes by about 1); in `ppo`, the KL costs more than scores differ by",
         "Give a smaller --kl-coef: 0 needs no reference model, 0.001 to 0.05 are usual.",
         find_held,
+    ),
+    Diagnosis(
+        "a sampler that is another policy",
+        GROUPS,
+        f"in the last quarter less than {percent(EFFECTIVE)} of the sampled tokens are in effect (`sampler/ess`, from "
+        "the ratios of learner to sampler)",
+        "Where a server draws: hand its weights over more often (--sampler-every 1), in the learner's dtype. Else a "
+        "wider --sampler-dtype or --cache-dtype, fewer --partial-rollouts, --ahead 0, or a smaller --learning-rate; "
+        "--correction mask or sequence leaves out what differs most.",
+        find_foreign,
     ),
     Diagnosis(
         "a clip that stops everything",
