@@ -54,7 +54,7 @@ def pad_prompts(
         prompts: token ids of each prompt.
         pad_id: the padding's id; it is masked, so any id in the vocabulary does.
         vocab_size: ids must be below it.
-        max_prompt_tokens: the longest prompt allowed, or None for any.
+        max_prompt_tokens: the longest prompt allowed, and the most columns; or None for any.
         width: columns for prompts of which the longest has so many tokens.
 
     Returns:
@@ -69,7 +69,10 @@ def pad_prompts(
     """
     for row, prompt in enumerate(prompts):
         _check(row, prompt, vocab_size, max_prompt_tokens)
-    tokens, valid = pad_left(prompts, width(longest(prompts)), pad_id)
+    columns = width(longest(prompts))
+    # No prompt needs more, and a model may have no positions for more.
+    columns = columns if max_prompt_tokens is None else min(columns, max_prompt_tokens)
+    tokens, valid = pad_left(prompts, columns, pad_id)
     return jnp.asarray(tokens), jnp.asarray(valid)
 
 
