@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from common import interleaved, parser, ready, report
 
+from rlax_llm.core.speculation import Speculation
 from rlax_llm.generation.prompts import pad_prompts
-from rlax_llm.generation.request import Request, Speculation
+from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models.loading import load_model

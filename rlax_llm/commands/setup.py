@@ -184,6 +184,7 @@ def build_request(
         settings.min_new_tokens,
         settings.penalties,
         _automata(settings, tokenizer.pieces, vocabulary, stop_ids),
+        settings.speculation,
     )
 
 

@@ -26,6 +26,7 @@ from rlax_llm.commands.descriptions import (
 )
 from rlax_llm.commands.fields import Part, above_zero, at_least, check_countable, divides, option, resolved, within
 from rlax_llm.core.penalties import Penalties
+from rlax_llm.core.speculation import Speculation
 from rlax_llm.host.tracking.registry import NONE, TRACKERS, tracker_names
 
 CHOSEN = "chosen for the model"
@@ -46,6 +47,7 @@ _BEST_HELP = (
     "Metric that the best step is chosen by, as held_out_accuracy: its checkpoint is kept too, and model/ is its. "
     "The highest is best, of a loss the lowest, or as min:NAME and max:NAME say."
 )
+_MOST_DRAFTS = 64
 _COLDEST = 1e-6  # below it, logits divided by a temperature leave float32
 _PROJECTIONS = "q,k,v,o,gate,up,down"
 
@@ -277,6 +279,13 @@ class DrawSettings(Part):
     logit_bias: str | None = option(
         None, "Added to the logits of tokens, as 42=-2.5,7=-inf; -inf bans a token.", "no bias", "TOKEN_ID=BIAS,..."
     )
+    speculate: str = option(
+        "auto",
+        "Tokens that are guessed from the text so far, so that one pass of the model draws several; the tokens are the "
+        "same. auto guesses 4 where few completions go on and repeat what was there before, off none, and a number so "
+        "many wherever no completion waits for a slot. Several devices guess none.",
+        metavar="auto|off|INT",
+    )
 
     def check(self) -> None:
         """Check the ranges."""
@@ -288,6 +297,7 @@ class DrawSettings(Part):
             raise ValueError(f"top_p is {self.top_p}, wanted a number above 0 and up to 1.")
         within(self, 0, 1, "min_p")
         bias_pairs(self.logit_bias)
+        speculation_of(self.speculate)
         above_zero(self, "repetition_penalty")
         within(self, -1000, 1000, "repetition_penalty", "presence_penalty", "frequency_penalty")
         if self.pattern is not None and self.min_new_tokens:
@@ -312,9 +322,31 @@ class DrawSettings(Part):
         return tuple(_ESCAPED.sub(lambda found: _ESCAPES[found[1]], text) for text in self.stop or ())
 
     @property
+    def speculation(self) -> Speculation | None:
+        """How tokens are guessed."""
+        return speculation_of(self.speculate)
+
+    @property
     def bias(self) -> tuple[tuple[int, float], ...]:
         """The pairs of token id and bias."""
         return bias_pairs(self.logit_bias)
+
+
+def speculation_of(text: str) -> Speculation | None:
+    """What ``speculate`` asks for.
+
+    Raises:
+        ValueError: for text that is none of ``auto``, ``off`` and a number of tokens.
+
+    >>> speculation_of("auto"), speculation_of("off"), speculation_of("3")
+    (Speculation(drafts=4, always=False), None, Speculation(drafts=3, always=True))
+    """
+    if text in ("auto", "off"):
+        return Speculation() if text == "auto" else None
+    drafts = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= drafts <= _MOST_DRAFTS:
+        raise ValueError(f"speculate is {text!r}, wanted auto, off or a number of tokens from 1 to {_MOST_DRAFTS}.")
+    return Speculation(drafts, always=True)
 
 
 def bias_pairs(text: str | None) -> tuple[tuple[int, float], ...]:

@@ -65,14 +65,12 @@ def answer_pieces(
     """
     answers = [_Answer(model.tokenizer, stops) for _ in range(request.group_size)]
     stride = 1 if request.group_size == 1 else None
-    drawn, alive = 0, [True] * request.group_size
+    read, alive = [0] * request.group_size, [True] * request.group_size
     for state in stream(model.config, model.params, prompts, key, request, stride):
-        before, drawn = drawn, int(fetch(state.step))
         tokens, lengths, living = fetch((state.tokens, state.lengths, state.alive))
         alive = [bool(one) for one in living]
-        pieces = [
-            answer.piece(tokens[row, before : min(drawn, lengths[row])].tolist()) for row, answer in enumerate(answers)
-        ]
+        pieces = [answer.piece(tokens[row, read[row] : lengths[row]].tolist()) for row, answer in enumerate(answers)]
+        read = lengths
         yield Grown(pieces, alive)
     yield Grown([answer.end() for answer in answers], alive)
 

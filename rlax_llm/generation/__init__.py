@@ -6,7 +6,7 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "engine": ("generate_at_once",),
-        "request": ("Request", "Speculation"),
+        "request": ("Request",),
         "rollout": ("generate", "stream"),
         "partial": ("generate_partly", "not_begun", "unfinished"),
         "prompts": ("pad_prompts",),

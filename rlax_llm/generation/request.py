@@ -6,21 +6,10 @@ import inspect
 from typing import NamedTuple
 
 from rlax_llm.core.penalties import NONE, Penalties, check_penalties
+from rlax_llm.core.speculation import Speculation
 from rlax_llm.generation.automata import Automaton
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.models.config import DecoderConfig
-
-
-class Speculation(NamedTuple):
-    """How tokens are guessed before they are drawn, so that several are drawn by one forward pass.
-
-    Attributes:
-        drafts: tokens that are guessed at a time.
-        always: guess wherever no row waits for a slot, and not only where it is expected to be faster.
-    """
-
-    drafts: int = 4
-    always: bool = False
 
 
 class Request(NamedTuple):

@@ -44,6 +44,7 @@ ENTERING = 1 / 8  # of the slots: that many must be free before others enter
 PRODUCTS = 8  # products with a weight that cost as much as a key that is read
 LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that leave cost more than they save
 LEAST_READ = 1e9  # weights times tokens that a common beginning saves, below which it is read with each prompt
+FEW_PASSES = 4  # of guessed tokens between two looks, where each token would be looked at
 WORTH = 0.85  # of what a step costs: what one with fewer rows may cost, for them to be moved
 
 Prompts = tuple[jax.Array, jax.Array]
@@ -236,7 +237,7 @@ class Generation:
         """Draw until something is to be decided, and at most so many tokens; whether there was something to draw.
 
         Args:
-            most: draws of a row.
+            most: draws of a row; where tokens are guessed, a few passes more.
         """
         seen = self._let_enter(self.seen)
         if not seen.going:
@@ -251,13 +252,15 @@ class Generation:
     def _draw(self, step: int, steps: int, fewest: jax.Array) -> None:
         """So many steps from ``step`` on, at most; each guesses tokens where that is worth it."""
         now = self.config, self.layers, self.prompt, self.state
-        if self.guesser is None or self.waits or not self.guesser.asks(self.state.going.shape[0]):
+        rows = len(self.state.rows)
+        if self.guesser is None or self.waits or not self.guesser.may(rows):
             self.state = decode(*now, jnp.int32(step + steps), self.request, fewest, self.enough)
-            return
-        until = jnp.int32(step + min(steps, RECENT))
-        if self.guesser.pays(self.state):
-            self.state = speculate(*now, self.prompts, self.request, (until, fewest), self.enough)
+        elif self.guesser.pays(self.state, step):
+            passes = FEW_PASSES if steps == 1 else RECENT
+            ends = jnp.int32(step + passes), fewest, jnp.float32(self.guesser.least(rows))
+            self.state = speculate(*now, self.prompts, self.request, ends, self.enough)
         else:
+            until = jnp.int32(min(step + steps, self.guesser.asks_at))
             self.state = decode(*now, until, self.request, fewest, self.enough)
 
     def _let_enter(self, seen: Progress) -> Progress:

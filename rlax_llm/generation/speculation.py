@@ -13,7 +13,6 @@ it takes. How many tokens it would draw is foretold from the tokens that are the
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, written
 from rlax_llm.generation.draws import sampled
 from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_going, record
 from rlax_llm.generation.enough import Enough, too_few
-from rlax_llm.generation.request import Request, Speculation
+from rlax_llm.generation.request import Request
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, block, embedding, rms_norm, vocabulary_logits
 from rlax_llm.models.functional import Params
@@ -34,8 +33,10 @@ from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, reach_of, s
 
 ORDER = 4  # tokens, at most, that the place where a guess is read from has in common with the end of the text
 RECENT = 32  # tokens that a round's length is foretold from, and drawn between two forecasts
-READING = 16  # tokens whose products with the weights take as long as reading the weights
-MARGIN = 1.1  # times the cost of a pass, what it must be expected to draw
+READING = 8  # tokens whose products with the weights take as long as reading the weights
+MARGIN = 1.25  # times the cost of a pass, what it must be expected to draw
+HOPED = 0.8  # of the most that a pass may draw, what may be expected of it
+MEMORY = 3 / 4  # of the tokens of a pass before, in the mean that tells when they are too few
 
 
 class Text(NamedTuple):
@@ -210,6 +211,13 @@ def _taken(state: Decoding, source: jax.Array) -> Cache:
     return over_columns(taken, state.cache)
 
 
+class _Paced(NamedTuple):
+    """A state, and the tokens that its rows draw in a step: a mean of the last ones."""
+
+    state: Decoding
+    pace: jax.Array
+
+
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
 def speculate(
     config: DecoderConfig,
@@ -218,7 +226,7 @@ def speculate(
     state: Decoding,
     prompts: tuple[jax.Array, jax.Array],
     request: Request,
-    ends: tuple[jax.Array, jax.Array],
+    ends: tuple[jax.Array, jax.Array, jax.Array],
     enough: Enough | None = None,
 ) -> Decoding:
     """``engine.decode`` that draws up to ``drafts + 1`` tokens of a row in one step. ``state`` is donated.
@@ -230,8 +238,8 @@ def speculate(
         state: of ``prefill``, ``decode`` or ``speculate``.
         prompts: ``tokens [P, W]`` and ``valid [P, W]`` of the generation, padded on the left.
         request: static; it has a ``speculation``.
-        ends: scalars int32, a step, and of how many rows that go on, by ``most_going``, the loop ends where no more do.
-            It ends too where a row that goes on has room + 1 tokens.
+        ends: scalars: a step; of rows that go on, by ``most_going``, how many are too few; of tokens of a row and step,
+            in a mean that forgets, how many are. The loop ends too where a row that goes on has room + 1 tokens.
         enough: it ends too with the step that makes enough groups whole; None goes on.
 
     Returns:
@@ -243,20 +251,23 @@ def speculate(
     limits = state.limits
     state = state._replace(limits=jnp.minimum(limits, room + 1))
 
-    def body(state: Decoding) -> Decoding:
+    def body(now: _Paced) -> _Paced:
+        state = now.state
         text = text_of(prompts, state, request.group_size)
         guessed = jax.vmap(partial(guesses, drafts=drafts))(*text)
         hidden, cache = _forward(config, params, prompt, state.cache, _read(prompt, state, guessed))
         further = _drawn(request, state._replace(cache=cache), vocabulary_logits(params, hidden), guessed)
-        return further._replace(step=state.step + 1)
+        each = (further.lengths - state.lengths).sum() / state.going.sum()
+        return _Paced(further._replace(step=state.step + 1), MEMORY * now.pace + (1 - MEMORY) * each)
 
-    def goes_on(state: Decoding) -> jax.Array:
+    def goes_on(now: _Paced) -> jax.Array:
+        state = now.state
         full = (state.alive & (state.lengths > room) & (state.lengths < limits)).any()
-        wanted = (state.step < ends[0]) & (most_going(state) > ends[1]) & ~full
+        wanted = (state.step < ends[0]) & (most_going(state) > ends[1]) & (now.pace > ends[2]) & ~full
         return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
 
-    state = state._replace(cache=_by_number(state, room + drafts))
-    state = jax.lax.while_loop(goes_on, body, state)
+    start = _Paced(state._replace(cache=_by_number(state, room + drafts)), jnp.float32(drafts + 1))
+    state = jax.lax.while_loop(goes_on, body, start).state
     return state._replace(cache=_by_step(state, room), limits=limits)
 
 
@@ -286,33 +297,39 @@ def foretold(prompts: tuple[jax.Array, jax.Array], state: Decoding, request: Req
     return 1 + jnp.where(count, of_row, 0).sum() / jnp.maximum(count.sum(), 1)
 
 
-class Guesser(NamedTuple):
+class Guesser:
     """Decides when a generation speculates.
 
-    Attributes:
+    Args:
         prompts: ``tokens [P, W]`` and ``valid [P, W]``.
         request: it has a ``speculation``.
+
+    Attributes:
+        asks_at: the step at which it looks at the tokens again.
     """
 
-    prompts: tuple[jax.Array, jax.Array]
-    request: Request
+    def __init__(self, prompts: tuple[jax.Array, jax.Array], request: Request):
+        assert request.speculation is not None
+        self.prompts, self.request, self.speculation = prompts, request, request.speculation
+        self.asks_at = 0
 
-    @property
-    def speculation(self) -> Speculation:
-        """What is asked for."""
-        assert self.request.speculation is not None
-        return self.request.speculation
-
-    def asks(self, rows: int) -> bool:
+    def may(self, rows: int) -> bool:
         """Whether so many rows may speculate."""
         return self.speculation.always or rows <= most_rows(self.speculation.drafts)
 
-    def pays(self, state: Decoding) -> bool:
-        """Whether the next steps are expected to draw more than they cost."""
-        if self.speculation.always:
+    def least(self, rows: int) -> float:
+        """The tokens of a row that a pass must draw to be worth its cost."""
+        return 0.0 if self.speculation.always else MARGIN * cost(rows, self.speculation.drafts)
+
+    def pays(self, state: Decoding, step: int) -> bool:
+        """Whether the next passes from ``step`` on are expected to draw more than they cost; if not, it rests."""
+        least = self.least(len(state.rows))
+        if step < self.asks_at:
+            return False
+        if not least or float(fetch(foretold(self.prompts, state, self.request))) > least:
             return True
-        rows = state.going.shape[0]
-        return float(fetch(foretold(self.prompts, state, self.request))) > MARGIN * cost(rows, self.speculation.drafts)
+        self.asks_at = step + RECENT
+        return False
 
 
 def guesser(prompts: tuple[jax.Array, jax.Array], request: Request, worth: bool) -> Guesser | None:
@@ -330,15 +347,15 @@ def cost(rows: int, drafts: int) -> float:
     c tokens with them.
 
     >>> cost(8, 0), cost(8, 4), cost(1, 4)
-    (1.0, 2.33..., 1.23...)
+    (1.0, 3.0, 1.44...)
     """
     return (READING + rows * (drafts + 1)) / (READING + rows)
 
 
 def most_rows(drafts: int) -> int:
-    """The rows at which the most that a pass may draw is twice its cost; of more nothing is expected to pay.
+    """The most rows whose passes may pay, where the share ``HOPED`` of the guesses comes true.
 
-    >>> most_rows(4)
-    9
+    >>> most_rows(4), most_rows(8)
+    (9, 11)
     """
-    return math.floor(READING * (drafts - 1) / (drafts + 1))
+    return max((rows for rows in range(1, 64) if MARGIN * cost(rows, drafts) <= HOPED * (drafts + 1)), default=0)

@@ -203,7 +203,9 @@ class GrpoSettings(OnMachine):
             raise ValueError(
                 f"pattern is given with tool {self.rollout.tool}, whose calls it would have to foresee; leave one out."
             )
-        for name, given in self.rollout.formats.items():
+        speculation = self.sampling.speculation
+        always = speculation if speculation is not None and speculation.always else None
+        for name, given in (self.rollout.formats | {"speculate": always}).items():
             if self.server.sampler_url is not None and given is not None:
                 raise ValueError(f"{name} is given with sampler_url, whose server has its own; leave one out.")
         if self.server.sampler_url is not None and self.rollout.partial_rollouts:
