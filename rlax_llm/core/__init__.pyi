@@ -27,6 +27,7 @@ from rlax_llm.core import processes as processes
 from rlax_llm.core import recurrence as recurrence
 from rlax_llm.core import seen as seen
 from rlax_llm.core import shuffling as shuffling
+from rlax_llm.core import speculation as speculation
 from rlax_llm.core import token_sets as token_sets
 from rlax_llm.core import top_tokens as top_tokens
 from rlax_llm.core import trees as trees

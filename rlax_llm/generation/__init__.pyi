@@ -25,7 +25,6 @@ from rlax_llm.generation.partial import not_begun as not_begun
 from rlax_llm.generation.partial import unfinished as unfinished
 from rlax_llm.generation.prompts import pad_prompts as pad_prompts
 from rlax_llm.generation.request import Request as Request
-from rlax_llm.generation.request import Speculation as Speculation
 from rlax_llm.generation.rollout import generate as generate
 from rlax_llm.generation.rollout import stream as stream
 from rlax_llm.generation.sampling import Categorical as Categorical

@@ -33,7 +33,7 @@ from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.generation.slots import Drawn, Progress, blank, drawn_of, enter, note, progress, resize, vacant
-from rlax_llm.generation.speculation import RECENT, guesser, speculate
+from rlax_llm.generation.speculation import RECENT, Guesser, guesser, speculate
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket
@@ -157,9 +157,7 @@ class Generation:
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
         self.seen = self._start(opened)
-        opened, limit = len(self.state.rows), request.max_new_tokens
-        self.ladder = ladder(config, opened, prompts[0].shape[1], limit)
-        self.guesser = guesser(prompts, request, is_work(config, max(opened, FEWEST), limit))
+        self.ladder = ladder(config, len(self.state.rows), prompts[0].shape[1], request.max_new_tokens)
 
     def _start(self, opened: int) -> Progress:
         """Begin with so many slots, or with all rows; what is known of the progress without a look."""
@@ -174,6 +172,12 @@ class Generation:
     def waits(self) -> bool:
         """Whether some rows have not entered yet."""
         return self.begun < len(self.order)
+
+    @cached_property
+    def guesser(self) -> Guesser | None:
+        """Who decides when tokens are guessed; None where they never are."""
+        rows = max(self.count * self.request.group_size, FEWEST)
+        return guesser(self.prompts, self.request, is_work(self.config, rows, self.request.max_new_tokens))
 
     @cached_property
     def layers(self) -> Params:

@@ -83,6 +83,14 @@ def test_a_text_that_repeats_itself_takes_few_passes():
     assert int(state.lengths.min()) == LIMIT and int(state.step) < LIMIT * 3 / 4
 
 
+def test_a_stream_shows_tokens_pass_by_pass():
+    asked = SETTINGS["greedy"]._replace(group_size=1, speculation=THREE)
+    lengths = [
+        int(state.lengths[0]) for state in stream(CONFIG, PARAMS, (PROMPTS[0][:1], PROMPTS[1][:1]), KEY, asked, 1)
+    ]
+    assert lengths[0] == 1 and lengths[-1] == LIMIT and 1 <= min(np.diff(lengths)) <= max(np.diff(lengths)) <= 16
+
+
 def test_the_learner_recomputes_what_was_drawn():
     asked = SETTINGS["cut"]._replace(speculation=THREE)
     drawn = generate(CONFIG, PARAMS, PROMPTS, KEY, asked)
