@@ -136,6 +136,8 @@ class Generation:
         slots: rows that are drawn at a time, at most, but for one group; None draws all.
     """
 
+    enough: Enough | None = None  # all
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -151,7 +153,6 @@ class Generation:
         self.order = np.arange(self.count)  # in which prompts begin
         self.begun = 0  # of them
         self.drawn: Drawn | None = None  # while the state holds all completions in their order
-        self.enough: Enough | None = None  # all
         self.common = self._read_common()
         devices = devices_along(*ROWS)
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
