@@ -128,6 +128,18 @@ def unpaired():
         yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in made(named)))
 
 
+def distillations():
+    """The ways to learn from a teacher."""
+    names = "recipe", "reference", "advantage", "trust region", "divergence", "on policy", "follows", "teacher reads"
+    yield from head(*names)
+    for named in recipes("distillation").values():
+        way = made(named)
+        hints = "the prompt" if way.prompting is None else f"{describe(way.prompting.hints)}, the prompt"
+        parts = way.objective.advantage, way.objective.trust_region, way.divergence, way.on_policy
+        follows = "a model of its own" if way.follows is None else f"{way.follows:g}"
+        yield row(f"`{named.name}`", reference(named), *(f"`{describe(part)}`" for part in parts), follows, hints)
+
+
 def page():
     """The whole page."""
     sections = {
@@ -137,6 +149,7 @@ def page():
         "Natural-gradient steps": natural,
         "Preference losses": preferences,
         "Losses of labels": unpaired,
+        "Distillation": distillations,
     }
     lines = [HEADER]
     for title, section in sections.items():

@@ -41,6 +41,7 @@ _SMALL_BY_COMMAND: dict[str, dict[str, Any]] = {
     "dpo": {"steps": 200, "learning_rate": 1e-4},
     "kto": {"steps": 200, "learning_rate": 1e-4},
     "ppo": {"batch_size": 256, "group_size": 1, "learning_rate": 3e-4},
+    "distill": {"group_size": 1},
 }
 _LARGE_BY_COMMAND: dict[str, dict[str, Any]] = {
     "grpo": {"batch_size": 8},
@@ -49,6 +50,7 @@ _LARGE_BY_COMMAND: dict[str, dict[str, Any]] = {
     "dpo": {"max_new_tokens": 256, "learning_rate": 1e-6},
     "kto": {"max_new_tokens": 256, "learning_rate": 1e-6},
     "ppo": {"batch_size": 32, "group_size": 1, "learning_rate": 3e-6},
+    "distill": {"group_size": 1},
 }
 _WARM_START_STEPS = 136  # of 'char'
 _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arXiv 2106.09685, appendix D)

@@ -10,7 +10,7 @@ from typing import Any
 from rlax_llm.core.user_code import whole_path
 from rlax_llm.recipes.registry import whole_places
 
-_FILES = ("data", "eval_data", "model", "reward_model", "value_model", "against", "sampler_directory")
+_FILES = ("data", "eval_data", "model", "teacher", "reward_model", "value_model", "against", "sampler_directory")
 _ENVIRONMENTS = ("brax", "probe")
 _NAMES = ("char", "smollm2", "policy", "reward", "scratch")
 """What the commands themselves mean by a word, whatever file has it for its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlax_llm.commands.control.settings import ControlRunSettings, ControlSettings
+from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
@@ -12,7 +13,9 @@ from rlax_llm.host.best import Measure
 from rlax_llm.host.session import Keeping, Session
 from rlax_llm.host.tracking.registry import tracker_names
 
-TrainingSettings = GrpoSettings | PpoSettings | SftSettings | RewardSettings | DpoSettings | KtoSettings
+TrainingSettings = (
+    GrpoSettings | PpoSettings | SftSettings | RewardSettings | DpoSettings | KtoSettings | DistillSettings
+)
 """Of a command that trains a language model."""
 
 

@@ -12,6 +12,7 @@ FOLDERS = (
     "sft",
     "preference",
     "ppo",
+    "distill",
     "eval",
     "generate",
     "chat",

@@ -60,7 +60,7 @@ def build_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: 
         return built_in_task(settings.task, settings.split_size, seed, use, settings.reward)
     file, split = held_tables(settings) or (None, None)
     held = Held(settings.eval_size, file, seed, settings.split, split)
-    return _told(file_task(settings.data, settings.reward, held, use))
+    return told(file_task(settings.data, settings.reward, held, use))
 
 
 def built_in_task(
@@ -76,7 +76,7 @@ def built_in_task(
         reward: instead of the task's own.
         trained: whether rows to train on are wanted.
     """
-    return _told(load_task(name, reward=reward, held_out_size=held_out, seed=seed, use=use, trained=trained))
+    return told(load_task(name, reward=reward, held_out_size=held_out, seed=seed, use=use, trained=trained))
 
 
 def judged_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: LanguageModel | Learner) -> Task:
@@ -100,7 +100,7 @@ def measured_file(
         model: reads the prompts.
     """
     use = _use(settings.integer_answers, limits, model)
-    return _told(measured_task(path, settings.reward, Held(settings.size, None, seed, settings.split), use))
+    return told(measured_task(path, settings.reward, Held(settings.size, None, seed, settings.split), use))
 
 
 def arithmetic_for(tokenizer: Tokenizer) -> str:
@@ -128,7 +128,15 @@ def _use(integer_answers: bool, limits: LimitSettings, model: LanguageModel | Le
     return (lambda rows: check(with_integer_answers(rows))) if integer_answers else check
 
 
-def _told(task: Task) -> Task:
+def told(task: Task) -> Task:
+    """The task, after its reports were said, and what its rewards cannot read.
+
+    Args:
+        task: as loaded.
+
+    Raises:
+        DataError: a reward that counts can read no answer.
+    """
     check_alike(task.name, [list(task.train), list(task.held_out)])
     for report in task.reports:
         tell(report)

@@ -8,6 +8,7 @@ from rlax_llm.core.faces import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "buckets": ("TopTokens", "bucket_log_probs", "top_token_divergences", "top_tokens"),
         "distributions": (
             "Distribution",
             "categorical",
@@ -53,7 +54,6 @@ __getattr__, __dir__ = lazy_face(
         "masked": ("divide_by_std", "masked_deviation", "masked_mean", "masked_variance", "unit_variance", "whiten"),
         "recurrence": ("reverse_affine_scan",),
         "shuffling": ("permutation",),
-        "top_tokens": ("TopTokens", "bucket_log_probs", "top_token_divergences", "top_tokens"),
         "types": (
             "Completions",
             "CreditedCompletions",

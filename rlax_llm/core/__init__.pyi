@@ -6,6 +6,7 @@ Records, checks, masked statistics, the one recurrence, KL divergences, distribu
 # Written by docs/write_stubs.py; a test compares.
 
 from rlax_llm.core import arguments as arguments
+from rlax_llm.core import buckets as buckets
 from rlax_llm.core import checks as checks
 from rlax_llm.core import chips as chips
 from rlax_llm.core import distributions as distributions
@@ -29,12 +30,15 @@ from rlax_llm.core import seen as seen
 from rlax_llm.core import shuffling as shuffling
 from rlax_llm.core import speculation as speculation
 from rlax_llm.core import token_sets as token_sets
-from rlax_llm.core import top_tokens as top_tokens
 from rlax_llm.core import trees as trees
 from rlax_llm.core import types as types
 from rlax_llm.core import user_code as user_code
 from rlax_llm.core import vocabulary as vocabulary
 from rlax_llm.core import wording as wording
+from rlax_llm.core.buckets import TopTokens as TopTokens
+from rlax_llm.core.buckets import bucket_log_probs as bucket_log_probs
+from rlax_llm.core.buckets import top_token_divergences as top_token_divergences
+from rlax_llm.core.buckets import top_tokens as top_tokens
 from rlax_llm.core.distributions import Distribution as Distribution
 from rlax_llm.core.distributions import categorical as categorical
 from rlax_llm.core.distributions import categorical_entropy as categorical_entropy
@@ -80,10 +84,6 @@ from rlax_llm.core.masked import unit_variance as unit_variance
 from rlax_llm.core.masked import whiten as whiten
 from rlax_llm.core.recurrence import reverse_affine_scan as reverse_affine_scan
 from rlax_llm.core.shuffling import permutation as permutation
-from rlax_llm.core.top_tokens import TopTokens as TopTokens
-from rlax_llm.core.top_tokens import bucket_log_probs as bucket_log_probs
-from rlax_llm.core.top_tokens import top_token_divergences as top_token_divergences
-from rlax_llm.core.top_tokens import top_tokens as top_tokens
 from rlax_llm.core.types import Completions as Completions
 from rlax_llm.core.types import CreditedCompletions as CreditedCompletions
 from rlax_llm.core.types import Groups as Groups

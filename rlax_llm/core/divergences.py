@@ -96,10 +96,10 @@ def jensen_shannon(beta: float | jax.Array = 0.5) -> Divergence:
     if isinstance(beta, float | int) and beta in (0, 1):
         return reverse_kl if beta else forward_kl
 
-    return jax.tree_util.Partial(_mixture_term, beta=beta)
+    return jax.tree_util.Partial(_jensen_shannon, beta=beta)
 
 
-def _mixture_term(log_probs: jax.Array, teacher_log_probs: jax.Array, beta: jax.Array) -> jax.Array:
+def _jensen_shannon(log_probs: jax.Array, teacher_log_probs: jax.Array, beta: jax.Array) -> jax.Array:
     mixed = jnp.logaddexp(log_probs + jnp.log1p(-beta), teacher_log_probs + jnp.log(beta))
     return beta * forward_kl(mixed, teacher_log_probs) + (1 - beta) * reverse_kl(log_probs, mixed)
 

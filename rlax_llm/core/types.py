@@ -34,6 +34,8 @@ class Completions(NamedTuple):
             token ``[B, T]``; None where a sampler does not say: it drew from the parameters that it was given.
         given: ``[B, T]`` bool, True on tokens that the policy did not choose and that a term of the loss reads all the
             same: demonstrations, a tool's answers. Their log-probabilities are taken too. None where there are none.
+        teacher: what a teacher reads of the rows in place of their tokens, or what is known of it at them, any pytree
+            ``[B, …]`` (see ``models.distilling``); None where there is no teacher, or it reads what stands there.
     """
 
     tokens: jax.Array
@@ -44,6 +46,7 @@ class Completions(NamedTuple):
     kept: jax.Array | None = None
     versions: jax.Array | None = None
     given: jax.Array | None = None
+    teacher: Any = None
 
     @property
     def read(self) -> jax.Array:
@@ -76,10 +79,13 @@ class Groups(NamedTuple):
     Attributes:
         completions: of ``P · G`` rows.
         scores: ``[P, G]``, or ``[K, P, G]`` of K rewards; NaN marks a completion without a score.
+        ref_log_probs: ``[B, T]``, nats, the frozen reference's or a teacher's; None where nothing reads them, or where
+            the step gets the reference's parameters.
     """
 
     completions: Completions
     scores: jax.Array
+    ref_log_probs: jax.Array | None = None
 
 
 class ScoredCompletions(NamedTuple):
@@ -147,7 +153,7 @@ class PolicyBatch(NamedTuple):
     """Everything that a policy loss reads, over any layout (``[B, T]`` for tokens, ``[T, B]`` for control).
 
     Attributes:
-        log_probs: the current policy's, nats; with ``entropy`` all that carries a gradient.
+        log_probs: the current policy's, nats; with ``entropy`` and ``divergence`` all that carries a gradient.
         old_log_probs: the behavior policy's, nats.
         advantages: same shape as ``log_probs``.
         mask: bool, True where the policy chose.
@@ -160,6 +166,8 @@ class PolicyBatch(NamedTuple):
         given: bool, True on tokens that the policy did not choose and that a term reads; None without any.
         scores: of the completion that each token is in, for terms that read them.
         entropy: the current policy's at each token, nats, for terms that read it; it carries a gradient too.
+        divergence: of the current policy from a teacher at each token, nats, for terms that read it; it carries a
+            gradient too.
         terms: the weights of each of the objective's terms, of the whole batch; None takes those of this batch.
     """
 
@@ -173,6 +181,7 @@ class PolicyBatch(NamedTuple):
     given: jax.Array | None = None
     scores: jax.Array | None = None
     entropy: jax.Array | None = None
+    divergence: jax.Array | None = None
     terms: tuple[jax.Array, ...] | None = None
 
 

@@ -58,6 +58,7 @@ __getattr__, __dir__ = lazy_face(
             "soft_overlong_punishment",
         ),
         "streams": ("Credit",),
+        "teachers": ("mean_return_after", "no_credit", "teacher_log_ratio", "with_teacher"),
         "token_returns": ("TokenSteps", "decoupled_gae", "length_adaptive_trace", "token_steps"),
         "values": (
             "ClippedValueLoss",

@@ -13,6 +13,7 @@ from rlax_llm.credit import off_policy as off_policy
 from rlax_llm.credit import returns as returns
 from rlax_llm.credit import shaping as shaping
 from rlax_llm.credit import streams as streams
+from rlax_llm.credit import teachers as teachers
 from rlax_llm.credit import token_returns as token_returns
 from rlax_llm.credit import values as values
 from rlax_llm.credit.batches import batch_std as batch_std
@@ -58,6 +59,10 @@ from rlax_llm.credit.shaping import scaled_if_truncated as scaled_if_truncated
 from rlax_llm.credit.shaping import score_at_end as score_at_end
 from rlax_llm.credit.shaping import soft_overlong_punishment as soft_overlong_punishment
 from rlax_llm.credit.streams import Credit as Credit
+from rlax_llm.credit.teachers import mean_return_after as mean_return_after
+from rlax_llm.credit.teachers import no_credit as no_credit
+from rlax_llm.credit.teachers import teacher_log_ratio as teacher_log_ratio
+from rlax_llm.credit.teachers import with_teacher as with_teacher
 from rlax_llm.credit.token_returns import TokenSteps as TokenSteps
 from rlax_llm.credit.token_returns import decoupled_gae as decoupled_gae
 from rlax_llm.credit.token_returns import length_adaptive_trace as length_adaptive_trace

@@ -22,6 +22,7 @@ from rlax_llm.data import shapes as shapes
 from rlax_llm.data import sifting as sifting
 from rlax_llm.data import tables as tables
 from rlax_llm.data import tasks as tasks
+from rlax_llm.data import teacher_rows as teacher_rows
 from rlax_llm.data.arithmetic import Problems as Problems
 from rlax_llm.data.arithmetic import digit_rows as digit_rows
 from rlax_llm.data.arithmetic import word_rows as word_rows

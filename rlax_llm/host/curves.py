@@ -62,7 +62,16 @@ _DEMONSTRATIONS = (
     Panel("held_out_loss", "Held-out cross-entropy", "nats per token"),
     Panel("entropy", "Entropy", "nats per token"),
 )
+_DISTILLATION = (
+    Panel("divergence", "Divergence from the teacher", "nats per token"),
+    Panel("kl", "KL to the teacher, sampled", "nats per token"),
+    Panel("held_out_accuracy", "Held-out accuracy", "fraction of prompts", (0.0, 1.0)),
+    Panel("reward", "Reward", "mean per completion"),
+    Panel("completions/mean_length", "Completion length", "tokens"),
+    Panel("entropy", "Entropy", "nats per token"),
+)
 BY_COMMAND = {
+    "distill": _DISTILLATION,
     "sft": _DEMONSTRATIONS,
     "reward": (*_PAIRS, Panel("margin", "Margin of scores", "score"), Panel("mean_reward", "Mean score", "score")),
     "dpo": _PAIRS + _IMPLICIT,

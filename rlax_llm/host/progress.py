@@ -40,6 +40,12 @@ SUPERVISED_COLUMNS = (
     Column("held_out_accuracy", "held-out accuracy"),
     Column("tokens_per_second", "tokens/s", "{:,.0f}"),
 )
+DISTILLATION_COLUMNS = (
+    Column("divergence", "divergence", "{:.4f}"),
+    Column("kl", "KL", "{:.4f}"),
+    Column("held_out_accuracy", "held-out accuracy"),
+    Column("tokens_per_second", "tokens/s", "{:,.0f}"),
+)
 
 _SHORT_RUN_STEPS = 20
 _SECONDS_BETWEEN_LINES = 2.0

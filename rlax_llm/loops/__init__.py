@@ -7,6 +7,7 @@ __getattr__, __dir__ = lazy_face(
     {
         "collect": ("Runner", "rollout", "start_runner"),
         "control": ("Collecting", "ControlState", "control_loop", "evaluate_greedily"),
+        "distillation": ("DistillationState", "Views", "by_itself", "distillation_loop", "given_or_drawn"),
         "group": ("GroupLearning", "GroupState", "every_completion", "group_loop", "group_trpo_loop"),
         "labels": (
             "CarriedReference",

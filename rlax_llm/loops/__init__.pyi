@@ -4,6 +4,7 @@
 
 from rlax_llm.loops import collect as collect
 from rlax_llm.loops import control as control
+from rlax_llm.loops import distillation as distillation
 from rlax_llm.loops import group as group
 from rlax_llm.loops import labels as labels
 from rlax_llm.loops import language as language
@@ -24,6 +25,11 @@ from rlax_llm.loops.control import Collecting as Collecting
 from rlax_llm.loops.control import ControlState as ControlState
 from rlax_llm.loops.control import control_loop as control_loop
 from rlax_llm.loops.control import evaluate_greedily as evaluate_greedily
+from rlax_llm.loops.distillation import DistillationState as DistillationState
+from rlax_llm.loops.distillation import Views as Views
+from rlax_llm.loops.distillation import by_itself as by_itself
+from rlax_llm.loops.distillation import distillation_loop as distillation_loop
+from rlax_llm.loops.distillation import given_or_drawn as given_or_drawn
 from rlax_llm.loops.group import GroupLearning as GroupLearning
 from rlax_llm.loops.group import GroupState as GroupState
 from rlax_llm.loops.group import every_completion as every_completion

@@ -171,8 +171,10 @@ def _fixed(log_probs: LogProbs, learning: GroupLearning, completions: Completion
     return fixed_log_probs(log_probs, params, completions, learning.minibatches * learning.micro_batches)
 
 
-def _reference_is_there(objective: Objective, reference: Params | None) -> None:
-    if objective.kl is not None and reference is None:
+def _reference_is_there(objective: Objective, reference: Params | None, given: jax.Array | None) -> None:
+    if given is not None and reference is not None:
+        raise ValueError("group_loop: got batch.ref_log_probs and reference, wanted one of them; leave one out.")
+    if objective.kl is not None and reference is None and given is None:
         raise checks.NoReference(
             "group_loop: objective.kl needs a reference, got reference None; give step reference=, the frozen "
             "reference's parameters (the policy's at its start), or an objective with kl=None."
@@ -258,10 +260,10 @@ def group_loop(
         frozen: Params | None = None,
     ) -> tuple[GroupState, Metrics]:
         _check(batch, learning, key)
-        _reference_is_there(objective, reference)
+        _reference_is_there(objective, reference, batch.ref_log_probs)
         completions, scores = batch.completions, batch.scores
         whole = None if reference is None else join_trees(reference, frozen)
-        ref_log_probs = _fixed(log_probs, learning, completions, whole)
+        ref_log_probs = _fixed(log_probs, learning, completions, whole) if whole is not None else batch.ref_log_probs
         advantages = _credited(objective.advantage, completions, scores, ref_log_probs)
         taught, factors, described = _corrected(log_probs, learning, completions, join_trees(state.params, frozen))
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))

@@ -170,7 +170,7 @@ def policy_update(
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats; with ``by_length`` the rows
-            of a part are of like length.
+            of a part are of like length. A third array is the ``divergence`` that terms read.
         objective: its ``advantage`` is not read.
         optimizer: any Optax transformation.
         micro_batches: parts that the rows are taken in; a part may hold parts of groups.
@@ -191,8 +191,9 @@ def policy_update(
         def loss(params: Params, part: tuple[CreditedCompletions, Any, Any, Any]) -> tuple[jax.Array, Metrics]:
             rows, weights, uniform, own = part
             taken = rows.completions
-            current, entropy = log_probs(join_trees(params, frozen), taken)
+            current, entropy, *further = log_probs(join_trees(params, frozen), taken)
             learned = learned_batch(rows)._replace(log_probs=current, entropy=entropy)
+            learned = learned._replace(divergence=further[0]) if further else learned
             value, metrics = policy_loss(objective, learned._replace(weights=weights, uniform=uniform, terms=own))
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
             return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}

@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazy_face(
         "actor_critic": ("ActorCritic", "perceptron", "policy_from_apply", "recurrent"),
         "config": ("DecoderConfig", "LinearRope", "Llama3Rope", "Lora", "RopeScaling"),
         "decoder": ("init_decoder", "logits"),
+        "distilling": ("Reading", "Sampled", "distilled_log_probs", "row_top_tokens", "teacher_log_probs"),
         "functional": ("pure_functions",),
         "huggingface": ("write_model", "write_scalar"),
         "initializers": ("orthogonal",),

@@ -8,6 +8,7 @@ from rlax_llm.models import backend as backend
 from rlax_llm.models import chat as chat
 from rlax_llm.models import config as config
 from rlax_llm.models import decoder as decoder
+from rlax_llm.models import distilling as distilling
 from rlax_llm.models import families as families
 from rlax_llm.models import fields as fields
 from rlax_llm.models import files as files
@@ -41,6 +42,11 @@ from rlax_llm.models.config import Lora as Lora
 from rlax_llm.models.config import RopeScaling as RopeScaling
 from rlax_llm.models.decoder import init_decoder as init_decoder
 from rlax_llm.models.decoder import logits as logits
+from rlax_llm.models.distilling import Reading as Reading
+from rlax_llm.models.distilling import Sampled as Sampled
+from rlax_llm.models.distilling import distilled_log_probs as distilled_log_probs
+from rlax_llm.models.distilling import row_top_tokens as row_top_tokens
+from rlax_llm.models.distilling import teacher_log_probs as teacher_log_probs
 from rlax_llm.models.functional import pure_functions as pure_functions
 from rlax_llm.models.huggingface import write_model as write_model
 from rlax_llm.models.huggingface import write_scalar as write_scalar

@@ -140,12 +140,13 @@ def local_fields(name_or_path: str | Path) -> dict[str, Any]:
     return read_json(path / "config.json") if (path / "config.json").is_file() else {}
 
 
-def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer) -> None:
-    """Raise unless every token has one id in both: a reward model reads the policy's ids as they are.
+def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer, named: str = "reward model") -> None:
+    """Raise unless every token has one id in both: a reward model or a teacher reads the policy's ids as they are.
 
     Args:
         policy: the policy's tokenizer.
-        reward: the reward or value model's.
+        reward: the other model's.
+        named: what that is.
 
     Raises:
         ValueError: naming a token on which they differ.
@@ -161,8 +162,8 @@ def check_same_vocabulary(policy: Tokenizer, reward: Tokenizer) -> None:
     token = min((own.items() ^ other.items()), key=lambda item: (item[1], item[0]))[0]
     ids = [f"id {found[token]}" if token in found else "absent" for found in (other, own)]
     raise ValueError(
-        f"The reward model has another vocabulary than the policy: token {token!r} is {ids[0]} in its tokenizer and "
-        f"{ids[1].removeprefix('id ')} in the policy's ({len(other)} tokens against {len(own)}); give a reward model "
+        f"The {named} has another vocabulary than the policy: token {token!r} is {ids[0]} in its tokenizer and "
+        f"{ids[1].removeprefix('id ')} in the policy's ({len(other)} tokens against {len(own)}); give a {named} "
         "trained from a model with the policy's tokenizer."
     )
 

@@ -30,6 +30,7 @@ class Packed(NamedTuple):
         kept: ``[B, T, ceil(V/32)]`` uint32 as of ``Completions``, or None.
         versions: as of ``Completions``, or None.
         given: ``[B, T]`` bool as of ``Completions``, or None.
+        teacher: as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.
     """
@@ -42,6 +43,7 @@ class Packed(NamedTuple):
     kept: jax.Array | None
     versions: jax.Array | None
     given: jax.Array | None
+    teacher: Any
     segments: jax.Array
 
     @property

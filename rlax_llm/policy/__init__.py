@@ -28,6 +28,15 @@ __getattr__, __dir__ = lazy_face(
             "token_covariance",
             "weigh_by_ratio",
         ),
+        "distillation": (
+            "Attempt",
+            "Distillation",
+            "Prompting",
+            "after_example",
+            "demonstration",
+            "from_teacher",
+            "solved_attempt",
+        ),
         "entropy": ("stepped_coef",),
         "objectives": ("Objective", "policy_loss"),
         "ratios": (

@@ -7,6 +7,7 @@ Ratios, trust regions, weightings, corrections for a sampler that differs, an en
 
 from rlax_llm.policy import corrections as corrections
 from rlax_llm.policy import coupled as coupled
+from rlax_llm.policy import distillation as distillation
 from rlax_llm.policy import entropy as entropy
 from rlax_llm.policy import objectives as objectives
 from rlax_llm.policy import ratios as ratios
@@ -29,6 +30,13 @@ from rlax_llm.policy.coupled import kl_cov as kl_cov
 from rlax_llm.policy.coupled import mask_off_policy as mask_off_policy
 from rlax_llm.policy.coupled import token_covariance as token_covariance
 from rlax_llm.policy.coupled import weigh_by_ratio as weigh_by_ratio
+from rlax_llm.policy.distillation import Attempt as Attempt
+from rlax_llm.policy.distillation import Distillation as Distillation
+from rlax_llm.policy.distillation import Prompting as Prompting
+from rlax_llm.policy.distillation import after_example as after_example
+from rlax_llm.policy.distillation import demonstration as demonstration
+from rlax_llm.policy.distillation import from_teacher as from_teacher
+from rlax_llm.policy.distillation import solved_attempt as solved_attempt
 from rlax_llm.policy.entropy import stepped_coef as stepped_coef
 from rlax_llm.policy.objectives import Objective as Objective
 from rlax_llm.policy.objectives import policy_loss as policy_loss

@@ -4,6 +4,7 @@
 
 from rlax_llm.recipes import building as building
 from rlax_llm.recipes import control as control
+from rlax_llm.recipes import distillation as distillation
 from rlax_llm.recipes import group as group
 from rlax_llm.recipes import mixed as mixed
 from rlax_llm.recipes import openrlhf as openrlhf
@@ -20,6 +21,15 @@ from rlax_llm.recipes.control import ppo_penalty as ppo_penalty
 from rlax_llm.recipes.control import q_actor_critic as q_actor_critic
 from rlax_llm.recipes.control import reinforce as reinforce
 from rlax_llm.recipes.control import steered_ppo_penalty as steered_ppo_penalty
+from rlax_llm.recipes.distillation import forward_kl as forward_kl
+from rlax_llm.recipes.distillation import gkd as gkd
+from rlax_llm.recipes.distillation import minillm as minillm
+from rlax_llm.recipes.distillation import opd as opd
+from rlax_llm.recipes.distillation import opd_grpo as opd_grpo
+from rlax_llm.recipes.distillation import opsd as opsd
+from rlax_llm.recipes.distillation import reverse_kl as reverse_kl
+from rlax_llm.recipes.distillation import sdft as sdft
+from rlax_llm.recipes.distillation import sdpo as sdpo
 from rlax_llm.recipes.group import cispo as cispo
 from rlax_llm.recipes.group import dapo as dapo
 from rlax_llm.recipes.group import dppo_kl as dppo_kl

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import is_own, named_function, whole_path
 
-Family = Literal["group", "control", "preference", "link", "unpaired"]
+Family = Literal["group", "control", "preference", "link", "unpaired", "distillation"]
 
 
 class Named(NamedTuple):
@@ -22,8 +22,8 @@ class Named(NamedTuple):
     Attributes:
         name: as the command line takes it; another trainer's variant as ``TRAINER:NAME``.
         family: ``group`` and ``control`` make an ``Objective`` (or a ``NaturalStep``, or a ``Penalized``),
-            ``preference`` a ``Preference``, ``unpaired`` an ``Unpaired``; a ``link`` is itself the link of a
-            ``Preference`` with the reward of dpo.
+            ``preference`` a ``Preference``, ``unpaired`` an ``Unpaired``, ``distillation`` a ``Distillation``; a
+            ``link`` is itself the link of a ``Preference`` with the reward of dpo.
         place: MODULE:FUNCTION, of a user's own FILE.py:FUNCTION too.
         paper: arXiv number, or nothing.
         like: the algorithm that it resembles: in ``control`` whose tuned settings it has, in ``preference`` whose
@@ -60,6 +60,7 @@ _CONTROL = "rlax_llm.recipes.control:"
 _PREFERENCE = "rlax_llm.recipes.preference:"
 _LINKS = "rlax_llm.preference.links:"
 _UNPAIRED = "rlax_llm.preference.unpaired:"
+_DISTILLATION = "rlax_llm.recipes.distillation:"
 _TRL = "rlax_llm.recipes.trl:"
 _VERL = "rlax_llm.recipes.verl:"
 _OPENRLHF = "rlax_llm.recipes.openrlhf:"
@@ -156,6 +157,15 @@ REGISTRY = (
     Named("kto", "unpaired", _UNPAIRED + "kto", "2402.01306"),
     Named("bco", "unpaired", _UNPAIRED + "bco", "2404.04656"),
     Named("apo_zero", "unpaired", _UNPAIRED + "kto", "2408.06266"),
+    Named("opd", "distillation", _DISTILLATION + "opd"),
+    Named("opd_grpo", "distillation", _DISTILLATION + "opd_grpo"),
+    Named("gkd", "distillation", _DISTILLATION + "gkd", "2306.13649"),
+    Named("forward_kl", "distillation", _DISTILLATION + "forward_kl", "1503.02531"),
+    Named("reverse_kl", "distillation", _DISTILLATION + "reverse_kl"),
+    Named("minillm", "distillation", _DISTILLATION + "minillm", "2306.08543"),
+    Named("sdft", "distillation", _DISTILLATION + "sdft", "2601.19897"),
+    Named("opsd", "distillation", _DISTILLATION + "opsd", "2601.18734"),
+    Named("sdpo", "distillation", _DISTILLATION + "sdpo", "2601.20802"),
 )
 
 

@@ -15,6 +15,7 @@ from rlax_llm.cli.flags import read_flags
 from rlax_llm.cli.main import COMMANDS, main
 from rlax_llm.commands.chat.settings import ChatSettings
 from rlax_llm.commands.control.settings import ControlSettings
+from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.fields import Part, option, word
 from rlax_llm.commands.generate.settings import GenerateSettings
@@ -219,7 +220,8 @@ def test_a_command_runs_with_its_settings(runs):
         if "seed" not in keys(command.settings):
             continue
         setattr(runs, command.run.partition(":")[2], seen.append)
-        assert main([name, "--seed", "5", *(["hi"] if name == "generate" else [])]) == 0
+        needed = {"generate": ["hi"], "distill": ["--teacher", "t"]}
+        assert main([name, "--seed", "5", *needed.get(name, [])]) == 0
     assert seen == [
         GrpoSettings.of(seed=5),
         SftSettings.of(seed=5),
@@ -227,6 +229,7 @@ def test_a_command_runs_with_its_settings(runs):
         DpoSettings.of(seed=5),
         KtoSettings.of(seed=5),
         PpoSettings.of(seed=5),
+        DistillSettings.of(seed=5, teacher="t"),
         EvalSettings.of(seed=5),
         GenerateSettings.of(prompt="hi", seed=5),
         ChatSettings.of(seed=5),

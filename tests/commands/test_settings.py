@@ -19,11 +19,13 @@ from rlax_llm.commands.shared_settings import OptimizerSettings, RunSettings, Tr
 
 RUNS = {"runs": ("runs/a",)}
 NEEDED = {"generate": {"prompt": "hi"}, "data": {"files": ("a.jsonl",)}, "doctor": RUNS, "report": RUNS}
+NEEDED |= {"distill": {"teacher": "t"}}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}
 MAY_BE_NONE = {
     "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "tool"}
     | {"sampler_dtype", "cache_dtype"},
     "ppo": {"kl_target"},
+    "distill": {"beta", "on_policy", "coef", "reward_coef", "follows", "write_teacher"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},
     "data": {"use"},

@@ -10,6 +10,7 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 
 from rlax_llm.core import vocabulary
+from rlax_llm.core.buckets import TopTokens, bucket_log_probs, top_token_divergences, top_tokens
 from rlax_llm.core.divergences import (
     Predictions,
     comparison,
@@ -23,7 +24,6 @@ from rlax_llm.core.kl import top_k_kl
 from rlax_llm.core.log_probs import token_log_probs
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.token_sets import to_bits
-from rlax_llm.core.top_tokens import TopTokens, bucket_log_probs, top_token_divergences, top_tokens
 
 N, V, D_STUDENT, D_TEACHER = 19, 37, 6, 4
 BETAS = (0.1, 0.5, 0.9)

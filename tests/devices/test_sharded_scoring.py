@@ -17,10 +17,10 @@ import pytest
 
 from rlax_llm import recipes
 from rlax_llm.core import vocabulary as chunks
+from rlax_llm.core.buckets import top_token_divergences, top_tokens
 from rlax_llm.core.divergences import Predictions, forward_kl, jensen_shannon, token_divergences
 from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import NONE, Penalties
-from rlax_llm.core.top_tokens import top_token_divergences, top_tokens
 from rlax_llm.core.trees import join_trees
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical

@@ -1,0 +1,154 @@
+"""The settings of ``rlax-llm distill``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rlax_llm.commands.defaults import model_defaults
+from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, REWARDS
+from rlax_llm.commands.fields import Part, at_least, check_countable, option, within
+from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
+from rlax_llm.commands.shared_settings import (
+    BuiltInSettings,
+    EpochSettings,
+    HeldOutSettings,
+    OptimizerSettings,
+    RolloutSettings,
+    RunSettings,
+    SamplingSettings,
+    TrainedModelSettings,
+)
+from rlax_llm.recipes.registry import find, listed, recipes
+
+_TEACHER_HELP = (
+    "What is learned from: a model of any family with the student's tokenizer, as --model takes it; adapters (over the "
+    "student's own base they need no second copy of it where it trains adapters too); or a .parquet file that "
+    "--write-teacher made. sdft, opsd and sdpo have none: there the student teaches itself."
+)
+_RECIPE_HELP = (
+    f"Named way of distillation: {listed('distillation')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which "
+    "returns a Distillation."
+)
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings(Part):
+    """Who is learned from, and how."""
+
+    teacher: str | None = option(None, _TEACHER_HELP, "none", "TEACHER")
+    recipe: str = option("opd", _RECIPE_HELP, metavar="RECIPE", values=tuple(recipes("distillation")))
+    beta: float | None = option(
+        None, "Of gkd's divergence, from 0 (forward KL) to 1 (reverse KL).", "the recipe's, 0.5"
+    )
+    on_policy: float | None = option(
+        None,
+        "Share of the steps whose completions the student draws (gkd); in the others they are the data's.",
+        "the recipe's, 0.5",
+    )
+    coef: float | None = option(None, "Weight of the teacher beside the reward (opd_grpo).", "the recipe's, 1")
+    reward_coef: float | None = option(None, "Weight of GRPO's advantage beside the teacher (sdpo).", "the recipe's, 0")
+    follows: float | None = option(
+        None, "Share of the student that its own teacher takes on after each step (sdft, sdpo).", "the recipe's, 0.05"
+    )
+    teacher_top_k: int = option(
+        0,
+        "Compare the teacher's k likeliest tokens and one bucket for the rest; 0 compares the whole vocabulary.",
+        metavar="INT",
+    )
+    write_teacher: str | None = option(
+        None,
+        "Train nothing: write the teacher's likeliest tokens at each token of the data's completions to this .parquet "
+        "file, as many as --teacher-top-k says, else 64.",
+        "train",
+        "FILE.parquet",
+    )
+
+    def check(self) -> None:
+        """Check the ranges."""
+        within(self, 0, 1, "beta", "on_policy", "follows")
+        at_least(self, 0, "coef", "reward_coef", "teacher_top_k")
+        if self.write_teacher is None:
+            return
+        if self.teacher is None or self.is_stored:
+            raise ValueError("write_teacher is given without a teacher that can be asked; give one.")
+        if not self.write_teacher.endswith(PARQUET):
+            raise ValueError(f"write_teacher is {self.write_teacher!r}, wanted a file that ends in {PARQUET}.")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the teacher is a file of what one said."""
+        return self.teacher is not None and self.teacher.endswith(PARQUET)
+
+    def given(self) -> dict[str, float]:
+        """The recipe's own settings that are given, by name."""
+        named = {name: getattr(self, name) for name in ("beta", "on_policy", "coef", "reward_coef", "follows")}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillTaskSettings(HeldOutSettings, BuiltInSettings):
+    """Prompts, their completions where they are learned from, and rewards where there are any."""
+
+    data: tuple[str, ...] | None = option(None, DATA_HELP, "the task", "FILE.jsonl")
+    reward: str | None = option(None, REWARD_HELP, "the task's own, none of data", "REWARD", values=REWARDS)
+    integer_answers: bool = option(False, INTEGERS_HELP)
+
+    @property
+    def source(self) -> str:
+        """What is learned from, in a word: files or a task."""
+        return ", ".join(self.data or [self.task])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(OnMachine):
+    """Settings of ``rlax-llm distill``: a student and its teacher.
+
+    Raises:
+        ValueError: a value is out of its range, or two settings contradict each other.
+
+    >>> DistillSettings.of(recipe="gkd")
+    Traceback (most recent call last):
+    ValueError: distill: there is no teacher; give one.
+    """
+
+    command: ClassVar[str] = "distill"
+
+    model: TrainedModelSettings
+    teacher: TeacherSettings
+    task: DistillTaskSettings
+    rollout: RolloutSettings
+    sampling: SamplingSettings
+    learning: EpochSettings
+    optimizer: OptimizerSettings
+    machine: MachineSettings
+    run: RunSettings
+
+    def rows_together(self) -> tuple[int, ...]:
+        """Completions of a micro-batch."""
+        return (self.learning.rows_together(self.rollout),)
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is chosen for the model; groups for the recipes that compare a prompt's completions."""
+        chosen = model_defaults(cls.command, given)
+        grouped = given.get("recipe") in ("opd_grpo", "sdpo")
+        return {**chosen, "group_size": 8} if grouped else chosen
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe by its own name."""
+        return {"recipe": find(cls.command, given["recipe"], "distillation").name} if "recipe" in given else {}
+
+    def __post_init__(self) -> None:
+        """Check the parts together."""
+        self.learning.check_shares(self.rollout)
+        factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
+        check_countable(self.sampling.row_tokens, factors)
+        own = self.teacher.recipe in ("sdft", "opsd", "sdpo")
+        if own and self.teacher.teacher is not None:
+            raise ValueError(f"recipe {self.teacher.recipe} has no teacher but the student; leave teacher out.")
+        if not own and self.teacher.teacher is None and ":" not in self.teacher.recipe:
+            raise ValueError("there is no teacher; give one.")

@@ -1,0 +1,222 @@
+"""What a student and a teacher make of the same completions, without all logits of either.
+
+The teacher may be of another family; of its vocabulary those tokens count that both heads have. What it reads of a row
+is what stands there, or ``Reading``: the same completion behind another prompt. Or it was asked before, and the rows
+hold its ``TopTokens``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm.core.buckets import TopTokens, top_token_divergences, top_tokens
+from rlax_llm.core.divergences import Divergence, Predictions, comparison
+from rlax_llm.core.log_probs import token_log_probs
+from rlax_llm.core.logit_bias import LogitBias, bias_vector
+from rlax_llm.core.penalties import NONE, Penalties
+from rlax_llm.core.seen import histories
+from rlax_llm.core.token_sets import words
+from rlax_llm.core.types import Completions
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.decoder import group_hidden_states, head
+from rlax_llm.models.functional import Params
+from rlax_llm.models.scoring import group_log_probs
+
+
+class Reading(NamedTuple):
+    """What a teacher reads of rows: other prompts, padded on the left, and the same completions.
+
+    Attributes:
+        tokens: ``[B, T']`` int32; the last columns are those of the rows' completions.
+        valid: ``[B, T']`` bool.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+
+
+class Sampled(NamedTuple):
+    """The distribution that completions were drawn from, beside a model.
+
+    Attributes:
+        temperature: > 0.
+        logit_bias: pairs of a token id and nats.
+        penalties: of tokens that were there before.
+    """
+
+    temperature: float = 1.0
+    logit_bias: LogitBias = ()
+    penalties: Penalties = NONE
+
+
+PLAIN = Sampled()
+Distilled = Callable[[Params, Params, Completions], tuple[jax.Array, jax.Array, Any]]
+TeacherLogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
+
+
+def _last(x: Any, columns: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:, -columns:], x)
+
+
+def _read_by_teacher(completions: Completions, columns: int) -> Completions:
+    """The rows as the teacher reads them."""
+    reading = completions.teacher
+    if not isinstance(reading, Reading):
+        return completions
+    before = reading.tokens.shape[1] - columns
+    wide = [(0, 0), (before, 0)]
+    mask, log_probs = (jnp.pad(_last(x, columns), wide) for x in (completions.mask, completions.log_probs))
+    return completions._replace(
+        tokens=reading.tokens,
+        valid=reading.valid,
+        mask=mask,
+        log_probs=log_probs,
+        kept=None if completions.kept is None else jnp.pad(_last(completions.kept, columns), [*wide, (0, 0)]),
+        given=None if completions.given is None else jnp.pad(_last(completions.given, columns), wide),
+        teacher=None,
+    )
+
+
+def teacher_log_probs(
+    config: DecoderConfig, layout: tuple[int, int], sampled: Sampled = PLAIN, remat: bool = False
+) -> TeacherLogProbs:
+    """``(teacher's params, completions) → (log_probs, entropy)`` in the layout of the rows.
+
+    Limiting case: ``group_log_probs`` where the teacher reads what stands there.
+
+    Args:
+        config: the teacher's shapes.
+        layout: ``(group_size, prompt_width)`` of the rows.
+        sampled: what they were drawn from.
+        remat: recompute each layer in the backward pass, for a loop that differentiates all that it is given.
+
+    Raises:
+        ValueError: at trace time, for rows that hold stored ``TopTokens``, which are not all tokens.
+    """
+    width = layout[1]
+
+    def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
+        if isinstance(completions.teacher, TopTokens):
+            raise ValueError(
+                "distillation: an advantage reads the teacher's log-probability of every token, got its likeliest "
+                "tokens alone; give a teacher that can be asked, or take gkd, forward_kl or reverse_kl."
+            )
+        columns = completions.tokens.shape[1] - width
+        read = _read_by_teacher(completions, columns)
+        own = _group_size(completions, layout), read.tokens.shape[1] - columns
+        score = group_log_probs(config, own, sampled.temperature, remat, sampled.logit_bias, sampled.penalties)
+        found = score(params, read)
+        chosen, entropy = (jnp.pad(_last(x, columns), ((0, 0), (width, 0))) for x in found)
+        return chosen, entropy
+
+    return log_probs
+
+
+def _group_size(completions: Completions, layout: tuple[int, int]) -> int:
+    """The rows that share what the teacher reads before them: of a ``Reading`` each has its own."""
+    return 1 if isinstance(completions.teacher, Reading) else layout[0]
+
+
+class _Ends(NamedTuple):
+    """Of the last columns of rows, flat: where predictions are compared."""
+
+    targets: jax.Array
+    kept: jax.Array | None
+    history: jax.Array | None
+
+
+def distilled_log_probs(
+    configs: tuple[DecoderConfig, DecoderConfig],
+    layout: tuple[int, int],
+    divergence: Divergence,
+    sampled: Sampled = PLAIN,
+    top_k: int = 0,
+    remat: bool = False,
+) -> Distilled:
+    """``(params, teacher's params, completions) → (log_probs, entropy, divergence)``, all ``[B, T]``, nats.
+
+    The third is what a term of the loss reads (``policy.distillation.from_teacher``). Limiting case: the first two are
+    ``group_log_probs`` of the student.
+
+    Args:
+        configs: the student's shapes and the teacher's.
+        layout: ``(group_size, prompt_width)`` of the rows.
+        divergence: ``(log p, log q) → term``.
+        sampled: what the rows were drawn from; both models are taken at it.
+        top_k: compare the teacher's K likeliest tokens and one bucket for the rest, whatever a sampler kept; 0 compares
+            all. Rows that hold ``TopTokens`` are compared on those.
+        remat: recompute each layer in the backward pass.
+    """
+    student, teacher = configs
+    size = min(config.vocab_size for config in configs)
+    bias = bias_vector("log_probs", sampled.logit_bias, student.vocab_size)
+    bias = None if bias is None else bias[:size]
+
+    def predictions(config: DecoderConfig, params: Params, rows: Completions, shared: tuple[int, int]) -> Predictions:
+        group_size, columns = shared
+        own = group_size, rows.tokens.shape[1] - columns
+        hidden = group_hidden_states(config, params, rows.tokens, rows.valid, own, remat)
+        return Predictions(hidden.reshape(-1, hidden.shape[-1]), head(params)[:size], sampled.temperature)
+
+    def found(params: Params, teacher_params: Params, rows: Completions, columns: int) -> tuple[jax.Array, ...]:
+        own, end = predictions(student, params, rows, (layout[0], columns)), _ends(rows, columns, size, sampled)
+        more = end.kept, bias, None if end.history is None else (sampled.penalties, end.history)
+        if isinstance(rows.teacher, TopTokens):
+            asked = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _last(rows.teacher, columns))
+            return _over_top(own, asked, end.targets, divergence, more)
+        read = _read_by_teacher(rows, columns)
+        shared = _group_size(rows, layout), columns
+        other = predictions(teacher, jax.lax.stop_gradient(teacher_params), read, shared)
+        if top_k:
+            return _over_top(own, top_tokens(other, top_k), end.targets, divergence, more)
+        compared = comparison(own, other, end.targets, divergence, *more)
+        return compared.log_probs, compared.entropy, compared.divergence
+
+    def log_probs(params: Params, teacher_params: Params, completions: Completions) -> tuple[jax.Array, jax.Array, Any]:
+        columns = completions.tokens.shape[1] - layout[1]
+        read, before = completions.read[:, -columns:], ((0, 0), (layout[1], 0))
+        numbers = found(params, teacher_params, completions, columns)
+        chosen, entropy, apart = (jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in numbers)
+        return chosen, entropy, apart
+
+    return log_probs
+
+
+def _ends(completions: Completions, columns: int, size: int, sampled: Sampled) -> _Ends:
+    kept = None if completions.kept is None else completions.kept[..., : words(size)]
+    read = completions.tokens, completions.valid, completions.mask
+    history = None if sampled.penalties == NONE else histories(read, columns, None)
+    found = _Ends(_last(completions.tokens, columns), _last(kept, columns), history)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def _over_top(
+    own: Predictions, asked: TopTokens, targets: jax.Array, divergence: Divergence, more: tuple
+) -> tuple[jax.Array, ...]:
+    """What the student's tokens are, and its divergence over the tokens that the teacher was asked for."""
+    scores = token_log_probs(own.hidden, own.head, targets, own.temperature, *more)
+    return *scores, top_token_divergences(own, asked, divergence)
+
+
+def row_top_tokens(config: DecoderConfig, k: int) -> Callable[[Params, Completions], TopTokens]:
+    """``(params, completions) → TopTokens`` of rows that share nothing, ``[B, T, K]`` and ``[B, T, K + 1]``.
+
+    What a teacher says is told at the token that it predicts; of the first column, which nothing predicts, zeros.
+
+    Args:
+        config: the teacher's shapes.
+        k: from 1 to V.
+    """
+
+    def asked(params: Params, completions: Completions) -> TopTokens:
+        hidden = group_hidden_states(config, params, completions.tokens, completions.valid, (1, 1), False)
+        rows, columns = hidden.shape[:2]
+        found = top_tokens(Predictions(hidden.reshape(-1, hidden.shape[-1]), head(params)), k)
+        shaped = jax.tree.map(lambda x: x.reshape(rows, columns, -1), found)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0), (0, 0))), shaped)
+
+    return asked

@@ -1,0 +1,154 @@
+"""A way to learn from a teacher is a point in a product, as a policy objective is: what is paid, whose tokens, which
+teacher, and what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlax_llm.core import checks
+from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.divergences import Divergence
+from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.terms import Term
+
+
+class Attempt(NamedTuple):
+    """A completion and what it was drawn for.
+
+    Attributes:
+        columns: of its row, by name.
+        text: what it says.
+        solved: whether it is right; None where nobody says so.
+    """
+
+    columns: dict[str, Any]
+    text: str
+    solved: bool | None = None
+
+
+Hints = Callable[[Sequence[Attempt]], list[str | None]]
+
+
+class Prompting(NamedTuple):
+    """What a teacher reads that the student does not.
+
+    Attributes:
+        hints: of the attempts of one prompt, a text for each or None where there is none.
+        write: ``(prompt, hint) → text``, what the teacher is asked.
+    """
+
+    hints: Hints
+    write: Callable[[str, str], str]
+
+
+class Distillation(NamedTuple):
+    """``_replace`` states how one way of distillation differs from another.
+
+    Attributes:
+        objective: what the student's own tokens are paid; its ``advantage`` reads the teacher's log-probabilities as
+            ``ref_log_probs``, and a KL term is one towards the teacher.
+        divergence: of every token over the whole vocabulary, a term of the loss; None for none.
+        on_policy: share λ of the steps whose completions the student draws; in the others they are given.
+        follows: share of the student that the teacher takes on after each step, which begins as the student does: 0 is
+            the student's start, 1 the student itself. None where the teacher is a model of its own.
+        prompting: what the teacher reads; None where it reads what the student does.
+    """
+
+    objective: Objective
+    divergence: Divergence | None = None
+    on_policy: float = 1.0
+    follows: float | None = None
+    prompting: Prompting | None = None
+
+    @property
+    def loss(self) -> Objective:
+        """The objective with the divergence among its terms."""
+        if self.divergence is None:
+            return self.objective
+        term = Term("divergence", from_teacher, 1.0, weighting=self.objective.weighting)
+        return self.objective._replace(terms=(*self.objective.terms, term))
+
+    @property
+    def reads_log_probs(self) -> bool:
+        """Whether the objective reads the teacher's log-probabilities of the tokens."""
+        scores, tokens = jnp.zeros((1, 2)), jnp.zeros((1, 2, 1))
+        try:
+            jax.eval_shape(self.objective.advantage, Scored(scores, tokens, tokens > 0))
+        except checks.NoReference:
+            return True
+        return self.objective.kl is not None
+
+
+@check_arguments
+def from_teacher(batch: PolicyBatch) -> jax.Array:
+    """The divergence of student and teacher at a token, nats: a term's loss.
+
+    Args:
+        batch: its ``divergence`` is read.
+
+    Raises:
+        ValueError: where the batch has none.
+
+    >>> one = jnp.ones((1, 1))
+    >>> from_teacher(PolicyBatch(one, one, one, one > 0, divergence=2 * one)).tolist()
+    [[2.0]]
+    """
+    if batch.divergence is None:
+        raise ValueError(
+            "policy_loss: a term reads a divergence from a teacher, got a batch without one; take a log_probs that "
+            "gives a third array, as distilled_log_probs makes."
+        )
+    return batch.divergence
+
+
+@check_arguments
+def demonstration(attempts: Sequence[Attempt]) -> list[str | None]:
+    """The row's own right answer: its ``hint``, ``completion`` or ``answer``, the first that it has.
+
+    Args:
+        attempts: of one prompt.
+
+    >>> demonstration([Attempt({"answer": "5"}, "6")])
+    ['5']
+    """
+    return [_shown(attempt.columns) for attempt in attempts]
+
+
+def _shown(columns: dict[str, Any]) -> str | None:
+    found = [columns[name] for name in ("hint", "completion", "answer") if columns.get(name) is not None]
+    return str(found[0]) if found else None
+
+
+@check_arguments
+def solved_attempt(attempts: Sequence[Attempt]) -> list[str | None]:
+    """Another attempt at the same prompt that is right, for each; None where there is none.
+
+    Args:
+        attempts: of one prompt.
+
+    >>> solved_attempt([Attempt({}, "5", True), Attempt({}, "6", False)])
+    [None, '5']
+    """
+    right = [place for place, attempt in enumerate(attempts) if attempt.solved]
+    others = [[place for place in right if place != own] for own in range(len(attempts))]
+    return [attempts[found[0]].text if found else None for found in others]
+
+
+@check_arguments
+def after_example(prompt: str, hint: str) -> str:
+    """The prompt behind an answer that is known to be right.
+
+    Args:
+        prompt: as the student reads it.
+        hint: an answer.
+
+    >>> after_example("2+3=", "5")
+    '2+3=5\\n2+3='
+    """
+    return f"{prompt}{hint}\n{prompt}"
