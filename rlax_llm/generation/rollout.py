@@ -252,6 +252,8 @@ class Generation:
         steps = min(room + 1 - seen.longest, most or room)
         self._draw(seen.step, steps, jnp.int32(fewest))
         self.seen = fetch(progress(self.state))
+        if self.guesser is not None and self.seen.longest > room:  # it ended for want of room
+            self.guesser.until = 0
         return True
 
     def _draw(self, step: int, steps: int, fewest: jax.Array) -> None:
@@ -260,8 +262,7 @@ class Generation:
         rows = len(self.state.rows)
         if self.guesser is None or self.waits or not self.guesser.may(rows):
             self.state = decode(*now, jnp.int32(step + steps), self.request, fewest, self.enough)
-        elif self.guesser.pays(self.state, step):
-            passes = FEW_PASSES if steps == 1 else RECENT
+        elif passes := self.guesser.passes(self.state, step, FEW_PASSES if steps == 1 else RECENT):
             ends = jnp.int32(step + passes), fewest, jnp.float32(self.guesser.least(rows))
             self.state = speculate(*now, self.prompts, self.request, ends, self.enough)
         else:

@@ -306,12 +306,13 @@ class Guesser:
 
     Attributes:
         asks_at: the step at which it looks at the tokens again.
+        until: the step that passes should come to; those that end before had drawn too little, or too few rows went on.
     """
 
     def __init__(self, prompts: tuple[jax.Array, jax.Array], request: Request):
         assert request.speculation is not None
         self.prompts, self.request, self.speculation = prompts, request, request.speculation
-        self.asks_at = 0
+        self.asks_at, self.until = 0, 0
 
     def may(self, rows: int) -> bool:
         """Whether so many rows may speculate."""
@@ -321,15 +322,18 @@ class Guesser:
         """The tokens of a row that a pass must draw to be worth its cost."""
         return 0.0 if self.speculation.always else MARGIN * cost(rows, self.speculation.drafts)
 
-    def pays(self, state: Decoding, step: int) -> bool:
-        """Whether the next passes from ``step`` on are expected to draw more than they cost; if not, it rests."""
-        least = self.least(len(state.rows))
-        if step < self.asks_at:
-            return False
-        if not least or float(fetch(foretold(self.prompts, state, self.request))) > least:
-            return True
-        self.asks_at = step + RECENT
-        return False
+    def passes(self, state: Decoding, step: int, most: int) -> int:
+        """How many passes from ``step`` on are expected to draw more than they cost, ``most`` or none.
+
+        After none, and after passes that ended before their time, it rests.
+        """
+        least, early = self.least(len(state.rows)), step < self.until
+        asks = least > 0 and step >= self.asks_at
+        if asks and (early or float(fetch(foretold(self.prompts, state, self.request))) <= least):
+            self.asks_at = step + RECENT
+        taken = 0 if step < self.asks_at else most
+        self.until = step + taken
+        return taken
 
 
 def guesser(prompts: tuple[jax.Array, jax.Array], request: Request, worth: bool) -> Guesser | None:
