@@ -31,6 +31,7 @@ __getattr__, __dir__ = lazy_face(
             "leave_one_out",
             "length_centered",
             "max_leave_one_out",
+            "mean_relative",
             "pass_at_k",
             "per_group",
             "z_score",

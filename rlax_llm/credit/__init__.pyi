@@ -34,6 +34,7 @@ from rlax_llm.credit.groups import kl_in_score as kl_in_score
 from rlax_llm.credit.groups import leave_one_out as leave_one_out
 from rlax_llm.credit.groups import length_centered as length_centered
 from rlax_llm.credit.groups import max_leave_one_out as max_leave_one_out
+from rlax_llm.credit.groups import mean_relative as mean_relative
 from rlax_llm.credit.groups import pass_at_k as pass_at_k
 from rlax_llm.credit.groups import per_group as per_group
 from rlax_llm.credit.groups import z_score as z_score

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments, describe_argument
-from rlax_llm.core.masked import at_least_float32, divide_by_std, masked_deviation
+from rlax_llm.core.masked import at_least_float32, divide_by_std, masked_deviation, masked_mean
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.shaping import kl_in_reward
 
@@ -172,6 +172,32 @@ def z_score(scores: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
     [-1.0, -1.0, 1.0, 1.0]
     """
     return _in_stds("z_score", centered(scores), scores, ddof, eps)
+
+
+@check_arguments
+def mean_relative(scores: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Score over the group's mean, less 1: ``A_i = (s_i − mean(s)) / mean(s)`` (MaxRL, arXiv 2602.02710).
+
+    For scores of 0 and 1 its gradient is that of the logarithm of a prompt's success rate, as estimated from the group:
+    a prompt that is seldom solved weighs more. Limiting cases: ``centered`` over the mean; a group of equal scores
+    gives 0, and so does one that fails throughout.
+
+    Args:
+        scores: ``[G]``, not negative, NaN where a completion has no score.
+        eps: a mean up to it counts as 0, in the scores' units.
+
+    Returns:
+        ``[G]`` dimensionless advantages; 0 for NaN and where fewer than two are scored.
+
+    Raises:
+        ValueError: for another rank.
+
+    >>> mean_relative(jnp.array([0.0, 0.0, 0.0, 1.0])).tolist()
+    [-1.0, -1.0, -1.0, 3.0]
+    """
+    deviation = centered(scores)
+    mean = masked_mean(scores, has_rival(scores))
+    return jnp.where(mean > eps, deviation / jnp.where(mean > eps, mean, 1.0), 0.0)
 
 
 @check_arguments

@@ -23,7 +23,7 @@ from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.ratios import token_ratio
 from rlax_llm.policy.terms import term_weights
-from rlax_llm.policy.trust_regions import score_function
+from rlax_llm.policy.trust_regions import TrustRegion, score_function
 from rlax_llm.policy.weightings import token_mean
 
 State = TypeVar("State")
@@ -253,23 +253,28 @@ def policy_loop(
 
 @check_arguments
 def supervised_loop(
-    log_probs: LogProbs, optimizer: optax.GradientTransformation, micro_batches: int = 1
+    log_probs: LogProbs,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    trust_region: TrustRegion = score_function,
 ) -> Loop[TrainState, Completions]:
     """``init(params)`` and ``step(state, completions, *, key, reference, frozen)``: maximum likelihood, token mean.
 
-    It is the policy loss with advantage 1, the score function and behavior log-probabilities of 0.
+    It is the policy loss with advantage 1, the score function and behavior log-probabilities of 0. Limiting cases:
+    with ``cispo(ceiling=1)`` a token weighs its own probability, which is DFT (arXiv 2508.05629).
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
         optimizer: any Optax transformation.
         micro_batches: parts that the rows are taken in.
+        trust_region: of a token's log-probability and an advantage of 1.
 
     Returns:
         The pair; a batch is ``Completions``, or what else ``log_probs`` reads with their ``tokens``, ``mask`` and
         ``log_probs``, as ``Packed`` has. Neither ``key`` nor ``reference`` is read. Metrics are ``loss`` (nats per
         token), ``entropy``, and those of ``descend``.
     """
-    objective = Objective(lambda scored: scored.scores, token_ratio, score_function, token_mean)
+    objective = Objective(lambda scored: scored.scores, token_ratio, trust_region, token_mean)
     update = policy_update(log_probs, objective, optimizer, micro_batches)
 
     def step(

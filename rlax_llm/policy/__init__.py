@@ -15,6 +15,7 @@ __getattr__, __dir__ = lazy_face(
             "off_policy_mask",
             "rejection",
             "sampler_metrics",
+            "second_moment_mask",
             "truncated_importance",
         ),
         "coupled": (
@@ -67,6 +68,7 @@ __getattr__, __dir__ = lazy_face(
             "sapo",
             "score_function",
             "slopes",
+            "topr",
             "unclipped",
             "vespo",
         ),

@@ -20,6 +20,7 @@ from rlax_llm.policy.corrections import masked_importance as masked_importance
 from rlax_llm.policy.corrections import off_policy_mask as off_policy_mask
 from rlax_llm.policy.corrections import rejection as rejection
 from rlax_llm.policy.corrections import sampler_metrics as sampler_metrics
+from rlax_llm.policy.corrections import second_moment_mask as second_moment_mask
 from rlax_llm.policy.corrections import truncated_importance as truncated_importance
 from rlax_llm.policy.coupled import Coupled as Coupled
 from rlax_llm.policy.coupled import clip_cov as clip_cov
@@ -63,6 +64,7 @@ from rlax_llm.policy.trust_regions import dual_clip as dual_clip
 from rlax_llm.policy.trust_regions import sapo as sapo
 from rlax_llm.policy.trust_regions import score_function as score_function
 from rlax_llm.policy.trust_regions import slopes as slopes
+from rlax_llm.policy.trust_regions import topr as topr
 from rlax_llm.policy.trust_regions import unclipped as unclipped
 from rlax_llm.policy.trust_regions import vespo as vespo
 from rlax_llm.policy.weightings import Weighting as Weighting

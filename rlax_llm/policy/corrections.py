@@ -101,6 +101,43 @@ def rejection(*, ceiling: float, floor: float = 0.0, ratio: Ratio = sequence_rat
 
 
 @check_arguments
+def second_moment_mask(*, limit: float = 0.04, ratio: Ratio = token_ratio) -> Correction:
+    """Drop the tokens that differ most, until the mean of the others' squared log-ratios is at most ``limit`` (M2PO).
+
+    The fewest of the whole batch are dropped (arXiv 2510.01161), so a stale batch keeps most of its tokens. Limiting
+    case: ``mask`` itself where the mean is within the limit already.
+
+    Args:
+        limit: ≥ 0, nats².
+        ratio: the level: ``token_ratio``, ``sequence_ratio`` (geometric mean) or ``summed_ratio`` (product).
+
+    Returns:
+        A correction ``(old_log_probs, sampler_log_probs, mask) → weights``, ``[B, T]``, 1 or 0; 0 where ``mask`` is
+        False.
+
+    Raises:
+        ValueError: for a negative limit.
+
+    >>> mask = jnp.ones((1, 3), bool)
+    >>> second_moment_mask(limit=0.05)(jnp.array([[-1.0, -2.0, -1.1]]), jnp.array([[-1.0, -1.0, -1.0]]), mask).tolist()
+    [[1.0, 0.0, 1.0]]
+    """
+    checks.not_negative("second_moment_mask", limit=limit)
+
+    def weights(old_log_probs: jax.Array, sampler_log_probs: jax.Array, mask: jax.Array) -> jax.Array:
+        squares = jnp.square(_log_ratio(ratio, old_log_probs, sampler_log_probs, mask))
+        flat = jnp.where(mask, squares, jnp.inf).reshape(-1)
+        order = jnp.argsort(flat, stable=True)
+        smallest = flat[order]
+        # The mean of the k smallest never falls with k, so those within the limit are the first ones.
+        means = jnp.cumsum(smallest) / jnp.arange(1, flat.size + 1)
+        kept = jnp.zeros(flat.size, squares.dtype).at[order].set((means <= limit).astype(squares.dtype))
+        return jnp.where(mask, kept.reshape(mask.shape), 0.0)
+
+    return weights
+
+
+@check_arguments
 def correction_product(*corrections: Correction) -> Correction:
     """The product of corrections: a token's ratio inside a filter of completions, for one.
 

@@ -180,6 +180,33 @@ def cispo(*, ceiling: float, floor: float = 0.0) -> TrustRegion:
 
 
 @check_arguments
+def topr(ceiling: float = 1.0) -> TrustRegion:
+    """Tapered off-policy REINFORCE (arXiv 2503.14286): plain where A > 0, ``cispo`` up to 1 elsewhere.
+
+    Good completions are imitated whoever drew them; bad ones are pushed down no harder than they are likely. The
+    paper's ratio is of the completion: take ``summed_token_ratio``. Limiting case: ``score_function`` on-policy.
+
+    Args:
+        ceiling: largest weight where A < 0.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a ceiling that is not positive.
+
+    >>> [round(x, 4) for x in topr()(jnp.array([-1.0, -1.0]), jnp.array([1.0, -1.0])).tolist()]
+    [1.0, -0.3679]
+    """
+    tapered = cispo(ceiling=ceiling)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        return jnp.where(advantages > 0, score_function(log_ratio, advantages), tapered(log_ratio, advantages))
+
+    return loss
+
+
+@check_arguments
 def sapo(temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> TrustRegion:
     """Soft clip ``−(4/τ) · sigmoid(τ (r − 1)) · A``, with one τ for A > 0 and another elsewhere (arXiv 2511.20347).
 

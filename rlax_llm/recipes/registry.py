@@ -88,6 +88,8 @@ REGISTRY = (
     Named("reinforce_plus_plus", "group", _GROUP + "reinforce_plus_plus", "2501.03262"),
     Named("reinforce_plus_plus_baseline", "group", _GROUP + "reinforce_plus_plus_baseline", "2501.03262"),
     Named("gdpo", "group", _GROUP + "gdpo", "2601.05242"),
+    Named("maxrl", "group", _GROUP + "maxrl", "2602.02710"),
+    Named("topr", "group", _GROUP + "topr", "2503.14286"),
     Named("kimi", "group", _MIXED + "kimi", "2602.02276"),
     Named("dro", "group", _MIXED + "dro", "2405.19107"),
     Named("trpo", "group", _GROUP + "trpo", "1502.05477"),

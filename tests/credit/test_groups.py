@@ -18,6 +18,7 @@ from rlax_llm.credit.groups import (
     leave_one_out,
     length_centered,
     max_leave_one_out,
+    mean_relative,
     pass_at_k,
     per_group,
     z_score,
@@ -36,9 +37,11 @@ ESTIMATORS = {
     "z_score_population": jax.jit(lambda s: z_score(s, 0, 1e-6)),
     "max_leave_one_out": jax.jit(max_leave_one_out),
     "pass_at_k": jax.jit(pass_at_k),
+    "mean_relative": jax.jit(mean_relative),
 }
 IN_STDS = ("z_score", "z_score_population", "pass_at_k")
 each = pytest.mark.parametrize("name", ESTIMATORS)
+of_differences = pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "mean_relative"])
 
 
 def literal(name: str, scores: np.ndarray) -> np.ndarray:
@@ -55,6 +58,8 @@ def literal(name: str, scores: np.ndarray) -> np.ndarray:
             advantages[i] = score - mean
         elif name == "leave_one_out":
             advantages[i] = score - sum(others) / (count - 1)
+        elif name == "mean_relative":
+            advantages[i] = score / mean - 1 if mean > 1e-6 else 0
         elif name == "z_score":
             advantages[i] = (score - mean) / ((squares / (count - 1)) ** 0.5 + 1e-4)
         elif name == "z_score_population":
@@ -97,6 +102,15 @@ def test_identities():
     np.testing.assert_allclose(centered(scores).sum(), 0, atol=1e-14)
     np.testing.assert_allclose(z_score(scores, 1, 0.3) * (np.std(scores, ddof=1) + 0.3), centered(scores), rtol=1e-12)
     np.testing.assert_allclose(z_score(scores, 1, 1e9) * 1e9, centered(scores), rtol=1e-8)
+
+
+def test_mean_relative_is_the_slope_of_the_logarithm_of_the_success_rate():
+    """Of a coin with p = sigmoid(θ): the mean of A · ∇log π over a group is the slope of log p, times what was seen."""
+    solved = jnp.array([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    p = solved.mean()  # the maximum-likelihood θ, at which the group's mean is the rate itself
+    scores_slope = solved - p  # of log π at each draw
+    np.testing.assert_allclose((mean_relative(solved) * scores_slope).mean(), 1 - p)  # ∇θ log p
+    np.testing.assert_allclose(mean_relative(solved) * p, centered(solved))
 
 
 @each
@@ -149,7 +163,7 @@ def test_half_precision_scores_are_taken_in_float32(name):
         np.testing.assert_allclose(advantages, ESTIMATORS[name](scores), rtol=2e-6, atol=2e-7)
 
 
-@each
+@of_differences
 def test_a_small_difference_on_a_large_offset_is_kept(name):
     scores = np.array([0.0, 1.0, 1.0, 0.0, 3.0])
     np.testing.assert_allclose(ESTIMATORS[name](scores + 2.0**40), ESTIMATORS[name](scores), rtol=1e-12, atol=1e-12)
@@ -183,7 +197,7 @@ def test_a_missing_score_is_as_if_the_completion_were_not_there(name, scores, mi
     )
 
 
-@each
+@of_differences
 @few
 @given(scores=groups, shift=numbers, scale=st.sampled_from([0.5, 3.0]))
 def test_shift_and_scale(name, scores, shift, scale):

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from rlax_llm.core.types import CreditedCompletions, Groups
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.policy import policy_loop, supervised_loop
+from rlax_llm.policy.trust_regions import cispo
 from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -172,6 +173,18 @@ def test_supervised_loss_is_the_mean_negative_log_likelihood(micro_batches):
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(expected), rtol=1e-6)
     np.testing.assert_allclose(metrics["entropy"], -(np.exp(log_p) * log_p).sum(), rtol=1e-6)
     assert set(metrics) == {"loss", "entropy", "grad_norm", "lost_updates"}
+
+
+def test_dft_weighs_each_token_by_its_probability():
+    """Its slope is that of −p."""
+    params, completions, _ = fixed()
+    init, step = supervised_loop(bandit, optax.sgd(1.0), 2, cispo(ceiling=1.0))
+    state, metrics = jax.jit(step)(init(params), completions)
+    chosen = np.asarray(completions.tokens)[np.asarray(completions.mask)]
+    wanted = jax.grad(lambda logits: -jax.nn.softmax(logits)[chosen].mean())(params["logits"])
+    np.testing.assert_allclose(params["logits"] - state.params["logits"], wanted, rtol=0, atol=1e-7)
+    p = np.exp(log_softmax(params["logits"]))[chosen]
+    np.testing.assert_allclose(metrics["loss"], -(p * np.log(p)).mean(), rtol=1e-6)
 
 
 def test_errors():

@@ -14,6 +14,7 @@ from rlax_llm.policy.corrections import (
     off_policy_mask,
     rejection,
     sampler_metrics,
+    second_moment_mask,
     truncated_importance,
 )
 from rlax_llm.policy.ratios import sequence_ratio, summed_ratio, token_ratio
@@ -99,6 +100,20 @@ def test_wide_bounds_give_the_unbiased_ratio_and_keep_everything():
     for factory in (truncated_importance, masked_importance):
         np.testing.assert_allclose(factory(ceiling=np.inf)(old, sampler, mask), np.exp(old - sampler), rtol=1e-12)
     np.testing.assert_array_equal(rejection(ceiling=np.inf)(old, sampler, mask), mask)
+
+
+@few
+@given(mask=masks, seed=seeds, limit=st.sampled_from([0.0, 0.05, 0.3, 100.0]))
+def test_the_second_moment_is_brought_within_a_limit_by_dropping_the_fewest(mask, seed, limit):
+    old, sampler = policies(seed)
+    found = np.asarray(second_moment_mask(limit=limit)(old, sampler, mask))
+    squares = sorted((old - sampler)[mask] ** 2)
+    kept = len(squares)
+    while kept and np.mean(squares[:kept]) > limit:
+        kept -= 1
+    assert found.sum() == kept and not found[~mask].any()
+    np.testing.assert_allclose(sorted((old - sampler)[found > 0] ** 2), squares[:kept])
+    assert (np.asarray(second_moment_mask(limit=limit)(old, old, mask)) == mask).all()
 
 
 def test_corrections_multiply():

@@ -16,6 +16,7 @@ from rlax_llm.policy.trust_regions import (
     sapo,
     score_function,
     slopes,
+    topr,
     unclipped,
     vespo,
 )
@@ -107,6 +108,7 @@ CASES = {
     "dual_clip_higher": (dual_clip(0.2, 0.28, 10.0), *dual_clipped(0.2, 0.28, 10.0)),
     "cispo": (cispo(ceiling=5.0), *detached(lambda x, a: min(np.exp(x), 5.0))),
     "cispo_two_sided": (cispo(floor=0.8, ceiling=1.2), *detached(lambda x, a: min(max(np.exp(x), 0.8), 1.2))),
+    "topr": (topr(), *detached(lambda x, a: 1.0 if a > 0 else min(np.exp(x), 1.0))),
     "sapo": (sapo(), *soft_gate(1.0, 1.05)),
     "sapo_sharp": (sapo(3.0, 0.5), *soft_gate(3.0, 0.5)),
     "vespo": (vespo(), *detached(gamma)),

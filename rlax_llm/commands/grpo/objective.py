@@ -12,7 +12,13 @@ from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import GroupLearning, every_completion
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.natural.trpo import NaturalStep
-from rlax_llm.policy.corrections import Correction, masked_importance, rejection, truncated_importance
+from rlax_llm.policy.corrections import (
+    Correction,
+    masked_importance,
+    rejection,
+    second_moment_mask,
+    truncated_importance,
+)
 from rlax_llm.policy.entropy import stepped_coef
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.recipes.building import build, check_given, parameters
@@ -24,8 +30,10 @@ CORRECTIONS: dict[str, Correction | None] = {
     "token": truncated_importance(ceiling=2.0),
     "mask": masked_importance(ceiling=2.0, floor=0.5),
     "sequence": rejection(ceiling=1.02, floor=0.98),
+    "moment": second_moment_mask(limit=0.04),
 }
-"""Weights for a sampler that differs from the learner: truncated, cut, or whole completions dropped."""
+"""Weights for a sampler that differs from the learner: truncated, cut, whole completions dropped, or the tokens that
+differ most."""
 
 
 class Chosen(NamedTuple):

@@ -131,8 +131,8 @@ class GroupLearningSettings(EpochSettings):
     """How the groups of a step are learned from."""
 
     overlong_filter: bool = option(False, "Learn nothing from completions that were cut (DAPO).")
-    correction: Literal["none", "token", "mask", "sequence"] = resolved(
-        "Weights for a sampler that differs: of tokens, truncated or cut, or whole completions.",
+    correction: Literal["none", "token", "mask", "sequence", "moment"] = resolved(
+        "Weights for a sampler that differs: of tokens, truncated or cut, whole completions, or what differs most.",
         "token with --sampler-url, --partial-rollouts, --ahead, --sampler-dtype or --cache-dtype, else none",
     )
     entropy_coef: float = option(0.0, "Weight of a bonus for the entropy of a token, at the start.")

@@ -26,6 +26,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.models.sharding import pinned, placed
+from rlax_llm.policy.trust_regions import TrustRegion, score_function
 
 
 class Form(NamedTuple):
@@ -93,6 +94,7 @@ class SupervisedPhase(Phase):
         optimizer: any Optax transformation.
         batching: how rows are drawn.
         measure: ``params → metrics`` of an evaluation, besides the held-out loss.
+        trust_region: of a token's log-probability, the negative of which is minimized as a rule.
     """
 
     columns = SUPERVISED_COLUMNS
@@ -107,13 +109,14 @@ class SupervisedPhase(Phase):
         optimizer: optax.GradientTransformation,
         batching: Batching,
         measure: Callable[[Params], Mapping[str, float]] = no_metrics,
+        trust_region: TrustRegion = score_function,
     ):
         self.learner, self.form, self.batching = learner, form, batching
         self.train = form.items(examples.train)
         self.held_out = form.items(examples.held_out)
         self.measure = measure
         self.log_probs = jax.jit(form.log_probs)
-        self._init, step = supervised_loop(self.log_probs, optimizer, batching.micro_batches)
+        self._init, step = supervised_loop(self.log_probs, optimizer, batching.micro_batches, trust_region)
         self.update = jax.jit(pinned(watch_finite(step)), donate_argnums=0)
 
     def init(self, params: Params) -> TrainState:

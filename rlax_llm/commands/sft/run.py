@@ -20,6 +20,10 @@ from rlax_llm.data.tasks import Task
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.functional import Params
+from rlax_llm.policy.trust_regions import cispo, score_function
+
+LOSSES = {"nll": score_function, "dft": cispo(ceiling=1.0)}
+"""Of a token's log-probability; a ratio to a policy of probability 1 is the probability."""
 
 
 @on_machine
@@ -49,9 +53,9 @@ def run_sft(settings: SftSettings) -> RunDirectory:
     optimizer = build_optimizer(settings.optimizer, build_schedule(settings.optimizer, peak, settings.run.steps))
     batching = Batching(batch.batch_size, seed, batch.micro_batches)
     form = form_of(batch, learner, settings.model.remat)
-    return run_language(
-        settings, SupervisedPhase(learner, examples, form, optimizer, batching, measure), learner.params
-    )
+    loss = LOSSES[settings.optimizer.loss]
+    phase = SupervisedPhase(learner, examples, form, optimizer, batching, measure, loss)
+    return run_language(settings, phase, learner.params)
 
 
 def form_of(batch: PackedBatchSettings, learner: Learner, remat: bool) -> Form:

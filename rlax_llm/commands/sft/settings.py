@@ -64,6 +64,9 @@ class SupervisedOptimizerSettings(OptimizerSettings):
     schedule: Literal["constant", "cosine", "linear"] = option(
         "constant", "Learning rate after the warm-up; cosine and linear end at 0."
     )
+    loss: Literal["nll", "dft"] = option(
+        "nll", "What is minimized: the negative log-likelihood, or in DFT each token's weighed by its probability."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
