@@ -13,6 +13,7 @@ import pytest
 
 from rlax_llm.core.types import PolicyBatch, Scored
 from rlax_llm.policy.objectives import policy_loss
+from rlax_llm.policy.terms import term_weights
 from rlax_llm.recipes.registry import PEERS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -40,7 +41,8 @@ def batch_of(objective, log_probs, old, ref, mask, scores) -> PolicyBatch:
     groups = (*scores.shape, mask.shape[-1])
     scored = Scored(scores, old.reshape(groups), mask.reshape(groups), ref.reshape(groups))
     advantages = jnp.broadcast_to(objective.advantage(scored).reshape(len(mask), -1), mask.shape)
-    return PolicyBatch(log_probs, old, advantages, mask, objective.weighting(mask), ref)
+    batch = PolicyBatch(log_probs, old, advantages, mask, objective.weighting(mask), ref)
+    return batch._replace(terms=term_weights(objective.terms, batch))
 
 
 def gradient(objective, batch: PolicyBatch):
