@@ -7,6 +7,7 @@ from rlax_llm.generation import cache as cache
 from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
 from rlax_llm.generation import enough as enough
+from rlax_llm.generation import histories as histories
 from rlax_llm.generation import partial as partial
 from rlax_llm.generation import patterns as patterns
 from rlax_llm.generation import prompts as prompts

@@ -229,8 +229,8 @@ def prefill(
     """
     hidden, caches = read(config, params, tokens, valid)
     memory = first_memory(request, tokens, valid, config.vocab_size)
-    state = _after_first(config, params, request, hidden, (key, limits, memory), room)
-    return Prefilled(_of_layers(config, caches), valid), state
+    state = after_first(config, params, request, hidden, (key, limits, memory), room)
+    return Prefilled(of_layers(config, caches), valid), state
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -260,22 +260,36 @@ def prefill_behind(
     own = prompts[0][:, -columns:], left[:, -columns:]
     hidden, caches = read(config, params, *own, before=common)
     memory = first_memory(request, *prompts, config.vocab_size)
-    state = _after_first(config, params, request, hidden, (*rows, memory), room)
+    state = after_first(config, params, request, hidden, (*rows, memory), room)
     shared = tuple((kept(config, k, KEYS[0]), kept(config, v, VALUES[0])) for k, v in zip(*common, strict=True))
-    return Prefilled(_of_layers(config, caches), own[1], shared), state
+    return Prefilled(of_layers(config, caches), own[1], shared), state
 
 
-def _after_first(
+def after_first(
     config: DecoderConfig, params: Params, request: Request, hidden: jax.Array, own: tuple, room: int
 ) -> Decoding:
-    """The state after one draw of each row, of prompts in the state ``hidden [P, D]``."""
+    """The state after one draw of each row.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        request: static.
+        hidden: ``[P, D]``, behind the prompts.
+        own: of the rows keys, limits and the memory of their prompts.
+        room: columns of the cache.
+    """
     keys = row_keys(own[0], hidden.shape[0] * request.group_size)
     state = before_first(config, request, (keys, *own[1:]), room, hidden.dtype)
     return _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
 
 
-def _of_layers(config: DecoderConfig, caches: tuple[jax.Array, jax.Array]) -> Cache:
-    """Keys and values of all layers as they are kept, layer by layer, for a group of its own."""
+def of_layers(config: DecoderConfig, caches: tuple[jax.Array, jax.Array]) -> Cache:
+    """Keys and values of all layers as they are kept, layer by layer, for a group of its own.
+
+    Args:
+        config: shapes, and the cache's number format.
+        caches: ``reading.Stacked``.
+    """
 
     def of_group(x: jax.Array, axes: tuple[int, int]) -> Any:
         return kept(config, x[:, None], axes[0])

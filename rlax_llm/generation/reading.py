@@ -107,33 +107,92 @@ def _in_parts(
     size = columns // parts
     begin = 0 if before is None else before[0].shape[-1]
     places = jnp.where(valid, begin + positions_of(valid), NOWHERE)
-    positions = begin + positions_of(valid)
-    apply = block(config)[1]
 
     def part(held: Stacked, start: jax.Array) -> tuple[Stacked, jax.Array]:
-        def own(x: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(x, start, size, 1)
-
-        read_before = jnp.where(jnp.arange(columns) < start, places, NOWHERE)
-
-        def layer(x: jax.Array, of: tuple) -> tuple[jax.Array, Stacked]:
-            weights, keys, values, *common = of
-            attend = _behind(config, tuple(common), Segment(keys, values, read_before), own(places))
-            x, (new_keys, new_values) = apply(weights, x, own(positions), attend)
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys, start, -1)
-            values = jax.lax.dynamic_update_slice_in_dim(values, new_values, start, -2)
-            return x, (keys, values)
-
-        x, held = jax.lax.scan(
-            layer, embedding(config, params, own(tokens)), (params["layers"], *held, *(before or ()))
-        )
-        return held, x[:, -1]
+        own = tuple(jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (tokens, places))
+        known = jnp.where(jnp.arange(columns) < start, places, NOWHERE)
+        last, held = _columns(config, params, (own[0], own[1]), held, known, before, start)
+        return held, last
 
     depth, heads, dim = config.num_layers, config.num_kv_heads, config.head_dim
     dtype = jax.eval_shape(partial(embedding, config), params, tokens).dtype
     empty = jnp.zeros((depth, count, heads, dim, columns), dtype), jnp.zeros((depth, count, heads, columns, dim), dtype)
     held, last = jax.lax.scan(part, empty, jnp.arange(parts) * size)
     return last[-1], held
+
+
+def extend(
+    config: DecoderConfig,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    held: Stacked,
+    known: jax.Array,
+    columns: int,
+    before: Stacked | None = None,
+) -> tuple[jax.Array, Stacked]:
+    """``read`` of prompts whose keys are held but for the last tokens of each: only these are run.
+
+    Limiting cases: with nothing held and all columns ``read``; of one token a step of ``decode``.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
+        held: keys and values of the tokens that are known; those of other columns may be anything.
+        known: ``[P, W]`` bool, the first tokens of each prompt, but not all.
+        columns: the last ones, in which all others are; static.
+        before: of what all prompts begin with, as ``read``'s.
+
+    Returns:
+        ``[P, D]`` after the last norm, and ``Stacked`` of all tokens.
+
+    >>> from rlax_llm.models.decoder import init_decoder
+    >>> config = DecoderConfig(9, 8, 8, 2, 2, 1, 4)
+    >>> params, row = init_decoder(config, jax.random.key(0)), jnp.array([[1, 2, 3, 4, 5]])
+    >>> whole, held = read(config, params, row, row > 0)
+    >>> found, _ = extend(config, params, (row, row > 0), held, row < 4, 2)
+    >>> bool(jnp.allclose(found, whole, atol=1e-5))
+    True
+    """
+    tokens, valid = prompts
+    start = tokens.shape[1] - columns
+    begin = 0 if before is None else before[0].shape[-1]
+    places = jnp.where(valid, begin + positions_of(valid), NOWHERE)
+    own = tokens[:, start:], jnp.where(known, NOWHERE, places)[:, start:]
+    x, held = _columns(config, params, own, held, jnp.where(known, places, NOWHERE), before, start)
+    return rms_norm(x, params["norm"], config.norm_eps), held
+
+
+def _columns(
+    config: DecoderConfig,
+    params: Params,
+    own: tuple[jax.Array, jax.Array],
+    held: Stacked,
+    known: jax.Array,
+    before: Stacked | None,
+    start: jax.Array | int,
+) -> tuple[jax.Array, Stacked]:
+    """The last state of tokens at places ``[P, n]``, in the columns from ``start`` on, and what is held with them.
+
+    They read what is held at places ``known [P, W]``. Where they are none, columns stay as they are.
+    """
+    tokens, places = own
+    there = places != NOWHERE
+    apply = block(config)[1]
+
+    def put(x: jax.Array, new: jax.Array, there: jax.Array, time: int) -> jax.Array:
+        old = jax.lax.dynamic_slice_in_dim(x, start, new.shape[time], time)
+        return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(there, new, old), start, time)
+
+    def layer(x: jax.Array, of: tuple) -> tuple[jax.Array, Stacked]:
+        weights, keys, values, *common = of
+        attend = _behind(config, tuple(common), Segment(keys, values, known), places)
+        x, (new_keys, new_values) = apply(weights, x, jnp.maximum(places, 0), attend)
+        keys = put(keys, new_keys, there[:, None, None], -1)
+        return x, (keys, put(values, new_values, there[:, None, :, None], -2))
+
+    x, held = jax.lax.scan(layer, embedding(config, params, tokens), (params["layers"], *held, *(before or ())))
+    return x[:, -1], held
 
 
 def _behind(config: DecoderConfig, common: tuple[jax.Array, ...], held: Segment, places: jax.Array) -> Attend:

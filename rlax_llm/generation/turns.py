@@ -23,6 +23,7 @@ from rlax_llm.core.checks import at_least_one
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.histories import History, KeysHeld, Later, ReadAgain, holds
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
@@ -196,6 +197,7 @@ def with_tools(
     max_turns: int,
     answer_tags: tuple[str, str] = ("<result>", "</result>"),
     complete: Generate = generate,
+    told: Callable[[int], None] = lambda tokens: None,
 ) -> Generate:
     """A ``generate`` whose completions call tools, and read the answers, up to ``max_turns − 1`` times.
 
@@ -203,6 +205,8 @@ def with_tools(
     whole completion, answers included: an answer that does not fit is cut there, and the completion is truncated;
     ``min_new_tokens`` is of each turn, as far as there is room. Later
     turns generate in few shapes: batches halve, limits come in quarters, widths in the buckets of ``pad_prompts``.
+    The engine holds the keys of what was read and drawn, so a later turn reads the answers alone. Where rows take turns
+    in slots, with speculation, on several devices, and with another ``complete`` it reads all tokens so far.
     Limiting case: ``generate`` for ``max_turns`` 1, and at any for a batch without a call.
 
     Args:
@@ -211,6 +215,7 @@ def with_tools(
         max_turns: times that the model generates, at least 1.
         answer_tags: written before and after an answer. Characters that the tokenizer cannot write are left out of it.
         complete: the first turn's and, in groups of one and with shorter limits, every later turn's generation.
+        told: is told of each turn how many tokens it read before its first draw, each prompt once for its group.
 
     Returns:
         A function with ``generate``'s signature to ``Completions`` on the host: in ``valid``, the completion follows
@@ -221,7 +226,7 @@ def with_tools(
     """
     at_least_one("with_tools", max_turns=max_turns)
     _check_tags(tokenizer, tools, answer_tags)
-    return _OverTurns(_Calls(tokenizer, tuple(tools), answer_tags), max_turns, complete)
+    return _OverTurns(_Calls(tokenizer, tuple(tools), answer_tags), max_turns, complete, told)
 
 
 def _check_tags(tokenizer: Tokenizer, tools: Sequence[Tool], answer_tags: tuple[str, str]) -> None:
@@ -286,6 +291,7 @@ class _OverTurns:
     calls: _Calls
     max_turns: int
     complete: Generate
+    told: Callable[[int], None]
 
     def __call__(
         self,
@@ -299,31 +305,52 @@ class _OverTurns:
     ) -> Completions:
         _refuse(limits, request)
         keys = _keys_of(key, prompts, request)
-        first = self.complete(config, params, prompts, keys, request, slots)
-        drawn: Completions = jax.tree.map(np.array, fetch(first))
-        begins = dict.fromkeys(range(len(drawn.tokens)), prompts[0].shape[1])
+        history = self._history(config, params, len(keys), request, slots)
+        self.told(int(np.asarray(prompts[1]).sum()))
+        drawn: Completions = jax.tree.map(np.array, fetch(history.first(prompts, keys, request)))
+        self._go_further(config, drawn, keys, request, history)
+        return drawn
+
+    def _go_further(
+        self, config: DecoderConfig, drawn: Completions, keys: jax.Array, request: Request, history: History
+    ) -> None:
+        """All turns behind the first, in place."""
+        width = drawn.tokens.shape[1] - request.max_new_tokens
+        begins = dict.fromkeys(range(len(drawn.tokens)), width)
+        places = np.arange(len(drawn.tokens))  # of the rows in the turn before
         for turn in range(1, self.max_turns):
             begins = _answer_calls(drawn, begins, self.calls, request.filler)
             if not begins:
                 break
-            padded, left, rows = self._read(config, drawn, begins)
-            shorter = _shorter(int(left.max()), request)
-            wide = _wide(config, padded[0].shape[1] + shorter.max_new_tokens)
+            rows = np.array(_going_on(drawn, begins))
             # The first turn folded its tokens' numbers into the keys, and they are below its limit: none is used twice.
-            later = _folded(keys[rows], request.max_new_tokens + turn)
-            further = fetch(self.complete(wide, params, padded, later, shorter, slots, left))
-            _go_on(drawn, begins, further, request.filler)
-        return drawn
+            folded = _folded(keys[rows], request.max_new_tokens + turn)
+            later = self._later(config, drawn, begins, places[rows], folded)
+            self.told(int(history.run(later)[: len(begins)].sum()))
+            shorter = _shorter(int(later.limits.max()), request)
+            wide = _wide(config, later.prompts[0].shape[1] + shorter.max_new_tokens)
+            _go_on(drawn, begins, fetch(history.later(wide, later, shorter)), request.filler)
+            places[rows[: len(begins)]] = np.arange(len(begins))
 
-    def _read(
-        self, config: DecoderConfig, drawn: Completions, begins: dict[int, int]
-    ) -> tuple[tuple[jax.Array, jax.Array], np.ndarray, np.ndarray]:
-        """All tokens so far of the rows that go on, the room that each has left, and which they are."""
+    def _history(
+        self, config: DecoderConfig, params: Params, rows: int, request: Request, slots: int | None
+    ) -> History:
+        """Of the engine's own generation the keys stay; any other is given all tokens in each turn."""
+        if self.complete is generate and holds(request, rows, slots):
+            return KeysHeld(config, params)
+        return ReadAgain(self.complete, config, params, slots)
+
+    def _later(
+        self, config: DecoderConfig, drawn: Completions, begins: dict[int, int], places: np.ndarray, keys: jax.Array
+    ) -> Later:
+        """All tokens so far of the rows that go on, how many are new to them, and the room that each has left."""
         rows = _going_on(drawn, begins)
         tokens = [drawn.tokens[row][drawn.valid[row]].tolist() for row in rows]
         padded = pad_prompts(tokens, self.calls.tokenizer.pad_id, config.vocab_size)
+        # The last token that was drawn was not read either: its keys are written when the next one is drawn.
+        unread = np.array([begins[row] - np.flatnonzero(drawn.mask[row])[-1] for row in rows], np.int32)
         left = np.array([drawn.tokens.shape[1] - begins[row] for row in rows], np.int32)
-        return padded, left, np.array(rows)
+        return Later(padded, places, unread, keys, left)
 
 
 def _keys_of(key: jax.Array, prompts: tuple[jax.Array, jax.Array], request: Request) -> jax.Array:

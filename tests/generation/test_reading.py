@@ -13,7 +13,7 @@ from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation import reading, rollout
 from rlax_llm.generation.engine import prefill, prefill_behind
 from rlax_llm.generation.prompts import pad_prompts
-from rlax_llm.generation.reading import common_tokens, parts_of, read, read_common
+from rlax_llm.generation.reading import common_tokens, extend, parts_of, read, read_common
 from rlax_llm.generation.request import Request, Speculation
 from rlax_llm.generation.rollout import Generation, generate
 from rlax_llm.generation.sampling import Categorical
@@ -55,6 +55,34 @@ def test_states_and_keys_are_those_of_the_whole(float64, monkeypatch, at_once, c
         there = np.moveaxis(np.asarray(x), axis, 2)[:, np.asarray(valid).nonzero()[0], np.asarray(valid).nonzero()[1]]
         last = np.moveaxis(np.asarray(y), axis, 2)[:, :, -valid.shape[1] :]
         np.testing.assert_allclose(there, last[:, np.asarray(valid).nonzero()[0], np.asarray(valid).nonzero()[1]])
+
+
+@pytest.mark.parametrize("further", [[48, 3, 9, 1, 17, 40], [5, 3, 1, 1, 5, 2], [1] * 6])
+@pytest.mark.parametrize("common", [0, 32])
+def test_further_tokens_are_read_behind_what_is_held(float64, further, common):
+    """So many at the end of each prompt; what is held of the columns of others beside them stays."""
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
+    tokens, valid = PROMPTS
+    wanted = hidden_states(CONFIG, params, tokens, valid)[:, -1]
+    before = None
+    if common:
+        first = np.asarray(tokens[0])[np.asarray(valid[0])][:common]
+        before = read_common(CONFIG, params, jnp.asarray(first))
+        valid = valid & (jnp.cumsum(valid, -1) > common)
+        further = np.minimum(further, valid.sum(-1))
+    whole = read(CONFIG, params, tokens, valid, before)[1]
+    known = valid & (jnp.arange(valid.shape[1]) < valid.shape[1] - jnp.asarray(further)[:, None])
+    of_keys, of_values = sides(known)
+    only_known = jnp.where(of_keys, whole[0], 9.0), jnp.where(of_values, whole[1], 9.0)
+    found, held = extend(CONFIG, params, (tokens, valid), only_known, known, int(max(further)), before)
+    np.testing.assert_allclose(found, wanted, atol=1e-10)
+    for x, y, there in zip(held, whole, sides(valid), strict=True):
+        np.testing.assert_allclose(jnp.where(there, x, 0), jnp.where(there, y, 0), atol=1e-10)
+
+
+def sides(valid):
+    """Of keys and of values, which are of tokens."""
+    return valid[:, None, None, :], valid[:, None, :, None]
 
 
 REQUESTS = {
