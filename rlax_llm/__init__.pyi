@@ -150,13 +150,11 @@ from rlax_llm.recipes.group import gspo as gspo
 from rlax_llm.recipes.group import gspo_token as gspo_token
 from rlax_llm.recipes.group import lite_ppo as lite_ppo
 from rlax_llm.recipes.group import luspo as luspo
-from rlax_llm.recipes.group import maxrl as maxrl
 from rlax_llm.recipes.group import opo as opo
 from rlax_llm.recipes.group import reinforce_plus_plus as reinforce_plus_plus
 from rlax_llm.recipes.group import reinforce_plus_plus_baseline as reinforce_plus_plus_baseline
 from rlax_llm.recipes.group import rloo as rloo
 from rlax_llm.recipes.group import sapo as sapo
-from rlax_llm.recipes.group import topr as topr
 from rlax_llm.recipes.group import vespo as vespo
 from rlax_llm.recipes.preference import alpha_po as alpha_po
 from rlax_llm.recipes.preference import aot as aot

@@ -10,7 +10,6 @@ from rlax_llm.credit.groups import (
     kl_in_score,
     leave_one_out,
     length_centered,
-    mean_relative,
     per_group,
     z_score,
 )
@@ -63,29 +62,6 @@ def dr_grpo(max_new_tokens: int, eps: float = 0.2) -> Objective:
     True
     """
     return grpo(0, eps)._replace(advantage=per_group(centered), weighting=fixed_length(max_new_tokens))
-
-
-@check_arguments
-def maxrl(eps: float = 0.2) -> Objective:
-    """MaxRL (arXiv 2602.02710): scores relative to the group's mean, no KL.
-
-    Args:
-        eps: half-width of the clip.
-
-    >>> maxrl().kl is None
-    True
-    """
-    return grpo(0, eps)._replace(advantage=per_group(mean_relative))
-
-
-@check_arguments
-def topr() -> Objective:
-    """Tapered off-policy REINFORCE (arXiv 2503.14286): whole completions, weighed by at most their ratio where A < 0.
-
-    >>> topr().ratio is summed_token_ratio
-    True
-    """
-    return Objective(per_group(centered), summed_token_ratio, trust_regions.topr(), sequence_sum)
 
 
 @check_arguments

@@ -1,4 +1,4 @@
-"""Named algorithms whose loss has further terms, or that learn from tokens of another policy."""
+"""Named algorithms that came later: of relative scores, of further terms, of tokens that another policy chose."""
 
 from __future__ import annotations
 
@@ -7,14 +7,38 @@ import jax.numpy as jnp
 
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.types import PolicyBatch
-from rlax_llm.credit.groups import centered, per_group
+from rlax_llm.credit.groups import centered, mean_relative, per_group
+from rlax_llm.policy import trust_regions
 from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
-from rlax_llm.policy.ratios import token_ratio
+from rlax_llm.policy.ratios import summed_token_ratio, token_ratio
 from rlax_llm.policy.terms import Term, given, likelihood, rewarded, shaped_advantage, squared_ratio, undecided
 from rlax_llm.policy.trust_regions import TrustRegion, clip, score_function, unclipped
-from rlax_llm.policy.weightings import token_mean
+from rlax_llm.policy.weightings import sequence_sum, token_mean
 from rlax_llm.recipes.group import grpo
+
+
+@check_arguments
+def maxrl(eps: float = 0.2) -> Objective:
+    """MaxRL (arXiv 2602.02710): scores relative to the group's mean, no KL.
+
+    Args:
+        eps: half-width of the clip.
+
+    >>> maxrl().kl is None
+    True
+    """
+    return grpo(0, eps)._replace(advantage=per_group(mean_relative))
+
+
+@check_arguments
+def topr() -> Objective:
+    """Tapered off-policy REINFORCE (arXiv 2503.14286): whole completions, weighed by at most their ratio where A < 0.
+
+    >>> topr().ratio is summed_token_ratio
+    True
+    """
+    return Objective(per_group(centered), summed_token_ratio, trust_regions.topr(), sequence_sum)
 
 
 @check_arguments
