@@ -234,10 +234,17 @@ def _check_tags(tokenizer: Tokenizer, tools: Sequence[Tool], answer_tags: tuple[
     if not tags:
         raise ValueError("with_tools: no tool was given; give at least one, or use generate.")
     for name, tag in tags:
-        if tokenizer.decode(tokenizer.encode(tag)) != tag or not tag:
+        try:
+            back = tokenizer.decode(tokenizer.encode(tag))
+        except ValueError as error:
             raise ValueError(
-                f"with_tools: the tag {tag!r} of {name} reads {tokenizer.decode(tokenizer.encode(tag))!r} once encoded "
-                "and decoded, wanted text that comes back; choose one that is no special token."
+                f"with_tools: the model cannot write the tag {tag!r} of {name}; choose another tag, or a tokenizer "
+                f"that has all of its characters. {error}"
+            ) from None
+        if back != tag or not tag:
+            raise ValueError(
+                f"with_tools: the tag {tag!r} of {name} reads {back!r} once encoded and decoded, wanted text that "
+                "comes back; choose one that is no special token."
             )
     for (name, tag), (other, longer) in permutations(tags, 2):
         if tag in longer:

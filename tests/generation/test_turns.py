@@ -429,6 +429,7 @@ def tag(opening: str, closing: str) -> Tool:
         ([SUM], 0, ("{", "}"), "with_tools: max_turns is 0, wanted a whole number of at least 1."),
         ([], 2, ("{", "}"), "with_tools: no tool was given; give at least one, or use generate."),
         ([calculator], 2, ("{", "}"), "Tokenizer.encode: '<' at position 0 is not in the alphabet '12+[]{}'; add it"),
+        ([calculator], 2, ("{", "}"), "with_tools: the model cannot write the tag '<calc>' of calculator; choose"),
         ([SUM], 2, ("<", ">"), "Tokenizer.encode: '<' at position 0 is not in the alphabet '12+[]{}'; add it"),
         ([tag("[", "[")], 2, ("{", "}"), "with_tools: the tag '[' of odd is inside '[' of odd; choose tags that are"),
         ([SUM, tag("[[", "1")], 2, ("{", "}"), "with_tools: the tag '[' of sum is inside '[[' of odd; choose tags"),
