@@ -206,7 +206,7 @@ def with_tools(
     ``min_new_tokens`` is of each turn, as far as there is room. Later
     turns generate in few shapes: batches halve, limits come in quarters, widths in the buckets of ``pad_prompts``.
     The engine holds the keys of what was read and drawn, so a later turn reads the answers alone. Where rows take turns
-    in slots, with speculation, on several devices, and with another ``complete`` it reads all tokens so far.
+    in slots, with guesses at every step, on several devices, and with another ``complete`` it reads all tokens so far.
     Limiting case: ``generate`` for ``max_turns`` 1, and at any for a batch without a call.
 
     Args:
@@ -311,6 +311,7 @@ class _OverTurns:
         limits: Any | None = None,
     ) -> Completions:
         _refuse(limits, request)
+        request = _without_doubtful_guesses(request)
         keys = _keys_of(key, prompts, request)
         history = self._history(config, params, len(keys), request, slots)
         self.told(int(np.asarray(prompts[1]).sum()))
@@ -369,6 +370,12 @@ def _refuse(limits: Any | None, request: Request) -> None:
         raise ValueError("with_tools: a pattern is one of completions without calls and answers; leave one out.")
     if limits is not None:
         raise ValueError("with_tools: limits are of completions without tools; lower max_new_tokens instead.")
+
+
+def _without_doubtful_guesses(request: Request) -> Request:
+    """Keys that stay are worth more than guesses that may pay; those that are asked for are made."""
+    doubtful = request.speculation is not None and not request.speculation.always
+    return request._replace(speculation=None) if doubtful else request
 
 
 @jax.jit

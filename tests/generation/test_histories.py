@@ -146,6 +146,12 @@ def test_where_rows_take_turns_everything_is_read_again(plain):
     assert told == plain[1][1]
 
 
+def test_keys_stay_where_guesses_only_may_pay(plain):
+    found, told = turns(REQUESTS["plain"]._replace(speculation=Speculation(2)))
+    assert told == plain[0][1]
+    assert_same(found, plain[0][0])
+
+
 def test_guesses_hold_nothing(plain):
     found, told = turns(REQUESTS["plain"]._replace(speculation=Speculation(2, always=True)))
     assert_same(found, plain[0][0])
