@@ -181,6 +181,9 @@ class _Continued(Generation):
         limits = np.full(rows, request.max_new_tokens, np.int32)
         super().__init__(config, params, prompts, (keys, limits), request, min(slots or rows, rows))
 
+    def _read_common(self) -> None:
+        """Each prompt is read whole: rows that go on are read with their tokens, and others enter beside them."""
+
     def _start(self, opened: int) -> Progress:
         """All rows by themselves, the resumed ones first."""
         if self.unbounded and devices_along(*ROWS) > 1:  # of the last to enter devices may have one more than others

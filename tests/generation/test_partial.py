@@ -133,3 +133,16 @@ def test_wrong_input_is_told():
             generate_partly(CONFIG, PARAMS, begun, KEY, request, enough)
     with pytest.raises(ValueError, match="wanted groups of 2 rows, with max_new_tokens, 80, columns behind"):
         generate_partly(CONFIG, PARAMS, jax.tree.map(lambda x: x[:3], begun), KEY, request, 1)
+
+
+def test_prompts_that_begin_alike_go_on_as_others_do(monkeypatch):
+    """What a whole generation reads once, rows that go on read each."""
+    monkeypatch.setattr(rollout, "LEAST_READ", 0.0)
+    alike = np.random.default_rng(9).integers(2, 29, 40).tolist()
+    prompts = pad_prompts([[*alike, i, i + 1] for i in range(2, 2 + GROUPS)], pad_id=0, vocab_size=29)
+    request = REQUESTS["plain"]
+    whole = jax.device_get(generate(CONFIG, PARAMS, prompts, KEY, request))
+    begun = not_begun(prompts, request)
+    for enough in (2, GROUPS):
+        begun = jax.device_get(generate_partly(CONFIG, PARAMS, begun, KEY, request, enough, 4))
+    assert_same(begun, whole)
