@@ -237,7 +237,9 @@ def sampling_fields(request: Request) -> dict[str, Any]:
     ValueError: a foreign sampler cannot have top_p: its server does not say what that left to draw from, and the
     learner could not recompute the log-probabilities; leave it out.
     """
-    _refuse(request, Request(request.sampler, request.stop_ids, request.max_new_tokens, request.group_size))
+    plain = Request(request.sampler, request.stop_ids, request.max_new_tokens, request.group_size)
+    # How many tokens a pass draws is the server's own affair: it changes none.
+    _refuse(request._replace(speculation=None), plain)
     temperature, bias = _temperature_and_bias(request.sampler)
     found: dict[str, Any] = {"temperature": float(temperature), "stop_token_ids": [int(x) for x in request.stop_ids]}
     if not bias:
