@@ -169,19 +169,6 @@ def certain(probabilities: jax.Array) -> jax.Array:
 
 
 @check_arguments
-def dynamic(probabilities: jax.Array) -> jax.Array:
-    """A token weighs its own probability: DFT (arXiv 2508.05629), whose gradient is that of p itself.
-
-    Args:
-        probabilities: of the tokens.
-
-    >>> dynamic(jnp.array([0.5])).tolist()
-    [0.5]
-    """
-    return probabilities
-
-
-@check_arguments
 def undecided(probabilities: jax.Array) -> jax.Array:
     """``p · (1 − p)``: what is neither known nor far off weighs most (CHORD, arXiv 2508.11408, eq. 7).
 
@@ -198,7 +185,7 @@ def undecided(probabilities: jax.Array) -> jax.Array:
 def likelihood(confidence: Callable[[jax.Array], jax.Array] = certain) -> Callable[[PolicyBatch], jax.Array]:
     """``− sg(confidence(p)) · log p`` of a token, nats: imitation.
 
-    Limiting cases: ``certain`` is the negative log-likelihood; ``dynamic`` has the gradient of ``−p``.
+    Limiting cases: ``certain`` is the negative log-likelihood; p itself has the gradient of ``−p``.
 
     Args:
         confidence: of a token's probability under the policy, without a gradient.

@@ -103,7 +103,7 @@ def test_likelihood_by_confidence():
         return jax.grad(lambda x: terms.likelihood(confidence)(PolicyBatch(x, one, one, one > 0)).sum())(-0.7 * one)
 
     np.testing.assert_allclose(slope(terms.certain), -1)
-    np.testing.assert_allclose(slope(terms.dynamic), -np.exp(-0.7))  # of −p
+    np.testing.assert_allclose(slope(lambda p: p), -np.exp(-0.7))  # of −p
     np.testing.assert_allclose(slope(terms.undecided), -np.exp(-0.7) * (1 - np.exp(-0.7)))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rlax_llm.core.mesh import ROWS, devices_along
+from rlax_llm.generation.rollout import weights_of
 from rlax_llm.models.config import DecoderConfig
 
 MOST = 8  # parts of a minibatch that are of like length
@@ -61,7 +60,7 @@ def tiles(config: DecoderConfig, completions: Any, layout: tuple[int, int], take
     by_length = sum(chosen) * rows // parts
     group_size, width = layout
     shared = rows // group_size * width + rows * (columns - width)
-    if by_length > WORTH * shared or by_length * _weights(config) < LEAST:
+    if by_length > WORTH * shared or by_length * weights_of(config) < LEAST:
         return None
     return Tiles(parts, sizes)
 
@@ -72,8 +71,3 @@ def _parts(rows: int, micro_batches: int) -> int:
     most = max(MOST, 2 * micro_batches)
     counts = range(micro_batches, most + 1, micro_batches)
     return max((n for n in counts if rows % (n * devices) == 0 and rows // (n * devices) >= FEWEST), default=0)
-
-
-def _weights(config: DecoderConfig) -> int:
-    shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
-    return sum(map(math.prod, shapes))
