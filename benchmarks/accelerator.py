@@ -47,8 +47,8 @@ from rlax_llm.recipes.group import grpo
 SHAPES = {
     "tiny": DecoderConfig(512, 64, 256, 2, 4, 2, 16),
     "smollm2-135m": DecoderConfig(49_152, 576, 1_536, 30, 9, 3, 64, max_positions=8_192),
-    "qwen3-0.6b": DecoderConfig(151_936, 1_024, 3_072, 28, 16, 8, 128, qk_norm=True, max_positions=40_960),
-    "qwen3-1.7b": DecoderConfig(151_936, 2_048, 6_144, 28, 16, 8, 128, qk_norm=True, max_positions=40_960),
+    "qwen3-0.6b": DecoderConfig(151_936, 1_024, 3_072, 28, 16, 8, 128, qk_norm="head", max_positions=40_960),
+    "qwen3-1.7b": DecoderConfig(151_936, 2_048, 6_144, 28, 16, 8, 128, qk_norm="head", max_positions=40_960),
 }
 
 

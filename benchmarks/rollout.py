@@ -75,7 +75,7 @@ class Ours:
     def static(self) -> Any:
         """All rows to the end of the longest."""
         going = self.going(None)
-        going.ladder = going.ladder._replace(rows=())
+        going.ladder = going.ladder._replace(sizes=())
         while going.advance():
             pass
         return ready(going.completions())
@@ -93,7 +93,7 @@ class Ours:
         """The share of computed rows that drew a token, and the most that the completions' cache takes."""
         going = self.going(slots)
         if not leaving:
-            going.ladder = going.ladder._replace(rows=())
+            going.ladder = going.ladder._replace(sizes=())
         computed, step, cache = 0, int(going.state.step), 0
         while going.advance():
             computed += (int(going.state.step) - step) * going.state.going.shape[0]

@@ -7,6 +7,7 @@ Records, checks, masked statistics, the one recurrence, KL divergences, distribu
 
 from rlax_llm.core import arguments as arguments
 from rlax_llm.core import buckets as buckets
+from rlax_llm.core import caps as caps
 from rlax_llm.core import checks as checks
 from rlax_llm.core import chips as chips
 from rlax_llm.core import distributions as distributions
@@ -74,6 +75,7 @@ from rlax_llm.core.kl import proportional_coef as proportional_coef
 from rlax_llm.core.kl import straight_through as straight_through
 from rlax_llm.core.kl import top_k_kl as top_k_kl
 from rlax_llm.core.log_probs import plain_token_log_probs as plain_token_log_probs
+from rlax_llm.core.log_probs import token_collisions as token_collisions
 from rlax_llm.core.log_probs import token_log_probs as token_log_probs
 from rlax_llm.core.mapping import map_in_cache as map_in_cache
 from rlax_llm.core.masked import divide_by_std as divide_by_std
@@ -87,9 +89,11 @@ from rlax_llm.core.shuffling import permutation as permutation
 from rlax_llm.core.types import Completions as Completions
 from rlax_llm.core.types import CreditedCompletions as CreditedCompletions
 from rlax_llm.core.types import Groups as Groups
+from rlax_llm.core.types import Known as Known
 from rlax_llm.core.types import LabeledCompletions as LabeledCompletions
 from rlax_llm.core.types import PairedCompletions as PairedCompletions
 from rlax_llm.core.types import PolicyBatch as PolicyBatch
 from rlax_llm.core.types import Scored as Scored
 from rlax_llm.core.types import ScoredCompletions as ScoredCompletions
+from rlax_llm.core.types import SteppedCompletions as SteppedCompletions
 from rlax_llm.core.types import Trajectory as Trajectory

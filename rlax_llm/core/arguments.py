@@ -48,6 +48,7 @@ _FUNCTIONS = (
     "ValueLoss",
     "Weighting",
 )
+_STANDINS = ("Coupled", "Remembering")
 _USERS = {"Objective": "policy_loss or group_loop", "Preference": "preference_loss or preference_loop"}
 _USERS |= {"Unpaired": "unpaired_loss or label_loop", "Coupled": "an Objective"}
 _BOOLEAN = ("mask", "chosen_mask", "rejected_mask", "desirable", "truncated")
@@ -215,7 +216,7 @@ def _judge(function: Callable, annotation: str) -> Judge | None:
         judge = _number(made)
     elif made and parts == ["tuple[float, ...]"]:
         judge = _numbers(made)
-    elif all(part in _FUNCTIONS or part == "Coupled" or part.startswith("Callable") for part in parts):
+    elif all(part in (*_FUNCTIONS, *_STANDINS) or part.startswith("Callable") for part in parts):
         judge = _callable(made or "give one")
     elif len(parts) == 1 and parts[0] in _RECORDS:
         judge = _record(parts[0], function)

@@ -83,8 +83,8 @@ class _Back(NamedTuple):
 
 def _slopes(chunk: _Back, softmax: Softmax) -> jax.Array:
     """``∂ / ∂ logit_v``: a token asked for has its own bar, each other its share of the tail's; less p_v times all."""
-    logits = chunk_logits(chunk.asked.rows, softmax).tempered
-    log_p = logits - chunk.normalizer[:, None]
+    logits = chunk_logits(chunk.asked.rows, softmax)
+    log_p = logits.tempered - chunk.normalizer[:, None]
     tail = chunk.found[:, -1:]
     share = jnp.exp(_others(log_p, chunk.asked.ids) - jnp.where(tail > -jnp.inf, tail, 0.0))
     rows = jnp.arange(log_p.shape[0])[:, None]
@@ -93,7 +93,8 @@ def _slopes(chunk: _Back, softmax: Softmax) -> jax.Array:
         .at[rows, _within(chunk.asked.ids, log_p.shape[-1])]
         .add(chunk.bars[:, :-1], mode="drop")
     )
-    return (slope - jnp.exp(log_p) * chunk.bars.sum(-1, keepdims=True)) / softmax.temperature
+    slope = (slope - jnp.exp(log_p) * chunk.bars.sum(-1, keepdims=True)) / softmax.temperature
+    return slope if logits.slope is None else slope * logits.slope
 
 
 def _own_slopes(own: _Back, softmax: Softmax) -> tuple[jax.Array, jax.Array]:

@@ -115,11 +115,13 @@ class Predictions(NamedTuple):
         hidden: ``[N, D]``.
         head: ``[V, D]``; a wider one is rounded to the dtype of ``hidden``, its gradient is not.
         temperature: > 0, dimensionless; not differentiated.
+        cap: of the head's logits, which become ``cap · tanh(logit / cap)`` before all else; None leaves them.
     """
 
     hidden: jax.Array
     head: jax.Array
     temperature: float | jax.Array = 1.0
+    cap: float | None = None
 
 
 class Compared(NamedTuple):
@@ -317,7 +319,8 @@ def softmax_of(
     wide = jnp.promote_types(predictions.hidden.dtype, jnp.float32)
     temperature = jax.lax.stop_gradient(jnp.asarray(predictions.temperature, wide))
     added = None if bias is None else jax.lax.stop_gradient(jnp.asarray(bias, wide))
-    return Softmax(predictions.head, temperature, added, None if penalties is None else jnp.asarray(penalties, wide))
+    numbers = (None if given is None else jnp.asarray(given, wide) for given in (penalties, predictions.cap))
+    return Softmax(predictions.head, temperature, added, *numbers)
 
 
 def _check_alike(where: str, student: Predictions, teacher: Predictions, targets: jax.Array) -> None:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core.mesh import ROWS, TENSOR, max_over, per_device, place_along, sum_over
-from rlax_llm.core.penalties import NONE, Penalties
+from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.token_sets import are_bits, words
-from rlax_llm.core.vocabulary import Rows, Softmax, chunk_logits, chunked, normalizers, specs
+from rlax_llm.core.vocabulary import Rows, Softmax, chunk_logits, chunked, log_sum_exp, normalizers, specs
 
 
 class _Found(NamedTuple):
@@ -85,7 +85,7 @@ def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tupl
     row, shared = specs(rows.targets.shape[0], softmax)
     back = per_device(_own_slopes, (row, *shared), (row, *shared[:2]))
     hidden, head, temperature = back(_Chunk(rows, found, *cotangents), *softmax)
-    return (hidden, None, None, None), (head, temperature, None, None)
+    return (hidden, None, None, None), (head, temperature, None, None, None)
 
 
 def _own_slopes(own: _Chunk, *shared: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -94,9 +94,9 @@ def _own_slopes(own: _Chunk, *shared: Any) -> tuple[jax.Array, jax.Array, jax.Ar
     head, temperature = softmax.head, softmax.temperature
 
     def step(totals: tuple[jax.Array, jax.Array], chunk: _Chunk) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        slope, log_p, of_penalties = _logit_slopes(chunk, softmax)
+        slope, log_p, of_head = _logit_slopes(chunk, softmax)
         temperature_slope = -(slope * log_p).sum()  # each row of slope sums to 0, so log p does for the logits
-        slope = slope if of_penalties is None else slope * of_penalties
+        slope = slope if of_head is None else slope * of_head
         slope = slope.astype(chunk.rows.hidden.dtype)
         head_slope = jnp.matmul(slope.T, chunk.rows.hidden, preferred_element_type=totals[0].dtype)
         hidden_slope = sum_over(slope @ head.astype(chunk.rows.hidden.dtype), TENSOR)
@@ -125,6 +125,7 @@ def token_log_probs(
     kept: jax.Array | None = None,
     bias: jax.typing.ArrayLike | None = None,
     penalties: tuple[Penalties, jax.Array] | None = None,
+    cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """``log p[n, targets[n]]`` and entropy of ``p[n] = softmax((hidden[n] · headᵀ + bias) / temperature)``.
 
@@ -144,6 +145,7 @@ def token_log_probs(
         bias: ``[V]`` float or None, nats before the temperature; −inf bans a token. Not differentiated.
         penalties: that come between bias and temperature, and what was there before each token, ``[N, T]`` of
             ``seen.histories``; or None. Each chunk counts its own, so no ``[N, V]`` array is held.
+        cap: of the head's logits, which become ``cap · tanh(logit / cap)`` before all else; None leaves them.
 
     Returns:
         Log-probabilities ``[N]`` and entropies ``[N]``, nats, in at least float32; −inf for a banned target.
@@ -161,12 +163,71 @@ def token_log_probs(
     """
     if kept is not None:
         kept = checked_kept("token_log_probs", kept, hidden.shape[0], head.shape[0])
+    history = None if penalties is None else penalties[1]
+    softmax = _softmax(hidden, head, temperature, bias, penalties, cap)
+    return _log_probs((hidden, targets, kept, history), tuple(softmax))
+
+
+def token_collisions(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: float | jax.Array = 1.0,
+    kept: jax.Array | None = None,
+    bias: jax.typing.ArrayLike | None = None,
+    penalties: tuple[Penalties, jax.Array] | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """``Σ_v p[n, v]²`` of the distributions of ``token_log_probs``: the probability that two draws agree. No gradient.
+
+    Limiting cases: 1 where one token is certain; ``1/V`` where all V are alike.
+
+    Args:
+        hidden: ``[N, D]``.
+        head: ``[V, D]``.
+        targets: ``[N]`` int32; a set holds its target, whatever it says.
+        temperature: > 0, dimensionless.
+        kept: as of ``token_log_probs``.
+        bias: as of ``token_log_probs``.
+        penalties: as of ``token_log_probs``.
+        cap: as of ``token_log_probs``.
+
+    Returns:
+        ``[N]``, in at least float32.
+
+    Raises:
+        ValueError: at trace time, for another form of ``kept``.
+
+    >>> token_collisions(jnp.zeros((1, 2)), jnp.ones((4, 2)), jnp.array([3])).tolist()
+    [0.25]
+    """
+    softmax_given = _softmax(hidden, head, temperature, bias, penalties, cap)
+    if kept is not None:
+        kept = checked_kept("token_collisions", kept, hidden.shape[0], head.shape[0])
+    rows = Rows(hidden, targets, kept, None if penalties is None else penalties[1])
+
+    def own(rows: Rows, *shared: Any) -> jax.Array:
+        softmax, count = Softmax(*shared), rows.targets.shape[0]
+
+        def of_chunk(chunk: Rows) -> jax.Array:
+            logits = chunk_logits(chunk, softmax).tempered
+            return jnp.exp(log_sum_exp(2 * logits) - 2 * normalizers(logits))
+
+        return jax.lax.map(of_chunk, chunked(softmax.head.shape[0], rows)).reshape(-1)[:count]
+
+    row, shared = specs(rows.targets.shape[0], softmax_given)
+    return jax.lax.stop_gradient(per_device(own, (row, *shared), row)(rows, *softmax_given))
+
+
+def _softmax(
+    hidden: jax.Array, head: jax.Array, temperature: Any, bias: Any, penalties: Any, cap: float | None
+) -> Softmax:
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     if bias is not None:
         bias = jax.lax.stop_gradient(jnp.asarray(bias, wide))
-    given, history = penalties or (NONE, None)
-    numbers = None if history is None else jnp.asarray(given, wide)
-    return _log_probs((hidden, targets, kept, history), (head, jnp.asarray(temperature, wide), bias, numbers))
+    given = None if penalties is None else jnp.asarray(penalties[0], wide)
+    capped = None if cap is None else jnp.asarray(cap, wide)
+    return Softmax(head, jnp.asarray(temperature, wide), bias, given, capped)
 
 
 def checked_kept(where: str, kept: jax.Array, rows: int, vocabulary: int) -> jax.Array:

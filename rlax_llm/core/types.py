@@ -53,6 +53,11 @@ class Completions(NamedTuple):
         """``[B, T]`` bool, the tokens whose log-probabilities are taken."""
         return self.mask if self.given is None else self.mask | self.given
 
+    @property
+    def drawn(self) -> jax.Array:
+        """``[B, T]`` bool, the tokens of the mask that a sampler drew: a demonstration may be in the mask too."""
+        return self.mask if self.given is None else self.mask & ~self.given
+
 
 class CreditedCompletions(NamedTuple):
     """Completions with the advantages of their tokens: a batch of ``policy_loop``.
@@ -64,6 +69,7 @@ class CreditedCompletions(NamedTuple):
             the reference's parameters.
         factors: ``[B, T]``, multiply the loss's weights, such as a correction for the sampler; None for factors of 1.
         scores: ``[B]``, of the completions, for terms that read them.
+        staleness: ``[B, T]``, steps that the policy has taken since each token was drawn; None where nobody says.
     """
 
     completions: Completions
@@ -71,6 +77,37 @@ class CreditedCompletions(NamedTuple):
     ref_log_probs: jax.Array | None = None
     factors: jax.Array | None = None
     scores: jax.Array | None = None
+    staleness: jax.Array | None = None
+
+
+class Known(NamedTuple):
+    """What is known of groups beside their scores, where an estimator reads it; None where it does not.
+
+    Attributes:
+        baselines: ``[P]``, a score of each prompt from elsewhere: of its greedy completion, for one. NaN for none.
+        prompts: ``[P]`` int32, which prompt each group is of, a number that stays the same over a run.
+        drift: ``[P]``, how far the policy has moved since it last had the prompt, nats; None counts steps.
+        roles: ``[P, G]`` int32, who each completion plays.
+        collisions: ``[P, G, T]``, ``Σ_v p_v²`` of what each token was drawn from: the probability of drawing it twice.
+        turns: ``[P, G, T]`` int32, the turn that each token belongs to.
+        anchors: ``[P, G, K]`` int32, the state that each turn begins in: equal numbers within a group are equal states.
+        turn_returns: ``[P, G, K]``, the return from each turn on; NaN where there is no such turn.
+        step_rewards: ``[P, G, T]``, what of the scores the steps of completions earned, each at its last token; NaN
+            everywhere else.
+    """
+
+    baselines: jax.Array | None = None
+    prompts: jax.Array | None = None
+    drift: jax.Array | None = None
+    roles: jax.Array | None = None
+    collisions: jax.Array | None = None
+    turns: jax.Array | None = None
+    anchors: jax.Array | None = None
+    turn_returns: jax.Array | None = None
+    step_rewards: jax.Array | None = None
+
+
+NOTHING_KNOWN = Known()
 
 
 class Groups(NamedTuple):
@@ -81,11 +118,15 @@ class Groups(NamedTuple):
         scores: ``[P, G]``, or ``[K, P, G]`` of K rewards; NaN marks a completion without a score.
         ref_log_probs: ``[B, T]``, nats, the frozen reference's or a teacher's; None where nothing reads them, or where
             the step gets the reference's parameters.
+        known: what else there is to know of the groups.
+        staleness: ``[B, T]``, steps that the policy has taken since each token was drawn; None where nothing reads it.
     """
 
     completions: Completions
     scores: jax.Array
     ref_log_probs: jax.Array | None = None
+    known: Known = NOTHING_KNOWN
+    staleness: jax.Array | None = None
 
 
 class ScoredCompletions(NamedTuple):
@@ -95,26 +136,32 @@ class ScoredCompletions(NamedTuple):
         completions: of B rows.
         scores: ``[B]``; NaN marks a completion without a score.
         ref_log_probs: ``[B, T]``, nats, the frozen reference's; None where the step gets its parameters.
+        step_rewards: ``[B, T]``, what of the scores the steps of completions earned, each at its last token, NaN
+            everywhere else; None where all of a score is paid at the end.
     """
 
     completions: Completions
     scores: jax.Array
     ref_log_probs: jax.Array | None = None
+    step_rewards: jax.Array | None = None
 
 
 class PairedCompletions(NamedTuple):
     """Pairs of completions: a batch of ``preference_loop`` and ``reward_loop``.
 
     Attributes:
-        completions: of 2B rows; row 2b is chosen, row 2b + 1 rejected, of one prompt.
+        completions: of 2B rows; row 2b is chosen, row 2b + 1 rejected, of one prompt. Where the loss reads gold
+            responses there are 3B rows, and the third of each pair is one.
         margins: ``[B]``, what is demanded of each pair, in the rewards' units; None for no margin.
         ref_log_probs: ``[2B, T]``, nats, the frozen reference's; None where nothing reads them, or where the step gets
             the reference's parameters.
+        explored: ``[B]`` bool, the pairs whose chosen response is the reference's own; None where nothing reads it.
     """
 
     completions: Completions
     margins: jax.Array | None = None
     ref_log_probs: jax.Array | None = None
+    explored: jax.Array | None = None
 
 
 class LabeledCompletions(NamedTuple):
@@ -133,6 +180,20 @@ class LabeledCompletions(NamedTuple):
     ref_log_probs: jax.Array | None = None
 
 
+class SteppedCompletions(NamedTuple):
+    """Completions whose steps are right or not: a batch of ``process_loop``.
+
+    Attributes:
+        completions: of B rows.
+        ends: ``[B, T]`` bool, True at the last token of each labeled step.
+        right: ``[B, T]`` bool, the labels; read at ``ends`` alone.
+    """
+
+    completions: Completions
+    ends: jax.Array
+    right: jax.Array
+
+
 class Scored(NamedTuple):
     """Completions with their scores, in groups: what an advantage estimator sees.
 
@@ -141,12 +202,14 @@ class Scored(NamedTuple):
         log_probs: ``[P, G, T]`` float, the sampler's, nats.
         mask: ``[P, G, T]`` bool, True where the policy chose the token.
         ref_log_probs: ``[P, G, T]`` float or None, the frozen reference's, nats.
+        known: what else there is to know of the groups.
     """
 
     scores: jax.Array
     log_probs: jax.Array
     mask: jax.Array
     ref_log_probs: jax.Array | None = None
+    known: Known = NOTHING_KNOWN
 
 
 class PolicyBatch(NamedTuple):
@@ -169,6 +232,10 @@ class PolicyBatch(NamedTuple):
         divergence: of the current policy from a teacher at each token, nats, for terms that read it; it carries a
             gradient too.
         terms: the weights of each of the objective's terms, of the whole batch; None takes those of this batch.
+        staleness: steps that the policy had taken, at the rollout, since each token was drawn; None where nobody says.
+        reweighted: float, ``uniform`` times what a correction multiplies each token's loss by, normalized: what the KL
+            to the reference is summed with, so that it is the current policy's whoever drew the tokens. None is
+            ``uniform``.
     """
 
     log_probs: jax.Array
@@ -183,6 +250,13 @@ class PolicyBatch(NamedTuple):
     entropy: jax.Array | None = None
     divergence: jax.Array | None = None
     terms: tuple[jax.Array, ...] | None = None
+    staleness: jax.Array | None = None
+    reweighted: jax.Array | None = None
+
+    @property
+    def drawn(self) -> jax.Array:
+        """Bool, the tokens of the mask that a sampler drew: a demonstration may be in the mask too."""
+        return self.mask if self.given is None else self.mask & ~self.given
 
 
 class Trajectory(NamedTuple):

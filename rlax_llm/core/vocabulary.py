@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rlax_llm.core.caps import soft_cap
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, max_over, place_along, sum_over
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.seen import penalized, repetition_slope, tally
@@ -33,8 +34,8 @@ class Rows(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """What all rows share: the head ``[V, D]``, the temperature, what is added to the logits, ``[V]`` or None, and
-    penalties ``[3]``, or None.
+    """What all rows share: the head ``[V, D]``, the temperature, what is added to the logits, ``[V]`` or None,
+    penalties ``[3]`` or None, and the cap of the head's logits or None.
 
     Under a mesh a device sees a part of the vocabulary.
     """
@@ -43,6 +44,7 @@ class Softmax(NamedTuple):
     temperature: jax.Array
     bias: jax.Array | None
     penalties: jax.Array | None = None
+    cap: jax.Array | None = None
 
     def vocabulary(self) -> jax.Array:
         """The tokens of this part, ``[V]``."""
@@ -87,14 +89,17 @@ def chunk_logits(rows: Rows, softmax: Softmax) -> Logits:
         rows: of one chunk.
         softmax: what they share.
     """
-    head, temperature, bias, penalties = softmax
+    head, temperature, bias, penalties, cap = softmax
     logits = jnp.matmul(rows.hidden, head.astype(rows.hidden.dtype).T, preferred_element_type=temperature.dtype)
-    logits = logits if bias is None else logits + bias
     slope = None
+    if cap is not None:
+        logits, slope = soft_cap(logits, cap)
+    logits = logits if bias is None else logits + bias
     if penalties is not None and rows.history is not None:
         seen = tally(rows.history, head.shape[0], place_along(TENSOR) * head.shape[0])
         given = Penalties(*penalties)
-        slope = repetition_slope(logits, given, seen)
+        repeated = repetition_slope(logits, given, seen)
+        slope = repeated if slope is None else slope * repeated
         logits = penalized(logits, given, seen)
     # Divided in float32, as the sampler does: hidden states divided in bfloat16 would move log-probabilities by 0.1.
     return Logits(_cut(logits / temperature, rows, softmax), slope)
@@ -146,4 +151,4 @@ def specs(count: int, softmax: Softmax) -> tuple[PartitionSpec, tuple[Any, ...]]
         softmax: of all rows.
     """
     vocabulary, one = dividing(softmax.head.shape[:1], (TENSOR,)), PartitionSpec()
-    return dividing((count,), (ROWS,)), (vocabulary, one, vocabulary, one)
+    return dividing((count,), (ROWS,)), (vocabulary, one, vocabulary, one, one)

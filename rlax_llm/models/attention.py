@@ -290,15 +290,24 @@ def attention(
     return mixed[:, :length].reshape(rows, length, -1)
 
 
-def rotary(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Rotary position embedding on halves (arXiv 2104.09864, in Llama's layout).
+def rotary(
+    x: jax.Array,
+    positions: jax.Array,
+    frequencies: jax.Array,
+    magnitude: float | jax.Array = 1.0,
+    pairs: bool = False,
+) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864) of a head's first numbers, as many as there are frequencies for.
 
-    Limiting case: the identity at position 0; dot products depend on position differences only.
+    Limiting cases: the identity at position 0, and with frequencies of 0; dot products depend on position differences
+    only; what turns in pairs of neighbors is what turns in halves, in another order.
 
     Args:
         x: ``[B, S, heads, head_dim]``.
         positions: ``[B, S]`` int32, tokens.
-        frequencies: ``[head_dim / 2]``, radians per token.
+        frequencies: ``[rotated / 2]``, radians per token.
+        magnitude: what turns is multiplied by it.
+        pairs: numbers 2i and 2i + 1 turn together, and not i and i + rotated / 2 as in Llama.
 
     Returns:
         Same shape and dtype as ``x``.
@@ -309,5 +318,15 @@ def rotary(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Ar
     angles = positions[..., None, None] * frequencies
     cos = jnp.cos(angles)
     sin = jnp.sin(angles)
-    left, right = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)
+    if not isinstance(magnitude, float) or magnitude != 1:
+        cos, sin = cos * magnitude, sin * magnitude
+    rotated = 2 * frequencies.shape[-1]
+    wide = x[..., :rotated].astype(jnp.promote_types(x.dtype, jnp.float32))
+    whole = _turned(wide, cos, sin, pairs).astype(x.dtype)
+    return whole if rotated == x.shape[-1] else jnp.concatenate([whole, x[..., rotated:]], -1)
+
+
+def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array, pairs: bool) -> jax.Array:
+    left, right = (x[..., ::2], x[..., 1::2]) if pairs else jnp.split(x, 2, axis=-1)
+    turned = left * cos - right * sin, right * cos + left * sin
+    return jnp.stack(turned, -1).reshape(x.shape) if pairs else jnp.concatenate(turned, -1)

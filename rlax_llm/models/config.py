@@ -1,71 +1,22 @@
-"""The shape of the one decoder: what distinguishes Llama, Qwen2, Qwen3 and their relatives."""
+"""The shape of the one decoder: what distinguishes the families of models that it computes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from rlax_llm.core.checks import at_least_one, positive
 from rlax_llm.core.names import did_you_mean
+from rlax_llm.models.ropes import Rope, RopeScaling
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 NARROW = ("bfloat16", "int8")
 ATTENTIONS = ("auto", "blockwise", "splash", "cudnn")
-
-RopeScaling = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class LinearRope:
-    """Position interpolation: every rotary frequency divided by ``factor`` (arXiv 2306.15595).
-
-    >>> LinearRope(2.0)(np.array([1.0, 0.5])).tolist()
-    [0.5, 0.25]
-    """
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        positive("LinearRope", factor=self.factor)
-
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scale ``[head_dim / 2]`` frequencies, radians per token."""
-        return frequencies / self.factor
-
-
-@dataclass(frozen=True)
-class Llama3Rope:
-    """Llama 3.1's scaling: long wavelengths divided by ``factor``, short ones kept, a linear blend between.
-
-    >>> scale = Llama3Rope(8.0, 1.0, 4.0, 8192)
-    >>> scale(np.array([1.0, 1e-5])).tolist()
-    [1.0, 1.25e-06]
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-    def __post_init__(self) -> None:
-        positive("Llama3Rope", factor=self.factor, low_freq_factor=self.low_freq_factor)
-        at_least_one("Llama3Rope", original_max_positions=self.original_max_positions)
-        if not self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                f"Llama3Rope: high_freq_factor is {self.high_freq_factor}, wanted more than low_freq_factor "
-                f"{self.low_freq_factor}."
-            )
-
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scale ``[head_dim / 2]`` frequencies, radians per token."""
-        turns = self.original_max_positions * frequencies / (2 * math.pi)
-        blend = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0)
-        return frequencies * (blend + (1.0 - blend) / self.factor)
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+NORMS = ("before", "after", "both")
+QK_NORMS = ("head", "width")
+_ORDER = ("attention_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -78,9 +29,12 @@ class Lora:
         rank: columns of A and rows of B, r; at least 1.
         alpha: the update's scale times the rank; greater than 0.
         targets: the projections that have an adapter, in any order: q, k, v, o, gate, up, down.
+        stabilized: alpha / √rank in place of alpha / rank (rsLoRA, arXiv 2312.03732).
+        dora: columns keep a length of their own, which is trained too (DoRA, arXiv 2402.09353).
+        dropout: the share of inputs that PEFT left out in training; kept for its files, and not applied.
 
-    >>> Lora(8, 16.0).scale
-    2.0
+    >>> Lora(8, 16.0).scale, Lora(16, 16.0, stabilized=True).scale
+    (2.0, 4.0)
     >>> Lora(8, 16.0, ("q", "gate_proj"))
     Traceback (most recent call last):
     ValueError: Lora: target 'gate_proj' is unknown; did you mean 'gate'? There are q, k, v, o, gate, up, down.
@@ -89,6 +43,9 @@ class Lora:
     rank: int
     alpha: float
     targets: tuple[str, ...] = TARGETS
+    stabilized: bool = False
+    dora: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         at_least_one("Lora", rank=self.rank)
@@ -103,12 +60,42 @@ class Lora:
     @property
     def scale(self) -> float:
         """What ``(x·A)·B`` is multiplied by."""
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.stabilized else self.rank)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP (arXiv 2101.03961, 2401.04088).
+
+    Attributes:
+        count: experts, E.
+        per_token: of them that a token is sent to, k.
+        width: of an expert, F.
+        normalized: the weights of a token's experts sum to 1.
+        shared: the decoder's own MLP, of ``intermediate_size``, is added, times the sigmoid of a gate (Qwen2-MoE).
+
+    >>> Experts(4, 5, 8)
+    Traceback (most recent call last):
+    ValueError: Experts: per_token is 5, wanted at most count 4.
+    """
+
+    count: int
+    per_token: int
+    width: int
+    normalized: bool = True
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one("Experts", count=self.count, per_token=self.per_token, width=self.width)
+        if self.per_token > self.count:
+            raise ValueError(f"Experts: per_token is {self.per_token}, wanted at most count {self.count}.")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """Static shape of a decoder; hashable, so it can be a static argument of ``jit``.
+
+    The defaults are Llama's: what another family does otherwise is a field.
 
     Attributes:
         vocab_size: rows of the embedding.
@@ -120,10 +107,26 @@ class DecoderConfig:
         head_dim: width of a head; H · head_dim need not be D (Qwen3).
         rope_theta: base of the rotary wavelengths.
         rope_scaling: a function of the frequencies, or None.
+        rotary_dim: numbers of a head that turn, the first ones; None is all (GLM-4, Phi-4-mini turn some).
+        rope_pairs: neighbors turn together (GLM-4), and not the two halves.
+        local_rope: of the layers with a window, where it is another (Gemma 3, OLMo 3); None is the same.
+        rotated: of each layer, whether it turns at all (SmolLM3); empty is all of them.
+        window: tokens that a layer with a window reads at most, the query's own included; None is all (Mistral).
+        sliding: of each layer, whether it has the window (Gemma, OLMo 3); empty is all of them.
         norm_eps: epsilon of the RMS norms.
+        norm_offset: added to the weights of the norms: 1 where files hold their distance from 1 (Gemma).
+        norms: "before" attention and MLP, "after" them (OLMo 2), or "both" (Gemma 2, GLM-4).
+        qk_norm: RMS norm over each query and key "head" (Qwen3), over the whole "width" of them (OLMo 2), or None.
         tie_embeddings: the head is the embedding.
-        qkv_bias: biases on q, k and v (Qwen2).
-        qk_norm: RMS norm over each query and key head (Qwen3).
+        biases: the projections with a bias: q, k and v (Qwen2), or any others.
+        activation: of the MLP's gate: "silu", "gelu_tanh" (Gemma) or "gelu".
+        embedding_scale: what embeddings are multiplied by (Gemma, Granite).
+        residual_scale: what attention and MLP are multiplied by before they are added (Granite).
+        attention_scale: what scores are multiplied by; None is ``head_dim^(−1/2)`` (Gemma 2, Granite).
+        attention_cap: scores s become ``cap · tanh(s / cap)`` (Gemma 2); None leaves them.
+        logit_divisor: what the logits are divided by (Granite).
+        logit_cap: as ``attention_cap``, of the logits (Gemma 2).
+        experts: a mixture of experts in place of the MLP, or None.
         max_positions: longest sequence, tokens.
         lora: an adapter that the layers read with their own weights (``adapter_shapes``), or None.
         compute_dtype: number format of the products and activations, as "bfloat16"; None is that of the parameters.
@@ -145,10 +148,26 @@ class DecoderConfig:
     head_dim: int
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    rope_pairs: bool = False
+    local_rope: Rope | None = None
+    rotated: tuple[bool, ...] = ()
+    window: int | None = None
+    sliding: tuple[bool, ...] = ()
     norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    norms: str = "before"
+    qk_norm: str | None = None
     tie_embeddings: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    biases: tuple[str, ...] = ()
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_divisor: float = 1.0
+    logit_cap: float | None = None
+    experts: Experts | None = None
     max_positions: int = 2_048
     lora: Lora | None = None
     compute_dtype: str | None = None
@@ -160,44 +179,140 @@ class DecoderConfig:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         sizes += ("head_dim", "max_positions")
         at_least_one("DecoderConfig", **{name: getattr(self, name) for name in sizes})
-        positive("DecoderConfig", rope_theta=self.rope_theta, norm_eps=self.norm_eps)
+        scales = ("rope_theta", "norm_eps", "embedding_scale", "residual_scale", "logit_divisor")
+        positive("DecoderConfig", **{name: getattr(self, name) for name in scales})
+        optional = {name: getattr(self, name) for name in ("attention_scale", "attention_cap", "logit_cap")}
+        positive("DecoderConfig", **{name: value for name, value in optional.items() if value is not None})
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"DecoderConfig: num_kv_heads is {self.num_kv_heads}, wanted a divisor of num_heads {self.num_heads}."
             )
-        if self.attention not in ATTENTIONS:
-            hint = did_you_mean(self.attention, ATTENTIONS)
-            raise ValueError(
-                f"DecoderConfig: attention {self.attention!r} is unknown{hint} There are {', '.join(ATTENTIONS)}."
-            )
+        self._check_words()
+        self._check_layers()
+        self._check_experts()
+        if self.head_dim % 2 or self.rotated_width % 2 or not 0 < self.rotated_width <= self.head_dim:
+            name = "head_dim" if self.head_dim % 2 or self.rotary_dim is None else "rotary_dim"
+            wanted = "an even number (rotary halves)" if name == "head_dim" else f"an even number up to {self.head_dim}"
+            raise ValueError(f"DecoderConfig: {name} is {getattr(self, name)}, wanted {wanted}.")
+
+    def _check_words(self) -> None:
+        words = (
+            ("attention", ATTENTIONS),
+            ("activation", ACTIVATIONS),
+            ("norms", NORMS),
+            ("qk_norm", (None, *QK_NORMS)),
+        )
+        for name, known in words:
+            value = getattr(self, name)
+            if value not in known:
+                named = [word for word in known if word is not None]
+                hint = did_you_mean(str(value), named)
+                raise ValueError(f"DecoderConfig: {name} {value!r} is unknown{hint} There are {', '.join(named)}.")
         for name in ("sampler_dtype", "cache_dtype"):
             if getattr(self, name) not in (None, *NARROW):
                 wanted = f"{' or '.join(NARROW)}, or None"
                 raise ValueError(f"DecoderConfig: {name} is {getattr(self, name)!r}, wanted {wanted}.")
-        if self.head_dim % 2:
-            raise ValueError(f"DecoderConfig: head_dim is {self.head_dim}, wanted an even number (rotary halves).")
+        for name in self.biases:
+            if name not in TARGETS:
+                hint = did_you_mean(name, TARGETS)
+                raise ValueError(
+                    f"DecoderConfig: biases names {name!r}, which is unknown{hint} There are {', '.join(TARGETS)}."
+                )
+
+    def _check_experts(self) -> None:
+        if self.experts is None or self.experts.shared:
+            return
+        for what, named in (("lora", self.lora.targets if self.lora else ()), ("biases", self.biases)):
+            absent = [name for name in ("gate", "up", "down") if name in named]
+            if absent:
+                raise ValueError(
+                    f"DecoderConfig: {what} names {absent[0]!r}, and the layers have experts in place of it; name q, "
+                    "k, v or o."
+                )
+
+    def _check_layers(self) -> None:
+        if self.window is not None:
+            at_least_one("DecoderConfig", window=self.window)
+        elif self.sliding or self.local_rope is not None:
+            name = "sliding" if self.sliding else "local_rope"
+            raise ValueError(f"DecoderConfig: {name} is of layers with a window, and window is None; give the window.")
+        for name in ("sliding", "rotated"):
+            value = getattr(self, name)
+            if len(value) not in (0, self.num_layers):
+                raise ValueError(
+                    f"DecoderConfig: {name} has {len(value)} entries, wanted one for each of the {self.num_layers} "
+                    "layers, or none."
+                )
+
+    @property
+    def rotated_width(self) -> int:
+        """Numbers of a head that turn."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding of layers without a window."""
+        return Rope(self.rope_theta, self.rope_scaling)
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer reads a window only."""
+        return self.window is not None and (self.sliding[layer] if self.sliding else True)
+
+    def turns(self, layer: int) -> bool:
+        """Whether a layer's queries and keys turn with their position."""
+        return self.rotated[layer] if self.rotated else True
 
     @property
     def parameter_shapes(self) -> dict[str, Any]:
         """The parameter tree as shapes: ``layers`` stacked on axis 0, kernels ``[in, out]``, embeddings ``[V, D]``."""
         d = self.hidden_size
         f = self.intermediate_size
-        hd = self.head_dim
-        q = self.num_heads * hd
-        kv = self.num_kv_heads * hd
-        block: dict[str, tuple[int, ...]] = {
-            "attention_norm": (d,),
-            "q": (d, q),
-            "k": (d, kv),
-            "v": (d, kv),
-            "o": (q, d),
-        }
-        block |= {"mlp_norm": (d,), "gate": (d, f), "up": (d, f), "down": (f, d)}
-        block |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)} if self.qkv_bias else {}
-        block |= {"q_norm": (hd,), "k_norm": (hd,)} if self.qk_norm else {}
+        q = self.num_heads * self.head_dim
+        kv = self.num_kv_heads * self.head_dim
+        matrices = {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d)}
+        if self.experts is None or self.experts.shared:
+            matrices |= {"gate": (d, f), "up": (d, f), "down": (f, d)}
+        biases = {f"{name}_bias": matrices[name][1:] for name in self.biases}
+        whole = self._norm_shapes() | matrices | self._expert_shapes() | biases
+        # In the order of the computation, which files keep.
+        block = {name: whole[name] for name in _ORDER if name in whole}
+        block |= {name: shape for name, shape in whole.items() if name not in block}
         layers = {name: (self.num_layers, *shape) for name, shape in block.items()}
         head = {} if self.tie_embeddings else {"head": (self.vocab_size, d)}
         return {"embed": (self.vocab_size, d), "layers": layers, "norm": (d,)} | head
+
+    def active_matrices(self) -> list[tuple[str, int, int]]:
+        """Name, ins and outs of each matrix of a layer that a token passes: of experts those that it is sent to.
+
+        >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, experts=Experts(8, 2, 6))
+        >>> [name for name, _, _ in config.active_matrices()].count("expert_down")
+        2
+        """
+        layers = self.parameter_shapes["layers"]
+        plain = [(name, *layers[name][1:]) for name in (*TARGETS, "router", "shared_gate") if name in layers]
+        times = 0 if self.experts is None else self.experts.per_token
+        sent = [(name, *layers[name][2:]) for name in ("expert_gate", "expert_up", "expert_down") if name in layers]
+        return plain + sent * times
+
+    def _expert_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one layer."""
+        if self.experts is None:
+            return {}
+        d, count, width = self.hidden_size, self.experts.count, self.experts.width
+        wide = dict.fromkeys(("expert_gate", "expert_up"), (count, d, width))
+        shared = {"shared_gate": (d, 1)} if self.experts.shared else {}
+        return {"router": (d, count)} | wide | {"expert_down": (count, width, d)} | shared
+
+    def _norm_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one layer."""
+        before = ("attention_norm", "mlp_norm") if self.norms != "after" else ()
+        after = ("attention_post_norm", "mlp_post_norm") if self.norms != "before" else ()
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(before + after, (self.hidden_size,))
+        if self.qk_norm is not None:
+            heads = {"q": self.num_heads, "k": self.num_kv_heads}
+            together = {name: 1 if self.qk_norm == "head" else count for name, count in heads.items()}
+            shapes |= {f"{name}_norm": (count * self.head_dim,) for name, count in together.items()}
+        return shapes
 
     @property
     def scalar_shapes(self) -> dict[str, Any]:
@@ -207,16 +322,14 @@ class DecoderConfig:
 
     @property
     def adapter_shapes(self) -> dict[str, Any]:
-        """The adapter's tree: ``layers/q_lora_a [L, in, r]`` and ``layers/q_lora_b [L, r, out]`` for each target."""
+        """The adapter's tree: ``layers/q_lora_a [L, in, r]`` and ``layers/q_lora_b [L, r, out]`` for each target.
+
+        With DoRA ``layers/q_lora_m [L, out]`` too.
+        """
         rank, targets = (self.lora.rank, self.lora.targets) if self.lora else (0, ())
         layers: dict[str, tuple[int, ...]] = {}
         for target in targets:
             count, into, out = self.parameter_shapes["layers"][target]
             layers |= {f"{target}_lora_a": (count, into, rank), f"{target}_lora_b": (count, rank, out)}
+            layers |= {f"{target}_lora_m": (count, out)} if self.lora and self.lora.dora else {}
         return {"layers": layers}
-
-    def frequencies(self) -> jnp.ndarray:
-        """Rotary frequencies ``[head_dim / 2]``, radians per token, float32."""
-        base = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
-        scaled = base if self.rope_scaling is None else self.rope_scaling(base)
-        return jnp.asarray(scaled, jnp.float32)

@@ -1,4 +1,4 @@
-"""The one decoder: Llama, Qwen2, Qwen3 and their relatives, by the switches of ``DecoderConfig``.
+"""The one decoder: every family of models by the switches of ``DecoderConfig``.
 
 Parameters are a nested dict (``DecoderConfig.parameter_shapes``), the layers stacked on axis 0 and scanned. Rows may
 be padded on either side; positions count the valid tokens only.
@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rlax_llm.core.caps import soft_cap
+from rlax_llm.core.divergences import Predictions
 from rlax_llm.core.mesh import (
     ROWS,
     TENSOR,
@@ -28,13 +30,69 @@ from rlax_llm.core.mesh import (
     sum_over,
 )
 from rlax_llm.models.attention import rotary
-from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.blocks import Blocks, blocks_product
+from rlax_llm.models.config import DecoderConfig, Experts
+from rlax_llm.models.dora import column_shares
+from rlax_llm.models.experts import Weights, mixture, route
 from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
 from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
-from rlax_llm.models.segments import Segment, places_of, positions_of, reach_of, segment
+from rlax_llm.models.ropes import magnitude_of
+from rlax_llm.models.segments import EVERYTHING, Segment, Window, places_of, positions_of, reach_of, segment
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Window], tuple[jax.Array, Any]]
+"""``(queries, keys, values, window) → (mixed values, what is carried)``."""
+
+ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+class Kind(NamedTuple):
+    """What a layer is beside its weights; of several layers, each array is stacked.
+
+    Attributes:
+        frequencies: ``[rotated / 2]``, radians per token; zeros where nothing turns.
+        magnitude: of what turns, a number.
+        window: tokens that a query reads at most; None is all.
+    """
+
+    frequencies: jax.Array
+    magnitude: float | jax.Array
+    window: Window
+
+
+def kind_of(config: DecoderConfig, layer: int) -> Kind:
+    """One layer's kind.
+
+    >>> kind_of(DecoderConfig(5, 4, 8, 1, 2, 1, 2, window=7), 0).window
+    7
+    """
+    slides = config.slides(layer)
+    rope = config.local_rope if slides and config.local_rope is not None else config.rope
+    frequencies = rope.frequencies(config.rotated_width) * config.turns(layer)
+    magnitude = magnitude_of(rope.scaling) if config.turns(layer) else 1.0
+    return Kind(jnp.asarray(frequencies, jnp.float32), magnitude, config.window if slides else None)
+
+
+def kinds(config: DecoderConfig) -> Kind | None:
+    """The kinds of all layers, stacked for a scan; None where they are one.
+
+    >>> kinds(DecoderConfig(5, 4, 8, 2, 2, 1, 2)) is None
+    True
+    >>> kinds(DecoderConfig(5, 4, 8, 2, 2, 1, 2, window=7, sliding=(True, False))).window.tolist()
+    [7, 1073741824]
+    """
+    if not any(len(set(each)) > 1 for each in (config.sliding, config.rotated)):
+        return None
+    each = [kind_of(config, layer) for layer in range(config.num_layers)]
+    return Kind(
+        jnp.stack([kind.frequencies for kind in each]),
+        jnp.array([kind.magnitude for kind in each], jnp.float32),
+        jnp.array([EVERYTHING if kind.window is None else kind.window for kind in each], jnp.int32),
+    )
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -48,7 +106,18 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (wide * scale * weight).astype(x.dtype)
 
 
-def linear(x: jax.Array, weight: Matrix) -> jax.Array:
+def norm(config: DecoderConfig, weight: jax.Array, x: jax.Array) -> jax.Array:
+    """``rms_norm`` with the config's epsilon and offset.
+
+    >>> norm(DecoderConfig(5, 4, 8, 1, 2, 1, 2, norm_offset=1.0), jnp.zeros(1), jnp.array([3.0])).round(3).tolist()
+    [1.0]
+    """
+    if config.norm_offset != 0:  # in float32: a weight near 0 has digits that a sum near 1 in bfloat16 has not
+        weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32)) + config.norm_offset
+    return rms_norm(x, weight, config.norm_eps)
+
+
+def linear(x: jax.Array, weight: Matrix | Blocks) -> jax.Array:
     """``x · weight`` over the last axis, as one matrix product over all tokens, in x's dtype.
 
     A wider weight is rounded here, at its use, so that its gradient is summed over all uses in the weight's own dtype.
@@ -58,40 +127,71 @@ def linear(x: jax.Array, weight: Matrix) -> jax.Array:
     >>> linear(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
-    flat = x.reshape(-1, x.shape[-1])
-    multiplied = product(flat, weight).astype(x.dtype) if isinstance(weight, Narrow) else flat @ weight.astype(x.dtype)
-    return multiplied.reshape(*x.shape[:-1], -1)
+    return _multiplied(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+
+
+def _multiplied(x: jax.Array, weight: Matrix | Blocks) -> jax.Array:
+    """``x · weight`` of rows in x's dtype, in the way of what the weight is kept as."""
+    if isinstance(weight, Blocks):
+        return blocks_product(x, weight)
+    return product(x, weight).astype(x.dtype) if isinstance(weight, Narrow) else x @ weight.astype(x.dtype)
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and gated MLP. ``attend(q, k, v)`` decides which keys a query reads, and what to carry."""
+    """Attention and gated MLP with their norms. ``attend`` decides which keys a query reads, and what to carry."""
 
-    attention_norm: nnx.Param
-    q: nnx.Param
-    k: nnx.Param
-    v: nnx.Param
-    o: nnx.Param
-    mlp_norm: nnx.Param
-    gate: nnx.Param
-    up: nnx.Param
-    down: nnx.Param
+    router: nnx.Param
+    shared_gate: nnx.Param
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         for name, (_, *shape) in _layer_shapes(config).items():
-            setattr(self, name, nnx.Param(_initial(rngs, name, tuple(shape))))
+            setattr(self, name, nnx.Param(_initial(rngs, name, tuple(shape), config.norm_offset)))
 
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind) -> tuple[jax.Array, Any]:
         """Map ``x [B, S, D]`` at ``positions [B, S]`` to the next residual stream and what ``attend`` carries."""
-        attended, carried = self.attend(rms_norm(x, self.attention_norm[...], self.config.norm_eps), positions, attend)
-        x = x + self.project("o", attended)
-        h = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
-        gated = jax.nn.silu(self.project("gate", h)) * self.project("up", h)
-        return spread(x + self.project("down", gated), ROWS), carried
+        attended, carried = self.attend(self.normed("attention_norm", x), positions, attend, kind)
+        x = self.added(x, "attention_post_norm", self.project("o", attended))
+        h = self.normed("mlp_norm", x)
+        found = self.mlp(h) if self.config.experts is None else self.mixed(h, self.config.experts)
+        return spread(self.added(x, "mlp_post_norm", found), ROWS), carried
+
+    def mlp(self, h: jax.Array) -> jax.Array:
+        """The gated MLP."""
+        gated = ACTIVATION[self.config.activation](self.project("gate", h)) * self.project("up", h)
+        return self.project("down", gated)
+
+    def mixed(self, h: jax.Array, experts: Experts) -> jax.Array:
+        """The mixture of experts, and the MLP that all tokens share."""
+        routed = route(linear(h, self.router[...]), experts)
+        weights = Weights(*(getattr(self, f"expert_{name}")[...] for name in ("gate", "up", "down")))
+        found = mixture(h, routed, weights, ACTIVATION[self.config.activation])
+        if not experts.shared:
+            return found
+        return found + jax.nn.sigmoid(linear(h, self.shared_gate[...])) * self.mlp(h)
+
+    def normed(self, name: str, x: jax.Array) -> jax.Array:
+        """The norm of a name, where this decoder has it."""
+        return norm(self.config, getattr(self, name)[...], x) if hasattr(self, name) else x
+
+    def added(self, x: jax.Array, name: str, found: jax.Array) -> jax.Array:
+        """The residual stream with what was found, behind the norm of a name."""
+        scale = self.config.residual_scale
+        found = self.normed(name, found)
+        return x + (found if scale == 1 else found * scale)
 
     def project(self, name: str, x: jax.Array) -> jax.Array:
-        """``x·W``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B``: W + A·B is never formed."""
-        projected = linear(x, getattr(self, name).get_value())
+        """``x·W + b``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B + b``: W + A·B is formed for DoRA
+        alone."""
+        projected = self.adapted(name, x)
+        if name not in self.config.biases:
+            return projected
+        return (projected + getattr(self, f"{name}_bias")[...]).astype(projected.dtype)
+
+    def adapted(self, name: str, x: jax.Array) -> jax.Array:
+        """``project`` without the bias."""
+        weight = getattr(self, name).get_value()
+        projected = linear(x, weight)
         lora = self.config.lora
         if lora is None or name not in lora.targets:
             return projected
@@ -99,40 +199,48 @@ class Block(nnx.Module):
         b = getattr(self, f"{name}_lora_b")[...]
         # An adapter may be wider than its base: bfloat16 would round its small steps away.
         wide = x.astype(jnp.promote_types(x.dtype, a.dtype))
-        return projected + linear(linear(wide, a) * lora.scale, b).astype(projected.dtype)
+        adapted = projected + linear(linear(wide, a) * lora.scale, b).astype(projected.dtype)
+        if not lora.dora:
+            return adapted
+        shares = column_shares(getattr(self, f"{name}_lora_m")[...], weight, (a, b, lora.scale))
+        return (adapted * shares).astype(adapted.dtype)
 
-    def attend(self, h: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
-        """Project to heads, norm (Qwen3), rotate and attend."""
+    def attend(self, h: jax.Array, positions: jax.Array, attend: Attend, kind: Kind) -> tuple[jax.Array, Any]:
+        """Project to heads, norm, rotate and attend."""
         config = self.config
-        frequencies = self.config.frequencies()
 
         def heads(name: str) -> jax.Array:
             projected = self.project(name, h)
-            if config.qkv_bias:
-                projected = (projected + getattr(self, f"{name}_bias")[...]).astype(projected.dtype)
+            if config.qk_norm == "width":
+                projected = self.normed(f"{name}_norm", projected)
             split = projected.reshape(*projected.shape[:-1], -1, config.head_dim)
-            if config.qk_norm and name != "v":
-                split = rms_norm(split, getattr(self, f"{name}_norm")[...], config.norm_eps)
-            return split if name == "v" else rotary(split, positions, frequencies)
+            if config.qk_norm == "head":
+                split = self.normed(f"{name}_norm", split)
+            if name == "v":
+                return split
+            return rotary(split, positions, kind.frequencies, kind.magnitude, config.rope_pairs)
 
-        return attend(heads("q"), heads("k"), heads("v"))
+        queries = heads("q")
+        if config.attention_scale is not None:  # attention itself divides by the root of the width
+            queries = queries * (config.attention_scale * config.head_dim**0.5)
+        return attend(queries, heads("k"), heads("v"), kind.window)
 
 
 def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return config.parameter_shapes["layers"] | config.adapter_shapes["layers"]
 
 
-def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...]) -> jax.Array:
+def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...], norm_offset: float) -> jax.Array:
     if name.endswith("norm"):
-        return jnp.ones(shape)
+        return jnp.full(shape, 1.0 - norm_offset)
     if name.endswith("bias"):
         return jnp.zeros(shape)
-    return jax.random.normal(rngs.params(), shape) * shape[0] ** -0.5
+    return jax.random.normal(rngs.params(), shape) * shape[max(len(shape) - 2, 0)] ** -0.5
 
 
 @lru_cache
 def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
-    """``init(key)`` and ``apply(params, x, positions, attend)`` of one layer.
+    """``init(key)`` and ``apply(params, x, positions, attend, kind)`` of one layer; a kind of None is the first one's.
 
     Raises:
         ValueError: at trace time, where ``params`` are not the layer's, such as an adapter without ``config.lora``.
@@ -140,13 +248,13 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
     init, apply = pure_functions(lambda rngs: Block(config, rngs))
     wanted = set(_layer_shapes(config))
 
-    def checked(params: Params, *args: Any) -> Any:
+    def checked(params: Params, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind | None = None) -> Any:
         if params.keys() != wanted:
             raise ValueError(
                 f"decoder: the layers lack {sorted(wanted - params.keys())} and have {sorted(params.keys() - wanted)} "
                 f"beside what a config with lora {config.lora} wants; join the adapter, or merge it and take lora out."
             )
-        return apply(params, *args)
+        return apply(params, x, positions, attend, kind_of(config, 0) if kind is None else kind)
 
     return init, checked
 
@@ -170,7 +278,7 @@ def init_decoder(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type 
     params = {
         "embed": jax.random.normal(embed_key, table) * scale,
         "layers": layers,
-        "norm": jnp.ones(config.hidden_size),
+        "norm": jnp.full(config.hidden_size, 1.0 - config.norm_offset),
     }
     if not config.tie_embeddings:
         params["head"] = jax.random.normal(head_key, table) * scale
@@ -195,7 +303,8 @@ def embedding(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.A
     # Gathered over fsdp first, for all tokens together.
     table = jax.tree.map(lambda x: spread(x, TENSOR), params["embed"])
     taken = per_device(_lookup, (vocabulary, rows), rows)(table, tokens)
-    return taken if config.compute_dtype is None else taken.astype(config.compute_dtype)
+    taken = taken if config.compute_dtype is None else taken.astype(config.compute_dtype)
+    return taken if config.embedding_scale == 1 else taken * jnp.asarray(config.embedding_scale, taken.dtype)
 
 
 def _lookup(table: Matrix, tokens: jax.Array) -> jax.Array:
@@ -208,16 +317,42 @@ def _lookup(table: Matrix, tokens: jax.Array) -> jax.Array:
     return sum_over(jnp.where(((within >= 0) & (within < size))[..., None], found, 0.0), TENSOR)
 
 
-def vocabulary_logits(params: Params, hidden: jax.Array) -> jax.Array:
-    """``hidden · headᵀ``, ``[…, V]``: the product in hidden's dtype, its sums in float32.
+def to_vocabulary(config: DecoderConfig, hidden: jax.Array) -> jax.Array:
+    """Hidden states ``[…, D]`` as the head reads them.
 
-    >>> vocabulary_logits({"embed": jnp.ones((5, 4))}, jnp.ones((2, 4), jnp.bfloat16)).dtype.name
+    Limiting case: with a ``logit_divisor`` of 1, as they are.
+
+    >>> to_vocabulary(DecoderConfig(5, 4, 8, 1, 2, 1, 2, logit_divisor=2.0), jnp.ones((1, 1))).tolist()
+    [[0.5]]
+    """
+    return hidden if config.logit_divisor == 1 else hidden / jnp.asarray(config.logit_divisor, hidden.dtype)
+
+
+def predictions(config: DecoderConfig, params: Params, hidden: jax.Array) -> Predictions:
+    """What hidden states ``[…, D]`` predict, of all rows flat, before it is computed.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2)
+    >>> predictions(config, {"embed": jnp.ones((5, 4))}, jnp.ones((2, 3, 4))).hidden.shape
+    (6, 4)
+    """
+    flat = to_vocabulary(config, hidden).reshape(-1, hidden.shape[-1])
+    return Predictions(flat, head(params), cap=config.logit_cap)
+
+
+def vocabulary_logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """``hidden · headᵀ``, ``[…, V]``, scaled and capped: the product in hidden's dtype, its sums in float32.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2)
+    >>> vocabulary_logits(config, {"embed": jnp.ones((5, 4))}, jnp.ones((2, 4), jnp.bfloat16)).dtype.name
     'float32'
     """
     table = head(params)
+    hidden = to_vocabulary(config, hidden)
     if isinstance(table, Narrow):
-        return table_product(hidden, table)
-    return jnp.matmul(hidden, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+        found = table_product(hidden, table)
+    else:
+        found = jnp.matmul(hidden, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
+    return found if config.logit_cap is None else soft_cap(found, config.logit_cap)[0]
 
 
 def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None = None) -> Attend:
@@ -227,16 +362,25 @@ def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None =
     reach = reach_of(places, positions)
     form = blocks()._replace(packed=segments is not None)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         own = jax.vmap(segment)(k[:, None], v[:, None], places)
-        return grouped_attention(config, q[:, None], reach, [own], form)[:, 0], (own.keys[:, 0], own.values[:, 0])
+        mixed = grouped_attention(config, q[:, None], reach, [own], form, window)
+        return mixed[:, 0], (own.keys[:, 0], own.values[:, 0])
 
     return attend
 
 
-def layer_scan(params: Params, step: Callable[[Any, Params], Any], carry: Any, remat: bool) -> Any:
-    """Scan ``step(carry, layer) → (carry, output)`` over the stacked layers; ``remat`` keeps only the carries."""
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, carry, params["layers"])
+def layer_scan(
+    config: DecoderConfig, params: Params, step: Callable[[Any, Params, Kind | None], Any], carry: Any, remat: bool
+) -> Any:
+    """Scan ``step(carry, layer, kind) → (carry, output)`` over the stacked layers; ``remat`` keeps only the carries."""
+
+    def one(carry: Any, of: tuple[Params, Kind | None]) -> Any:
+        return step(carry, *of)
+
+    return jax.lax.scan(jax.checkpoint(one) if remat else one, carry, (params["layers"], kinds(config)))
 
 
 def hidden_states(
@@ -266,11 +410,11 @@ def hidden_states(
     positions = positions_of(valid, segments)
     attend = causal(config, valid, segments)
 
-    def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return apply(layer, x, positions, attend)[0], None
+    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, None]:
+        return apply(layer, x, positions, attend, kind)[0], None
 
-    x, _ = layer_scan(params, step, embedding(config, params, tokens), remat)
-    return rms_norm(x, params["norm"], config.norm_eps)
+    x, _ = layer_scan(config, params, step, embedding(config, params, tokens), remat)
+    return norm(config, params["norm"], x)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -284,7 +428,7 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
         valid: ``[B, T]`` bool, False on padding, on either side; None where there is none.
     """
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-    return vocabulary_logits(params, hidden_states(config, params, tokens, valid))
+    return vocabulary_logits(config, params, hidden_states(config, params, tokens, valid))
 
 
 def part_of_group(rows: int, group_size: int) -> int:
@@ -331,11 +475,11 @@ def completion_states(
     step = _group_step(config, valid, (group_size, width))
     prompts = embedding(config, params, tokens[::group_size, :width])
     completions = embedding(config, params, tokens[:, width:])
-    (prompt, completion), _ = layer_scan(params, step, (prompts, completions), remat)
+    (prompt, completion), _ = layer_scan(config, params, step, (prompts, completions), remat)
     last = jnp.broadcast_to(prompt[:, None, -1:], (groups, group_size, 1, prompt.shape[-1]))
     own = completion.reshape(groups, group_size, length, -1)
     x = jnp.concatenate([last, own], 2).reshape(rows, length + 1, -1)
-    return rms_norm(x, params["norm"], config.norm_eps)
+    return norm(config, params["norm"], x)
 
 
 def _group_step(config: DecoderConfig, valid: jax.Array, layout: tuple[int, int]) -> Callable[..., Any]:
@@ -348,11 +492,13 @@ def _group_step(config: DecoderConfig, valid: jax.Array, layout: tuple[int, int]
     attend_to_itself = causal(config, valid[::group_size, :width])
     own_places = places[:, width:].reshape(-1, group_size, valid.shape[1] - width)
 
-    def step(carry: tuple[jax.Array, jax.Array], layer: Params) -> tuple[tuple[jax.Array, jax.Array], None]:
-        prompt, (keys, values) = apply(layer, carry[0], positions[::group_size, :width], attend_to_itself)
+    def step(
+        carry: tuple[jax.Array, jax.Array], layer: Params, kind: Kind | None
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        prompt, (keys, values) = apply(layer, carry[0], positions[::group_size, :width], attend_to_itself, kind)
         shared = Segment(keys[:, None], values[:, None], prompt_places[:, None])
         attend = _attend_to_prompt(config, shared, own_places)
-        completion, _ = apply(layer, carry[1], positions[:, width:], attend)
+        completion, _ = apply(layer, carry[1], positions[:, width:], attend, kind)
         return (prompt, completion), None
 
     return step
@@ -364,9 +510,9 @@ def _attend_to_prompt(config: DecoderConfig, shared: Segment, places: jax.Array)
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(*places.shape, *x.shape[2:])
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, None]:
         own = jax.vmap(segment)(by_group(k), by_group(v), places)
-        mixed = grouped_attention(config, by_group(q), reach_of(places), [shared, own])
+        mixed = grouped_attention(config, by_group(q), reach_of(places), [shared, own], window=window)
         return mixed.reshape(*q.shape[:2], -1), None
 
     return attend

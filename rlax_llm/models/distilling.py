@@ -22,7 +22,7 @@ from rlax_llm.core.seen import histories
 from rlax_llm.core.token_sets import words
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, head
+from rlax_llm.models.decoder import group_hidden_states, hidden_states, predictions
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_log_probs
 
@@ -156,21 +156,22 @@ def distilled_log_probs(
     bias = bias_vector("log_probs", sampled.logit_bias, student.vocab_size)
     bias = None if bias is None else bias[:size]
 
-    def predictions(config: DecoderConfig, params: Params, rows: Completions, shared: tuple[int, int]) -> Predictions:
+    def predicted(config: DecoderConfig, params: Params, rows: Completions, shared: tuple[int, int]) -> Predictions:
         group_size, columns = shared
         own = group_size, rows.tokens.shape[1] - columns
         hidden = group_hidden_states(config, params, rows.tokens, rows.valid, own, remat)
-        return Predictions(hidden.reshape(-1, hidden.shape[-1]), head(params)[:size], sampled.temperature)
+        found = predictions(config, params, hidden)
+        return found._replace(head=found.head[:size], temperature=sampled.temperature)
 
     def found(params: Params, teacher_params: Params, rows: Completions, columns: int) -> tuple[jax.Array, ...]:
-        own, end = predictions(student, params, rows, (layout[0], columns)), _ends(rows, columns, size, sampled)
+        own, end = predicted(student, params, rows, (layout[0], columns)), _ends(rows, columns, size, sampled)
         more = end.kept, bias, None if end.history is None else (sampled.penalties, end.history)
         if isinstance(rows.teacher, TopTokens):
             asked = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _last(rows.teacher, columns))
             return _over_top(own, asked, end.targets, divergence, more)
         read = _read_by_teacher(rows, columns)
         shared = _group_size(rows, layout), columns
-        other = predictions(teacher, jax.lax.stop_gradient(teacher_params), read, shared)
+        other = predicted(teacher, jax.lax.stop_gradient(teacher_params), read, shared)
         if top_k:
             return _over_top(own, top_tokens(other, top_k), end.targets, divergence, more)
         compared = comparison(own, other, end.targets, divergence, *more)
@@ -181,6 +182,50 @@ def distilled_log_probs(
         read, before = completions.read[:, -columns:], ((0, 0), (layout[1], 0))
         numbers = found(params, teacher_params, completions, columns)
         chosen, entropy, apart = (jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in numbers)
+        return chosen, entropy, apart
+
+    return log_probs
+
+
+def whole_rows(rows: Any) -> None:
+    """No segments: each row is one prompt and its completion.
+
+    Args:
+        rows: not read.
+    """
+    del rows
+
+
+def compared_rows(
+    config: DecoderConfig,
+    divergence: Divergence,
+    remat: bool = False,
+    segments: Callable[[Any], jax.Array | None] = whole_rows,
+) -> Distilled:
+    """``(params, another's params, rows) → (log_probs, entropy, divergence)`` of rows that share nothing, ``[B, T]``.
+
+    The other is of the same shapes, such as the model that training began with; no gradient reaches it. Limiting cases:
+    the first two are ``row_log_probs``, or ``packed_log_probs``; the third is 0 for equal parameters.
+
+    Args:
+        config: shapes.
+        divergence: ``(log p, log q) → term``, q the other's.
+        remat: recompute each layer in the backward pass.
+        segments: ``rows → [B, T]``, of packed rows their ``segments``.
+    """
+
+    def predicted(params: Params, rows: Any) -> Predictions:
+        hidden = hidden_states(config, params, rows.tokens, rows.valid, remat, segments(rows))[:, :-1]
+        return predictions(config, params, hidden)
+
+    def log_probs(params: Params, other: Params, rows: Any) -> tuple[jax.Array, jax.Array, Any]:
+        both = predicted(params, rows), predicted(jax.lax.stop_gradient(other), rows)
+        found = comparison(*both, rows.tokens[:, 1:].reshape(-1), divergence)
+        read = rows.read[:, 1:]
+        numbers = found.log_probs, found.entropy, found.divergence
+        chosen, entropy, apart = (
+            jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), ((0, 0), (1, 0))) for x in numbers
+        )
         return chosen, entropy, apart
 
     return log_probs
@@ -198,7 +243,8 @@ def _over_top(
     own: Predictions, asked: TopTokens, targets: jax.Array, divergence: Divergence, more: tuple
 ) -> tuple[jax.Array, ...]:
     """What the student's tokens are, and its divergence over the tokens that the teacher was asked for."""
-    scores = token_log_probs(own.hidden, own.head, targets, own.temperature, *more)
+    kept, bias, penalties = more
+    scores = token_log_probs(own.hidden, own.head, targets, own.temperature, kept, bias, penalties, own.cap)
     return *scores, top_token_divergences(own, asked, divergence)
 
 
@@ -215,7 +261,7 @@ def row_top_tokens(config: DecoderConfig, k: int) -> Callable[[Params, Completio
     def asked(params: Params, completions: Completions) -> TopTokens:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, (1, 1), False)
         rows, columns = hidden.shape[:2]
-        found = top_tokens(Predictions(hidden.reshape(-1, hidden.shape[-1]), head(params)), k)
+        found = top_tokens(predictions(config, params, hidden), k)
         shaped = jax.tree.map(lambda x: x.reshape(rows, columns, -1), found)
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0), (0, 0))), shaped)
 

@@ -1,118 +1,356 @@
-"""The model families: what a ``model_type`` means for the decoder's shape, and what its files call the tensors.
-
-A family that the decoder computes is one row of ``FAMILIES``.
-"""
+"""The model families: a row for each ``model_type`` that the decoder computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.family import (
+    Family,
+    Part,
+    Shape,
+    activation,
+    always,
+    biases,
+    even_heads,
+    experts,
+    flag,
+    follows,
+    heads,
+    layer_types,
+    number,
+    optional,
+    query_scale,
+    size,
+    window,
+    windowed,
+)
+from rlax_llm.models.fields import Fields
+from rlax_llm.models.rope_fields import rope, two_ropes
 
-_LAYER = "model.layers.{layer}."
-_TENSORS = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "score": "score.weight",
-    "attention_norm": _LAYER + "input_layernorm.weight",
-    "mlp_norm": _LAYER + "post_attention_layernorm.weight",
-    "q_norm": _LAYER + "self_attn.q_norm.weight",
-    "k_norm": _LAYER + "self_attn.k_norm.weight",
+_SIZES = (
+    size("vocab_size", "vocab_size"),
+    size("hidden_size", "hidden_size"),
+    size("intermediate_size", "intermediate_size"),
+    size("num_layers", "num_hidden_layers"),
+    number("norm_eps", "rms_norm_eps", 1e-6),
+    flag("tie_embeddings", "tie_word_embeddings"),
+)
+_PLAIN = (*_SIZES, heads(), activation())
+_QKV = ("q", "k", "v")
+_QKVO = (*_QKV, "o")
+_MLP = ("gate", "up", "down")
+_ATTENTION = "model.layers.{layer}.self_attn."
+
+
+def _layers(**names: str) -> Mapping[str, str]:
+    return {leaf: f"model.layers.{{layer}}.{name}.weight" for leaf, name in names.items()}
+
+
+def _every(fields: Fields, count: int) -> tuple[bool, ...]:
+    del fields
+    return (True,) * count
+
+
+def _all_but_each(interval: int, key: str | None = None) -> Any:
+    """All layers but the last of each so many, or of as many as a field says."""
+
+    def pattern(fields: Fields, count: int) -> tuple[bool, ...]:
+        every = fields.size(key, interval) if key else interval
+        return tuple((layer + 1) % every != 0 for layer in range(count))
+
+    return pattern
+
+
+def _window_of_all() -> Part:
+    """Mistral's and Phi's: files list no types of layers."""
+    part = window(_every)
+
+    def read(fields: Fields) -> Shape:
+        return part.read(Fields(fields.path, {**fields.raw, "layer_types": None}, fields.inside, fields.asked))
+
+    return Part(read, lambda config: {"sliding_window": config.window})
+
+
+def _window_in_use(part: Part, **written: Any) -> Part:
+    """A window where ``use_sliding_window`` says so."""
+
+    def read(fields: Fields) -> Shape:
+        if fields.flag("use_sliding_window"):
+            return part.read(fields)
+        # Newer files have a window of 0 then.
+        layer_types(fields, fields.size("num_hidden_layers"))
+        return windowed(None, ())
+
+    def write(config: DecoderConfig) -> dict[str, Any]:
+        further = {name: value(config) for name, value in written.items()}
+        return part.write(config) | {"use_sliding_window": config.window is not None} | further
+
+    return Part(read, write)
+
+
+def _from_a_layer_on(fields: Fields, count: int) -> tuple[bool, ...]:
+    first = fields.count("max_window_layers", 28)
+    return tuple(layer >= first for layer in range(count))
+
+
+def _every_other_below(fields: Fields, count: int) -> tuple[bool, ...]:
+    """Qwen2-MoE's: every other layer before one."""
+    first = fields.count("max_window_layers", 28)
+    return tuple(layer % 2 == 0 and layer < first for layer in range(count))
+
+
+_QWEN_WINDOW = _window_in_use(
+    window(_from_a_layer_on),
+    max_window_layers=lambda config: next((i for i in range(config.num_layers) if config.slides(i)), config.num_layers),
+)
+
+
+def _unrotated() -> Part:
+    """SmolLM3's layers that do not turn: each fourth, or those that are listed."""
+
+    def read(fields: Fields) -> Shape:
+        count = fields.size("num_hidden_layers")
+        turning = fields.switches("no_rope_layers")  # 1 where a layer turns
+        interval = fields.size("no_rope_layer_interval", 4)
+        turning = turning or tuple((layer + 1) % interval != 0 for layer in range(count))
+        if len(turning) != count:
+            raise fields.refused("no_rope_layers", f"{count} entries, one for each layer")
+        return {"rotated": () if all(turning) else turning}
+
+    def write(config: DecoderConfig) -> dict[str, Any]:
+        return {"no_rope_layers": [int(config.turns(layer)) for layer in range(config.num_layers)]}
+
+    return Part(read, write)
+
+
+def _unrotated_slide(fields: Fields, count: int) -> tuple[bool, ...]:
+    turning = _unrotated().read(fields)["rotated"]
+    return tuple(not turns for turns in turning) if turning else (False,) * count
+
+
+_GEMMA = (
+    *_SIZES,
+    heads(),
+    activation("hidden_activation", "gelu_pytorch_tanh"),
+    biases(attention_bias=_QKVO),
+    always(norms="both", norm_offset=1.0),
+    follows(embedding_scale=lambda fields: fields.size("hidden_size") ** 0.5),
+    query_scale(),
+    optional("logit_cap", "final_logit_softcapping"),
+)
+_GEMMA_NORMS = _layers(
+    attention_norm="input_layernorm",
+    attention_post_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+)
+_GEMMA3_SIZES = {
+    "vocab_size": 262_208,
+    "hidden_size": 2_304,
+    "intermediate_size": 9_216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4_096,
+    "tie_word_embeddings": True,
 }
-_TENSORS |= {leaf: f"{_LAYER}self_attn.{leaf}_proj.weight" for leaf in ("q", "k", "v", "o")}
-_TENSORS |= {f"{leaf}_bias": f"{_LAYER}self_attn.{leaf}_proj.bias" for leaf in ("q", "k", "v")}
-_TENSORS |= {leaf: f"{_LAYER}mlp.{leaf}_proj.weight" for leaf in ("gate", "up", "down")}
-
-
-def _no_fields(config: DecoderConfig) -> dict[str, Any]:
-    del config
-    return {}
-
-
-class Family(NamedTuple):
-    """What a ``model_type`` implies, and what its configuration class puts where config.json is silent.
-
-    Attributes:
-        architecture: what its classes' names begin with, as in ``LlamaForCausalLM``.
-        max_positions: longest sequence, tokens.
-        num_kv_heads: None is one for each query head.
-        head_dim: None is ``hidden_size / num_attention_heads``.
-        qkv_bias: biases on q, k and v.
-        qk_norm: RMS norm over each query and key head.
-        slides: the window slides without being asked to.
-        any_width: its heads' width need not divide the model's.
-        gguf: GGUF files name it too.
-        fields: what config.json says of this family alone, from the decoder's shape.
-        tensors: names of a layer's tensors that are not Llama's, by leaf, with ``{layer}``.
-    """
-
-    architecture: str
-    max_positions: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    slides: bool = False
-    any_width: bool = True
-    gguf: bool = True
-    fields: Callable[[DecoderConfig], dict[str, Any]] = _no_fields
-    tensors: Mapping[str, str] = MappingProxyType({})
-
-    def tensor(self, leaf: str, layer: int | None) -> str:
-        """What its files call a leaf.
-
-        Args:
-            leaf: as in ``DecoderConfig.parameter_shapes``.
-            layer: None outside the layers.
-
-        >>> FAMILIES["llama"].tensor("q", 3), FAMILIES["qwen2"].tensor("q_bias", 3)
-        ('model.layers.3.self_attn.q_proj.weight', 'model.layers.3.self_attn.q_proj.bias')
-        """
-        return self.tensors.get(leaf, _TENSORS[leaf]).format(layer=layer)
-
-
-def _full_attention(config: DecoderConfig) -> dict[str, Any]:
-    return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.num_layers}
-
+_OLMO = (*_PLAIN, biases(attention_bias=_QKVO), always(norms="after", qk_norm="width"))
+_OLMO_NORMS = _layers(
+    attention_post_norm="post_attention_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+)
+_JOINED_MLP = {"model.layers.{layer}.mlp.gate_up_proj.weight": ("gate", "up")}
 
 FAMILIES = {
-    "llama": Family("Llama", 2_048, any_width=False, fields=lambda config: {"mlp_bias": False}),
-    "mistral": Family(
-        "Mistral", 131_072, num_kv_heads=8, slides=True, gguf=False, fields=lambda config: {"sliding_window": None}
+    "llama": Family(
+        "Llama",
+        (*_SIZES, even_heads(), activation(), rope(), biases(attention_bias=_QKVO, mlp_bias=_MLP)),
+        {"max_position_embeddings": 2_048},
     ),
-    "qwen2": Family("Qwen2", 32_768, num_kv_heads=32, qkv_bias=True, fields=_full_attention),
-    "qwen3": Family("Qwen3", 32_768, num_kv_heads=32, head_dim=128, qk_norm=True, fields=_full_attention),
+    "mistral": Family(
+        "Mistral",
+        (*_PLAIN, rope(), _window_of_all()),
+        {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4_096},
+    ),
+    "qwen2": Family(
+        "Qwen2",
+        (*_PLAIN, rope(), always(biases=_QKV), _QWEN_WINDOW),
+        {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4_096},
+    ),
+    "qwen3": Family(
+        "Qwen3",
+        (*_PLAIN, rope(), biases(attention_bias=_QKVO), always(qk_norm="head"), _QWEN_WINDOW),
+        {
+            "max_position_embeddings": 32_768,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "sliding_window": 4_096,
+        },
+    ),
+    "smollm3": Family(
+        "SmolLM3",
+        (
+            *_PLAIN,
+            rope(2_000_000.0),
+            biases(attention_bias=_QKVO, mlp_bias=_MLP),
+            _unrotated(),
+            _window_in_use(window(_unrotated_slide)),
+        ),
+        {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    "gemma2": Family(
+        "Gemma2",
+        (*_GEMMA, optional("attention_cap", "attn_logit_softcapping"), rope(), window(_all_but_each(2))),
+        {
+            "max_position_embeddings": 8_192,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4_096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+        _GEMMA_NORMS,
+    ),
+    "gemma3_text": Family(
+        "Gemma3",
+        (
+            *_GEMMA,
+            always(qk_norm="head"),
+            two_ropes(1_000_000.0, 10_000.0, "rope_local_base_freq"),
+            window(_all_but_each(6, "sliding_window_pattern")),
+        ),
+        _GEMMA3_SIZES | {"max_position_embeddings": 131_072},
+        _GEMMA_NORMS,
+        classifier="Gemma3TextForSequenceClassification",
+    ),
+    "olmo2": Family("Olmo2", (*_OLMO, rope()), {"max_position_embeddings": 2_048, "rms_norm_eps": 1e-5}, _OLMO_NORMS),
+    "olmo3": Family(
+        "Olmo3",
+        (*_OLMO, two_ropes(500_000.0, None), window(_all_but_each(4))),
+        {"max_position_embeddings": 2_048, "rms_norm_eps": 1e-5, "sliding_window": 4_096},
+        _OLMO_NORMS,
+    ),
+    "phi3": Family(
+        "Phi3",
+        (*_PLAIN, rope(partial=1.0, kinds=("default", "longrope")), _window_of_all()),
+        {"max_position_embeddings": 4_096, "original_max_position_embeddings": 4_096, "rms_norm_eps": 1e-5},
+        joined={f"{_ATTENTION}qkv_proj.weight": _QKV} | _JOINED_MLP,
+    ),
+    "glm4": Family(
+        "Glm4",
+        (*_PLAIN, rope(partial=0.5, pairs=True), biases(attention_bias=_QKV), always(norms="both")),
+        {
+            "max_position_embeddings": 131_072,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "rms_norm_eps": 1.5625e-7,
+            "attention_bias": True,
+        },
+        _layers(attention_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm"),
+        joined=_JOINED_MLP,
+    ),
+    "granite": Family(
+        "Granite",
+        (
+            *_PLAIN,
+            rope(),
+            biases(attention_bias=_QKVO, mlp_bias=_MLP),
+            number("embedding_scale", "embedding_multiplier", 1.0),
+            number("residual_scale", "residual_multiplier", 1.0),
+            number("attention_scale", "attention_multiplier", 1.0),
+            number("logit_divisor", "logits_scaling", 1.0),
+        ),
+        {"max_position_embeddings": 2_048},
+        classifier=None,
+    ),
+    "mixtral": Family(
+        "Mixtral",
+        (
+            *_PLAIN,
+            rope(1_000_000.0),
+            _window_of_all(),
+            experts("num_local_experts", "intermediate_size", normalized=None),
+        ),
+        {
+            "max_position_embeddings": 131_072,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "num_experts_per_tok": 2,
+        },
+        _layers(
+            router="block_sparse_moe.gate",
+            expert_gate="block_sparse_moe.experts.{expert}.w1",
+            expert_up="block_sparse_moe.experts.{expert}.w3",
+            expert_down="block_sparse_moe.experts.{expert}.w2",
+        ),
+    ),
+    "qwen2_moe": Family(
+        "Qwen2Moe",
+        (
+            *_PLAIN,
+            rope(),
+            always(biases=_QKV),
+            _window_in_use(window(_every_other_below)),
+            experts(shared="shared_expert_intermediate_size"),
+        ),
+        {
+            "max_position_embeddings": 32_768,
+            "num_key_value_heads": 16,
+            "sliding_window": 4_096,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1_408,
+            "shared_expert_intermediate_size": 5_632,
+        },
+        _layers(**{leaf: f"mlp.shared_expert.{leaf}_proj" for leaf in _MLP}),
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        (
+            *_PLAIN,
+            rope(),
+            biases(attention_bias=_QKVO),
+            always(qk_norm="head"),
+            _window_in_use(_window_of_all()),
+            experts(),
+        ),
+        {
+            "max_position_embeddings": 32_768,
+            "num_key_value_heads": 4,
+            "sliding_window": 4_096,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+    ),
+    "olmoe": Family(
+        "Olmoe",
+        (
+            *_PLAIN,
+            rope(),
+            biases(attention_bias=_QKVO),
+            always(qk_norm="width"),
+            experts(width="intermediate_size"),
+        ),
+        {"max_position_embeddings": 4_096, "rms_norm_eps": 1e-5, "num_experts_per_tok": 8},
+        classifier=None,
+    ),
 }
 """By ``model_type``. A decoder that was made here is written as the first that has its shape."""
 
-
-def family_of(config: DecoderConfig) -> str:
-    """The first ``model_type`` that has the shape of a decoder.
-
-    Raises:
-        ValueError: no family has it.
-
-    >>> family_of(DecoderConfig(64, 8, 16, 1, 2, 1, 4, qkv_bias=True))
-    'qwen2'
-    """
-    even = config.hidden_size % config.num_heads == 0
-    for name, family in FAMILIES.items():
-        if (family.qkv_bias, family.qk_norm) == (config.qkv_bias, config.qk_norm) and (even or family.any_width):
-            return name
-    switches = [name for name in ("qkv_bias", "qk_norm") if getattr(config, name)]
-    raise ValueError(
-        f"config_fields: the config has {' and '.join(switches)}, no Hugging Face family has both; drop one."
-    )
+WITHIN = {"gemma3": ("gemma3_text", "text_config")}
+"""Checkpoints that hold a family's model beside others: its ``model_type``, and where config.json describes it."""
 
 
 def listed() -> str:
     """The families' names for a sentence.
 
-    >>> listed()
-    'Llama, Mistral, Qwen2 and Qwen3'
+    >>> listed().endswith("Qwen2Moe, Qwen3Moe and Olmoe")
+    True
     """
     *most, last = [family.architecture for family in FAMILIES.values()]
     return f"{', '.join(most)} and {last}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -21,6 +21,7 @@ class Fields:
         path: of the file.
         raw: the object.
         inside: where in the file it is, such as ``rope_scaling.``; empty for the whole file.
+        asked: the names of the fields that were asked for.
 
     >>> fields = Fields(Path("config.json"), {"hidden_size": "x"})
     >>> fields.size("hidden_size")
@@ -31,6 +32,11 @@ class Fields:
     path: Path
     raw: Mapping[str, Any]
     inside: str = ""
+    asked: set[str] = field(default_factory=set, compare=False)
+
+    def replaced(self, **fields: Any) -> Fields:
+        """The object with other fields."""
+        return replace(self, raw={**self.raw, **fields})
 
     def refused(self, name: str, wanted: str, do: str = _AGAIN) -> ValueError:
         """The error for a field that is not what it must be."""
@@ -40,6 +46,7 @@ class Fields:
 
     def given(self, name: str) -> bool:
         """Whether the field is there and not null."""
+        self.asked.add(name)
         return self.raw.get(name) is not None
 
     def size(self, name: str, default: int | None = None) -> int:
@@ -72,6 +79,7 @@ class Fields:
         Raises:
             ValueError: it is something else.
         """
+        self.asked.add(name)
         value = self.raw.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise self.refused(name, "a finite number above 0")
@@ -93,6 +101,7 @@ class Fields:
         Raises:
             ValueError: it is something else.
         """
+        self.asked.add(name)
         value = self.raw.get(name)
         if not isinstance(value, str) or value not in allowed:
             raise self.refused(name, " or ".join(allowed), do)
@@ -108,6 +117,31 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise self.refused(name, "a list of strings")
         return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers above 0; empty where there is none.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        value = self.raw[name] if self.given(name) else []
+        good = isinstance(value, list) and all(
+            isinstance(one, int | float) and not isinstance(one, bool) and 0 < one < math.inf for one in value
+        )
+        if not good:
+            raise self.refused(name, "a list of finite numbers above 0")
+        return tuple(float(one) for one in value)
+
+    def switches(self, name: str) -> tuple[bool, ...]:
+        """A list of flags, each 0 or 1, or false or true; empty where there is none.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        value = self.raw[name] if self.given(name) else []
+        if not isinstance(value, list) or not all(isinstance(one, int) and one in (0, 1) for one in value):
+            raise self.refused(name, "a list of 0 and 1")
+        return tuple(bool(one) for one in value)
 
     def nested(self, name: str) -> Fields:
         """The object in a field; an empty one where there is none.
@@ -135,6 +169,15 @@ class Fields:
         if not all(_whole(one) and 0 <= one < below for one in listed):
             raise self.refused(name, f"token ids from 0 to {below - 1}")
         return listed
+
+
+def told(raw: Mapping[str, Any]) -> Fields:
+    """Fields of a config.json that no file holds.
+
+    >>> told({"hidden_size": 8}).size("hidden_size")
+    8
+    """
+    return Fields(Path("config.json"), raw)
 
 
 def _whole(value: Any) -> TypeGuard[int]:

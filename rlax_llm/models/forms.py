@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from rlax_llm.core.platform import platform
 from rlax_llm.models.attention import attention, fits_at_once, visits
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.kernels import cudnn_attention, splash_attention
-from rlax_llm.models.segments import PLAIN, Form, Reach, Segment
+from rlax_llm.models.segments import EVERYTHING, PLAIN, Form, Reach, Segment, Window, within
 
 KERNELS = {"tpu": "splash", "gpu": "cudnn"}
 KERNEL_LENGTH = 256  # queries of a row from which a kernel is worth the padding of its blocks
@@ -101,7 +102,12 @@ COMPUTE: dict[str, Callable[..., jax.Array]] = {
 
 
 def grouped_attention(
-    config: DecoderConfig, queries: jax.Array, reach: Reach, segments: Sequence[Segment], form: Form | None = None
+    config: DecoderConfig,
+    queries: jax.Array,
+    reach: Reach,
+    segments: Sequence[Segment],
+    form: Form | None = None,
+    window: Window = None,
 ) -> jax.Array:
     """``attention`` of ``P`` groups, on every device its own groups and key heads.
 
@@ -112,7 +118,9 @@ def grouped_attention(
         queries: ``[P, G, S, H, head_dim]``.
         reach: ``[P, G or 1, S]`` each.
         segments: as ``attention``'s, with the groups in front; the last is the rows' own, laid out as the queries are.
-        form: window, cap, packed and blocks; None has neither, and the platform's blocks.
+        form: packed and blocks; None is not packed, in the platform's blocks. The cap is the config's.
+        window: places that a query reads at most; of a layer that is one of several kinds it is traced, and the
+            config's or ``EVERYTHING``.
 
     Returns:
         ``[P, G, S, H · head_dim]``.
@@ -120,12 +128,32 @@ def grouped_attention(
     Raises:
         ValueError: where the form that ``config.attention`` asks for cannot serve.
     """
-    form = blocks() if form is None else form
-    compute = COMPUTE[attention_form(config, queries.shape[2], queries.dtype, form)]
+    form = (blocks() if form is None else form)._replace(soft_cap=config.attention_cap)
+    name = attention_form(config, queries.shape[2], queries.dtype, form)
+    if name == "blockwise":
+        reach, window = within(reach, window), None
+    compute, traced = _behind_window(COMPUTE[name], form, window, config.window)
     rows, heads = dividing((queries.shape[0], segments[0].keys.shape[2]), (ROWS, TENSOR))
     by_row = PartitionSpec(rows)
     by_head = PartitionSpec(rows, None, heads)
     by_query_head = PartitionSpec(rows, None, None, heads)
     keys_and_places = jax.tree.map(lambda x: by_row if x.ndim == PLACES_NDIM else by_head, list(segments))
-    in_specs = (by_query_head, by_row, keys_and_places)
-    return per_device(partial(compute, form), in_specs, by_query_head)(queries, reach, list(segments))
+    in_specs = (*(PartitionSpec() for _ in traced), by_query_head, by_row, keys_and_places)
+    return per_device(compute, in_specs, by_query_head)(*traced, queries, reach, list(segments))
+
+
+def _behind_window(
+    compute: Callable[..., jax.Array], form: Form, window: Window, size: int | None
+) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """A kernel behind a window, and what is traced of it.
+
+    The kernel must know the window's size: of layers of two kinds, each has it or reaches everything.
+    """
+    if window is None or isinstance(window, int):
+        return partial(compute, form._replace(window=window)), ()
+
+    def computed(window: jax.Array, *given: Any) -> jax.Array:
+        whole = partial(compute, form)
+        return jax.lax.cond(window < EVERYTHING, partial(compute, form._replace(window=size)), whole, *given)
+
+    return computed, (window,)

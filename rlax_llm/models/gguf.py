@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.models.blocks import Blocks
 from rlax_llm.models.chat import one_line
-from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
-from rlax_llm.models.families import FAMILIES
+from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.fields import Fields
+from rlax_llm.models.gguf_blocks import KINDS, blocks_of, columns, stacked
 from rlax_llm.models.huggingface import Parameters, stack_parameters
+from rlax_llm.models.ropes import LinearRope, Llama3Rope, RopeScaling
 from rlax_llm.models.shards import check_layers
 from rlax_llm.models.tensors import read_finite
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
-    name: {"qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm} for name, family in FAMILIES.items() if family.gguf
+    "llama": {},
+    "qwen2": {"biases": ("q", "k", "v")},
+    "qwen3": {"qk_norm": "head"},
 }
 _TOP = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
 _MODULES = {
@@ -61,10 +67,32 @@ def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig
         ValueError: the file is truncated, or holds an architecture, a rope, a tensor, a quantization or a tokenizer
             that is not supported.
     """
+    return _read(path, partial(_parameters, dtype=dtype))
+
+
+def read_gguf_blocks(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig, Parameters, Tokenizer]:
+    """``read_gguf`` with the matrices of the layers in the blocks of the file: a base to train adapters over.
+
+    Limiting case: ``dequantized`` of it is ``read_gguf``.
+
+    Args:
+        path: the file.
+        dtype: of the other parameters.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as ``read_gguf``; or a matrix is of a kind that ``KINDS`` lacks, or of several in different layers.
+    """
+    return _read(path, partial(_parameters_in_blocks, dtype=dtype))
+
+
+def _read(
+    path: str | Path, parameters: Callable[[_File, DecoderConfig], Parameters]
+) -> tuple[DecoderConfig, Parameters, Tokenizer]:
     try:
         file = _File(Path(path))
         config = _config(file)
-        return config, _parameters(file, config, dtype), _tokenizer(file)
+        return config, parameters(file, config), _tokenizer(file)
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # bytes that are no text, merges that no vocabulary holds: whatever damage causes
@@ -137,7 +165,8 @@ def _config(file: _File) -> DecoderConfig:
         # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
         norm_eps=float(str(np.float32(fields.number("attention.layer_norm_rms_epsilon")))),
         tie_embeddings="output.weight" not in file.tensors,
-        max_positions=min(length, fields.count("attention.sliding_window", 0) or length),
+        max_positions=length,
+        window=fields.count("attention.sliding_window", 0) or None,
         **_ARCHITECTURES[file.architecture],
     )
 
@@ -171,23 +200,67 @@ def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | Non
 
 
 def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
+    _check_tensors(file, config)
+    return stack_parameters(config, dtype, partial(_leaf, file, config, dtype))
+
+
+def _parameters_in_blocks(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
+    _check_tensors(file, config)
     shapes: Parameters = dict(config.parameter_shapes)
+    matrices = shapes.pop("layers")
+    layers: Parameters = {}
+    for leaf in matrices:
+        if leaf in TARGETS:
+            layers[leaf] = _leaf_in_blocks(file, config, leaf)
+        else:
+            layers[leaf] = np.stack([_leaf(file, config, dtype, leaf, layer) for layer in range(config.num_layers)])
+    params = {leaf: _leaf(file, config, dtype, leaf, None) for leaf in shapes} | {"layers": layers}
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _check_tensors(file: _File, config: DecoderConfig) -> None:
+    shapes = config.parameter_shapes
     check_layers(file.path, config.num_layers, len(file.tensors))
     wanted = {_tensor_name(leaf, None) for leaf in shapes if leaf != "layers"}
     wanted |= {_tensor_name(leaf, layer) for leaf in shapes["layers"] for layer in range(config.num_layers)}
     _check_names(file, wanted)
-    # llama.cpp rotates neighboring rows of a llama's heads, Hugging Face and this decoder the two halves.
-    heads = {"q": config.num_heads, "k": config.num_kv_heads} if file.architecture == "llama" else {}
 
-    def fetch(leaf: str, layer: int | None) -> np.ndarray:
-        shape = shapes[leaf] if layer is None else shapes["layers"][leaf][1:]
-        kernel = layer is not None and len(shape) == 2
-        value = _dequantized(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape, dtype)
-        if leaf in heads:
-            value = value.reshape(heads[leaf], config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(value.shape)
-        return value.T if kernel else value
 
-    return stack_parameters(config, dtype, fetch)
+def _leaf(file: _File, config: DecoderConfig, dtype: Any, leaf: str, layer: int | None) -> np.ndarray:
+    """One array in the decoder's own layout."""
+    shapes = config.parameter_shapes
+    shape = shapes[leaf] if layer is None else shapes["layers"][leaf][1:]
+    kernel = layer is not None and len(shape) == 2
+    value = _dequantized(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape, dtype)
+    order = _order(file, config, leaf)
+    value = value if order is None else value[order]
+    return value.T if kernel else value
+
+
+def _order(file: _File, config: DecoderConfig, leaf: str) -> np.ndarray | None:
+    """llama.cpp rotates neighboring rows of a llama's heads, Hugging Face and this decoder the two halves."""
+    heads = {"q": config.num_heads, "k": config.num_kv_heads}
+    if file.architecture != "llama" or leaf not in heads:
+        return None
+    rows = np.arange(heads[leaf] * config.head_dim)
+    return rows.reshape(heads[leaf], config.head_dim // 2, 2).swapaxes(1, 2).ravel()
+
+
+def _leaf_in_blocks(file: _File, config: DecoderConfig, leaf: str) -> Blocks:
+    """A matrix of all layers as the file keeps it."""
+    names = [_tensor_name(leaf, layer) for layer in range(config.num_layers)]
+    kinds = {file.tensors[name].tensor_type.name for name in names}
+    wanted = f"one of {', '.join(KINDS)} in all layers"
+    if len(kinds) > 1 or not kinds <= KINDS.keys():
+        do = "train over nf4 or int8 of it"
+        raise file.refuse(f"the quantization of {leaf}", " and ".join(sorted(kinds)), wanted, do)
+    for name in names:
+        _check_shape(file, name, config.parameter_shapes["layers"][leaf][:0:-1])
+    found = stacked([blocks_of(kinds.copy().pop(), file.tensors[name].data) for name in names])
+    if not all(np.isfinite(part).all() for part in jax.tree.leaves(found)):
+        raise ValueError(f"{file.path}: {leaf} has scales that are not finite; download or convert the model again.")
+    order = _order(file, config, leaf)
+    return found if order is None else columns(found, order)
 
 
 def _check_names(file: _File, wanted: set[str]) -> None:
@@ -215,15 +288,19 @@ def _dequantized(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> 
     from gguf import dequantize
 
     tensor = file.tensors[name]
-    got = tuple(int(size) for size in tensor.shape[::-1])
-    if got != shape:
-        raise ValueError(f"{file.path}: tensor {name} has shape {got}, the metadata wants {shape}; use another file.")
+    _check_shape(file, name, shape)
     try:
         return read_finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
     except NotImplementedError as error:
         got = tensor.tensor_type.name
         wanted = "one that the gguf package dequantizes"
         raise file.refuse(f"the quantization of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
+
+
+def _check_shape(file: _File, name: str, shape: tuple[int, ...]) -> None:
+    got = tuple(int(size) for size in file.tensors[name].shape[::-1])
+    if got != shape:
+        raise ValueError(f"{file.path}: tensor {name} has shape {got}, the metadata wants {shape}; use another file.")
 
 
 def _tokenizer(file: _File) -> Tokenizer:

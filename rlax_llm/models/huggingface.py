@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,10 @@ import numpy as np
 from rlax_llm.core.mesh import fetch as fetch_whole
 from rlax_llm.core.processes import is_first
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.families import FAMILIES, Family
+from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.families import listed as listed_families
+from rlax_llm.models.family import Family
+from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import existing_directory, read_json, replace_directory, write_json
 from rlax_llm.models.huggingface_config import (
     NOWHERE,
@@ -26,6 +28,7 @@ from rlax_llm.models.huggingface_config import (
     config_fields,
     read_config,
     scalar_fields,
+    text_fields,
     with_special_ids,
 )
 from rlax_llm.models.sharding import from_parts
@@ -46,6 +49,7 @@ __all__ = [
 
 Parameters = dict[str, Any]
 SHARD_BYTES = 5_000_000_000
+_OF_EXPERTS = 4  # dimensions of a stacked leaf that has a matrix for each expert
 _SLACK_BYTES = 16_000_000  # headers, tokenizer and configuration
 
 _LLAMA = FAMILIES["llama"]
@@ -292,12 +296,18 @@ def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, 
 
 
 class _Slot(NamedTuple):
-    """Where one tensor of the file belongs, and its shape in the file."""
+    """Which leaves one tensor of the file holds, one behind the other in its rows, and its shape in the file."""
 
-    leaf: str
+    leaves: tuple[str, ...]
     layer: int | None
     shape: tuple[int, ...]
     transposed: bool
+    rows: tuple[int, ...]
+    expert: int | None = None
+
+    def begin(self, leaf: str) -> int:
+        """The first row of a leaf."""
+        return sum(self.rows[: self.leaves.index(leaf)])
 
 
 def _slots(shapes: Parameters, family: Family) -> dict[str, _Slot]:
@@ -305,15 +315,28 @@ def _slots(shapes: Parameters, family: Family) -> dict[str, _Slot]:
     shapes = dict(shapes)
     layers = shapes.pop("layers")
     # The score is a linear map to one label: a row in the file, a vector here.
-    slots = {
-        family.tensor(leaf, None): _Slot(leaf, None, (1, *shape) if leaf == "score" else shape, False)
-        for leaf, shape in shapes.items()
-    }
+    whole = {leaf: (1, *shape) if leaf == "score" else shape for leaf, shape in shapes.items()}
+    slots = {family.tensor(leaf, None): _Slot((leaf,), None, shape, False, shape[:1]) for leaf, shape in whole.items()}
     for layer in range(layers["q"][0]):
-        for leaf, (_, *shape) in layers.items():
-            kernel = len(shape) == 2  # [in, out] here, [out, in] in torch
-            slots[family.tensor(leaf, layer)] = _Slot(leaf, layer, tuple(shape[::-1] if kernel else shape), kernel)
+        for leaf in layers:
+            slots |= _layer_slots(layers, family, leaf, layer)
     return slots
+
+
+def _layer_slots(layers: Mapping[str, tuple[int, ...]], family: Family, leaf: str, layer: int) -> dict[str, _Slot]:
+    """The tensor of a leaf, or of each expert in it."""
+    name, leaves = family.tensor(leaf, layer), family.leaves_with(leaf)
+    if len(layers[leaf]) < _OF_EXPERTS:
+        return {name: _layer_slot([layers[leaf][1:] for leaf in leaves], leaves, layer)}
+    count, *shape = layers[leaf][1:]
+    one = _layer_slot([tuple(shape)], leaves, layer)
+    return {name.format(expert=expert): one._replace(expert=expert) for expert in range(count)}
+
+
+def _layer_slot(shapes: Sequence[tuple[int, ...]], leaves: tuple[str, ...], layer: int) -> _Slot:
+    kernel = len(shapes[0]) == 2  # [in, out] here, [out, in] in torch
+    rows = tuple(shape[-1] for shape in shapes)
+    return _Slot(leaves, layer, (sum(rows), shapes[0][0]) if kernel else (sum(rows),), kernel, rows)
 
 
 def tensor_name(leaf: str, layer: int) -> str:
@@ -328,7 +351,10 @@ def tensor_name(leaf: str, layer: int) -> str:
 def _family_in(directory: Path) -> Family:
     """The family that a directory's config.json names; Llama where there is none."""
     path = directory / "config.json"
-    return FAMILIES.get(read_json(path).get("model_type", ""), _LLAMA) if path.is_file() else _LLAMA
+    if not path.is_file():
+        return _LLAMA
+    kind = text_fields(Fields(path, read_json(path))).raw.get("model_type")
+    return FAMILIES.get(kind, _LLAMA) if isinstance(kind, str) else _LLAMA
 
 
 def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dtype: Any) -> Parameters:
@@ -337,13 +363,21 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
     _check_names(directory, tensors, slots)
     for name, slot in slots.items():
         check_tensor(tensors[name], slot.shape)
-    names = {(slot.leaf, slot.layer): name for name, slot in slots.items()}
+    names = {(leaf, slot.layer, slot.expert): name for name, slot in slots.items() for leaf in slot.leaves}
 
     def fetch(leaf: str, layer: int | None, part: _Part) -> np.ndarray:
-        slot = slots[names[leaf, layer]]
-        tensor = tensors[names[leaf, layer]]
+        if layer is None or len(shapes["layers"][leaf]) < _OF_EXPERTS:
+            return fetch_one(leaf, layer, None, part)
+        experts = range(part[0].start, part[0].stop)
+        return np.stack([fetch_one(leaf, layer, expert, part[1:]) for expert in experts])
+
+    def fetch_one(leaf: str, layer: int | None, expert: int | None, part: _Part) -> np.ndarray:
+        slot = slots[names[leaf, layer, expert]]
+        tensor = tensors[names[leaf, layer, expert]]
         # The score is a row in the file.
         inside = part[::-1] if slot.transposed else (slice(0, 1),) * (len(slot.shape) - len(part)) + part
+        begin = slot.begin(leaf)
+        inside = (slice(inside[0].start + begin, inside[0].stop + begin), *inside[1:])
         value = read_finite(tensor.part(inside), dtype, tensor.path, tensor.name)
         return value.T if slot.transposed else value
 
@@ -420,12 +454,14 @@ def _write_shards(staging: Path, shards: list[dict[str, _Slot]], params: Paramet
 
 
 def _nbytes(params: Parameters, slot: _Slot) -> int:
-    leaf = params[slot.leaf] if slot.layer is None else params["layers"][slot.leaf]
-    return math.prod(slot.shape) * np.dtype(leaf.dtype).itemsize
+    (leaf, *_) = slot.leaves
+    values = params[leaf] if slot.layer is None else params["layers"][leaf]
+    return math.prod(slot.shape) * np.dtype(values.dtype).itemsize
 
 
 def _tensor(params: Parameters, slot: _Slot) -> np.ndarray:
     if slot.layer is None:
-        return np.ascontiguousarray(fetch_whole(params[slot.leaf])).reshape(slot.shape)
-    value = fetch_whole(params["layers"][slot.leaf][slot.layer])
-    return np.ascontiguousarray(value.T if slot.transposed else value)
+        return np.ascontiguousarray(fetch_whole(params[slot.leaves[0]])).reshape(slot.shape)
+    where = slot.layer if slot.expert is None else (slot.layer, slot.expert)
+    values = [fetch_whole(params["layers"][leaf][where]) for leaf in slot.leaves]
+    return np.concatenate([np.ascontiguousarray(value.T if slot.transposed else value) for value in values])

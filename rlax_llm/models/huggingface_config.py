@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import MISSING, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope, RopeScaling
-from rlax_llm.models.families import FAMILIES, family_of
-from rlax_llm.models.fields import Fields
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.families import FAMILIES, WITHIN
+from rlax_llm.models.family import layer_types
+from rlax_llm.models.fields import Fields, told
 from rlax_llm.models.files import existing_directory, read_json
+from rlax_llm.models.ropes import LongRope
 
 _DROPPED = ("auto_map", "num_labels", "id2label", "label2id", "problem_type")
-_WINDOW = 4_096  # where config.json does not say
+_RUN = ("lora", "compute_dtype", "sampler_dtype", "cache_dtype", "attention")  # of a run, which no file says
 
-# Fields that change the computation, and the values for which this decoder computes it.
-_ONLY = {
-    "hidden_act": (None, "swish", "silu"),
-    "attention_bias": (None, False),
-    "mlp_bias": (None, False),
-    "use_mrope": (None, False),
+_NUMBERS = ("rope_theta", "norm_eps", "max_positions", "tie_embeddings")  # which every family may have
+
+# Fields that change the computation of a family that does not ask for them, and the values that leave it as it is.
+_NOTHING = (None, False, 0)
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "attention_bias": _NOTHING,
+    "mlp_bias": _NOTHING,
+    "use_mrope": _NOTHING,
+    "use_sliding_window": _NOTHING,
+    "use_bidirectional_attention": _NOTHING,
+    "qk_layernorm": _NOTHING,
+    "use_qk_norm": _NOTHING,
+    "clip_qkv": _NOTHING,
+    "num_experts": _NOTHING,
+    "num_local_experts": _NOTHING,
+    "attn_logit_softcapping": _NOTHING,
+    "final_logit_softcapping": _NOTHING,
+    "no_rope_layers": (None, []),
     "partial_rotary_factor": (None, 1),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "attention_multiplier": (None,),
+    "logits_scaling": (None, 1),
     "quantization_config": (None,),
 }
-_SCALES = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 
 
 def read_config(directory: str | Path) -> DecoderConfig:
-    """The decoder that ``config.json`` describes: Llama, Mistral, Qwen2 or Qwen3, of transformers 4 or 5.
-
-    A sliding window is taken as the longest sequence: up to there it is full attention.
+    """The decoder that ``config.json`` describes, of a family in ``FAMILIES``, of transformers 4 or 5.
 
     Raises:
         FileNotFoundError: no such directory, or no config.json in it.
@@ -39,34 +55,32 @@ def read_config(directory: str | Path) -> DecoderConfig:
             not compute.
     """
     path = existing_directory(directory) / "config.json"
-    return _decoder_config(Fields(path, read_json(path)))
+    return _decoder_config(text_fields(Fields(path, read_json(path))))
+
+
+def text_fields(fields: Fields) -> Fields:
+    """What config.json says of the language model, where the checkpoint holds others beside it.
+
+    >>> fields = told({"model_type": "gemma3", "text_config": {"hidden_size": 8}})
+    >>> dict(text_fields(fields).raw)
+    {'hidden_size': 8, 'model_type': 'gemma3_text'}
+    """
+    kind = fields.raw.get("model_type")
+    if not isinstance(kind, str) or kind not in WITHIN:
+        return fields
+    family, place = WITHIN[kind]
+    return fields.nested(place).replaced(model_type=family)
 
 
 def _decoder_config(fields: Fields) -> DecoderConfig:
     kind = fields.among("model_type", FAMILIES, "use a model of these families")
+    shape = FAMILIES[kind].shape(fields)
     for name, allowed in _ONLY.items():
-        if fields.raw.get(name) not in allowed:
-            raise fields.refused(name, repr(allowed[-1]), "use a model without it")
-    family = FAMILIES[kind]
-    heads = fields.size("num_attention_heads")
-    hidden = fields.size("hidden_size")
-    theta, scaling = _rope(fields)
-    shape: dict[str, Any] = {
-        "vocab_size": fields.size("vocab_size"),
-        "hidden_size": hidden,
-        "intermediate_size": fields.size("intermediate_size"),
-        "num_layers": fields.size("num_hidden_layers"),
-        "num_heads": heads,
-        "num_kv_heads": fields.size("num_key_value_heads", family.num_kv_heads or heads),
-        "head_dim": fields.size("head_dim", family.head_dim or max(hidden // heads, 1)),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "norm_eps": fields.number("rms_norm_eps", 1e-6),
-        "tie_embeddings": fields.flag("tie_word_embeddings"),
-        "qkv_bias": family.qkv_bias,
-        "qk_norm": family.qk_norm,
-        "max_positions": _max_positions(fields, family.max_positions),
-    }
+        if name not in fields.asked and fields.raw.get(name) not in allowed:
+            wanted = "none of it" if allowed[-1] in (None, [], 0) else repr(allowed[-1])
+            raise fields.refused(name, wanted, "use a model without it")
+    if "layer_types" not in fields.asked and any(layer_types(fields, shape["num_layers"]) or ()):
+        raise fields.refused("layer_types", "full_attention in every layer of this family", "use a model without it")
     try:
         return DecoderConfig(**shape)
     except ValueError as error:
@@ -98,7 +112,7 @@ def read_origin(directory: str | Path, vocab_size: int) -> Origin:
         ValueError: a file is not JSON, or the stop tokens are none of the vocabulary's.
     """
     path = existing_directory(directory) / "config.json"
-    config = Fields(path, read_json(path))
+    config = text_fields(Fields(path, read_json(path)))
     generation = Fields(path.with_name("generation_config.json"), {})
     if generation.path.is_file():
         generation = replace(generation, raw=read_json(generation.path))
@@ -149,34 +163,48 @@ def config_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, 
 def _describes(raw: Mapping[str, Any], config: DecoderConfig) -> bool:
     """Whether a config.json is of this decoder, but for its head."""
     try:
-        described = _decoder_config(Fields(Path("config.json"), raw))
+        described = _decoder_config(told(raw))
     except ValueError:
         return False
-    return described == replace(config, tie_embeddings=described.tie_embeddings, lora=None)
+    own = {name: getattr(described, name) for name in (*_RUN, "tie_embeddings")}
+    return described == replace(_as_read(config), **own)
+
+
+def _as_read(config: DecoderConfig) -> DecoderConfig:
+    """The decoder that a file of this one is read as: of LongRoPE a file has both lists, and the short one is read."""
+    scaling = config.rope_scaling
+    if not isinstance(scaling, LongRope):
+        return config
+    length = min(scaling.max_positions, scaling.original_max_positions)
+    return replace(config, rope_scaling=replace(scaling, max_positions=length), max_positions=length)
 
 
 def _own_fields(config: DecoderConfig) -> dict[str, Any]:
     kind = family_of(config)
-    scaling = _rope_fields(config.rope_scaling)
-    return {
-        "architectures": [f"{FAMILIES[kind].architecture}ForCausalLM"],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": {"rope_theta": config.rope_theta} | (scaling or {"rope_type": "default"}),
-    } | FAMILIES[kind].fields(config)
+    family = FAMILIES[kind]
+    # The ids that the family's class would put there may be none of this vocabulary.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return {"architectures": [f"{family.architecture}ForCausalLM"], "model_type": kind} | ids | family.fields(config)
+
+
+def family_of(config: DecoderConfig) -> str:
+    """The first ``model_type`` whose config.json can say the shape of a decoder.
+
+    Raises:
+        ValueError: no family has it.
+
+    >>> family_of(DecoderConfig(64, 8, 16, 1, 2, 1, 4, biases=("q", "k", "v")))
+    'qwen2'
+    """
+    for kind, family in FAMILIES.items():
+        if _describes({"model_type": kind} | family.fields(config), config):
+            return kind
+    plain = {field.name: field.default for field in dataclass_fields(DecoderConfig)}
+    differing = [name for name, value in plain.items() if value is not MISSING and getattr(config, name) != value]
+    switches = [name for name in differing if name not in (*_RUN, *_NUMBERS)]
+    raise ValueError(
+        f"config_fields: the config has {', '.join(switches)}, and no Hugging Face family has all of these; drop one."
+    )
 
 
 def scalar_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, Any]:
@@ -193,86 +221,11 @@ def scalar_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, 
     ['LlamaForSequenceClassification']
     """
     fields = config_fields(config, origin)
-    (architecture,) = fields["architectures"]
+    family = FAMILIES[fields["model_type"]]
+    if family.classifier is None:
+        raise ValueError(
+            f"scalar_fields: transformers has no sequence classifier of the family {family.architecture}; "
+            "use a model of another family for scores and values."
+        )
     labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    return fields | labels | {"architectures": [architecture.replace("CausalLM", "SequenceClassification")]}
-
-
-def _rope_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    if isinstance(scaling, LinearRope):
-        return {"rope_type": "linear", "factor": scaling.factor}
-    if isinstance(scaling, Llama3Rope):
-        return {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        }
-    raise ValueError(
-        f"config_fields: rope_scaling is {scaling!r}, wanted LinearRope, Llama3Rope or None; use one of these."
-    )
-
-
-def _max_positions(fields: Fields, default: int) -> int:
-    """The longest sequence, in tokens, on which the attention of every layer is full."""
-    longest = fields.size("max_position_embeddings", default)
-    layers = fields.words("layer_types")
-    unknown = sorted(set(layers) - {"full_attention", "sliding_attention"})
-    if unknown:
-        wanted = "full_attention or sliding_attention"
-        raise ValueError(f"{fields.path}: layer_types is {unknown[0]!r}, wanted {wanted}; use another model.")
-    slides = FAMILIES[fields.raw["model_type"]].slides or (fields.flag("use_sliding_window") and _slide(fields, layers))
-    if not slides or fields.raw.get("sliding_window", _WINDOW) is None:
-        return longest
-    return min(longest, fields.size("sliding_window", _WINDOW))
-
-
-def _slide(fields: Fields, layers: Sequence[str]) -> bool:
-    """Whether a layer of Qwen's has the window."""
-    # Newer files list the layers; else it is those from max_window_layers on.
-    if layers:
-        return "sliding_attention" in layers
-    return fields.count("max_window_layers", 28) < fields.size("num_hidden_layers")
-
-
-def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """``rope_theta`` and the scaling, from ``rope_scaling`` (transformers 4) or ``rope_parameters`` (5)."""
-    older = fields.nested("rope_scaling")
-    newer = fields.nested("rope_parameters")
-    rope = older if older.raw else newer
-    thetas = [place.number("rope_theta") for place in (rope, fields) if place.given("rope_theta")]
-    theta = thetas[0] if thetas else 10_000.0
-    for name, value in rope.raw.items():
-        if isinstance(value, dict):  # one rope for each type of layer
-            raise rope.refused(name, "one rope for all layers", "use a model without it")
-    if rope.raw.get("partial_rotary_factor") not in (None, 1):
-        raise rope.refused("partial_rotary_factor", "1", "use a model without it")
-    return theta, _scaling(fields, rope)
-
-
-def _scaling(fields: Fields, rope: Fields) -> RopeScaling | None:
-    # Old files say type; a factor without either could be of any rope.
-    silent = {} if "factor" in rope.raw else {"rope_type": "default"}
-    rope = replace(rope, raw=silent | ({"rope_type": rope.raw["type"]} if "type" in rope.raw else {}) | {**rope.raw})
-    kind = rope.raw.get("rope_type")
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3"):
-        raise rope.refused("rope_type", "default, linear or llama3", "use a model without it")
-    for missing in _SCALES[kind]:
-        if missing not in rope.raw:
-            raise ValueError(f"{fields.path}: the {kind} rope lacks {missing!r}; download or export the model again.")
-    factor, *bounds = [rope.number(field) for field in _SCALES[kind]]
-    if kind == "linear":
-        return LinearRope(factor)
-    # As in transformers: a length next to the scaling's own fields wins, and the model's own length is the default.
-    name = "original_max_position_embeddings"
-    places = [place for place in (fields, rope) if place.given(name)]
-    length = places[0].size(name) if places else fields.size("max_position_embeddings")
-    try:
-        return Llama3Rope(factor, bounds[0], bounds[1], length)
-    except ValueError as error:
-        raise ValueError(f"{fields.path}: {error}") from error
+    return fields | labels | {"architectures": [family.classifier or f"{family.architecture}ForSequenceClassification"]}

@@ -19,7 +19,7 @@ import numpy as np
 
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.files import read_json, stage_directory
-from rlax_llm.models.gguf import read_gguf
+from rlax_llm.models.gguf import read_gguf, read_gguf_blocks
 from rlax_llm.models.huggingface import (
     Parameters,
     has_score,
@@ -86,6 +86,27 @@ def load_model(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageMo
         ValueError: its files are broken, or describe a model that the decoder does not compute.
     """
     return _load(name_or_path, dtype, _LANGUAGE)
+
+
+def load_blocks(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageModel:
+    """The model of a GGUF file with the matrices of its layers in the file's own blocks, to train adapters over.
+
+    Args:
+        name_or_path: a ``.gguf`` file, or ``smollm2``.
+        dtype: of the other parameters.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no GGUF file, or is broken, or has blocks of another kind.
+    """
+    path = _packaged() if str(name_or_path) == "smollm2" else Path(name_or_path)
+    if path.suffix != ".gguf":
+        raise ValueError(
+            f"load_blocks: {name_or_path} is no GGUF file, wanted one that has blocks; take nf4 or int8 for this model."
+        )
+    model = LanguageModel(*read_gguf_blocks(path, dtype))
+    _check_rows(path, model.tokenizer, model.config.vocab_size)
+    return model
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

@@ -5,7 +5,6 @@ The decoder itself reads an adapter where its config has a ``Lora``: ``joined(ad
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import replace
@@ -19,7 +18,9 @@ import numpy as np
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.processes import is_first
 from rlax_llm.core.trees import join_trees
+from rlax_llm.models.blocks import dequantized
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.dora import column_shares, lengths
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import existing_directory, read_json, replace_directory, write_json
 from rlax_llm.models.functional import Params
@@ -39,7 +40,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "modules_to_save": _NONE,
     "bias": _NONE,
-    "use_dora": _NONE,
     "use_qalora": _NONE,
     "fan_in_fan_out": _NONE,
     "lora_bias": _NONE,
@@ -58,41 +58,54 @@ _INITIAL = "init_lora_weights"
 _OVER_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
-def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32, base: Params | None = None) -> Params:
     """``A ~ U(−1/√in, 1/√in)`` and ``B = 0``, as PEFT draws them (Kaiming-uniform with a = √5): the base, exactly.
 
     Args:
         config: shapes, with its ``lora``.
         key: a typed PRNG key.
         dtype: of the adapter; float32 also over a bfloat16 base keeps small steps.
+        base: its parameters, whose columns' lengths DoRA begins with; else not read.
 
     Returns:
         The nested dict of ``config.adapter_shapes``.
 
     Raises:
-        ValueError: ``config.lora`` is None.
+        ValueError: ``config.lora`` is None, or is DoRA without a base.
 
     >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, lora=Lora(3, 6.0, ("q",)))
     >>> {name: leaf.shape for name, leaf in init_adapter(config, jax.random.key(0))["layers"].items()}
     {'q_lora_a': (1, 4, 3), 'q_lora_b': (1, 3, 4)}
     """
     layers = {}
-    for target, one in zip(_lora("init_adapter", config).targets, jax.random.split(key, len(TARGETS)), strict=False):
+    lora = _lora("init_adapter", config)
+    if lora.dora and base is None:
+        raise ValueError("init_adapter: base is None and config.lora is DoRA, wanted the base's parameters; give them.")
+    for target, one in zip(lora.targets, jax.random.split(key, len(TARGETS)), strict=False):
         a, b = (config.adapter_shapes["layers"][f"{target}_lora_{side}"] for side in "ab")
         bound = a[1] ** -0.5
         drawn = jax.random.uniform(one, a, jnp.promote_types(dtype, jnp.float32), -bound, bound)
         layers |= {f"{target}_lora_a": drawn.astype(dtype), f"{target}_lora_b": jnp.zeros(b, dtype)}
+        if lora.dora and base is not None:
+            update = layers[f"{target}_lora_a"], layers[f"{target}_lora_b"]
+            layers[f"{target}_lora_m"] = _lengths(base["layers"][target], update, lora.scale).astype(dtype)
     return {"layers": layers}
 
 
+@jax.jit
+def _lengths(weights: Any, update: tuple[jax.Array, jax.Array], scale: float) -> jax.Array:
+    """Of the columns of all layers, a layer at a time."""
+    return jax.lax.map(lambda layer: lengths(layer[0], (*layer[1], scale)), (weights, update))
+
+
 def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Params:
-    """``W + (alpha / rank) · A·B``: one model without adapter, for generation and export.
+    """``W + (alpha / rank) · A·B``, of DoRA with its own lengths: one model without adapter, to draw from and export.
 
     Limiting case: B = 0 is the base, bit for bit.
 
     Args:
         config: shapes, with its ``lora``; the result belongs to ``replace(config, lora=None)``.
-        params: the base's, ``config.parameter_shapes``.
+        params: the base's, ``config.parameter_shapes``; a matrix in blocks comes back wide.
         adapter: ``config.adapter_shapes``; a ``score`` with it is passed through.
 
     Returns:
@@ -103,7 +116,7 @@ def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     """
     lora = _lora("merge_adapter", config)
     _check_tree("merge_adapter", config, adapter)
-    model = join_trees(params, adapter)
+    model = join_trees(dequantized(params), adapter)
     layers = dict(model["layers"])
     for target in lora.targets:
         weight = layers[target]
@@ -111,7 +124,11 @@ def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
         b = layers.pop(f"{target}_lora_b")
         wide = jnp.promote_types(jnp.result_type(weight, a, b), jnp.float32)
         update = jnp.matmul(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
-        layers[target] = (weight.astype(wide) + lora.scale * update).astype(weight.dtype)
+        merged = weight.astype(wide) + lora.scale * update
+        if lora.dora:
+            shares = column_shares(layers.pop(f"{target}_lora_m"), weight, (a, b, lora.scale))
+            merged = merged * shares[..., None, :]
+        layers[target] = merged.astype(weight.dtype)
     return model | {"layers": layers}
 
 
@@ -138,7 +155,7 @@ def write_adapter(directory: str | Path, config: DecoderConfig, adapter: Params,
     _check_tree("write_adapter", config, adapter)
     tensors = {}
     for target in lora.targets:
-        for side in "ab":
+        for side in "abm" if lora.dora else "ab":
             leaf = fetch(adapter["layers"][f"{target}_lora_{side}"])
             tensors |= {_name(target, i, side): np.ascontiguousarray(leaf[i].T) for i in range(config.num_layers)}
     if "score" in adapter:
@@ -260,7 +277,8 @@ def _check_tree(where: str, config: DecoderConfig, adapter: Params) -> None:
 
 
 def _name(target: str, layer: int, side: str) -> str:
-    return f"{_PREFIX}{tensor_name(target, layer).removesuffix('weight')}lora_{side.upper()}.weight"
+    kind = "magnitude_vector" if side == "m" else f"{side.upper()}.weight"
+    return f"{_PREFIX}{tensor_name(target, layer).removesuffix('weight')}lora_{kind}"
 
 
 def _settings(lora: Lora, base_model_name: str, scalar: bool) -> dict[str, Any]:
@@ -272,7 +290,9 @@ def _settings(lora: Lora, base_model_name: str, scalar: bool) -> dict[str, Any]:
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "target_modules": [f"{target}_proj" for target in lora.targets],
         "modules_to_save": ["score"] if scalar else None,
-        "lora_dropout": 0.0,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.stabilized,
+        "use_dora": lora.dora,
         "bias": "none",
         "fan_in_fan_out": False,
         _INITIAL: True,
@@ -290,8 +310,8 @@ def _lora_of(settings: Fields, tensors: Mapping[str, Tensor]) -> Lora:
             f"{settings.path.with_name(_WEIGHTS)}: the file has 0 of the targets {', '.join(TARGETS)} in layer 0, "
             "wanted at least one; save the adapter again."
         )
-    # rsLoRA (arXiv 2312.03732) divides by the root of the rank.
-    return Lora(rank, alpha * math.sqrt(rank) if settings.flag("use_rslora") else alpha, targets)
+    dropout = settings.number("lora_dropout") if settings.raw.get("lora_dropout") else 0.0
+    return Lora(rank, alpha, targets, settings.flag("use_rslora"), settings.flag("use_dora"), dropout)
 
 
 def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tensor], dtype: Any) -> Params:
@@ -300,9 +320,9 @@ def _read_tensors(file: Path, config: DecoderConfig, tensors: Mapping[str, Tenso
     names = {leaf: [_name(*_leaf(leaf, i)) for i in range(config.num_layers)] for leaf in shapes}
     wanted = {name for leaf_names in names.values() for name in leaf_names}
     _check_names(file, wanted, tensors.keys() - {_SCORE}, config.num_layers)
-    for leaf, (_, rows, columns) in shapes.items():
+    for leaf, (_, *shape) in shapes.items():
         for name in names[leaf]:
-            check_tensor(tensors[name], (columns, rows), _SETTINGS)
+            check_tensor(tensors[name], tuple(shape[::-1]), _SETTINGS)
         layers[leaf] = np.stack([read_finite(tensors[name].read(), dtype, file, name).T for name in names[leaf]])
     adapter: Params = {"layers": jax.tree.map(jnp.asarray, layers)}
     if _SCORE not in tensors:

@@ -108,6 +108,28 @@ def sequence_scores(config: DecoderConfig, layout: tuple[int, int], remat: bool 
     return scores
 
 
+def prefix_scores(config: DecoderConfig, layout: tuple[int, int], remat: bool = False) -> Scalars:
+    """``(params, completions) → scores [B, T]``: of each row up to and with token t, ``score · h[t]``.
+
+    What a process reward model says of a step is read at its last token. Limiting cases: at the last valid token it is
+    ``sequence_scores``; one place further left ``token_values``, the state before token t + 1 being that after t.
+
+    Args:
+        config: shapes.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
+        remat: recompute each layer in the backward pass.
+
+    Returns:
+        A function to ``[B, T]``, of at least float32; 0 where ``mask`` is False.
+    """
+
+    def scores(params: Params, completions: Completions) -> jax.Array:
+        after = jnp.pad(_state_values(config, params, completions, layout, remat)[:, 1:], ((0, 0), (layout[1], 0)))
+        return jnp.where(completions.mask, after, 0.0)
+
+    return scores
+
+
 def drop_trailing(completions: Completions, token_id: int) -> Completions:
     """The rows as transformers scores them where ``token_id`` pads: up to their last token that is another one.
 

@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm.core.checks import at_least_one
-from rlax_llm.core.log_probs import token_log_probs
+from rlax_llm.core.log_probs import token_collisions, token_log_probs
 from rlax_llm.core.logit_bias import LogitBias, bias_vector
 from rlax_llm.core.penalties import NONE, Penalties, check_penalties
 from rlax_llm.core.seen import histories, penalized, tally
 from rlax_llm.core.token_sets import members_of
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, head, hidden_states, vocabulary_logits
+from rlax_llm.models.decoder import group_hidden_states, hidden_states, predictions, vocabulary_logits
 from rlax_llm.models.functional import Params
 
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 
 
 def _scorer(
-    config: DecoderConfig, temperature: float, logit_bias: LogitBias, penalties: Penalties
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    config: DecoderConfig,
+    temperature: float,
+    logit_bias: LogitBias,
+    penalties: Penalties,
+    score_tokens: Callable[..., tuple[jax.Array, ...]] = token_log_probs,
+) -> Callable[..., Any]:
     """Score the last ``S`` columns from ``hidden [B, S, D]``; zeros in the columns before and outside ``read``."""
     bias = bias_vector("log_probs", logit_bias, config.vocab_size)
     check_penalties("log_probs", penalties)
 
     def score(
         params: Params, hidden: jax.Array, completions: Completions, segments: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, ...]:
         columns = hidden.shape[1]
         read = completions.read[:, -columns:]
         history = None if penalties == NONE else _history(completions, columns, segments)
         own = hidden, completions.tokens[:, -columns:], _last(completions.kept, columns), history
         flat, targets, kept, history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
         seen = None if history is None else (penalties, history)
-        scores = token_log_probs(flat, head(params), targets, temperature, kept, bias, seen)
+        predicted = predictions(config, params, flat)
+        scores = score_tokens(*predicted[:2], targets, temperature, kept, bias, seen, predicted.cap)
         before = ((0, 0), (completions.tokens.shape[1] - columns, 0))
-        log_probs, entropy = (jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in scores)
-        return log_probs, entropy
+        return tuple(jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in scores)
 
     return score
 
@@ -136,6 +140,18 @@ def by_length(
     return ByLength(row_log_probs(config, remat, temperature, logit_bias, penalties), tuple(widths))
 
 
+def _of_groups(
+    config: DecoderConfig, layout: tuple[int, int], remat: bool, score: Callable[..., Any]
+) -> Callable[[Params, Completions], Any]:
+    """``score`` of groups, each prompt computed once for its completions."""
+
+    def scored(params: Params, completions: Completions) -> Any:
+        hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
+        return score(params, hidden, completions)
+
+    return scored
+
+
 def group_log_probs(
     config: DecoderConfig,
     layout: tuple[int, int],
@@ -163,12 +179,65 @@ def group_log_probs(
         ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
     """
     score = _scorer(config, temperature, logit_bias, penalties)
+    return _of_groups(config, layout, remat, score)
 
-    def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
-        hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
-        return score(params, hidden, completions)
 
-    return log_probs
+def group_collisions(
+    config: DecoderConfig,
+    layout: tuple[int, int],
+    temperature: float = 1.0,
+    logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
+) -> Callable[[Params, Completions], tuple[jax.Array]]:
+    """``(params, completions) → (Σ_v p_v²,)``: of each distribution that a token was drawn from, without a gradient.
+
+    It stands where ``group_log_probs`` does, for ``parts.fixed_log_probs``.
+
+    Args:
+        config: shapes.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
+        temperature: the sampler's.
+        logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
+
+    Raises:
+        ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
+    """
+    score = _scorer(config, temperature, logit_bias, penalties, lambda *read: (token_collisions(*read),))
+    return _of_groups(config, layout, False, score)
+
+
+def group_log_probs_with_collisions(
+    config: DecoderConfig,
+    layout: tuple[int, int],
+    temperature: float = 1.0,
+    remat: bool = False,
+    logit_bias: LogitBias = (),
+    penalties: Penalties = NONE,
+) -> Callable[[Params, Completions], tuple[jax.Array, jax.Array, jax.Array]]:
+    """``(params, completions) → (log_probs, entropy, log Σ_v p_v²)``: what WPO weighs pairs by, of one pass.
+
+    The third array has no gradient. Limiting cases: the first two are ``group_log_probs``, the third the logarithm of
+    ``group_collisions``.
+
+    Args:
+        config: shapes.
+        layout: ``(group_size, prompt_width)``: rows per prompt, and the columns that hold prompts.
+        temperature: the sampler's.
+        remat: recompute each layer in the backward pass.
+        logit_bias: the sampler's, pairs of a token id and nats.
+        penalties: the sampler's.
+
+    Raises:
+        ValueError: for a bias of a token beyond the vocabulary, and a penalty that is none.
+    """
+    score = _scorer(config, temperature, logit_bias, penalties, _with_collisions)
+    return _of_groups(config, layout, remat, score)
+
+
+def _with_collisions(hidden: jax.Array, head: jax.Array, *read: Any) -> tuple[jax.Array, ...]:
+    fixed = jax.lax.stop_gradient((hidden, head))
+    return *token_log_probs(hidden, head, *read), jnp.log(token_collisions(*fixed, *read))
 
 
 def group_logits(
@@ -200,7 +269,7 @@ def group_logits(
 
     def logits(params: Params, completions: Completions) -> jax.Array:
         hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
-        plain = vocabulary_logits(params, hidden)
+        plain = vocabulary_logits(config, params, hidden)
         biased = plain if bias is None else plain + bias
         tempered = (biased if penalties == NONE else _penalized(biased, penalties, completions)) / temperature
         kept = _last(completions.kept, hidden.shape[1])

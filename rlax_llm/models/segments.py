@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.core.caps import soft_cap
 from rlax_llm.models.narrow import Matrix, Narrow, product
 
 NOWHERE = -1  # the place of what is no token
+EVERYTHING = 2**30  # a window that no sequence is longer than
 MASKED = -1e30  # finite, so that a query without any key gives numbers (which nobody reads) and not NaN
+
+
+Window = int | jax.Array | None
+"""Places that a query reads at most, its own included (arXiv 2004.05150); None is all."""
 
 
 class Segment(NamedTuple):
@@ -112,6 +118,15 @@ def reach_of(places: jax.Array, positions: jax.Array | None = None) -> Reach:
     return Reach(places, jnp.zeros_like(places) if positions is None else jnp.maximum(places - positions, 0))
 
 
+def within(reach: Reach, window: Window) -> Reach:
+    """What is left of a reach in a window.
+
+    >>> within(reach_of(jnp.array([[0, 1, 2]])), 2).begins.tolist()
+    [[0, 0, 1]]
+    """
+    return reach if window is None else reach._replace(begins=lows(reach, window))
+
+
 def shared(rows: int, part: Segment) -> bool:
     """Whether all rows of a group read the same keys."""
     return part.keys.shape[0] != rows
@@ -138,7 +153,7 @@ def matmul(x: jax.Array, y: Matrix) -> jax.Array:
     return jnp.matmul(x.astype(y.dtype), y, preferred_element_type=jnp.promote_types(y.dtype, jnp.float32))
 
 
-def lows(reach: Reach, window: int | None) -> jax.Array:
+def lows(reach: Reach, window: Window) -> jax.Array:
     """The first place that each query reads, at least 0."""
     return reach.begins if window is None else jnp.maximum(reach.begins, reach.places - (window - 1))
 
@@ -155,9 +170,7 @@ def scores_of(queries: jax.Array, reach: Reach, part: Segment, form: Form) -> tu
     scores = matmul(fold(queries, part), part.keys)
     slope = None
     if form.soft_cap is not None:
-        bent = jnp.tanh(scores / form.soft_cap)
-        scores = form.soft_cap * bent
-        slope = 1 - jnp.square(bent)
+        scores, slope = soft_cap(scores, form.soft_cap)
     reads = reads_of(reach, part, form.window)
     count = rows if shared(rows, part) else part.keys.shape[0]
     reads = jnp.broadcast_to(reads[:, None], (count, ratio, length, reads.shape[-1]))

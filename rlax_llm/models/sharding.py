@@ -22,9 +22,14 @@ RULES: dict[str, tuple[Axis, ...]] = {
     "head": (TENSOR, "fsdp"),
     **dict.fromkeys(("q", "k", "v", "gate", "up"), _COLUMNS),
     **dict.fromkeys(("o", "down"), _ROWS),
-    **dict.fromkeys(("q_bias", "k_bias", "v_bias"), (None, TENSOR)),
+    **dict.fromkeys(("q_bias", "k_bias", "v_bias", "gate_bias", "up_bias"), (None, TENSOR)),
+    "router": (None, "fsdp", None),
+    **dict.fromkeys(("expert_gate", "expert_up"), (None, TENSOR, "fsdp", None)),
+    "expert_down": (None, TENSOR, None, "fsdp"),
     **{f"{name}_lora_a": (None, "fsdp", None) for name in ("q", "k", "v", "gate", "up")},
     **{f"{name}_lora_b": (None, None, TENSOR) for name in ("q", "k", "v", "gate", "up")},
+    **{f"{name}_lora_m": (None, TENSOR) for name in ("q", "k", "v", "gate", "up")},
+    **{f"{name}_lora_m": (None, "fsdp") for name in ("o", "down")},
     **{f"{name}_lora_a": (None, TENSOR, None) for name in ("o", "down")},
     **{f"{name}_lora_b": (None, None, "fsdp") for name in ("o", "down")},
 }
@@ -163,10 +168,12 @@ def check_divides(where: str, config: DecoderConfig) -> None:
         config: shapes.
 
     Raises:
-        ValueError: naming the heads or the width that it does not divide.
+        ValueError: naming the heads, the width or the experts that it does not divide.
     """
     size = devices_along(TENSOR)
     split = {"query heads": config.num_heads, "key heads": config.num_kv_heads, "MLP width": config.intermediate_size}
+    if config.experts is not None:
+        split |= {"experts": config.experts.count}
     for what, count in split.items():
         if count % size:
             raise ValueError(

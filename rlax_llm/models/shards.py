@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from pathlib import Path, PureWindowsPath
 
@@ -11,6 +12,8 @@ from rlax_llm.models.tensors import Tensor, open_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_TEXT = re.compile(r"(model\.)?language_model\.(model\.)?")
+_BESIDE = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
 
 
 def has_weights(directory: Path) -> bool:
@@ -38,7 +41,22 @@ def model_tensors(directory: Path, stack: ExitStack) -> dict[str, Tensor]:
                 "download or export the model again."
             )
         tensors |= found
-    return tensors
+    return _of_text(tensors)
+
+
+def _of_text(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a language model by its own names, where the checkpoint holds others beside it."""
+    if not any(_TEXT.match(name) for name in tensors):
+        return tensors
+    kept = {name: tensor for name, tensor in tensors.items() if not _BESIDE.match(name)}
+    return {_own_name(name): tensor for name, tensor in kept.items()}
+
+
+def _own_name(name: str) -> str:
+    if not _TEXT.match(name):
+        return name
+    rest = _TEXT.sub("", name)
+    return rest if rest.startswith("lm_head.") else f"model.{rest}"
 
 
 def _files(directory: Path) -> list[Path]:

@@ -13,9 +13,9 @@ from literal_attention import CASES, Case, Numbers, assert_literal, drawn, form_
 from rlax_llm.core.platform import targeting
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.forms import attention_form
+from rlax_llm.models.forms import _behind_window, attention_form
 from rlax_llm.models.kernels import cudnn_attention, splash_attention
-from rlax_llm.models.segments import PLAIN
+from rlax_llm.models.segments import EVERYTHING, PLAIN
 
 LONG = {
     "after a prompt": Case([0] * 9 + [1] * 20, [[1] * 140, [1] * 90 + [0] * 50]),
@@ -124,6 +124,18 @@ def test_an_odd_head_is_not_for_cudnn():
         pytest.raises(ValueError, match="heads of at most 128, a multiple of 8, and these are of 20"),
     ):
         attention_form(config, 4096, "bfloat16")
+
+
+def test_a_kernel_knows_the_window_of_a_layer_that_a_scan_chooses():
+    def kernel(form, x):
+        return x * (-1 if form.window is None else form.window)
+
+    for window, wanted in ((None, -1), (5, 5)):
+        compute, traced = _behind_window(kernel, PLAIN, window, 5)
+        assert traced == ()
+        assert compute(1) == wanted
+    compute, _ = _behind_window(kernel, PLAIN, jnp.int32(5), 5)
+    assert jax.lax.map(lambda window: compute(window, 1), jnp.array([5, EVERYTHING])).tolist() == [5, -1]
 
 
 def test_an_unknown_form_is_told():

@@ -7,19 +7,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import erf, softmax
 
 from rlax_llm.models import decoder
 from rlax_llm.models.attention import rotary
-from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.ropes import LinearRope, Llama3Rope, Rope, YarnRope
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 V = 13
 CONFIGS = {
     "llama": DecoderConfig(V, 16, 24, 2, 4, 2, 4),
-    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, qkv_bias=True),
-    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm=True, tie_embeddings=False, rope_scaling=LinearRope(2.0)),
+    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, biases=("q", "k", "v")),
+    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm="head", tie_embeddings=False, rope_scaling=LinearRope(2.0)),
+    "every switch": DecoderConfig(
+        V,
+        16,
+        24,
+        3,
+        4,
+        2,
+        8,
+        rope_scaling=YarnRope(4.0, 64, magnitude=1.25),
+        rotary_dim=6,
+        rope_pairs=True,
+        local_rope=Rope(100.0),
+        rotated=(True, True, False),
+        window=3,
+        sliding=(True, False, True),
+        norm_offset=1.0,
+        norms="both",
+        qk_norm="head",
+        biases=("q", "o", "gate", "down"),
+        activation="gelu_tanh",
+        embedding_scale=2.0,
+        residual_scale=0.7,
+        attention_scale=0.5,
+        attention_cap=2.0,
+        logit_divisor=3.0,
+        logit_cap=2.5,
+    ),
+    "norms after": DecoderConfig(V, 16, 24, 2, 4, 2, 4, norms="after", qk_norm="width", activation="gelu", window=4),
 }
 LLAMA = CONFIGS["llama"]
 each = pytest.mark.parametrize("name", CONFIGS)
@@ -35,48 +64,93 @@ def random_params(config: DecoderConfig, dtype=jnp.float64):
     return jax.tree_util.tree_map_with_path(draw, config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def literal_rotary(x: np.ndarray, position: int, frequencies: np.ndarray) -> np.ndarray:
+def literal_rotary(x: np.ndarray, position: int, frequencies: np.ndarray, magnitude: float = 1.0) -> np.ndarray:
     """Rotate each pair (x_i, x_{i + d/2}) as a complex number."""
     half = len(x) // 2
-    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * frequencies)
+    turned = (x[:half] + 1j * x[half:]) * (np.exp(1j * position * frequencies) * magnitude)
     return np.concatenate([turned.real, turned.imag])
+
+
+def literal_turn(config: DecoderConfig, rope: Rope, head: np.ndarray, position: int, frequencies) -> np.ndarray:
+    """The first numbers of a head turned: halves, or neighbors in the order of halves and back."""
+    turning, rest = np.split(head, [2 * len(frequencies)])
+    order = np.arange(len(turning)).reshape(-1, 2).T.ravel() if config.rope_pairs else np.arange(len(turning))
+    turned = np.empty_like(turning)
+    turned[order] = literal_rotary(turning[order], position, frequencies, getattr(rope.scaling, "magnitude", 1.0))
+    return np.concatenate([turned, rest])
+
+
+LITERAL_ACTIVATION = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+}
+
+
+def literal_norm(config: DecoderConfig, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x**2).mean() + config.norm_eps) * (weight + config.norm_offset)
+
+
+def literal_linear(x: np.ndarray, layer: dict, name: str) -> np.ndarray:
+    return x @ layer[name] + layer.get(f"{name}_bias", 0)
+
+
+def literal_heads(config: DecoderConfig, layer: dict, i: int, states: list, name: str) -> list:
+    """Queries, keys or values of all tokens."""
+    slides = config.window is not None and (not config.sliding or config.sliding[i])
+    rope = config.local_rope if slides and config.local_rope else Rope(config.rope_theta, config.rope_scaling)
+    frequencies = rope.frequencies(config.rotary_dim or config.head_dim).astype(np.float32)
+    found = []
+    for position, h in enumerate(states):
+        flat = literal_linear(h, layer, name)
+        if config.qk_norm == "width" and name != "v":
+            flat = literal_norm(config, flat, layer[f"{name}_norm"])
+        heads = flat.reshape(-1, config.head_dim)
+        if config.qk_norm == "head" and name != "v":
+            heads = [literal_norm(config, head, layer[f"{name}_norm"]) for head in heads]
+        if name != "v" and (not config.rotated or config.rotated[i]):
+            heads = [literal_turn(config, rope, head, position, frequencies) for head in heads]
+        found.append(heads)
+    return found
+
+
+def literal_mixture(config: DecoderConfig, i: int, t: int, projected: dict) -> np.ndarray:
+    """What token t reads, of all heads."""
+    slides = config.window is not None and (not config.sliding or config.sliding[i])
+    first = max(t + 1 - config.window, 0) if slides else 0
+    mixed = []
+    for h in range(config.num_heads):
+        shared = h // (config.num_heads // config.num_kv_heads)
+        scores = np.array([projected["q"][t][h] @ projected["k"][s][shared] for s in range(first, t + 1)])
+        scores = scores * (config.attention_scale or 1 / math.sqrt(config.head_dim))
+        if config.attention_cap:
+            scores = config.attention_cap * np.tanh(scores / config.attention_cap)
+        mixed.append(sum(w * projected["v"][first + s][shared] for s, w in enumerate(softmax(scores))))
+    return np.concatenate(mixed)
 
 
 def literal_hidden(config: DecoderConfig, params, tokens: list[int]) -> np.ndarray:
     """The decoder on one unpadded row, token by token and head by head."""
     params = jax.tree.map(np.asarray, params)
-    frequencies = np.asarray(config.frequencies())
 
-    def norm(x, weight):
-        return x / np.sqrt((x**2).mean() + config.norm_eps) * weight
+    def normed(layer, name, x):
+        return literal_norm(config, x, layer[name]) if name in layer else x
 
-    states = [params["embed"][token] for token in tokens]
+    states = [config.embedding_scale * params["embed"][token] for token in tokens]
     for i in range(config.num_layers):
         layer = {key: value[i] for key, value in params["layers"].items()}
-        projected = {"q": [], "k": [], "v": []}
-        for position, x in enumerate(states):
-            h = norm(x, layer["attention_norm"])
-            for key, out in projected.items():
-                heads = (h @ layer[key] + layer.get(f"{key}_bias", 0)).reshape(-1, config.head_dim)
-                if key != "v":
-                    if config.qk_norm:
-                        heads = [norm(head, layer[f"{key}_norm"]) for head in heads]
-                    heads = [literal_rotary(head, position, frequencies) for head in heads]
-                out.append(heads)
-        after = []
+        before = [normed(layer, "attention_norm", x) for x in states]
+        projected = {name: literal_heads(config, layer, i, before, name) for name in "qkv"}
+        further = []
         for t, x in enumerate(states):
-            mixed = []
-            for h in range(config.num_heads):
-                shared = h // (config.num_heads // config.num_kv_heads)
-                scores = [projected["q"][t][h] @ projected["k"][s][shared] for s in range(t + 1)]
-                weights = softmax(np.array(scores) / math.sqrt(config.head_dim))
-                mixed.append(sum(w * projected["v"][s][shared] for s, w in enumerate(weights)))
-            x = x + np.concatenate(mixed) @ layer["o"]
-            h = norm(x, layer["mlp_norm"])
-            gate = h @ layer["gate"]
-            after.append(x + (gate / (1 + np.exp(-gate)) * (h @ layer["up"])) @ layer["down"])
-        states = after
-    return np.array([norm(x, params["norm"]) for x in states])
+            found = literal_linear(literal_mixture(config, i, t, projected), layer, "o")
+            x = x + config.residual_scale * normed(layer, "attention_post_norm", found)
+            h = normed(layer, "mlp_norm", x)
+            gate = LITERAL_ACTIVATION[config.activation](literal_linear(h, layer, "gate"))
+            found = literal_linear(gate * literal_linear(h, layer, "up"), layer, "down")
+            further.append(x + config.residual_scale * normed(layer, "mlp_post_norm", found))
+        states = further
+    return np.array([literal_norm(config, x, params["norm"]) for x in states])
 
 
 hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
@@ -109,7 +183,9 @@ def test_logits_are_the_head_of_the_hidden_states(name):
     table = params["embed"] if config.tie_embeddings else params["head"]
     logits = decoder.logits(config, params, tokens, valid)
     assert logits.dtype == jnp.float32
-    expected = hidden_states(config, params, tokens, valid, False) @ table.T
+    expected = hidden_states(config, params, tokens, valid, False) @ table.T / config.logit_divisor
+    if config.logit_cap is not None:
+        expected = config.logit_cap * np.tanh(expected / config.logit_cap)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -137,7 +213,7 @@ def group_rows() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-@pytest.mark.parametrize(("name", "remat"), [("llama", True), ("qwen3", False)])
+@pytest.mark.parametrize(("name", "remat"), [("llama", True), ("qwen3", False), ("every switch", True)])
 def test_shared_prompts_give_the_same_values_and_gradients(name, remat):
     config, params = CONFIGS[name], random_params(CONFIGS[name])
     tokens, valid = group_rows()
@@ -218,7 +294,7 @@ def llama3(frequencies, factor, low, high, length):
 def test_frequencies(scaling, literal):
     config = DecoderConfig(V, 16, 24, 1, 1, 1, 64, rope_theta=500_000.0, rope_scaling=scaling)
     base = [500_000.0 ** (-2 * i / 64) for i in range(32)]
-    np.testing.assert_allclose(config.frequencies(), literal(base), rtol=1e-6)
+    np.testing.assert_allclose(config.rope.frequencies(config.head_dim), literal(base), rtol=1e-6)
     np.testing.assert_allclose(scaling(np.array(base)) if scaling else base, literal(base), rtol=1e-12)
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, RopeScalingType, dequantize, quantize
 from tokenizers.pre_tokenizers import ByteLevel
 
-from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
+from rlax_llm.models.blocks import Blocks, dequantized
+from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits
-from rlax_llm.models.gguf import read_gguf
+from rlax_llm.models.gguf import read_gguf, read_gguf_blocks
+from rlax_llm.models.gguf_blocks import blocks_of
+from rlax_llm.models.loading import load_blocks
+from rlax_llm.models.ropes import LinearRope, Llama3Rope, Rope
 from rlax_llm.models.tokenizer import Tokenizer
 
 SPECIAL = ["<|end|>", "<|turn|>", "<think>"]
@@ -101,8 +105,8 @@ def write(path: Path, config=LLAMA, architecture="llama", pre="smollm", kind="F3
     [
         (LLAMA, "llama"),
         (replace(LLAMA, tie_embeddings=False), "llama"),
-        (replace(LLAMA, qkv_bias=True), "qwen2"),
-        (replace(LLAMA, qk_norm=True, head_dim=16), "qwen3"),
+        (replace(LLAMA, biases=("q", "k", "v")), "qwen2"),
+        (replace(LLAMA, qk_norm="head", head_dim=16), "qwen3"),
     ],
 )
 def test_config_and_parameters_come_back(tmp_path, config, architecture):
@@ -131,7 +135,8 @@ def test_linear_rope_is_metadata(tmp_path):
 
 def llama3_divisors(factor: float) -> np.ndarray:
     config = replace(LLAMA, rope_theta=500_000.0, rope_scaling=Llama3Rope(factor, 1.0, 4.0, 8_192))
-    return np.asarray(replace(config, rope_scaling=None).frequencies() / config.frequencies(), np.float32)
+    plain, scaled = (rope.frequencies(config.head_dim) for rope in (Rope(config.rope_theta), config.rope))
+    return (plain / scaled).astype(np.float32)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
@@ -255,3 +260,36 @@ def test_smollm2_answers_as_published(smollm2):
     tokens = np.asarray([prompt + answer], np.int32)
     greedy = logits(smollm2.config, smollm2.params, tokens, np.ones_like(tokens, bool)).argmax(-1)[0]
     assert greedy[len(prompt) - 1 : -1].tolist() == answer
+
+
+def literal_blocks(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of random blocks of a kind with scales that are numbers, and what the gguf package says that they are."""
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (5, 768 // weights, size), dtype=np.uint8)
+    for at in {"Q6_K": [size - 2], "Q4_1": [0, 2], "Q4_K": [0, 2]}.get(kind, [0]):
+        data[..., at : at + 2] = rng.normal(size=(*data.shape[:2], 1)).astype(np.float16).view(np.uint8)
+    data = data.reshape(5, -1)
+    return data, dequantize(data, GGMLQuantizationType[kind]).T
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("Q8_0", 8.5), ("Q4_0", 4.5), ("Q4_1", 5), ("Q4_K", 4.625), ("Q6_K", 8.5625)]
+)
+def test_blocks_are_the_numbers_of_the_file(kind, bits):
+    data, wanted = literal_blocks(kind)
+    found = blocks_of(kind, data)
+    np.testing.assert_array_equal(found.wide(), wanted)
+    assert sum(part.nbytes for part in jax.tree.leaves(found)) * 8 / wanted.size == bits
+
+
+def test_a_base_keeps_the_blocks_of_its_file(tmp_path):
+    path = write(tmp_path / "m.gguf", kind="Q4_1")
+    (config, params, _), (whole_config, whole, _) = read_gguf_blocks(path), read_gguf(path)
+    assert config == whole_config
+    jax.tree.map(np.testing.assert_array_equal, dequantized(params), whole)
+    assert isinstance(params["layers"]["q"], Blocks) and params["layers"]["q"].bits == 4
+    with pytest.raises(ValueError, match=r"m\.gguf: the quantization of q is 'F32', wanted one of Q8_0, .* over nf4"):
+        read_gguf_blocks(write(tmp_path / "m.gguf"))
+    with pytest.raises(ValueError, match=f"{tmp_path} is no GGUF file, wanted one that has blocks; take nf4 or int8"):
+        load_blocks(tmp_path)

@@ -16,8 +16,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rlax_llm.models.config import DecoderConfig, LinearRope, Llama3Rope
+from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
+from rlax_llm.models.huggingface_config import family_of, scalar_fields
+from rlax_llm.models.ropes import LinearRope, Llama3Rope, LongRope
 from rlax_llm.models.tokenizer import Tokenizer
 
 LLAMA = DecoderConfig(
@@ -37,8 +39,8 @@ VARIANTS = {
     "llama, free head": replace(LLAMA, tie_embeddings=False),
     "llama 3": replace(LLAMA, rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 64)),
     "linear rope": replace(LLAMA, rope_scaling=LinearRope(2.0)),
-    "qwen2": replace(LLAMA, qkv_bias=True),
-    "qwen3, wide heads": replace(LLAMA, qk_norm=True, head_dim=8),
+    "qwen2": replace(LLAMA, biases=("q", "k", "v")),
+    "qwen3, wide heads": replace(LLAMA, qk_norm="head", head_dim=8),
     "mistral, odd heads": replace(LLAMA, num_heads=6, head_dim=8),
 }
 MINIMAL = {
@@ -162,18 +164,20 @@ def test_silent_fields_mean_what_the_family_says(tmp_path):
     assert (plain.num_kv_heads, plain.head_dim, plain.tie_embeddings, plain.max_positions) == (4, 4, False, 2_048)
     assert (plain.rope_theta, plain.rope_scaling, plain.norm_eps) == (10_000.0, None, 1e-6)
     qwen3 = config_of(tmp_path, model_type="qwen3")
-    assert (qwen3.head_dim, qwen3.qk_norm, qwen3.max_positions) == (128, True, 32_768)
+    assert (qwen3.head_dim, qwen3.qk_norm, qwen3.max_positions) == (128, "head", 32_768)
 
 
 @pytest.mark.parametrize(
-    ("fields", "longest"),
+    ("fields", "slides"),
     [
-        ({"model_type": "mistral"}, 4_096),
-        ({"model_type": "mistral", "sliding_window": None}, 131_072),
-        ({"model_type": "mistral", "sliding_window": 64, "max_position_embeddings": 32}, 32),
-        ({"model_type": "qwen2", "sliding_window": 64}, 32_768),
-        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True}, 32_768),  # from layer 28 on
-        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, 64),
+        ({"model_type": "mistral"}, [4_096] * 3),
+        ({"model_type": "mistral", "sliding_window": None}, [None] * 3),
+        ({"model_type": "qwen2", "sliding_window": 64}, [None] * 3),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True}, [None] * 3),  # from layer 28 on
+        (
+            {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2},
+            [None, None, 64],
+        ),
         (
             {
                 "model_type": "qwen3",
@@ -181,31 +185,36 @@ def test_silent_fields_mean_what_the_family_says(tmp_path):
                 "use_sliding_window": True,
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
-            64,
+            [None, 64, None],
         ),
     ],
 )
-def test_a_window_in_use_bounds_the_sequence(tmp_path, fields, longest):
-    assert config_of(tmp_path, **fields).max_positions == longest
+def test_a_window_in_use_is_that_of_its_layers(tmp_path, fields, slides):
+    config = config_of(tmp_path, **fields)
+    assert [config.window if config.slides(layer) else None for layer in range(3)] == slides
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"model_type": "gemma"}, "model_type is 'gemma', wanted llama or mistral or qwen2 or qwen3"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', wanted 'silu'"),
-        ({"attention_bias": True}, "attention_bias is True, wanted False"),
-        ({"mlp_bias": True}, "mlp_bias is True, wanted False"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', wanted silu or swish or gelu or gelu_pytorch_tanh or gelu_new"),
+        ({"model_type": "qwen2", "attention_bias": True}, "attention_bias is True, wanted none of it"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias is True, wanted none of it"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, wanted none of it"),
+        ({"layer_types": ["sliding_attention"] * 3}, "wanted full_attention in every layer of this family"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, wanted 1"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, wanted None"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, wanted none of it"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            "rope_type is 'yarn', wanted default, linear or llama3",
+            {"rope_scaling": {"rope_type": "axial", "factor": 4.0}},
+            "rope_type is 'axial', wanted default, linear, dynamic, llama3, yarn or longrope",
         ),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "the longrope rope lacks 'short_factor'"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is [1], wanted 3 entries"),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types has 1 entries, wanted 3"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "the llama3 rope lacks 'low_freq_factor'"),
-        ({"layer_types": ["linear_attention"]}, "layer_types is 'linear_attention'"),
+        ({"model_type": "qwen3", "layer_types": ["linear_attention"]}, "layer_types is 'linear_attention'"),
         ({"hidden_size": None}, "hidden_size is None, wanted a positive integer"),
         ({"num_key_value_heads": 3}, "num_kv_heads is 3, wanted a divisor of num_heads 4"),
     ],
@@ -380,13 +389,32 @@ def test_parameters_that_do_not_fit_and_shapes_of_no_family_are_refused(tmp_path
         write_model(tmp_path / "model", LLAMA, params | {"norm": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"parameter head is absent, the config wants \(12, 16\)"):
         write_model(tmp_path / "model", VARIANTS["llama, free head"], params)
-    both = replace(LLAMA, qkv_bias=True, qk_norm=True)
-    with pytest.raises(ValueError, match="no Hugging Face family has both"):
+    both = replace(LLAMA, biases=("q", "k", "v"), qk_norm="head")
+    with pytest.raises(ValueError, match="has qk_norm, biases, and no Hugging Face family has all of these"):
         write_model(tmp_path / "model", both, parameters(both))
     odd = replace(LLAMA, rope_scaling=np.sqrt)
-    with pytest.raises(ValueError, match="wanted LinearRope, Llama3Rope or None"):
+    with pytest.raises(ValueError, match="wanted LinearRope, DynamicRope, Llama3Rope, YarnRope, LongRope or None"):
         write_model(tmp_path / "model", odd, params)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_family_without_a_classifier_and_a_rule_that_no_file_says_are_refused():
+    granite = replace(LLAMA, attention_scale=1.0, residual_scale=0.5)
+    assert family_of(granite) == "granite"
+    with pytest.raises(ValueError, match="no sequence classifier of the family Granite"):
+        scalar_fields(granite)
+    with pytest.raises(ValueError, match="has experts, and no Hugging Face family"):  # Mixtral always normalizes
+        family_of(replace(LLAMA, experts=Experts(4, 2, 24, normalized=False)))
+
+
+def test_of_longrope_a_file_has_both_lists(tmp_path):
+    rope = LongRope((1.0, 2.0), (3.0, 4.0), 32, 32, 1.5)
+    short = replace(LLAMA, rope_scaling=rope, max_positions=32)
+    long = replace(short, rope_scaling=replace(rope, max_positions=128), max_positions=128)
+    assert not np.allclose(*(config.rope.frequencies(4) for config in (short, long)))
+    for config in (short, long):
+        write_model(tmp_path / "model", config, parameters(config))
+        assert read_config(tmp_path / "model") == short
 
 
 def test_the_package_imports_none_of_the_heavy_readers():

@@ -16,15 +16,17 @@ from safetensors.numpy import load_file, save_file
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.models import decoder
+from rlax_llm.models.blocks import nf4
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.dora import column_shares
 from rlax_llm.models.lora import init_adapter, merge_adapter, read_adapter, write_adapter
 from rlax_llm.models.scoring import group_log_probs
 
 V, GROUP, WIDTH = 13, 2, 3
 BASES = {
     "llama": DecoderConfig(V, 16, 24, 2, 4, 2, 4),
-    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, qkv_bias=True),
-    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm=True, tie_embeddings=False),
+    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, biases=("q", "k", "v")),
+    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm="head", tie_embeddings=False),
 }
 LORA = Lora(3, 5.0)
 LLAMA = replace(BASES["llama"], lora=LORA)
@@ -267,7 +269,8 @@ def test_a_decoder_says_which_leaves_of_the_adapter_are_amiss():
         both_paths(config, base)
     assert str(caught.value) == (
         "decoder: the layers lack ['q_lora_a', 'q_lora_b'] and have [] beside what a config with lora "
-        "Lora(rank=1, alpha=1.0, targets=('q',)) wants; join the adapter, or merge it and take lora out."
+        "Lora(rank=1, alpha=1.0, targets=('q',), stabilized=False, dora=False, dropout=0.0) wants; join the adapter, "
+        "or merge it and take lora out."
     )
     with pytest.raises(ValueError, match=r"lack \[\] and have \['q_lora_a', 'q_lora_b'\] beside .* lora None wants"):
         both_paths(BASES["llama"], join_trees(adapter, base))
@@ -310,17 +313,80 @@ def changed(directory: Path, **fields) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_the_scale_of_rank_stabilized_adapters_is_read(directory):
-    changed(directory, use_rslora=True, target_modules="all-linear")
-    config, _ = read_adapter(directory, BASES["llama"])
+def test_the_scale_of_rank_stabilized_adapters_is_read_and_written(directory):
+    changed(directory, use_rslora=True, target_modules="all-linear", lora_dropout=0.1)
+    config, adapter = read_adapter(directory, BASES["llama"])
     np.testing.assert_allclose(lora_of(config).scale, 5 / math.sqrt(3), rtol=1e-12)
+    write_adapter(directory, config, adapter, "owner/base")
+    fields = json.loads((directory / "adapter_config.json").read_text())
+    assert (fields["use_rslora"], fields["lora_alpha"], fields["lora_dropout"]) == (True, 5, 0.1)
+    assert read_adapter(directory, BASES["llama"])[0] == config
+
+
+def literal_dora(x, weight, a, b, m, scale):
+    """Equations 5 and 11 of the paper, for one matrix and one row at a time, with the slope that PEFT has.
+
+    Gives the result, and its derivative in a direction of every parameter as a function of the slope.
+    """
+    direction = weight + scale * a @ b
+    share = m / np.sqrt((direction**2).sum(0))
+    result = (x @ direction) * share
+
+    def slopes(slope):
+        held = slope * share  # the length is a constant
+        return scale * x.T @ (held @ b.T), scale * a.T @ (x.T @ held), (slope * result / m).sum(0), held @ direction.T
+
+    return result, slopes
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("form", ["float64", "nf4"])
+def test_dora_is_its_formula(form):
+    config = replace(BASES["llama"], lora=Lora(3, 5.0, ("up",), dora=True))
+    base, adapter = both(config)
+    x, weight = jnp.asarray(np.random.default_rng(0).normal(size=(5, 16))), base["layers"]["up"][0]
+    kept = weight if form == "float64" else nf4(weight)
+    parts = tuple(adapter["layers"][f"up_lora_{side}"][0] for side in "abm")
+
+    def adapted(a, b, m, x):
+        return (decoder.linear(x, kept) + decoder.linear(decoder.linear(x, a) * 5 / 3, b)) * column_shares(
+            m, kept, (a, b, 5 / 3)
+        )
+
+    found, back = jax.vjp(adapted, *parts, x)
+    wide = np.asarray(weight if form == "float64" else kept.wide(), np.float64)
+    wanted, slopes = literal_dora(np.asarray(x), wide, *map(np.asarray, parts), 5 / 3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    slope = np.random.default_rng(1).normal(size=found.shape)
+    for one, other in zip(back(jnp.asarray(slope)), slopes(slope), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_dora_begins_as_the_base_and_comes_back_from_its_files(tmp_path):
+    config = replace(BASES["llama"], lora=Lora(3, 5.0, ("q", "down"), dora=True))
+    base, far = both(config)
+    start = init_adapter(config, jax.random.key(0), jnp.float64, base)
+    np.testing.assert_allclose(
+        start["layers"]["q_lora_m"], np.linalg.norm(np.asarray(base["layers"]["q"]), axis=1), rtol=1e-12
+    )
+    own, merged = merge_adapter(config, base, start), merge_adapter(config, base, far)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), own, base)
+    plain, _ = both_paths(config, join_trees(far, base))
+    np.testing.assert_allclose(plain, both_paths(replace(config, lora=None), merged)[0], rtol=1e-6, atol=1e-8)
+    far = jax.tree.map(lambda x: x.astype(jnp.float32), far)
+    write_adapter(tmp_path / "dora", config, far, "owner/base")
+    again, back = read_adapter(tmp_path / "dora", BASES["llama"])
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, back, far)
+    with pytest.raises(ValueError, match=r"base is None and config\.lora is DoRA, wanted the base's parameters"):
+        init_adapter(config, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', wanted 'LORA'"),
-        ({"use_dora": True}, "use_dora is True, wanted none of it"),
         ({"bias": "all"}, "bias is 'all', wanted none of it"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'], wanted none of it"),
         ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is {'q_proj': 3}, wanted none of it"),

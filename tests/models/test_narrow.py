@@ -17,7 +17,7 @@ from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.narrow import Narrow, narrow_matrices, narrowed, product, rows_of, table_product, widened
 from rlax_llm.models.segments import PLAIN, reach_of, segment
 
-CONFIG = DecoderConfig(31, 16, 24, 2, 4, 2, 4, tie_embeddings=False, qkv_bias=True)
+CONFIG = DecoderConfig(31, 16, 24, 2, 4, 2, 4, tie_embeddings=False, biases=("q", "k", "v"))
 PARAMS = init_decoder(CONFIG, jax.random.key(0))
 RNG = np.random.default_rng(0)
 

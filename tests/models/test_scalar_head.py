@@ -20,7 +20,14 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
 from rlax_llm.models.loading import check_same_vocabulary, load_scalar
-from rlax_llm.models.scalar import drop_trailing, init_scalar, sequence_scores, small_normal, token_values
+from rlax_llm.models.scalar import (
+    drop_trailing,
+    init_scalar,
+    prefix_scores,
+    sequence_scores,
+    small_normal,
+    token_values,
+)
 from rlax_llm.models.tokenizer import Tokenizer
 
 V, GROUP, WIDTH, OWN = 14, 3, 4, 5
@@ -28,8 +35,8 @@ ROWS = 2 * GROUP
 CONFIGS = {
     "llama": DecoderConfig(V, 16, 24, 2, 4, 2, 4),
     "llama, free head": DecoderConfig(V, 16, 24, 2, 4, 2, 4, tie_embeddings=False),
-    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, qkv_bias=True),
-    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm=True),
+    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, biases=("q", "k", "v")),
+    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 1, 6, qk_norm="head"),
     "mistral, odd heads": DecoderConfig(V, 16, 24, 2, 6, 2, 8),
 }
 LLAMA = CONFIGS["llama"]
@@ -99,6 +106,17 @@ def test_values_and_scores_are_the_score_of_the_states(group, tools):
     np.testing.assert_array_equal(np.asarray(ours)[~np.asarray(completions.mask)], 0)
     np.testing.assert_allclose(scores_of[group](params, completions), scores, rtol=0, atol=1e-12)
     assert len(np.unique(np.round(scores, 6))) == ROWS
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_prefix_is_scored_as_the_row_that_ends_there():
+    params, completions = random_params(LLAMA), rows([5, 1, 2, 0, 3, 5], (1, 2))
+    found = np.asarray(jax.jit(prefix_scores(LLAMA, (GROUP, WIDTH)))(params, completions))
+    hidden = np.asarray(states(params, completions.tokens, completions.valid)) @ np.asarray(params["score"])
+    np.testing.assert_allclose(found, np.where(completions.mask, hidden, 0.0), rtol=0, atol=1e-12)
+    scores = np.asarray(scores_of[GROUP](params, completions))
+    ends = [(0, WIDTH + 4), (1, WIDTH), (5, WIDTH + 4)]  # the last token of the others is a tool's, or a prompt's
+    np.testing.assert_allclose([found[end] for end in ends], scores[[0, 1, 5]], rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")

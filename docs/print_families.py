@@ -1,0 +1,123 @@
+"""Print `docs/families.md` from the registry of model families itself.
+
+python docs/print_families.py > docs/families.md
+"""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rlax_llm.models.config import DecoderConfig, Experts
+from rlax_llm.models.families import FAMILIES, WITHIN
+from rlax_llm.models.fields import told
+
+HEADER = """# Model families
+
+Whatever `--model` names is read from its `config.json`, computed by one decoder and written back so that transformers
+loads it. A family is a row of `rlax_llm/models/families.py`; this page is printed from it by `docs/print_families.py`.
+
+*Does otherwise* lists the fields of `rl.DecoderConfig` in which a family differs from Llama where its `config.json`
+says no more than sizes; each is explained there. A field of `config.json` that changes the computation and is not
+understood is an error.
+
+| `model_type` | class | does otherwise | scores | compared with transformers |
+|---|---|---|---|---|
+"""
+COMPARED = """
+
+*Compared*: so many configurations of a random model in float32, each of them read from what transformers wrote:
+logits within 1e-4 on rows that are whole, padded left, right and on both sides; the same greedy tokens with a cache;
+the export loaded by transformers without a missing or unexpected key, with the same logits; and import, export and
+import again without a bit changed. Each switch that a configuration has is dropped once, and the logits must differ.
+Of mixtures, whether the weights of a token's experts are normalized is turned once too. *Scores* says whether
+transformers has a sequence classifier of the family, which a reward or a value model is written as.
+
+## Ropes
+
+Plain, linear, dynamic NTK, Llama 3's, YaRN and LongRoPE, in the words of transformers 4 and 5. Two things are other
+than in transformers, because a policy's log-probabilities must be one function of its tokens:
+
+- **Dynamic NTK** is the plain rope up to `max_position_embeddings`; longer sequences are refused, where transformers
+  turns what follows faster than what is already cached.
+- **LongRoPE** (Phi) has a list of factors for short sequences and one for long ones. A model is read with the short
+  list, up to `original_max_position_embeddings`; `rl.models.LongRope(…, max_positions=131_072)` in the config takes the
+  long list for all of its sequences. A file has both lists, so an export of either is the same.
+
+## Mixtures of experts
+
+A token passes the experts that it is sent to and no other: tokens are sorted by expert, and multiplied with
+`jax.lax.ragged_dot`, or on a CPU in blocks of one expert (`benchmarks/experts.py`). Under a mesh the axis `tensor`
+holds each device's own experts. The router is trained with the rest and without a loss that balances it. Experts keep
+the format that is computed in, whatever `--sampler-dtype` says of other matrices, and `--base-dtype` refuses blocks for
+them. Sampler and learner route by their own numbers: a token whose experts are as good as equal may go another way in
+a sampler of less precision, which `sampler/…` metrics show and the correction weighs.
+
+## Files
+
+Adapters over a family that joins projections in one tensor (Phi-3, GLM-4) are read back here; PEFT does not find their
+modules by these names.
+
+`model.safetensors` or its shards, in float32, float16 or bfloat16; of GGUF files Llama, Mistral's form of it, Qwen2 and
+Qwen3. Of a multimodal checkpoint (`gemma3`) the language model is read, and written as `gemma3_text`.
+"""
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 64,
+}
+NUMBERS = ("rope_theta", "norm_eps", "tie_embeddings", "max_positions", "window")
+PARITY = Path(__file__).parent.parent / "tests" / "parity" / "families.py"
+
+
+def words(name: str, value: Any) -> str:
+    """A field and its value; of layers that differ, how many of twelve."""
+    if name in ("sliding", "rotated"):
+        return f"`{name}` {sum(value)} of {len(value)} layers"
+    if name == "local_rope":
+        return "`local_rope`"
+    if isinstance(value, Experts):
+        further = ["normalized"] * value.normalized + ["and a shared MLP"] * value.shared
+        return " ".join([f"`experts` {value.per_token} of {value.count}", *further])
+    shown = ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
+    return f"`{name}`" if value is True else f"`{name}` {shown}"
+
+
+def otherwise(kind: str) -> str:
+    """In what a family differs from Llama."""
+    shape = FAMILIES[kind].shape(told(SIZES | {"model_type": kind}))
+    config = DecoderConfig(**shape)
+    plain = {field.name: field.default for field in fields(DecoderConfig) if field.name not in SIZES}
+    own = {name: getattr(config, name) for name, value in plain.items() if getattr(config, name) != value}
+    shown = [words(name, value) for name, value in own.items() if name not in NUMBERS and name in OPTIONAL]
+    joined = [f"`{'` and `'.join(leaves)}` in one tensor" for leaves in FAMILIES[kind].joined.values()]
+    windows = ["a window"] if config.window is not None else []
+    return ", ".join(windows + shown + joined) or "—"
+
+
+OPTIONAL = {field.name for field in fields(DecoderConfig)} - {"num_heads", "num_kv_heads", "head_dim", "num_layers"}
+
+
+def page() -> str:
+    """The whole page."""
+    compared = runpy.run_path(str(PARITY))
+    classes = [name for name, _ in compared["FAMILIES"].values()]
+    rows = []
+    for kind, family in FAMILIES.items():
+        also = [f" (in `{other}`)" for other, (inside, _) in WITHIN.items() if inside == kind]
+        named = {family.architecture, f"{family.architecture}Text"}
+        count = sum(name in named for name in classes)
+        scores = "yes" if family.classifier is not None else "no"
+        rows.append(f"| `{kind}`{''.join(also)} | {family.architecture} | {otherwise(kind)} | {scores} | {count} |")
+    return HEADER + "\n".join(rows) + COMPARED
+
+
+if __name__ == "__main__":
+    print(page(), end="")

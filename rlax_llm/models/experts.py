@@ -1,0 +1,271 @@
+"""Mixtures of experts: which experts a token is sent to, and the products of sorted tokens with their experts' weights.
+
+No token passes through an expert that it is not sent to. Tokens are sorted by expert; accelerators multiply them with
+``jax.lax.ragged_dot``. A CPU's form of that passes every token through every expert, so there blocks of tokens of one
+expert are multiplied one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, per_device, place_along, sum_over
+from rlax_llm.core.platform import platform
+from rlax_llm.models.config import Experts
+
+SMALLEST, LARGEST = 8, 64  # tokens of a block
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class Routed(NamedTuple):
+    """Where tokens go.
+
+    Attributes:
+        experts: ``[…, k]`` int32, the chosen ones, the likeliest first.
+        weights: ``[…, k]``, of their results.
+    """
+
+    experts: jax.Array
+    weights: jax.Array
+
+
+class Weights(NamedTuple):
+    """Of all experts: ``gate`` and ``up [E, D, F]``, ``down [E, F, D]``."""
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+
+
+def route(logits: jax.Array, experts: Experts) -> Routed:
+    """The k experts of the largest probability ``softmax(logits)``, weighted by it (arXiv 2101.03961).
+
+    Limiting cases: with ``normalized`` weights, which sum to 1, it is the softmax of the k largest logits (Mixtral);
+    with k = E and that, the mixture of all.
+
+    Args:
+        logits: ``[…, E]`` of the router.
+        experts: how many are chosen, and whether their weights are normalized.
+
+    >>> found = route(jnp.log(jnp.array([[1.0, 3.0, 4.0]])), Experts(3, 2, 8))
+    >>> found.experts.tolist(), [f"{weight:.4f}" for weight in found.weights[0]]
+    ([[2, 1]], ['0.5714', '0.4286'])
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
+    weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
+    if experts.normalized:
+        weights = weights / weights.sum(-1, keepdims=True)
+    return Routed(chosen.astype(jnp.int32), weights)
+
+
+def mixture(x: jax.Array, routed: Routed, weights: Weights, activation: Activation) -> jax.Array:
+    """``Σ_j w_j · down_e(act(gate_e x) · up_e x)`` over the experts ``e = e_j`` of each token.
+
+    Limiting case: one expert, of weight 1, is a gated MLP. Under a mesh each device computes its own experts of its
+    own tokens.
+
+    Args:
+        x: ``[B, S, D]``.
+        routed: of all tokens, ``[B, S, k]`` each.
+        weights: of all experts, in x's dtype or a wider one.
+        activation: of the gate.
+
+    Returns:
+        ``[B, S, D]``.
+
+    >>> one = Weights(jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)), jnp.ones((1, 3, 2)))
+    >>> routed = Routed(jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1)))
+    >>> mixture(jnp.ones((1, 1, 2)), routed, one, lambda x: x).tolist()
+    [[[12.0, 12.0]]]
+    """
+    rows = dividing(x.shape, (ROWS,))
+    own = dividing(weights.gate.shape[:1], (TENSOR,))
+    return per_device(partial(_own_mixture, activation), (rows, rows, own), rows)(x, routed, weights)
+
+
+def _own_mixture(activation: Activation, x: jax.Array, routed: Routed, weights: Weights) -> jax.Array:
+    flat = x.reshape(-1, x.shape[-1])
+    count = weights.gate.shape[0]
+    chosen = _numbered(routed.experts.reshape(flat.shape[0], -1), count)
+    order = jnp.argsort(chosen.reshape(-1), stable=True)
+    sizes = jnp.bincount(chosen.reshape(-1), length=count).astype(jnp.int32)
+    token = order // chosen.shape[1]
+    times = partial(sorted_product, sizes=sizes)
+    taken = flat[token]
+    hidden = activation(times(taken, weights.gate)) * times(taken, weights.up)
+    share = routed.weights.reshape(-1)[order].astype(x.dtype)
+    found = times(hidden, weights.down) * share[:, None]
+    total = jnp.zeros_like(flat).at[token].add(found)
+    return sum_over(total, TENSOR).reshape(x.shape)
+
+
+def _numbered(chosen: jax.Array, count: int) -> jax.Array:
+    """The experts by their number on this device; those of others come behind all of them, and are not computed."""
+    if not is_split(TENSOR):
+        return chosen
+    local = chosen - place_along(TENSOR) * count
+    return jnp.where((local >= 0) & (local < count), local, count)
+
+
+def sorted_product(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """``x[n] · weights[e(n)]`` of rows that are sorted by expert; zeros for rows beyond the last expert's.
+
+    Limiting case: one expert is a matrix product.
+
+    Args:
+        x: ``[R, D]``, the first ``sizes[0]`` rows of expert 0, then those of expert 1, and so on.
+        weights: ``[E, D, F]``; a wider one is rounded to x's dtype here.
+        sizes: ``[E]`` int32.
+
+    Returns:
+        ``[R, F]`` in x's dtype.
+
+    >>> weights = jnp.arange(2.0)[:, None, None] + jnp.ones((2, 1, 1))
+    >>> sorted_product(jnp.ones((4, 1)), weights, jnp.array([1, 2])).tolist()
+    [[1.0], [2.0], [2.0], [0.0]]
+    """
+    narrow = weights.astype(x.dtype)
+    if platform() == "cpu":
+        return _product(block_of(x.shape[0], weights.shape[0]), x, narrow, sizes)
+    # What ragged_dot says of rows beyond the last expert's is not promised, nor what it gives them back.
+    there = (jnp.arange(x.shape[0]) < sizes.sum())[:, None]
+    return jnp.where(there, jax.lax.ragged_dot(jnp.where(there, x, 0), narrow, sizes), 0)
+
+
+def block_of(rows: int, experts: int) -> int:
+    """Rows of a block: about half of what an expert has, so that little is padding.
+
+    >>> block_of(8_192, 64), block_of(64, 64)
+    (64, 8)
+    """
+    share = max(rows // (2 * experts), 1)
+    return int(np.clip(1 << (share.bit_length() - 1), SMALLEST, LARGEST))
+
+
+class _Blocks(NamedTuple):
+    """Which rows, of which expert, each block holds.
+
+    Attributes:
+        starts: ``[B]``, the first row.
+        ends: ``[B]``, the one after the last row of its expert.
+        experts: ``[B]``.
+        used: how many blocks hold any.
+    """
+
+    starts: jax.Array
+    ends: jax.Array
+    experts: jax.Array
+    used: jax.Array
+
+
+def _blocks(block: int, rows: int, sizes: jax.Array) -> _Blocks:
+    most = -(-rows // block) + sizes.shape[0]
+    each = -(-sizes // block)
+    begins = jnp.cumsum(each) - each
+    experts = jnp.searchsorted(begins + each, jnp.arange(most), side="right").astype(jnp.int32)
+    experts = jnp.minimum(experts, sizes.shape[0] - 1)
+    first = jnp.cumsum(sizes) - sizes
+    starts = first[experts] + (jnp.arange(most) - begins[experts]) * block
+    return _Blocks(starts.astype(jnp.int32), (first + sizes)[experts].astype(jnp.int32), experts, each.sum())
+
+
+def _over_blocks(
+    block: int, rows: int, sizes: jax.Array, step: Callable[..., jax.Array], total: jax.Array
+) -> jax.Array:
+    """``step(total, first row, which rows are the expert's, expert)`` of one block after another."""
+    blocks = _blocks(block, rows, sizes)
+
+    def one(index: jax.Array, total: jax.Array) -> jax.Array:
+        start = blocks.starts[index]
+        there = start + jnp.arange(block) < blocks.ends[index]
+        return step(total, start, there[:, None], blocks.experts[index])
+
+    return jax.lax.fori_loop(0, blocks.used, one, total)
+
+
+def _padded(x: jax.Array, block: int) -> jax.Array:
+    """With rows behind the last, so that no block ends the array."""
+    return jnp.pad(x, ((0, block), (0, 0)))
+
+
+# Three products that are the slopes of one another, so that each may be differentiated again, as Fisher products do.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(block: int, x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows ``[R, D]`` times their expert's matrix, ``[R, F]``."""
+    return _rows_times(block, x, weights, sizes, False)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_back(block: int, slopes: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows ``[R, F]`` times the transpose of their expert's matrix, ``[R, D]``."""
+    return _rows_times(block, slopes, weights, sizes, True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _outer(block: int, x: jax.Array, slopes: jax.Array, sizes: jax.Array) -> jax.Array:
+    """``Σ_n x[n]ᵀ · slopes[n]`` over the rows of each expert, ``[E, D, F]``."""
+    given, slopes = _padded(x, block), _padded(slopes, block)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    def step(total: jax.Array, start: jax.Array, there: jax.Array, expert: jax.Array) -> jax.Array:
+        read = jnp.where(there, jax.lax.dynamic_slice_in_dim(given, start, block), 0)
+        slope = jax.lax.dynamic_slice_in_dim(slopes, start, block)
+        so_far = jax.lax.dynamic_index_in_dim(total, expert, keepdims=False)
+        added = jnp.matmul(read.T, slope, preferred_element_type=wide)
+        return jax.lax.dynamic_update_index_in_dim(total, so_far + added, expert, 0)
+
+    zeros = jnp.zeros((sizes.shape[0], x.shape[1], slopes.shape[1]), wide)
+    return _over_blocks(block, x.shape[0], sizes, step, zeros).astype(x.dtype)
+
+
+def _rows_times(block: int, x: jax.Array, weights: jax.Array, sizes: jax.Array, back: bool) -> jax.Array:
+    given = _padded(x, block)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    def step(total: jax.Array, start: jax.Array, there: jax.Array, expert: jax.Array) -> jax.Array:
+        read = jax.lax.dynamic_slice_in_dim(given, start, block)
+        weight = jax.lax.dynamic_index_in_dim(weights, expert, keepdims=False)
+        found = jnp.matmul(read, weight.T if back else weight, preferred_element_type=wide)
+        # Rows of the next expert are written again by its own block.
+        return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(there, found, 0), start, 0)
+
+    zeros = jnp.zeros((given.shape[0], weights.shape[-2 if back else -1]), wide)
+    return _over_blocks(block, x.shape[0], sizes, step, zeros)[: x.shape[0]].astype(x.dtype)
+
+
+def _kept(product: Any) -> Callable[..., Any]:
+    """The forward pass of a product, which keeps its factors."""
+
+    def forward(block: int, left: jax.Array, right: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+        return product(block, left, right, sizes), (left, right, sizes)
+
+    return forward
+
+
+def _slopes_of_product(block: int, kept: tuple, slopes: jax.Array) -> tuple:
+    x, weights, sizes = kept
+    return _product_back(block, slopes, weights, sizes), _outer(block, x, slopes, sizes), None
+
+
+def _slopes_of_product_back(block: int, kept: tuple, slopes: jax.Array) -> tuple:
+    given, weights, sizes = kept
+    return _product(block, slopes, weights, sizes), _outer(block, slopes, given, sizes), None
+
+
+def _slopes_of_outer(block: int, kept: tuple, slopes: jax.Array) -> tuple:
+    x, given, sizes = kept
+    return _product_back(block, given, slopes, sizes), _product(block, x, slopes, sizes), None
+
+
+_product.defvjp(_kept(_product), _slopes_of_product)
+_product_back.defvjp(_kept(_product_back), _slopes_of_product_back)
+_outer.defvjp(_kept(_outer), _slopes_of_outer)

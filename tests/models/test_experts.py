@@ -1,0 +1,145 @@
+"""Mixtures of experts: the routing of the papers, and products of sorted tokens that are those of a loop."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from rlax_llm.models import experts
+from rlax_llm.models.config import DecoderConfig, Experts, Lora
+from rlax_llm.models.experts import Routed, Weights, block_of, mixture, route, sorted_product
+
+pytestmark = pytest.mark.usefixtures("float64")
+D, F, COUNT = 5, 7, 6
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_tokens_go_where_their_probability_is_largest(normalized):
+    logits = drawn(9, COUNT)
+    found = route(jnp.asarray(logits), Experts(COUNT, 3, F, normalized))
+    for row, chosen, weights in zip(logits, found.experts, found.weights, strict=True):
+        p = softmax(row)
+        wanted = np.argsort(-p, kind="stable")[:3]
+        assert chosen.tolist() == wanted.tolist()
+        np.testing.assert_allclose(weights, p[wanted] / (p[wanted].sum() if normalized else 1))
+
+
+def test_normalized_weights_are_the_softmax_of_the_chosen_logits():
+    logits = jnp.asarray(drawn(4, COUNT))
+    found = route(logits, Experts(COUNT, 2, F))
+    taken = jnp.take_along_axis(logits, found.experts, -1)
+    np.testing.assert_allclose(found.weights, jax.nn.softmax(taken, -1))
+
+
+def literal(x, routed, weights):
+    """Token by token, expert by expert."""
+    found = np.zeros_like(x)
+    for b, s in np.ndindex(x.shape[:2]):
+        for expert, share in zip(routed.experts[b, s], routed.weights[b, s], strict=True):
+            gate, up, down = (np.asarray(matrix)[expert] for matrix in weights)
+            found[b, s] += share * ((silu(x[b, s] @ gate) * (x[b, s] @ up)) @ down)
+    return found
+
+
+def case(tokens: int, per_token: int):
+    routed = route(jnp.asarray(3 * drawn(2, tokens, COUNT)), Experts(COUNT, per_token, F))
+    weights = Weights(drawn(COUNT, D, F), drawn(1, COUNT, D, F)[0], drawn(COUNT, F, D))
+    return drawn(2, tokens, D), routed, weights
+
+
+@pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (40, 1), (40, 3), (7, COUNT)])
+def test_a_mixture_is_that_of_a_loop(tokens, per_token):
+    x, routed, weights = case(tokens, per_token)
+    found = mixture(jnp.asarray(x), routed, weights, jax.nn.silu)
+    np.testing.assert_allclose(found, literal(x, routed, weights), atol=1e-10)
+
+
+def test_one_expert_is_a_gated_mlp():
+    x, _, weights = case(9, 1)
+    one = Weights(*(matrix[:1] for matrix in weights))
+    routed = Routed(jnp.zeros((2, 9, 1), jnp.int32), jnp.ones((2, 9, 1)))
+    gate, up, down = (matrix[0] for matrix in one)
+    np.testing.assert_allclose(mixture(jnp.asarray(x), routed, one, jax.nn.silu), (silu(x @ gate) * (x @ up)) @ down)
+
+
+def by_ragged_dot(x, weights, sizes):
+    return jax.lax.ragged_dot(x, weights, sizes)
+
+
+def by_taken_weights(x, weights, sizes):
+    expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(x.shape[0]), side="right")
+    there = expert < sizes.shape[0]
+    found = jnp.einsum("nd,ndf->nf", x, weights[jnp.minimum(expert, sizes.shape[0] - 1)])
+    return jnp.where(there[:, None], found, 0)
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 40, 1, 0, 9], [0, 0, 0, 0, 0, 70], [70, 0, 0, 0, 0, 0], [0] * 6])
+def test_products_in_blocks_are_ragged_dot_with_its_gradients(sizes):
+    x, weights, sizes = jnp.asarray(drawn(70, D)), jnp.asarray(drawn(COUNT, D, F)), jnp.array(sizes, jnp.int32)
+    slope = drawn(70, F)
+    both = []
+    for product in (sorted_product, by_ragged_dot):
+        value, pull = jax.vjp(lambda x, weights, product=product: product(x, weights, sizes), x, weights)
+        both.append((value, pull(jnp.asarray(slope))))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), *both)
+
+
+def test_a_gradient_may_be_differentiated_again():
+    """As Fisher products do, through the pullback."""
+    x, weights = jnp.asarray(drawn(30, D)), jnp.asarray(drawn(COUNT, D, F))
+    sizes, ways = jnp.array([3, 0, 20, 1, 0, 2], jnp.int32), jnp.asarray(drawn(2, 30, F))
+
+    def second(product):
+        def once(x, weights, way):
+            value, pull = jax.vjp(lambda x, weights: jnp.sin(product(x, weights, sizes)), x, weights)
+            return sum(jnp.cos(leaf).sum() for leaf in pull(way)) + value.sum()
+
+        return jax.grad(once, (0, 1, 2))(x, weights, ways[0])
+
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9), second(sorted_product), second(by_taken_weights))
+
+
+def test_the_router_learns_through_the_weights():
+    x, _, weights = case(12, 1)
+    router = jnp.asarray(drawn(D, COUNT))
+
+    def loss(router):
+        routed = route(jnp.asarray(x) @ router, Experts(COUNT, 2, F))
+        return jnp.sin(mixture(jnp.asarray(x), routed, weights, jax.nn.silu)).sum()
+
+    slope, width = jax.grad(loss)(router), 1e-6
+    for index in ((0, 0), (3, 4)):
+        moved = (loss(router.at[index].add(width)) - loss(router.at[index].add(-width))) / (2 * width)
+        np.testing.assert_allclose(slope[index], moved, rtol=1e-5, atol=1e-8)
+
+
+def test_seeds_may_be_mapped_over():
+    x, routed, weights = case(6, 2)
+    several = jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)])
+    found = jax.vmap(lambda x: mixture(x, routed, weights, jax.nn.silu))(several)
+    for i in range(2):
+        np.testing.assert_allclose(found[i], mixture(several[i], routed, weights, jax.nn.silu), atol=1e-12)
+
+
+def test_blocks_have_little_padding():
+    assert [block_of(rows, COUNT) for rows in (1, 100, 10**5)] == [experts.SMALLEST, 8, experts.LARGEST]
+
+
+def test_what_has_experts_has_no_such_matrix():
+    with pytest.raises(ValueError, match="lora names 'gate', and the layers have experts in place of it; name q, k, v"):
+        DecoderConfig(5, 4, 8, 1, 2, 1, 2, experts=Experts(4, 2, 8), lora=Lora(2, 4.0))
+    with pytest.raises(ValueError, match="per_token is 5, wanted at most count 4"):
+        Experts(4, 5, 8)
