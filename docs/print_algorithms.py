@@ -5,10 +5,16 @@ python docs/print_algorithms.py > docs/algorithms.md
 
 import inspect
 
+import jax
+
+from rlax_llm.commands.ppo.phase import objective_of, shaping_of
+from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.credit.running import Remembering
 from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.terms import Term
+from rlax_llm.preference.ordering import OnlinePairs
 from rlax_llm.preference.pairs import Preference
 from rlax_llm.recipes.control import Penalized
 from rlax_llm.recipes.preference import dpo
@@ -16,6 +22,7 @@ from rlax_llm.recipes.registry import PEERS, recipes
 
 # What an algorithm cannot be made without, for the table.
 NEEDED = {"reward_weights": (1.0,), "max_new_tokens": 1024, "kl_coef": 0.001, "ceiling": 5.0}
+NEEDED |= {"group_size": 8, "prompts": 1, "roles": 1, "eps": 0.2}
 
 HEADER = """# Algorithms
 
@@ -28,8 +35,8 @@ factory was called with.
 def describe(choice):
     """A function's name, with what its factory was called with."""
     choice = inspect.unwrap(choice) if callable(choice) else choice  # vmap is the layout, no choice
-    if isinstance(choice, Coupled):
-        return describe(choice.loss)
+    if isinstance(choice, Coupled | Remembering):
+        return describe(choice[0] if isinstance(choice, Coupled) else choice.credit)
     if isinstance(choice, Term):
         return f"{choice.coef:g} {choice.name}"
     if isinstance(choice, tuple):
@@ -43,6 +50,9 @@ def describe(choice):
     wrapped = [values[inner] for inner in ("kept", "loss") if inner in values]
     if name.startswith("_") and wrapped:  # what is wrapped says more
         return describe(wrapped[0])
+    values = {
+        key: value for key, value in values.items() if not isinstance(value, jax.Array)
+    }  # a random key says nothing
     # A function says what it is by its name, a number by its argument's.
     named = {key: not (callable(value) or isinstance(value, tuple)) for key, value in values.items()}
     texts = [f"{key}=" * named[key] + describe(value) for key, value in values.items()]
@@ -90,6 +100,27 @@ def policies(family):
         yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in objective))
 
 
+def four_models():
+    """What the recipes of ``rlax-llm ppo`` are by default."""
+    names = (
+        "recipe",
+        "reference",
+        "policy's λ",
+        "value model's λ",
+        "KL in the reward",
+        "trust region",
+        "weighting",
+        "terms",
+    )
+    yield from head(*names)
+    for named in recipes("rlhf").values():
+        settings = PpoSettings.of(recipe=named.name).objective
+        shaping, loss = shaping_of(settings), objective_of(settings)
+        kl = f"{shaping.kl.coef:g} {describe(shaping.kl.estimator)}" if shaping.kl.charged else "none"
+        parts = shaping.trace, shaping.value_trace, kl, loss.trust_region, loss.weighting, loss.terms
+        yield row(f"`{named.name}`", reference(named), *(f"`{describe(part)}`" for part in parts))
+
+
 def natural():
     """The algorithms of natural-gradient steps."""
     yield from head("command", "recipe", "reference", *NaturalStep._fields)
@@ -116,7 +147,7 @@ def peers():
 
 def preferences():
     """The preference losses."""
-    yield from head("recipe", "reference", "rewards", "link", "likelihood")
+    yield from head("recipe", "reference", "rewards", "link", "likelihood", "of", "factors")
     for named, preference in algorithms("preference", "link"):
         yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in preference))
 
@@ -126,6 +157,18 @@ def unpaired():
     yield from head("recipe", "reference", "reward", "link")
     for named in recipes("unpaired").values():
         yield row(f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in made(named)))
+
+
+def online():
+    """The ways to learn from completions that are compared as they are drawn."""
+    yield from head("recipe", "reference", "compared by", "rivals", "loss")
+    for named in recipes("online").values():
+        way = made(named)
+        paired = isinstance(way, OnlinePairs)
+        compared, loss = (way.pairing, way.preference) if paired else (way.comparison, way.objective)
+        parts = [describe(part) for part in loss if part not in (None, ())]
+        rivals = "none" if way.rivals is None else f"share {way.rivals:g} of the reference"
+        yield row(f"`{named.name}`", reference(named), f"`{describe(compared)}`", rivals, f"`{' · '.join(parts)}`")
 
 
 def distillations():
@@ -145,10 +188,12 @@ def page():
     sections = {
         "Policy objectives": lambda: policies("group"),
         "The peers' variants": peers,
+        "PPO of four models": four_models,
         "Control objectives": lambda: policies("control"),
         "Natural-gradient steps": natural,
         "Preference losses": preferences,
         "Losses of labels": unpaired,
+        "Online preference": online,
         "Distillation": distillations,
     }
     lines = [HEADER]

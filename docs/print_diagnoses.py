@@ -5,7 +5,7 @@ python docs/print_diagnoses.py > docs/guides/doctor.md
 
 import textwrap
 
-from rlax_llm.commands.doctor.finding import CONTROL, EVERY, GROUPS, LANGUAGE, PREFERENCES
+from rlax_llm.commands.doctor.finding import CONTROL, EVERY, LANGUAGE, PREFERENCES
 from rlax_llm.commands.doctor.table import DIAGNOSES
 
 HEADER = """# Why does it not learn?
@@ -84,7 +84,7 @@ FOUND = {
 }
 """What a run of these two commands found."""
 
-NAMES = {EVERY: "all", GROUPS: "grpo, ppo", LANGUAGE: "language", PREFERENCES: "preferences", CONTROL: "control"}
+NAMES = {EVERY: "all", LANGUAGE: "language", PREFERENCES: "preferences", CONTROL: "control"}
 
 
 def example() -> str:

@@ -74,10 +74,11 @@ def scores_of(seed: int = 2):
 def stepped(shaping, learning, completions, scores, *, optimizers=SGD, objective=PPO, params=None, **given):
     """One step on the tables, with the reference that is given, or as log-probabilities of ``REFERENCE``."""
     init, step = rlhf_loop(table, table_values, objective, optimizers, shaping, learning)
-    known = given.pop("ref_log_probs", None)
+    known, steps = given.pop("ref_log_probs", None), given.pop("step_rewards", None)
     if known is None and not given:
         given = {"reference": {"logits": jnp.asarray(REFERENCE)}}
-    return jax.jit(step)(init(params or parameters()), ScoredCompletions(completions, scores, known), key=KEY, **given)
+    scored = ScoredCompletions(completions, scores, known, steps)
+    return jax.jit(step)(init(params or parameters()), scored, key=KEY, **given)
 
 
 def assert_same(found, expected, tolerance=1e-10):

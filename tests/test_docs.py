@@ -19,6 +19,11 @@ def test_the_page_of_the_doctor_is_what_its_script_prints():
     assert (DOCS / "guides" / "doctor.md").read_text(encoding="utf-8") == page, "run docs/print_diagnoses.py again"
 
 
+def test_the_page_of_the_families_is_what_its_script_prints():
+    page = runpy.run_path(str(DOCS / "print_families.py"))["page"]()
+    assert (DOCS / "families.md").read_text(encoding="utf-8") == page, "run docs/print_families.py again"
+
+
 def test_the_stubs_are_what_their_script_writes():
     script = runpy.run_path(str(DOCS / "write_stubs.py"))
     faces = script["faces"]()

@@ -42,6 +42,7 @@ _SMALL_BY_COMMAND: dict[str, dict[str, Any]] = {
     "kto": {"steps": 200, "learning_rate": 1e-4},
     "ppo": {"batch_size": 256, "group_size": 1, "learning_rate": 3e-4},
     "distill": {"group_size": 1},
+    "online": {"learning_rate": 3e-4},
 }
 _LARGE_BY_COMMAND: dict[str, dict[str, Any]] = {
     "grpo": {"batch_size": 8},
@@ -51,6 +52,7 @@ _LARGE_BY_COMMAND: dict[str, dict[str, Any]] = {
     "kto": {"max_new_tokens": 256, "learning_rate": 1e-6},
     "ppo": {"batch_size": 32, "group_size": 1, "learning_rate": 3e-6},
     "distill": {"group_size": 1},
+    "online": {"learning_rate": 1e-6},
 }
 _WARM_START_STEPS = 136  # of 'char'
 _ADAPTERS_FASTER = 10.0  # few parameters that start at 0 want larger steps (arXiv 2106.09685, appendix D)
@@ -74,6 +76,7 @@ def model_defaults(command: str, given: Mapping[str, Any], model: str = "char") 
     chosen["warm_start_steps"] = _WARM_START_STEPS if model == "char" else 0
     rank = given.get("lora_rank", 0)
     chosen["lora_alpha"] = 2.0 * rank
+    chosen["base_dtype"] = given.get("dtype", "float32") if rank else "float32"
     if rank:
         chosen["learning_rate"] *= _ADAPTERS_FASTER
     if any(given.get(name) is not None for name in ("data", "eval_data", "eval_split")):

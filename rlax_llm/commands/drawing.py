@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.commands.setup import build_greedy, build_request
-from rlax_llm.commands.shared_settings import RolloutSettings, SamplingSettings
+from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.generation.prompts import Widths
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
@@ -60,7 +61,7 @@ def build_drawing(
     sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, rollout.slots, Widths(limit))
     sampling = sampling._replace(stops=settings.stops)
     vocabulary = learner.config.vocab_size
-    request = build_request(settings, learner.tokenizer, vocabulary, settings.max_new_tokens, rollout.group_size)
+    request = build_request(settings, learner.tokenizer, vocabulary, settings.max_new_tokens, rollout.drawn_size)
     greedy = request._replace(sampler=build_greedy(settings, vocabulary), group_size=1)
     shape = dataclasses.replace(learner.sampled_shape, **rollout.formats)
 

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.sft.settings import DemonstrationSettings
-from rlax_llm.commands.shared_settings import HeldOutSettings, LimitSettings
+from rlax_llm.commands.task_settings import HeldOutSettings
 from rlax_llm.commands.tasks import held_tables, tell
 from rlax_llm.core.processes import check_alike
 from rlax_llm.data.encoding import encode_demonstrations

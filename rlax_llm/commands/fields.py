@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -222,3 +223,16 @@ def check_countable(row_tokens: int, factors: Mapping[str, int]) -> None:
             f"{' · '.join([*factors, 'tokens of a row'])} is {tokens:,}, wanted at most {LARGEST_COUNT:,}; lower one "
             "of them."
         )
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+_ESCAPED = re.compile(r"\\([nt\\])")
+
+
+def unescaped(text: str) -> str:
+    r"""A text as it is meant: ``\n`` is a new line, ``\t`` a tab, ``\\`` a backslash.
+
+    >>> unescaped(r"a\n")
+    'a\n'
+    """
+    return _ESCAPED.sub(lambda found: _ESCAPES[found[1]], text)

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlax_llm.commands.learner import completion_scores
 from rlax_llm.commands.rollouts import Rollout
+from rlax_llm.commands.stepping import StepJudge
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.processes import done_by_all, several, share
 from rlax_llm.data.messages import begun_answer
@@ -21,7 +22,7 @@ from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import NoRowScored, Reward, RewardError, Scores, refuse, score
 from rlax_llm.rewards.pool import RewardPool
 
-REWARD_MODEL = "reward_model"
+REWARD_MODEL, STEP_REWARD = "reward_model", "step_reward"
 Punishment = Callable[[np.ndarray], np.ndarray]
 
 
@@ -33,6 +34,7 @@ class Judge:
         model: a reward model with the policy's vocabulary, or None.
         punishment: its name, and ``lengths [B] → scores [B]`` to be added (``soft_overlong_punishment``), or None.
         failed: called with a sentence on each row that a function failed on; where it returns, that row has no score.
+        steps: scores their steps, whose rewards are added to a completion's score; or None.
 
     Attributes:
         graded: functions tell right from wrong; a reward model alone does not.
@@ -44,16 +46,19 @@ class Judge:
         model: LanguageModel | None = None,
         punishment: tuple[str, Punishment] | None = None,
         failed: Callable[[str], None] = refuse,
+        steps: StepJudge | None = None,
     ):
         self.rewards, self.model, self.punishment, self.failed = rewards, model, punishment, failed
-        self.graded = bool(rewards)
-        if rewards and model is None and not any(reward.weight for reward in rewards):
+        self.steps, self.graded = steps, bool(rewards)
+        others = model is not None or steps is not None
+        if rewards and not others and not any(reward.weight for reward in rewards):
             raise RewardError("rewards: every weight is 0, wanted one that counts; give one of them another weight.")
         self._program = lru_cache(self._compiled)
 
     def weights(self) -> tuple[float, ...]:
         """Of each entry of ``Scores.by_name``."""
-        return (*(reward.weight for reward in self.rewards), *[1.0] * bool(self.model), *[1.0] * bool(self.punishment))
+        others = (self.model, self.steps, self.punishment)
+        return (*(reward.weight for reward in self.rewards), *[1.0] * sum(other is not None for other in others))
 
     def _compiled(self, group_size: int, prompt_width: int) -> Any:
         assert self.model is not None
@@ -71,7 +76,7 @@ class Judge:
             RewardError: a function that cannot be used, or raised where ``failed`` does not return.
         """
         count = len(rollout.rows)
-        nothing = Scores(np.zeros(count, np.float32), {}, np.zeros(count, bool))
+        nothing = Scores(np.full(count, np.nan, np.float32), {}, np.zeros(count, bool))
         pairs = zip(rollout.rows, rollout.texts, strict=True)
         answers = [begun_answer(row["prompt"]) + text for row, text in pairs]
         found = self._scored(rollout.rows, answers, group_size) if self.rewards else nothing
@@ -80,6 +85,8 @@ class Judge:
             # Where all functions abstain the model's score stands alone; where one failed there is none.
             known = np.where(found.failed, np.nan, np.nan_to_num(found.total))
             found = found._replace(total=known).plus(REWARD_MODEL, _finite(np.asarray(fetch(judged), np.float32)))
+        if self.steps is not None:
+            found = found.plus_steps(STEP_REWARD, *self.steps(rollout, group_size))
         if self.punishment is not None:
             name, punish = self.punishment
             found = found.plus(name, np.asarray(punish(rollout.written()), np.float32))

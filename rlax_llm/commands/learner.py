@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from rlax_llm.commands.shared_settings import TrainedModelSettings
 from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.generation.engine import for_sampling
+from rlax_llm.models.blocks import dequantized, is_quantized
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
-from rlax_llm.models.huggingface_config import NOWHERE, Origin
+from rlax_llm.models.huggingface_config import NOWHERE, Origin, scalar_fields
 from rlax_llm.models.loading import LanguageModel, base_directory
 from rlax_llm.models.lora import init_adapter, merge_adapter, write_adapter
 from rlax_llm.models.scalar import (
@@ -38,11 +39,13 @@ Export = Callable[[Params, Path], None]
 @partial(jax.jit, static_argnums=0)
 def _merged(config: DecoderConfig, base: Params, adapter: Params) -> Params:
     """One model, in at least float32: an adapter's small steps do not fit into a narrow base."""
-    return merge_adapter(config, widen(base), adapter)
+    return merge_adapter(config, widen(dequantized(base)), adapter)
 
 
 def _narrow(params: Params) -> bool:
-    return any(jnp.finfo(leaf.dtype).bits < jnp.finfo(jnp.float32).bits for leaf in jax.tree.leaves(params))
+    return is_quantized(params) or any(
+        jnp.finfo(leaf.dtype).bits < jnp.finfo(jnp.float32).bits for leaf in jax.tree.leaves(params)
+    )
 
 
 def completion_scores(tokenizer: Tokenizer, config: DecoderConfig, layout: tuple[int, int], remat: bool) -> Scalars:
@@ -98,8 +101,8 @@ class Learner(NamedTuple):
     def _apart(self) -> bool:
         """Whether completions are drawn from adapters beside their base.
 
-        A base of bfloat16 has no room for the small steps of an adapter, and a wide copy of it would cost what the
-        narrow one saves.
+        A base of bfloat16 or in blocks has no room for the small steps of an adapter, and a wide copy of it would cost
+        what the narrow one saves.
         """
         return self.frozen is not None and _narrow(self.frozen)
 
@@ -152,7 +155,7 @@ class Learner(NamedTuple):
         if self.name != NAMELESS:
             return os.path.abspath(self.name) if Path(self.name).exists() else self.name
         base = base_directory(adapter)
-        write_model(base, self.shape, self.frozen or {}, self.tokenizer, self.origin)
+        write_model(base, self.shape, dequantized(self.frozen or {}), self.tokenizer, self.origin)
         return os.path.abspath(base)
 
 
@@ -170,9 +173,9 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = tuple(name.strip() for name in settings.lora_targets.split(","))
-    lora = Lora(settings.lora_rank, settings.lora_alpha, targets)
+    lora = Lora(settings.lora_rank, settings.lora_alpha, targets, settings.rslora, settings.dora)
     config = dataclasses.replace(model.config, lora=lora)
-    adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1))
+    adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)
     return Learner(settings.model, config, adapter, model.params, model.tokenizer, model.origin)
 
 
@@ -186,7 +189,11 @@ def scalar_learner(
         model: as loaded; a model that has a score keeps it.
         seed: draws the score and the adapters.
         initial: ``(key, shape, dtype) → score``, where the model has none.
+
+    Raises:
+        ValueError: transformers has no sequence classifier of the model's family.
     """
+    scalar_fields(model.config, model.origin)  # what cannot be written is not trained
     params = model.params
     params = params if "score" in params else init_scalar(params, jax.random.key(seed), initial)
     learner = language_learner(settings, model._replace(params=params), seed)

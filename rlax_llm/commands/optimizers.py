@@ -10,9 +10,10 @@ import jax
 import optax
 
 from rlax_llm.commands.moments import store_moments
-from rlax_llm.commands.shared_settings import MOMENTS, OPTIMIZERS, OptimizerSettings
+from rlax_llm.commands.shared_settings import MOMENTS, OPTIMIZERS, AveragedOptimizerSettings, OptimizerSettings
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import call_named, is_own
+from rlax_llm.loops.averages import PAPERS, averaged_params, averaging
 
 _TRANSFORMATIONS = {"an Optax transformation": (optax.GradientTransformation, optax.GradientTransformationExtraArgs)}
 _B2 = 0.99
@@ -110,3 +111,26 @@ def build_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> op
         chosen = store_moments(chosen, settings.moments_dtype)
     # A norm without a bound keeps the optimizer's state of one form.
     return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm or math.inf), chosen)
+
+
+def build_averaging(settings: AveragedOptimizerSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """``build_optimizer``, which keeps an average of the weights where the settings ask for one.
+
+    Args:
+        settings: of the optimizer.
+        schedule: learning rate by optimizer step.
+
+    Raises:
+        ValueError: as ``build_optimizer``.
+    """
+    chosen = build_optimizer(settings, schedule)
+    return averaging(chosen, PAPERS) if settings.average == "bema" else chosen
+
+
+def measured(state: Any) -> Any:
+    """What of a state is measured and written: its parameters, or their average where its optimizer keeps one.
+
+    Args:
+        state: of a loop, with ``params`` and ``opt_state``.
+    """
+    return averaged_params(state.params, state.opt_state)

@@ -11,6 +11,7 @@ from rlax_llm.core.user_code import whole_path
 from rlax_llm.recipes.registry import whole_places
 
 _FILES = ("data", "eval_data", "model", "teacher", "reward_model", "value_model", "against", "sampler_directory")
+_FILES += ("step_reward_model",)
 _ENVIRONMENTS = ("brax", "probe")
 _NAMES = ("char", "smollm2", "policy", "reward", "scratch")
 """What the commands themselves mean by a word, whatever file has it for its name."""
@@ -32,6 +33,7 @@ def _rewards(spec: str) -> str:
 
 
 _CODE = {"reward": _rewards, "optimizer": whole_path, "recipe": whole_places, "env": _environment, "task": _task}
+_CODE |= {"step_reward": whole_path}
 """How the settings that name code are written so that it is found from any directory."""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.rollouts import Rollout
-from rlax_llm.commands.shared_settings import SamplingSettings
+from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions

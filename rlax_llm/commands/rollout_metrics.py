@@ -28,7 +28,7 @@ def describe(
     if solved is not None:
         graded = scores.first[there & ~np.isnan(scores.first)]
         metrics["accuracy"] = float(np.mean([solved(float(x)) for x in graded])) if graded.size else float("nan")
-    metrics |= _lengths(rollout.lengths()[there], cut)
+    metrics |= _lengths(rollout.lengths()[there], cut) | _steps(scores.rows(there))
     if len(scores.by_name) > 1:
         for name, values in scores.by_name.items():
             metrics |= _reward(name, values[there & ~np.isnan(values)])
@@ -48,6 +48,13 @@ def _reward(name: str, present: np.ndarray) -> dict[str, float]:
         f"rewards/{name}/mean": float(present.mean()) if present.size else float("nan"),
         f"rewards/{name}/std": float(present.std(ddof=1)) if present.size > 1 else float("nan"),
     }
+
+
+def _steps(scores: Scores) -> dict[str, float]:
+    """How many steps of a completion have a reward, where steps are scored."""
+    if scores.steps is None:
+        return {}
+    return {"completions/mean_steps": float((~np.isnan(scores.steps)).sum(-1).mean())}
 
 
 def _lengths(lengths: np.ndarray, cut: np.ndarray) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
-from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.rollout import generate, is_work, one_size
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.generation.turns import Generate
 from rlax_llm.models.config import DecoderConfig
@@ -23,6 +24,8 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket
 from rlax_llm.models.tokenizer import Tokenizer
 from rlax_llm.rewards.calling import Scores
+
+WAITING = 4  # times the rows that are drawn at a time: what waits for a place, where completions are measured
 
 
 class Rollout(NamedTuple):
@@ -112,9 +115,9 @@ class Sampling(NamedTuple):
     def records(self, rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
         """What ``completions.jsonl`` holds of some completions.
 
-        Several rewards are listed one by one. Where a tool answered, ``transcript`` is all that followed the prompt;
-        where an older policy may have drawn it, ``policy_step`` is the number of steps that it had taken at its first
-        token.
+        Several rewards are listed one by one, and those of steps. Where a tool answered, ``transcript`` is all that
+        followed the prompt; where an older policy may have drawn it, ``policy_step`` is the number of steps that it had
+        taken at its first token.
         """
         drawn, width, lengths = rollout.completions, rollout.prompt_width, rollout.lengths()
         taken = rollout.policy_steps()
@@ -131,6 +134,8 @@ class Sampling(NamedTuple):
                 record["policy_step"] = int(taken[i])
             if len(scores.by_name) > 1:
                 record["rewards"] = {name: float(values[i]) for name, values in scores.by_name.items()}
+            if scores.steps is not None:
+                record["step_rewards"] = scores.steps[i][~np.isnan(scores.steps[i])].tolist()
             tokens, read, chose = (np.asarray(x)[i, width:] for x in (drawn.tokens, drawn.valid, drawn.mask))
             if chose.any() and (read & ~chose).any():
                 record["transcript"] = self.tokenizer.decode(tokens[read])
@@ -231,11 +236,11 @@ def grade(
     """Complete every held-out row, at most ``batch`` rows at a time, and score; nothing where none is held out.
 
     The last batch is filled up with the first row, so that no further shape is compiled and the devices divide it; that
-    does not count.
+    does not count. Where generations are much work, rows enter as others end. Each draws in one size, so that measuring
+    compiles little.
     """
     held_out = list(task.held_out)
-    batch = min(batch, len(held_out))
-    batch += -batch % devices_along(*ROWS)
+    sampling, batch = _measuring(sampling, request, min(batch, len(held_out)), len(held_out))
     key = jax.random.key(seed)
     batches = []
     for start in range(0, len(held_out), batch or 1):
@@ -245,3 +250,18 @@ def grade(
         scores = judge(rollout, request.group_size)
         batches.append(Graded(rollout, scores, len(taken) * request.group_size))
     return Grades(sampling, task.solved, batches)
+
+
+def _measuring(sampling: Sampling, request: Request, batch: int, count: int) -> tuple[Sampling, int]:
+    """What draws completions of ``count`` rows, ``batch`` rows at a time at most, and the rows that it is given."""
+    whole = batch + -batch % devices_along(*ROWS)
+    if sampling.generate is not generate or not batch:
+        return sampling, whole
+    one = sampling._replace(generate=partial(generate, sizes=one_size))
+    given = min(count, WAITING * batch)
+    given += -given % devices_along(*ROWS)
+    rows = given * request.group_size
+    if not is_work(sampling.config, rows, request.max_new_tokens):
+        return one, whole
+    slots = min(batch * request.group_size, -(-rows // WAITING))
+    return one._replace(slots=min(slots, sampling.slots or slots)), given

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlax_llm.commands.control.settings import ControlRunSettings, ControlSettings
 from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.online.settings import OnlineSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.settings import as_dict
@@ -14,7 +15,14 @@ from rlax_llm.host.session import Keeping, Session
 from rlax_llm.host.tracking.registry import tracker_names
 
 TrainingSettings = (
-    GrpoSettings | PpoSettings | SftSettings | RewardSettings | DpoSettings | KtoSettings | DistillSettings
+    GrpoSettings
+    | PpoSettings
+    | SftSettings
+    | RewardSettings
+    | DpoSettings
+    | KtoSettings
+    | DistillSettings
+    | OnlineSettings
 )
 """Of a command that trains a language model."""
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rlax_llm.commands.defaults import CHARACTER_WIDTH
-from rlax_llm.commands.shared_settings import (
-    DrawSettings,
-    LimitSettings,
-    ModelSettings,
-    OptimizerSettings,
-    TrainedModelSettings,
-    bias_pairs,
-)
+from rlax_llm.commands.sampling_settings import DrawSettings, LimitSettings, bias_pairs
+from rlax_llm.commands.shared_settings import FILE_BLOCKS, ModelSettings, OptimizerSettings, TrainedModelSettings
 from rlax_llm.core.logit_bias import bias_vector
+from rlax_llm.core.mesh import AXES, devices_along
+from rlax_llm.core.platform import platform
 from rlax_llm.core.processes import told_to_all
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.generation.automata import Automaton, stop_automaton
@@ -29,9 +28,11 @@ from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy
 from rlax_llm.host.progress import say
 from rlax_llm.models import decoder
+from rlax_llm.models.blocks import quantized_base
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.forms import attention_form
-from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model, load_scalar
+from rlax_llm.models.functional import Params
+from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_blocks, load_model, load_scalar
 from rlax_llm.models.sharding import check_divides, placed
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -48,11 +49,39 @@ def build_model(command: str, settings: ModelSettings, seed: int, limits: LimitS
     Raises:
         ValueError: for a model that cannot be read; as ``check_fits``.
     """
-    model = told_to_all(lambda: _model(settings, seed))
-    check_fits(command, settings, limits, model)
-    check_divides(command, model.config)
+    with _beside_devices(settings.blocks):
+        model = told_to_all(lambda: _model(settings, seed))
+        check_fits(command, settings, limits, model)
+        check_divides(command, model.config)
+        params = in_blocks(settings.blocks, model.params)
     _say_attention(settings, limits, model.config)
-    return model._replace(params=placed(model.params))
+    return model._replace(params=placed(_on_device(settings.blocks, params)))
+
+
+def in_blocks(blocks: str | None, params: Params) -> Params:
+    """A base with its matrices in a format of blocks; of None, and of blocks from its file, as it is."""
+    return params if blocks in (None, FILE_BLOCKS) else quantized_base(params, blocks)
+
+
+def _apart_from(blocks: str | None) -> bool:
+    """Whether a base becomes blocks on the host, since all of it may be more than its one device holds."""
+    return blocks is not None and platform() != "cpu" and devices_along(*AXES) == 1
+
+
+def _beside_devices(blocks: str | None) -> AbstractContextManager[Any]:
+    if not _apart_from(blocks):
+        return nullcontext()
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError as error:
+        raise ValueError(
+            f"base_dtype makes blocks on the host, and JAX has no CPU here ({error}); set JAX_PLATFORMS to "
+            f"{platform()},cpu, or leave it out."
+        ) from error
+
+
+def _on_device(blocks: str | None, params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params) if _apart_from(blocks) else params
 
 
 def _say_attention(settings: ModelSettings, limits: LimitSettings | None, config: DecoderConfig) -> None:
@@ -68,8 +97,9 @@ def _say_attention(settings: ModelSettings, limits: LimitSettings | None, config
 
 def _model(settings: ModelSettings, seed: int) -> LanguageModel:
     dtype = jnp.dtype(settings.stored_dtype)
-    if settings.model != "char":
-        return computed_in(settings.dtype, load_model(settings.model, dtype), settings.attention)
+    if settings.model != "char" or settings.blocks == FILE_BLOCKS:
+        load = load_blocks if settings.blocks == FILE_BLOCKS else load_model
+        return computed_in(settings.dtype, load(settings.model, dtype), settings.attention)
     tokenizer = Tokenizer.characters(ALPHABET)
     shape = DecoderConfig(
         vocab_size=tokenizer.vocab_size,
@@ -129,8 +159,22 @@ def scalar_judge(path: str, policy: LanguageModel, settings: ModelSettings) -> L
     Raises:
         ValueError: for one of another vocabulary.
     """
-    loaded = told_to_all(lambda: load_scalar(path, jnp.dtype(settings.stored_dtype)))
+    loaded = scalar_model(path, settings)
     check_same_vocabulary(policy.tokenizer, loaded.tokenizer)
+    return loaded
+
+
+def scalar_model(path: str, settings: ModelSettings) -> LanguageModel:
+    """A sequence classifier.
+
+    Args:
+        path: of its directory.
+        settings: of the policy, whose number formats it shares.
+
+    Raises:
+        ValueError: for one that cannot be read.
+    """
+    loaded = told_to_all(lambda: load_scalar(path, jnp.dtype(settings.stored_dtype)))
     check_divides(path, loaded.config)
     return computed_in(settings.dtype, loaded._replace(params=placed(loaded.params)), settings.attention)
 

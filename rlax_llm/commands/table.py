@@ -13,6 +13,7 @@ FOLDERS = (
     "preference",
     "ppo",
     "distill",
+    "online",
     "eval",
     "generate",
     "chat",

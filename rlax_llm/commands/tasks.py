@@ -7,7 +7,8 @@ import sys
 
 from rlax_llm.commands.eval.settings import MeasuredTaskSettings
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.shared_settings import HeldOutSettings, LimitSettings, TaskSettings
+from rlax_llm.commands.sampling_settings import LimitSettings
+from rlax_llm.commands.task_settings import HeldOutSettings, TaskSettings
 from rlax_llm.core.processes import check_alike
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.limits import Limits, keep_prompts_within
@@ -80,9 +81,9 @@ def built_in_task(
 
 
 def judged_task(settings: TaskSettings, limits: LimitSettings, seed: int, model: LanguageModel | Learner) -> Task:
-    """``build_task``; with a reward model only with the Python rewards that were asked for."""
+    """``build_task``; where something else judges only with the Python rewards that were asked for."""
     task = build_task(settings, limits, seed, model)
-    if settings.reward_model is None or settings.reward is not None:
+    if not settings.is_judged or settings.reward is not None:
         return task
     return dataclasses.replace(task, rewards=())
 

@@ -42,8 +42,7 @@ def training_flops(
     prompts, own = valid[:, :width].sum(1), valid[:, width:].sum(1)
     tokens = prompts[::group].sum() + own.sum()
     pairs = (prompts[::group] ** 2).sum() / 2 + (own * prompts).sum() + _within(completions, own) / 2
-    kernels = config.parameter_shapes["layers"]
-    layers = sum(np.prod(kernels[name]) for name in ("q", "k", "v", "o", "gate", "up", "down"))
+    layers = config.num_layers * sum(into * out for _, into, out in config.active_matrices())
     head = 0 if scalar else config.vocab_size * config.hidden_size * np.asarray(completions.mask).sum()
     passes = 3 if config.lora is None else 2
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs

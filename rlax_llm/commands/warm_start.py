@@ -9,13 +9,16 @@ from rlax_llm.commands.defaults import SUPERVISED_BATCH_SIZE, WARM_START_LEARNIN
 from rlax_llm.commands.examples import of_task
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.online.settings import OnlineSettings
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.sft.phase import WarmStart, own_rows
 from rlax_llm.data.tasks import Task
 
 
-def build_warm_start(settings: GrpoSettings | PpoSettings, learner: Learner, task: Task) -> WarmStart | None:
+def build_warm_start(
+    settings: GrpoSettings | PpoSettings | OnlineSettings, learner: Learner, task: Task
+) -> WarmStart | None:
     """The warm start of the settings; None where they have none.
 
     Args:

@@ -1,8 +1,9 @@
 """Who deserves it: from rewards, scores and values to returns and advantages; imports ``core``.
 
 One equation per function. ``returns`` has GAE and λ-returns, ``off_policy`` V-trace, ``streams`` the weights of a
-policy gradient, ``groups`` the z-scores of a group, ``batches`` whitening over a batch, ``shaping`` rewards, and
-``values`` the losses of value models.
+policy gradient, ``groups`` the z-scores of a group, ``filtering`` groups of which a part is learned from,
+``group_tokens`` groups whose tokens differ, ``running`` baselines that go on from step to step, ``batches`` whitening
+over a batch, ``shaping`` rewards, and ``values`` the losses of value models.
 """
 
 from rlax_llm.core.faces import lazy_face
@@ -22,10 +23,22 @@ __getattr__, __dir__ = lazy_face(
             "returns_to_go",
             "whiten_advantages",
         ),
+        "filtering": ("keep_best", "right_or_wrong", "shortness", "token_efficiency"),
+        "group_tokens": (
+            "anchored",
+            "by_step",
+            "optimal_token_baseline",
+            "process_supervision",
+            "step_wise",
+            "token_energy",
+        ),
         "groups": (
             "Advantage",
             "GroupEstimator",
+            "against_baselines",
+            "best_of_group",
             "centered",
+            "fixed_baseline",
             "greedy_baseline",
             "kl_in_score",
             "leave_one_out",
@@ -47,6 +60,15 @@ __getattr__, __dir__ = lazy_face(
             "td_targets",
             "total_return",
         ),
+        "rivals": ("Comparison", "above_value", "as_scored", "soft_value", "win_rate"),
+        "running": (
+            "Remembering",
+            "halving",
+            "remembering",
+            "role_baseline",
+            "running_value",
+            "whitened",
+        ),
         "shaping": (
             "clipped_scores",
             "fixed_if_truncated",
@@ -57,6 +79,7 @@ __getattr__, __dir__ = lazy_face(
             "scaled_if_truncated",
             "score_at_end",
             "soft_overlong_punishment",
+            "step_payments",
         ),
         "streams": ("Credit",),
         "teachers": ("mean_return_after", "no_credit", "teacher_log_ratio", "with_teacher"),

@@ -1,16 +1,21 @@
 """Who deserves it: from rewards, scores and values to returns and advantages; imports ``core``.
 
 One equation per function. ``returns`` has GAE and λ-returns, ``off_policy`` V-trace, ``streams`` the weights of a
-policy gradient, ``groups`` the z-scores of a group, ``batches`` whitening over a batch, ``shaping`` rewards, and
-``values`` the losses of value models.
+policy gradient, ``groups`` the z-scores of a group, ``filtering`` groups of which a part is learned from,
+``group_tokens`` groups whose tokens differ, ``running`` baselines that go on from step to step, ``batches`` whitening
+over a batch, ``shaping`` rewards, and ``values`` the losses of value models.
 """
 
 # Written by docs/write_stubs.py; a test compares.
 
 from rlax_llm.credit import batches as batches
+from rlax_llm.credit import filtering as filtering
+from rlax_llm.credit import group_tokens as group_tokens
 from rlax_llm.credit import groups as groups
 from rlax_llm.credit import off_policy as off_policy
 from rlax_llm.credit import returns as returns
+from rlax_llm.credit import rivals as rivals
+from rlax_llm.credit import running as running
 from rlax_llm.credit import shaping as shaping
 from rlax_llm.credit import streams as streams
 from rlax_llm.credit import teachers as teachers
@@ -26,9 +31,22 @@ from rlax_llm.credit.batches import reinforce_plus_plus as reinforce_plus_plus
 from rlax_llm.credit.batches import reinforce_plus_plus_baseline as reinforce_plus_plus_baseline
 from rlax_llm.credit.batches import returns_to_go as returns_to_go
 from rlax_llm.credit.batches import whiten_advantages as whiten_advantages
+from rlax_llm.credit.filtering import keep_best as keep_best
+from rlax_llm.credit.filtering import right_or_wrong as right_or_wrong
+from rlax_llm.credit.filtering import shortness as shortness
+from rlax_llm.credit.filtering import token_efficiency as token_efficiency
+from rlax_llm.credit.group_tokens import anchored as anchored
+from rlax_llm.credit.group_tokens import by_step as by_step
+from rlax_llm.credit.group_tokens import optimal_token_baseline as optimal_token_baseline
+from rlax_llm.credit.group_tokens import process_supervision as process_supervision
+from rlax_llm.credit.group_tokens import step_wise as step_wise
+from rlax_llm.credit.group_tokens import token_energy as token_energy
 from rlax_llm.credit.groups import Advantage as Advantage
 from rlax_llm.credit.groups import GroupEstimator as GroupEstimator
+from rlax_llm.credit.groups import against_baselines as against_baselines
+from rlax_llm.credit.groups import best_of_group as best_of_group
 from rlax_llm.credit.groups import centered as centered
+from rlax_llm.credit.groups import fixed_baseline as fixed_baseline
 from rlax_llm.credit.groups import greedy_baseline as greedy_baseline
 from rlax_llm.credit.groups import kl_in_score as kl_in_score
 from rlax_llm.credit.groups import leave_one_out as leave_one_out
@@ -50,6 +68,17 @@ from rlax_llm.credit.returns import n_step_returns as n_step_returns
 from rlax_llm.credit.returns import td_errors as td_errors
 from rlax_llm.credit.returns import td_targets as td_targets
 from rlax_llm.credit.returns import total_return as total_return
+from rlax_llm.credit.rivals import Comparison as Comparison
+from rlax_llm.credit.rivals import above_value as above_value
+from rlax_llm.credit.rivals import as_scored as as_scored
+from rlax_llm.credit.rivals import soft_value as soft_value
+from rlax_llm.credit.rivals import win_rate as win_rate
+from rlax_llm.credit.running import Remembering as Remembering
+from rlax_llm.credit.running import halving as halving
+from rlax_llm.credit.running import remembering as remembering
+from rlax_llm.credit.running import role_baseline as role_baseline
+from rlax_llm.credit.running import running_value as running_value
+from rlax_llm.credit.running import whitened as whitened
 from rlax_llm.credit.shaping import clipped_scores as clipped_scores
 from rlax_llm.credit.shaping import fixed_if_truncated as fixed_if_truncated
 from rlax_llm.credit.shaping import informative as informative
@@ -59,6 +88,7 @@ from rlax_llm.credit.shaping import overlong_filter as overlong_filter
 from rlax_llm.credit.shaping import scaled_if_truncated as scaled_if_truncated
 from rlax_llm.credit.shaping import score_at_end as score_at_end
 from rlax_llm.credit.shaping import soft_overlong_punishment as soft_overlong_punishment
+from rlax_llm.credit.shaping import step_payments as step_payments
 from rlax_llm.credit.streams import Credit as Credit
 from rlax_llm.credit.teachers import mean_return_after as mean_return_after
 from rlax_llm.credit.teachers import no_credit as no_credit

@@ -18,10 +18,12 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments, describe_argument
 from rlax_llm.core.masked import at_least_float32, divide_by_std, masked_deviation, masked_mean
 from rlax_llm.core.types import Scored
-from rlax_llm.credit.shaping import kl_in_reward
+from rlax_llm.credit.shaping import informative, kl_in_reward
 
 GroupEstimator = Callable[[jax.Array], jax.Array]
 Advantage = Callable[[Scored], jax.Array]
+
+_LIFTED = "estimator"
 
 
 def check_scored(where: str, scored: Any) -> None:
@@ -86,6 +88,30 @@ def check_rows(where: str, scored: Scored) -> None:
             f"{where}: mask has shape {jnp.shape(scored.mask)}, scores has {shape}, wanted mask [P, G, T]; give "
             f"mask.reshape({shape[0]}, {shape[1]}, -1)."
         )
+
+
+@check_arguments
+def known_of(where: str, scored: Scored, name: str) -> jax.Array:
+    """What an estimator reads beside the scores.
+
+    Args:
+        where: the estimator, for the message.
+        scored: completions in groups.
+        name: a field of ``Known``.
+
+    Raises:
+        ValueError: it is not there.
+
+    >>> known_of("f", Scored(jnp.zeros((1, 1)), None, None), "roles")
+    Traceback (most recent call last):
+    ValueError: f: known.roles is None; give Groups(..., known=Known(roles=...)), or take another advantage.
+    """
+    found = getattr(scored.known, name)
+    if found is None:
+        raise ValueError(
+            f"{where}: known.{name} is None; give Groups(..., known=Known({name}=...)), or take another advantage."
+        )
+    return found
 
 
 @check_arguments
@@ -263,9 +289,9 @@ def _in_stds(where: str, advantages: jax.Array, scores: jax.Array, ddof: int, ep
 def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
     """Score minus that of the greedy completion of the same prompt, ``A_i = s_i − s_greedy`` (ReMax, arXiv 2310.10505).
 
-    The baseline comes from outside the group, so that a group of one is enough. As an ``Advantage`` with
-    ``greedy_scores [P]`` at hand: ``lambda scored: vmap(greedy_baseline)(scored.scores, greedy_scores)``; or where the
-    first row of each group is the greedy one: ``per_group(lambda s: greedy_baseline(s, s[0]))``.
+    The baseline comes from outside the group, so that a group of one is enough. As an ``Advantage``, of scores that
+    stand beside the groups, it is ``against_baselines``; where the first row of each group is the greedy one,
+    ``per_group(lambda s: greedy_baseline(s, s[0]))``.
 
     Args:
         scores: ``[G]``, NaN where a completion has no score.
@@ -287,6 +313,76 @@ def greedy_baseline(scores: jax.Array, greedy_score: jax.Array) -> jax.Array:
 
 
 @check_arguments
+def against_baselines(scored: Scored) -> jax.Array:
+    """``greedy_baseline`` with a score of each prompt from elsewhere, ``known.baselines``.
+
+    Args:
+        scored: with ``known.baselines [P]``.
+
+    Returns:
+        ``[P, G]`` advantages in the scores' units; 0 where either score is NaN.
+
+    Raises:
+        ValueError: at trace time, without ``known.baselines``.
+
+    >>> from rlax_llm.core.types import Known
+    >>> known = Known(baselines=jnp.array([0.5]))
+    >>> against_baselines(Scored(jnp.array([[1.0, 0.0]]), None, None, known=known)).tolist()
+    [[0.5, -0.5]]
+    """
+    check_groups("against_baselines", scored)
+    return jax.vmap(greedy_baseline)(scored.scores, known_of("against_baselines", scored, "baselines"))
+
+
+@check_arguments
+def fixed_baseline(baseline: float) -> GroupEstimator:
+    """``greedy_baseline`` with a number that is known beforehand, ``A_i = s_i − b``.
+
+    Limiting case: the score itself for b = 0. With ``b = ½`` and win rates for scores it is Nash-MD's advantage.
+
+    Args:
+        baseline: b, in the scores' units.
+
+    Returns:
+        An estimator ``[G] → [G]``; 0 for NaN, a group of one included.
+
+    >>> fixed_baseline(0.5)(jnp.array([0.75, jnp.nan])).tolist()
+    [0.25, 0.0]
+    """
+
+    def estimator(scores: jax.Array) -> jax.Array:
+        return greedy_baseline(scores, jnp.asarray(baseline, float))
+
+    return estimator
+
+
+@check_arguments
+def best_of_group(scores: jax.Array) -> jax.Array:
+    """``n`` for the best of n scored members, 0 for the others: rejection sampling (RAFT, arXiv 2304.06767).
+
+    With the score function and ``sequence_mean`` it is supervised training on the best completion of each prompt, all
+    of them weighing alike. Limiting cases: of several best ones the first, which is one of them at random; a group
+    without a difference in score has no best, and gives 0.
+
+    Args:
+        scores: ``[G]``, NaN where a completion has no score.
+
+    Returns:
+        ``[G]`` dimensionless advantages.
+
+    Raises:
+        ValueError: for another rank.
+
+    >>> best_of_group(jnp.array([0.5, 2.0, jnp.nan, 2.0])).tolist()
+    [0.0, 3.0, 0.0, 0.0]
+    """
+    checks.rank("best_of_group", "scores", scores, 1, "[G]")
+    scored = ~jnp.isnan(scores)
+    is_best = jnp.arange(scores.shape[0]) == jnp.argmax(jnp.where(scored, scores, -jnp.inf))
+    return jnp.where(is_best & informative(scores), scored.sum().astype(at_least_float32(scores).dtype), 0.0)
+
+
+@check_arguments
 def per_group(estimator: GroupEstimator) -> Advantage:
     """Lift an estimator of one group ``[G] → [G]`` to ``Scored → [P, G]``.
 
@@ -299,7 +395,21 @@ def per_group(estimator: GroupEstimator) -> Advantage:
         check_groups("per_group", scored)
         return jax.vmap(estimator)(scored.scores)
 
+    setattr(over_groups, _LIFTED, estimator)
     return over_groups
+
+
+@check_arguments
+def lifted_estimator(advantage: Advantage) -> GroupEstimator | None:
+    """The estimator that ``per_group`` lifted; None of another advantage.
+
+    Args:
+        advantage: any.
+
+    >>> lifted_estimator(per_group(centered)) is centered, lifted_estimator(length_centered)
+    (True, None)
+    """
+    return getattr(advantage, _LIFTED, None)
 
 
 @check_arguments

@@ -45,8 +45,48 @@ def score_at_end(scores: jax.Array, mask: jax.Array) -> jax.Array:
     [[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
     """
     _one_per_row("score_at_end", "scores", scores, mask)
+    return jnp.where(_is_last(mask), at_least_float32(scores)[..., None], 0.0)
+
+
+def _is_last(mask: jax.Array) -> jax.Array:
+    """``[..., T]`` bool, the last True of each row."""
     still_to_come = jnp.cumsum(mask[..., ::-1], -1)[..., ::-1]
-    return jnp.where(mask & (still_to_come == 1), at_least_float32(scores)[..., None], 0.0)
+    return mask & (still_to_come == 1)
+
+
+@check_arguments
+def step_payments(scores: jax.Array, step_rewards: jax.Array, mask: jax.Array) -> jax.Array:
+    """Pay each step on its last token, and what is left of the score on the last token that the policy chose.
+
+    ``r_t = step_rewards_t + (s − Σ step_rewards) · [t is the last True of mask]``. The score is all that a completion
+    is paid, so that what shapes it (a penalty, a KL) is paid at the end. Limiting cases: without a step, or with one
+    step that ends at the end, ``score_at_end``; rewards sum to the score; steps that sum to the score, up to the
+    rounding of that sum, leave nothing to be paid.
+
+    Args:
+        scores: ``[...]``, one per completion; NaN stays NaN, as in ``score_at_end``.
+        step_rewards: ``[..., T]``, at the last token of each step that has a reward, NaN everywhere else.
+        mask: ``[..., T]`` bool, True where the policy chose the token; no step is read elsewhere.
+
+    Returns:
+        ``[..., T]`` rewards in the scores' units, NaN where nothing is due.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    >>> step_rewards = jnp.array([jnp.nan, 1.0, jnp.nan, jnp.nan])
+    >>> step_payments(jnp.array(1.5), step_rewards, jnp.array([True, True, True, False])).tolist()
+    [nan, 1.0, 0.5, nan]
+    """
+    _one_per_row("step_payments", "scores", scores, mask)
+    checks.same_shape("step_payments", step_rewards=step_rewards, mask=mask)
+    scores, steps = at_least_float32(scores), mask & ~jnp.isnan(step_rewards)
+    paid = jnp.where(steps, at_least_float32(step_rewards), 0.0)
+    left, count = scores - paid.sum(-1), steps.sum(-1)
+    rounding = count * jnp.finfo(scores.dtype).eps * jnp.abs(paid).sum(-1)
+    is_left = (count == 0) | ~(jnp.abs(left) <= rounding)
+    due = _is_last(mask) & is_left[..., None]
+    return jnp.where(steps | due, paid + jnp.where(due, left[..., None], 0.0), jnp.nan)
 
 
 @check_arguments

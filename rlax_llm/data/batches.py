@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.core.types import Completions
-from rlax_llm.data.encoding import DemonstrationTokens, LabeledTokens, PairTokens
+from rlax_llm.data.encoding import DemonstrationTokens, LabeledTokens, PairTokens, StepwiseTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.padding import bucket, longest, pad_left, pad_right
 from rlax_llm.preference.unpaired import mismatched_rows
@@ -23,7 +23,8 @@ class PairRows(NamedTuple):
     """A batch of B pairs.
 
     Attributes:
-        completions: ``[2B, T]``; row 2b is chosen, row 2b + 1 rejected, of one prompt.
+        completions: ``[2B, T]``; row 2b is chosen, row 2b + 1 rejected, of one prompt. With gold responses there are
+            three rows for each pair.
         prompt_width: the columns that hold prompts.
         margins: ``[B]`` float32, in the units of rewards, or None where the pairs have none.
     """
@@ -59,13 +60,30 @@ class DemonstrationRows(NamedTuple):
     prompt_width: int
 
 
-def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDED) -> PairRows:
+class StepwiseRows(NamedTuple):
+    """A batch of B completions of labeled steps.
+
+    Attributes:
+        completions: ``[B, T]``.
+        prompt_width: the columns that hold prompts.
+        ends: ``[B, T]`` bool, the last token of each step.
+        right: ``[B, T]`` bool, the labels, at ``ends``.
+    """
+
+    completions: Completions
+    prompt_width: int
+    ends: jax.Array
+    right: jax.Array
+
+
+def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDED, third: bool = False) -> PairRows:
     """Pairs as the learner reads them, two rows per prompt: ``group_log_probs(config, (2, prompt_width))``.
 
     Args:
         rows: B pairs, at least one.
         pad_id: the padding's id; it is masked.
         widths: columns for prompts and for completions; None takes the bucket of the longest.
+        third: with the gold response of each pair as a third row, which all must have.
 
     Raises:
         DataError: no row, or one that is longer than its columns.
@@ -74,12 +92,16 @@ def pair_rows(rows: Sequence[PairTokens], pad_id: int, widths: Widths = AS_NEEDE
     >>> batch.completions.tokens.tolist(), batch.completions.mask.astype(int).tolist(), batch.margins.tolist()
     ([[0, 5, 6, 7, 1], [0, 5, 6, 1, 0]], [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]], [0.5])
     """
-    sides = [side for row in rows for side in (row.chosen, row.rejected)]
+    sides = [side for row in rows for side in _responses(row, third)]
     (tokens, valid, mask), width = _laid("pair_rows", [row.prompt for row in rows], sides, pad_id, widths)
-    learned = [own for row in rows for own in row.learned]
+    learned = [own for row in rows for own in (*row.learned, None)[: 2 + third]]
     mask[:, width:] &= _learned(sides, learned, mask.shape[1] - width)
     margins = None if rows[0].margin is None else jnp.asarray([row.margin for row in rows], jnp.float32)
     return PairRows(given_completions(tokens, valid, mask), width, margins)
+
+
+def _responses(row: PairTokens, third: bool) -> tuple[list[int], ...]:
+    return (row.chosen, row.rejected, row.gold or []) if third else (row.chosen, row.rejected)
 
 
 def labeled_rows(rows: Sequence[LabeledTokens], pad_id: int, widths: Widths = AS_NEEDED) -> LabeledRows:
@@ -135,6 +157,34 @@ def demonstration_rows(
     (tokens, valid, mask), width = _laid("demonstration_rows", prompts, sides, pad_id, widths)
     mask[:, width:] &= _learned(sides, [row.learned for row in rows], mask.shape[1] - width)
     return DemonstrationRows(given_completions(tokens, valid, mask), width)
+
+
+def stepwise_rows(
+    rows: Sequence[StepwiseTokens], pad_id: int, widths: Widths = AS_NEEDED, group_size: int = 1
+) -> StepwiseRows:
+    """Completions of labeled steps, one per row.
+
+    Args:
+        rows: B completions, at least one.
+        pad_id: the padding's id; it is masked.
+        widths: columns for prompts and for completions; None takes the bucket of the longest.
+        group_size: consecutive rows of one prompt.
+
+    Raises:
+        DataError: no row, or one that is longer than its columns.
+
+    >>> batch = stepwise_rows([StepwiseTokens([5], [[6, 1], [7, 1]], [True, False])], 0, widths=(2, 5))
+    >>> batch.completions.tokens.tolist(), batch.ends.astype(int).tolist(), batch.right.astype(int).tolist()
+    ([[0, 5, 6, 1, 7, 1, 0]], [[0, 0, 0, 1, 0, 1, 0]], [[0, 0, 0, 1, 0, 0, 0]])
+    """
+    prompts = [row.prompt for row in rows[::group_size]]
+    (tokens, valid, mask), width = _laid("stepwise_rows", prompts, [row.completion for row in rows], pad_id, widths)
+    ends, right = np.zeros_like(mask), np.zeros_like(mask)
+    for place, row in enumerate(rows):
+        columns = width - 1 + np.cumsum([len(step) for step in row.steps])
+        ends[place, columns] = True
+        right[place, columns] = row.labels
+    return StepwiseRows(given_completions(tokens, valid, mask), width, jnp.asarray(ends), jnp.asarray(right))
 
 
 def learned_ids(completion: Sequence[int], learned: Sequence[bool] | None) -> list[bool]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from rlax_llm.data.conversations import Pieces, conversation_pieces
 from rlax_llm.data.messages import Text, Verbatim
-from rlax_llm.data.preferences import Demonstration, Labeled, Pair
+from rlax_llm.data.preferences import Demonstration, Labeled, Pair, Stepwise
 from rlax_llm.data.rows import DataError, of_row, user_message
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -27,7 +27,8 @@ class PairTokens(NamedTuple):
         rejected: as ``chosen``.
         margin: as in ``Pair``.
         where: the row's place, for errors.
-        learned: of chosen and of rejected, for each id whether it is the assistant's, or None where all are.
+        learned: of chosen, rejected and gold, for each id whether it is the assistant's, or None where all are.
+        gold: as ``chosen``, of a third response; None where the pair has none.
     """
 
     prompt: list[int]
@@ -35,7 +36,8 @@ class PairTokens(NamedTuple):
     rejected: list[int]
     margin: float | None = None
     where: str = "a pair"
-    learned: tuple[list[bool] | None, list[bool] | None] = (None, None)
+    learned: tuple[list[bool] | None, ...] = (None, None)
+    gold: list[int] | None = None
 
 
 class LabeledTokens(NamedTuple):
@@ -72,7 +74,28 @@ class DemonstrationTokens(NamedTuple):
     where: str = "a demonstration"
 
 
-Tokens = TypeVar("Tokens", PairTokens, LabeledTokens, DemonstrationTokens)
+class StepwiseTokens(NamedTuple):
+    """A completion of labeled steps as token ids.
+
+    Attributes:
+        prompt: ids, at least one.
+        steps: ids of each step, at least one, the separator's included.
+        labels: of each step, True where right.
+        where: the row's place, for errors.
+    """
+
+    prompt: list[int]
+    steps: list[list[int]]
+    labels: Sequence[bool]
+    where: str = "a completion of labeled steps"
+
+    @property
+    def completion(self) -> list[int]:
+        """The ids of all steps."""
+        return _joined(self.steps)
+
+
+Tokens = TypeVar("Tokens", PairTokens, LabeledTokens, DemonstrationTokens, StepwiseTokens)
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens]:
@@ -92,15 +115,9 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens
     """
     sides = [(pair.where, pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
     ids = _encoded(tokenizer, sides)
+    golden = iter(_encoded(tokenizer, [(row.where, row.prompt, row.gold) for row in pairs if row.gold is not None]))
     encoded = [
-        PairTokens(
-            chosen.prompt,
-            chosen.completion,
-            rejected.completion,
-            pair.margin,
-            pair.where,
-            (chosen.learned, rejected.learned),
-        )
+        _pair_tokens(pair, chosen, rejected, None if pair.gold is None else next(golden))
         for pair, chosen, rejected in zip(pairs, ids[::2], ids[1::2], strict=True)
     ]
     for chosen, rejected in zip(ids[::2], ids[1::2], strict=True):
@@ -112,6 +129,18 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[PairTokens
         if row.chosen == row.rejected:
             raise DataError(f"{row.where}: chosen and rejected have the same tokens; leave the row out.")
     return encoded
+
+
+def _pair_tokens(
+    pair: Pair, chosen: DemonstrationTokens, rejected: DemonstrationTokens, gold: DemonstrationTokens | None
+) -> PairTokens:
+    """The sides of a pair together, and its gold response where it has one."""
+    plain = PairTokens(chosen.prompt, chosen.completion, rejected.completion, pair.margin, pair.where)
+    if gold is None:
+        return plain._replace(learned=(chosen.learned, rejected.learned))
+    if gold.prompt != chosen.prompt:
+        raise DataError(f"{pair.where}: gold and chosen answer different prompts; wanted answers to one prompt.")
+    return plain._replace(learned=(chosen.learned, rejected.learned, gold.learned), gold=gold.completion)
 
 
 def encode_pair(tokenizer: Tokenizer, pair: Pair) -> PairTokens:
@@ -159,6 +188,39 @@ def encode_demonstrations(tokenizer: Tokenizer, rows: Sequence[Demonstration]) -
     return _encoded(tokenizer, [(row.where, row.prompt, row.completion) for row in rows])
 
 
+def encode_stepwise(tokenizer: Tokenizer, rows: Sequence[Stepwise], separator: str) -> list[StepwiseTokens]:
+    """Token ids of completions of labeled steps, each step ended by the separator, no token across two of them.
+
+    The prompt is what generation reads, and no stop token is appended: a step is judged where its separator ends.
+
+    Args:
+        tokenizer: the model's.
+        rows: records, as ``read_stepwise`` gives them.
+        separator: put behind each step that does not end in it.
+
+    Raises:
+        DataError: naming the row: messages without a chat template, or a character that the tokenizer does not know.
+
+    >>> row = Stepwise("1+2=", ["2+1", "3"], [True, True])
+    >>> encode_stepwise(Tokenizer.characters("123+="), [row], "=")[0].steps
+    [[3, 5, 2, 6], [4, 6]]
+    """
+    pieces = [
+        [
+            _at(row.where, tokenizer.prompt_text, row.prompt),
+            *(step if step.endswith(separator) else step + separator for step in row.steps),
+        ]
+        for row in rows
+    ]
+    found = []
+    for row, parts in zip(rows, _parted(tokenizer, [row.where for row in rows], pieces), strict=True):
+        prompt, *steps = parts if tokenizer.has_chat_template else _begun(tokenizer, parts)
+        if not prompt:
+            raise DataError(f"{row.where}: the prompt has no tokens; a step needs at least one before it.")
+        found.append(StepwiseTokens(prompt, steps, row.labels, row.where))
+    return found
+
+
 Exchange = tuple[str, Text, Text]  # the row's place, prompt and completion
 
 
@@ -167,18 +229,24 @@ def _encoded(tokenizer: Tokenizer, exchanges: Sequence[Exchange]) -> list[Demons
     stops = [text for token in tokenizer.eos_ids if (text := tokenizer.decode([token], skip_special=False))]
     opened: dict[int, str] = {}
     rows = [_pieces(tokenizer, stops, exchange, opened) for exchange in exchanges]
+    parted = _parted(tokenizer, [where for where, *_ in exchanges], rows)
+    return [
+        _at(where, _tokens, tokenizer, parts, prompt, where)
+        for (where, prompt, _), parts in zip(exchanges, parted, strict=True)
+    ]
+
+
+def _parted(tokenizer: Tokenizer, places: Sequence[str], rows: Sequence[Pieces]) -> list[list[list[int]]]:
+    """The tokens of each row's whole text, parted where its pieces are; an error names the row's place."""
     # The two sides of a pair have their prompt in common, and so have many rows.
     texts = list(dict.fromkeys(text for pieces in rows for text in (*_apart(pieces), "".join(pieces))))
     try:
         ids = dict(zip(texts, tokenizer.encode_all(texts), strict=True))
     except ValueError:
-        for (where, *_), pieces in zip(exchanges, rows, strict=True):
+        for where, pieces in zip(places, rows, strict=True):
             _at(where, tokenizer.encode_all, pieces)
         raise
-    return [
-        _at(where, _tokens, tokenizer, _parts(tokenizer, pieces, ids), prompt, where)
-        for (where, prompt, _), pieces in zip(exchanges, rows, strict=True)
-    ]
+    return [_at(where, _parts, tokenizer, pieces, ids) for where, pieces in zip(places, rows, strict=True)]
 
 
 def _apart(pieces: Pieces) -> Pieces:

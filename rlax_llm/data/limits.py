@@ -42,7 +42,9 @@ def keep_within(limits: Limits) -> Callable[[Sequence[Tokens]], Sequence[Tokens]
 
     def check(rows: Sequence[Tokens]) -> Sequence[Tokens]:
         for row in rows:
-            completions = (row.chosen, row.rejected) if isinstance(row, PairTokens) else (row.completion,)
+            completions = (
+                (row.chosen, row.rejected, row.gold or []) if isinstance(row, PairTokens) else [row.completion]
+            )
             _check(f"{row.where}: ", row.prompt, max(completions, key=len), limits)
             for ids in completions:
                 _check_vocabulary(f"{row.where}: ", ids, limits)

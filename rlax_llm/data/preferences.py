@@ -1,5 +1,5 @@
-"""Rows of a table as records: pairs, labeled completions and demonstrations, in the columns that TRL reads, or in those
-of others that ``data.shapes`` knows.
+"""Rows of a table as records: pairs, labeled completions, labeled steps and demonstrations, in the columns that TRL
+reads, or in those of others that ``data.shapes`` knows.
 
 Every form is *standard* (strings) or *conversational* (lists of messages). Columns that a form does not name are kept.
 """
@@ -25,6 +25,7 @@ from rlax_llm.data.tables import check_characters, json_kind, list_columns
 _FORMS = {
     "a preference": ("prompt", "chosen", "rejected"),
     "an unpaired preference": ("prompt", "completion", "label"),
+    "a completion of labeled steps": ("prompt", "completions", "labels"),
     "a demonstration": ("prompt", "completion"),
     "a conversation": ("messages",),
     "a text": ("text",),
@@ -42,6 +43,7 @@ class Pair(NamedTuple):
         margin: by how much it is preferred, in the units of rewards, or None where the table has no margins.
         where: the row's place, for errors.
         columns: the table's other columns.
+        gold: a third completion, an answer that is known to be good; None where nobody asked for it.
     """
 
     prompt: Text
@@ -50,6 +52,7 @@ class Pair(NamedTuple):
     margin: float | None = None
     where: str = "a pair"
     columns: Mapping[str, Any] = _NO_COLUMNS
+    gold: Text | None = None
 
 
 class Labeled(NamedTuple):
@@ -67,6 +70,24 @@ class Labeled(NamedTuple):
     completion: Text
     label: bool
     where: str = "a labeled completion"
+    columns: Mapping[str, Any] = _NO_COLUMNS
+
+
+class Stepwise(NamedTuple):
+    """A completion whose steps are right or not.
+
+    Attributes:
+        prompt: text or messages.
+        steps: texts, at least one.
+        labels: of each step, True where right.
+        where: the row's place, for errors.
+        columns: the table's other columns.
+    """
+
+    prompt: Text
+    steps: Sequence[str]
+    labels: Sequence[bool]
+    where: str = "a completion of labeled steps"
     columns: Mapping[str, Any] = _NO_COLUMNS
 
 
@@ -128,6 +149,33 @@ def pair(where: str, row: Row) -> Pair:
     return Pair(prompt, chosen, rejected, _margin(where, row.get("margin")), where, _others(row, (*used, "margin")))
 
 
+def triple(where: str, row: Row) -> Pair:
+    """A ``pair`` with a third completion, from ``prompt, chosen, rejected, gold``: what TPO learns from.
+
+    Args:
+        where: the row's place, for errors.
+        row: the columns; ``gold`` has the form of ``chosen``.
+
+    Raises:
+        DataError: as ``pair``; without a prompt or a gold completion.
+
+    >>> triple("line 1", {"prompt": "1+1=", "chosen": "2", "rejected": "3", "gold": "two"}).gold
+    'two'
+    """
+    if "prompt" not in row or row.get("gold") is None:
+        missing = "gold" if "prompt" in row else "prompt"
+        raise DataError(
+            f"{where}: no column {missing!r}; the columns are {list_columns(row)}, wanted prompt, chosen, rejected and "
+            "gold, a third answer."
+        )
+    found, gold = pair(where, row), row["gold"]
+    check_text(where, "gold", gold)
+    if is_conversation(gold):
+        gold = gold[prompt_length(where, "gold", found.prompt, answers(where, "gold", gold)) :]
+    others = {name: value for name, value in found.columns.items() if name != "gold"}
+    return found._replace(gold=answer_text(where, "gold", gold, found.prompt), columns=others or _NO_COLUMNS)
+
+
 def labeled_completion(where: str, row: Row) -> Labeled:
     """A labeled completion from ``prompt, completion, label``, the label a boolean, 0 or 1.
 
@@ -147,10 +195,56 @@ def labeled_completion(where: str, row: Row) -> Labeled:
     used = _FORMS["an unpaired preference"]
     _require(where, row, "an unpaired preference", used)
     prompt, completion = _exchange(where, row)
-    label = row["label"]
+    return Labeled(prompt, completion, _label(where, "the label", row["label"]), where, _others(row, used))
+
+
+def _label(where: str, name: str, label: Any) -> bool:
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
-        raise DataError(f"{where}: the label is {_shown(label)}, wanted true or false (1 or 0).")
-    return Labeled(prompt, completion, bool(label), where, _others(row, used))
+        raise DataError(f"{where}: {name} is {_shown(label)}, wanted true or false (1 or 0).")
+    return bool(label)
+
+
+def stepwise(where: str, row: Row) -> Stepwise:
+    """A completion of labeled steps from ``prompt, completions, labels``: a list of texts, and a boolean, 0 or 1, of
+    each.
+
+    Args:
+        where: the row's place, for errors.
+        row: the columns.
+
+    Raises:
+        DataError: naming the row: a column that is missing or of a wrong type, no step, an empty one, another number of
+            labels than steps, or a label that is no boolean.
+
+    >>> stepwise("line 1", {"prompt": "1+2+3=", "completions": ["3+3", "6"], "labels": [True, 1]}).labels
+    [True, True]
+    >>> stepwise("line 1", {"prompt": "1+2+3=", "completions": ["3+3", "6"], "labels": [True]})
+    Traceback (most recent call last):
+    rlax_llm.data.rows.DataError: line 1: there are 2 completions and 1 labels, wanted a label for each step.
+    """
+    used = _FORMS["a completion of labeled steps"]
+    _require(where, row, "a completion of labeled steps", used)
+    check_text(where, "prompt", row["prompt"])
+    steps, labels = (_list(where, name, row[name]) for name in used[1:])
+    for index, step in enumerate(steps):
+        name = f"step {index} of the completions"
+        if not isinstance(step, str):
+            raise DataError(f"{where}: {name} is {json_kind(step)}, wanted a string.")
+        check_text(where, name, step.strip() and step)
+    if len(steps) != len(labels):
+        raise DataError(
+            f"{where}: there are {len(steps)} completions and {len(labels)} labels, wanted a label for each step."
+        )
+    known = [_label(where, f"label {index}", label) for index, label in enumerate(labels)]
+    return Stepwise(row["prompt"], steps, known, where, _others(row, used))
+
+
+def _list(where: str, name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {name} is {json_kind(value)}, wanted a list, with an entry for each step.")
+    if not value:
+        raise DataError(f"{where}: {name} is empty, wanted at least one step.")
+    return value
 
 
 def last_turn(where: str, row: Row) -> Demonstration:
@@ -228,8 +322,25 @@ def read_pairs(path: Tables, split: str = "train") -> Kept[Pair]:
     Raises:
         DataError: as ``read_table``; no row can be used.
     """
-    kept = keep_commonest(_read(path, split, pair), lambda row: row.margin is None, _other_margin)
-    return drop_prompts(kept, ("chosen", "rejected"))
+    return _pairs(path, split, pair, ("chosen", "rejected"))
+
+
+def read_triples(path: Tables, split: str = "train") -> Kept[Pair]:
+    """``read_pairs`` of a table whose rows have a gold completion too.
+
+    Args:
+        path: as ``read_table`` takes it, or several in order.
+        split: of a data set that has several.
+
+    Raises:
+        DataError: as ``read_pairs``; no row has one.
+    """
+    return _pairs(path, split, triple, ("chosen", "rejected", "gold"))
+
+
+def _pairs(path: Tables, split: str, form: Callable[[str, Row], Pair], sides: tuple[str, ...]) -> Kept[Pair]:
+    kept = keep_commonest(_read(path, split, form), lambda row: row.margin is None, _other_margin)
+    return drop_prompts(kept, sides)
 
 
 def read_labeled(path: Tables, split: str = "train") -> Kept[Labeled]:
@@ -250,6 +361,23 @@ def read_labeled(path: Tables, split: str = "train") -> Kept[Labeled]:
             f"{rows.name}: all {len(rows)} labels are {str(rows[0].label).lower()}; wanted desirable and undesirable "
             "ones."
         )
+    return rows
+
+
+def read_stepwise(path: Tables, split: str = "train") -> Kept[Stepwise]:
+    """The completions of labeled steps of a table that can be used, and what was left out.
+
+    Args:
+        path: as ``read_table`` takes it, or several in order.
+        split: of a data set that has several.
+
+    Raises:
+        DataError: as ``read_table``; no row can be used; labels all of one kind.
+    """
+    rows = _read(path, split, stepwise)
+    labels = {label for row in rows for label in row.labels}
+    if len(labels) == 1:
+        raise DataError(f"{rows.name}: all labels are {str(*labels).lower()}; wanted right and wrong steps.")
     return rows
 
 
@@ -287,7 +415,7 @@ def split_pairs(pairs: Iterable[Pair]) -> list[Labeled]:
     ]
 
 
-def prompt_key(record: Pair | Labeled | Demonstration) -> str:
+def prompt_key(record: Pair | Labeled | Stepwise | Demonstration) -> str:
     """What makes two records the same problem: their prompts, or of whole texts the text.
 
     An implicit prompt of strings goes by its characters: where it ends inside the completion, another pair of the same

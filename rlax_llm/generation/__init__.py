@@ -6,6 +6,7 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "engine": ("generate_at_once",),
+        "mixture": ("Two", "generate_mixed"),
         "request": ("Request",),
         "rollout": ("generate", "stream"),
         "partial": ("generate_partly", "not_begun", "unfinished"),

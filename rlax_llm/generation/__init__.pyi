@@ -8,6 +8,7 @@ from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
 from rlax_llm.generation import enough as enough
 from rlax_llm.generation import histories as histories
+from rlax_llm.generation import mixture as mixture
 from rlax_llm.generation import partial as partial
 from rlax_llm.generation import patterns as patterns
 from rlax_llm.generation import prompts as prompts
@@ -21,6 +22,8 @@ from rlax_llm.generation import slots as slots
 from rlax_llm.generation import speculation as speculation
 from rlax_llm.generation import turns as turns
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
+from rlax_llm.generation.mixture import Two as Two
+from rlax_llm.generation.mixture import generate_mixed as generate_mixed
 from rlax_llm.generation.partial import generate_partly as generate_partly
 from rlax_llm.generation.partial import not_begun as not_begun
 from rlax_llm.generation.partial import unfinished as unfinished

@@ -8,6 +8,7 @@ who enters is decided between two calls of ``decode``, in ``rollout.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,25 +31,54 @@ from rlax_llm.models.decoder import (
     Attend,
     block,
     embedding,
+    kind_of,
+    norm,
     part_of_group,
-    rms_norm,
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import narrow_matrices
-from rlax_llm.models.segments import NOWHERE, PLAIN, Form, Reach, Segment, positions_of, reach_of, segment
+from rlax_llm.models.segments import (
+    NOWHERE,
+    PLAIN,
+    Form,
+    Reach,
+    Segment,
+    Window,
+    positions_of,
+    reach_of,
+    segment,
+    within,
+)
 from rlax_llm.models.sharding import laid, sampling_rules
 
 FIRST_ROOM = 64  # completion tokens; no cache is smaller
 
 
+ROOMS = (1 / 4, 3 / 4, 1)  # of the limit
+LARGER = 1.5  # times a room, what the next one is at least
+
+
+def room_of(limit: int, share: float) -> int:
+    """Columns that the cache has for a share of a completion of at most ``limit`` tokens.
+
+    >>> room_of(1024, 1 / 4), room_of(100, 1 / 4), room_of(20, 1 / 4)
+    (256, 64, 20)
+    """
+    return min(limit, max(FIRST_ROOM, math.ceil(limit * share)))
+
+
 def rooms(limit: int) -> list[int]:
-    """Columns that the cache of completions of at most ``limit`` tokens has, one after the other.
+    """Columns that the cache of completions of at most ``limit`` tokens has, one after the other, with all rows.
 
     >>> rooms(1024), rooms(100)
-    ([256, 512, 1024], [64, 100])
+    ([256, 768, 1024], [64, 100])
     """
-    return sorted({min(limit, max(FIRST_ROOM, -(-limit // part))) for part in (4, 2, 1)})
+    found: list[int] = []
+    for share in ROOMS:
+        if not found or room_of(limit, share) >= LARGER * found[-1]:
+            found.append(room_of(limit, share))
+    return sorted({*found, limit})
 
 
 class Prefilled(NamedTuple):
@@ -185,8 +215,18 @@ def record(state: Decoding, draw: Draw, request: Request, going: jax.Array) -> D
     )
 
 
-def _draw(params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
-    logits = spread(vocabulary_logits(params, hidden), ROWS)
+def _draw(config: DecoderConfig, params: Params, hidden: jax.Array, state: Decoding, request: Request) -> Decoding:
+    return drawn(spread(vocabulary_logits(config, params, hidden), ROWS), state, request)
+
+
+def drawn(logits: jax.Array, state: Decoding, request: Request) -> Decoding:
+    """The state after one draw of the rows that go on.
+
+    Args:
+        logits: ``[B, V]``, after each row's last token.
+        state: of the rows.
+        request: static.
+    """
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.lengths)
     draw = sampled(request, state.lengths, state.memory, keys, logits)
     return record(state, draw, request, state.going)
@@ -280,7 +320,7 @@ def after_first(
     """
     keys = row_keys(own[0], hidden.shape[0] * request.group_size)
     state = before_first(config, request, (keys, *own[1:]), room, hidden.dtype)
-    return _draw(params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
+    return _draw(config, params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
 
 
 def of_layers(config: DecoderConfig, caches: tuple[jax.Array, jax.Array]) -> Cache:
@@ -349,8 +389,15 @@ def _places(prompt: Prefilled, state: Decoding) -> _Places:
     return _Places(own, before + last)
 
 
-def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
-    """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values."""
+def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
+    """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values.
+
+    Args:
+        config: shapes.
+        params: of ``unstack``.
+        prompt: of ``prefill``.
+        state: of the rows.
+    """
     apply = block(config)[1]
     places = _places(prompt, state)
     column = (state.step - 1) % state.cache[0][0].shape[-1]
@@ -362,12 +409,12 @@ def _forward(config: DecoderConfig, params: Params, prompt: Prefilled, state: De
         attend = _attend_to_cache(
             config, prompt.segments(index), Segment(*own, places.own), reach_of(places.query), column
         )
-        x, cache = apply(layer, x, positions, attend)
+        x, cache = apply(layer, x, positions, attend, kind_of(config, index))
         caches.append(cache)
-    return rms_norm(x[:, 0], params["norm"], config.norm_eps), tuple(caches)
+    return norm(config, params["norm"], x[:, 0]), tuple(caches)
 
 
-def attend_behind(held: list[Segment], queries: jax.Array, reach: Reach, own: Segment, form: Form = PLAIN) -> jax.Array:
+def attend_behind(held: list[Segment], queries: jax.Array, reach: Reach, own: Segment, form: Form) -> jax.Array:
     """``attention`` of each group to ``Prefilled.segments`` and its own keys.
 
     Args:
@@ -388,11 +435,12 @@ def _attend_to_cache(config: DecoderConfig, held: list[Segment], own: Segment, r
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(prompts, group_size, *x.shape[1:])
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, tuple[Any, Any]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
         keys = written(config, own.keys, new.keys, at, KEYS)
         values = written(config, own.values, new.values, at, VALUES)
-        mixed = attend_behind(held, by_group(q), reach, Segment(keys, values, own.places))
+        form = PLAIN._replace(soft_cap=config.attention_cap)
+        mixed = attend_behind(held, by_group(q), within(reach, window), Segment(keys, values, own.places), form)
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
     return attend
@@ -439,8 +487,8 @@ def decode(
     """
 
     def body(state: Decoding) -> Decoding:
-        hidden, cache = _forward(config, params, prompt, state)
-        return _draw(params, hidden, state._replace(cache=cache), request)
+        hidden, cache = forward_token(config, params, prompt, state)
+        return _draw(config, params, hidden, state._replace(cache=cache), request)
 
     def goes_on(state: Decoding) -> jax.Array:
         wanted = (state.step < until) & (most_going(state) > fewest)

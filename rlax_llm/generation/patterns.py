@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from rlax_llm.generation.automata import BYTES, NOWHERE, Automaton, over_tokens
+
+T = TypeVar("T")
+
+MOST_COUNTED = 2048  # characters: an automaton has a state for each, and takes time by their square to make
+_COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 class Bytes(NamedTuple):
@@ -79,11 +85,15 @@ def bytes_of_pattern(pattern: str) -> Bytes:
     """
     states = _Characters(pattern)
     numbers: dict[tuple[int, bytes], int] = {(states.initial, b""): 0}
+    waiting = list(numbers)
     moves: list[list[int]] = []
-    while len(moves) < len(numbers):
-        state, begun = list(numbers)[len(moves)]
+    for state, begun in waiting:  # which grows
         reached = [states.behind(state, begun, byte) for byte in range(BYTES)]
-        moves.append([NOWHERE if key is None else numbers.setdefault(key, len(numbers)) for key in reached])
+        for key in reached:
+            if key is not None and key not in numbers:
+                numbers[key] = len(numbers)
+                waiting.append(key)
+        moves.append([NOWHERE if key is None else numbers[key] for key in reached])
     final = [not begun and state in states.finals for state, begun in numbers]
     return Bytes(np.array(moves), np.array(final))
 
@@ -98,16 +108,17 @@ class _Characters:
             raise ModuleNotFoundError(
                 "pattern: needs the package interegular; pip install 'rlax-llm[pattern]'.", name="interegular"
             ) from None
-        try:
-            found = library.parse_pattern(pattern).to_fsm()
-        except Exception as error:  # of several classes, none of them its own for a count such as {2,1}
-            reason = f" ({error})" if str(error) else ""
+        parsed, (least, most) = _read(pattern, lambda: _with_lengths(library.parse_pattern(pattern)))
+        counts = [int(count) for pair in _COUNTS.findall(pattern) for count in pair if count]
+        counted = max([least if most is None else most, *counts])
+        if counted > MOST_COUNTED:
             raise ValueError(
-                f"pattern: {pattern!r} cannot be read{reason}; give a regular expression of whole texts, without "
-                "^, $ and backreferences."
-            ) from None
+                f"pattern: {pattern!r} counts {counted:,} characters, wanted at most {MOST_COUNTED:,}; give one that "
+                "counts less far."
+            )
+        found = _read(pattern, parsed.to_fsm)
         self.initial, self.finals, self.moves = found.initial, found.finals, found.map
-        self.living = {state for state in found.states if found.islive(state)}
+        self.living = _can_end(found.finals, found.map)
         self.classes = {x: found.alphabet[x] for own in found.alphabet.by_transition.values() for x in own}
         self.other = found.alphabet[fsm.anything_else]
         named = [x.encode() for x in self.classes if isinstance(x, str)]
@@ -125,6 +136,36 @@ class _Characters:
         named = self.classes.get(read.decode(errors="replace"), self.other)
         target = self.moves.get(state, {}).get(named)
         return (target, b"") if target in self.living else None
+
+
+def _with_lengths(parsed: Any) -> tuple[Any, tuple[int, int | None]]:
+    return parsed, parsed.lengths
+
+
+def _read(pattern: str, step: Callable[[], T]) -> T:
+    """What a step of the library gives, whose exceptions say nothing to who wrote the pattern."""
+    try:
+        return step()
+    except Exception as error:  # of several classes, none of them its own for a count such as {2,1}
+        reason = f" ({error})" if str(error) else ""
+        raise ValueError(
+            f"pattern: {pattern!r} cannot be read{reason}; give a regular expression of whole texts, without "
+            "^, $ and backreferences."
+        ) from None
+
+
+def _can_end(finals: Collection[int], moves: Mapping[int, Mapping[Any, int]]) -> set[int]:
+    """The states from which a final one can be reached."""
+    behind: dict[int, set[int]] = {}
+    for state, targets in moves.items():
+        for target in targets.values():
+            behind.setdefault(target, set()).add(state)
+    living, waiting = set(finals), list(finals)
+    while waiting:
+        found = behind.get(waiting.pop(), set()) - living
+        living |= found
+        waiting += found
+    return living
 
 
 def _missing(begun: bytes) -> int | None:

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm.models.padding import bucket, longest, pad_left
 
-NEAR = 2  # times a width: the largest, where it is no further, is taken at once
-REUSED = 4  # times what prompts need: a program with so many columns costs less than another one
+FEWEST = 8  # columns; fewer save nothing
 
 
-class Widths:
-    """Columns for prompts, few in a run, whatever batch comes when: a width that was taken before is taken again.
+class Widths(NamedTuple):
+    """Columns for prompts, few in a run: the most that there can be, halved as long as the prompts fit.
 
-    Args:
+    Nothing depends on the batches before: a run that goes on takes the widths of an unbroken one.
+
+    Attributes:
         most: of the longest prompt that there can be, tokens.
 
     >>> widths = Widths(200)
     >>> [widths(longest) for longest in (40, 30, 50, 20, 97, 198)]
-    [48, 48, 96, 48, 256, 256]
+    [64, 32, 64, 32, 128, 256]
     """
 
-    def __init__(self, most: int):
-        self.most, self.taken = bucket(most), set[int]()
+    most: int
 
     def __call__(self, longest: int) -> int:
         """The columns for prompts of which the longest has so many tokens."""
-        fitting = [width for width in self.taken if longest <= width <= REUSED * bucket(longest)]
-        if fitting:
-            return min(fitting)
-        needed = bucket(longest)
-        largest = max(self.taken, default=0)
-        if longest > largest:
-            needed = max(needed, min(2 * largest, self.most))  # so that records are few
-        width = self.most if needed <= self.most <= NEAR * needed else needed
-        self.taken.add(width)
+        width = bucket(self.most)
+        while width >= 2 * max(longest, FEWEST):
+            width //= 2
         return width
 
 

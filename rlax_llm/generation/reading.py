@@ -7,6 +7,7 @@ attending to those before it. Limiting case: all at once, up to the order of sum
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,10 +16,10 @@ import numpy as np
 
 from rlax_llm.core.mesh import AXES, ROWS, devices_along
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import Attend, block, causal, embedding, layer_scan, rms_norm
-from rlax_llm.models.forms import blocks, grouped_attention
+from rlax_llm.models.decoder import Attend, Kind, block, causal, embedding, kinds, layer_scan, norm
+from rlax_llm.models.forms import grouped_attention
 from rlax_llm.models.functional import Params
-from rlax_llm.models.segments import NOWHERE, Segment, positions_of, reach_of, segment
+from rlax_llm.models.segments import NOWHERE, Segment, Window, positions_of, reach_of, segment
 
 AT_ONCE = 2**16  # tokens on each device that are read together
 LEAST_COMMON = 32  # tokens; fewer are read again with each prompt
@@ -86,15 +87,18 @@ def read(
         x, caches = _at_once(config, params, tokens, valid)
     else:
         x, caches = _in_parts(config, params, (tokens, valid), before, parts)
-    return rms_norm(x, params["norm"], config.norm_eps), caches
+    return norm(config, params["norm"], x), caches
 
 
 def _at_once(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, Stacked]:
     apply = block(config)[1]
     positions = positions_of(valid)
     attend = causal(config, valid)
-    embedded = embedding(config, params, tokens)
-    x, caches = layer_scan(params, lambda x, layer: apply(layer, x, positions, attend), embedded, False)
+
+    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, Stacked]:
+        return apply(layer, x, positions, attend, kind)
+
+    x, caches = layer_scan(config, params, step, embedding(config, params, tokens), False)
     return x[:, -1], caches
 
 
@@ -160,7 +164,7 @@ def extend(
     places = jnp.where(valid, begin + positions_of(valid), NOWHERE)
     own = tokens[:, start:], jnp.where(known, NOWHERE, places)[:, start:]
     x, held = _columns(config, params, own, held, jnp.where(known, places, NOWHERE), before, start)
-    return rms_norm(x, params["norm"], config.norm_eps), held
+    return norm(config, params["norm"], x), held
 
 
 def _columns(
@@ -185,31 +189,34 @@ def _columns(
         return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(there, new, old), start, time)
 
     def layer(x: jax.Array, of: tuple) -> tuple[jax.Array, Stacked]:
-        weights, keys, values, *common = of
+        weights, kind, keys, values, *common = of
         attend = _behind(config, tuple(common), Segment(keys, values, known), places)
-        x, (new_keys, new_values) = apply(weights, x, jnp.maximum(places, 0), attend)
+        x, (new_keys, new_values) = apply(weights, x, jnp.maximum(places, 0), attend, kind)
         keys = put(keys, new_keys, there[:, None, None], -1)
         return x, (keys, put(values, new_values, there[:, None, :, None], -2))
 
-    x, held = jax.lax.scan(layer, embedding(config, params, tokens), (params["layers"], *held, *(before or ())))
+    of = (params["layers"], kinds(config), *held, *(before or ()))
+    x, held = jax.lax.scan(layer, embedding(config, params, tokens), of)
     return x[:, -1], held
 
 
 def _behind(config: DecoderConfig, common: tuple[jax.Array, ...], held: Segment, places: jax.Array) -> Attend:
     """Tokens at places ``[P, S]``, behind what all rows share, what each row held before, and each other."""
+    if config.window is not None:  # a kernel counts a window in columns, and between these there are empty ones
+        config = replace(config, attention="blockwise")
 
-    def grouped(q: jax.Array, parts: list[Segment]) -> jax.Array:
+    def grouped(q: jax.Array, parts: list[Segment], window: Window) -> jax.Array:
         if not common:  # each row is a group of its own
             alone = jax.tree.map(lambda x: x[:, None], (q, reach_of(places), parts))
-            return grouped_attention(config, alone[0], alone[1], alone[2], blocks())[:, 0]
+            return grouped_attention(config, *alone, window=window)[:, 0]
         keys, values = common
         shared = Segment(keys, values, jnp.arange(keys.shape[-1])[None])
         together = jax.tree.map(lambda x: x[None], (q, reach_of(places), [shared, *parts]))
-        return grouped_attention(config, together[0], together[1], together[2], blocks())[0]
+        return grouped_attention(config, *together, window=window)[0]
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Stacked]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, Stacked]:
         own = segment(k, v, places)
-        return grouped(q, [held, own]), (own.keys, own.values)
+        return grouped(q, [held, own], window), (own.keys, own.values)
 
     return attend
 

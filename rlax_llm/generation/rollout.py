@@ -7,7 +7,7 @@ compiled is a ladder of sizes: a few numbers of rows and of columns, whatever th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from rlax_llm.generation.engine import (
     decode,
     prefill,
     prefill_behind,
+    room_of,
     rooms,
     shared_out,
     unrolled,
@@ -38,7 +39,14 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket
 
-PARTS = (5 / 8, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of the rows at first, to which they are made fewer
+FEWER = (
+    (5 / 8, 1 / 4),
+    (5 / 8, 3 / 4),
+    (3 / 8, 1),
+    (1 / 4, 1),
+    (1 / 8, 1),
+    (1 / 16, 1),
+)  # shares of the rows and of the limit
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
 PRODUCTS = 8  # products with a weight that cost as much as a key that is read
@@ -51,31 +59,62 @@ Prompts = tuple[jax.Array, jax.Array]
 
 
 class Ladder(NamedTuple):
-    """Numbers of rows that a generation may have, and what a step with them costs.
+    """Sizes that a generation's state may come to have, and what a step of each costs.
+
+    Each size is a program, so there are few: those whose steps cost least over lengths of many distributions.
 
     Attributes:
-        rows: from most to fewest.
+        rooms: columns with all rows, one after the other; the last are the limit's.
+        sizes: numbers of rows, fewer than at first, and of columns.
         weights: what one row's products with the weights cost, in keys that are read.
         width: columns of a prompt.
     """
 
-    rows: tuple[int, ...]
+    rooms: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     weights: float
     width: int
 
-    def below(self, state: Decoding) -> list[int]:
-        """The numbers of rows that are worth moving to, each with its prompt to itself."""
-        prompts, group_size, *_, room = state.cache[0][0].shape
+    def below(self, state: Decoding, room: int) -> list[tuple[int, int]]:
+        """The sizes that are worth moving to, each row with its prompt to itself, those with most rows first.
+
+        Args:
+            state: that moves.
+            room: columns that it must have.
+        """
+        prompts, group_size, *_ = state.cache[0][0].shape
         rows = prompts * group_size
         now = rows * (self.weights + room) + prompts * self.width
-        each = self.weights + room + self.width
-        return [fewer for fewer in self.rows if fewer < rows and fewer * each <= WORTH * now]
+        worth = [size for size in self.sizes if size[0] < rows and size[1] >= room and self.cost(size) <= WORTH * now]
+        return sorted(worth, reverse=True)
+
+    def cost(self, size: tuple[int, int]) -> float:
+        """What a step of so many rows and columns costs, in keys that are read."""
+        rows, room = size
+        return rows * (self.weights + room + self.width)
+
+
+Sizes = Callable[[DecoderConfig, int, int, int], Ladder]
+"""``(config, rows, columns of a prompt, limit) → Ladder``."""
+
+
+def one_size(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
+    """All rows with all columns, from the first token to the last: one program, whatever the lengths.
+
+    Args:
+        config: shapes.
+        rows: at first.
+        width: columns of a prompt.
+        limit: tokens of the longest completion.
+    """
+    keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return Ladder((limit,), (), _products(config) / keys, width)
 
 
 def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
-    """The numbers of rows of a generation.
+    """The sizes of a generation whose rows leave.
 
-    None but the first where it is so little work that it would not pay, or where devices do not divide the rows.
+    None has fewer rows where it is so little work that it would not pay, or where devices do not divide the rows.
 
     Args:
         config: shapes.
@@ -84,15 +123,15 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
         limit: tokens of the longest completion.
 
     >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
-    >>> ladder(small, 64, 8, 99).rows, ladder(large, 64, 8, 99).rows
-    ((), (40, 24, 16, 8, 4))
+    >>> ladder(small, 64, 8, 99).sizes, ladder(large, 64, 8, 256).sizes
+    ((), ((40, 192), (40, 64), (24, 256), (16, 256), (8, 256), (4, 256)))
     """
     devices = devices_along(*ROWS)
-    sizes = {max(FEWEST, math.ceil(rows * part / devices)) * devices for part in PARTS}
-    keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    sizes = {(max(FEWEST, math.ceil(rows * part / devices)) * devices, room_of(limit, share)) for part, share in FEWER}
     if rows % devices or not is_work(config, rows, limit):
         sizes = set()
-    return Ladder(tuple(sorted(sizes, reverse=True)), _products(config) / keys, width)
+    whole = one_size(config, rows, width, limit)
+    return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(sorted(sizes, reverse=True)))
 
 
 def is_work(config: DecoderConfig, rows: int, limit: int) -> bool:
@@ -134,6 +173,7 @@ class Generation:
         rows: ``[P · G]`` each, a key and the most tokens of each completion.
         request: static.
         slots: rows that are drawn at a time, at most, but for one group; None draws all.
+        sizes: that its state may have.
     """
 
     enough: Enough | None = None  # all
@@ -146,9 +186,11 @@ class Generation:
         rows: tuple[jax.Array, Any],
         request: Request,
         slots: int | None = None,
+        sizes: Sizes = ladder,
     ):
         self.config, self.params, self.prompts, self.rows, self.request = config, params, prompts, rows, request
-        self.rooms = rooms(request.max_new_tokens)
+        width, limit = prompts[0].shape[1], request.max_new_tokens
+        self.rooms = sizes(config, 1, width, limit).rooms
         self.count, size = prompts[0].shape[0], request.group_size
         self.order = np.arange(self.count)  # in which prompts begin
         self.begun = 0  # of them
@@ -158,7 +200,7 @@ class Generation:
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
         self.seen = self._start(opened)
-        self.ladder = ladder(config, len(self.state.rows), prompts[0].shape[1], request.max_new_tokens)
+        self.ladder = sizes(config, len(self.state.rows), width, limit)
 
     def _start(self, opened: int) -> Progress:
         """Begin with so many slots, or with all rows; what is known of the progress without a look."""
@@ -280,17 +322,24 @@ class Generation:
 
     def _fit(self, seen: Progress) -> int:
         """Leave out rows that have ended, and make room for longer ones; the number of rows to ask again at."""
-        room = self.state.cache[0][0].shape[-1]
+        rows, room = self.state.going.shape[0], self.state.cache[0][0].shape[-1]
         longer = next(size for size in self.rooms if size >= max(room, seen.longest))
-        if longer > room:
-            self.prompt, self.state = resize(self.prompt, self.state, self.state.going.shape[0], longer)
         if self.waits:
-            return self.state.going.shape[0] - self.room_to_enter
-        # Rung by rung: of two numbers of rows there are few pairs, of which each is a program.
-        while (fewer := max(self.ladder.below(self.state), default=0)) >= seen.going:
+            self._resize(rows, longer)
+            return rows - self.room_to_enter
+        least = max(room, seen.longest)
+        if fits := [size for size in self.ladder.below(self.state, least) if size[0] >= seen.going]:
             self._note()
-            self.prompt, self.state = resize(self.prompt, self.state, fewer, longer)
-        return fewer
+            self._resize(*min(fits, key=self.ladder.cost))
+        else:
+            self._resize(rows, longer)
+        room = self.state.cache[0][0].shape[-1]
+        return max((fewer for fewer, _ in self.ladder.below(self.state, room)), default=0)
+
+    def _resize(self, rows: int, room: int) -> None:
+        """Give the state so many rows and columns."""
+        if (rows, room) != (self.state.going.shape[0], self.state.cache[0][0].shape[-1]):
+            self.prompt, self.state = resize(self.prompt, self.state, rows, room)
 
     def _note(self) -> None:
         """Write down what was drawn, before rows go."""
@@ -328,7 +377,7 @@ def stream(
             longest completion.
     """
     going = _begin(config, params, prompts, (key, None), request, None)
-    going.ladder = going.ladder._replace(rows=())
+    going.ladder = going.ladder._replace(sizes=())
     yield going.state
     while going.advance(stride):
         yield going.state
@@ -341,13 +390,14 @@ def _begin(
     rows: tuple[jax.Array, jax.Array | None],
     request: Request,
     slots: int | None,
+    sizes: Sizes = ladder,
 ) -> Generation:
     check_request(config, prompts[0].shape[1], request)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
     keys = row_keys(rows[0], count)
     limits = np.full(count, limit, np.int32) if rows[1] is None else _within(rows[1], count, limit)
     prompts, request = shared_out(prompts, request)
-    return Generation(config, params, prompts, (keys, limits), request, slots)
+    return Generation(config, params, prompts, (keys, limits), request, slots, sizes)
 
 
 def _within(limits: jax.Array, count: int, most: int) -> np.ndarray:
@@ -368,6 +418,7 @@ def generate(
     request: Request,
     slots: int | None = None,
     limits: jax.Array | None = None,
+    sizes: Sizes = ladder,
 ) -> Completions:
     """Draw ``group_size`` completions of every prompt.
 
@@ -383,6 +434,7 @@ def generate(
         request: sampler, stop tokens, longest completion, group size.
         slots: completions that are drawn at a time, at most (but for one group); None draws all.
         limits: ``[P · G]`` int32, the most tokens of each completion; None is the request's for all.
+        sizes: that its state may have: ``ladder``, or ``one_size`` where one program is worth more than speed.
 
     Returns:
         ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
@@ -391,7 +443,7 @@ def generate(
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
             longest completion; for limits or keys that are not one for each completion.
     """
-    going = _begin(config, params, prompts, (key, limits), request, slots)
+    going = _begin(config, params, prompts, (key, limits), request, slots, sizes)
     while going.advance():
         pass
     return going.completions()

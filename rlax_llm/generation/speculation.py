@@ -26,10 +26,10 @@ from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import Attend, block, embedding, rms_norm, vocabulary_logits
+from rlax_llm.models.decoder import Attend, block, embedding, kind_of, norm, vocabulary_logits
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix
-from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, reach_of, segment
+from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, Window, reach_of, segment, within
 
 ORDER = 4  # tokens, at most, that the place where a guess is read from has in common with the end of the text
 RECENT = 32  # tokens that a round's length is foretold from, and drawn between two forecasts
@@ -164,9 +164,10 @@ def _forward(
     positions = read.reach.places.reshape(read.tokens.shape)
     caches = []
     for index, (layer, own) in enumerate(zip(params["layers"], cache, strict=True)):
-        x, grown = apply(layer, x, positions, _attend(config, prompt.segments(index), own, read))
+        attend = _attend(config, prompt.segments(index), own, read)
+        x, grown = apply(layer, x, positions, attend, kind_of(config, index))
         caches.append(grown)
-    return rms_norm(x, params["norm"], config.norm_eps), tuple(caches)
+    return norm(config, params["norm"], x), tuple(caches)
 
 
 def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], read: _Read) -> Attend:
@@ -178,12 +179,13 @@ def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Mat
     def grown(held: Matrix, new: jax.Array, axes: tuple[int, int]) -> Matrix:
         return jax.vmap(jax.vmap(partial(written, config, axes=axes)))(held, new, read.at)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Matrix, Matrix]]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, tuple[Matrix, Matrix]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), read.own)
         keys, values = grown(cache[0], new.keys, KEYS), grown(cache[1], new.values, VALUES)
         # All scores at once, which are few.
-        form = PLAIN._replace(key_block=sum(part.keys.shape[-1] for part in held) + keys.shape[-1])
-        mixed = attend_behind(held, by_group(q), read.reach, Segment(keys, values, read.own), form)
+        length = sum(part.keys.shape[-1] for part in held) + keys.shape[-1]
+        form = PLAIN._replace(key_block=length, soft_cap=config.attention_cap)
+        mixed = attend_behind(held, by_group(q), within(read.reach, window), Segment(keys, values, read.own), form)
         return mixed.reshape(*q.shape[:2], -1), (keys, values)
 
     return attend
@@ -256,7 +258,7 @@ def speculate(
         text = text_of(prompts, state, request.group_size)
         guessed = jax.vmap(partial(guesses, drafts=drafts))(*text)
         hidden, cache = _forward(config, params, prompt, state.cache, _read(prompt, state, guessed))
-        further = _drawn(request, state._replace(cache=cache), vocabulary_logits(params, hidden), guessed)
+        further = _drawn(request, state._replace(cache=cache), vocabulary_logits(config, params, hidden), guessed)
         each = (further.lengths - state.lengths).sum() / state.going.sum()
         return _Paced(further._replace(step=state.step + 1), MEMORY * now.pace + (1 - MEMORY) * each)
 

@@ -70,8 +70,18 @@ _DISTILLATION = (
     Panel("completions/mean_length", "Completion length", "tokens"),
     Panel("entropy", "Entropy", "nats per token"),
 )
+_ONLINE = (
+    Panel("reward", "Reward", "mean per completion"),
+    Panel("rivals/reward", "Reward of rivals", "mean per completion"),
+    Panel("held_out_accuracy", "Held-out accuracy", "fraction of prompts", (0.0, 1.0)),
+    Panel("rewards/margins", "Margin of implicit rewards", "reward"),
+    Panel("completions/mean_length", "Completion length", "tokens"),
+    Panel("kl", "KL to the reference", "nats per token"),
+    Panel("entropy", "Entropy", "nats per token"),
+)
 BY_COMMAND = {
     "distill": _DISTILLATION,
+    "online": _ONLINE,
     "sft": _DEMONSTRATIONS,
     "reward": (*_PAIRS, Panel("margin", "Margin of scores", "score"), Panel("mean_reward", "Mean score", "score")),
     "dpo": _PAIRS + _IMPLICIT,

@@ -5,8 +5,21 @@ from rlax_llm.core.faces import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "averages": ("Bema", "averaged_params", "averaging"),
         "collect": ("Runner", "rollout", "start_runner"),
         "control": ("Collecting", "ControlState", "control_loop", "evaluate_greedily"),
+        "curriculum": (
+            "Choosing",
+            "by_pass_rate",
+            "chances",
+            "full_score",
+            "kept_all",
+            "near_rate",
+            "running_rates",
+            "settled",
+            "solved",
+            "uniform_choosing",
+        ),
         "distillation": ("DistillationState", "Views", "by_itself", "distillation_loop", "given_or_drawn"),
         "group": ("GroupLearning", "GroupState", "every_completion", "group_loop", "group_trpo_loop"),
         "labels": (
@@ -18,6 +31,7 @@ __getattr__, __dir__ = lazy_face(
         ),
         "language": (
             "Prompts",
+            "delayed_sampling",
             "dynamic_sampling",
             "fresh_sampling",
             "language_loop",
@@ -25,8 +39,12 @@ __getattr__, __dir__ = lazy_face(
             "stale_sampling",
         ),
         "minibatches": ("Passes", "epochs", "minibatch_rows"),
-        "policy": ("TrainState", "policy_loop", "supervised_loop"),
+        "online": ("beside", "online_loop", "paired", "rivals_sampling"),
+        "policy": ("Anchor", "TrainState", "policy_loop", "supervised_loop"),
         "preference": ("preference_loop", "reward_loop"),
+        "process": ("process_loop",),
+        "references": ("FollowingState", "following_reference", "moved"),
+        "replay": ("Remembered", "given_places", "remembered_places", "replayed"),
         "rlhf": ("RlhfLearning", "RlhfState", "rlhf_loop"),
         "rlhf_credit": ("KlInReward", "Shaping"),
         "scaling": ("Moments", "Scaling", "no_scaling", "standardization", "unit_return"),

@@ -17,11 +17,11 @@ import optax
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Completions, Groups, Metrics, Params
+from rlax_llm.core.types import NOTHING_KNOWN, Groups, Metrics, Params
 from rlax_llm.loops.group import ONCE, GroupLearning, GroupState, group_loop
 from rlax_llm.loops.language import Collector
 from rlax_llm.loops.parts import fixed_log_probs
-from rlax_llm.loops.policy import Loop
+from rlax_llm.loops.policy import Loop, beside
 from rlax_llm.models.distilling import Distilled, TeacherLogProbs
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.distillation import Distillation
@@ -137,17 +137,12 @@ def distillation_loop(
         if given is None and views.teacher is not None and teacher is not None:
             parts = learning.minibatches * learning.micro_batches
             given = fixed_log_probs(views.teacher, teacher, batch.completions, parts)
-        log_probs = views.student if distillation.divergence is None else partial(_beside, compared, teacher)
+        log_probs = views.student if distillation.divergence is None else partial(beside, compared, teacher)
         learn = group_loop(log_probs, objective, optimizer, learning)[1]
         learner, metrics = learn(state.learner, batch._replace(ref_log_probs=given), key=key, frozen=frozen)
         return DistillationState(learner, _followed(distillation.follows, learner.params, state.teacher)), metrics
 
     return init, step
-
-
-def _beside(compared: Any, teacher: Params, params: Params, rows: Completions) -> Any:
-    """The student's numbers and its divergence from the teacher, as of a student alone."""
-    return compared(params, teacher, rows)
 
 
 def _teacher(state: DistillationState, reference: Params | None, frozen: Params | None, joined: Joined) -> Any:
@@ -190,10 +185,21 @@ def given_or_drawn(collector: Collector, given: Groups, on_policy: float | jax.A
         chosen = jax.random.permutation(jax.random.fold_in(which, 1), total)[:groups]
         picked = jax.tree.map(lambda x: _groups_of(x, chosen, total), given)
         own = jax.random.uniform(which) < on_policy
-        taken = jax.tree.map(lambda x, y: jnp.where(own, x, y.astype(x.dtype)), drawn, picked)
+        either = partial(_either, own)
+        told = [(x.known, x.staleness) for x in (drawn, picked)]
+        known, staleness = jax.tree.map(either, *told, is_leaf=lambda x: x is None)
+        drawn, picked = (x._replace(known=NOTHING_KNOWN, staleness=None) for x in (drawn, picked))
+        taken = jax.tree.map(either, drawn, picked)._replace(known=known, staleness=staleness)
         return memory, taken, metrics | {"on_policy": own.astype(jnp.float32)}
 
     return Collector(collector.init, collect)
+
+
+def _either(own: jax.Array, drawn: jax.Array | None, given: jax.Array | None) -> jax.Array | None:
+    """None where one of the two sides does not know it."""
+    if drawn is None or given is None:
+        return None
+    return jnp.where(own, drawn, given.astype(drawn.dtype))
 
 
 def _groups_of(x: jax.Array, chosen: jax.Array, total: int) -> jax.Array:

@@ -20,9 +20,10 @@ from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Metrics, Params, Scored
 from rlax_llm.credit.groups import Advantage
+from rlax_llm.credit.running import Remembering, remembering
 from rlax_llm.credit.shaping import informative
 from rlax_llm.loops.minibatches import Passes, epochs
-from rlax_llm.loops.parts import fixed_log_probs
+from rlax_llm.loops.parts import fixed_log_probs, fixed_scores
 from rlax_llm.loops.policy import Loop, TrainState, initial_state, policy_update
 from rlax_llm.loops.telling import Telling, nothing_more
 from rlax_llm.models.scoring import LogProbs
@@ -30,7 +31,7 @@ from rlax_llm.natural.fisher import DirectionRule, linearize_by_reverse
 from rlax_llm.natural.trpo import SearchRule, policy_problem, trpo_step
 from rlax_llm.policy.corrections import Correction, sampler_metrics
 from rlax_llm.policy.objectives import Objective
-from rlax_llm.policy.weightings import Weighting
+from rlax_llm.policy.weightings import Weighting, top_entropy
 
 Teaching = Callable[[jax.Array, jax.Array], jax.Array]
 Logits = Callable[[Params, Completions], jax.Array]
@@ -64,6 +65,8 @@ class GroupLearning(NamedTuple):
         entropy_coef: weight ≥ 0 of the bonus for the mean entropy of a token, at the start; may be traced.
         entropy_control: ``(coef, entropy) → coef`` after each batch.
         telling: ``advantages → metrics``, what a step tells of the advantages that it learns from.
+        credited: share of the tokens that have credit, those of highest entropy before the first optimizer step; the
+            advantages of the others are 0, and no denominator changes. In (0, 1]; 1 takes no further pass.
     """
 
     epochs: int = 1
@@ -74,6 +77,7 @@ class GroupLearning(NamedTuple):
     entropy_coef: float | jax.Array = 0.0
     entropy_control: KlControl = fixed_coef
     telling: Telling = nothing_more
+    credited: float = 1.0
 
 
 class GroupState(NamedTuple):
@@ -84,12 +88,14 @@ class GroupState(NamedTuple):
         opt_state: the optimizer's.
         step: scalar int32, optimizer steps taken.
         entropy_coef: scalar, weight of the entropy bonus in the next step.
+        memory: what an advantage keeps from step to step, of ``Remembering``; nothing as a rule.
     """
 
     params: Params
     opt_state: optax.OptState
     step: jax.Array
     entropy_coef: jax.Array
+    memory: Any = ()
 
 
 ONCE = GroupLearning()
@@ -129,14 +135,27 @@ def group_advantages(
         scores: ``[P, G]``, or ``[K, P, G]`` where the estimator takes several rewards.
         ref_log_probs: ``[B, T]``, where the estimator reads a reference.
     """
+    return _of_rows(advantage(scored_groups(Groups(completions, scores, ref_log_probs))), completions)
 
-    def grouped(x: jax.Array) -> jax.Array:
-        return x.reshape(*scores.shape[-2:], -1)
 
-    ref_grouped = None if ref_log_probs is None else grouped(ref_log_probs)
-    scored = Scored(scores, grouped(completions.log_probs), grouped(completions.mask), ref_grouped)
-    credit = advantage(scored).reshape(completions.tokens.shape[0], -1)
-    return jnp.broadcast_to(credit, completions.tokens.shape)
+def scored_groups(batch: Groups) -> Scored:
+    """What an estimator sees of a batch: its rows in groups.
+
+    Args:
+        batch: ``ref_log_probs`` where the estimator reads a reference.
+    """
+
+    def grouped(x: jax.Array | None) -> Any:
+        return None if x is None else x.reshape(*batch.scores.shape[-2:], -1)
+
+    rows = batch.completions
+    parts = grouped(rows.log_probs), grouped(rows.mask), grouped(batch.ref_log_probs)
+    return Scored(batch.scores, *parts, known=batch.known)
+
+
+def _of_rows(credit: jax.Array, completions: Completions) -> jax.Array:
+    """``[P, G]`` or ``[P, G, T]`` as ``[B, T]``."""
+    return jnp.broadcast_to(credit.reshape(completions.tokens.shape[0], -1), completions.tokens.shape)
 
 
 def uninformative_share(scores: jax.Array) -> jax.Array:
@@ -181,12 +200,11 @@ def _reference_is_there(objective: Objective, reference: Params | None, given: j
         )
 
 
-def _credited(
-    advantage: Advantage, completions: Completions, scores: jax.Array, ref_log_probs: jax.Array | None
-) -> jax.Array:
-    """``group_advantages``, which may miss a reference too."""
+def _credited(advantage: Remembering, memory: Any, batch: Groups) -> tuple[jax.Array, Any]:
+    """``group_advantages``, which may miss a reference too, and what is remembered."""
     try:
-        return group_advantages(advantage, completions, scores, ref_log_probs)
+        credit, memory = advantage.credit(memory, scored_groups(batch))
+        return _of_rows(credit, batch.completions), memory
     except checks.NoReference:
         raise checks.NoReference(
             "group_loop: objective.advantage takes a KL off the score and needs a reference, got reference None; give "
@@ -194,16 +212,25 @@ def _credited(
         ) from None
 
 
+def _before(log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Params) -> Any:
+    """The learner's own log-probabilities and entropies before its first optimizer step, where anything reads them."""
+    if learning.correction is None and learning.credited == 1:
+        return None, None
+    return fixed_scores(log_probs, params, completions, learning.minibatches * learning.micro_batches)
+
+
 def _corrected(
-    log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Params
+    learning: GroupLearning, completions: Completions, own: jax.Array | None
 ) -> tuple[Completions, jax.Array | None, Metrics]:
     """Completions with the learner's own log-probabilities, the weights that make up for the sampler's, and metrics."""
-    if learning.correction is None:
+    if learning.correction is None or own is None:
         return completions, None, {}
-    own = _fixed(log_probs, learning, completions, params)
-    factors = learning.correction(own, completions.log_probs, completions.mask)
-    described = sampler_metrics(own, completions.log_probs, completions.mask)
-    described |= {"correction_mean": masked_mean(factors, completions.mask)}
+    drawn = completions.drawn
+    factors = learning.correction(own, completions.log_probs, drawn)
+    if completions.given is not None:  # which nobody drew, so that nothing has to be made up for
+        factors = jnp.where(completions.given, 1.0, factors)
+    described = sampler_metrics(own, completions.log_probs, drawn)
+    described |= {"correction_mean": masked_mean(factors, drawn)}
     return completions._replace(log_probs=own), factors, {f"sampler/{name}": x for name, x in described.items()}
 
 
@@ -241,6 +268,7 @@ def group_loop(
     checks.at_least_one("group_loop", **{name: getattr(learning, name) for name in counts})
     checks.not_negative("group_loop", entropy_coef=learning.entropy_coef)
     update = policy_update(log_probs, objective, optimizer, learning.micro_batches)
+    advantage = remembering(objective.advantage)
 
     def init(params: Params) -> GroupState:
         start = initial_state(optimizer, params)
@@ -249,6 +277,7 @@ def group_loop(
             opt_state=start.opt_state,
             step=start.step,
             entropy_coef=jnp.asarray(learning.entropy_coef, float),
+            memory=advantage.init(),
         )
 
     def step(
@@ -264,18 +293,23 @@ def group_loop(
         completions, scores = batch.completions, batch.scores
         whole = None if reference is None else join_trees(reference, frozen)
         ref_log_probs = _fixed(log_probs, learning, completions, whole) if whole is not None else batch.ref_log_probs
-        advantages = _credited(objective.advantage, completions, scores, ref_log_probs)
-        taught, factors, described = _corrected(log_probs, learning, completions, join_trees(state.params, frozen))
+        advantages, memory = _credited(advantage, state.memory, batch._replace(ref_log_probs=ref_log_probs))
+        own, entropy = _before(log_probs, learning, completions, join_trees(state.params, frozen))
+        taught, factors, described = _corrected(learning, completions, own)
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
+        if learning.credited != 1:
+            advantages = jnp.where(top_entropy(entropy, taught.mask, learning.credited), advantages, 0.0)
 
         def learn(now: TrainState, rows: CreditedCompletions) -> tuple[TrainState, Metrics]:
             return update(now, rows, frozen, state.entropy_coef)
 
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
-        rows = CreditedCompletions(taught, advantages, ref_log_probs, factors, _totals(scores))
+        rows = CreditedCompletions(taught, advantages, ref_log_probs, factors, _totals(scores), batch.staleness)
         passes = Passes(learning.epochs, learning.minibatches, group_size=scores.shape[-1])
-        now, (steps, counted) = epochs(_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key)
-        metrics = _means_where(counted, steps)
+        now, (steps, counted) = epochs(
+            where_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key
+        )
+        metrics = means_where(counted, steps)
         metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)} | learning.telling(advantages)
         if learning.entropy_control is not fixed_coef:
             metrics |= {"entropy_coef": state.entropy_coef}
@@ -285,6 +319,7 @@ def group_loop(
             opt_state=now.opt_state,
             step=now.step,
             entropy_coef=jnp.where(taught.mask.any(), coef, state.entropy_coef),
+            memory=memory,
         ), metrics
 
     return init, step
@@ -295,14 +330,18 @@ def _totals(scores: jax.Array) -> jax.Array:
     return (scores if scores.ndim == 2 else scores.sum(0)).reshape(-1)
 
 
-def _taught(learn: Callable) -> Callable:
-    """``learn`` where the batch has a token to learn from, else nothing; and whether it has one, beside the metrics."""
+def where_taught(learn: Callable) -> Callable:
+    """``learn`` where the batch has a token to learn from, else nothing; and whether it has one, beside the metrics.
 
-    def nothing(now: TrainState, batch: CreditedCompletions) -> tuple[TrainState, Metrics]:
+    Args:
+        learn: ``(state, batch) → (state, metrics)``; a batch is a record with ``completions``.
+    """
+
+    def nothing(now: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         metrics = jax.eval_shape(learn, now, batch)[1]
         return now, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
 
-    def learn_or_not(now: TrainState, batch: CreditedCompletions) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
+    def learn_or_not(now: TrainState, batch: Any) -> tuple[TrainState, tuple[Metrics, jax.Array]]:
         there = batch.completions.read.any()
         now, metrics = jax.lax.cond(there, learn, nothing, now, batch)
         return now, (metrics, there)
@@ -310,8 +349,13 @@ def _taught(learn: Callable) -> Callable:
     return learn_or_not
 
 
-def _means_where(counted: jax.Array, steps: Metrics) -> Metrics:
-    """Means over the optimizer steps that were taken."""
+def means_where(counted: jax.Array, steps: Metrics) -> Metrics:
+    """Means over the optimizer steps that were taken.
+
+    Args:
+        counted: ``[N]`` bool, the steps that were.
+        steps: metrics ``[N]``.
+    """
     return jax.tree.map(lambda x: jnp.where(counted, x, 0.0).sum(0) / counted.sum(), steps)
 
 

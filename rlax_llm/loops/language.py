@@ -1,9 +1,11 @@
 """Reinforcement learning of a language model as one program: sample prompts, generate, score, learn.
 
 A *collector* is a pair ``init(params) → memory`` and ``collect(memory, params, key) → (memory, groups, metrics)``, and
-collectors wrap each other: ``dynamic_sampling`` throws uninformative groups away, ``stale_sampling`` and
-``rounded_sampling`` put a distance between sampler and learner. ``language_loop`` joins one with an update such as
-``group_loop``; scan it over keys for a run, and vmap that over seeds and over anything that may be traced.
+collectors wrap each other: ``dynamic_sampling`` throws uninformative groups away, ``replay.replayed`` gives earlier
+ones in their place, ``stale_sampling``, ``delayed_sampling`` and ``rounded_sampling`` put a distance between sampler
+and learner. A call of ``collect`` is a step: what counts steps stands outside of ``dynamic_sampling``, which may call
+several times. ``language_loop`` joins a collector with an update such as ``group_loop``; scan it over keys for a run,
+and vmap that over seeds and over anything that may be traced.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Completions, Groups, Metrics, Params
+from rlax_llm.core.types import Completions, Groups, Known, Metrics, Params
 from rlax_llm.generation.engine import for_sampling, generate_at_once
 from rlax_llm.generation.request import Request
+from rlax_llm.loops.curriculum import Choosing, uniform_choosing
 from rlax_llm.loops.group import informative_groups
 from rlax_llm.models.config import DecoderConfig
 
@@ -66,9 +69,14 @@ class LanguageState(NamedTuple):
 
 
 def fresh_sampling(
-    config: DecoderConfig, prompts: Prompts, reward: ScoreFunction, request: Request, batch_size: int
+    config: DecoderConfig,
+    prompts: Prompts,
+    reward: ScoreFunction,
+    request: Request,
+    batch_size: int,
+    choosing: Choosing | None = None,
 ) -> Collector:
-    """Fresh groups of prompts drawn with replacement; it has no memory.
+    """Fresh groups of prompts drawn with replacement; its memory is that of the choice of prompts.
 
     Args:
         config: shapes of the decoder.
@@ -78,46 +86,82 @@ def fresh_sampling(
         request: sampler, stop tokens, longest completion and group size. A sampler made inside a function that is
             traced (a ``functools.partial`` of ``inverse_cdf``, say) may close over a traced temperature.
         batch_size: prompts of a step, P.
+        choosing: which prompts, such as ``by_pass_rate``; None draws each as often as any other, and remembers nothing.
 
     Raises:
         ValueError: for a group size or a batch size below 1.
     """
     checks.at_least_one("fresh_sampling", batch_size=batch_size, group_size=request.group_size)
     prompts = jax.tree.map(jnp.asarray, prompts)
+    choice = uniform_choosing(prompts.tokens.shape[0]) if choosing is None else choosing
 
     def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
         which, draw = jax.random.split(key)
-        chosen = jax.random.randint(which, (batch_size,), 0, prompts.tokens.shape[0])
+        chosen = choice.choose(memory, which, batch_size)
         matrices = for_sampling(config, params)  # gathered once, not at every token
         completions = generate_at_once(config, matrices, (prompts.tokens[chosen], prompts.valid[chosen]), draw, request)
         rows = jnp.repeat(chosen, request.group_size)
         scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))
-        return memory, Groups(completions, scores.reshape(*scores.shape[:-1], batch_size, -1)), {}
+        scores = scores.reshape(*scores.shape[:-1], batch_size, -1)
+        memory, metrics = choice.learn(memory, chosen, scores)
+        return memory, Groups(completions, scores, known=Known(prompts=chosen)), metrics
 
-    return Collector(lambda params: (), collect)
+    return Collector(lambda params: choice.init(), collect)
 
 
-def _by_group(groups: Groups) -> tuple[Any, jax.Array]:
-    """Completions ``[P, G, …]`` and scores ``[P, …, G]``: groups on axis 0."""
+def aged(groups: Groups, steps: jax.typing.ArrayLike) -> Groups:
+    """Groups whose tokens are so many steps older; those of no known age were of the newest policy.
+
+    Args:
+        groups: any.
+        steps: that the policy has taken since.
+
+    >>> every = jnp.ones((2, 1), bool)
+    >>> groups = Groups(Completions(every, every, every, every, every[:, 0]), jnp.ones((1, 2)))
+    >>> aged(aged(groups, 2), 1).staleness.tolist()
+    [[3.0], [3.0]]
+    """
+    before = groups.staleness
+    before = jnp.zeros(groups.completions.tokens.shape, jnp.float32) if before is None else before
+    return groups._replace(staleness=before + jnp.asarray(steps, before.dtype))
+
+
+def by_group(groups: Groups) -> Groups:
+    """The same record with groups on axis 0 everywhere: rows ``[P, G, …]``, scores ``[P, …, G]``.
+
+    Args:
+        groups: of ``P · G`` rows.
+    """
     count = groups.scores.shape[-2]
-    rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), groups.completions)
-    return rows, jnp.moveaxis(groups.scores, -2, 0)
+    split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), _rows(groups))
+    return groups._replace(scores=jnp.moveaxis(groups.scores, -2, 0), **split)
 
 
-def _flat(rows: Any, scores: jax.Array) -> Groups:
-    return Groups(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), jnp.moveaxis(scores, 0, -2))
+def in_rows(groups: Groups) -> Groups:
+    """What ``by_group`` was given.
+
+    Args:
+        groups: on axis 0.
+    """
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), _rows(groups))
+    return groups._replace(scores=jnp.moveaxis(groups.scores, 0, -2), **joined)
+
+
+def _rows(groups: Groups) -> dict[str, Any]:
+    """What a batch has of each completion."""
+    return {name: getattr(groups, name) for name in ("completions", "ref_log_probs", "staleness")}
 
 
 class Surplus(NamedTuple):
     """Informative groups that wait for the next step.
 
     Attributes:
-        groups: completions ``[2P, G, …]`` and scores ``[2P, …, G]``, of which the first ``kept`` are.
+        groups: ``by_group``, 2P of them, of which the first ``kept`` are.
         kept: scalar int32, below P between two steps.
         inner: the wrapped collector's memory.
     """
 
-    groups: Any
+    groups: Groups
     kept: jax.Array
     inner: Memory
 
@@ -125,9 +169,9 @@ class Surplus(NamedTuple):
 def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
     """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): collect until P groups are informative.
 
-    A surplus is carried over to the next step, with the log-probabilities of the policy that sampled it. After
-    ``most_rounds`` the batch is as full as it got: the places that stay empty have no chosen token and NaN scores, so
-    they count in no denominator.
+    A surplus is carried over to the next step, with the log-probabilities of the policy that sampled it, and is a step
+    older there. After ``most_rounds`` the batch is as full as it got: the places that stay empty have no chosen token
+    and NaN scores, so they count in no denominator.
 
     Args:
         collector: of P groups per round.
@@ -144,17 +188,21 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
 
     def init(params: Params) -> Surplus:
         inner = collector.init(params)
-        groups = jax.eval_shape(lambda key: _by_group(collector.collect(inner, params, key)[1]), jax.random.key(0))
-        empty = jax.tree.map(lambda x: jnp.zeros((2 * x.shape[0], *x.shape[1:]), x.dtype), groups)
-        return Surplus(_emptied(empty, jnp.int32(0)), jnp.int32(0), inner)
+        empty = no_groups(lambda key: drawn(inner, params, key)[1])
+        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), empty)
+        return Surplus(_emptied(twice, jnp.int32(0)), jnp.int32(0), inner)
+
+    def drawn(inner: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups]:
+        inner, groups, _ = collector.collect(inner, params, key)
+        return inner, by_group(aged(groups, 0))
 
     def collect(memory: Surplus, params: Params, key: jax.Array) -> tuple[Surplus, Groups, Metrics]:
-        wanted = memory.groups[1].shape[0] // 2
+        wanted = memory.groups.scores.shape[0] // 2
 
         def more(now: tuple[Surplus, jax.Array, jax.Array]) -> tuple[Surplus, jax.Array, jax.Array]:
             surplus, round_, kept = now
-            inner, groups, _ = collector.collect(surplus.inner, params, jax.random.fold_in(key, round_))
-            new, fits = _by_group(groups), informative_groups(groups.scores)
+            inner, new = drawn(surplus.inner, params, jax.random.fold_in(key, round_))
+            fits = informative_groups(jnp.moveaxis(new.scores, 0, -2))
             fresh = fits.sum(dtype=jnp.int32)
             place = jnp.where(fits, surplus.kept + jnp.cumsum(fits) - 1, 2 * wanted)  # out of bounds: dropped
             put = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), surplus.groups, new)
@@ -173,19 +221,30 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
             "sampling/filled": jnp.minimum(found.kept, wanted) / wanted,
             "sampling/surplus": rest,
         }
-        return Surplus(_emptied(left, rest), rest, found.inner), _flat(*taken), metrics
+        return Surplus(aged(_emptied(left, rest), 1), rest, found.inner), in_rows(taken), metrics
 
     return Collector(init, collect)
 
 
-def _emptied(groups: tuple[Completions, jax.Array], count: jax.Array) -> tuple[Completions, jax.Array]:
+def no_groups(drawn: Callable[[jax.Array], Groups]) -> Groups:
+    """Zeros in the shape of a draw.
+
+    Args:
+        drawn: ``key → groups``, which is not computed.
+    """
+    shapes = jax.eval_shape(drawn, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _emptied(groups: Groups, count: jax.Array) -> Groups:
     """The places from ``count`` on hold nothing: no chosen token, no score."""
-    rows, scores = groups
+    rows, scores = groups.completions, groups.scores
     here = jnp.arange(scores.shape[0]) < count
     scores = jnp.where(here.reshape(-1, *[1] * (scores.ndim - 1)), scores, jnp.nan)
     # A set without a token would be no distribution.
     kept = jax.tree.map(lambda x: jnp.where(here[:, None, None, None], x, EVERY), rows.kept)
-    return rows._replace(mask=rows.mask & here[:, None, None], kept=kept), scores
+    rows = rows._replace(mask=rows.mask & here[:, None, None], kept=kept)
+    return groups._replace(completions=rows, scores=scores)
 
 
 def stale_sampling(collector: Collector, every: int) -> Collector:
@@ -197,6 +256,9 @@ def stale_sampling(collector: Collector, every: int) -> Collector:
         collector: any.
         every: ≥ 1, steps.
 
+    Returns:
+        A collector, whose groups have ``staleness``, from 0 to ``every − 1``.
+
     Raises:
         ValueError: for fewer than one step.
     """
@@ -206,9 +268,59 @@ def stale_sampling(collector: Collector, every: int) -> Collector:
         inner, old, age = memory
         used = jax.tree.map(lambda new, kept: jnp.where(age % every == 0, new, kept), params, old)
         inner, groups, metrics = collector.collect(inner, used, key)
-        return (inner, used, age + 1), groups, metrics
+        return (inner, used, age + 1), aged(groups, age % every), metrics
 
     return Collector(lambda params: (collector.init(params), params, jnp.int32(0)), collect)
+
+
+class Past(NamedTuple):
+    """The policies of the last steps.
+
+    Attributes:
+        params: ``[most + 1, …]``, a ring.
+        step: scalar int32, steps so far.
+        inner: the wrapped collector's memory.
+    """
+
+    params: Params
+    step: jax.Array
+    inner: Memory
+
+
+def delayed_sampling(collector: Collector, updates: int | jax.Array, most: int | None = None) -> Collector:
+    """Sample from the parameters that there were ``updates`` steps before, as a learner sees that runs beside samplers.
+
+    Before there are so many, from the first. Limiting case: ``updates = 0`` is the collector itself.
+
+    Args:
+        collector: any.
+        updates: ≥ 0, steps; may be traced, at most ``most``.
+        most: copies of the parameters that are kept besides the newest; None is ``updates``.
+
+    Returns:
+        A collector, whose groups have ``staleness``.
+
+    Raises:
+        ValueError: for a negative number of steps, or more than ``most``.
+    """
+    kept = updates if most is None else most
+    checks.not_negative("delayed_sampling", updates=updates, **{"most − updates": kept - updates})
+    if not isinstance(kept, int):
+        raise ValueError("delayed_sampling: updates is traced and most is None; give most, the largest that it may be.")
+    size = kept + 1
+
+    def init(params: Params) -> Past:
+        ring = jax.tree.map(lambda x: jnp.zeros((size, *jnp.shape(x)), jnp.result_type(x)), params)
+        return Past(ring, jnp.int32(0), collector.init(params))
+
+    def collect(memory: Past, params: Params, key: jax.Array) -> tuple[Past, Groups, Metrics]:
+        step, age = memory.step, jnp.minimum(memory.step, updates)
+        ring = jax.tree.map(lambda x, new: x.at[step % size].set(new), memory.params, params)
+        used = jax.tree.map(lambda x: x[(step - age) % size], ring)
+        inner, groups, metrics = collector.collect(memory.inner, used, key)
+        return Past(ring, step + 1, inner), aged(groups, age), metrics
+
+    return Collector(init, collect)
 
 
 def rounded_sampling(collector: Collector, dtype: Any) -> Collector:

@@ -162,13 +162,35 @@ def _added(function: Callable[[Any], Any], batch: Any, micro_batches: int) -> An
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def widths_of(log_probs: LogProbs) -> tuple[int, ...]:
+def widths_of(log_probs: Callable[..., Any]) -> tuple[int, ...]:
     """The columns that a function computes parts of rows in; none where its rows belong together."""
     return log_probs.widths if isinstance(log_probs, ByLength) else ()
 
 
-def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1) -> jax.Array:
+def fixed_log_probs(
+    log_probs: Callable[[Params, Completions], tuple[jax.Array, ...]],
+    params: Params,
+    completions: Completions,
+    micro_batches: int = 1,
+) -> jax.Array:
     """Log-probabilities of completions without a gradient, one micro-batch in memory at a time: a reference's.
+
+    Args:
+        log_probs: ``(params, completions) → (log_probs, …)``, each ``[B, T]``, nats; the first is taken.
+        params: what ``log_probs`` reads, whole.
+        completions: ``[B, T]``.
+        micro_batches: divides the number of rows.
+
+    Returns:
+        ``[B, T]``, nats.
+    """
+    return _fixed(lambda rows: log_probs(params, rows)[:1], widths_of(log_probs), completions, micro_batches)[0]
+
+
+def fixed_scores(
+    log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """``fixed_log_probs``, and the entropies beside them.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
@@ -177,16 +199,26 @@ def fixed_log_probs(log_probs: LogProbs, params: Params, completions: Completion
         micro_batches: divides the number of rows.
 
     Returns:
-        ``[B, T]``, nats.
+        ``[B, T]`` each, nats.
     """
-    widths, columns = widths_of(log_probs), completions.tokens.shape[1]
+    found = _fixed(lambda rows: log_probs(params, rows)[:2], widths_of(log_probs), completions, micro_batches)
+    return found[0], found[1]
 
-    def score(rows: Completions) -> jax.Array:
-        found = log_probs(params, rows)[0]
-        return jnp.pad(found, ((0, 0), (0, columns - found.shape[1])))
+
+def _fixed(
+    function: Callable[[Completions], tuple[jax.Array, ...]],
+    widths: tuple[int, ...],
+    completions: Completions,
+    micro_batches: int,
+) -> list[jax.Array]:
+    columns = completions.tokens.shape[1]
+
+    def score(rows: Completions) -> tuple[jax.Array, ...]:
+        return tuple(jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))) for x in function(rows))
 
     if not widths:
-        return jax.lax.stop_gradient(join(jax.lax.map(score, split(completions, micro_batches))))
+        parts = jax.lax.map(score, split(completions, micro_batches))
+        return [jax.lax.stop_gradient(join(x)) for x in parts]
     rows, order = _sorted((completions, completions.valid), completions.valid, micro_batches)
     parts = jax.lax.map(_narrowed(score, widths), split(rows, micro_batches))
-    return jax.lax.stop_gradient(_unsorted(join(parts), order))
+    return [jax.lax.stop_gradient(_unsorted(join(x), order)) for x in parts]

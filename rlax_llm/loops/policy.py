@@ -19,10 +19,12 @@ from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
 from rlax_llm.loops.minibatches import lost_share, optimizer_step
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, widths_of
+from rlax_llm.models.distilling import Distilled
 from rlax_llm.models.scoring import LogProbs
-from rlax_llm.policy.objectives import Objective, policy_loss
+from rlax_llm.policy.distillation import from_teacher
+from rlax_llm.policy.objectives import Objective, policy_loss, reads_whole_batches
 from rlax_llm.policy.ratios import token_ratio
-from rlax_llm.policy.terms import term_weights
+from rlax_llm.policy.terms import Term, term_weights
 from rlax_llm.policy.trust_regions import TrustRegion, score_function
 from rlax_llm.policy.weightings import token_mean
 
@@ -157,7 +159,24 @@ def learned_batch(rows: CreditedCompletions) -> PolicyBatch:
         ref_log_probs=rows.ref_log_probs,
         given=getattr(taken, "given", None),
         scores=scores,
+        staleness=rows.staleness,
     )
+
+
+def reweigh(uniform: jax.Array, rows: CreditedCompletions) -> jax.Array | None:
+    """Weights of a mean over drawn tokens as the current policy would draw them, ``uniform · factors / Σ``.
+
+    Args:
+        uniform: ``token_mean`` of the mask.
+        rows: with a correction's factors; None without them.
+    """
+    if rows.factors is None:
+        return None
+    drawn = rows.completions.drawn
+    alike = jnp.where(drawn, uniform, 0.0)
+    taken = jnp.where(drawn, uniform * rows.factors, 0.0)
+    total = taken.sum()
+    return taken * jnp.where(total > 0, alike.sum() / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 PolicyUpdate = Callable[[TrainState, CreditedCompletions, Params | None, float | jax.Array], tuple[TrainState, Metrics]]
@@ -177,8 +196,17 @@ def policy_update(
 
     Returns:
         ``(state, batch, frozen, entropy_coef) → (state, metrics)``.
+
+    Raises:
+        ValueError: for parts of rows, where the objective reads several rows at once.
     """
     widths = widths_of(log_probs)
+    if reads_whole_batches(objective) and (micro_batches > 1 or widths):
+        taken = f"micro_batches is {micro_batches}" if micro_batches > 1 else "log_probs takes rows by length"
+        raise ValueError(
+            f"policy_update: {taken}, and the objective reads several rows at once; give whole minibatches of rows as "
+            "they are (micro_batches 1), or another trust region."
+        )
 
     def update(
         state: TrainState, batch: CreditedCompletions, frozen: Params | None, entropy_coef: float | jax.Array
@@ -186,19 +214,21 @@ def policy_update(
         weights = objective.weighting(batch.completions.mask)
         weights = weights if batch.factors is None else weights * batch.factors
         uniform = token_mean(batch.completions.mask)
+        sums = weights, uniform, reweigh(uniform, batch)
         own = term_weights(objective.terms, learned_batch(batch))
 
-        def loss(params: Params, part: tuple[CreditedCompletions, Any, Any, Any]) -> tuple[jax.Array, Metrics]:
-            rows, weights, uniform, own = part
+        def loss(params: Params, part: tuple[CreditedCompletions, Any, Any]) -> tuple[jax.Array, Metrics]:
+            rows, (weights, uniform, reweighted), own = part
             taken = rows.completions
             current, entropy, *further = log_probs(join_trees(params, frozen), taken)
             learned = learned_batch(rows)._replace(log_probs=current, entropy=entropy)
             learned = learned._replace(divergence=further[0]) if further else learned
-            value, metrics = policy_loss(objective, learned._replace(weights=weights, uniform=uniform, terms=own))
+            learned = learned._replace(weights=weights, uniform=uniform, reweighted=reweighted, terms=own)
+            value, metrics = policy_loss(objective, learned)
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
             return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
 
-        rows = (batch._replace(factors=None), weights, uniform, own)
+        rows = (batch._replace(factors=None), sums, own)
         valid = batch.completions.valid if widths else None
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches, valid, widths)
         state, told = descend(optimizer, state, gradient)
@@ -251,31 +281,77 @@ def policy_loop(
     return partial(initial_state, optimizer), step
 
 
+class Anchor(NamedTuple):
+    """What holds a policy that imitates to the model that it began as.
+
+    Attributes:
+        compared: ``(params, the reference's params, completions) → (log_probs, entropy, divergence)``, all ``[B, T]``,
+            nats, such as ``compared_rows(config, reverse_kl)``.
+        coef: weight of a token's divergence, per nat; may be traced.
+    """
+
+    compared: Distilled
+    coef: float | jax.Array
+
+
+def beside(compared: Any, reference: Params, params: Params, rows: Any) -> Any:
+    """A policy's numbers and its divergence from a reference, as of the policy alone.
+
+    Args:
+        compared: ``(params, reference, rows) → (log_probs, entropy, divergence)``.
+        reference: whole parameters.
+        params: the policy's.
+        rows: completions.
+    """
+    return compared(params, reference, rows)
+
+
+def _anchored(
+    log_probs: LogProbs, anchor: Anchor | None, reference: Params | None, frozen: Params | None
+) -> LogProbs | Callable[..., Any]:
+    """The numbers that a supervised step reads, with the divergence where there is an anchor."""
+    if anchor is None:
+        return log_probs
+    if reference is None:
+        raise checks.NoReference(
+            "supervised_loop: the anchor is a divergence from a reference, got reference None; give step reference=, "
+            "the parameters that training began with, or no anchor."
+        )
+    return partial(beside, anchor.compared, join_trees(reference, frozen))
+
+
 @check_arguments
 def supervised_loop(
     log_probs: LogProbs,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
     trust_region: TrustRegion = score_function,
+    anchor: Anchor | None = None,
 ) -> Loop[TrainState, Completions]:
     """``init(params)`` and ``step(state, completions, *, key, reference, frozen)``: maximum likelihood, token mean.
 
     It is the policy loss with advantage 1, the score function and behavior log-probabilities of 0. Limiting cases:
-    with ``cispo(ceiling=1)`` a token weighs its own probability, which is DFT (arXiv 2508.05629).
+    with ``cispo(ceiling=1)`` a token weighs its own probability, which is DFT (arXiv 2508.05629); with an anchor by the
+    reverse KL besides, ASFT (arXiv 2509.23753, whose authors' code takes the forward KL), which is DFT for a weight of
+    0.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
         optimizer: any Optax transformation.
         micro_batches: parts that the rows are taken in.
         trust_region: of a token's log-probability and an advantage of 1.
+        anchor: what is paid for leaving the reference; None for nothing.
 
     Returns:
         The pair; a batch is ``Completions``, or what else ``log_probs`` reads with their ``tokens``, ``mask`` and
-        ``log_probs``, as ``Packed`` has. Neither ``key`` nor ``reference`` is read. Metrics are ``loss`` (nats per
-        token), ``entropy``, and those of ``descend``.
+        ``log_probs``, as ``Packed`` has. ``key`` is not read, and ``reference``, parameters, with an anchor alone.
+        Metrics are ``loss`` (nats per token), ``entropy``, with an anchor ``kl``, and those of ``descend``.
+
+    Raises:
+        ValueError: at trace time, for an anchor without a reference.
     """
-    objective = Objective(lambda scored: scored.scores, token_ratio, trust_region, token_mean)
-    update = policy_update(log_probs, objective, optimizer, micro_batches)
+    terms = () if anchor is None else (Term("kl", from_teacher, anchor.coef),)
+    objective = Objective(lambda scored: scored.scores, token_ratio, trust_region, token_mean, terms=terms)
 
     def step(
         state: TrainState,
@@ -285,11 +361,13 @@ def supervised_loop(
         reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        del key, reference
+        del key
+        update = policy_update(_anchored(log_probs, anchor, reference, frozen), objective, optimizer, micro_batches)
         shape = batch.tokens.shape
         credited = CreditedCompletions(batch._replace(log_probs=jnp.zeros(shape)), jnp.ones(shape))
         state, metrics = update(state, credited, frozen, 0.0)
-        told = {name: metrics[name] for name in ("entropy", "grad_norm", "lost_updates")}
-        return state, {"loss": metrics["policy_loss"]} | told
+        told = {name: metrics[name] for name in ("entropy", "kl", "grad_norm", "lost_updates") if name in metrics}
+        held = 0.0 if anchor is None else anchor.coef * metrics["kl"]
+        return state, {"loss": metrics["policy_loss"] + held} | told
 
     return partial(initial_state, optimizer), step

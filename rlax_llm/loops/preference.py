@@ -1,8 +1,8 @@
 """Optimizer steps on pairs of responses, of a policy and of a reward model, as pure ``(init, step)`` pairs.
 
-A pair is two consecutive rows of one ``Completions``: row 2b chosen, row 2b + 1 rejected, of one prompt. Weights are
-taken over the whole batch and losses are sums, so micro-batches change the memory and nothing else. A pair with an
-empty response is padding: nothing of it is read.
+A pair is two consecutive rows of one ``Completions``: row 2b chosen, row 2b + 1 rejected, of one prompt; a gold
+response is a third row. Weights are taken over the whole batch and losses are sums, so micro-batches change the memory
+and nothing else. A pair with an empty response is padding: nothing of it is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.weightings import Weighting, token_mean
 from rlax_llm.preference.implicit_rewards import Responses, log_prob
 from rlax_llm.preference.links import Link, centered_rewards, demand_margin
-from rlax_llm.preference.marks import is_pairwise, reads_reference
+from rlax_llm.preference.marks import is_pairwise, reads_gold, reads_reference
 from rlax_llm.preference.pairs import (
     Preference,
     PreferenceBatch,
@@ -35,9 +35,23 @@ from rlax_llm.preference.pairs import (
 
 Scores = Callable[[Params, Completions], jax.Array]
 
-CHOSEN = slice(0, None, 2)
-REJECTED = slice(1, None, 2)
+
+def _sides(count: int) -> tuple[slice, ...]:
+    """Rows of each side, of pairs of ``count`` rows: chosen, rejected and where there is one gold."""
+    return tuple(slice(side, None, count) for side in range(count))
+
+
+CHOSEN, REJECTED = _sides(2)
 _WITHOUT = "rewards that read none (marks.reference_free says so of your own)"
+
+
+def _check_factors(preference: Preference) -> None:
+    """Refuse factors of pairs for a link that may read more than a pair, which has no loss of each."""
+    if preference.factors is not None and not is_pairwise(preference.link):
+        raise ValueError(
+            "preference_loop: factors weigh single pairs (as WPO does) and the link reads the whole batch (as "
+            "sorted_pairs does); take a link of single pairs, or no factors."
+        )
 
 
 def _check_link(where: str, link: Link, micro_batches: int) -> None:
@@ -49,26 +63,32 @@ def _check_link(where: str, link: Link, micro_batches: int) -> None:
         )
 
 
-def _pairs(where: str, batch: PairedCompletions, micro_batches: int) -> tuple[Completions, jax.Array]:
-    """The completions with padding masked, and the pairs' weights ``[B]``."""
+def _pairs(where: str, batch: PairedCompletions, micro_batches: int, count: int = 2) -> tuple[Completions, jax.Array]:
+    """The completions with padding masked, and the pairs' weights ``[B]``; a pair has ``count`` rows."""
     checks.record(where, "batch", batch, PairedCompletions)
     completions = batch.completions
     rows = completions.tokens.shape[0]
-    if rows % 2 or (rows // 2) % micro_batches:
+    if rows % count or (rows // count) % micro_batches:
+        wanted = "an even number of rows" if count == 2 else "three rows for each pair, the last of them gold,"
         raise ValueError(
-            f"{where}: got {rows} rows in {micro_batches} micro_batches, wanted an even number of rows and a divisor "
-            "of the pairs; row 2b is chosen, row 2b + 1 rejected."
+            f"{where}: got {rows} rows in {micro_batches} micro_batches, wanted {wanted} and a divisor "
+            f"of the pairs; row {count}b is chosen, row {count}b + 1 rejected."
         )
-    weights = pair_mean(completions.mask[CHOSEN], completions.mask[REJECTED])
-    checks.same_shape(where, pairs=weights, margins=batch.margins)
-    return completions._replace(mask=completions.mask & jnp.repeat(weights != 0, 2)[:, None]), weights
+    chosen, rejected = _sides(count)[:2]
+    weights = pair_mean(completions.mask[chosen], completions.mask[rejected])
+    checks.same_shape(where, pairs=weights, margins=batch.margins, explored=batch.explored)
+    return completions._replace(mask=completions.mask & jnp.repeat(weights != 0, count)[:, None]), weights
 
 
 def _responses(
-    completions: Completions, log_probs: jax.Array, ref_log_probs: jax.Array | None, rows: slice
+    completions: Completions,
+    log_probs: jax.Array,
+    ref_log_probs: jax.Array | None,
+    rows: slice,
+    log_collisions: jax.Array | None = None,
 ) -> Responses:
-    reference = None if ref_log_probs is None else ref_log_probs[rows]
-    return Responses(log_probs[rows], completions.mask[rows], reference)
+    reference, agreeing = (None if x is None else x[rows] for x in (ref_log_probs, log_collisions))
+    return Responses(log_probs[rows], completions.mask[rows], reference, agreeing)
 
 
 def _total(responses: Responses) -> jax.Array:
@@ -77,18 +97,43 @@ def _total(responses: Responses) -> jax.Array:
 
 def _pair_terms(log_probs: LogProbs, preference: Preference) -> Callable[[Params, tuple], tuple[jax.Array, Metrics]]:
     """``(params, rows) → (loss, metrics)``, all of them sums over the rows."""
+    sides = _sides(rows_of_pair(preference))
 
     def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
-        taken, ref_log_probs, weights, margins, token_weights, uniform = rows
-        current, entropy = log_probs(params, taken)
-        chosen, rejected = (_responses(taken, current, ref_log_probs, side) for side in (CHOSEN, REJECTED))
-        value, metrics = preference_loss(preference, PreferenceBatch(chosen, rejected, weights, margins, token_weights))
+        taken, ref_log_probs, weights, margins, explored, token_weights, uniform = rows
+        current, entropy, *further = log_probs(params, taken)
+        agreeing = further[0] if further else None
+        chosen, rejected, *gold = (_responses(taken, current, ref_log_probs, side, agreeing) for side in sides)
+        third = gold[0] if gold else None
+        pairs = PreferenceBatch(chosen, rejected, weights, margins, token_weights, third, explored)
+        value, metrics = preference_loss(preference, pairs)
         metrics |= {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
         metrics |= {"chosen_log_prob": (weights * _total(chosen)).sum()}
         metrics |= {"rejected_log_prob": (weights * _total(rejected)).sum()}
         return value, jax.lax.stop_gradient(metrics)
 
     return loss
+
+
+def rows_of_pair(preference: Preference) -> int:
+    """Rows that a pair has: 2, or 3 where the loss reads a gold response.
+
+    Args:
+        preference: any.
+
+    >>> from rlax_llm.recipes.preference import dpo, tpo
+    >>> rows_of_pair(dpo()), rows_of_pair(tpo())
+    (2, 3)
+    """
+    return 3 if reads_gold(preference.likely) else 2
+
+
+def _likely_mask(preference: Preference, completions: Completions, explored: jax.Array | None) -> jax.Array:
+    """``[B, T]`` bool, the tokens whose likelihood the loss reads."""
+    zeros = jnp.zeros(completions.mask.shape)
+    sides = [_responses(completions, zeros, None, side) for side in _sides(rows_of_pair(preference))]
+    third = sides[2] if len(sides) > 2 else None
+    return preference.likely(PreferenceBatch(sides[0], sides[1], zeros[:, 0], gold=third, explored=explored)).mask
 
 
 @check_arguments
@@ -105,12 +150,13 @@ def preference_loop(
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[2B, T]``, nats; may compute each prompt
-            once for both of its rows.
-        preference: rewards, link and weight of the likelihood term.
+            once for both of its rows. A third array is the ``log_collisions`` that factors read.
+        preference: rewards, link, weight of the likelihood term, and factors of pairs.
         optimizer: any Optax transformation.
         micro_batches: parts that the pairs are taken in; 1 for a link that reads the whole batch, such as
             ``sorted_pairs``, whose batch may hold no padding either.
-        token_weighting: aggregation of the chosen responses' likelihood, over the whole batch.
+        token_weighting: aggregation of the likelihood of the chosen responses, or of those that ``preference.likely``
+            takes, over the whole batch.
 
     Returns:
         The pair; a batch is ``PairedCompletions``, its margins in the rewards' units, and ``key`` is not read. The
@@ -121,8 +167,8 @@ def preference_loop(
         those of ``descend``.
 
     Raises:
-        ValueError: for micro-batches of a link that reads the whole batch; at trace time, for rows that are not pairs,
-            pairs that micro-batches do not divide, no reference where one is read, or two.
+        ValueError: for micro-batches, or factors of pairs, of a link that reads the whole batch; at trace time, for
+            rows that are not pairs, pairs that micro-batches do not divide, no reference where one is read, or two.
 
     >>> from rlax_llm.recipes.preference import dpo
     >>> mask, zeros = jnp.ones((2, 1), bool), jnp.zeros((2, 1))
@@ -134,6 +180,7 @@ def preference_loop(
     """
     needs_reference = reads_reference(preference.rewards)
     _check_link("preference_loop", preference.link, micro_batches)
+    _check_factors(preference)
 
     loss = _pair_terms(log_probs, preference)
 
@@ -146,7 +193,7 @@ def preference_loop(
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         del key
-        completions, weights = _pairs("preference_loop", batch, micro_batches)
+        completions, weights = _pairs("preference_loop", batch, micro_batches, rows_of_pair(preference))
 
         def score(params: Params) -> jax.Array:
             return fixed_log_probs(log_probs, join_trees(params, frozen), completions, micro_batches)
@@ -159,8 +206,9 @@ def preference_loop(
             needs_reference,
             _WITHOUT,
         )
-        token_weights = token_weighting(completions.mask[CHOSEN])
-        rows = (completions, ref_log_probs, weights, batch.margins, token_weights, token_mean(completions.mask))
+        token_weights = token_weighting(_likely_mask(preference, completions, batch.explored))
+        of_pairs = (weights, batch.margins, batch.explored, token_weights)
+        rows = (completions, ref_log_probs, *of_pairs, token_mean(completions.mask))
         gradient, metrics = summed_gradient(
             lambda params, rows: loss(join_trees(params, frozen), rows), state.params, rows, micro_batches
         )

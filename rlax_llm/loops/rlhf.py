@@ -135,6 +135,7 @@ def _check_batch(learning: RlhfLearning, key: jax.Array | None, batch: ScoredCom
         raise ValueError(
             f"rlhf_loop: scores has shape {jnp.shape(scores)}, wanted [B] = ({rows},), one for each row of completions."
         )
+    checks.same_shape("rlhf_loop", tokens=batch.completions.tokens, step_rewards=batch.step_rewards)
     parts = learning.minibatches * learning.group_size
     if rows % parts:
         raise ValueError(
@@ -230,9 +231,9 @@ def _reference(
 
 
 def _experience(
-    loop: _Loop, state: RlhfState, completions: Completions, scores: jax.Array, ref_log_probs: Any, frozen: Any
+    loop: _Loop, state: RlhfState, batch: ScoredCompletions, scores: jax.Array, ref_log_probs: Any, frozen: Any
 ) -> tuple[Experience, Metrics]:
-    """What the epochs read of a batch, and what there is to say of it."""
+    """What the epochs read of a batch, whose scores are shaped, and what there is to say of it."""
 
     def twice(params: Params, rows: Completions) -> tuple[jax.Array, jax.Array]:
         values = loop.values(params, rows)
@@ -241,14 +242,16 @@ def _experience(
     def critic(completions: Completions) -> jax.Array:
         return _fixed(loop, twice, join_trees(state.params, frozen)["value"], completions)
 
-    shaping, mask = loop.shaping, completions.mask & ~jnp.isnan(scores)[:, None]
+    shaping, completions = loop.shaping, batch.completions
+    mask = completions.mask & ~jnp.isnan(scores)[:, None]
     values, bootstrap = shaping.ending(critic, completions)
     values, bootstrap = jnp.where(mask, values, 0.0), jnp.where(mask.any(-1), bootstrap, 0.0)
-    rewards = token_rewards(shaping, scores, completions.log_probs, ref_log_probs, mask, state.kl_coef)
+    charged = (completions.log_probs, ref_log_probs, mask, state.kl_coef)
+    rewards = token_rewards(shaping, scores, *charged, step_rewards=batch.step_rewards)
     credit = token_credit(shaping, rewards, values, bootstrap, mask)
     advantages = jnp.where(mask, shaping.advantages(credit.advantages, mask), 0.0)
     in_loss = None if loop.objective.kl is None else ref_log_probs
-    return Experience(completions, mask, advantages, values, credit.targets, in_loss, scores), {
+    return Experience(completions, mask, advantages, values, credit.targets, in_loss, batch.scores), {
         "advantage_mean": masked_mean(credit.advantages, mask),
         "explained_variance": explained_variance(values, credit.targets, mask),
     }
@@ -296,6 +299,7 @@ def rlhf_loop(
     A step's rewards, advantages and targets are fixed before its first optimizer step; each optimizer step then
     descends ``policy_loss + value_coef · Σ weights · value_loss`` on a minibatch of rows. The old log-probabilities are
     those in ``completions``, the sampler's. A row with a NaN score, or without a chosen token, teaches neither model.
+    Of a batch with ``step_rewards`` each step is paid at its end (``shaping.step_payments``).
 
     The two models have each their optimizer, so that a warm-up leaves the policy's as it was before the first step,
     its moments and its count included; β stays then too.
@@ -348,9 +352,8 @@ def rlhf_loop(
         ref_log_probs = _reference(loop, batch, reference, frozen)
         scores = shaping.scores(batch.scores, completions.truncated)
         metrics = reward_metrics(shaping, scores, completions, ref_log_probs, state.kl_coef)
-        experience, described = _experience(loop, state, completions, scores, ref_log_probs, frozen)
+        experience, described = _experience(loop, state, batch, scores, ref_log_probs, frozen)
         warming = state.step < learning.warmup_steps
-        experience = experience._replace(scores=batch.scores)
         (params, opt_state), learned = _learned(loop, state, experience, key, frozen, warming)
         kl_coef = _next_kl_coef(loop, state, metrics, warming | ~experience.mask.any())
         metrics |= described | learned | {"kl_coef": state.kl_coef} | learning.telling(experience.advantages)

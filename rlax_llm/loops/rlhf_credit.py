@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rlax_llm.core.kl import KlControl, KlEstimator, fixed_coef, k1
 from rlax_llm.core.masked import masked_mean, whiten
 from rlax_llm.core.types import Completions, Metrics
-from rlax_llm.credit.shaping import kl_in_reward, score_at_end
+from rlax_llm.credit.shaping import kl_in_reward, score_at_end, step_payments
 from rlax_llm.credit.token_returns import decoupled_gae, token_steps
 from rlax_llm.loops.updates import Normalize, no_normalization
 
@@ -151,10 +151,12 @@ def token_rewards(
     ref_log_probs: jax.Array | None,
     mask: jax.Array,
     kl_coef: Any,
+    step_rewards: jax.Array | None = None,
 ) -> jax.Array:
     """A token's reward, ``s · [t is the last] − β · KL_t``, then whatever ``shaping.rewards`` does (arXiv 1909.08593).
 
-    Limiting cases: without a reference, or with ``shaping.kl.coef`` 0, ``score_at_end``.
+    With ``step_rewards`` the score is paid as ``step_payments`` says (arXiv 2211.14275). Limiting cases: without a
+    reference, or with ``shaping.kl.coef`` 0, ``score_at_end``, or those payments.
 
     Args:
         shaping: its ``kl`` and ``rewards`` are read.
@@ -163,6 +165,8 @@ def token_rewards(
         ref_log_probs: ``[B, T]``, the reference's, nats, or None.
         mask: ``[B, T]`` bool, the tokens that teach.
         kl_coef: β now, a number; may be traced.
+        step_rewards: ``[B, T]``, what of the scores steps earned, each at its last token, NaN everywhere else; None
+            pays all of a score at the end.
 
     Returns:
         ``[B, T]`` in the scores' units, 0 outside the mask.
@@ -172,7 +176,12 @@ def token_rewards(
     >>> token_rewards(shaping, scores, log_probs, 2 * log_probs, mask, 0.5).tolist()
     [[-0.5, 0.5, 0.0]]
     """
-    rewards = score_at_end(jnp.where(mask.any(-1), scores, 0.0), mask)
+    known = jnp.where(mask.any(-1), scores, 0.0)
+    if step_rewards is None:
+        rewards = score_at_end(known, mask)
+    else:
+        payments = step_payments(known, step_rewards, mask)
+        rewards = jnp.where(jnp.isnan(payments), 0.0, payments)
     if shaping.kl.charged and ref_log_probs is not None:
         rewards = kl_in_reward(rewards, log_probs, ref_log_probs, mask, kl_coef, shaping.kl.estimator)
     return jnp.where(mask, shaping.rewards(rewards, mask), 0.0)

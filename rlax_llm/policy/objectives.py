@@ -24,7 +24,8 @@ class Objective(NamedTuple):
     """Five functions; ``_replace`` states how one algorithm differs from another.
 
     Attributes:
-        advantage: ``Scored → [P, G]`` or ``[P, G, T]``, credit from scores; in control ``Trajectory → [T]``.
+        advantage: ``Scored → [P, G]`` or ``[P, G, T]``, credit from scores, or a ``Remembering`` that keeps something
+            from step to step; in control ``Trajectory → [T]``.
         ratio: ``(log_probs, old_log_probs, mask) → log_ratio``.
         trust_region: ``(log_ratio, advantages) → loss``, elementwise; or a ``Coupled``, which reads the whole batch.
         weighting: ``mask → weights``, the aggregation.
@@ -32,12 +33,26 @@ class Objective(NamedTuple):
         terms: further summands of the loss, each with tokens, weights and a coefficient of its own.
     """
 
-    advantage: Callable[[Any], jax.Array]
+    advantage: Callable[[Any], jax.Array] | Any
     ratio: Ratio
     trust_region: TrustRegion | Coupled
     weighting: Weighting
     kl: KlEstimator | Coupled | None = None
     terms: tuple[Term, ...] = ()
+
+
+@check_arguments
+def reads_whole_batches(objective: Objective) -> bool:
+    """Whether a part of the loss reads several rows at once, so that they cannot be taken in parts.
+
+    Args:
+        objective: five functions.
+
+    >>> from rlax_llm.recipes import group as recipes
+    >>> reads_whole_batches(recipes.gmpo())
+    False
+    """
+    return any(isinstance(part, Coupled) and part.whole for part in (objective.trust_region, objective.kl))
 
 
 def _loss_of(term: Callable | Coupled, log_ratio: jax.Array, batch: PolicyBatch, *arguments: Any) -> jax.Array:
@@ -69,9 +84,10 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     Returns:
         The scalar loss, and metrics: ``policy_loss``, weighted as the loss is; and means over tokens, whatever the loss
         weighs: ``kl_old`` (k3 of KL(π_old‖π), by tokens at whatever level the ratio is) and ``kl`` (k3 of the
-        reference, where there is one) in nats, ``clip_fraction``, the tokens that have an advantage and no gradient
-        from the trust region, and of them ``clip_fraction_low`` (A < 0, the ratio too low as a rule) and
-        ``clip_fraction_high`` (A > 0); and each term without its coefficient, by its name.
+        reference, where there is one, summed with ``reweighted``) in nats, ``clip_fraction``, the tokens that have an
+        advantage and no gradient from the trust region, and of them ``clip_fraction_low`` (A < 0, the ratio too low as
+        a rule) and ``clip_fraction_high`` (A > 0), nothing of tokens in the mask that were given; and each term without
+        its coefficient, by its name.
 
     Raises:
         ValueError: at trace time, for shapes that differ, of what the objective's functions return too, or a KL term
@@ -92,7 +108,7 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     batch = keep_chosen(batch._replace(weights=weights, uniform=uniform))
 
     weighted = partial(_weighted_sum, weights, batch.mask)
-    mean = partial(_weighted_sum, uniform, batch.mask)
+    mean = partial(_weighted_sum, uniform, batch.drawn)
 
     log_ratio = objective.ratio(batch.log_probs, batch.old_log_probs, batch.mask)
     checks.returned_shape("policy_loss", "objective.ratio", log_ratio, batch.mask.shape, "token")
@@ -109,7 +125,9 @@ def policy_loss(objective: Objective, batch: PolicyBatch) -> tuple[jax.Array, di
     metrics = {"policy_loss": loss, "kl_old": mean(k3(batch.old_log_probs, batch.log_probs))}
     metrics |= _clip_fractions(held, jnp.sign(batch.advantages), mean)
     if batch.ref_log_probs is not None:
-        metrics["kl"] = mean(k3(batch.log_probs, batch.ref_log_probs))
+        # Tokens that the policy would hardly draw any more have a k3 without bound, and weights of about 0.
+        current = uniform if batch.reweighted is None else batch.reweighted
+        metrics["kl"] = _weighted_sum(current, batch.drawn, k3(batch.log_probs, batch.ref_log_probs))
         if objective.kl is not None:
             kl = _loss_of(objective.kl, log_ratio, batch, batch.log_probs, batch.ref_log_probs)
             checks.returned_shape("policy_loss", "objective.kl", kl, batch.mask.shape, "token")

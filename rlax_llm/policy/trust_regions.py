@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.caps import soft_cap
 from rlax_llm.core.exponentials import exp_then_line, expm1_then_line
 from rlax_llm.core.kl import k3
 
@@ -60,6 +61,36 @@ def score_function(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
     """
     checks.same_shape("score_function", log_ratio=log_ratio, advantages=advantages)
     return -advantages * log_ratio
+
+
+@check_arguments
+def regression(beta: float | jax.Array = 1.0) -> TrustRegion:
+    """Least squares of the implicit reward on the advantage, ``(β · log_ratio − A)²``.
+
+    It is 0 where the policy is the optimal one for a KL of weight β, and pulls back beyond that, so it needs no clip.
+    With the log-ratio of whole completions to the reference it is A*-PO's loss (arXiv 2505.20686), with that to the
+    sampler less its group's mean twice GVPO's (arXiv 2504.19599). Limiting case: where the log-ratio is 0 the slope is
+    2β times that of ``score_function``.
+
+    Args:
+        beta: β > 0, units of the advantage per nat; may be traced.
+
+    Returns:
+        A trust region ``(log_ratio, advantages) → loss``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> regression(0.5)(jnp.array([2.0, 0.0]), jnp.array([1.0, 3.0])).tolist()
+    [0.0, 9.0]
+    """
+    checks.positive("regression", beta=beta)
+
+    def loss(log_ratio: jax.Array, advantages: jax.Array) -> jax.Array:
+        checks.same_shape("regression", log_ratio=log_ratio, advantages=advantages)
+        return jnp.square(beta * log_ratio - advantages)
+
+    return loss
 
 
 @check_arguments
@@ -278,7 +309,7 @@ def vespo(
 def _soft_cap(x: jax.Array, bound: float) -> jax.Array:
     """``x`` below 0, ``bound · tanh(x / bound)`` above: smooth to the second derivative, and at most ``bound``."""
     positive = jnp.maximum(x, 0.0)
-    return jnp.where(x > 0, bound * jnp.tanh(positive / bound), x)
+    return jnp.where(x > 0, soft_cap(positive, bound)[0], x)
 
 
 @check_arguments

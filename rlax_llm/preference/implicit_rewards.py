@@ -31,11 +31,13 @@ class Responses(NamedTuple):
         log_probs: ``[B, T]`` float, the current policy's, nats; the only entry that carries a gradient.
         mask: ``[B, T]`` bool, True on the tokens of the response.
         ref_log_probs: ``[B, T]`` float or None, the frozen reference's, nats.
+        log_collisions: ``[B, T]`` float or None, ``log Σ_v p_v²`` of what the policy predicts there, nats.
     """
 
     log_probs: jax.Array
     mask: jax.Array
     ref_log_probs: jax.Array | None = None
+    log_collisions: jax.Array | None = None
 
 
 @check_arguments

@@ -390,13 +390,13 @@ def centered_rewards(link: Link, centering_coef: float) -> Link:
 
 
 @check_arguments
-def weighted_sum(*terms: tuple[float, Link]) -> Link:
+def weighted_sum(*terms: tuple[float | jax.Array, Link]) -> Link:
     """Several links at once, ``Σ_k c_k link_k(w, l)``, as in mixed preference optimization (arXiv 2411.10442).
 
     Limiting case: one term with c = 1 is that link.
 
     Args:
-        terms: pairs of a coefficient and a link.
+        terms: pairs of a coefficient, a number or one for each pair, and a link.
 
     Returns:
         A link ``(chosen_rewards, rejected_rewards) → loss``.

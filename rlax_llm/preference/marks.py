@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_READS, _PAIRWISE = "reads_reference", "pairwise"
+_READS, _PAIRWISE, _GOLD, _COLLISIONS = "reads_reference", "pairwise", "reads_gold", "reads_collisions"
 
 
 def reference_free(reward: F) -> F:
@@ -51,6 +51,64 @@ def reads_like(made: F, reward: Callable[..., Any]) -> F:
     """
     setattr(made, _READS, reads_reference(reward))
     return made
+
+
+def of_gold(likely: F) -> F:
+    """Say of a function of pairs that it reads a gold response, so that each pair has a third row; a decorator.
+
+    Args:
+        likely: ``PreferenceBatch → Responses``.
+
+    >>> @of_gold
+    ... def gold(batch):
+    ...     return batch.gold
+    >>> reads_gold(gold), reads_gold(lambda batch: batch.chosen)
+    (True, False)
+    """
+    setattr(likely, _GOLD, True)
+    return likely
+
+
+def reads_gold(likely: Callable[..., Any]) -> bool:
+    """Whether a function of pairs reads a gold response.
+
+    Args:
+        likely: any; one that says nothing does not.
+
+    >>> from rlax_llm.recipes.preference import cpo, tpo
+    >>> reads_gold(tpo().likely), reads_gold(cpo().likely)
+    (True, False)
+    """
+    return getattr(likely, _GOLD, False)
+
+
+def of_collisions(factors: F) -> F:
+    """Say of a function of pairs that it reads ``log_collisions``, so that they are computed; a decorator.
+
+    Args:
+        factors: ``PreferenceBatch → [B]``.
+
+    >>> @of_collisions
+    ... def certainty(batch):
+    ...     return batch.chosen.log_collisions.mean(-1)
+    >>> reads_collisions(certainty), reads_collisions(None)
+    (True, False)
+    """
+    setattr(factors, _COLLISIONS, True)
+    return factors
+
+
+def reads_collisions(factors: Callable[..., Any] | None) -> bool:
+    """Whether a function of pairs reads how likely two draws of each token agree.
+
+    Args:
+        factors: any, or None; one that says nothing does not.
+
+    >>> from rlax_llm.preference.pairs import on_policy
+    >>> reads_collisions(on_policy), reads_collisions(lambda batch: batch.weights)
+    (True, False)
+    """
+    return getattr(factors, _COLLISIONS, False)
 
 
 def pairwise(link: F) -> F:

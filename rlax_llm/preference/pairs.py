@@ -16,8 +16,8 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 from rlax_llm.preference.implicit_rewards import Responses, Reward, mean_log_ratio, wide
-from rlax_llm.preference.links import Link, demand_margin
-from rlax_llm.preference.marks import reads_like
+from rlax_llm.preference.links import Link, demand_margin, weighted_sum
+from rlax_llm.preference.marks import of_collisions, of_gold, reads_like
 
 
 class PreferenceBatch(NamedTuple):
@@ -30,8 +30,12 @@ class PreferenceBatch(NamedTuple):
             (``pair_mean``). A pair with weight 0 is padding: nothing of it is read.
         margins: ``[B]`` float or None, what ``shifted(link, margins)`` demands of each pair (DPO with an offset, arXiv
             2402.10571), in the rewards' units.
-        token_weights: ``[B, T]`` float or None, the weights of the chosen tokens in the likelihood term, from a
-            ``Weighting`` of the whole batch; may be positive on tokens outside ``chosen.mask``, the prompt's.
+        token_weights: ``[B, T]`` float or None, the weights of the tokens in the likelihood term, those of the chosen
+            responses or of what else is ``likely``, from a ``Weighting`` of the whole batch; may be positive on tokens
+            outside the mask, the prompt's.
+        gold: third responses, answers that are known to be good; None without any.
+        explored: ``[B]`` bool, the pairs whose chosen response is the reference's own, of the others the rejected one;
+            None where nothing reads it.
     """
 
     chosen: Responses
@@ -39,9 +43,75 @@ class PreferenceBatch(NamedTuple):
     weights: jax.Array
     margins: jax.Array | None = None
     token_weights: jax.Array | None = None
+    gold: Responses | None = None
+    explored: jax.Array | None = None
 
 
+Likely = Callable[[PreferenceBatch], Responses]
 Rewards = Callable[[PreferenceBatch], tuple[jax.Array, jax.Array]]
+Factors = Callable[[PreferenceBatch], jax.Array]
+
+
+@check_arguments
+def chosen_response(batch: PreferenceBatch) -> Responses:
+    """The preferred responses: what a likelihood term raises in RPO, CPO and ORPO.
+
+    Args:
+        batch: pairs.
+
+    >>> one, mask = jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    >>> chosen_response(PreferenceBatch(Responses(one, mask), Responses(0 * one, mask), one[0])).log_probs.tolist()
+    [[1.0]]
+    """
+    return batch.chosen
+
+
+@of_gold
+@check_arguments
+def gold_response(batch: PreferenceBatch) -> Responses:
+    """A third response, better than both: what TPO's likelihood term raises (arXiv 2405.16681).
+
+    Args:
+        batch: its ``gold`` is read.
+
+    Raises:
+        ValueError: where the batch has none.
+
+    >>> one, mask = jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    >>> sides = [Responses(x * one, mask) for x in (1, 0, 2)]
+    >>> gold_response(PreferenceBatch(*sides[:2], one[0], gold=sides[2])).log_probs.tolist()
+    [[2.0]]
+    """
+    if batch.gold is None:
+        raise ValueError(
+            "preference_loss: gold is None and the likelihood is a gold response's; give a third response."
+        )
+    return batch.gold
+
+
+@check_arguments
+def explored_response(batch: PreferenceBatch) -> Responses:
+    """Of each pair the response that the reference drew: what XPO's term lowers (arXiv 2405.21046).
+
+    Args:
+        batch: its ``explored`` is read; both sides have as many columns.
+
+    Raises:
+        ValueError: where the batch does not say which it is.
+
+    >>> one, mask = jnp.ones((2, 1)), jnp.ones((2, 1), bool)
+    >>> sides = Responses(one, mask), Responses(0 * one, mask)
+    >>> batch = PreferenceBatch(*sides, one[:, 0], explored=jnp.array([True, False]))
+    >>> explored_response(batch).log_probs.tolist()
+    [[1.0], [0.0]]
+    """
+    if batch.explored is None:
+        raise ValueError(
+            "preference_loss: explored is None and the likelihood is of what the reference drew; give which it is."
+        )
+    ours = batch.explored[:, None]
+    log_probs = jnp.where(ours, batch.chosen.log_probs, batch.rejected.log_probs)
+    return Responses(log_probs, jnp.where(ours, batch.chosen.mask, batch.rejected.mask))
 
 
 class Preference(NamedTuple):
@@ -50,12 +120,16 @@ class Preference(NamedTuple):
     Attributes:
         rewards: ``PreferenceBatch → (chosen_rewards [B], rejected_rewards [B])``, mostly ``per_response(reward)``.
         link: ``(chosen_rewards, rejected_rewards) → loss``.
-        nll_coef: weight ≥ 0 of the chosen responses' negative log-likelihood, per nat.
+        nll_coef: weight of the negative log-likelihood of some responses, per nat; below 0 they become less likely.
+        likely: ``PreferenceBatch → Responses``, which these are.
+        factors: ``PreferenceBatch → [B]``, multiply each pair's loss, such as ``on_policy`` of WPO; None for none.
     """
 
     rewards: Rewards
     link: Link
-    nll_coef: float = 0.0
+    nll_coef: float | jax.Array = 0.0
+    likely: Likely = chosen_response
+    factors: Factors | None = None
 
 
 @check_arguments
@@ -201,9 +275,8 @@ def log_collision_probability(logits: jax.Array) -> jax.Array:
 def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax.Array) -> jax.Array:
     """WPO's weight of a response, ``exp(1/|y| Σ_t (log π(y_t) − log Σ_v p_v²))`` (arXiv 2406.11827, eq. 2).
 
-    About 1 for what the policy would write itself. Multiply the pairs' weights by that of both responses:
-    ``batch._replace(weights=batch.weights * chosen * rejected)``. No gradient flows. Limiting case: 1 for a uniform
-    policy, and for a response without a token.
+    About 1 for what the policy would write itself. ``on_policy`` is that of both responses of a pair. No gradient
+    flows. Limiting case: 1 for a uniform policy, and for a response without a token.
 
     Args:
         log_probs: ``[B, T]``, nats.
@@ -218,6 +291,40 @@ def on_policy_weights(log_probs: jax.Array, log_collisions: jax.Array, mask: jax
     """
     checks.same_shape("on_policy_weights", log_probs=log_probs, log_collisions=log_collisions, mask=mask)
     return jax.lax.stop_gradient(exp_then_line(mean_log_ratio()(log_probs, log_collisions, mask)))
+
+
+@of_collisions
+@check_arguments
+def on_policy(batch: PreferenceBatch) -> jax.Array:
+    """WPO's factor of a pair, ``w(y_w) · w(y_l)``: how likely the policy would write it (arXiv 2406.11827, eq. 3).
+
+    ``preference._replace(factors=on_policy)`` is the WPO of any preference of single pairs. Limiting case: 1 for a
+    uniform policy, which is the preference itself.
+
+    Args:
+        batch: its ``log_collisions`` are read.
+
+    Returns:
+        ``[B]``, dimensionless, without a gradient.
+
+    Raises:
+        ValueError: where the batch has none.
+
+    >>> one, mask = jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    >>> side = Responses(-one, mask, log_collisions=-one)
+    >>> on_policy(PreferenceBatch(side, side, one[0])).tolist()
+    [1.0]
+    """
+    return _on_policy(batch.chosen) * _on_policy(batch.rejected)
+
+
+def _on_policy(responses: Responses) -> jax.Array:
+    if responses.log_collisions is None:
+        raise ValueError(
+            "preference_loss: log_collisions is None and WPO's factors read it; give it of both sides (a loop takes it "
+            "as the third array of log_probs, which group_log_probs_with_collisions gives)."
+        )
+    return on_policy_weights(responses.log_probs, responses.log_collisions, responses.mask)
 
 
 @check_arguments
@@ -278,18 +385,30 @@ def _likelihood_loss(log_probs: jax.Array, token_weights: jax.Array) -> jax.Arra
     return -(token_weights * read).sum()
 
 
+def _loss_of_pairs(preference: Preference, batch: PreferenceBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """``Σ weights · factors · link(rewards)`` with the margins that are demanded."""
+    rewards = preference.rewards(batch)
+    link = preference.link if batch.margins is None else demand_margin(preference.link, batch.margins)
+    if preference.factors is None:
+        return pair_loss(link, *rewards, batch.weights)
+    factors = preference.factors(batch)
+    loss, metrics = pair_loss(weighted_sum((factors, link)), *rewards, batch.weights)
+    return loss, metrics | {"pair_weight": jax.lax.stop_gradient((batch.weights * factors).sum())}
+
+
 @check_arguments
 def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """``Σ weights · link(rewards)  +  nll_coef · Σ token_weights · (−log π)``: sums, so exact under micro-batches.
+    """``Σ weights · factors · link(rewards)  +  nll_coef · Σ token_weights · (−log π)``: exact under micro-batches.
 
-    Limiting case: ``nll_coef = 0`` needs no ``token_weights``.
+    Limiting cases: ``nll_coef = 0`` needs no ``token_weights``; ``factors`` of None is 1.
 
     Args:
         preference: rewards, link and weight of the likelihood term.
         batch: pairs; ``weights`` and ``token_weights`` come from the whole batch.
 
     Returns:
-        The scalar loss, and the metrics of ``pair_loss``, with ``nll`` where there are ``token_weights``.
+        The scalar loss, and the metrics of ``pair_loss``, with ``nll`` where there are ``token_weights`` and with
+        ``pair_weight``, the mean factor, where there are ``factors``.
 
     Raises:
         ValueError: at trace time, for shapes that differ, or a likelihood term without ``token_weights``.
@@ -308,13 +427,10 @@ def preference_loss(preference: Preference, batch: PreferenceBatch) -> tuple[jax
     rows = {"chosen": chosen.mask.any(-1), "rejected": rejected.mask.any(-1), "margins": batch.margins}
     checks.same_shape("preference_loss", weights=weights, **rows)
     used = weights != 0
-    rewards = preference.rewards(
-        batch._replace(chosen=_without_padding(chosen, used), rejected=_without_padding(rejected, used))
-    )
-    link = preference.link if batch.margins is None else demand_margin(preference.link, batch.margins)
-    loss, metrics = pair_loss(link, *rewards, weights)
+    read = batch._replace(chosen=_without_padding(chosen, used), rejected=_without_padding(rejected, used))
+    loss, metrics = _loss_of_pairs(preference, read)
     if batch.token_weights is not None:
-        nll = _likelihood_loss(chosen.log_probs, batch.token_weights)
+        nll = _likelihood_loss(preference.likely(batch).log_probs, batch.token_weights)
         return loss + preference.nll_coef * nll, metrics | {"nll": jax.lax.stop_gradient(nll)}
     if not (isinstance(preference.nll_coef, (int, float)) and preference.nll_coef == 0):
         raise ValueError(

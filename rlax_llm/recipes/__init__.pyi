@@ -2,16 +2,24 @@
 
 # Written by docs/write_stubs.py; a test compares.
 
+from rlax_llm.recipes import areal as areal
 from rlax_llm.recipes import building as building
 from rlax_llm.recipes import control as control
 from rlax_llm.recipes import distillation as distillation
 from rlax_llm.recipes import group as group
 from rlax_llm.recipes import mixed as mixed
+from rlax_llm.recipes import nemo_rl as nemo_rl
+from rlax_llm.recipes import online as online
+from rlax_llm.recipes import open_instruct as open_instruct
 from rlax_llm.recipes import openrlhf as openrlhf
 from rlax_llm.recipes import preference as preference
+from rlax_llm.recipes import prime_rl as prime_rl
 from rlax_llm.recipes import registry as registry
+from rlax_llm.recipes import skyrl as skyrl
+from rlax_llm.recipes import slime as slime
 from rlax_llm.recipes import trl as trl
 from rlax_llm.recipes import trl_config as trl_config
+from rlax_llm.recipes import variants as variants
 from rlax_llm.recipes import verl as verl
 from rlax_llm.recipes.control import a2c as a2c
 from rlax_llm.recipes.control import discovered_policy_optimization as discovered_policy_optimization
@@ -50,10 +58,22 @@ from rlax_llm.recipes.group import rloo as rloo
 from rlax_llm.recipes.group import sapo as sapo
 from rlax_llm.recipes.group import trpo as trpo
 from rlax_llm.recipes.group import vespo as vespo
+from rlax_llm.recipes.mixed import chord as chord
 from rlax_llm.recipes.mixed import dro as dro
+from rlax_llm.recipes.mixed import echo as echo
 from rlax_llm.recipes.mixed import kimi as kimi
+from rlax_llm.recipes.mixed import luffy as luffy
 from rlax_llm.recipes.mixed import maxrl as maxrl
 from rlax_llm.recipes.mixed import topr as topr
+from rlax_llm.recipes.mixed import vapo as vapo
+from rlax_llm.recipes.online import a_star_po as a_star_po
+from rlax_llm.recipes.online import best_of_n as best_of_n
+from rlax_llm.recipes.online import gvpo as gvpo
+from rlax_llm.recipes.online import nash_md as nash_md
+from rlax_llm.recipes.online import online_dpo as online_dpo
+from rlax_llm.recipes.online import raft as raft
+from rlax_llm.recipes.online import raft_plus_plus as raft_plus_plus
+from rlax_llm.recipes.online import xpo as xpo
 from rlax_llm.recipes.preference import alpha_po as alpha_po
 from rlax_llm.recipes.preference import aot as aot
 from rlax_llm.recipes.preference import aot_unpaired as aot_unpaired
@@ -71,3 +91,16 @@ from rlax_llm.recipes.preference import orpo as orpo
 from rlax_llm.recipes.preference import robust as robust
 from rlax_llm.recipes.preference import simpo as simpo
 from rlax_llm.recipes.preference import sppo as sppo
+from rlax_llm.recipes.preference import tpo as tpo
+from rlax_llm.recipes.preference import tpo_length as tpo_length
+from rlax_llm.recipes.variants import clip_cov as clip_cov
+from rlax_llm.recipes.variants import fipo as fipo
+from rlax_llm.recipes.variants import gfpo as gfpo
+from rlax_llm.recipes.variants import gfpo_shortest as gfpo_shortest
+from rlax_llm.recipes.variants import kl_cov as kl_cov
+from rlax_llm.recipes.variants import otb as otb
+from rlax_llm.recipes.variants import pass_at_k as pass_at_k
+from rlax_llm.recipes.variants import rae as rae
+from rlax_llm.recipes.variants import real as real
+from rlax_llm.recipes.variants import remax as remax
+from rlax_llm.recipes.variants import spo as spo

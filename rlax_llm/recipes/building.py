@@ -36,7 +36,7 @@ def check_given(command: str, named: Named, given: Iterable[str], family: Iterab
     >>> group = recipes("group")
     >>> check_given("grpo", group["gspo"], ["ceiling"], group.values())
     Traceback (most recent call last):
-    ValueError: grpo: recipe gspo has no ceiling; leave it out, or take one of cispo, verl:grpo.
+    ValueError: grpo: recipe gspo has no ceiling; leave it out, or take one of cispo, verl:grpo, ...
     """
     takes = parameters(named)
     for name in given:

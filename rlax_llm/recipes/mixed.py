@@ -14,7 +14,8 @@ from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import summed_token_ratio, token_ratio
 from rlax_llm.policy.terms import Term, given, likelihood, rewarded, shaped_advantage, squared_ratio, undecided
 from rlax_llm.policy.trust_regions import TrustRegion, clip, score_function, unclipped
-from rlax_llm.policy.weightings import sequence_sum, token_mean
+from rlax_llm.policy.weightings import Weighting, sequence_sum, token_mean
+from rlax_llm.recipes.control import ppo
 from rlax_llm.recipes.group import grpo
 
 
@@ -81,21 +82,25 @@ def chord(mu: float | jax.Array = 0.1, eps: float = 0.2) -> Objective:
     """
     parent = grpo(0, eps)
     imitation = Term("imitation", likelihood(undecided), mu, given)
-    return parent._replace(weighting=lambda mask: (1 - mu) * parent.weighting(mask), terms=(imitation,))
+    return parent._replace(weighting=_scaled(parent.weighting, 1 - mu), terms=(imitation,))
+
+
+def _scaled(weighting: Weighting, share: float | jax.Array) -> Weighting:
+    return lambda mask: share * weighting(mask)
 
 
 @check_arguments
-def echo(coef: float | jax.Array = 0.1, eps: float = 0.2) -> Objective:
+def echo(nll_coef: float | jax.Array = 0.1, eps: float = 0.2) -> Objective:
     """ECHO (arXiv 2605.24517): GRPO, and the negative log-likelihood of what tools answered.
 
     Args:
-        coef: weight of a given token's nats; with 0 it is GRPO without a KL. May be traced.
+        nll_coef: weight of a given token's nats; with 0 it is GRPO without a KL. May be traced.
         eps: half-width of the clip.
 
     >>> [term.name for term in echo().terms]
     ['given_nll']
     """
-    return grpo(0, eps)._replace(terms=(Term("given_nll", likelihood(), coef, given),))
+    return grpo(0, eps)._replace(terms=(Term("given_nll", likelihood(), nll_coef, given),))
 
 
 @check_arguments
@@ -110,6 +115,30 @@ def positive_examples(coef: float | jax.Array = 0.1, threshold: float | jax.Arra
     'positive_nll'
     """
     return Term("positive_nll", likelihood(), coef, rewarded(threshold))
+
+
+@check_arguments
+def vapo(
+    nll_coef: float | jax.Array = 0.1,
+    nll_threshold: float | jax.Array = 0.0,
+    eps: float = 0.2,
+    eps_high: float | None = 0.28,
+) -> Objective:
+    """VAPO's loss (arXiv 2504.05118): PPO with a higher clip above 1, and the likelihood of what scores well.
+
+    Its credit is decoupled: ``Shaping(trace=length_adaptive_trace, value_trace=1.0)`` of ``rlhf_loop``. Limiting case:
+    ``control.ppo`` for ``nll_coef`` 0 and ``eps_high`` None.
+
+    Args:
+        nll_coef: μ, weight of a token's nats; may be traced.
+        nll_threshold: a completion counts whose score is above it.
+        eps: half-width of the clip below 1.
+        eps_high: half-width above 1; None is ``eps``.
+
+    >>> [term.name for term in vapo().terms]
+    ['positive_nll']
+    """
+    return ppo()._replace(trust_region=clip(eps, eps_high), terms=(positive_examples(nll_coef, nll_threshold),))
 
 
 @check_arguments

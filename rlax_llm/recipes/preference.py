@@ -1,8 +1,8 @@
 """Named preference algorithms on pairs, each stated as its difference from another.
 
 Those that differ from ``dpo`` by a plain link have no function of their own: ``dpo(β)._replace(link=…)`` with
-``hinge`` (RSO), ``nca`` or ``apo_down``. f-DPO and length-desensitized DPO replace ``rewards``; the negative
-log-likelihood of RPO is ``nll_coef``.
+``hinge`` (RSO), ``nca`` or ``apo_down``. f-DPO and length-desensitized DPO replace ``rewards``; WPO is ``factors``, and
+the negative log-likelihood of RPO ``nll_coef``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.preference import links
 from rlax_llm.preference.implicit_rewards import (
+    Slope,
     alpha_slope,
     divergence_reward,
     log_odds,
@@ -30,7 +31,7 @@ from rlax_llm.preference.links import (
     squared,
     weighted_sum,
 )
-from rlax_llm.preference.pairs import Preference, per_response, policy_and_reference
+from rlax_llm.preference.pairs import Preference, gold_response, per_response, policy_and_reference
 
 
 @check_arguments
@@ -52,6 +53,28 @@ def dpo(beta: float | jax.Array = 0.1) -> Preference:
     'logistic'
     """
     return Preference(per_response(log_ratio(beta)), logistic)
+
+
+@check_arguments
+def f_dpo(slope: Slope, beta: float | jax.Array = 0.1) -> Preference:
+    """f-DPO, ``−log σ(β f′(π/π_ref (w)) − β f′(π/π_ref (l)))`` (arXiv 2309.16240, eq. 8): ``dpo`` of an f-divergence.
+
+    Limiting cases: ``dpo`` for a slope that is the identity, the reverse KL's, and near the reference for any here.
+
+    Args:
+        slope: f′ of the log-ratio: ``alpha_slope(α)``, ``forward_kl_slope`` or ``jensen_shannon_slope``.
+        beta: temperature β > 0, reward per unit of slope.
+
+    Returns:
+        ``per_response(divergence_reward(log_ratio(), slope, beta)) × logistic``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> f_dpo(alpha_slope(0.5)).link.__name__
+    'logistic'
+    """
+    return dpo(beta)._replace(rewards=per_response(divergence_reward(log_ratio(), slope, beta)))
 
 
 @check_arguments
@@ -289,6 +312,49 @@ def simpo(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 0
     0.0
     """
     return Preference(per_response(mean_log_prob(beta)), demand_margin(logistic, gamma), nll_coef)
+
+
+@check_arguments
+def tpo(beta: float | jax.Array = 0.01, nll_coef: float = 1.0) -> Preference:
+    """Triple Preference Optimization (arXiv 2405.16681, eq. 8): ``cpo`` whose likelihood is a third, gold response's.
+
+    Limiting cases: ``cpo`` where the gold response is the chosen one; supervised training on it for β → 0.
+
+    Args:
+        beta: temperature β > 0, reward per nat.
+        nll_coef: the paper's α, weight of the gold responses' negative log-likelihood, per nat.
+
+    Returns:
+        ``per_response(log_prob(beta)) × logistic + nll_coef · NLL(gold)``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> tpo().likely.__name__
+    'gold_response'
+    """
+    return cpo(beta, nll_coef)._replace(likely=gold_response)
+
+
+@check_arguments
+def tpo_length(beta: float | jax.Array = 2.0, gamma: float = 0.5, nll_coef: float = 1.0) -> Preference:
+    """TPO-L (arXiv 2405.16681): ``simpo`` with the likelihood of ``tpo``.
+
+    Args:
+        beta: temperature β > 0, reward per nat a token.
+        gamma: margin γ ≥ 0, reward.
+        nll_coef: weight of the gold responses' negative log-likelihood, per nat.
+
+    Returns:
+        ``per_response(mean_log_prob(beta)) × shifted(logistic, gamma) + nll_coef · NLL(gold)``.
+
+    Raises:
+        ValueError: for a β that is not positive.
+
+    >>> tpo_length().nll_coef
+    1.0
+    """
+    return simpo(beta, gamma, nll_coef)._replace(likely=gold_response)
 
 
 @check_arguments

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import is_own, named_function, whole_path
 
-Family = Literal["group", "control", "preference", "link", "unpaired", "distillation"]
+Family = Literal["group", "control", "rlhf", "preference", "link", "unpaired", "distillation", "online"]
 
 
 class Named(NamedTuple):
@@ -21,13 +21,18 @@ class Named(NamedTuple):
 
     Attributes:
         name: as the command line takes it; another trainer's variant as ``TRAINER:NAME``.
-        family: ``group`` and ``control`` make an ``Objective`` (or a ``NaturalStep``, or a ``Penalized``),
-            ``preference`` a ``Preference``, ``unpaired`` an ``Unpaired``, ``distillation`` a ``Distillation``; a
-            ``link`` is itself the link of a ``Preference`` with the reward of dpo.
+        family: ``group``, ``control`` and ``rlhf`` make an ``Objective`` (or a ``NaturalStep``, or a ``Penalized``),
+            ``preference`` a ``Preference``, ``unpaired`` an ``Unpaired``, ``distillation`` a ``Distillation``,
+            ``online`` an ``OnlinePairs`` or an ``OnlineGroups``; a ``link`` is itself the link of a ``Preference`` with
+            the reward of dpo.
         place: MODULE:FUNCTION, of a user's own FILE.py:FUNCTION too.
         paper: arXiv number, or nothing.
         like: the algorithm that it resembles: in ``control`` whose tuned settings it has, in ``preference`` whose
             reward, so that their links can be added up; or nothing.
+        reads: fields of ``Known`` that its advantage reads beside the scores.
+        alone: whether one completion of a prompt is enough, since no other is compared with it.
+        given: tokens that its loss reads and the policy did not choose: "demonstrations" beside a group, "members" of
+            it that are demonstrations, the "answers" of tools; or nothing.
     """
 
     name: str
@@ -35,6 +40,9 @@ class Named(NamedTuple):
     place: str
     paper: str = ""
     like: str = ""
+    reads: tuple[str, ...] = ()
+    alone: bool = False
+    given: Literal["", "demonstrations", "members", "answers"] = ""
 
     @property
     def make(self) -> Callable[..., Any]:
@@ -56,16 +64,34 @@ class Named(NamedTuple):
 
 _GROUP = "rlax_llm.recipes.group:"
 _MIXED = "rlax_llm.recipes.mixed:"
+_VARIANTS = "rlax_llm.recipes.variants:"
 _CONTROL = "rlax_llm.recipes.control:"
 _PREFERENCE = "rlax_llm.recipes.preference:"
 _LINKS = "rlax_llm.preference.links:"
 _UNPAIRED = "rlax_llm.preference.unpaired:"
 _DISTILLATION = "rlax_llm.recipes.distillation:"
+_ONLINE = "rlax_llm.recipes.online:"
 _TRL = "rlax_llm.recipes.trl:"
 _VERL = "rlax_llm.recipes.verl:"
 _OPENRLHF = "rlax_llm.recipes.openrlhf:"
+_PRIME_RL = "rlax_llm.recipes.prime_rl:"
+_NEMO_RL = "rlax_llm.recipes.nemo_rl:"
+_SLIME = "rlax_llm.recipes.slime:"
+_AREAL = "rlax_llm.recipes.areal:"
+_SKYRL = "rlax_llm.recipes.skyrl:"
+_OPEN_INSTRUCT = "rlax_llm.recipes.open_instruct:"
 
-PEERS = {"trl": "TRL", "verl": "verl", "openrlhf": "OpenRLHF"}
+PEERS = {
+    "trl": "TRL",
+    "verl": "verl",
+    "openrlhf": "OpenRLHF",
+    "prime_rl": "prime-rl",
+    "nemo_rl": "NeMo-RL",
+    "slime": "slime",
+    "areal": "AReaL",
+    "skyrl": "SkyRL",
+    "open_instruct": "open-instruct",
+}
 """Other trainers, by the word before the colon."""
 
 REGISTRY = (
@@ -92,6 +118,23 @@ REGISTRY = (
     Named("topr", "group", _MIXED + "topr", "2503.14286"),
     Named("kimi", "group", _MIXED + "kimi", "2602.02276"),
     Named("dro", "group", _MIXED + "dro", "2405.19107"),
+    Named("chord", "group", _MIXED + "chord", "2508.11408", given="demonstrations"),
+    Named("luffy", "group", _MIXED + "luffy", "2504.14945", given="members"),
+    Named("echo", "group", _MIXED + "echo", "2605.24517", given="answers"),
+    Named("clip_cov", "group", _VARIANTS + "clip_cov", "2505.22617"),
+    Named("kl_cov", "group", _VARIANTS + "kl_cov", "2505.22617"),
+    Named("pass_at_k", "group", _VARIANTS + "pass_at_k", "2503.19595"),
+    Named("remax", "group", _VARIANTS + "remax", "2310.10505", reads=("baselines",), alone=True),
+    Named("otb", "group", _VARIANTS + "otb", "2602.07078", reads=("collisions",)),
+    Named("fipo", "group", _VARIANTS + "fipo", "2603.19835"),
+    Named("real", "group", _VARIANTS + "real", "2602.05630"),
+    Named("gfpo", "group", _VARIANTS + "gfpo", "2508.09726"),
+    Named("gfpo_shortest", "group", _VARIANTS + "gfpo_shortest", "2508.09726"),
+    Named("spo", "group", _VARIANTS + "spo", "2509.13232", reads=("prompts",), alone=True),
+    Named("rae", "group", _VARIANTS + "rae", "2506.24119", reads=("roles",), alone=True),
+    Named("raft", "group", _ONLINE + "raft", "2304.06767"),
+    Named("raft_plus_plus", "group", _ONLINE + "raft_plus_plus", "2504.11343"),
+    Named("gvpo", "group", _ONLINE + "gvpo", "2504.19599"),
     Named("trpo", "group", _GROUP + "trpo", "1502.05477"),
     Named("trl:grpo", "group", _TRL + "grpo"),
     Named("trl:grpo_corrected_kl", "group", _TRL + "grpo_corrected_kl"),
@@ -119,6 +162,41 @@ REGISTRY = (
     Named("openrlhf:reinforce_plus_plus", "group", _OPENRLHF + "reinforce_plus_plus"),
     Named("openrlhf:reinforce_plus_plus_baseline", "group", _OPENRLHF + "reinforce_plus_plus_baseline"),
     Named("openrlhf:gspo", "group", _OPENRLHF + "gspo"),
+    Named("prime_rl:grpo", "group", _PRIME_RL + "grpo"),
+    Named("prime_rl:max_rl", "group", _PRIME_RL + "max_rl"),
+    Named("prime_rl:ipo", "group", _PRIME_RL + "ipo"),
+    Named("nemo_rl:grpo", "group", _NEMO_RL + "grpo"),
+    Named("nemo_rl:grpo_dual", "group", _NEMO_RL + "grpo_dual"),
+    Named("nemo_rl:dr_grpo", "group", _NEMO_RL + "dr_grpo"),
+    Named("nemo_rl:rloo", "group", _NEMO_RL + "rloo"),
+    Named("nemo_rl:gspo", "group", _NEMO_RL + "gspo"),
+    Named("nemo_rl:reinforce_plus_plus_baseline", "group", _NEMO_RL + "reinforce_plus_plus_baseline"),
+    Named("slime:grpo", "group", _SLIME + "grpo"),
+    Named("slime:dr_grpo", "group", _SLIME + "dr_grpo"),
+    Named("slime:gspo", "group", _SLIME + "gspo"),
+    Named("slime:opsm", "group", _SLIME + "opsm"),
+    Named("slime:cispo", "group", _SLIME + "cispo"),
+    Named("slime:reinforce_plus_plus", "group", _SLIME + "reinforce_plus_plus"),
+    Named("slime:reinforce_plus_plus_baseline", "group", _SLIME + "reinforce_plus_plus_baseline"),
+    Named("areal:grpo", "group", _AREAL + "grpo"),
+    Named("areal:gspo", "group", _AREAL + "gspo"),
+    Named("areal:sapo", "group", _AREAL + "sapo"),
+    Named("areal:log_linear", "group", _AREAL + "log_linear"),
+    Named("skyrl:grpo", "group", _SKYRL + "grpo"),
+    Named("skyrl:dr_grpo", "group", _SKYRL + "dr_grpo"),
+    Named("skyrl:rloo", "group", _SKYRL + "rloo"),
+    Named("skyrl:maxrl", "group", _SKYRL + "maxrl"),
+    Named("skyrl:gspo", "group", _SKYRL + "gspo"),
+    Named("skyrl:cispo", "group", _SKYRL + "cispo"),
+    Named("skyrl:sapo", "group", _SKYRL + "sapo"),
+    Named("skyrl:dppo_tv", "group", _SKYRL + "dppo_tv"),
+    Named("skyrl:clip_cov", "group", _SKYRL + "clip_cov"),
+    Named("skyrl:kl_cov", "group", _SKYRL + "kl_cov"),
+    Named("open_instruct:grpo", "group", _OPEN_INSTRUCT + "grpo"),
+    Named("open_instruct:dr_grpo", "group", _OPEN_INSTRUCT + "dr_grpo"),
+    Named("open_instruct:cispo", "group", _OPEN_INSTRUCT + "cispo"),
+    Named("open_instruct:dppo_tv", "group", _OPEN_INSTRUCT + "dppo_tv"),
+    Named("open_instruct:tvpo", "group", _OPEN_INSTRUCT + "tvpo"),
     Named("reinforce", "control", _CONTROL + "reinforce", like="a2c"),
     Named("q_actor_critic", "control", _CONTROL + "q_actor_critic", like="q_actor_critic"),
     Named("a2c", "control", _CONTROL + "a2c", "1602.01783", like="a2c"),
@@ -132,6 +210,8 @@ REGISTRY = (
     ),
     Named("unclipped", "control", _CONTROL + "ppo_penalty", like="ppo"),
     Named("trpo", "control", _CONTROL + "trpo", "1502.05477", like="trpo"),
+    Named("ppo", "rlhf", _CONTROL + "ppo", "1707.06347"),
+    Named("vapo", "rlhf", _MIXED + "vapo", "2504.05118"),
     Named("dpo", "preference", _PREFERENCE + "dpo", "2305.18290", like="dpo"),
     Named("cdpo", "preference", _PREFERENCE + "cdpo", like="dpo"),
     Named("robust", "preference", _PREFERENCE + "robust", "2403.00409", like="dpo"),
@@ -152,6 +232,8 @@ REGISTRY = (
     Named("alpha_po", "preference", _PREFERENCE + "alpha_po", "2501.03884"),
     Named("cpo", "preference", _PREFERENCE + "cpo", "2401.08417"),
     Named("orpo", "preference", _PREFERENCE + "orpo", "2403.07691"),
+    Named("tpo", "preference", _PREFERENCE + "tpo", "2405.16681"),
+    Named("tpo_length", "preference", _PREFERENCE + "tpo_length", "2405.16681"),
     Named("trl:cpo", "preference", _TRL + "cpo"),
     Named("trl:simpo", "preference", _TRL + "simpo"),
     Named("openrlhf:dpo", "preference", _OPENRLHF + "dpo"),
@@ -168,7 +250,42 @@ REGISTRY = (
     Named("sdft", "distillation", _DISTILLATION + "sdft", "2601.19897"),
     Named("opsd", "distillation", _DISTILLATION + "opsd", "2601.18734"),
     Named("sdpo", "distillation", _DISTILLATION + "sdpo", "2601.20802"),
+    Named("online_dpo", "online", _ONLINE + "online_dpo", "2402.04792"),
+    Named("xpo", "online", _ONLINE + "xpo", "2405.21046"),
+    Named("nash_md", "online", _ONLINE + "nash_md", "2312.00886"),
+    Named("a_star_po", "online", _ONLINE + "a_star_po", "2505.20686"),
+    Named("raft", "online", _ONLINE + "best_of_n", "2304.06767"),
 )
+
+
+KINDS = {
+    "a group's scores": (
+        *("grpo", "dr_grpo", "dapo", "rloo", "opo", "maxrl", "pass_at_k", "otb", "gfpo", "gfpo_shortest", "real"),
+        "gdpo",
+    ),
+    "the batch's scores": ("lite_ppo", "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline"),
+    "a baseline from elsewhere": ("remax", "spo", "rae"),
+    "ratios of completions": ("gspo", "gspo_token", "luspo", "gmpo", "vespo", "topr"),
+    "other trust regions": ("cispo", "sapo", "dppo_tv", "dppo_kl", "kimi", "dro", "fipo", "trpo"),
+    "the entropy": ("clip_cov", "kl_cov"),
+    "the best, or regression on scores": ("raft", "raft_plus_plus", "gvpo"),
+    "given tokens": ("chord", "luffy", "echo"),
+}
+"""The algorithms of groups by what they are about, in the order of the help."""
+
+
+def by_kind() -> str:
+    """The algorithms of groups, by kind and with their papers: what the help of ``--recipe`` says.
+
+    >>> by_kind().split("; ")[2]
+    'a baseline from elsewhere: remax (2310.10505), spo (2509.13232), rae (2506.24119)'
+    """
+    known = recipes("group")
+
+    def told(name: str) -> str:
+        return f"{name} ({known[name].paper})" if known[name].paper else name
+
+    return "; ".join(f"{kind}: {', '.join(map(told, names))}" for kind, names in KINDS.items())
 
 
 def recipes(*families: Family) -> dict[str, Named]:
@@ -267,4 +384,4 @@ def find(command: str, text: str, *families: Family) -> Named:
 
 
 def _is_own(text: str) -> bool:
-    return is_own(text) and text.partition(":")[0] not in PEERS
+    return is_own(text) and text.partition(":")[0].replace("-", "_") not in PEERS

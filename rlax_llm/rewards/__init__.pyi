@@ -13,6 +13,7 @@ from rlax_llm.rewards import measures as measures
 from rlax_llm.rewards import notation as notation
 from rlax_llm.rewards import pool as pool
 from rlax_llm.rewards import readings as readings
+from rlax_llm.rewards import steps as steps
 from rlax_llm.rewards import units as units
 from rlax_llm.rewards import voting as voting
 from rlax_llm.rewards.calling import Batch as Batch

@@ -84,11 +84,14 @@ class Scores(NamedTuple):
             0 does, or any of them failed.
         by_name: for each reward its own float32 ``[N]``, without weight; NaN where it does not apply or failed.
         failed: bool ``[N]``, where a function whose weight is not 0 failed.
+        steps: float32 ``[N, S]``, what of the total the steps of each completion earned, over the columns behind the
+            prompts: at the last token of each step, NaN elsewhere; None where nobody scored steps.
     """
 
     total: np.ndarray
     by_name: dict[str, np.ndarray]
     failed: np.ndarray
+    steps: np.ndarray | None = None
 
     @property
     def first(self) -> np.ndarray:
@@ -102,7 +105,8 @@ class Scores(NamedTuple):
             index: of one axis, as NumPy takes it.
         """
         picked = {name: values[index] for name, values in self.by_name.items()}
-        return Scores(self.total[index], picked, self.failed[index])
+        steps = None if self.steps is None else self.steps[index]
+        return Scores(self.total[index], picked, self.failed[index], steps)
 
     def plus(self, name: str, values: np.ndarray) -> Scores:
         """With one more reward of weight 1, which applies to every row.
@@ -111,7 +115,25 @@ class Scores(NamedTuple):
             name: of the reward.
             values: its scores ``[N]``.
         """
-        return Scores(self.total + values, self.by_name | {name: values}, self.failed)
+        return self._replace(total=self.total + values, by_name=self.by_name | {name: values})
+
+    def plus_steps(self, name: str, steps: np.ndarray, failed: np.ndarray) -> Scores:
+        """With what the steps earned, all of it together as one more reward of weight 1.
+
+        Args:
+            name: of the reward.
+            steps: ``[N, S]``, NaN where no step ends, or where it has no reward.
+            failed: bool ``[N]``, the rows whose steps could not be scored: they have no score.
+
+        >>> one, nan = np.zeros(1, np.float32), np.nan
+        >>> Scores(one, {}, one > 0).plus_steps("steps", np.array([[0.5, nan, 1.0]]), one > 0).total
+        array([1.5], dtype=float32)
+        """
+        sums = np.where(np.isnan(steps).all(-1), np.nan, np.nansum(steps, -1, dtype=np.float64)).astype(np.float32)
+        total = np.where(np.isnan(sums), self.total, np.nan_to_num(self.total) + np.nan_to_num(sums))
+        failed = self.failed | failed
+        total = np.where(failed, np.nan, total).astype(np.float32)
+        return Scores(total, self.by_name | {name: sums}, failed, steps)
 
 
 class Batch(NamedTuple):
@@ -287,6 +309,10 @@ def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None], first: 
     return np.array(_numbers(reward, returned, range(first, first + wanted)), np.float32)
 
 
+def _numbers(reward: Reward, returned: Any, rows: range) -> list[float]:
+    return numbers_of(reward, returned, [f"row {index}" for index in rows], "completions")
+
+
 def _row_by_row(
     reward: Reward, batch: Batch, error: BaseException, failed: Callable[[str], None], first: int
 ) -> list[float]:
@@ -341,23 +367,37 @@ def scored_none(name: str, exception: str, rows: int) -> str:
     return f"reward {name!r} raised {exception} and scored none of the rows ({rows})."
 
 
-def _numbers(reward: Reward, returned: Any, rows: range) -> list[float]:
-    wanted = len(rows)
+def numbers_of(reward: Reward, returned: Any, places: Sequence[str], things: str) -> list[float]:
+    """What a function returned as numbers, NaN where it abstains, ∞ where it is ``FAILED``.
+
+    Args:
+        reward: the function, for errors.
+        returned: by it.
+        places: what errors call each of what it was asked of.
+        things: what errors call all of them.
+
+    Raises:
+        RewardError: it is not one finite number, or None, for each.
+
+    >>> numbers_of(Reward("f", len), [1, None], ["row 0", "row 1"], "completions")
+    [1.0, nan]
+    """
+    wanted = len(places)
     try:
         values = list(returned)
     except TypeError as error:
         kind = type(returned).__name__
         raise RewardError(f"reward {reward.name!r} returned a {kind}, wanted a list of {wanted} scores.") from error
     if len(values) != wanted:
-        raise RewardError(f"reward {reward.name!r} returned {len(values)} scores for {wanted} completions.")
-    return [_number(reward, index, value) for index, value in zip(rows, values)]
+        raise RewardError(f"reward {reward.name!r} returned {len(values)} scores for {wanted} {things}.")
+    return [_number(reward, place, value) for place, value in zip(places, values)]
 
 
-def _number(reward: Reward, index: int, returned: Any) -> float:
+def _number(reward: Reward, place: str, returned: Any) -> float:
     if returned is None or returned is FAILED:
         return math.nan if returned is None else math.inf
     value: Any = returned.item() if getattr(returned, "ndim", None) == 0 else returned
-    where = f"reward {reward.name!r} returned {value!r} for row {index}"
+    where = f"reward {reward.name!r} returned {value!r} for {place}"
     if not isinstance(value, numbers.Real):
         raise RewardError(f"{where}, wanted a number or None.")
     if not _in_range(value):

@@ -152,7 +152,27 @@ FLAGS = [
     Row(("grpo", "--kl-in", "loss"), "kl_in"),
     Row(("grpo", "--integer-answers"), "integer_answers"),
     Row(("ppo", "--discount", "1.5"), "discount"),
+    Row(("ppo", "--recipe", "vappo"), "recipe"),
+    Row(("ppo", "--recipe", "vapo", "--length-alpha", "0"), "length_alpha"),
+    Row(("ppo", "--policy-lambda", "0.9", "--length-alpha", "0.1"), "policy_lambda"),
+    Row(("ppo", "--nll-coef", "-1"), "nll_coef"),
+    Row(("ppo", "--nll-threshold", "0.5"), "nll_threshold"),
     Row(("ppo", "--value-model", "reward"), "value_model"),
+    Row(("online", "--recipe", "online-dppo"), "'online-dppo'"),
+    Row(("online", "--group-size", "1"), "group_size"),
+    Row(("online", "--rivals", "2"), "rivals"),
+    Row(("online", "--recipe", "xpo", "--rivals", "3"), "rivals"),
+    Row(("online", "--recipe", "nash-md", "--mixture", "1.5"), "mixture"),
+    Row(("online", "--reference-mix", "0.5"), "reference_mix"),
+    Row(("grpo", "--reference-every", "2", "--reference-mix", "0"), "reference_mix"),
+    Row(("distill",), "there is no teacher"),
+    Row(("distill", "--recipe", "gdk", "--teacher", "x"), "'gdk'"),
+    Row(("distill", "--recipe", "sdft", "--teacher", "x"), "recipe sdft has no teacher but the student"),
+    Row(("distill", "--teacher", "x", "--beta", "1.5"), "beta"),
+    Row(("distill", "--teacher", "x", "--teacher-top-k", "-1"), "teacher_top_k"),
+    Row(("distill", "--write-teacher", "x.parquet"), "write_teacher is given without a teacher"),
+    Row(("distill", "--teacher", "x", "--write-teacher", "x.jsonl"), "write_teacher is 'x.jsonl'"),
+    Row(("dpo", "--precompute-reference", "--reference-every", "2"), "precompute_reference"),
     Row(("dpo", "--recipe", "dppo"), "'dppo'"),
     Row(("dpo", "--recipe", "dpo:0.8,bco:inf"), "weight of recipe bco"),
     Row(("dpo", "--recipe", "dpo,dpo"), "recipe dpo"),
@@ -300,6 +320,7 @@ SPECS += [
     for model in ("smollm3", "none/at/all", "none.gguf", "steps.yaml", "nothing")
     for command in ("grpo", "eval")
 ]
+SPECS += [Row(("distill", "--teacher", teacher), teacher) for teacher in ("none/at/all", "none.parquet", "steps.yaml")]
 SPECS += [
     Row(("grpo", "--reward-model", "nothing"), "nothing"),
     Row(("ppo", "--reward-model", "nothing"), "nothing"),

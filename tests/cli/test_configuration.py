@@ -20,6 +20,7 @@ from rlax_llm.commands.eval.settings import EvalSettings
 from rlax_llm.commands.fields import Part, option, word
 from rlax_llm.commands.generate.settings import GenerateSettings
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.online.settings import OnlineSettings
 from rlax_llm.commands.places import whole_paths
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
@@ -230,6 +231,7 @@ def test_a_command_runs_with_its_settings(runs):
         KtoSettings.of(seed=5),
         PpoSettings.of(seed=5),
         DistillSettings.of(seed=5, teacher="t"),
+        OnlineSettings.of(seed=5),
         EvalSettings.of(seed=5),
         GenerateSettings.of(prompt="hi", seed=5),
         ChatSettings.of(seed=5),

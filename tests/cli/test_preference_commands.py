@@ -92,6 +92,11 @@ def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
         (("dpo", "--lora-targets", "q"), "--lora-targets is given without --lora-rank"),
         (("dpo", "--recipe", "simpo", "--precompute-reference"), "recipe simpo reads no reference"),
         (("dpo", "--recipe", "aot", "--micro-batch-size", "64"), "the link reads the whole batch"),
+        (("dpo", "--recipe", "aot", "--wpo"), "recipe aot reads the whole batch, and wpo weighs single pairs"),
+        (("dpo", "--recipe", "simpo", "--divergence", "alpha"), "recipe simpo has a reward of its own"),
+        (("dpo", "--recipe", "dpo,ipo", "--tail-coef", "0.5"), "recipe ipo has a reward of its own"),
+        (("dpo", "--divergence-alpha", "0.3"), "divergence reverse_kl has no --divergence-alpha; leave it out"),
+        (("dpo", "--tail-coef", "1.5"), "--tail-coef is 1.5, wanted a number from 0 to 1"),
         (("kto", "--beta", "0"), "beta is 0.0, wanted"),
         (
             ("ppo", "--batch-size", "6", "--minibatches", "2", "--micro-batch-size", "2"),

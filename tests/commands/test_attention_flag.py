@@ -16,8 +16,7 @@ def test_the_form_reaches_the_model_and_is_said(capsys):
 
 
 def test_the_form_reaches_the_model_of_a_plan():
-    policy = build_model("plan", ModelSettings(model="char"), 0)
-    judge = abstract_scalar("qwen3-0.6b", policy, ModelSettings(attention="blockwise"))
+    judge = abstract_scalar("qwen3-0.6b", ModelSettings(attention="blockwise"))
     assert judge.config.attention == "blockwise"
 
 

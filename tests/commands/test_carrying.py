@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,10 +20,14 @@ from rlax_llm.models.tokenizer import Tokenizer
 
 READER = Tokenizer.characters("0123456789+=")
 CONFIG = DecoderConfig(READER.vocab_size, 16, 24, 1, 4, 2, 4, max_positions=128)
-PARAMS = init_decoder(CONFIG, jax.random.key(0))
 BATCH, FURTHER, SIZE, LIMIT = 2, 3, 4, 40
 REQUEST = Request(Categorical(top_k=9), READER.eos_ids, LIMIT, SIZE)
 ROWS = [{"prompt": "1+" * (1 + i % 4) + "1="} for i in range(40)]
+
+
+@cache
+def params():
+    return init_decoder(CONFIG, jax.random.key(0))
 
 
 def drawing(request=REQUEST) -> Drawing:
@@ -39,7 +44,7 @@ def test_each_group_comes_once_whole_and_as_if_it_had_never_waited():
     roll, carried = PartialRollouts(drawing(), asked, BATCH, FURTHER), None
     taken, ages = [], []
     for number in range(5):
-        indices, rollout, carried = roll(PARAMS, number, carried, number)
+        indices, rollout, carried = roll(params(), number, carried, number)
         assert len(indices) == BATCH and len(carried.groups) == FURTHER
         assert indices.tolist() == sorted(indices)  # of those that are whole, the oldest
         completions: Any = rollout.completions
@@ -61,7 +66,7 @@ def test_each_group_comes_once_whole_and_as_if_it_had_never_waited():
     assert sorted(numbers) == list(range(5 * BATCH + FURTHER))
     assert max(ages) >= 2  # some group waited twice
     rows = asked(numbers)
-    alone = drawing().sampling.rollout(PARAMS, rows.rows, rows.keys, REQUEST)
+    alone = drawing().sampling.rollout(params(), rows.rows, rows.keys, REQUEST)
     assert [text for _, rollout in taken for text in rollout.texts] == alone.texts[: 5 * BATCH * SIZE]
     masks = [rollout.completions.mask.sum(1) for _, rollout in taken]
     np.testing.assert_array_equal(np.concatenate(masks), alone.lengths()[: 5 * BATCH * SIZE])

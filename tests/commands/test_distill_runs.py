@@ -29,7 +29,7 @@ def shape(width: int, vocab_size: int = TOKENIZER.vocab_size, **given) -> Decode
 def models(tmp_path_factory) -> Path:
     """A student, a wider teacher of another family, one of another tokenizer, and adapters over the student."""
     place = tmp_path_factory.mktemp("models")
-    for name, config in (("student", shape(16)), ("teacher", shape(32, qk_norm=True))):
+    for name, config in (("student", shape(16)), ("teacher", shape(32, qk_norm="head"))):
         write_model(place / name, config, decoder.init_decoder(config, jax.random.key(len(name))), TOKENIZER)
     other = Tokenizer.characters("ab" + ALPHABET)
     config = shape(16, other.vocab_size)
@@ -119,6 +119,7 @@ def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
         ({"recipe": "sdft"}, "distill: recipe sdft has no teacher but the student; leave teacher out"),
         ({"recipe": "gdk"}, "there is no recipe 'gdk'; did you mean 'gkd'"),
         ({"on_policy": 1.5, "recipe": "gkd"}, "on_policy is 1.5"),
+        ({"teacher_top_k": 4, "logit_bias": "3=1"}, "logit_bias is given with the likeliest tokens of a teacher"),
         ({"write_teacher": "x.json"}, "write_teacher is 'x.json', wanted a file that ends in .parquet"),
     ],
 )

@@ -57,11 +57,14 @@ def ran(tmp_path, **changes):
 
 
 def test_every_recipe_has_an_objective():
-    needed = {"ceiling": 3.0}
+    needed = {"ceiling": 3.0, "eps": 0.2}
     for name, named in recipes("group").items():
         if name == TRPO:
             continue
-        given = {key: value for key, value in needed.items() if key in parameters(named)}
+        takes = parameters(named)
+        given = {key: value for key, value in needed.items() if key in takes and takes[key].default is takes[key].empty}
+        given |= {"demonstrations": {"demonstrations": "a"}, "members": {"demonstrations": "a"}}.get(named.given, {})
+        given |= {"tool": "calculator"} if named.given == "answers" else {}
         config = GrpoSettings.of(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
         chosen = objective_of(config, (1.0, 0.5))
         assert chosen.needs_reference, name
@@ -94,6 +97,9 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
         objective_of(GrpoSettings.of(**settings))
 
 
+LUFFY = {"recipe": "luffy", "data": ("sums.jsonl",), "reward": "equals:answer", "demonstrations": "worked"}
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -109,6 +115,16 @@ def test_settings_that_a_recipe_lacks_are_named(settings, told):
         ({"ahead": 2}, "ahead is 2, wanted a whole number of at most 1"),
         ({"partial_rollouts": 2, "tool": "calculator"}, "partial_rollouts is given with tool calculator"),
         ({"partial_rollouts": 2, "sampler_url": "http://localhost"}, "partial_rollouts is given with sampler_url"),
+        ({"recipe": "trpo", "replay": 8}, "trpo has no replay"),
+        ({"replay_share": 0.25}, "replay_share is given without replay"),
+        ({"replay": 8, "replay_share": 0.01, "batch_size": 4}, "replay_share is 0.01, less than half of one of the 4"),
+        ({"recipe": "remax", "group_size": 1, "replay": 8}, "group_size is 1, wanted at least 2"),
+        (LUFFY | {"replay": 8}, "replay is given with recipe luffy"),
+        (LUFFY | {"step_reward": "steps.py:f"}, "luffy learns from demonstrations, whose steps nobody judges"),
+        ({"recipe": "trpo", "lora_rank": 2, "base_dtype": "int8"}, "recipe trpo has no base_dtype int8"),
+        ({"retire": "settled"}, "retire is given without curriculum"),
+        ({"curriculum": 1.5}, "curriculum is 1.5, wanted a number from 0 to 1"),
+        ({"curriculum": 0.5, "partial_rollouts": 2}, "curriculum is given with partial_rollouts"),
         ({"recipe": "trpo", "cache_dtype": "int8"}, "trpo has no cache_dtype"),
         ({"recipe": "dapo", "kl_radius": 0.1}, "dapo has no kl_radius"),
     ],
@@ -134,16 +150,17 @@ def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
 
 
 def test_dynamic_sampling_wastes_no_group_and_resumes(tmp_path):
-    settings = TINY.changed(recipe="dapo", dynamic_rounds=30, steps=4, save_every=1)
-    whole = runs.run_grpo(settings.changed(out=str(tmp_path / "whole")))
+    settings = TINY.changed(recipe="dapo", dynamic_rounds=30, save_every=1, schedule="constant")
+    whole, half = (
+        runs.run_grpo(settings.changed(steps=steps, out=str(tmp_path / name)))
+        for steps, name in ((4, "whole"), (2, "half"))
+    )
     rows = [row for row in whole.metrics() if row["step"] > 0]
     assert all(row["frac_reward_zero_std"] == 0 and row["sampling/filled"] == 1 for row in rows)
     assert sum(row["sampling/surplus"] for row in rows) > 0
-    runs.run_grpo(settings.changed(steps=2, out=str(tmp_path / "half"), schedule="constant"))
-    again = runs.run_grpo(settings.changed(steps=4, resume=str(tmp_path / "half"), schedule="constant"))
-    constant = runs.run_grpo(settings.changed(out=str(tmp_path / "constant"), schedule="constant"))
+    again = runs.run_grpo(settings.changed(steps=4, resume=str(half.path)))
     for name in ("reward", "policy_loss", "sampling/rounds", "sampling/surplus"):
-        values = [[row[name] for row in run.metrics() if row["step"] > 0] for run in (again, constant)]
+        values = [[row[name] for row in run.metrics() if row["step"] > 0] for run in (again, whole)]
         np.testing.assert_array_equal(*values)
 
 
@@ -279,11 +296,6 @@ def test_a_reward_that_fails_on_a_row_loses_that_row_alone(tmp_path, capsys):
     assert "warning: reward 'brittle' raised ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_slow_rewards_run_in_processes(tmp_path):
-    _, row = ran(tmp_path, reward="exact_answer", reward_workers=1, steps=1)
-    assert np.isfinite(row["reward"])
-
-
 def test_rewards_without_workers_stay_as_they_are():
     reward = Reward("exact_answer", exact_answer)
     with pooled([reward], 0, 1.0, Failures()) as rewards:
@@ -329,8 +341,9 @@ def test_answers_that_no_reward_can_read_are_told_before_the_run(tmp_path, capsy
         task_of(config)
 
 
-def test_completions_are_kept_with_their_rewards(tmp_path):
-    directory, _ = ran(tmp_path, steps=1)
+def test_slow_rewards_run_in_processes_and_completions_are_kept_with_theirs(tmp_path):
+    directory, row = ran(tmp_path, reward="exact_answer", reward_workers=1, steps=1)
+    assert np.isfinite(row["reward"])
     rows = [row for row in directory.completions() if row["step"] == 1 and not row.get("held_out")]
     assert len(rows) == TINY.rollout.group_size
     assert {"prompt", "completion", "reward", "length", "truncated"} <= set(rows[0])

@@ -26,7 +26,7 @@ def literal(scorer, ids):
     """Log-probabilities ``[T − 1, V]`` of what follows each token, without padding and in one row."""
     model, tokens = scorer.model, jnp.array([ids])
     hidden = hidden_states(model.config, model.params, tokens, jnp.ones_like(tokens, bool))
-    return np.asarray(jax.nn.log_softmax(vocabulary_logits(model.params, hidden)))[0, :-1]
+    return np.asarray(jax.nn.log_softmax(vocabulary_logits(model.config, model.params, hidden)))[0, :-1]
 
 
 def test_a_continuation_has_its_log_likelihood_after_its_context(scorer):

@@ -240,6 +240,7 @@ SMALL = {"max_prompt_tokens": 4, "max_new_tokens": 4, "batch_size": 2, "remat": 
     ("kind", "given", "names"),
     [
         (PlannedGrpo, {"group_size": 2, "kl_coef": 0.1, "top_k": 3}, ["prefill", "decode", "update"]),
+        (PlannedGrpo, {"group_size": 2, "recipe": "otb"}, ["prefill", "decode", "update"]),
         (
             PlannedGrpo,
             {"group_size": 2, "sampler_dtype": "int8", "cache_dtype": "int8"},

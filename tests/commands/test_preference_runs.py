@@ -5,18 +5,25 @@ import json
 import jax
 import numpy as np
 import pytest
+from preference_batches import batch_of
 
-from rlax_llm.commands.ppo.phase import PpoPhase
+from rlax_llm.commands.ppo.phase import PpoPhase, objective_of, shaping_of
 from rlax_llm.commands.ppo.run import build_models, run_ppo
 from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.preference.objective import build_preference
 from rlax_llm.commands.preference.run import run_dpo, run_kto, run_reward
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
+from rlax_llm.commands.settings import flat
 from rlax_llm.commands.setup import build_model
 from rlax_llm.commands.tasks import build_task
 from rlax_llm.core.finite import NOT_FINITE
 from rlax_llm.host import checkpoints, phase
 from rlax_llm.host.failures import RunFailed
 from rlax_llm.models.loading import load_model, load_scalar
+from rlax_llm.preference.implicit_rewards import forward_kl_slope
+from rlax_llm.preference.marks import reads_collisions
+from rlax_llm.preference.pairs import desensitize_length, preference_loss
+from rlax_llm.recipes.preference import cdpo, dpo, f_dpo
 
 SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval_every": 2, "save_every": 1}
 CLOCKS = ("seconds", "tokens_per_second")
@@ -109,7 +116,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_p
 
 
 def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
-    run = run_dpo(DpoSettings.of(data=pairs, recipe="simpo", lora_rank=2, out=str(tmp_path / "run"), **SIZES))
+    run = run_dpo(
+        DpoSettings.of(data=pairs, recipe="simpo", lora_rank=2, base_dtype="nf4", out=str(tmp_path / "run"), **SIZES)
+    )
     assert complete(run, "model_adapter", "model_base")
     assert not (run.checkpoints_path / "reference").exists(), "a recipe without a reference keeps none"
     settings = json.loads((run.path / "model_adapter" / "adapter_config.json").read_text())
@@ -243,10 +252,51 @@ def test_numbers_that_are_not_finite_end_every_run(command, pairs, tmp_path, mon
 
 
 def test_ppo_takes_functions_too(tmp_path):
-    config = PpoSettings.of(task="arithmetic,largest=9", lora_rank=2, out=str(tmp_path / "run"), **SIZES)
-    run = run_ppo(config.changed(warm_start_steps=2))
+    config = PPO.changed(lora_rank=2, recipe="vapo", nll_threshold=-1.0, group_size=2, out=str(tmp_path / "run"))
+    run = run_ppo(config)
     assert complete(run, "value_model", "model_adapter", "value_model_adapter")
     pair = [load_scalar(run.path / name).params for name in ("value_model", "value_model_adapter")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *pair)
     assert [row["step"] for row in run.metrics()] == [-1, 0, 1, 2, 3]
     assert "held_out_accuracy" in run.metrics()[-1]
+    assert all(row["positive_nll"] > 0 and row["objective/non_score_reward"] == 0 for row in run.metrics()[2:])
+
+
+def test_flags_of_dpo_take_another_reward_and_weigh_pairs():
+    def made(**given):
+        return build_preference(DpoSettings.of(**given).objective)
+
+    batch = batch_of(0)
+    forward = f_dpo(forward_kl_slope, 0.3).rewards
+    wanted = {
+        "divergence alpha": (made(divergence="alpha", divergence_alpha=1.0), dpo()),
+        "forward": (made(divergence="forward_kl", beta=0.3, recipe="cdpo"), cdpo(0.3)._replace(rewards=forward)),
+        "tail": (made(tail_coef=0.2), dpo()._replace(rewards=desensitize_length(dpo().rewards, 0.2))),
+        "both": (
+            made(tail_coef=0.2, beta=0.3, divergence="alpha", divergence_alpha=0.0),
+            dpo()._replace(rewards=desensitize_length(forward, 0.2)),
+        ),
+    }
+    for name, (ours, theirs) in wanted.items():
+        found, expected = (preference_loss(each, batch)[0] for each in (ours, theirs))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
+    assert reads_collisions(made(wpo=True, recipe="simpo").factors) and made().factors is None
+
+
+def test_a_recipe_of_ppo_is_settings_that_compose():
+    settings = PpoSettings.of(recipe="vapo")
+    shaping = shaping_of(settings.objective)
+    assert shaping.trace(40) == 0.5 and shaping.value_trace == 1 and not shaping.kl.charged
+    assert (settings.rollout.batch_size, settings.rollout.group_size, settings.learning.value_warmup_steps) == (
+        32,
+        8,
+        50,
+    )
+    assert [term.coef for term in objective_of(settings.objective).terms] == [0.1]
+    assert settings.changed(policy_lambda=0.9).objective.length_alpha is None
+    assert settings.changed(steps=8).learning.value_warmup_steps == 2
+    plain = PpoSettings.of(eps=0.1).objective
+    assert (plain.eps_high, plain.policy_lambda, objective_of(plain).terms) == (0.1, 0.95, ())
+    assert PpoSettings.of(length_alpha=0.1).objective.policy_lambda is None
+    again = PpoSettings.of(**{name: value for name, value in flat(settings).items() if name not in ("out", "resume")})
+    assert flat(again) == flat(settings)

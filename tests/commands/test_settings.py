@@ -22,9 +22,11 @@ NEEDED = {"generate": {"prompt": "hi"}, "data": {"files": ("a.jsonl",)}, "doctor
 NEEDED |= {"distill": {"teacher": "t"}}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}
 MAY_BE_NONE = {
-    "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "tool"}
-    | {"sampler_dtype", "cache_dtype"},
-    "ppo": {"kl_target"},
+    "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "tool", "beta", "off_policy_mask"}
+    | {"demonstrations", "mu", "gamma", "nll_coef"}
+    | {"sampler_dtype", "cache_dtype", "curriculum"},
+    "ppo": {"kl_target", "length_alpha"},
+    "online": {"beta", "alpha", "mixture", "kl_coef", "value_beta"},
     "distill": {"beta", "on_policy", "coef", "reward_coef", "follows", "write_teacher"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},
@@ -50,7 +52,7 @@ ABSENT = {
 }
 ABSENT |= {"best", "max_hours", "mesh", "profile", "slots", "track"}
 ABSENT |= {"coordinator", "process_id", "processes"}
-ABSENT |= {"sampler_url", "sampler_reload", "sampler_directory"}
+ABSENT |= {"sampler_url", "sampler_reload", "sampler_directory", "step_reward", "step_reward_model"}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -136,8 +138,14 @@ def test_a_part_says_what_is_wrong_and_the_whole_of_which_command():
         KINDS["dpo"].of(stepz=3)
     with pytest.raises(ValueError, match=r"^sft: lora_alpha is given without lora_rank; give both\.$"):
         SftSettings.of(lora_alpha=2.0)
+    with pytest.raises(ValueError, match=r"^sft: base_dtype is given without lora_rank; give both\.$"):
+        SftSettings.of(base_dtype="nf4")
+    half = GrpoSettings.of(lora_rank=2, dtype="bfloat16")
+    models = [half.model, *(half.changed(base_dtype=name).model for name in ("float32", "int8", "nf4", "gguf"))]
+    assert [model.stored_dtype for model in models] == ["bfloat16", "float32", *["bfloat16"] * 3]
+    assert [model.blocks for model in models] == [None, None, "int8", "nf4", "gguf"]
     with pytest.raises(ValueError, match=r"^lora_alpha is 0\.0, wanted a number greater than 0\.$"):
-        TrainedModelSettings(remat=False, lora_rank=2, lora_alpha=0.0)
+        TrainedModelSettings(remat=False, lora_rank=2, lora_alpha=0.0, base_dtype="float32")
 
 
 def test_a_step_that_cannot_be_counted_is_refused():

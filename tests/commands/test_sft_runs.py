@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from rlax_llm.cli.main import main
-from rlax_llm.commands.sft.run import run_sft
+from rlax_llm.commands.sft.run import DFT, paid_by, run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 
 CONFIG = SftSettings.of(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
@@ -35,10 +35,20 @@ def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
     assert (shared.path / "model_adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_text_is_learned_whole(tmp_path):
+def test_a_text_is_learned_whole_held_to_the_model_before(tmp_path):
     data = file(tmp_path / "texts.jsonl", [{"text": f"{a}+1"} for a in range(16)])
-    rows = run_sft(CONFIG.changed(data=data, out=str(tmp_path / "run"))).metrics()
+    rows = run_sft(CONFIG.changed(data=data, loss="asft", out=str(tmp_path / "run"))).metrics()
     assert rows[-1]["held_out_loss"] < rows[0]["held_out_loss"]
+    first, second = (row["kl"] for row in rows[1:])
+    assert first == pytest.approx(0, abs=1e-6) and second > 1e-4
+
+
+def test_asft_is_dft_with_a_kl():
+    assert paid_by(SftSettings.of(loss="asft").optimizer) == DFT._replace(kl_coef=0.1)
+    assert paid_by(SftSettings.of(loss="asft", kl_coef=0.0).optimizer) == paid_by(SftSettings.of(loss="dft").optimizer)
+    assert SftSettings.of(loss="asft").changed(loss="nll").optimizer.kl_coef == 0
+    with pytest.raises(ValueError, match=r"kl_coef is 0\.1 and loss is dft, which has no KL; choose asft"):
+        SftSettings.of(loss="dft", kl_coef=0.1)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 from rlax_llm.cli.main import main
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.rollouts import Sampling
+from rlax_llm.commands.sampling_settings import DrawSettings
 from rlax_llm.commands.setup import build_model, build_request
-from rlax_llm.commands.shared_settings import DrawSettings, ModelSettings
+from rlax_llm.commands.shared_settings import ModelSettings
 from rlax_llm.commands.stopping import StopFilter, without_stop
 from rlax_llm.core.types import Completions
 

@@ -189,7 +189,7 @@ def test_single_and_half_precision(name):
     scored = scored._replace(log_probs=coarse[0], ref_log_probs=coarse[1])
     exact = COMPILED[name](scored)
     for dtype in (jnp.float32, jnp.bfloat16):
-        low = Scored(*(x if x.dtype == bool else jnp.asarray(x, dtype) for x in scored))
+        low = jax.tree.map(lambda x, dtype=dtype: x if x.dtype == bool else jnp.asarray(x, dtype), scored)
         advantages = COMPILED[name](low)
         assert advantages.dtype == "float32"
         np.testing.assert_allclose(advantages, exact, rtol=2e-5, atol=2e-5)
@@ -214,7 +214,7 @@ def test_whitening_a_sequence_value_is_whitening_it_on_every_token():
 
 def test_groups_play_no_part_in_reinforce_plus_plus():
     scored = batch(8)
-    regrouped = Scored(*(x.reshape(P * G, 1, *x.shape[2:]) for x in scored))
+    regrouped = jax.tree.map(lambda x: x.reshape(P * G, 1, *x.shape[2:]), scored)
     one = reinforce_plus_plus(0.1)(regrouped)
     np.testing.assert_allclose(one.reshape(P, G, T), reinforce_plus_plus(0.1)(scored), rtol=1e-12)
 

@@ -19,6 +19,7 @@ from rlax_llm.credit.shaping import (
     scaled_if_truncated,
     score_at_end,
     soft_overlong_punishment,
+    step_payments,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -45,6 +46,32 @@ def test_the_score_is_paid_on_the_last_chosen_token(mask):
     np.testing.assert_array_equal(rewards, expected)
     np.testing.assert_array_equal(rewards.sum(-1), np.where(mask.any(-1), SCORES, 0.0))
     np.testing.assert_array_equal(jax.vmap(score_at_end)(SCORES, mask), rewards)
+
+
+steps_paid = jax.jit(step_payments)
+
+
+@few
+@given(mask=masks, ends=masks, outcome=st.booleans())
+def test_steps_are_paid_where_they_end_and_the_rest_at_the_end(mask, ends, outcome):
+    steps = np.where(ends, np.linspace(-1.0, 2.0, B * T).reshape(B, T), np.nan)
+    paid = np.nansum(np.where(mask, steps, np.nan), -1)
+    scores = paid + outcome * SCORES
+    expected = np.where(mask, steps, np.nan)
+    for b in range(B):
+        chosen = [t for t in range(T) if mask[b, t]]
+        if chosen and (outcome or not (mask[b] & ends[b]).any()):
+            expected[b, chosen[-1]] = np.nan_to_num(expected[b, chosen[-1]]) + scores[b] - paid[b]
+    rewards = np.asarray(steps_paid(scores, steps, mask))
+    np.testing.assert_allclose(rewards, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.nansum(rewards, -1), np.where(mask.any(-1), scores, 0.0), rtol=1e-12, atol=1e-12)
+
+
+def test_without_steps_the_score_is_paid_at_the_end():
+    mask = np.array([[True, True, False, False, False]] * B)
+    at_end = np.asarray(placed(SCORES, mask))
+    np.testing.assert_array_equal(np.nan_to_num(steps_paid(SCORES, np.full((B, T), np.nan), mask)), at_end)
+    np.testing.assert_array_equal(np.nan_to_num(steps_paid(SCORES, np.where(at_end, at_end, np.nan), mask)), at_end)
 
 
 def test_a_missing_score_stays_visible_on_its_own_row():

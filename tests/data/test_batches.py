@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_llm.data.batches import demonstration_rows, labeled_rows, pair_rows
-from rlax_llm.data.encoding import DemonstrationTokens, LabeledTokens, PairTokens
+from rlax_llm.data.batches import demonstration_rows, labeled_rows, pair_rows, stepwise_rows
+from rlax_llm.data.encoding import DemonstrationTokens, LabeledTokens, PairTokens, StepwiseTokens
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.padding import bucket, longest, pad_left, pad_right
 
@@ -123,6 +123,11 @@ def test_a_batch_of_one_width_needs_one_program():
         (pair_rows, [], "pair_rows: no rows, wanted at least one."),
         (demonstration_rows, [], "demonstration_rows: no rows, wanted at least one."),
         (labeled_rows, [], "labeled_rows: no rows, wanted at least one."),
+        (
+            stepwise_rows,
+            [StepwiseTokens([1], [[2], [3, 4]], [True, False])],
+            "stepwise_rows: 3 tokens for 2 columns of",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_named(build, rows, said):

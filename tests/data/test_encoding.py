@@ -9,9 +9,10 @@ from rlax_llm.data.encoding import (
     encode_labeled,
     encode_pair,
     encode_pairs,
+    encode_stepwise,
 )
 from rlax_llm.data.messages import Verbatim
-from rlax_llm.data.preferences import Demonstration, Labeled, Pair, every_turn, last_turn
+from rlax_llm.data.preferences import Demonstration, Labeled, Pair, Stepwise, every_turn, last_turn
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -84,6 +85,22 @@ def test_characters_spell_the_text(prompt, completion):
     assert CHARACTERS.decode(row.completion) == completion
     assert row.completion[-1] == 1
     assert row.label
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(["\n", "\n\n", " ки"]))
+def test_steps_spell_the_text_and_no_token_is_of_two(tokenizer, steps, separator):
+    record = Stepwise([user("1+1?")], steps, [True] * len(steps))
+    (row,) = encode_stepwise(tokenizer, [record], separator)
+    assert row.prompt == tokenizer.encode_prompt("1+1?")
+    ended = [step if step.endswith(separator) else step + separator for step in steps]
+    assert [text(tokenizer, ids) for ids in row.steps] == ended
+
+
+def test_a_step_that_cannot_be_encoded_names_its_row():
+    rows = [Stepwise("a", ["b"], [True]), Stepwise("a", ["b", "c"], [True, False], "line 2")]
+    with pytest.raises(DataError, match=r"line 2: .*'c' at position 0 is not in the alphabet"):
+        encode_stepwise(CHARACTERS, rows, "\n")
 
 
 def test_the_boundary_does_not_shift(tokenizer):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlax_llm.core.divergences import reverse_kl
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.packing import best_fit, pack
@@ -15,6 +16,7 @@ from rlax_llm.data.rows import DataError
 from rlax_llm.loops.policy import supervised_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.distilling import compared_rows
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.models.segments import positions_of
@@ -82,6 +84,27 @@ def test_packed_log_probs_are_those_of_rows_on_their_own():
             there = of_alone[index, width : width + len(row.completion)]
             np.testing.assert_allclose(here, there, atol=1e-5)
             assert np.count_nonzero(here) == sum(row.learned or [True] * len(row.completion))
+
+
+def test_packed_rows_are_compared_with_another_model_as_rows_on_their_own():
+    rows = demonstrations()[:4]
+    params, other = (decoder.init_decoder(CONFIG, jax.random.key(seed)) for seed in (0, 1))
+    alone, packed = demonstration_rows(rows, PAD).completions, pack(rows, PAD, WIDTH)
+    of_packed = compared_rows(CONFIG, reverse_kl, segments=lambda rows: rows.segments)
+
+    @jax.jit
+    def found(params, other):
+        log_p, log_q = (jax.nn.log_softmax(decoder.logits(CONFIG, x, *alone[:2])) for x in (params, other))
+        literal = jnp.pad((jnp.exp(log_p) * (log_p - log_q)).sum(-1)[:, :-1], ((0, 0), (1, 0)))
+        apart = compared_rows(CONFIG, reverse_kl)(params, other, alone)
+        expected = (*row_log_probs(CONFIG)(params, alone), jnp.where(alone.mask, literal, 0.0))
+        return of_packed(params, other, packed), apart, expected
+
+    together, apart, expected = jax.device_get(found(params, other))
+    for here, there, literal in zip(together, apart, expected, strict=True):  # log-probabilities, entropies, KLs
+        np.testing.assert_allclose(there, literal, atol=1e-5)
+        np.testing.assert_allclose(here.sum(), there.sum(), rtol=1e-5)
+        assert np.count_nonzero(here) == np.count_nonzero(there) > 0
 
 
 def test_a_supervised_step_on_packed_rows_is_that_on_rows_of_their_own():

@@ -18,7 +18,9 @@ from rlax_llm.data.preferences import (
     read_demonstrations,
     read_labeled,
     read_pairs,
+    read_stepwise,
     split_pairs,
+    stepwise,
 )
 from rlax_llm.data.rows import DataError, split_rows
 
@@ -142,6 +144,7 @@ def test_files_of_each_form(write):
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 LABEL = {"prompt": "a", "completion": "b", "label": True}
 SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
+STEPS = {"prompt": "a", "completions": ["b", "c"], "labels": [True, False]}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,27 @@ SHOWN = {"prompt": QUESTION, "completion": [assistant("2")]}
         (labeled_completion, LABEL | {"label": None}, "the label is null, wanted true or false (1 or 0)."),
         (labeled_completion, LABEL | {"completion": ""}, "the completion is empty."),
         (
+            stepwise,
+            LABEL,
+            "no column 'completions'; the columns are prompt, completion, label, nearest to an unpaired preference "
+            "(prompt, completion, label), wanted those of a completion of labeled steps (prompt, completions, labels); "
+            "did you mean 'completion'?",
+        ),
+        (
+            stepwise,
+            STEPS | {"completions": "a"},
+            "completions is a string, wanted a list, with an entry for each step.",
+        ),
+        (stepwise, STEPS | {"completions": []}, "completions is empty, wanted at least one step."),
+        (stepwise, STEPS | {"completions": ["b", 3]}, "step 1 of the completions is a number, wanted a string."),
+        (stepwise, STEPS | {"completions": ["b", "\n"]}, "the step 1 of the completions is empty."),
+        (
+            stepwise,
+            STEPS | {"labels": [True]},
+            "there are 2 completions and 1 labels, wanted a label for each step.",
+        ),
+        (stepwise, STEPS | {"labels": [True, 2]}, "label 1 is 2, wanted true or false (1 or 0)."),
+        (
             last_turn,
             SHOWN | {"completion": [user("2")]},
             "the last message of the completion is the user's, wanted the assistant's.",
@@ -307,6 +331,7 @@ def test_margins_are_in_all_rows_or_in_none(write, first, second, said):
         (read_labeled, PAIR, PAIR | {"rejected": "b"}, "chosen and rejected are equal"),
         (read_demonstrations, SHOWN, SHOWN | {"completion": ""}, "the completion is empty"),
         (read_demonstrations, {"messages": TURNS}, {"messages": []}, "the conversation is empty"),
+        (read_stepwise, STEPS, STEPS | {"labels": [0, "no"]}, "label 1 is 'no', wanted true or false (1 or 0)"),
     ],
 )
 def test_rows_that_cannot_be_used_are_left_out_counted_and_named(write, read, good, bad, reason):

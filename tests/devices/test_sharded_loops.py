@@ -71,7 +71,7 @@ def log_probs(params, rows):
 
 
 def logits(params, rows):
-    return vocabulary_logits(params, embedding(CONFIG, params, jnp.roll(rows.tokens, 1, -1)))
+    return vocabulary_logits(CONFIG, params, embedding(CONFIG, params, jnp.roll(rows.tokens, 1, -1)))
 
 
 def values(params, rows):

@@ -26,10 +26,11 @@ from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
 from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling, language_loop, stale_sampling
-from rlax_llm.models.config import Lora
+from rlax_llm.models.config import Experts, Lora
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.packing import Packed, packed_log_probs
+from rlax_llm.models.ropes import Rope
 from rlax_llm.models.scalar import init_scalar, sequence_scores, token_values
 from rlax_llm.models.scoring import group_log_probs, group_logits, row_log_probs
 from rlax_llm.models.sharding import check_divides, shardings
@@ -42,6 +43,19 @@ LAYOUT = (GROUP_SIZE, PROMPT)
 PARAMS = init_decoder(CONFIG, jax.random.key(0))
 VALUE = init_scalar(PARAMS, jax.random.key(2))
 ODD = replace(CONFIG, vocab_size=39, hidden_size=30, intermediate_size=66)
+SWITCHES = replace(
+    CONFIG,
+    window=4,
+    sliding=(True, False),
+    local_rope=Rope(100.0),
+    norms="both",
+    qk_norm="width",
+    biases=("q", "o", "gate", "down"),
+    attention_cap=3.0,
+    logit_cap=4.0,
+    logit_divisor=0.5,
+)
+EXPERTS = replace(CONFIG, experts=Experts(8, 3, 16, shared=True))
 SOME = Penalties(1.4, 0.3, 0.2)
 LORA = replace(CONFIG, lora=Lora(3, 6.0, ("q", "o", "down")))
 ADAPTER = jax.tree.map(lambda x: x + 0.05, init_adapter(LORA, jax.random.key(3)))
@@ -69,6 +83,10 @@ def slope(read, frozen=None):
     return run
 
 
+def begun(config):
+    return init_decoder(config, jax.random.key(0))
+
+
 READ = {
     "rows": lambda: (row_log_probs(CONFIG), PARAMS, completions()),
     "packed": lambda: (packed_log_probs(CONFIG), PARAMS, packed()),
@@ -76,6 +94,12 @@ READ = {
     "logits": lambda: (group_logits(CONFIG, LAYOUT), PARAMS, completions()),
     "values": lambda: (token_values(CONFIG, LAYOUT), VALUE, completions()),
     "scores": lambda: (sequence_scores(CONFIG, (2, PROMPT)), VALUE, completions(0, 16, 2)),
+    "every switch": lambda: (
+        group_log_probs(SWITCHES, LAYOUT),
+        init_decoder(SWITCHES, jax.random.key(0)),
+        completions(),
+    ),
+    "experts": lambda: (group_log_probs(EXPERTS, LAYOUT), init_decoder(EXPERTS, jax.random.key(0)), completions()),
     "axes that divide nothing": lambda: (
         group_log_probs(ODD, LAYOUT),
         init_decoder(ODD, jax.random.key(0)),

@@ -26,11 +26,12 @@ NAMES = (
     "reward_kl_frontier",
     "reward_model",
     "rock_paper_scissors",
+    "staleness",
     "trpo_line_search",
     "value_model_start",
 )
 """What is measured over seeds; what else lies there is not of this form."""
-LONG = ("chain_sum", "dapo_ablation", "group_biases", "narrow_sampling", "positive_sentences")
+LONG = ("chain_sum", "dapo_ablation", "distillation", "group_biases", "narrow_sampling", "positive_sentences")
 """Run for minutes even at their smallest: commands on SmolLM2, one seed, or a program to compile for each variant."""
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
 import jax
@@ -18,14 +19,18 @@ from rlax_llm.models.config import DecoderConfig
 PIECES = [None, b"a", b"b", b"ab", b"ba", b"\xc3", b"\xa9", "é".encode(), b"b\xc3", None, b" ", b"aab"]
 STOP, V = 0, len(PIECES)
 CONFIG = DecoderConfig(V, 16, 24, 2, 2, 1, 8)
-PARAMS = decoder.init_decoder(CONFIG, jax.random.key(3))
 PROMPTS = jnp.array([[0, 5, 2], [3, 1, 4]], jnp.int32), jnp.array([[False, True, True], [True] * 3])
 LIMIT, G, KEY = 12, 24, jax.random.key(7)
 
 
+@cache
+def params():
+    return decoder.init_decoder(CONFIG, jax.random.key(3))
+
+
 def drawn(*automata: Automaton, slots: int | None = None, least: int = 0, stop_ids=(STOP,)):
     request = Request(Categorical(1.5), stop_ids, LIMIT, G, least, automata=automata)
-    return jax.device_get(generate(CONFIG, PARAMS, PROMPTS, KEY, request, slots))
+    return jax.device_get(generate(CONFIG, params(), PROMPTS, KEY, request, slots))
 
 
 def written(tokens) -> bytes:

@@ -16,14 +16,33 @@ from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.padding import bucket
+from rlax_llm.models.ropes import Rope
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 
 V, GROUP = 13, 3
 SMALL = DecoderConfig(V, 16, 24, 1, 4, 2, 4, max_positions=64)
 CONFIGS = {
     "llama": DecoderConfig(V, 16, 24, 2, 4, 1, 4),
-    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, qkv_bias=True),
-    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 2, 6, qk_norm=True, tie_embeddings=False),
+    "qwen2": DecoderConfig(V, 16, 24, 2, 2, 2, 8, biases=("q", "k", "v")),
+    "qwen3": DecoderConfig(V, 16, 24, 2, 4, 2, 6, qk_norm="head", tie_embeddings=False),
+    "windows and caps": DecoderConfig(
+        V,
+        16,
+        24,
+        3,
+        4,
+        2,
+        4,
+        window=3,
+        sliding=(True, False, True),
+        local_rope=Rope(100.0),
+        rotated=(True, True, False),
+        attention_cap=2.0,
+        logit_divisor=0.5,
+        logit_cap=5.0,
+        norms="both",
+        norm_offset=1.0,
+    ),
 }
 BOTH = Categorical(0.8, top_k=9, top_p=0.9)
 PROMPTS = [[5, 1, 7], [2, 3, 4, 5, 6, 7, 8, 9], [11]]
@@ -294,10 +313,11 @@ def test_prompts_are_padded_on_the_left_to_few_widths():
 
 @pytest.mark.parametrize("most", [96, 200, 512])
 def test_a_run_has_few_widths_of_prompts(most):
-    """Whatever the batches are: three at most, wide enough, and none more than four times too wide."""
+    """Of batches of any lengths: four at most, wide enough, none twice too wide; those before decide on nothing."""
     for seed in range(20):
         widths = Widths(most)
         batches = np.random.default_rng(seed).lognormal(np.log(most) - 2, 0.7, (200, 16)).astype(int).clip(1, most)
         taken = [(longest, widths(longest)) for longest in batches.max(1)]
-        assert all(longest <= width <= 4 * bucket(longest) for longest, width in taken)
-        assert len({width for _, width in taken}) <= 3
+        assert all(longest <= width < 2 * max(longest, 8) for longest, width in taken)
+        assert taken == [(longest, Widths(most)(longest)) for longest, _ in taken]
+        assert len({width for _, width in taken}) <= 4

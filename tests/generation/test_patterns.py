@@ -99,6 +99,8 @@ def test_a_tool_and_a_package_that_is_not_there_are_told(monkeypatch):
         (lambda: pattern_automaton("a", PIECES, [STOP], [STOP]), "pattern: there is no stop token that could end a"),
         (lambda: pattern_automaton("(ab|ba)", PIECES, [STOP], [1, 2, 3, 4]), "pattern: the tokens that can be drawn"),
         (lambda: bytes_of_pattern("(a"), "pattern: '(a' cannot be read; give a regular expression of whole texts,"),
+        (lambda: bytes_of_pattern("(a{1,9999})*"), "pattern: '(a{1,9999})*' counts 9,999 characters, wanted at most"),
+        (lambda: bytes_of_pattern("(a{1,99}){99}"), "pattern: '(a{1,99}){99}' counts 9,801 characters, wanted at most"),
         (lambda: bytes_of_pattern("a{2,1}"), "pattern: 'a{2,1}' cannot be read (Can't multiply an FSM by -1); give"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.penalties import Penalties
+from rlax_llm.core.platform import targeting
 from rlax_llm.generation import reading, rollout
 from rlax_llm.generation.engine import prefill, prefill_behind
 from rlax_llm.generation.prompts import pad_prompts
@@ -17,10 +19,11 @@ from rlax_llm.generation.reading import common_tokens, extend, parts_of, read, r
 from rlax_llm.generation.request import Request, Speculation
 from rlax_llm.generation.rollout import Generation, generate
 from rlax_llm.generation.sampling import Categorical
+from rlax_llm.models import forms
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import hidden_states, init_decoder
 
-CONFIG = DecoderConfig(29, 16, 24, 2, 4, 2, 4, max_positions=512)
+CONFIG = DecoderConfig(29, 16, 24, 2, 4, 2, 4, max_positions=512, window=21, sliding=(True, False))
 PARAMS = jax.tree.map(lambda x: 1.5 * x, init_decoder(CONFIG, jax.random.key(0)))
 RANDOM = np.random.default_rng(0)
 SYSTEM = RANDOM.integers(2, 29, 40).tolist()
@@ -129,6 +132,21 @@ def test_the_first_draw_behind_a_common_beginning():
     _, found = prefill_behind(CONFIG, PARAMS, common, PROMPTS, (KEY, None), request, (60, 16))
     _, wanted = prefill(CONFIG, PARAMS, *PROMPTS, KEY, request, 60)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
+
+
+def test_a_window_behind_held_keys_is_counted_in_places_and_not_in_columns(monkeypatch):
+    """Between held keys are columns that hold nothing, which a kernel of whole rows would count."""
+
+    def refused(*_):
+        raise AssertionError("a kernel is asked")
+
+    monkeypatch.setattr(forms, "KERNEL_LENGTH", 1)
+    monkeypatch.setitem(forms.COMPUTE, "splash", refused)
+    monkeypatch.setattr(reading, "AT_ONCE", 96)
+    with targeting("tpu"):
+        jax.eval_shape(partial(read, CONFIG), PARAMS, *PROMPTS)
+        with pytest.raises(AssertionError, match="a kernel is asked"):
+            jax.eval_shape(partial(read, replace(CONFIG, window=None, sliding=())), PARAMS, *PROMPTS)
 
 
 def test_what_prompts_have_in_common():

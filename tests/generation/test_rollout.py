@@ -144,5 +144,5 @@ def test_rows_have_a_key_and_a_limit_each():
 def test_long_prompts_are_not_copied_for_little():
     """A group shares its prompt until so many rows have ended that a copy for each of the others is worth it."""
     state = jax.eval_shape(lambda: prefill(CONFIG, PARAMS, *PROMPTS, KEY, Request(Categorical(), (), 64, 8), 64))[1]
-    assert rollout.ladder(CONFIG, 80, 8, 64).below(state) == [50, 30, 20, 10, 5]
-    assert rollout.ladder(CONFIG, 80, 512, 64).below(state) == [10, 5]
+    assert rollout.ladder(CONFIG, 80, 8, 64).below(state, 64) == [(50, 64), (30, 64), (20, 64), (10, 64), (5, 64)]
+    assert rollout.ladder(CONFIG, 80, 512, 64).below(state, 64) == [(10, 64), (5, 64)]

@@ -250,7 +250,7 @@ def test_ppo_and_trpo_learn_to_balance_a_pole():
         state, metrics = jax.jit(jax.vmap(run))(keys)
         returns = np.asarray(metrics["episode_return"])
         assert returns[:, 0].mean() < 35
-        assert returns[:, -3:].mean() > 90
+        assert np.nanmean(returns[:, -3:]) > 90  # who balances all the time ends no episode
     greedy, states = jax.jit(jax.vmap(evaluate))(state, keys)
     assert greedy.shape == (2, 8) and greedy.mean() > 120 and greedy.max() <= 200
     assert all(leaf.shape[:3] == (2, 200, 8) for leaf in jax.tree.leaves(states))

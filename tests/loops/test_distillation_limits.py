@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +23,22 @@ from rlax_llm.recipes import distillation as recipes
 
 V, WIDTH, NEW, P, G = 7, 3, 4, 2, 2
 STUDENT = DecoderConfig(V, 16, 32, 1, 2, 2, 8)
-TEACHER = DecoderConfig(V, 24, 48, 1, 2, 2, 12, qk_norm=True)
+TEACHER = DecoderConfig(V, 24, 48, 1, 2, 2, 12, qk_norm="head")
 LAYOUT = (G, WIDTH)
-OWN, OTHER = (decoder.init_decoder(config, jax.random.key(seed)) for seed, config in enumerate((STUDENT, TEACHER)))
 SGD = optax.sgd(1.0)
 
 
+@cache
+def student():
+    return decoder.init_decoder(STUDENT, jax.random.key(0))
+
+
+@cache
+def teacher():
+    return decoder.init_decoder(TEACHER, jax.random.key(1))
+
+
+@cache
 def drawn() -> Groups:
     """Completions of several lengths behind prompts padded on the left, with the student's own log-probabilities."""
     random = np.random.default_rng(0)
@@ -36,11 +48,8 @@ def drawn() -> Groups:
     valid = (columns >= np.repeat([1, 0], G)[:, None]) & (columns < ends[:, None])
     mask = valid & (columns >= WIDTH)
     rows = Completions(*(jnp.asarray(x) for x in (tokens.astype(np.int32), valid, mask, 0.0 * mask, ends > 6)))
-    own = group_log_probs(STUDENT, LAYOUT)(OWN, rows)[0]
+    own = group_log_probs(STUDENT, LAYOUT)(student(), rows)[0]
     return Groups(rows._replace(log_probs=own), jnp.asarray(random.normal(size=(P, G)), jnp.float32))
-
-
-BATCH = drawn()
 
 
 def views(distillation, teacher=TEACHER, top_k=0) -> Views:
@@ -50,10 +59,11 @@ def views(distillation, teacher=TEACHER, top_k=0) -> Views:
     return Views(group_log_probs(STUDENT, LAYOUT), teacher_log_probs(teacher, LAYOUT), compared)
 
 
-def stepped(distillation, batch=BATCH, reference=OTHER, learning=None, **given):
+def stepped(distillation, batch=None, *, learning=None, **given):
     """The parameters after a step of gradient descent at rate 1, and the metrics."""
+    batch, reference = batch or drawn(), given.pop("reference", teacher())
     loop = distillation_loop(views(distillation, **given), distillation, SGD, learning or GroupLearning())
-    state, metrics = jax.jit(loop[1])(loop[0](OWN), batch, reference=reference)
+    state, metrics = jax.jit(loop[1])(loop[0](student()), batch, reference=reference)
     return state.params, metrics
 
 
@@ -63,9 +73,9 @@ def assert_same(one, other, atol=1e-6):
 
 @pytest.mark.parametrize("recipe", [recipes.opd, recipes.gkd, recipes.forward_kl, recipes.reverse_kl, recipes.minillm])
 def test_a_teacher_equal_to_the_student_teaches_nothing(recipe):
-    params, metrics = stepped(recipe(), reference=OWN, teacher=STUDENT)
+    params, metrics = stepped(recipe(), reference=student(), teacher=STUDENT)
     assert metrics["grad_norm"] < 1e-5
-    assert_same(params, OWN, 1e-5)
+    assert_same(params, student(), 1e-5)
     assert stepped(recipe())[1]["grad_norm"] > 0.1
 
 
@@ -77,8 +87,8 @@ def test_gkd_at_its_ends_is_the_two_kls(beta, recipe):
 def test_without_a_divergence_it_is_group_loop_whose_reference_is_the_teacher():
     objective = recipes.opd().objective
     init, step = group_loop(group_log_probs(STUDENT, LAYOUT), objective, SGD)
-    state, metrics = jax.jit(step)(init(OWN), BATCH, reference=jax.tree.map(lambda x: 1.5 * x, OWN))
-    params, told = stepped(recipes.opd(), reference=jax.tree.map(lambda x: 1.5 * x, OWN), teacher=STUDENT)
+    state, metrics = jax.jit(step)(init(student()), drawn(), reference=jax.tree.map(lambda x: 1.5 * x, student()))
+    params, told = stepped(recipes.opd(), reference=jax.tree.map(lambda x: 1.5 * x, student()), teacher=STUDENT)
     assert_same(params, state.params)
     assert float(metrics["kl"]) == pytest.approx(float(told["kl"]), rel=1e-5)
 
@@ -87,11 +97,11 @@ def test_without_a_divergence_it_is_group_loop_whose_reference_is_the_teacher():
 def test_all_tokens_of_the_teacher_are_the_whole_divergence_asked_now_or_before(recipe):
     whole, metrics = stepped(recipe())
     for k, close in ((V, True), (2, False)):
-        said = row_top_tokens(TEACHER, k)(OTHER, BATCH.completions)
-        stored = BATCH._replace(completions=BATCH.completions._replace(teacher=said))
+        said = row_top_tokens(TEACHER, k)(teacher(), drawn().completions)
+        stored = drawn()._replace(completions=drawn().completions._replace(teacher=said))
         found = stepped(recipe(), top_k=k)
         before = distillation_loop(views(recipe())._replace(teacher=None), recipe(), SGD)
-        state, told = jax.jit(before[1])(before[0](OWN), stored)
+        state, told = jax.jit(before[1])(before[0](student()), stored)
         assert_same(found[0], state.params)
         assert float(found[1]["divergence"]) == pytest.approx(float(told["divergence"]), rel=1e-5)
         assert (abs(found[1]["divergence"] - metrics["divergence"]) < 1e-5) == close
@@ -101,12 +111,12 @@ def test_all_tokens_of_the_teacher_are_the_whole_divergence_asked_now_or_before(
 
 @pytest.mark.parametrize("recipe", [recipes.opd, recipes.gkd, recipes.minillm])
 def test_a_teacher_that_reads_the_students_prompts_is_one_that_reads_nothing_else(recipe):
-    rows = BATCH.completions
+    rows = drawn().completions
     wider = [jnp.pad(x, ((0, 0), (2, 0))) for x in (rows.tokens, rows.valid)]
-    reading = BATCH._replace(completions=rows._replace(teacher=Reading(*wider)))
+    reading = drawn()._replace(completions=rows._replace(teacher=Reading(*wider)))
     one, other = stepped(recipe(), reading), stepped(recipe())
     assert_same(one[0], other[0])
-    changed = BATCH._replace(completions=rows._replace(teacher=Reading(wider[0], jnp.ones_like(wider[1]))))
+    changed = drawn()._replace(completions=rows._replace(teacher=Reading(wider[0], jnp.ones_like(wider[1]))))
     assert abs(stepped(recipe(), changed)[1]["kl"] - other[1]["kl"]) > 1e-4
 
 
@@ -123,13 +133,13 @@ def test_micro_batches_change_nothing(recipe):
 def test_a_teacher_follows_the_student_by_its_share(share):
     distillation = recipes.sdft(share)
     loop = distillation_loop(views(distillation, teacher=STUDENT), distillation, SGD)
-    start = loop[0](OWN)
-    changed = start._replace(teacher=jax.tree.map(lambda x: 1.5 * x, OWN))
-    state = jax.jit(loop[1])(changed, BATCH)[0]
-    wanted = jax.tree.map(lambda new, old: 1.5 * old + share * (new - 1.5 * old), state.params, OWN)
+    start = loop[0](student())
+    changed = start._replace(teacher=jax.tree.map(lambda x: 1.5 * x, student()))
+    state = jax.jit(loop[1])(changed, drawn())[0]
+    wanted = jax.tree.map(lambda new, old: 1.5 * old + share * (new - 1.5 * old), state.params, student())
     assert_same(state.teacher, wanted)
     with pytest.raises(ValueError, match="the teacher follows the student, got a reference too"):
-        loop[1](start, BATCH, reference=OTHER)
+        loop[1](start, drawn(), reference=teacher())
 
 
 def test_a_divergence_needs_a_view_of_both():
@@ -156,9 +166,9 @@ def test_on_policy_distillation_in_expectation_descends_the_reverse_kl():
 
 def test_a_share_of_the_steps_is_given():
     def numbered(first):
-        return jax.tree.map(lambda x: jnp.full_like(x, first) if x.dtype == jnp.int32 else x, BATCH)
+        return jax.tree.map(lambda x: jnp.full_like(x, first) if x.dtype == jnp.int32 else x, drawn())
 
-    given = jax.tree.map(lambda x: jnp.concatenate([x, x]), BATCH)
+    given = jax.tree.map(lambda x: jnp.concatenate([x, x]), drawn())
     given = given._replace(
         completions=given.completions._replace(
             tokens=jnp.repeat(jnp.arange(4), 2)[:, None] + 0 * given.completions.tokens

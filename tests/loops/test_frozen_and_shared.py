@@ -32,8 +32,9 @@ from rlax_llm.loops.policy import policy_loop, supervised_loop
 from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.scoring import group_log_probs, row_log_probs
+from rlax_llm.models.scoring import group_log_probs, group_log_probs_with_collisions, group_logits, row_log_probs
 from rlax_llm.preference import links
+from rlax_llm.preference.pairs import log_collision_probability
 from rlax_llm.preference.unpaired import kto
 from rlax_llm.recipes import group as recipes
 from rlax_llm.recipes.preference import dpo
@@ -159,6 +160,20 @@ def test_a_decoder_reads_nothing_of_padding(decoders):
     expected = one_step(loop, params, PairedCompletions(completions), reference=reference)
     more = PairedCompletions(padded(completions, 2, 0))
     assert_same(one_step(loop, params, more, reference=reference), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_how_likely_two_draws_agree_is_read_beside_the_log_probabilities(decoders):
+    completions, layout = decoder_rows(0, 2), (2, WIDTH)
+
+    @jax.jit
+    def both(params):
+        found = group_log_probs_with_collisions(CONFIG, layout)(params, completions)
+        logits = jnp.pad(group_logits(CONFIG, layout)(params, completions), ((0, 0), (WIDTH, 0), (0, 0)))
+        return found, group_log_probs(CONFIG, layout)(params, completions), log_collision_probability(logits)
+
+    found, plain, agreeing = both(decoders[0])
+    assert_same(found[:2], plain)
+    np.testing.assert_allclose(found[2], np.where(completions.mask, agreeing, 0.0), rtol=1e-6)
 
 
 def test_a_decoder_as_its_own_reference(decoders):

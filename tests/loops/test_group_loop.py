@@ -13,7 +13,7 @@ import pytest
 from arms import ARMS, G, P, T, bandit, completions_of, fixed, rollout, zero_params
 
 from rlax_llm.core.kl import fixed_coef
-from rlax_llm.core.types import CreditedCompletions, Groups
+from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Known
 from rlax_llm.credit import batches as batch_credit
 from rlax_llm.credit.groups import per_group, z_score
 from rlax_llm.credit.shaping import overlong_filter
@@ -30,9 +30,13 @@ from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.natural.fisher import natural_direction
 from rlax_llm.natural.trpo import backtracking_search, improves_within
 from rlax_llm.policy.corrections import truncated_importance
+from rlax_llm.policy.coupled import mask_off_policy
 from rlax_llm.policy.entropy import stepped_coef
-from rlax_llm.policy.weightings import token_mean
+from rlax_llm.policy.proximal import log_linear
+from rlax_llm.policy.trust_regions import clip
+from rlax_llm.policy.weightings import token_mean, top_entropy
 from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import mixed, variants
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -57,6 +61,26 @@ EVERY = {
     "gpg": recipes.gpg(),
     "reinforce_plus_plus": recipes.reinforce_plus_plus(0.001),
     "reinforce_plus_plus_baseline": recipes.reinforce_plus_plus_baseline(),
+    "maxrl": mixed.maxrl(),
+    "topr": mixed.topr(),
+    "kimi": mixed.kimi(),
+    "dro": mixed.dro(),
+    "clip_cov": variants.clip_cov(),
+    "kl_cov": variants.kl_cov(),
+    "remax": variants.remax(),
+    "otb": variants.otb(),
+    "fipo": variants.fipo(),
+    "real": variants.real(G),
+    "gfpo": variants.gfpo(),
+    "gfpo_shortest": variants.gfpo_shortest(),
+    "gigpo": variants.gigpo(),
+    "spo": variants.spo(P),
+    "rae": variants.rae(1),
+    "log_linear": recipes.dapo()._replace(trust_region=log_linear(clip())),
+    "off_policy_mask": recipes.dapo()._replace(trust_region=mask_off_policy(clip(), 0.1)),
+    "chord": mixed.chord(),
+    "luffy": mixed.luffy(),
+    "echo": mixed.echo(),
 }
 
 
@@ -95,24 +119,149 @@ def test_a_batch_is_learned_from_as_one_would_by_hand(name, epochs, minibatches)
         np.testing.assert_allclose(metrics[key], value, rtol=1e-6, atol=1e-12)
 
 
-def climb(objective, key, learning, steps=60):
-    """A run on the arms: the score of each step."""
+def with_what_is_known(params, groups: Groups) -> Groups:
+    """What recipes read beside the scores: a greedy score, prompts, a role, collisions; each token is a turn."""
+    p = jax.nn.softmax(params["logits"])
+    right = (groups.completions.tokens == ARMS - 1).reshape(P, G, T) / T
+    known = Known(
+        baselines=jnp.full(P, (jnp.argmax(p) == ARMS - 1) * 1.0),
+        prompts=jnp.arange(P),
+        roles=jnp.zeros((P, G), int),
+        collisions=jnp.full((P, G, T), (p**2).sum()),
+        turns=jnp.broadcast_to(jnp.arange(T), (P, G, T)),
+        anchors=jnp.broadcast_to(jnp.arange(T), (P, G, T)),
+        turn_returns=jnp.cumsum(right[..., ::-1], -1)[..., ::-1],
+    )
+    return groups._replace(known=known, staleness=jnp.ones((P * G, T)))
+
+
+def with_demonstrations(groups: Groups, member: bool) -> Groups:
+    """Each group with one more row, its last, that the policy did not draw: the best arm at every place.
+
+    It is scored and in the mask where it is a member of its group, and has no score where it is not.
+    """
+    shape = P, 1, T
+    shown = Completions(
+        jnp.full(shape, ARMS - 1, jnp.int32), jnp.ones(shape, bool), jnp.full(shape, member), jnp.zeros(shape),
+        jnp.zeros((P, 1), bool), given=jnp.ones(shape, bool),
+    )  # fmt: skip
+    drawn = groups.completions._replace(given=jnp.zeros((P * G, T), bool))
+    rows = jax.tree.map(
+        lambda x, last: jnp.concatenate([x.reshape(P, G, *last.shape[2:]), last], 1).reshape(-1, *last.shape[2:]),
+        drawn,
+        shown,
+    )
+    return Groups(rows, jnp.pad(groups.scores, ((0, 0), (0, 1)), constant_values=1.0 if member else jnp.nan))
+
+
+def with_answers(groups: Groups) -> Groups:
+    """Each row with the answer of a tool behind it: the arm that was drawn first, again."""
+    rows = groups.completions
+    answer = jnp.zeros((P * G, T + 1), bool).at[:, -1].set(True)
+    wider = Completions(
+        jnp.concatenate([rows.tokens, rows.tokens[:, :1]], 1), jnp.ones_like(answer), ~answer,
+        jnp.pad(rows.log_probs, ((0, 0), (0, 1))), rows.truncated, given=answer,
+    )  # fmt: skip
+    return groups._replace(completions=wider)
+
+
+GIVING = {
+    "chord": partial(with_demonstrations, member=False),
+    "luffy": partial(with_demonstrations, member=True),
+    "echo": with_answers,
+}
+
+
+def climb(objective, key, learning, steps=60, told=jnp.mean, giving=None):
+    """A run on the arms: of each step what is told of the scores ``[P, G]`` of what was drawn, their mean."""
     params = zero_params()
     init, step = group_loop(bandit, objective, optax.adam(0.05), learning)
 
     def one(state, key):
-        groups = rollout(bandit, state.params, key)
-        return step(state, groups, key=key, reference=params)[0], groups.scores.mean()
+        drawn = rollout(bandit, state.params, key)
+        groups = giving(drawn) if giving else with_what_is_known(state.params, drawn)
+        return step(state, groups, key=key, reference=params)[0], told(drawn.scores)
 
     return jax.lax.scan(one, init(params), jax.random.split(key, steps))[1]
+
+
+# Half of a group is learned from, or weights fall where completions are told apart, or where the group is right.
+STEPS = {"gfpo": 200, "real": 200, "maxrl": 100}
 
 
 @pytest.mark.parametrize("learning", [GroupLearning(2), GroupLearning(4, 2)], ids=["on-policy", "off-policy"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_recipe_learns_from_eight_seeds(name, learning):
-    scores = jax.jit(jax.vmap(partial(climb, EVERY[name], learning=learning)))(jax.random.split(KEY, 8))
+    climbing = partial(climb, EVERY[name], learning=learning, steps=STEPS.get(name, 60), giving=GIVING.get(name))
+    scores = jax.jit(jax.vmap(climbing))(jax.random.split(KEY, 8))
     assert scores[:, 0].mean() < 0.4  # chance is 0.2
     assert np.all(scores[:, -10:].mean(-1) >= 0.95)
+
+
+def test_pass_at_k_raises_the_best_of_a_group():
+    climbing = partial(
+        climb, variants.pass_at_k(), learning=GroupLearning(4, 2), steps=100, told=lambda scores: scores.max(-1).mean()
+    )
+    best = jax.jit(jax.vmap(climbing))(jax.random.split(KEY, 8))
+    assert best[:, 0].mean() < 0.6  # chance is 0.44
+    assert np.all(best[:, -10:].mean(-1) >= 0.95)
+
+
+def test_the_kl_of_older_tokens_is_that_of_the_policy():
+    """One of an arm that the policy would hardly draw any more has a k3 of thousands, and a corrected weight of 0."""
+    params, reference = zero_params([-12.0, *np.zeros(ARMS - 1)]), zero_params()
+    tokens = jnp.tile(jnp.arange(ARMS, dtype=jnp.int32), (P * G, 1))  # as often as the reference drew them
+    old, now = (jax.nn.log_softmax(x["logits"]) for x in (reference, params))
+    groups = Groups(completions_of(tokens, old[tokens]), jnp.zeros((P, G)))
+    told = {}
+    for correction in (None, truncated_importance(ceiling=2.0)):
+        learning = GroupLearning(correction=correction, micro_batches=2)
+        init, step = group_loop(bandit, recipes.grpo(0.01), optax.sgd(1.0), learning)
+        told[correction is None] = float(jax.jit(step)(init(params), groups, reference=reference)[1]["kl"])
+    assert told[False] == pytest.approx(float((jnp.exp(now) * (now - old)).sum()), rel=1e-6)
+    assert told[True] > 1e4 * told[False]
+
+
+def test_what_an_advantage_remembers_is_in_the_state():
+    params, completions, scores = fixed()
+    known = Known(prompts=jnp.array([0, 1, 1, 3]))
+    init, step = group_loop(bandit, variants.spo(5), optax.adam(0.1), GroupLearning(2))
+    state = init(params)
+    assert state.memory.won.tolist() == state.memory.lost.tolist() == [4.0] * 5
+    for count in (1, 2):
+        state, _ = jax.jit(step)(state, Groups(completions, scores, known=known))
+        assert state.memory.step == count
+    assert state.memory.won[2] == state.memory.won[4] == 4
+    assert np.all(state.memory.won[jnp.array([0, 1, 3])] != 4)
+    assert state.memory.seen.tolist() == [1, 1, -1, 1, -1]
+
+
+def uneven(params, completions):
+    """The arms with an entropy that tells tokens apart, which no gradient reads."""
+    log_probs, _ = bandit(params, completions)
+    return log_probs, jnp.cos(completions.tokens + 0.7 * jnp.arange(T))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_credit_of_the_tokens_of_highest_entropy_alone(micro_batches):
+    params, completions, scores = fixed()
+    objective = recipes.dapo()
+    learning = GroupLearning(micro_batches=micro_batches, telling=whole_advantages, credited=0.3)
+    init, step = group_loop(uneven, objective, optax.sgd(1.0), learning)
+    state, metrics = jax.jit(step)(init(params), Groups(completions, scores))
+    kept = top_entropy(uneven(params, completions)[1], completions.mask, 0.3)
+    credit = jnp.where(kept, group_advantages(objective.advantage, completions, scores), 0.0)
+    np.testing.assert_allclose(metrics["advantages"], credit, rtol=1e-12)
+    assert 0 < kept.sum() < completions.mask.sum() / 2
+    own, learn = policy_loop(uneven, objective, optax.sgd(1.0))
+    wanted = learn(own(params), CreditedCompletions(completions, credit))[0]
+    np.testing.assert_allclose(state.params["logits"], wanted.params["logits"], rtol=1e-12)
+
+
+def test_rows_that_belong_together_are_not_taken_in_parts():
+    for objective in (variants.real(G), variants.clip_cov(), variants.kl_cov()):
+        with pytest.raises(ValueError, match="policy_update: micro_batches is 2, and the objective reads several rows"):
+            group_loop(bandit, objective, optax.sgd(1.0), GroupLearning(micro_batches=2))
 
 
 def test_a_sampler_that_is_the_learner_needs_no_correction():

@@ -20,12 +20,15 @@ from rlax_llm.loops.language import (
     Collector,
     Groups,
     Prompts,
+    aged,
+    delayed_sampling,
     dynamic_sampling,
     fresh_sampling,
     language_loop,
     rounded_sampling,
     stale_sampling,
 )
+from rlax_llm.loops.replay import replayed
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
@@ -158,6 +161,7 @@ def test_a_surplus_is_carried_over_and_nothing_is_used_twice():
     assert tokens_of(first) == [0, 100] and told["sampling/rounds"] == 2 and told["sampling/surplus"] == 1
     memory, second, told = collect.collect(memory, params, KEY)
     assert tokens_of(second) == [102, 200] and told["sampling/rounds"] == 1
+    assert second.staleness[:, 0].tolist() == [1, 1, 0, 0]
     assert told["sampling/surplus"] == 1 and told["sampling/kept"] == 1
 
 
@@ -180,12 +184,20 @@ def test_a_stale_sampler_lags_and_is_corrected():
     assert metrics["reward"][-5:].mean() > 0.6
 
 
-@pytest.mark.parametrize("wrap", [partial(stale_sampling, every=1), lambda inner: rounded_sampling(inner, jnp.float32)])
-def test_wrappers_that_change_nothing(wrap):
+WRAPPERS = {
+    "stale": partial(stale_sampling, every=1),
+    "delayed": partial(delayed_sampling, updates=0),
+    "replayed": partial(replayed, size=2, share=0.0),
+    "rounded": partial(rounded_sampling, dtype=jnp.float32),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_that_change_nothing(name):
     params = decoder.init_decoder(CONFIG, KEY)
-    collect = wrap(collector())
+    collect = WRAPPERS[name](collector())
     found = collect.collect(collect.init(params), params, KEY)[1]
-    jax.tree.map(np.testing.assert_array_equal, found, fresh(params, KEY))
+    jax.tree.map(np.testing.assert_array_equal, aged(found, 0), aged(fresh(params, KEY), 0))
 
 
 def test_a_rounded_sampler_is_near_the_learner():
@@ -201,5 +213,9 @@ def test_mistakes_are_told():
         dynamic_sampling(collector(), 0)
     with pytest.raises(ValueError, match="every"):
         stale_sampling(collector(), 0)
+    with pytest.raises(ValueError, match="most − updates is -1"):
+        delayed_sampling(collector(), 2, 1)
+    with pytest.raises(ValueError, match="updates is traced and most is None"):
+        jax.eval_shape(lambda updates: delayed_sampling(collector(), updates).init(()), 1)
     with pytest.raises(ValueError, match="batch_size"):
         fresh_sampling(CONFIG, PROMPTS, share, REQUEST, 0)

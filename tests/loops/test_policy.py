@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 from arms import ARMS, Arms, G, P, T, bandit, fixed, linen, rollout, zero_params
+from preference_batches import numeric_gradient
 from scipy.special import log_softmax
 
 from rlax_llm.core.types import CreditedCompletions, Groups
 from rlax_llm.loops.group import GroupLearning, group_loop
-from rlax_llm.loops.policy import policy_loop, supervised_loop
+from rlax_llm.loops.policy import Anchor, policy_loop, supervised_loop
 from rlax_llm.policy.trust_regions import cispo
 from rlax_llm.recipes import group as recipes
 
@@ -185,6 +187,41 @@ def test_dft_weighs_each_token_by_its_probability():
     np.testing.assert_allclose(params["logits"] - state.params["logits"], wanted, rtol=0, atol=1e-7)
     p = np.exp(log_softmax(params["logits"]))[chosen]
     np.testing.assert_allclose(metrics["loss"], -(p * np.log(p)).mean(), rtol=1e-6)
+
+
+def beside_reference(params, reference, completions):
+    """``bandit`` with the reverse KL of its arms as a third array."""
+    log_p, log_q = (jax.nn.log_softmax(x["logits"]) for x in (params, reference))
+    return *bandit(params, completions), jnp.full(completions.tokens.shape, (jnp.exp(log_p) * (log_p - log_q)).sum())
+
+
+def test_asft_is_dft_with_the_kl_from_the_reference():
+    params, completions, _ = fixed()
+    reference = zero_params(np.random.default_rng(1).normal(size=ARMS))
+    chosen = np.asarray(completions.tokens)[np.asarray(completions.mask)]
+
+    def literal(logits) -> tuple[float, float]:
+        log_p, log_q = log_softmax(logits), log_softmax(reference["logits"])
+        return -np.exp(log_p[chosen]).mean(), sum(math.exp(x) * (x - y) for x, y in zip(log_p, log_q))
+
+    def taken(anchor):
+        init, step = supervised_loop(bandit, optax.sgd(1.0), 2, cispo(ceiling=1.0), anchor)
+        state, metrics = jax.jit(step)(init(params), completions, reference=reference)
+        return np.asarray(params["logits"] - state.params["logits"]), metrics
+
+    gradient, metrics = taken(Anchor(beside_reference, 0.3))
+    logits = np.array(params["logits"])
+    numeric = numeric_gradient(lambda: literal(logits)[0] + 0.3 * literal(logits)[1], logits)
+    np.testing.assert_allclose(gradient, numeric, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(metrics["kl"], literal(logits)[1], rtol=1e-6)
+    p = np.exp(log_softmax(logits))[chosen]
+    np.testing.assert_allclose(metrics["loss"], -(p * np.log(p)).mean() + 0.3 * metrics["kl"], rtol=1e-6)
+    (unheld, told), (dft, plain) = taken(Anchor(beside_reference, 0.0)), taken(None)
+    np.testing.assert_allclose(unheld, dft, rtol=1e-12)
+    np.testing.assert_allclose(told["loss"], plain["loss"], rtol=1e-12)
+    init, step = supervised_loop(bandit, optax.sgd(1.0), anchor=Anchor(beside_reference, 0.3))
+    with pytest.raises(ValueError, match="the anchor is a divergence from a reference, got reference None"):
+        step(init(params), completions)
 
 
 def test_errors():

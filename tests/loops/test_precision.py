@@ -31,7 +31,7 @@ from rlax_llm.models.narrow import narrow_matrices
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
 
 V, WIDTH, GROUP = 23, 6, 2
-PLAIN = DecoderConfig(V, 32, 48, 2, 4, 2, 8, qkv_bias=True, qk_norm=True, tie_embeddings=False)
+PLAIN = DecoderConfig(V, 32, 48, 2, 4, 2, 8, biases=("q", "k", "v"), qk_norm="head", tie_embeddings=False)
 NARROW = replace(PLAIN, compute_dtype="bfloat16")
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 

@@ -31,6 +31,7 @@ from preference_tables import (
     table,
     totals,
 )
+from scipy.special import log_softmax
 
 from rlax_llm.core.types import Completions, PairedCompletions
 from rlax_llm.loops.preference import preference_loop, reward_loop
@@ -38,7 +39,7 @@ from rlax_llm.policy.weightings import sequence_sum
 from rlax_llm.preference import links
 from rlax_llm.preference.implicit_rewards import log_prob
 from rlax_llm.preference.marks import pairwise, reads_reference, reference_free
-from rlax_llm.preference.pairs import Preference, per_response
+from rlax_llm.preference.pairs import Preference, on_policy, per_response
 from rlax_llm.recipes.preference import aot, cpo, dpo, ipo, orpo, simpo
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -105,6 +106,40 @@ def test_the_likelihood_reads_the_chosen_responses_alone():
     np.testing.assert_allclose(metrics["loss"], literal(PARAMS), rtol=1e-6)
     np.testing.assert_allclose(metrics["nll"], -totals(PARAMS, completions)[::2].mean(), rtol=1e-6)
     assert_gradient(gradient, literal)
+
+
+def with_collisions(params, completions: Completions):
+    """``table`` with a third array, as WPO's factors read it."""
+    log_p = jax.nn.log_softmax(jnp.asarray(params["logits"]))
+    agreeing = jnp.broadcast_to(jnp.log(jnp.exp(2 * log_p).sum(-1)), completions.tokens.shape)
+    return *table(params, completions), agreeing
+
+
+def test_wpo_weighs_each_pair_by_what_the_policy_would_write():
+    completions = completions_of(4)
+
+    def factors(params) -> list[float]:
+        log_p = log_softmax(params["logits"], -1)
+        agreeing = np.log((np.exp(log_p) ** 2).sum(-1))
+        tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
+        of_rows = [
+            np.mean([log_p[t, tokens[b, t]] - agreeing[t] for t in range(TOKENS) if mask[b, t]])
+            for b in range(2 * PAIRS)
+        ]
+        return np.exp(np.add(of_rows[::2], of_rows[1::2]))
+
+    weights = factors(PARAMS)
+
+    def literal(params) -> float:
+        ratios = BETA * (totals(params, completions) - totals(REFERENCE, completions))
+        return np.mean([-f * log_sigma(w - x) for f, w, x in zip(weights, ratios[::2], ratios[1::2])])
+
+    loop = preference_loop(with_collisions, dpo(BETA)._replace(factors=on_policy), optax.sgd(1.0), 2)
+    gradient, metrics = one_step(loop, PARAMS, PairedCompletions(completions), reference=REFERENCE)
+    np.testing.assert_allclose(metrics["loss"], literal(PARAMS), rtol=1e-6)
+    assert_gradient(gradient, literal)
+    with pytest.raises(ValueError, match=r"factors weigh single pairs .* the link reads the whole batch"):
+        preference_loop(with_collisions, aot(BETA)._replace(factors=on_policy), optax.sgd(1.0))
 
 
 def test_the_policy_as_its_own_reference():

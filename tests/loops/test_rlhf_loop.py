@@ -74,6 +74,33 @@ def test_one_step_without_a_critic_is_the_policy_loop_on_returns_to_go(objective
         np.testing.assert_allclose(metrics[name], known[name], rtol=1e-10, err_msg=name)
 
 
+def test_steps_are_paid_where_they_end_and_the_rest_of_the_score_at_the_end():
+    completions, scores, params = batch(), scores_of(), parameters()
+    mask, random = np.asarray(completions.mask), np.random.default_rng(3)
+    steps = np.where(mask & (random.random(mask.shape) < 0.5), random.normal(size=mask.shape), np.nan)
+    shaping = Shaping(kl=KlInReward(0.0), trace=1.0, value_trace=1.0, advantages=no_normalization)
+    without = params | {"value": {"values": jnp.zeros(V)}}
+    own = {"objective": PPO._replace(trust_region=score_function), "reference": None}
+    found, _ = stepped(shaping, ONCE, completions, scores, params=without, step_rewards=jnp.asarray(steps), **own)
+    to_go = np.zeros(mask.shape)
+    for b, t in np.argwhere(mask):
+        before = [steps[b, j] for j in range(t) if mask[b, j] and not np.isnan(steps[b, j])]
+        to_go[b, t] = scores[b] - sum(before)  # all that is paid from here on
+    step = policy_loop(table, own["objective"], optax.sgd(1.0))
+    credited = CreditedCompletions(completions, jnp.asarray(to_go))
+    expected = jax.jit(step[1])(step[0](params["policy"]), credited)[0]
+    assert_same(found.params["policy"], expected.params)
+
+
+def test_without_a_step_before_the_last_token_nothing_changes():
+    completions, scores = batch(), scores_of()
+    mask = np.asarray(completions.mask)
+    last = mask & (np.cumsum(mask[:, ::-1], -1)[:, ::-1] == 1)
+    plain = stepped(Shaping(kl=KlInReward(0.3)), ONCE, completions, scores)
+    steps = jnp.where(last, scores[:, None], jnp.nan)
+    assert_same(stepped(Shaping(kl=KlInReward(0.3)), ONCE, completions, scores, step_rewards=steps), plain)
+
+
 # Where nothing has moved yet
 
 
@@ -392,6 +419,8 @@ def test_bad_input_is_refused_while_tracing():
         step(state, scored, key=KEY)
     with pytest.raises(ValueError, match=r"scores has shape \(4, 2\), wanted \[B\] = \(8,\)"):
         step(state, scored._replace(scores=scored.scores.reshape(4, 2)), key=KEY)
+    with pytest.raises(ValueError, match=r"step_rewards has shape \(8,\), tokens has \(8, 6\)"):
+        step(state, scored._replace(step_rewards=scored.scores), key=KEY)
     with pytest.raises(ValueError, match="several minibatches are drawn at random and key is None; give step a key"):
         step(state, scored)
     step = rlhf_loop(table, table_values, PPO, SGD, Shaping(), ONCE)[1]

@@ -32,8 +32,8 @@ CONFIGS = {
     "llama": LLAMA,
     "llama, tied": replace(LLAMA, tie_embeddings=True),
     "mistral, odd heads": replace(LLAMA, num_heads=6),
-    "qwen2": replace(LLAMA, qkv_bias=True),
-    "qwen3, tied": replace(LLAMA, qk_norm=True, head_dim=16, tie_embeddings=True),
+    "qwen2": replace(LLAMA, biases=("q", "k", "v")),
+    "qwen3, tied": replace(LLAMA, qk_norm="head", head_dim=16, tie_embeddings=True),
 }
 LORA = Lora(3, 5.0)
 WIDTH, OWN, ROWS = 5, 7, 5
@@ -170,7 +170,9 @@ def test_our_adapters_are_loaded_by_peft_and_compute_the_same(tmp_path, name, ta
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "v_proj"]}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True, "use_dora": True}, {"target_modules": ["q_proj", "v_proj"]}], ids=str
+)
 def test_adapters_of_peft_are_read_and_compute_the_same(tmp_path, name, settings):
     torch.manual_seed(0)
     model, base, _ = adapted(CONFIGS[name], tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from families import CAUSAL, FAMILIES, MODELS, SHAPE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlax_llm.core.penalties import Penalties
@@ -22,38 +24,14 @@ from rlax_llm.generation.sampling import greedy
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
+from rlax_llm.models.huggingface_config import read_origin
 from rlax_llm.models.loading import load_model
+from rlax_llm.models.ropes import DynamicRope
 from rlax_llm.models.tokenizer import Tokenizer
 
 # Its threads wait for each other by spinning: on cores that are shared, one is five times as fast as two.
 torch.set_num_threads(1)
 
-SHAPE = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-# The original length is short, so that the tiny heads' frequencies fall in all three regimes.
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10_000.0}
-MODELS = {
-    "llama": ("Llama", {}),
-    "llama, tied": ("Llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
-    "llama 3 rope": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
-    "linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4}}),
-    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 16}),
-    "mistral, odd heads": ("Mistral", {"sliding_window": 48, "num_attention_heads": 6, "head_dim": 16}),
-    "qwen2": ("Qwen2", {}),
-    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6}}),
-    "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
-}
 QUESTIONS = [
     "What is the capital of France?",
     "What is 17 + 25?",
@@ -69,7 +47,7 @@ QUESTIONS = [
 def torch_model(family: str, fields: dict) -> torch.nn.Module:
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**SHAPE | fields)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, CAUSAL.get(family, f"{family}ForCausalLM"))(config).eval()
     with torch.no_grad():  # larger than at initialization: biases and norms are to matter, attention to be sharp
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter)) if parameter.ndim == 1 else parameter.mul_(5.0)
@@ -129,6 +107,90 @@ def test_our_export_is_loaded_by_transformers_with_no_key_amiss(tmp_path, family
     assert read_config(tmp_path / "back") == config
     back = read_parameters(tmp_path / "back", config)
     jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+SWITCHES = (
+    "biases",
+    "rotated",
+    "window",
+    "sliding",
+    "norm_offset",
+    "norms",
+    "qk_norm",
+    "activation",
+    "embedding_scale",
+)
+SWITCHES += ("residual_scale", "attention_scale", "attention_cap", "logit_divisor", "logit_cap", "rope_scaling")
+SWITCHES += ("local_rope", "rotary_dim", "rope_pairs")
+PLAIN = DecoderConfig(8, 8, 8, 1, 2, 1, 4)
+
+
+def without(config: DecoderConfig, params: dict, switch: str) -> tuple[DecoderConfig, dict]:
+    """The decoder without one of its switches, and what is left of its parameters."""
+    changed = {switch: getattr(PLAIN, switch)} | ({"sliding": (), "local_rope": None} if switch == "window" else {})
+    if switch == "sliding":
+        changed["local_rope"] = config.local_rope
+    plain = replace(config, **changed)
+    ones = jax.tree.map(np.ones, plain.parameter_shapes["layers"], is_leaf=lambda node: isinstance(node, tuple))
+    layers = {name: params["layers"].get(name, leaf) for name, leaf in ones.items()}
+    if switch == "qk_norm":
+        layers = {name: leaf for name, leaf in layers.items() if name in plain.parameter_shapes["layers"]}
+    return plain, params | {"layers": layers}
+
+
+@pytest.mark.parametrize(("family", "fields"), FAMILIES.values(), ids=FAMILIES)
+def test_a_family_is_read_computed_and_written_as_transformers_does(tmp_path, family, fields):
+    """Logits, greedy tokens, an export without a key amiss, the way there and back; and no switch is for nothing."""
+    model = torch_model(family, fields)
+    model.save_pretrained(tmp_path / "theirs")
+    config = read_config(tmp_path / "theirs")
+    params = read_parameters(tmp_path / "theirs", config)
+    assert_same_logits(model, config, params, 1e-4)
+    assert_same_greedy_tokens(model, config, params)
+    for switch in SWITCHES:
+        if getattr(config, switch) != getattr(PLAIN, switch) and not isinstance(config.rope_scaling, DynamicRope):
+            with pytest.raises((AssertionError, ValueError), match=r"Not equal to tolerance|divisors, wanted"):
+                assert_same_logits(model, *without(config, params, switch), 1e-3)
+    if config.experts is not None:
+        experts = replace(config.experts, normalized=not config.experts.normalized)
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            assert_same_logits(model, replace(config, experts=experts), params, 1e-3)
+    write_model(tmp_path / "ours", config, params)
+    assert_same_logits(reloaded(tmp_path / "ours"), config, params, 1e-4)
+    assert read_config(tmp_path / "ours") == config
+    jax.tree.map(np.testing.assert_array_equal, read_parameters(tmp_path / "ours", config), params)
+
+
+def assert_same_greedy_tokens(model: torch.nn.Module, config: DecoderConfig, params: dict) -> None:
+    prompts = [list(range(3, 3 + length)) for length in (4, 9, 14)]
+    tokens, valid = pad_prompts(prompts, 0, config.vocab_size)
+    request = Request(greedy, (), max_new_tokens=12)
+    ours = generate(config, params, (jnp.asarray(tokens), jnp.asarray(valid)), jax.random.key(0), request)
+    for prompt, drawn in zip(prompts, np.asarray(ours.tokens)):
+        row = list(prompt)
+        with torch.no_grad():
+            for _ in range(12):
+                row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+        assert drawn[-12:].tolist() == row[len(prompt) :]
+
+
+def test_the_text_tower_of_a_multimodal_checkpoint_is_read(tmp_path):
+    text = {"head_dim": 8, "sliding_window": 4, **SHAPE}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    given = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    model = transformers.Gemma3ForConditionalGeneration(given).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    config = read_config(tmp_path / "theirs")
+    params = read_parameters(tmp_path / "theirs", config)
+    tokens, _ = padded(config.vocab_size)
+    with torch.no_grad():
+        wanted = model(torch.tensor(tokens[:1], dtype=torch.long)).logits[0].numpy()
+    np.testing.assert_allclose(logits(config, params, jnp.asarray(tokens[:1]))[0], wanted, atol=1e-4)
+    origin = read_origin(tmp_path / "theirs", config.vocab_size)
+    write_model(tmp_path / "ours", config, params, origin=origin)
+    assert_same_logits(reloaded(tmp_path / "ours"), config, params, 1e-4)
 
 
 def test_bfloat16_crosses_bit_for_bit(tmp_path):

@@ -19,6 +19,7 @@ from rlax_llm.policy.coupled import (
     gmpo,
     keep_chosen,
     kl_cov,
+    mask_group_variation,
     mask_off_policy,
     token_covariance,
     weigh_by_ratio,
@@ -232,6 +233,7 @@ def same(one: Coupled, other: Coupled, seed: int) -> None:
         (dppo_tv(1.0), plain(cispo(ceiling=20.0))),
         (dppo_kl(np.inf), plain(cispo(ceiling=20.0))),
         (mask_off_policy(clip(), np.inf), PPO),
+        (mask_group_variation(clip(), np.inf, 2), PPO),
         (kl_cov(clip(), 0.0), PPO),
         (clip_cov(clip(), KEY, covariance_floor=1e9, covariance_ceiling=2e9), PPO),
         (
@@ -243,7 +245,7 @@ def same(one: Coupled, other: Coupled, seed: int) -> None:
             ),
         ),
     ],
-    ids=["dppo_tv", "dppo_kl", "mask_off_policy", "kl_cov", "clip_cov", "gmpo"],
+    ids=["dppo_tv", "dppo_kl", "mask_off_policy", "mask_group_variation", "kl_cov", "clip_cov", "gmpo"],
 )
 def test_limiting_cases(term, other):
     for seed in range(3):
@@ -332,6 +334,7 @@ def test_chosen_only_leaves_the_chosen_and_an_absent_reference():
         (lambda: gmpo(-1.0), "gmpo: eps_low is -1.0, wanted a number greater than 0"),
         (lambda: dppo_tv(0.1, 0.0), "dppo_tv: eps_high is 0.0, wanted a number greater than 0"),
         (lambda: dppo_tv(0.1, ceiling=0.0), "cispo: ceiling is 0.0, wanted a number greater than 0"),
+        (lambda: mask_group_variation(clip(), -1.0, 2), "mask_group_variation: limit is -1.0, wanted a number of at"),
         (lambda: dppo_kl(0.0), "dppo_kl: limit_low is 0.0, wanted a number greater than 0"),
         (lambda: clip_cov(clip(), KEY, share=0.0), "clip_cov: share is 0.0, wanted a number greater than 0"),
         (lambda: clip_cov(clip(), KEY, covariance_floor=9.0), "clip_cov: ceiling − floor is -4.0, wanted a number"),

@@ -13,11 +13,12 @@ from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Policy
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.policy import terms
+from rlax_llm.policy.corrections import truncated_importance
 from rlax_llm.policy.objectives import policy_loss
 from rlax_llm.policy.terms import Term
 from rlax_llm.policy.weightings import fixed_length, sequence_mean, token_mean
+from rlax_llm.recipes import control, mixed
 from rlax_llm.recipes import group as recipes
-from rlax_llm.recipes import mixed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -159,6 +160,16 @@ def test_kimi_and_dro_by_hand():
     np.testing.assert_allclose(policy_loss(mixed.dro(0.3), BATCH)[0], wanted, rtol=1e-6)
 
 
+def test_vapo_by_hand():
+    """The clip's mean over tokens, and μ times the mean negative log-likelihood of rows that score well."""
+    ratio = np.exp(np.where(MASK, CURRENT - OLD, 0.0))
+    clipped = -np.minimum(ratio * CREDIT, np.clip(ratio, 0.8, 1.28) * CREDIT)
+    wanted = np.where(MASK, clipped, 0.0).sum() / MASK.sum() + 0.3 * literal("positive_nll")
+    np.testing.assert_allclose(policy_loss(mixed.vapo(0.3, 0.2), BATCH)[0], wanted, rtol=1e-6)
+    plain = policy_loss(control.ppo(), BATCH)[0]
+    np.testing.assert_allclose(policy_loss(mixed.vapo(0.0, eps_high=None), BATCH)[0], plain, rtol=1e-12)
+
+
 def test_luffy_by_hand():
     """Clip on the policy's own tokens, p / (p + γ) on given ones, one mean over both."""
     taught = MASK | GIVEN
@@ -170,6 +181,25 @@ def test_luffy_by_hand():
     alone = BATCH._replace(given=np.zeros_like(GIVEN))
     plain = recipes.dapo(0.2, 0.2)._replace(advantage=recipes.dr_grpo(1).advantage)
     np.testing.assert_allclose(policy_loss(mixed.luffy(), alone)[0], policy_loss(plain, alone)[0])
+
+
+def test_who_drew_what_is_given_is_not_asked():
+    """Metrics of ratios read what was drawn alone, and no correction makes up for what nobody drew."""
+    taught = BATCH._replace(mask=MASK | GIVEN)
+    other = taught._replace(old_log_probs=np.where(GIVEN, OLD - 3.0, OLD))
+    found = jax.jit(lambda batch: policy_loss(mixed.luffy(), batch))
+    chex.assert_trees_all_close(found(other), found(taught), rtol=1e-12)
+    drawn = found(taught)[1]["kl_old"] * (MASK | GIVEN).sum()
+    np.testing.assert_allclose(drawn, found(BATCH)[1]["kl_old"] * MASK.sum(), rtol=1e-6)
+
+    own = jnp.where(MASK, model(PARAMS, ROWS)[0], 0.0)  # what was drawn was drawn by the learner
+    rows = ROWS._replace(mask=MASK | GIVEN, log_probs=own)
+
+    def after(correction):
+        init, step = group_loop(model, mixed.luffy(), optax.sgd(1.0), GroupLearning(correction=correction))
+        return jax.jit(step)(init(PARAMS), Groups(rows, SCORES.reshape(2, 3)))[0].params["logits"]
+
+    np.testing.assert_allclose(after(truncated_importance(ceiling=2.0)), after(None), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

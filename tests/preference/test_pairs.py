@@ -13,6 +13,7 @@ from rlax_llm.preference.implicit_rewards import log_prob
 from rlax_llm.preference.links import centered_rewards, demand_margin, logistic, squared
 from rlax_llm.preference.pairs import (
     log_collision_probability,
+    on_policy,
     on_policy_weights,
     pair_loss,
     pair_mean,
@@ -131,6 +132,40 @@ def test_on_policy_weights_equal_the_formula():
     np.testing.assert_allclose(weights(np.zeros_like(logits)), np.ones(3), rtol=1e-12)
 
 
+def test_wpo_equals_the_formula_with_its_gradient_and_dpo_for_a_uniform_policy():
+    random = np.random.default_rng(20)
+    batch, wpo = batch_of(20), dpo(0.3)._replace(factors=on_policy, nll_coef=0.7)
+    weights = np.asarray(token_mean(jnp.asarray(batch.chosen.mask)), np.float64)
+    agreeing = [-random.exponential(0.7, size=side.mask.shape) for side in (batch.chosen, batch.rejected)]
+    chosen, rejected = (x._replace(log_collisions=y) for x, y in zip((batch.chosen, batch.rejected), agreeing))
+    given = batch._replace(chosen=chosen, rejected=rejected, token_weights=weights)
+    factors = [
+        math.exp(
+            sum(
+                np.mean([side.log_probs[b, t] - side.log_collisions[b, t] for t in np.flatnonzero(side.mask[b])])
+                for side in (chosen, rejected)
+            )
+        )
+        for b in range(PAIRS)
+    ]
+
+    def expected() -> float:
+        losses = [-log_sigma(0.3 * Pair(batch, b).delta) for b in range(PAIRS)]
+        return np.mean(np.multiply(factors, losses)) - 0.7 * (weights * batch.chosen.log_probs).sum()
+
+    sides = batch.chosen.log_probs, batch.rejected.log_probs
+    (loss, metrics), gradients = jax.jit(jax.value_and_grad(lambda x: loss_of(x, given, wpo), has_aux=True))(sides)
+    np.testing.assert_allclose(loss, expected(), rtol=1e-9)
+    np.testing.assert_allclose(metrics["pair_weight"], np.mean(factors), rtol=1e-9)
+    plain = preference_loss(dpo(0.3), batch)[1]
+    np.testing.assert_allclose(metrics["margin"], plain["margin"], rtol=1e-12)
+    for side, gradient in zip(sides, gradients):  # the factors are fixed
+        np.testing.assert_allclose(gradient, numeric_gradient(expected, side), rtol=1e-6, atol=1e-8)
+    uniform = [x._replace(log_collisions=x.log_probs) for x in (batch.chosen, batch.rejected)]
+    alike = preference_loss(wpo, given._replace(chosen=uniform[0], rejected=uniform[1]))[0]
+    np.testing.assert_allclose(alike, preference_loss(wpo._replace(factors=None), given)[0], rtol=1e-12)
+
+
 def test_reward_model_loss_equals_the_formula_with_its_gradients():
     scores = np.random.default_rng(17).normal(size=(2, PAIRS))
     margins, weights = np.array([0.5, 0.0, -1.0, 2.0]), np.array([0.4, 0.1, 0.3, 0.2])
@@ -192,6 +227,10 @@ WITHOUT = BATCH._replace(chosen=BATCH.chosen._replace(ref_log_probs=None))
         (
             lambda: pair_loss(logistic, np.ones(2), np.ones(3), np.ones(2)),
             "pair_loss: rejected_rewards has shape (3,), chosen_rewards has (2,)",
+        ),
+        (
+            lambda: preference_loss(dpo()._replace(factors=on_policy), BATCH),
+            "preference_loss: log_collisions is None and WPO's factors read it; give it of both sides",
         ),
         (
             lambda: on_policy_weights(np.ones((2, 3)), np.ones((2, 2)), np.ones((2, 3), bool)),

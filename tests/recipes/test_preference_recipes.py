@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preference_batches import PAIRS, Pair, batch_of, log_sigma, loss_of, numeric_gradient, rows_of
 
-from rlax_llm.preference.implicit_rewards import Responses, log_prob, log_ratio, mean_log_prob, mean_log_ratio
+from rlax_llm.preference.implicit_rewards import (
+    Responses,
+    alpha_slope,
+    log_prob,
+    log_ratio,
+    mean_log_prob,
+    mean_log_ratio,
+)
 from rlax_llm.preference.links import chosen_drop, hinge, logistic, sorted_pairs
 from rlax_llm.preference.pairs import PreferenceBatch, desensitize_length, per_response, preference_loss
-from rlax_llm.recipes.preference import alpha_po, aot, cpo, dpo, ipo, orpo, simpo, sppo
+from rlax_llm.recipes.preference import alpha_po, aot, cpo, dpo, f_dpo, ipo, orpo, simpo, sppo
 
 pytestmark = pytest.mark.usefixtures("float64")
 few = settings(max_examples=20, deadline=None)
@@ -43,6 +50,10 @@ def of_each(formula):
 
 LITERAL = {
     "dpo": (dpo(0.3), of_each(lambda p: -log_sigma(0.3 * p.delta))),
+    "f-dpo": (
+        f_dpo(alpha_slope(0.5), 0.3),
+        of_each(lambda p: -log_sigma(0.6 * (math.exp((p.ref_w - p.w) / 2) - math.exp((p.ref_l - p.l) / 2)) * -1)),
+    ),
     "ipo": (ipo(0.3), of_each(lambda p: (p.mean_delta - 1 / 0.6) ** 2)),
     "ipo on sums": (
         ipo(0.3)._replace(rewards=per_response(log_ratio())),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rlax_llm.recipes.building import parameters
-from rlax_llm.recipes.registry import REGISTRY, find, listed, recipes
+from rlax_llm.recipes.registry import KINDS, PEERS, REGISTRY, find, listed, recipes
 
 
 def test_every_row_names_a_function_and_no_two_are_alike():
@@ -27,7 +27,17 @@ def test_every_paper_is_that_of_the_docstring():
             assert row.paper in named, row
 
 
-@pytest.mark.parametrize("text", ["dr-grpo", "dr_grpo", "trl:dr-grpo", "reinforce-plus-plus"])
+def test_the_help_lists_every_recipe_of_groups_once():
+    told = [name for names in KINDS.values() for name in names]
+    assert sorted(told) == sorted(name for name in recipes("group") if ":" not in name)
+    assert len(told) == len(set(told))
+
+
+def test_every_trainer_that_is_named_has_variants():
+    assert {row.name.partition(":")[0] for row in REGISTRY if ":" in row.name} == set(PEERS)
+
+
+@pytest.mark.parametrize("text", ["dr-grpo", "prime-rl:max-rl", "dr_grpo", "trl:dr-grpo", "reinforce-plus-plus"])
 def test_a_dash_is_an_underscore(text):
     assert find("grpo", text, "group").name == text.replace("-", "_")
 

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from rlax_llm.commands.data.settings import DataSettings
 from rlax_llm.commands.data.showing import LEGEND, PLAIN_LEGEND, colored, columns_grid, lengths_grid, longest
-from rlax_llm.commands.data.uses import USES, Encoded, PromptTokens, encode_prompts, use_of
+from rlax_llm.commands.data.uses import PROMPTED, USES, Encoded, PromptTokens, encode_prompts, use_of
 from rlax_llm.commands.grids import near, on_screen
-from rlax_llm.commands.shared_settings import LimitSettings
+from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.core.wording import counted
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.data.limits import Limits, keep_prompts_within, keep_within
@@ -63,14 +63,14 @@ def _shown(settings: DataSettings, path: str, tokenizer: Tokenizer) -> Kept[Any]
     limits = settings.changed(use=name).limits  # of that command, where none are given
     used = _within(kept, encoded, limits, tokenizer)
     _tell_of_limits(encoded, used, limits)
-    if name in ("grpo", "ppo"):
+    if name in PROMPTED:
         _tell_of_answers(used.rows)
     in_color = Console().color_system is not None
     for row, place in itertools.islice(zip(used.rows, used.places, strict=True), table.rows):
         say(f"\n{place.removeprefix(f'{path}, ')}:")
         for text in colored(tokenizer, row, in_color):
             show(text)
-    if table.rows and name not in ("grpo", "ppo"):
+    if table.rows and name not in PROMPTED:
         say(f"\n{LEGEND if in_color else PLAIN_LEGEND}")
     return used
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import BASE_MODEL_HELP, SPLIT_HELP
 from rlax_llm.commands.fields import Part, at_least, option, word
+from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.settings import Settings
-from rlax_llm.commands.shared_settings import LimitSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class TableSettings(Part):
         "FILE",
     )
     split: str = option("train", SPLIT_HELP)
-    use: Literal["sft", "reward", "dpo", "kto", "grpo", "ppo"] | None = option(
+    use: Literal["sft", "reward", "dpo", "kto", "grpo", "ppo", "online", "distill"] | None = option(
         None, "Command that is to read it.", "the one that its columns are for"
     )
     every_turn: bool = option(False, "As of sft: learn all that the assistant says in 'messages'.")

@@ -98,6 +98,8 @@ def sides(row: Encoded) -> list[Side]:
     return [] if isinstance(row, PromptTokens) else [Side("completion", row.completion, row.learned)]
 
 
+PROMPTED = ("grpo", "ppo", "online", "distill")
+"""Commands that read prompts, and whose models complete them."""
 _PAIRS = Use("pairs", lambda path, split, _: read_pairs(path, split), encode_pairs)
 _PROMPTS = Use("prompts", lambda path, split, _: read_rows(path, split), encode_prompts)
 USES: dict[str, Use] = {
@@ -109,8 +111,7 @@ USES: dict[str, Use] = {
     "reward": _PAIRS,
     "dpo": _PAIRS,
     "kto": Use("labeled completions", lambda path, split, _: read_labeled(path, split), encode_labeled),
-    "grpo": _PROMPTS,
-    "ppo": _PROMPTS,
+    **dict.fromkeys(PROMPTED, _PROMPTS),
 }
 """By the name of the command."""
 

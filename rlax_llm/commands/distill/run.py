@@ -17,7 +17,7 @@ from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, language_learner
 from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.setup import build_model
-from rlax_llm.commands.shared_settings import TrainedModelSettings
+from rlax_llm.commands.shared_settings import OF_ADAPTERS, TrainedModelSettings
 from rlax_llm.commands.tasks import built_in_task, held_tables, prompts_of, told
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.integers import with_integer_answers
@@ -120,7 +120,7 @@ def _write(settings: DistillSettings, path: str) -> None:
     name = settings.teacher.teacher
     assert name is not None
     model = load_model(name, jnp.dtype(settings.model.dtype))
-    learner = language_learner(TrainedModelSettings(model=name, remat=False, lora_alpha=0.0), model, 0)
+    learner = language_learner(TrainedModelSettings(model=name, remat=False, **OF_ADAPTERS), model, 0)
     rows = of_task(_task(settings, learner), settings.sampling, learner).train
     k = min(settings.teacher.teacher_top_k or _K, model.config.vocab_size)
     count = write_teacher(path, k, model, rows, settings.rollout.rows)

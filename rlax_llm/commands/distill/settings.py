@@ -10,16 +10,15 @@ from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, REWARDS
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, within
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
+from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.commands.shared_settings import (
-    BuiltInSettings,
     EpochSettings,
-    HeldOutSettings,
     OptimizerSettings,
     RolloutSettings,
     RunSettings,
-    SamplingSettings,
     TrainedModelSettings,
 )
+from rlax_llm.commands.task_settings import BuiltInSettings, HeldOutSettings
 from rlax_llm.recipes.registry import find, listed, recipes
 
 _TEACHER_HELP = (
@@ -126,6 +125,19 @@ class DistillSettings(OnMachine):
     machine: MachineSettings
     run: RunSettings
 
+    def _check_top_tokens(self) -> None:
+        """Raise where a teacher's likeliest tokens would be compared with what no model was sampled from."""
+        if not self.teacher.teacher_top_k and not self.teacher.is_stored:
+            return
+        changing = ("logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        plain = {"logit_bias": None, "repetition_penalty": 1.0}
+        for name in changing:
+            if getattr(self.sampling, name) != plain.get(name, 0.0):
+                raise ValueError(
+                    f"{name} is given with the likeliest tokens of a teacher, which are of its plain distribution; "
+                    "leave it out, or compare all tokens."
+                )
+
     def rows_together(self) -> tuple[int, ...]:
         """Completions of a micro-batch."""
         return (self.learning.rows_together(self.rollout),)
@@ -147,6 +159,7 @@ class DistillSettings(OnMachine):
         self.learning.check_shares(self.rollout)
         factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)
+        self._check_top_tokens()
         own = self.teacher.recipe in ("sdft", "opsd", "sdpo")
         if own and self.teacher.teacher is not None:
             raise ValueError(f"recipe {self.teacher.recipe} has no teacher but the student; leave teacher out.")

@@ -20,6 +20,7 @@ from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.teacher_rows import Said, TeacherRow, fingerprint, write_teacher_rows
 from rlax_llm.loops.distillation import Joined, by_itself
+from rlax_llm.models.blocks import is_quantized
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.distilling import row_top_tokens
 from rlax_llm.models.functional import Params
@@ -55,7 +56,9 @@ def load_teacher(path: str, settings: TrainedModelSettings, learner: Learner) ->
         ValueError: for one of another vocabulary, or that cannot be read.
     """
     dtype = jnp.dtype(settings.dtype)
-    if learner.frozen is not None and _is_over(path, settings.model):
+    # Adapters were trained over the wide base, so over one in blocks the teacher is loaded whole.
+    shared = learner.frozen is not None and not is_quantized(learner.frozen)
+    if shared and _is_over(path, settings.model):
         config, adapter = told_to_all(lambda: read_adapter(path, learner.shape, jnp.float32))
         return Teacher(config, placed(adapter), join_trees)
     loaded = told_to_all(lambda: load_model(path, dtype))

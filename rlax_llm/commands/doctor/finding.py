@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from rlax_llm.host.evidence import Evidence, mean
 
-GROUPS = ("grpo", "ppo")
+GROUPS = ("grpo", "ppo", "online")
+"""Commands that learn from scores of completions which they sample."""
+DRAWN = (*GROUPS, "distill")
 """Commands that learn from completions which they sample."""
 PREFERENCES = ("dpo", "kto", "reward")
-LANGUAGE = (*GROUPS, *PREFERENCES, "sft")
+LANGUAGE = (*DRAWN, *PREFERENCES, "sft")
 CONTROL = ("control",)
 EVERY = (*LANGUAGE, *CONTROL)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlax_llm.commands.doctor.finding import EVERY, FEWEST_STEPS, GROUPS
+from rlax_llm.commands.doctor.finding import DRAWN, EVERY, FEWEST_STEPS
 from rlax_llm.commands.doctor.settings import DoctorSettings
 from rlax_llm.commands.doctor.table import Found, applicable, examine, faults
 from rlax_llm.core.processes import is_first
@@ -95,7 +95,7 @@ def _read(evidence: Evidence) -> str:
     parts = [evidence.command or "a run without a command", counted(len(evidence.rows), "step")]
     if evidence.completions:
         parts.append(f"{counted(len(evidence.completions), 'completion')} read")
-    elif evidence.command in GROUPS:
+    elif evidence.command in DRAWN:
         parts.append("no completions.jsonl to read")
     if not evidence.summary:
         on = (

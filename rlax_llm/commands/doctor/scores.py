@@ -172,7 +172,7 @@ DIAGNOSES = (
         GROUPS,
         f"in the first quarter `accuracy` is at least {percent(NEARLY_ALL)} and {percent(DEAD)} of the groups have no "
         "difference",
-        "Take harder prompts, or leave out those that are always solved (--dynamic-rounds).",
+        "Take harder prompts, or leave out those that are always solved (--dynamic-rounds, --curriculum).",
         find_all_solved,
     ),
     Diagnosis(

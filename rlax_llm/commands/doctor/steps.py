@@ -224,8 +224,7 @@ def find_zero_loss(evidence: Evidence) -> Finding | None:
 def find_by_heart(evidence: Evidence) -> Finding | None:
     """What is trained on is known, and nothing else."""
     held = evidence.measured("held_out_accuracy")
-    name = "rewards/accuracies" if evidence.values("rewards/accuracies") else "accuracy"
-    trained = evidence.values(name)
+    trained = evidence.values("accuracy") or evidence.values("rewards/accuracies")
     if len(held) < 2 or not trained:
         return None
     last = mean(quarter(trained, first=False))
@@ -286,8 +285,8 @@ DIAGNOSES = (
         f"in the last quarter less than {percent(EFFECTIVE)} of the sampled tokens are in effect (`sampler/ess`, from "
         "the ratios of learner to sampler)",
         "Where a server draws: hand its weights over more often (--sampler-every 1), in the learner's dtype. Else a "
-        "wider --sampler-dtype or --cache-dtype, fewer --partial-rollouts, --ahead 0, or a smaller --learning-rate; "
-        "--correction mask or sequence leaves out what differs most.",
+        "wider --sampler-dtype or --cache-dtype, fewer --partial-rollouts, --ahead 0, a smaller --replay or "
+        "--learning-rate; --correction mask or sequence leaves out what differs most.",
         find_foreign,
     ),
     Diagnosis(

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rlax_llm.commands.doctor.finding import GROUPS, Diagnosis, Finding, asked, halves, percent, quoted, rises
+from rlax_llm.commands.doctor.finding import DRAWN, Diagnosis, Finding, asked, halves, percent, quoted, rises
 from rlax_llm.host.evidence import Evidence, mean
 
 CUT = 0.5
@@ -130,7 +130,7 @@ def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
 DIAGNOSES = (
     Diagnosis(
         "the stop token is never drawn",
-        GROUPS,
+        DRAWN,
         "every completion of every step was cut (`completions/clipped_ratio` is 1)",
         "Give more --max-new-tokens; if that is not it, the model does not know how to end: a base model wants "
         "supervised steps first (rlax-llm sft), a chat model its own chat template. Look whether --logit-bias bans "
@@ -139,7 +139,7 @@ DIAGNOSES = (
     ),
     Diagnosis(
         "most completions are cut",
-        GROUPS,
+        DRAWN,
         f"in the second half `completions/clipped_ratio` is at least {percent(CUT)}",
         "Give more --max-new-tokens, ask for short answers in the prompt, or punish what is too long "
         "(--overlong-buffer). A cut answer is scored as it stands, mostly as wrong.",
@@ -147,7 +147,7 @@ DIAGNOSES = (
     ),
     Diagnosis(
         "a template that does not fit",
-        GROUPS,
+        DRAWN,
         f"at least {percent(FOREIGN)} of the completions hold marks of a chat template as text (`<|im_end|>`, "
         "`[INST]`, `User:`, …)",
         "Template and model are not of one family, or the model is a base model that goes on with the conversation by "
@@ -156,7 +156,7 @@ DIAGNOSES = (
     ),
     Diagnosis(
         "length without gain",
-        GROUPS,
+        DRAWN,
         f"completions have grown by a factor of {GROWN} from the first quarter to the last, and accuracy by less than "
         f"{GAIN} (where there is none: score and length correlate by {PAID}, or the reward does not rise)",
         "A mean over the tokens of each completion makes long wrong answers cheap: take a recipe with another "

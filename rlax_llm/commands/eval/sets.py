@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from rlax_llm.commands.eval.settings import MeasuredTaskSettings
-from rlax_llm.commands.shared_settings import LimitSettings
+from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.tasks import arithmetic_for, built_in_task, measured_file, prompts_of, tell
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.rows import DataError

@@ -10,16 +10,9 @@ from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import INTEGERS_HELP, REWARD_HELP, REWARDS, SPLIT_HELP, TASK_HELP, TASKS
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, resolved
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
-from rlax_llm.commands.shared_settings import (
-    CONFIG_HELP,
-    SEED_HELP,
-    DrawSettings,
-    LimitSettings,
-    ModelSettings,
-    check_integer_answers,
-    check_samples,
-    check_shortest,
-)
+from rlax_llm.commands.sampling_settings import DrawSettings, LimitSettings, check_samples, check_shortest
+from rlax_llm.commands.shared_settings import CONFIG_HELP, SEED_HELP, ModelSettings
+from rlax_llm.commands.task_settings import check_integer_answers
 
 BUILT_IN_SIZE = 256
 """Held-out prompts of a task that is no file."""

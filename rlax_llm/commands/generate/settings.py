@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from rlax_llm.commands.fields import Part, at_least, check_countable, option, word
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
-from rlax_llm.commands.shared_settings import DrawSettings, ModelSettings, SeedSettings, check_samples, check_shortest
+from rlax_llm.commands.sampling_settings import DrawSettings, check_samples, check_shortest
+from rlax_llm.commands.shared_settings import ModelSettings, SeedSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Partial rollouts: groups that are not whole when a step has enough go on in the next one."""
+"""What a rollout leaves to the next: of partial rollouts, groups that are not whole when a step has enough, and go on.
+
+A curriculum leaves what is known of the prompts.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,29 @@ class Carried(NamedTuple):
 
     groups: np.ndarray
     completions: Completions
+
+    def metrics(self) -> dict[str, float]:
+        """How many they are."""
+        return {"sampling/carried": float(len(self.groups))}
+
+
+class Visits(NamedTuple):
+    """What a curriculum knows of the prompts of a run.
+
+    Attributes:
+        rates: of each prompt's last visits ``[N, W]``, the newest first; NaN where there is none yet.
+        told: metrics, where it was just learned.
+    """
+
+    rates: np.ndarray
+    told: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """Of the prompts."""
+        return self.told
+
+
+Left = Carried | Visits
 
 
 class Asked(NamedTuple):

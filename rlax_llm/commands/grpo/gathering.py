@@ -1,4 +1,6 @@
-"""Groups of a step on the host: of one rollout, or of several until all of them teach (DAPO's dynamic sampling)."""
+"""Groups of a step on the host: of one rollout, or of several until all of them teach (DAPO's dynamic sampling); and
+replayed ones.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.commands.grpo.carrying import Carried
+from rlax_llm.commands.grpo.carrying import Carried, Left, Visits
 from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
@@ -57,8 +59,14 @@ def selected(taken: Taken, groups: np.ndarray) -> Taken:
     return Taken(taken.indices[groups], picked, taken.scores.rows(rows))
 
 
-def _widened(rollout: Rollout, prompt_width: int, new_tokens: int) -> Completions:
-    """The completions with wider prompts, on the left, and wider completions, on the right."""
+def widened(rollout: Rollout, prompt_width: int, new_tokens: int) -> Completions:
+    """The completions with wider prompts, on the left, and wider completions, on the right.
+
+    Args:
+        rollout: narrower, or as wide.
+        prompt_width: columns for prompts.
+        new_tokens: columns for completions.
+    """
     before, after = prompt_width - rollout.prompt_width, new_tokens - (_columns(rollout) - rollout.prompt_width)
 
     def wide(x: np.ndarray, filler: Any = 0) -> np.ndarray:
@@ -83,7 +91,7 @@ def together(parts: Sequence[Taken]) -> Taken:
     rollouts = [part.rollout for part in parts]
     width = max(rollout.prompt_width for rollout in rollouts)
     longest = max(_columns(rollout) - rollout.prompt_width for rollout in rollouts)
-    padded = [_widened(rollout, width, longest) for rollout in rollouts]
+    padded = [widened(rollout, width, longest) for rollout in rollouts]
     rollout = Rollout(
         rows=[row for rollout in rollouts for row in rollout.rows],
         completions=jax.tree.map(lambda *columns: np.concatenate(columns), *padded),
@@ -91,8 +99,16 @@ def together(parts: Sequence[Taken]) -> Taken:
         prompt_width=width,
         seconds=sum(rollout.seconds for rollout in rollouts),
     )
-    scores = jax.tree.map(lambda *columns: np.concatenate(columns), *[part.scores for part in parts])
+    scores = jax.tree.map(lambda *columns: np.concatenate(columns), *[_wider(part.scores, longest) for part in parts])
     return Taken(np.concatenate([part.indices for part in parts]), rollout, scores)
+
+
+def _wider(scores: Scores, columns: int) -> Scores:
+    """With as many columns for steps."""
+    if scores.steps is None:
+        return scores
+    behind = columns - scores.steps.shape[1]
+    return scores._replace(steps=np.pad(scores.steps, ((0, 0), (0, behind)), constant_values=math.nan))
 
 
 def filled_up(taken: Taken, groups: int) -> Taken:
@@ -102,9 +118,10 @@ def filled_up(taken: Taken, groups: int) -> Taken:
         return taken
     empty = selected(taken, np.zeros(missing, int))
     nothing = np.full_like(empty.scores.total, math.nan)
+    steps = None if empty.scores.steps is None else np.full_like(empty.scores.steps, math.nan)
     completions = empty.rollout.completions
     completions = completions._replace(mask=jnp.zeros(completions.mask.shape, bool))
-    scores = Scores(nothing, dict.fromkeys(empty.scores.by_name, nothing), np.zeros(len(nothing), bool))
+    scores = Scores(nothing, dict.fromkeys(empty.scores.by_name, nothing), np.zeros(len(nothing), bool), steps)
     return together([taken, Taken(empty.indices, empty.rollout._replace(completions=completions, seconds=0.0), scores)])
 
 
@@ -126,18 +143,22 @@ class Kept(NamedTuple):
     Attributes:
         drawn: rollouts so far.
         surplus: informative groups that dynamic sampling left over, or None.
-        carried: groups that partial rollouts left unfinished, or None.
+        carried: what the last rollout left to the next, or None.
         ahead: the next step's groups, where they are there already.
+        remembered: groups that may be replayed, the newest first, or None.
     """
 
     drawn: int = 0
     surplus: Taken | None = None
-    carried: Carried | None = None
+    carried: Left | None = None
     ahead: Ahead | None = None
+    remembered: Taken | None = None
 
 
-Draw = Callable[[Params, int, Carried | None], tuple[Taken, Carried | None]]
+Draw = Callable[[Params, int, Left | None], tuple[Taken, Left | None]]
 """``(params, number of the rollout, what the one before left) → groups and what they leave``, a function of these."""
+Replaying = Callable[[Taken, Taken | None, int], tuple[Taken, Taken | None, dict[str, float]]]
+"""``(groups, remembered ones, step) → the step's groups, what is remembered after it, metrics``."""
 
 
 class Gatherer:
@@ -149,6 +170,7 @@ class Gatherer:
         most_rounds: rollouts of a step at most, until all its groups differ in score; 0 takes each rollout as it is.
         telling: ``Taken → [P, G]`` or ``[K, P, G]``, the scores that must differ.
         hands_on: whether a step hands something on to the next, without several rounds too.
+        replay: puts remembered groups in the place of some; None remembers none.
 
     Attributes:
         kept: of the last step that ended; the caller sets it when a step has.
@@ -161,9 +183,11 @@ class Gatherer:
         most_rounds: int,
         telling: Callable[[Taken], np.ndarray] = Taken.by_group,
         hands_on: bool = False,
+        replay: Replaying | None = None,
     ):
         self.draw, self.groups, self.most_rounds, self.telling = draw, groups, most_rounds, telling
-        self.hands_on = hands_on or most_rounds > 0
+        self.hands_on = hands_on or most_rounds > 0 or replay is not None
+        self.replay = replay
         self.kept = Kept()
 
     def __call__(self, params: Params, index: int) -> tuple[Taken, dict[str, float], Kept]:
@@ -193,6 +217,14 @@ class Gatherer:
         return after._replace(ahead=Ahead(taken, metrics))
 
     def _gathered(self, params: Params, index: int, kept: Kept) -> tuple[Taken, dict[str, float], Kept]:
+        fresh, metrics, after = self._fresh(params, index, kept)
+        if self.replay is None:
+            return fresh, metrics, after
+        taken, remembered, told = self.replay(fresh, kept.remembered, index)
+        told |= {"sampling/reward": _means([fresh])[0]} | metrics  # of all rounds, where there are several
+        return taken, told, after._replace(remembered=remembered)
+
+    def _fresh(self, params: Params, index: int, kept: Kept) -> tuple[Taken, dict[str, float], Kept]:
         if not self.most_rounds:
             taken, left = self.draw(params, index, kept.carried)
             metrics = {"reward_failures": float(taken.scores.failed.sum())} | _left(left)
@@ -222,9 +254,7 @@ class Gatherer:
             "reward_failures": float(sum(one.scores.failed.sum() for one in rounds)),
         }
 
-    def _rounds(
-        self, params: Params, surplus: list[Taken], kept: Kept
-    ) -> tuple[list[Taken], list[Taken], Carried | None]:
+    def _rounds(self, params: Params, surplus: list[Taken], kept: Kept) -> tuple[list[Taken], list[Taken], Left | None]:
         """Informative groups, those of the surplus first; whole rollouts; and what they leave."""
         parts, rounds, left = list(surplus), [], kept.carried
         while sum(len(part.indices) for part in parts) < self.groups and len(rounds) < self.most_rounds:
@@ -277,9 +307,9 @@ class Gatherer:
         self.kept = _read(path, rows, texts)
 
 
-def _left(carried: Carried | None) -> dict[str, float]:
-    """How many groups go on in the next step, as a metric."""
-    return {} if carried is None else {"sampling/carried": float(len(carried.groups))}
+def _left(left: Left | None) -> dict[str, float]:
+    """Metrics of what goes on in the next step."""
+    return {} if left is None else left.metrics()
 
 
 def _divided(found: Taken, groups: int) -> tuple[Taken, Taken | None]:
@@ -301,8 +331,12 @@ def _surplus(place: Path, position: int) -> Path:
 def _write(path: Path, kept: Kept) -> None:
     """It is there when whole."""
     arrays: dict[str, Any] = {"drawn": np.asarray(kept.drawn)}
-    if kept.carried is not None:
+    if isinstance(kept.carried, Carried):
         arrays |= {"carried": kept.carried.groups} | _arrays("carried", kept.carried.completions)
+    if isinstance(kept.carried, Visits):
+        arrays["visits"] = kept.carried.rates
+    if kept.remembered is not None:
+        arrays |= _of_groups("replay.", kept.remembered)
     if kept.surplus is not None:
         arrays |= _of_groups("", kept.surplus)
     if kept.ahead is not None:
@@ -320,6 +354,7 @@ def _of_groups(part: str, taken: Taken) -> dict[str, np.ndarray]:
     arrays = {"indices": indices, "prompt_width": np.asarray(rollout.prompt_width)}
     arrays |= {"total": scores.total, "failed": scores.failed}
     arrays |= {f"score:{name}": values for name, values in scores.by_name.items()}
+    arrays |= {} if scores.steps is None else {"steps": scores.steps}
     return {f"{part}{name}": x for name, x in (arrays | _arrays("tokens", rollout.completions)).items()}
 
 
@@ -339,9 +374,11 @@ def _named(part: str, found: Any) -> dict[str, np.ndarray]:
 def _read(path: Path, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> Kept:
     with np.load(path) as found:
         carried = Carried(found["carried"], _completions("carried", found)) if "carried" in found else None
-        surplus, ahead = (_groups(part, found, rows, texts) for part in ("", "ahead."))
+        visits = Visits(found["visits"], {}) if "visits" in found else None
+        surplus, ahead, remembered = (_groups(part, found, rows, texts) for part in ("", "ahead.", "replay."))
         metrics = {name: float(value) for name, value in _named("metric:", found).items()}
-        return Kept(int(found["drawn"]), surplus, carried, None if ahead is None else Ahead(ahead, metrics))
+        there = None if ahead is None else Ahead(ahead, metrics)
+        return Kept(int(found["drawn"]), surplus, carried or visits, there, remembered)
 
 
 def _groups(part: str, found: Any, rows: Sequence[Any], texts: Callable[[Completions], list[str]]) -> Taken | None:
@@ -349,7 +386,8 @@ def _groups(part: str, found: Any, rows: Sequence[Any], texts: Callable[[Complet
     if f"{part}indices" not in found:
         return None
     completions = _completions(f"{part}tokens", found)
-    scores = Scores(found[f"{part}total"], _named(f"{part}score:", found), found[f"{part}failed"])
+    steps = found.get(f"{part}steps")
+    scores = Scores(found[f"{part}total"], _named(f"{part}score:", found), found[f"{part}failed"], steps)
     indices = found[f"{part}indices"]
     repeated = [rows[i] for i in indices for _ in range(len(scores.total) // len(indices))]
     width = int(found[f"{part}prompt_width"])

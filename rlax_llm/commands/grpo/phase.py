@@ -12,14 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.drawing import Drawing
-from rlax_llm.commands.grpo.carrying import Asked, Carried, PartialRollouts
+from rlax_llm.commands.grpo.carrying import Asked, Left, PartialRollouts
 from rlax_llm.commands.grpo.clock import Clock
 from rlax_llm.commands.grpo.gathering import Gatherer, Kept, Taken
+from rlax_llm.commands.grpo.giving import Giving, nothing_given, of_drawn
+from rlax_llm.commands.grpo.knowing import Knowing, roles_of
+from rlax_llm.commands.grpo.objective import Counts
+from rlax_llm.commands.grpo.prompting import Curriculum
+from rlax_llm.commands.grpo.replaying import build_replay
 from rlax_llm.commands.grpo.settings import GroupRolloutSettings, GrpoSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.optimizers import measured
 from rlax_llm.commands.recording import Recorder, Records
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
@@ -33,6 +39,12 @@ from rlax_llm.loops.group import GroupState
 from rlax_llm.models.functional import Params
 
 _ORDER = 2**31 - 1  # folded into a step's key for its minibatches; smaller numbers are those of sampled tokens
+_CHOICE = 2**31  # folded into a rollout's key for its prompts
+_REPLAY = 2**32 - 1  # folded into the run's key for what is replayed; smaller numbers are those of rollouts
+
+
+Roll = Callable[[Params, int, Any, int], tuple[np.ndarray, Rollout, Left | None]]
+"""``(params, number of the rollout, what the one before left, version) → prompts, completions, what they leave``."""
 
 
 class GroupPhase(Phase):
@@ -44,18 +56,28 @@ class GroupPhase(Phase):
         task: prompts, rewards and what counts as solved.
         judge: scores rollouts of the task.
         drawing: how completions are drawn.
+        giving: puts into groups what the policy did not choose and the recipe learns from.
     """
 
     columns = GROUP_COLUMNS
 
-    def __init__(self, settings: GrpoSettings, learner: Learner, task: Task, judge: Judge, drawing: Drawing):
+    def __init__(
+        self,
+        settings: GrpoSettings,
+        learner: Learner,
+        task: Task,
+        judge: Judge,
+        drawing: Drawing,
+        giving: Giving = nothing_given,
+    ):
         self.title, self.settings = settings.objective.recipe, settings.rollout
         self.seed, self.reference_every = settings.run.seed, settings.objective.reference_every
-        self.learner, self.task, self.judge, self.drawing = learner, task, judge, drawing
-        self.groups, self.group_size = settings.rollout.batch_size, settings.rollout.group_size
+        self.learner, self.task, self.judge, self.drawing, self.giving = learner, task, judge, drawing, giving
+        self.groups, self.group_size = settings.rollout.batch_size, settings.rollout.drawn_size
         self.epochs = settings.learning.epochs
-        self.update = GroupUpdate(settings, learner, judge.weights())
+        self._learning(settings)
         self._check_reference()
+        self._check_replay(settings)
         self.key = jax.random.key(self.seed)
         self.gatherer = self._gathering(settings.rollout)
         self.watch = LearningWatch("grpo", settings.learning.overlong_filter)
@@ -67,6 +89,19 @@ class GroupPhase(Phase):
         self.meanwhile: Callable[[], Any] = nothing  # called when a rollout is there, and is yet to be scored
         self.failed: Exception | None = None  # in what the next step would have learned from
 
+    def _learning(self, settings: GrpoSettings) -> None:
+        """How is learned, and what is known for it."""
+        counts = Counts(self.group_size, len(self.task.train), len(roles_of(self.task.train)))
+        self.update = GroupUpdate(settings, self.learner, self.judge.weights(), counts)
+        self.know = Knowing(settings, self.learner, self.task, self.judge, self.drawing)
+
+    def _check_replay(self, settings: GrpoSettings) -> None:
+        if settings.rollout.replay and self.update.remembers:
+            raise ValueError(
+                f"grpo: recipe {settings.objective.recipe} remembers scores, and replay would count them twice; leave "
+                "one out."
+            )
+
     def _check_reference(self) -> None:
         if self.reference_every and not self.update.reads_reference:
             raise ValueError(
@@ -77,11 +112,29 @@ class GroupPhase(Phase):
     def _gathering(self, settings: GroupRolloutSettings) -> Gatherer:
         """How rollouts are made, and what becomes of their groups."""
         further = settings.partial_rollouts
-        self.roll = PartialRollouts(self.drawing, self._asked, self.groups, further) if further else self._whole
-        hands_on = further > 0 or settings.ahead > 0
-        return Gatherer(self.draw, self.groups, settings.dynamic_rounds, self._telling, hands_on)
+        partly = PartialRollouts(self.drawing, self._asked, self.groups, further)
+        self.roll: Roll = partly if further else self._whole
+        self.curriculum = None
+        if settings.curriculum is not None:
+            self._check_graded()
+            self.curriculum = Curriculum(settings, len(self.task.train), self.task.solved)
+        columns = self.drawing.sampling.width, self.drawing.request.max_new_tokens
+        replay = build_replay(settings.replay, settings.replay_share, self._key(_REPLAY), self._telling, columns)
+        hands_on = further > 0 or settings.ahead > 0 or self.curriculum is not None
+        return Gatherer(self.draw, self.groups, settings.dynamic_rounds, self._telling, hands_on, replay)
 
-    def init(self, params: Params) -> GroupState:
+    def _check_graded(self) -> None:
+        if not self.judge.graded:
+            raise ValueError(
+                "grpo: curriculum counts the completions that are right, and a reward model alone tells none; give "
+                "reward too, or leave it out."
+            )
+
+    def _key(self, number: int) -> jax.Array:
+        """Of a number of the run's."""
+        return jax.random.fold_in(self.key, number)
+
+    def init(self, params: Params) -> Any:
         """State before the first step."""
         return self.update.init(params)
 
@@ -97,10 +150,10 @@ class GroupPhase(Phase):
         self.taken = index
         every = self.reference_every
         due = self.reference is None or (every and index % every == 0)
-        if self.update.reads_reference and due:
+        if self.update.reads_reference and due and not self.update.follows:
             self.reference = self.references(state.params, every)
 
-    def draw(self, params: Params, number: int, carried: Carried | None) -> tuple[Taken, Carried | None]:
+    def draw(self, params: Params, number: int, carried: Left | None) -> tuple[Taken, Left | None]:
         """Scored completions of rollout ``number`` (from 0), and what they leave to the next: a function of number,
         parameters, seed and what was left before.
         """
@@ -109,26 +162,33 @@ class GroupPhase(Phase):
             self.meanwhile()
         chosen, rollout, carried = self.roll(whole, number, carried, self.taken)
         self.meanwhile()
-        return Taken(chosen, self._dated(rollout), self.judge(rollout, self.group_size)), carried
+        taken = Taken(chosen, self._dated(rollout), self.judge(rollout, self.group_size))
+        return taken, carried if self.curriculum is None else self.curriculum.after(carried, taken)
 
     def _dated(self, rollout: Rollout) -> Rollout:
         """With the age of the policy, where that is not always the newest."""
         completions = rollout.completions
-        if not self.settings.ahead or completions.versions is not None:
+        if not (self.settings.ahead or self.settings.replay) or completions.versions is not None:
             return rollout
         versions: Any = np.full(len(rollout.rows), self.taken, np.int32)
         return rollout._replace(completions=completions._replace(versions=versions))
 
     def _whole(
-        self, params: Params, number: int, carried: Carried | None, version: int
-    ) -> tuple[np.ndarray, Rollout, Carried | None]:
+        self, params: Params, number: int, carried: Left | None, version: int
+    ) -> tuple[np.ndarray, Rollout, Left | None]:
         """The groups of a rollout, all of them whole."""
         del version
-        chosen = batch_indices(len(self.task.train), self.groups, self.seed, number)
+        key = self._key(number)
+        chosen = self._chosen(number, key, carried)
         rows = [self.task.train[i] for i in chosen]
-        key = jax.random.fold_in(self.key, number)
         rollout = self.drawing.narrow.rollout(params, rows, key, self.drawing.request)
         return np.asarray(chosen), rollout, carried
+
+    def _chosen(self, number: int, key: jax.Array, carried: Left | None) -> np.ndarray:
+        """The prompts of a rollout by their numbers: the next of the epoch, or those of the curriculum."""
+        if self.curriculum is None:
+            return batch_indices(len(self.task.train), self.groups, self.seed, number)
+        return self.curriculum(carried, jax.random.fold_in(key, _CHOICE))
 
     def _asked(self, groups: np.ndarray) -> Asked:
         """Prompts and keys of groups by their numbers: those that they would have in rollouts of whole groups."""
@@ -172,8 +232,11 @@ class GroupPhase(Phase):
         self, clock: Clock, state: GroupState, taken: Taken, order: jax.Array
     ) -> tuple[GroupState, dict[str, jax.Array], jax.Array]:
         """The update, under way."""
+        known = self.know(state.params, taken, order)
         clock.learning()
-        return self.update(state, taken, self.reference, order)
+        given = self.giving(taken, self.taken)
+        state, metrics, advantages = self.update(state, given, self.reference, order, known, self.taken)
+        return state, metrics, of_drawn(advantages, taken)
 
     def _ahead(self, params: Params, index: int, kept: Kept, learn: Callable[[], Any]) -> Kept:
         """With the groups of step ``index``, drawn before ``learn`` and scored behind it; where that fails step
@@ -215,13 +278,13 @@ class GroupPhase(Phase):
 
     def evaluate(self, state: GroupState) -> Evaluation:
         """Greedy held-out reward and accuracy, and a record of each completion."""
-        whole, batch = self.drawing.weights(state.params, self.taken, True), self.groups * self.group_size
+        whole, batch = self.drawing.weights(measured(state), self.taken, True), self.groups * self.group_size
         grades = grade(self.drawing.sampling, whole, self.task, self.judge, self.drawing.greedy, batch)
         return Evaluation(grades.metrics(self.judge.graded), grades.records)
 
     def export(self, state: GroupState, path: Path) -> None:
         """Write the model, and its adapters where there are any."""
-        self.learner.export(state.params, path)
+        self.learner.export(measured(state), path)
 
     def keep(self, place: Path, position: int) -> None:
         """Write what is handed on to the next step."""

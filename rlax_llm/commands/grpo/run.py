@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.commands.drawing import build_drawing
+from rlax_llm.commands.drawing import Drawing, build_drawing
+from rlax_llm.commands.grpo.giving import build_giving
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, Punishment, pooled
@@ -14,6 +17,7 @@ from rlax_llm.commands.learner import Learner, language_learner
 from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.serving import served_by
 from rlax_llm.commands.setup import build_model, scalar_judge
+from rlax_llm.commands.stepping import build_step_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.credit.shaping import soft_overlong_punishment
@@ -21,6 +25,8 @@ from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.served import sampling_fields
 from rlax_llm.generation.turns import Generate, calculator, with_tools
 from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.models.loading import LanguageModel
+from rlax_llm.rewards.calling import Reward
 
 _TURNS = 4
 _TOOLS = {"calculator": calculator}
@@ -41,27 +47,40 @@ def run_grpo(settings: GrpoSettings) -> RunDirectory:
     Raises:
         ValueError: for settings or input that cannot work.
     """
-    seed, sampling, path = settings.run.seed, settings.sampling, settings.task.reward_model
+    seed, sampling = settings.run.seed, settings.sampling
     model = build_model("grpo", settings.model, seed, sampling)
     task = judged_task(settings.task, sampling, seed, model)
     learner = language_learner(settings.model, model, seed)
-    judge_model = None if path is None else scalar_judge(path, model, settings.model)
     failures = Failures()
+    judging = _judging(settings, model, failures)
     with (
         pooled(task.rewards, settings.task.reward_workers, settings.task.reward_timeout, failures) as rewards,
         served_by(settings.server, learner.write_whole) as hand_over,
     ):
-        judge = Judge(
-            rewards, judge_model, _punishment(settings.task.overlong_buffer, sampling.max_new_tokens), failures
-        )
+        judge = judging(rewards)
+        task, giving = build_giving(settings, task, learner, judge)
         generated = _generated(settings.rollout.tool, learner, generate if hand_over is None else hand_over.served)
         drawing = build_drawing(sampling, settings.rollout, learner, generated, hand_over)
         if hand_over is not None:
-            for request in (drawing.request, drawing.greedy):
-                sampling_fields(request)
-        phase = GroupPhase(settings, learner, task, judge, drawing)
+            _check_served(drawing)
+        phase = GroupPhase(settings, learner, task, judge, drawing, giving)
         warm_start = build_warm_start(settings, learner, task)
         return run_language(settings, phase, learner.params, warm_start, settings.objective.recipe)
+
+
+def _check_served(drawing: Drawing) -> None:
+    """Raise for what a server cannot be asked for."""
+    for request in (drawing.request, drawing.greedy):
+        sampling_fields(request)
+
+
+def _judging(settings: GrpoSettings, model: LanguageModel, failures: Failures) -> Callable[[Sequence[Reward]], Judge]:
+    """What makes a judge of reward functions; models are read now, before workers and servers start."""
+    task, path = settings.task, settings.task.reward_model
+    judge_model = None if path is None else scalar_judge(path, model, settings.model)
+    steps = build_step_judge(task, settings.model, model.tokenizer, failures)
+    punished = punishment(task.overlong_buffer, settings.sampling.max_new_tokens)
+    return lambda rewards: Judge(rewards, judge_model, punished, failures, steps)
 
 
 def _generated(tool: str | None, learner: Learner, complete: Generate) -> Generate:
@@ -69,8 +88,13 @@ def _generated(tool: str | None, learner: Learner, complete: Generate) -> Genera
     return complete if tool is None else with_tools(learner.tokenizer, [_TOOLS[tool]], _TURNS, complete=complete)
 
 
-def _punishment(buffer: int, limit: int) -> tuple[str, Punishment] | None:
-    """What completions near the limit of tokens lose, if anything."""
+def punishment(buffer: int, limit: int) -> tuple[str, Punishment] | None:
+    """What completions near the limit of tokens lose, if anything.
+
+    Args:
+        buffer: tokens before the limit.
+        limit: the longest completion, tokens.
+    """
     if not buffer:
         return None
     return "overlong", lambda lengths: np.asarray(soft_overlong_punishment(jnp.asarray(lengths), limit, buffer))

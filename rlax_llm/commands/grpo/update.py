@@ -11,26 +11,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.grpo.gathering import Taken
-from rlax_llm.commands.grpo.objective import TRPO, build_learning, build_objective, build_step
+from rlax_llm.commands.grpo.objective import (
+    NOTHING_COUNTED,
+    TRPO,
+    Chosen,
+    Counts,
+    between_policies,
+    build_learning,
+    build_objective,
+    build_step,
+    check_older,
+    of_completions,
+    of_steps,
+)
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.grpo.tiles import Tiles, tiles
 from rlax_llm.commands.learner import Learner
-from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.optimizers import build_averaging
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.core.finite import watch_finite
-from rlax_llm.core.types import Completions, Groups
+from rlax_llm.core.types import NOTHING_KNOWN, Completions, Groups, Known
+from rlax_llm.credit.running import Remembering
 from rlax_llm.credit.shaping import overlong_filter
 from rlax_llm.loops.group import (
-    GroupLoop,
     GroupState,
     every_completion,
     group_loop,
     group_trpo_loop,
 )
+from rlax_llm.loops.policy import Loop
+from rlax_llm.loops.references import FollowingState, following_reference
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import by_length, group_log_probs, group_logits
 from rlax_llm.models.sharding import pinned, placed
+from rlax_llm.policy.objectives import reads_whole_batches
 from rlax_llm.policy.weightings import token_mean
 
 _NAMES = {
@@ -48,33 +63,64 @@ class GroupUpdate:
         settings: of the command.
         learner: what is trained.
         weights: of each reward.
+        counts: of the run, which a recipe may have to know.
+
+    Raises:
+        ValueError: for settings that the recipe has no use for.
 
     Attributes:
         reads_reference: whether the objective does.
+        follows: whether the reference is an average, and so part of the state.
         several: whether the recipe takes each reward by itself, and adds up what it makes of them.
         lower: the setting to lower where numbers turn.
+        remembers: whether the advantage goes on from step to step.
+        whole: whether rows can be taken neither in parts nor in another order.
+        dated: whether it reads how old each token's policy is.
     """
 
-    def __init__(self, settings: GrpoSettings, learner: Learner, weights: tuple[float, ...]):
+    def __init__(
+        self, settings: GrpoSettings, learner: Learner, weights: tuple[float, ...], counts: Counts = NOTHING_COUNTED
+    ):
         self.settings, self.learner = settings, learner
-        natural, longest = settings.objective.recipe == TRPO, settings.sampling.max_new_tokens
-        self.chosen = None if natural else build_objective(settings.objective, longest, weights)
+        natural = settings.objective.recipe == TRPO
+        self.chosen = None if natural else self._chosen(weights, counts)
+        self.whole = self.chosen is not None and reads_whole_batches(self.chosen.objective)
+        self.dated = settings.learning.correction == "log_linear"
+        self._check_parts()
         self.reads_reference = self.chosen is not None and self.chosen.needs_reference
         self.several = self.chosen is not None and self.chosen.several
+        self.follows = settings.objective.reference_mix != 1
+        self.remembers = self.chosen is not None and isinstance(self.chosen.objective.advantage, Remembering)
         self.lower = "kl_radius" if natural else "learning_rate"
         self.updates, optimizer = settings.learning.updates, settings.optimizer
         self.schedule = build_schedule(optimizer, optimizer.learning_rate, settings.run.steps * self.updates)
-        self.optimizer = build_optimizer(optimizer, self.schedule)
+        self.optimizer = build_averaging(optimizer, self.schedule)
         self.program = lru_cache(self._program)
 
-    def init(self, params: Params) -> GroupState:
+    def _chosen(self, weights: tuple[float, ...], counts: Counts) -> Chosen:
+        named, longest = self.settings.objective, self.settings.sampling.max_new_tokens
+        credited = of_steps if self.settings.task.judges_steps else of_completions
+        chosen = build_objective(named, longest, weights, counts, credited)
+        between = named.off_policy_mask, self.settings.learning.correction
+        check_older(self.settings, chosen.objective)
+        objective = between_policies(named.recipe, chosen.objective, *between)
+        return chosen._replace(objective=objective)
+
+    def _check_parts(self) -> None:
+        if self.whole and self.settings.learning.micro_batches(self.settings.rollout) > 1:
+            raise ValueError(
+                f"grpo: recipe {self.settings.objective.recipe} reads several completions at once, and "
+                "micro_batch_size takes them in parts; leave it out."
+            )
+
+    def init(self, params: Params) -> GroupState | FollowingState:
         """State before the first step."""
         return placed(self._loop((1, 1))[0](params))
 
     def _program(self, layout: tuple[int, int], by: Tiles | None = None) -> Any:
         return jax.jit(pinned(watch_finite(self._loop(layout, by)[1])), donate_argnums=0)
 
-    def _loop(self, layout: tuple[int, int], by: Tiles | None = None) -> GroupLoop:
+    def _loop(self, layout: tuple[int, int], by: Tiles | None = None) -> Loop[Any, Groups]:
         sampling, learning = self.settings.sampling, self.settings.learning
         drawn, remat, config = (sampling.bias, sampling.penalties), self.settings.model.remat, self.learner.config
         read = (config, layout, sampling.temperature, remat, *drawn)
@@ -89,10 +135,18 @@ class GroupUpdate:
         if by is not None:
             taught = taught._replace(micro_batches=by.parts)
             log_probs = by_length(config, by.widths, remat, sampling.temperature, *drawn)
-        return group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
+        loop = group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
+        objective = self.settings.objective
+        return following_reference(loop, objective.reference_every, objective.reference_mix) if self.follows else loop
 
     def __call__(
-        self, state: GroupState, taken: Taken, reference: Params | None, key: jax.Array
+        self,
+        state: GroupState,
+        taken: Taken,
+        reference: Params | None,
+        key: jax.Array,
+        known: Known = NOTHING_KNOWN,
+        step: int = 0,
     ) -> tuple[GroupState, dict[str, jax.Array], jax.Array]:
         """Learn from scored groups: the state after it, metrics, and the advantages of the tokens ``[B, T]``.
 
@@ -103,13 +157,16 @@ class GroupUpdate:
             taken: the groups.
             reference: its parameters, where the objective reads them.
             key: shuffles minibatches.
+            known: what else there is to know of the groups.
+            step: steps that the policy has taken.
         """
         rollout = taken.rollout
         layout = (taken.group_size, rollout.prompt_width)
         by = self._tiles(rollout.completions, layout)
         # Of rows by length the columns of prompts are no part of the program.
         program = self.program(layout) if by is None else self.program((1, 1), by)
-        batch = Groups(rollout.completions, self._scores(taken))
+        batch = Groups(rollout.completions, self._scores(taken), known=known)
+        batch = batch._replace(staleness=self._staleness(rollout.completions, step))
         state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
         advantages = metrics.pop("advantages")
         return state, metrics, advantages
@@ -119,8 +176,17 @@ class GroupUpdate:
         """Metrics by TRL's names."""
         return {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}
 
+    def _staleness(self, completions: Completions, step: int) -> Any:
+        """Steps since each token was drawn, ``[B, T]``, where that is read."""
+        if not self.dated:
+            return None
+        shape = completions.tokens.shape
+        versions = np.full(shape[0], step) if completions.versions is None else np.asarray(completions.versions)
+        versions = versions[:, None] if versions.ndim == 1 else versions
+        return np.broadcast_to(np.maximum(step - versions, 0), shape).astype(np.float32)
+
     def _tiles(self, completions: Completions, layout: tuple[int, int]) -> Tiles | None:
-        if self.chosen is None:
+        if self.chosen is None or self.whole:
             return None
         learning = self.settings.learning
         taken = learning.minibatches, learning.micro_batches(self.settings.rollout)

@@ -11,20 +11,22 @@ import jax.numpy as jnp
 from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.learner import Learner, language_learner, scalar_learner
-from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.optimizers import build_averaging, build_optimizer
 from rlax_llm.commands.plan.models import abstract_learner, abstract_model, array
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.work import Rows, Work, bytes_of, forward, grouped, learning, moving
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase
-from rlax_llm.commands.preference.run import dpo_method, kto_method, reward_method
+from rlax_llm.commands.preference.run import dpo_method, kto_method, process_method, reward_method
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.commands.sft.phase import SupervisedPhase
-from rlax_llm.commands.sft.run import form_of
-from rlax_llm.commands.sft.settings import SftSettings
-from rlax_llm.core.types import Completions, LabeledCompletions, PairedCompletions
+from rlax_llm.commands.sft.run import form_of, paid_by
+from rlax_llm.commands.sft.settings import PackedBatchSettings, SftSettings
+from rlax_llm.commands.shared_settings import AveragedOptimizerSettings
+from rlax_llm.core.types import Completions, LabeledCompletions, PairedCompletions, SteppedCompletions
 from rlax_llm.loops.labels import reference_point_of_mismatched
+from rlax_llm.loops.preference import rows_of_pair
 from rlax_llm.models.decoder import part_of_group
 from rlax_llm.models.packing import Packed
 
@@ -40,7 +42,10 @@ def rows_of(count: int, width: int) -> Completions:
 
 def _optimizer(settings: Given | SftSettings) -> Any:
     peak = settings.optimizer.learning_rate
-    return build_optimizer(settings.optimizer, build_schedule(settings.optimizer, peak, settings.run.steps))
+    schedule = build_schedule(settings.optimizer, peak, settings.run.steps)
+    if isinstance(settings.optimizer, AveragedOptimizerSettings):
+        return build_averaging(settings.optimizer, schedule)
+    return build_optimizer(settings.optimizer, schedule)
 
 
 def _update(machine: Machine, phase: Any, program: Any, batch: Any, work: Work, **fixed: Any) -> list[Program]:
@@ -78,14 +83,15 @@ def preference_programs(settings: Given, machine: Machine) -> list[Program]:
     phase = PreferencePhase(settings.command, learner, method, Split([], []), _optimizer(settings), batching)
     fixed = {"frozen": learner.frozen} | ({"reference": learner.params} if method.reads_reference else {})
     with machine.entered():
-        work = _preference_work(settings, learner, machine, method.reads_reference)
+        moves = isinstance(settings, DpoSettings) and settings.objective.reference_every > 0
+        work = _preference_work(settings, learner, machine, method.reads_reference or moves)
     program = phase.update(settings.batch.max_prompt_tokens)
     return _update(machine, phase, program, _batch(settings), work, **fixed)
 
 
 def _method(settings: Given, learner: Learner) -> Method:
     if isinstance(settings, RewardSettings):
-        return reward_method(settings, learner)
+        return (process_method if settings.objective.process else reward_method)(settings, learner)
     if isinstance(settings, KtoSettings):
         return kto_method(settings, learner)
     return dpo_method(settings, learner, build_preference(settings.objective))
@@ -95,12 +101,21 @@ def _mismatched(settings: Given) -> bool:
     return isinstance(settings, KtoSettings) and build_unpaired(settings.objective)[1] is reference_point_of_mismatched
 
 
+def _together(settings: Given) -> int:
+    """Rows of one prompt."""
+    if isinstance(settings, DpoSettings):
+        return rows_of_pair(build_preference(settings.objective))
+    return 1 if isinstance(settings, KtoSettings) or settings.objective.process else 2
+
+
 def _batch(settings: Given) -> Any:
     size, width = settings.batch.batch_size, settings.batch.row_tokens
     if isinstance(settings, KtoSettings):
         rows = rows_of(size * (1 + _mismatched(settings)), width)
         return LabeledCompletions(rows, array((size,), jnp.bool_))
-    rows = rows_of(2 * size, width)
+    rows = rows_of(_together(settings) * size, width)
+    if isinstance(settings, RewardSettings) and settings.objective.process:
+        return SteppedCompletions(rows, rows.mask, rows.mask)
     if isinstance(settings, DpoSettings) and settings.objective.precompute_reference:
         return PairedCompletions(rows, None, rows.log_probs)
     return PairedCompletions(rows)
@@ -109,8 +124,7 @@ def _batch(settings: Given) -> Any:
 def _preference_work(settings: Given, learner: Learner, machine: Machine, reads_reference: bool) -> Work:
     """The products of an update, and of log-probabilities without slopes."""
     batch, grid = settings.batch, machine.grid
-    labels = isinstance(settings, KtoSettings)
-    together = 1 if labels else 2
+    together = _together(settings)
     count = batch.batch_size * together
     part = part_of_group(count // batch.micro_batches, together)
     scored = not isinstance(settings, RewardSettings)
@@ -133,12 +147,21 @@ def supervised_programs(settings: SftSettings, machine: Machine) -> list[Program
     learner = abstract_learner(lambda model: language_learner(settings.model, model, settings.run.seed), model)
     form = form_of(batch, learner, settings.model.remat)
     batching = Batching(batch.batch_size, settings.run.seed, batch.micro_batches)
-    phase = SupervisedPhase(learner, Split([], []), form, _optimizer(settings), batching)
-    width = batch.packed_tokens or batch.row_tokens
-    rows: Any = rows_of(batch.batch_size, width)
-    if batch.packed_tokens:
-        rows = Packed(*rows, segments=rows.tokens)
-    tokens = float(batch.batch_size * width)
-    through = Rows(tokens, tokens * (width + 1) / 2, tokens)
+    phase = SupervisedPhase(
+        learner, Split([], []), form, _optimizer(settings), batching, paid=paid_by(settings.optimizer)
+    )
+    rows = _supervised_rows(batch)
+    tokens = float(rows.tokens.size)
+    through = Rows(tokens, tokens * (rows.tokens.shape[1] + 1) / 2, tokens)
     work = learning(learner.config, through, machine.grid, batch.micro_batches, settings.model.remat)
-    return _update(machine, phase, phase.update, rows, work, frozen=learner.frozen)
+    fixed = {"frozen": learner.frozen}
+    if phase.anchor is not None:
+        work = work + forward(learner.config, through, machine.grid, batch.micro_batches)
+        fixed["reference"] = learner.params
+    return _update(machine, phase, phase.update, rows, work, **fixed)
+
+
+def _supervised_rows(batch: PackedBatchSettings) -> Any:
+    """The rows of a step, abstract."""
+    rows: Any = rows_of(batch.batch_size, batch.packed_tokens or batch.row_tokens)
+    return Packed(*rows, segments=rows.tokens) if batch.packed_tokens else rows

@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.drawing import build_drawing
+from rlax_llm.commands.grpo.knowing import reads
+from rlax_llm.commands.grpo.objective import Counts
 from rlax_llm.commands.grpo.settings import TRPO, GrpoSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.learner import Learner, language_learner
-from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array, key
+from rlax_llm.commands.plan.models import abstract_learner, abstract_model, array, judges_of, key
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
-from rlax_llm.core.types import Groups
+from rlax_llm.core.types import Groups, Known
 from rlax_llm.models.decoder import part_of_group
+from rlax_llm.recipes.registry import find
 
 
 def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
@@ -28,24 +31,24 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
     """
     model = abstract_model(settings.command, settings.model, settings.sampling)
     learner = abstract_learner(lambda model: language_learner(settings.model, model, settings.run.seed), model)
-    update = GroupUpdate(settings, learner, (1.0,))
+    update = GroupUpdate(settings, learner, (1.0,), Counts(settings.rollout.group_size))
     state = machine.put(jax.eval_shape(update.init, learner.params))
-    reference = machine.put(learner.params) if update.reads_reference else None
-    judge = None
-    if settings.task.reward_model is not None:
-        judge = abstract_scalar(settings.task.reward_model, model, settings.model)
+    reference = machine.put(learner.params) if update.reads_reference and not update.follows else None
+    judges = judges_of(settings.task, settings.model)
+    judging = {name: machine.put(judge.params) for name, judge in judges.items()}
     resident = {
         "parameters": state.params,
         "optimizer": state.opt_state,
         "base": machine.put(learner.frozen),
-        "reference": reference,
-        "reward model": None if judge is None else machine.put(judge.params),
+        "reference": state.reference if update.follows else reference,
     }
     drawing = build_drawing(settings.sampling, settings.rollout, learner)
     sampler = Sampler(machine, learner, drawing, prompts_of(settings.rollout, settings.sampling))
+    drawn = sampler.programs(resident | judging)
     with machine.entered():
-        rows = sampler.drawn()
-        batch = Groups(rows, _scores(settings))
+        rows = _learned(settings, sampler.drawn())
+        aged = array(rows.tokens.shape, jnp.float32) if update.dated else None
+        batch = Groups(rows, _scores(settings), known=_known(settings, rows.tokens.shape[1]), staleness=aged)
         work = None if settings.objective.recipe == TRPO else _work(settings, learner, machine, update, state)
     layout = settings.rollout.group_size, settings.sampling.max_prompt_tokens
 
@@ -54,16 +57,34 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
         program = update.program(layout)
         return program.lower(state, machine.whole(batch), key=key(), reference=reference, frozen=resident["base"])
 
-    parts = {name: tree for name, tree in resident.items() if name != "reward model"}
-    judged = [] if judge is None else [scoring(machine, judge, layout, rows, parts)]
     twice = settings.rollout.ahead and settings.rollout.dynamic_rounds
-    beside = {"reward model": resident["reward model"], "parameters before": state.params if twice else None}
-    learned = Program("update", lower, parts, beside, work)
-    return [*sampler.programs(resident), *judged, learned]
+    beside = judging | {"parameters before": state.params if twice else None}
+    learned = Program("update", lower, resident, beside, work)
+    return [*drawn, *scoring(machine, judges, layout, rows, resident), learned]
+
+
+def _learned(settings: GrpoSettings, drawn: Any) -> Any:
+    """Completions as they are learned from, abstract: with the demonstrations of groups, and what else is given."""
+    rows = jax.tree.map(lambda x: array((settings.rollout.rows, *x.shape[1:]), x.dtype), drawn)
+    given = find("grpo", settings.objective.recipe, "group").given
+    return rows._replace(given=array(rows.mask.shape, jnp.bool_)) if given else rows
 
 
 def _scores(settings: GrpoSettings) -> Any:
     return array((settings.rollout.batch_size, settings.rollout.group_size), jnp.float32)
+
+
+def _known(settings: GrpoSettings, columns: int) -> Known:
+    """What the recipe reads beside the scores; what it takes to make it is not counted."""
+    prompts, size = settings.rollout.batch_size, settings.rollout.group_size
+    shapes = {
+        "baselines": array((prompts,), jnp.float32),
+        "prompts": array((prompts,), jnp.int32),
+        "roles": array((prompts, size), jnp.int32),
+        "collisions": array((prompts, size, columns), jnp.float32),
+        "step_rewards": array((prompts, size, columns), jnp.float32),
+    }
+    return Known(**{name: shapes[name] for name in reads(settings)})
 
 
 def _work(settings: GrpoSettings, learner: Learner, machine: Machine, update: GroupUpdate, state: Any) -> Work:
@@ -75,5 +96,6 @@ def _work(settings: GrpoSettings, learner: Learner, machine: Machine, update: Gr
     once = forward(learner.config, rows, machine.grid, turns)
     work = learning(learner.config, rows, machine.grid, turns, settings.model.remat).times(taught.epochs)
     work += moving(bytes_of((state.params, state.opt_state))).times(taught.updates)
-    fixed = update.reads_reference + (taught.correction != "none")
+    before = taught.correction not in ("none", "log_linear") or taught.top_entropy != 1
+    fixed = update.reads_reference + before
     return work + once.times(fixed)

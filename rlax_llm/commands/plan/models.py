@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.learner import NAMELESS, Learner
-from rlax_llm.commands.setup import build_model, check_fits, computed_in
-from rlax_llm.commands.shared_settings import LimitSettings, ModelSettings
+from rlax_llm.commands.sampling_settings import LimitSettings
+from rlax_llm.commands.setup import build_model, check_fits, computed_in, in_blocks
+from rlax_llm.commands.shared_settings import FILE_BLOCKS, ModelSettings
+from rlax_llm.commands.task_settings import StepSettings
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.arithmetic import ALPHABET
-from rlax_llm.models.config import DecoderConfig, Llama3Rope
+from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import read_config
 from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.ropes import Llama3Rope
 from rlax_llm.models.tokenizer import Tokenizer
 
 
@@ -31,7 +34,7 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) 
         head_dim=128,
         rope_theta=1e6,
         tie_embeddings=tied,
-        qk_norm=True,
+        qk_norm="head",
         max_positions=40_960,
     )
 
@@ -138,16 +141,25 @@ def abstract_model(command: str, settings: ModelSettings, limits: LimitSettings 
     return _loaded(command, settings, limits, settings.model, "parameter_shapes")
 
 
-def abstract_scalar(path: str, policy: LanguageModel, settings: ModelSettings) -> LanguageModel:
+def abstract_scalar(path: str, settings: ModelSettings) -> LanguageModel:
     """A sequence classifier without its weights, as ``setup.scalar_judge`` reads one.
 
     Args:
         path: a name of ``shape_of``.
-        policy: not read: vocabularies are compared when a run begins.
         settings: of the policy, whose number formats it shares.
     """
-    del policy
     return _loaded("plan", settings, None, path, "scalar_shapes")
+
+
+def judges_of(task: StepSettings, settings: ModelSettings) -> dict[str, LanguageModel]:
+    """The reward models of a task by what they are, without their weights.
+
+    Args:
+        task: its settings.
+        settings: of the policy.
+    """
+    paths = {"reward model": task.reward_model, "step reward model": task.step_reward_model}
+    return {name: abstract_scalar(path, settings) for name, path in paths.items() if path is not None}
 
 
 def _loaded(
@@ -163,7 +175,11 @@ def _loaded(
         settings.dtype, LanguageModel(config, params, Tokenizer.characters(ALPHABET)), settings.attention
     )
     check_fits(command, settings, limits, model)
-    return model
+    if settings.blocks == FILE_BLOCKS:
+        raise ValueError(f"{command}: base_dtype is gguf, and a plan reads no file's blocks; plan nf4 or int8.")
+    if settings.blocks is None or shapes != "parameter_shapes":
+        return model
+    return model._replace(params=jax.eval_shape(lambda params: in_blocks(settings.blocks, params), params))
 
 
 def abstract_learner(make: Callable[[LanguageModel], Learner], model: LanguageModel) -> Learner:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.learner import language_learner
-from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array, key
+from rlax_llm.commands.plan.models import abstract_learner, abstract_model, abstract_scalar, array, judges_of, key
 from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
@@ -17,6 +17,7 @@ from rlax_llm.commands.ppo.run import value_learner
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.data.tasks import Task
+from rlax_llm.models.blocks import dequantized
 from rlax_llm.models.decoder import part_of_group
 from rlax_llm.models.loading import LanguageModel
 
@@ -33,14 +34,14 @@ def ppo_programs(settings: PpoSettings, machine: Machine) -> list[Program]:
     state = machine.put(jax.eval_shape(lambda *params: _state(settings, models, params), *_trained(models)))
     reference = machine.put(models.policy.params) if phase.needs_reference else None
     frozen = machine.put(phase.frozen)
-    judge = models.reward
     resident = {
         "parameters": state.params,
         "optimizer": state.opt_state,
         "base": frozen,
         "reference": reference,
-        "reward model": None if judge is None else machine.put(judge.params),
     }
+    judges = judges_of(settings.task, settings.model)
+    judging = {name: machine.put(judge.params) for name, judge in judges.items()}
     prompts = prompts_of(settings.rollout, settings.sampling)
     sampler = Sampler(machine, models.policy, phase.drawing, prompts)
     with machine.entered():
@@ -48,17 +49,18 @@ def ppo_programs(settings: PpoSettings, machine: Machine) -> list[Program]:
         work = _work(settings, models, machine, phase.needs_reference)
     work += moving(bytes_of((state.params, state.opt_state))).times(settings.learning.updates)
     batch = ScoredCompletions(rows, array((settings.rollout.rows,), jnp.float32))
+    if settings.task.judges_steps:
+        batch = batch._replace(step_rewards=array(rows.tokens.shape, jnp.float32))
 
     def lower(earlier: Any) -> Any:
         del earlier
         program = phase.update(settings.sampling.max_prompt_tokens)
         return program.lower(state, machine.whole(batch), key=key(), reference=reference, frozen=frozen)
 
-    parts = {name: tree for name, tree in resident.items() if name != "reward model"}
-    learned = Program("update", lower, parts, {"reward model": resident["reward model"]}, work)
+    learned = Program("update", lower, resident, judging, work)
     layout = settings.rollout.group_size, settings.sampling.max_prompt_tokens
-    judged = [] if judge is None else [scoring(machine, judge, layout, rows, parts)]
-    return [*sampler.programs(resident), *judged, learned]
+    judged = scoring(machine, judges, layout, rows, resident)
+    return [*sampler.programs(resident | judging), *judged, learned]
 
 
 def _phase(settings: PpoSettings, models: Models) -> PpoPhase:
@@ -93,7 +95,7 @@ def _models(settings: PpoSettings) -> Models:
     """Policy, value model and reward model, abstract."""
     path, seed = settings.task.reward_model, settings.run.seed
     model = abstract_model(settings.command, settings.model, settings.sampling)
-    reward = None if path is None else abstract_scalar(path, model, settings.model)
+    reward = None if path is None else abstract_scalar(path, settings.model)
     policy = abstract_learner(lambda model: language_learner(settings.model, model, seed), model)
     name, origin = _origin(settings, model, reward)
     value = abstract_learner(lambda model: value_learner(settings.model, seed + 1, (name, model)), origin)
@@ -108,6 +110,7 @@ def _origin(settings: PpoSettings, model: LanguageModel, reward: LanguageModel |
     if name == "policy":
         return settings.model.model, model
     if name == "scratch":
-        wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model.params)
+        params = jax.eval_shape(dequantized, model.params)
+        wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), params)
         return name, model._replace(params=wide)
-    return name, abstract_scalar(name, model, settings.model)
+    return name, abstract_scalar(name, settings.model)

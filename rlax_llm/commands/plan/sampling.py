@@ -15,7 +15,8 @@ from rlax_llm.commands.learner import Learner, completion_scores
 from rlax_llm.commands.plan.models import array, key
 from rlax_llm.commands.plan.programs import Machine, Program, lying
 from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped
-from rlax_llm.commands.shared_settings import LimitSettings, RolloutSettings
+from rlax_llm.commands.sampling_settings import LimitSettings
+from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.generation.engine import completions, decode, prefill, rooms, shared_out, unstack
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import entering_prompts
@@ -54,8 +55,8 @@ def prompts_of(rollout: RolloutSettings, limits: LimitSettings) -> Prompts:
         limits: of their lengths.
     """
     slots = min(rollout.slots or rollout.rows_in_flight, rollout.rows_in_flight)
-    slots = None if slots == rollout.rows_in_flight == rollout.rows else slots
-    entering = rollout.batch_size if slots is None else entering_prompts(slots, rollout.group_size)
+    slots = None if slots == rollout.rows_in_flight == rollout.batch_size * rollout.drawn_size else slots
+    entering = rollout.batch_size if slots is None else entering_prompts(slots, rollout.drawn_size)
     return Prompts(rollout.batch_size, limits.max_prompt_tokens, slots, entering)
 
 
@@ -213,25 +214,38 @@ def _shared_by(caches: Any, grid: Grid) -> Any:
     return array((own,), jnp.int8)
 
 
-def scoring(machine: Machine, judge: LanguageModel, layout: tuple[int, int], rows: Any, beside: Any) -> Program:
-    """The program of a reward model over the completions of a step.
+def scoring(
+    machine: Machine, judges: Mapping[str, LanguageModel], layout: tuple[int, int], rows: Any, beside: Mapping[str, Any]
+) -> list[Program]:
+    """The programs of reward models over the completions of a step; of steps it is the same pass over about as many.
 
     Args:
         machine: the devices.
-        judge: the reward model, abstract.
+        judges: the reward models by what they are, abstract.
         layout: ``(group_size, prompt_width)``.
         rows: completions, abstract.
-        beside: what lies on the devices meanwhile.
+        beside: what lies on the devices meanwhile, besides the reward models.
     """
+    held = {name: machine.put(judge.params) for name, judge in judges.items()}
+    return [_scoring(machine, (name, judge), layout, rows, (held, beside)) for name, judge in judges.items()]
+
+
+def _scoring(
+    machine: Machine,
+    named: tuple[str, LanguageModel],
+    layout: tuple[int, int],
+    rows: Any,
+    lying: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> Program:
+    (name, judge), (held, beside) = named, lying
     count, tokens = rows.tokens.shape
     through = grouped(count, layout[0], layout[1], tokens - layout[1], scored=False)
-    params = machine.put(judge.params)
 
     def lower(earlier: Any) -> Any:
         del earlier
         program = jax.jit(completion_scores(judge.tokenizer, judge.config, layout, False))
-        return program.lower(params, machine.whole(rows))
+        return program.lower(held[name], machine.whole(rows))
 
-    return Program(
-        "reward model", lower, {"reward model": params}, beside, forward(judge.config, through, machine.grid)
-    )
+    others = {other: params for other, params in held.items() if other != name}
+    work = forward(judge.config, through, machine.grid)
+    return Program(name, lower, {name: held[name]}, {**beside, **others}, work)

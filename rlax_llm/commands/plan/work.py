@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.generation.engine import rooms
-from rlax_llm.models.config import TARGETS, DecoderConfig
+from rlax_llm.models.config import DecoderConfig
 
 _FORWARD_PRODUCTS = 2  # of attention: scores, and values mixed by them
 _LAST = ("down", "down_lora_b")  # of a layer, whose product nothing on the way back reads
@@ -100,10 +100,10 @@ def _width(config: DecoderConfig, narrow: str | None = None) -> int:
 
 
 def _matrices(config: DecoderConfig, left_out: tuple[str, ...] = ()) -> list[tuple[int, int]]:
-    """Ins and outs of a layer's matrices, adapters' too, but for those that are left out."""
-    shapes = config.parameter_shapes["layers"] | config.adapter_shapes["layers"]
-    names = [name for name in shapes if (name in TARGETS or "_lora_" in name) and name not in left_out]
-    return [shapes[name][1:] for name in names]
+    """Ins and outs of a layer's matrices that a token passes, adapters' too but for DoRA's lengths; some left out."""
+    shapes = config.adapter_shapes["layers"]
+    adapters = [(name, *shape[1:]) for name, shape in shapes.items() if name.endswith(("_lora_a", "_lora_b"))]
+    return [(into, out) for name, into, out in config.active_matrices() + adapters if name not in left_out]
 
 
 def _adapters(config: DecoderConfig) -> float:
@@ -220,7 +220,7 @@ def reads(length: int) -> list[tuple[int, int]]:
     """Room of a completion's cache and tokens drawn with it, from the second token to the last.
 
     >>> reads(200)
-    [(64, 64), (100, 36), (200, 99)]
+    [(64, 64), (150, 86), (200, 49)]
     """
     found, drawn = [], 1
     for room in rooms(length):

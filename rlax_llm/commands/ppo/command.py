@@ -17,6 +17,7 @@ Examples:
   rlax-llm ppo                                          a small character model learns to add
   rlax-llm ppo --model runs/warm/model --reward-model runs/judge/model
   rlax-llm ppo --model smollm2 --data prompts.jsonl --reward my_rewards:score --lora-rank 16
+  rlax-llm ppo --recipe vapo                            groups, a length-adaptive λ, the likelihood of good completions
   rlax-llm ppo --resume runs/mine                       go on with a run that was interrupted""",
     ),
 )

@@ -26,18 +26,20 @@ from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.commands.shared_settings import RolloutSettings
+from rlax_llm.commands.stepping import StepJudge, step_rewards_of
 from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance
 from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.credit.shaping import missing_eos_penalty
+from rlax_llm.credit.token_returns import length_adaptive_trace
 from rlax_llm.credit.values import clipped_value_loss
 from rlax_llm.data.tasks import Task
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.rlhf import RlhfLearning, RlhfState, rlhf_loop
-from rlax_llm.loops.rlhf_credit import KlInReward, Shaping
+from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, Trace
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.loops.updates import no_normalization
 from rlax_llm.models.functional import Params
@@ -45,7 +47,8 @@ from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import group_log_probs
 from rlax_llm.models.sharding import pinned, placed
-from rlax_llm.recipes.control import ppo
+from rlax_llm.policy.objectives import Objective
+from rlax_llm.recipes.mixed import vapo
 from rlax_llm.rewards.calling import Scores
 
 COLUMNS = (
@@ -82,12 +85,14 @@ class Models(NamedTuple):
         value: trained.
         reward: a reward model with the policy's vocabulary, or None.
         value_follows: the value model's body is the policy's where training begins, after a warm start.
+        steps: scores steps of completions, or None.
     """
 
     policy: Learner
     value: Learner
     reward: LanguageModel | None
     value_follows: bool
+    steps: StepJudge | None = None
 
 
 class PpoPhase(Phase):
@@ -99,10 +104,10 @@ class PpoPhase(Phase):
         task: prompts, and reward functions where there are any.
     """
 
-    columns, title = COLUMNS, "ppo"
+    columns = COLUMNS
 
     def __init__(self, settings: PpoSettings, models: Models, task: Task):
-        self.settings, self.models, self.task = settings, models, task
+        self.settings, self.models, self.task, self.title = settings, models, task, settings.objective.recipe
         self.group_size, self.updates = settings.rollout.group_size, settings.learning.updates
         self.drawing = build_drawing(settings.sampling, settings.rollout, models.policy)
         self.batching = Batching(settings.rollout.batch_size, settings.run.seed)
@@ -111,7 +116,8 @@ class PpoPhase(Phase):
         self.schedule = self._schedule(settings.optimizer.learning_rate, settings.learning.value_warmup_steps)
         frozen = {"policy": models.policy.frozen, "value": models.value.frozen}
         self.frozen = {name: params for name, params in frozen.items() if params is not None} or None
-        self.update, self.judge = lru_cache(self._update), Judge(task.rewards, models.reward)
+        self.update = lru_cache(self._update)
+        self.judge = Judge(task.rewards, models.reward, steps=models.steps)
         self.watch = LearningWatch("ppo")
         solved = task.solved if self.judge.graded else None
         self.record = Recorder(models.policy, settings.sampling, solved, self.group_size)
@@ -141,7 +147,7 @@ class PpoPhase(Phase):
         schedules = {"policy": self.schedule, "value": self._schedule(settings.learning.value_learning_rate)}
         optimizers = {name: build_optimizer(settings.optimizer, schedule) for name, schedule in schedules.items()}
         shaping, learning = shaping_of(settings.objective), learning_of(settings.learning, settings.rollout)
-        return rlhf_loop(log_probs, values, ppo(eps=settings.objective.eps), optimizers, shaping, learning)
+        return rlhf_loop(log_probs, values, objective_of(settings.objective), optimizers, shaping, learning)
 
     def init(self, params: Params) -> RlhfState:
         """State before the first step, from the policy that is trained.
@@ -188,6 +194,7 @@ class PpoPhase(Phase):
     ) -> tuple[RlhfState, dict[str, float], jax.Array]:
         """An update on a scored rollout, its metrics by the run's names, and the advantages of the tokens."""
         batch = ScoredCompletions(rollout.completions, jnp.asarray(scores.total))
+        batch = batch._replace(step_rewards=step_rewards_of(rollout, scores))
         update = self.update(rollout.prompt_width)
         state, metrics = update(state, batch, key=key, reference=self.reference, frozen=self.frozen)
         advantages = metrics.pop("advantages")
@@ -227,6 +234,12 @@ class PpoPhase(Phase):
         self.watch.check(metrics)
 
 
+def objective_of(settings: ShapingSettings) -> Objective:
+    """The policy's loss, as the settings say: PPO's, and the likelihood of what scores well where it has a weight."""
+    objective = vapo(settings.nll_coef, settings.nll_threshold, settings.eps, settings.eps_high)
+    return objective if settings.nll_coef else objective._replace(terms=())
+
+
 def shaping_of(settings: ShapingSettings) -> Shaping:
     """From scores to advantages, as the settings say."""
     control = fixed_coef if settings.kl_target is None else proportional_coef(settings.kl_target)
@@ -236,9 +249,17 @@ def shaping_of(settings: ShapingSettings) -> Shaping:
         kl=kl,
         rewards=unit_variance if settings.whiten_rewards else no_normalization,
         discount=settings.discount,
-        trace=settings.policy_lambda,
+        trace=_policy_trace(settings),
         value_trace=settings.value_lambda,
     )
+
+
+def _policy_trace(settings: ShapingSettings) -> Trace:
+    """A number, or a function of a completion's length."""
+    if settings.length_alpha is None:
+        assert settings.policy_lambda is not None
+        return settings.policy_lambda
+    return partial(length_adaptive_trace, alpha=settings.length_alpha)
 
 
 def learning_of(settings: PpoLearningSettings, rollout: RolloutSettings) -> RlhfLearning:

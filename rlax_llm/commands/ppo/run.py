@@ -12,6 +12,8 @@ from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.ppo.phase import Models, PpoPhase
 from rlax_llm.commands.ppo.settings import PpoModelSettings, PpoSettings
 from rlax_llm.commands.setup import build_model, scalar_judge
+from rlax_llm.commands.shared_settings import OF_ADAPTERS
+from rlax_llm.commands.stepping import build_step_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.host.run_directory import RunDirectory
@@ -35,10 +37,11 @@ def run_ppo(settings: PpoSettings) -> RunDirectory:
     seed = settings.run.seed
     model = build_model("ppo", settings.model, seed, settings.sampling)
     models = build_models(settings.model, settings.task.reward_model, seed, model)
+    models = models._replace(steps=build_step_judge(settings.task, settings.model, model.tokenizer))
     task = judged_task(settings.task, settings.sampling, seed, model)
     phase = PpoPhase(settings, models, task)
     warm_start = build_warm_start(settings, models.policy, task)
-    return run_language(settings, phase, models.policy.params, warm_start)
+    return run_language(settings, phase, models.policy.params, warm_start, settings.objective.recipe)
 
 
 def build_models(settings: PpoModelSettings, reward_model: str | None, seed: int, model: LanguageModel) -> Models:
@@ -83,9 +86,7 @@ def value_learner(settings: PpoModelSettings, seed: int, origin: tuple[str, Lang
     """
     name, start = origin
     if name == "scratch":  # adapters belong to a model that can be read again
-        settings = dataclasses.replace(
-            settings, lora_rank=0, lora_alpha=0.0, lora_targets=PpoModelSettings.lora_targets
-        )
+        settings = dataclasses.replace(settings, lora_rank=0, **OF_ADAPTERS)
     learner = scalar_learner(settings, start, seed, jax.nn.initializers.zeros)
     # Training gives its arrays away: the value model's are its own.
     return learner._replace(name=name, params=jax.tree.map(lambda x: x.copy(), learner.params))

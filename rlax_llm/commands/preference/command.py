@@ -9,13 +9,15 @@ COMMANDS = (
     Command(
         RewardSettings,
         "rlax_llm.commands.preference.run:run_reward",
-        "train a reward model on preference pairs",
+        "train a reward model on preference pairs or labeled steps",
         """Train a reward model: a language model whose head is replaced by one number, read at a completion's last
-token, which is to be larger for the chosen completion of a pair than for the rejected one (Bradley-Terry).
+token, which is to be larger for the chosen completion of a pair than for the rejected one (Bradley-Terry). With
+--process it is read at the last token of each step, and says whether the step is right (a process reward model).
 
 Examples:
   rlax-llm reward                                       a small character model learns to tell right sums from wrong
-  rlax-llm reward --model smollm2 --data pairs.jsonl --lora-rank 16 --out runs/judge""",
+  rlax-llm reward --model smollm2 --data pairs.jsonl --lora-rank 16 --out runs/judge
+  rlax-llm reward --process --model smollm2 --data steps.jsonl --out runs/steps""",
     ),
     Command(
         DpoSettings,

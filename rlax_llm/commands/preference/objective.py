@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlax_llm.commands.preference.settings import LabelObjectiveSettings, PairObjectiveSettings
+from rlax_llm.commands.preference.sums import is_of_dpo, read_sum, reward_of_its_own
 from rlax_llm.loops.labels import (
     CarriedReference,
     ReferencePoint,
@@ -14,12 +14,14 @@ from rlax_llm.loops.labels import (
     running_mean_reward,
     zero_reference,
 )
+from rlax_llm.preference.implicit_rewards import Slope, alpha_slope, forward_kl_slope, jensen_shannon_slope
 from rlax_llm.preference.links import Link, weighted_sum
-from rlax_llm.preference.pairs import Preference
+from rlax_llm.preference.marks import is_pairwise
+from rlax_llm.preference.pairs import Preference, desensitize_length, on_policy
 from rlax_llm.preference.unpaired import Unpaired
 from rlax_llm.recipes.building import build, check_given, parameters
-from rlax_llm.recipes.preference import dpo
-from rlax_llm.recipes.registry import Named, find, recipes, spelled
+from rlax_llm.recipes.preference import dpo, f_dpo
+from rlax_llm.recipes.registry import Named, find, recipes
 
 _LIKELIHOOD = {"cpo": 1.0}
 """The weight of the likelihood where the command's default is not the recipe's: as in cpo's paper."""
@@ -73,9 +75,32 @@ def build_preference(settings: PairObjectiveSettings) -> Preference:
         if value is not None and not any(_takes(one, name) for one in named):
             check_given("dpo", named[0], [name], recipes("preference").values())
     terms = [_Term(one, _made(one, values), weight) for one, weight in zip(named, weights.values(), strict=True)]
-    made = _sum(terms, settings.beta) if len(terms) > 1 else _one(terms[0], settings.beta)
+    made = _changed(settings, terms, _sum(terms, settings.beta) if len(terms) > 1 else _one(terms[0], settings.beta))
     nll_coef = _LIKELIHOOD.get(named[0].name) if settings.nll_coef is None else settings.nll_coef
     return made if nll_coef is None else made._replace(nll_coef=nll_coef)
+
+
+def _changed(settings: PairObjectiveSettings, terms: Sequence[_Term], made: Preference) -> Preference:
+    """With pairs weighed as the settings say, and with another reward in the place of dpo's."""
+    if settings.wpo and not is_pairwise(made.link):
+        raise ValueError(
+            f"dpo: recipe {settings.recipe} reads the whole batch, and wpo weighs single pairs; leave one out."
+        )
+    weighed = made._replace(factors=on_policy) if settings.wpo else made
+    if not settings.changed_reward:
+        return weighed
+    for term in terms:
+        _check_of_dpo(term, f"with {settings.changed_reward}, or leave that out")
+    slope = _slope(settings)
+    rewards = made.rewards if slope is None else _with_beta(f_dpo, settings.beta, slope=slope).rewards
+    return weighed._replace(rewards=desensitize_length(rewards, settings.tail_coef))
+
+
+def _slope(settings: PairObjectiveSettings) -> Slope | None:
+    """Of the divergence; None for the reverse KL, dpo's own."""
+    if settings.divergence == "alpha":
+        return alpha_slope(settings.divergence_alpha)
+    return {"forward_kl": forward_kl_slope, "jensen_shannon": jensen_shannon_slope}.get(settings.divergence)
 
 
 def _takes(named: Named, setting: str) -> bool:
@@ -91,66 +116,22 @@ def _made(named: Named, settings: Mapping[str, Any]) -> Preference | Link:
 
 def _one(term: _Term, beta: float | None) -> Preference:
     """A preference as it is; a link with the reward of dpo."""
-    return term.loss if isinstance(term.loss, Preference) else _dpo(beta)._replace(link=term.loss)
+    return term.loss if isinstance(term.loss, Preference) else _with_beta(dpo, beta)._replace(link=term.loss)
 
 
 def _sum(terms: Sequence[_Term], beta: float | None) -> Preference:
     """Several links on one reward: the losses share β."""
     for term in terms:
-        if isinstance(term.loss, Preference) and term.named.like != "dpo":
-            alike = [name for name, other in recipes("preference", "link").items() if _is_of_dpo(other)]
-            raise ValueError(
-                f"dpo: recipe {term.named.name} has a reward of its own, wanted those of {', '.join(alike)} in a sum."
-            )
+        _check_of_dpo(term, "in a sum")
     links = [(term.weight, term.loss.link if isinstance(term.loss, Preference) else term.loss) for term in terms]
-    return _dpo(beta)._replace(link=weighted_sum(*links))
+    return _with_beta(dpo, beta)._replace(link=weighted_sum(*links))
 
 
-def _is_of_dpo(named: Named) -> bool:
-    return named.family == "link" or named.like == "dpo"
+def _check_of_dpo(term: _Term, where: str) -> None:
+    """Raise for a reward that is not dpo's; a user's own link has that too."""
+    if isinstance(term.loss, Preference) and not is_of_dpo(term.named):
+        raise ValueError(f"dpo: {reward_of_its_own(term.named.name, where)}")
 
 
-def _dpo(beta: float | None) -> Preference:
-    return dpo() if beta is None else dpo(beta)
-
-
-def read_sum(text: str) -> dict[str, float]:
-    """``name`` or ``name:weight,name:weight`` by name.
-
-    Raises:
-        ValueError: an unknown recipe, one that is there twice, or a weight that is no number above 0.
-
-    >>> read_sum("dpo:0.8,bco:0.2")
-    {'dpo': 0.8, 'bco': 0.2}
-    """
-    terms: dict[str, float] = {}
-    weighted = False
-    for part in text.split(","):
-        name, weight = _parted(part.strip())
-        weighted = weighted or weight is not None
-        name = find("dpo", name, "preference", "link").name
-        if name in terms:
-            raise ValueError(f"dpo: recipe {name} is there twice; give it once, with the sum of the weights.")
-        terms[name] = 1.0 if weight is None else _weight(name, weight)
-    if len(terms) == 1 and weighted:
-        raise ValueError(f"dpo: recipe {text!r} has a weight and nothing beside it; leave the weight out.")
-    return terms
-
-
-def _parted(text: str) -> tuple[str, str | None]:
-    """A recipe and the text of its weight; MODULE:FUNCTION and TRAINER:NAME have a colon of their own."""
-    name, colon, weight = (piece.strip() for piece in text.rpartition(":"))
-    plain = colon and spelled(name) in recipes("preference", "link")
-    if plain or (colon and not weight.isidentifier()):
-        return name, weight
-    return text, None
-
-
-def _weight(name: str, text: str) -> float:
-    try:
-        weight = float(text) if text else 1.0
-    except ValueError:
-        weight = math.nan
-    if not (weight > 0 and math.isfinite(weight)):
-        raise ValueError(f"dpo: the weight of recipe {name} is {text!r}, wanted a number greater than 0.")
-    return weight
+def _with_beta(make: Callable[..., Preference], beta: float | None, **given: Any) -> Preference:
+    return make(**given) if beta is None else make(**given, beta=beta)

@@ -15,13 +15,15 @@ import optax
 from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.optimizers import measured
 from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.core.finite import watch_finite
-from rlax_llm.core.types import LabeledCompletions, PairedCompletions
+from rlax_llm.core.types import LabeledCompletions, PairedCompletions, SteppedCompletions
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite, no_rows
 from rlax_llm.host.progress import Column
 from rlax_llm.loops.labels import LabelState
 from rlax_llm.loops.policy import Loop, TrainState
+from rlax_llm.loops.references import FollowingState
 from rlax_llm.models.functional import Params
 from rlax_llm.models.sharding import pinned, placed
 
@@ -35,10 +37,12 @@ class Rows(NamedTuple):
     Attributes:
         batch: as the loop's ``step`` takes it.
         prompt_width: the columns that hold prompts.
+        together: rows of one prompt.
     """
 
-    batch: PairedCompletions | LabeledCompletions
+    batch: PairedCompletions | LabeledCompletions | SteppedCompletions
     prompt_width: int
+    together: int = 1
 
 
 _OF_GRADIENTS = ("grad_norm", "lost_updates")
@@ -124,8 +128,8 @@ class PreferencePhase(Phase):
         named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
         numbers = finite(named, f"step {index + 1}")
         seconds = time.perf_counter() - start
-        completions, pairs = rows.batch.completions, isinstance(rows.batch, PairedCompletions)
-        shared = (1 + pairs, rows.prompt_width)
+        completions = rows.batch.completions
+        shared = (rows.together, rows.prompt_width)
         flops = training_flops(self.learner.config, completions, shared, "score" in self.learner.params)
         numbers |= utilization(flops, seconds)
         return Done(state, numbers | {"tokens_per_second": float(np.sum(completions.valid)) / seconds})
@@ -135,7 +139,7 @@ class PreferencePhase(Phase):
         samples = self.method.samples
         if samples is None:
             return Evaluation(self._held_out(state))
-        params = state.params
+        params = measured(state)
         return Evaluation(self._held_out(state), (lambda: samples(params)) if self.rows.held_out else no_rows)
 
     def _held_out(self, state: Any) -> dict[str, float]:
@@ -158,12 +162,14 @@ class PreferencePhase(Phase):
 
     def _without_moments(self, state: Any) -> Any:
         """The state as an optimizer without a memory has it: the reference point's stays."""
-        fresh = self.method.loop(optax.identity(), 1, 1)[0](state.params)
+        fresh = self.method.loop(optax.identity(), 1, 1)[0](measured(state))
+        if isinstance(state, FollowingState):
+            return fresh._replace(reference=state.reference)
         return fresh._replace(memory=state.memory) if isinstance(fresh, LabelState) else fresh
 
     def export(self, state: Any, path: Path) -> None:
         """Write the model, and its adapters where there are any."""
-        self.learner.export(state.params, path)
+        self.learner.export(measured(state), path)
 
 
 def _label_mean(found: Sequence[Mapping[str, jax.Array]], label: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +16,14 @@ from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.preference.phase import Rows, Samples
 from rlax_llm.commands.preference.settings import LabelDataSettings, LabelObjectiveSettings, PairDataSettings
 from rlax_llm.commands.rollouts import Sampling
-from rlax_llm.commands.shared_settings import BatchSettings
+from rlax_llm.commands.sampling_settings import BatchSettings
 from rlax_llm.commands.tasks import arithmetic_for
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import LabeledCompletions, PairedCompletions
-from rlax_llm.data.batches import PairRows, labeled_rows, pair_rows
-from rlax_llm.data.encoding import encode_labeled, encode_pairs
-from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, split_pairs
+from rlax_llm.core.types import LabeledCompletions, PairedCompletions, SteppedCompletions
+from rlax_llm.data.batches import PairRows, labeled_rows, pair_rows, stepwise_rows
+from rlax_llm.data.encoding import encode_labeled, encode_pairs, encode_stepwise
+from rlax_llm.data.preferences import Pair, read_labeled, read_pairs, read_stepwise, read_triples, split_pairs
 from rlax_llm.data.sifting import Kept, flatten_rows, number_rows
 from rlax_llm.data.tasks import load_task
 from rlax_llm.generation.sampling import greedy
@@ -34,12 +35,20 @@ from rlax_llm.preference.unpaired import desirable_weight_range
 _SAMPLES = 8
 
 
-def pairs_of(settings: PairDataSettings, limits: BatchSettings, seed: int, learner: Learner) -> Split:
-    """Encoded pairs of a file, or of sums."""
+def pairs_of(
+    settings: PairDataSettings, limits: BatchSettings, seed: int, learner: Learner, third: bool = False
+) -> Split:
+    """Encoded pairs of a file, or of sums; with ``third`` each has a gold response."""
     encoder = Encoder(encode_pairs, learner, limits)
     if settings.data is not None:
-        return of_tables(read_pairs, encoder, settings, seed)
-    return of_records(_sums(seed, learner.tokenizer), encoder, settings.split_size, seed)
+        return of_tables(read_triples if third else read_pairs, encoder, settings, seed)
+    sums = _sums(seed, learner.tokenizer)
+    return of_records(sums.then(_with_gold) if third else sums, encoder, settings.split_size, seed)
+
+
+def _with_gold(pairs: Sequence[Pair]) -> list[Pair]:
+    """The right answer is the gold one too."""
+    return [pair._replace(gold=pair.chosen) for pair in pairs]
 
 
 def labels_of(settings: LabelDataSettings, limits: BatchSettings, seed: int, learner: Learner) -> Split:
@@ -53,6 +62,12 @@ def labels_of(settings: LabelDataSettings, limits: BatchSettings, seed: int, lea
 
 def _labeled_each(pairs: Sequence[Pair]) -> list[Any]:
     return [split_pairs([pair]) for pair in pairs]
+
+
+def steps_of(settings: PairDataSettings, limits: BatchSettings, seed: int, learner: Learner, separator: str) -> Split:
+    """Encoded completions of labeled steps of a file, each step ended by the separator."""
+    encoder = Encoder(partial(encode_stepwise, separator=separator), learner, limits)
+    return of_tables(read_stepwise, encoder, settings, seed)
 
 
 def _sums(seed: int, tokenizer: Tokenizer) -> Kept[Pair]:
@@ -76,11 +91,17 @@ def _plain(row: Any) -> Any:
     return row.tokens if isinstance(row, Referenced) else row
 
 
-def pair_batch(pad_id: int, rows: Sequence[Any]) -> Rows:
-    """Pairs as a batch: their margins, and the reference's log-probabilities where the rows have them."""
-    batch = pair_rows([_plain(row) for row in rows], pad_id)
+def pair_batch(pad_id: int, rows: Sequence[Any], third: bool = False) -> Rows:
+    """Pairs as a batch: their margins, and the reference's log-probabilities where the rows have them.
+
+    Args:
+        pad_id: the tokenizer's.
+        rows: encoded.
+        third: with each pair's gold response.
+    """
+    batch = pair_rows([_plain(row) for row in rows], pad_id, third=third)
     known = _known(rows, batch) if isinstance(rows[0], Referenced) else None
-    return Rows(PairedCompletions(batch.completions, batch.margins, known), batch.prompt_width)
+    return Rows(PairedCompletions(batch.completions, batch.margins, known), batch.prompt_width, 2 + third)
 
 
 def _known(rows: Sequence[Referenced], batch: PairRows) -> jax.Array:
@@ -103,6 +124,17 @@ def label_batch(pad_id: int, mismatched: bool, rows: Sequence[Any]) -> Rows:
     step = 1 if mismatched else 2
     completions = jax.tree.map(lambda x: x[::step], batch.completions)
     return Rows(LabeledCompletions(completions, batch.desirable), batch.prompt_width)
+
+
+def step_batch(pad_id: int, rows: Sequence[Any]) -> Rows:
+    """Completions of labeled steps as a batch.
+
+    Args:
+        pad_id: the tokenizer's.
+        rows: encoded.
+    """
+    batch = stepwise_rows(rows, pad_id)
+    return Rows(SteppedCompletions(batch.completions, batch.ends, batch.right), batch.prompt_width)
 
 
 def with_reference(

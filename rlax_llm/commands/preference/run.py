@@ -11,7 +11,7 @@ from rlax_llm.commands.examples import Split
 from rlax_llm.commands.language_run import run_language
 from rlax_llm.commands.learner import Learner, completion_scores, language_learner, scalar_learner
 from rlax_llm.commands.machine import on_machine
-from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.optimizers import build_averaging
 from rlax_llm.commands.preference.objective import build_preference, build_unpaired
 from rlax_llm.commands.preference.phase import Method, PreferencePhase, Rows
 from rlax_llm.commands.preference.rows import (
@@ -20,6 +20,8 @@ from rlax_llm.commands.preference.rows import (
     labels_of,
     pair_batch,
     pairs_of,
+    step_batch,
+    steps_of,
     warn_of_imbalance,
     with_reference,
 )
@@ -29,15 +31,19 @@ from rlax_llm.host.progress import Column
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.loops.labels import label_loop, reference_point_of_mismatched
 from rlax_llm.loops.policy import Loop
-from rlax_llm.loops.preference import preference_loop, reward_loop
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.loops.preference import preference_loop, reward_loop, rows_of_pair
+from rlax_llm.loops.process import process_loop
+from rlax_llm.loops.references import following_reference
+from rlax_llm.models.scalar import prefix_scores
+from rlax_llm.models.scoring import group_log_probs, group_log_probs_with_collisions
 from rlax_llm.preference.links import logistic
-from rlax_llm.preference.marks import reads_reference
+from rlax_llm.preference.marks import reads_collisions, reads_reference
 from rlax_llm.preference.pairs import Preference
 
 _LOSS, _TOKENS = Column("loss", "loss", "{:.4f}"), Column("tokens_per_second", "tokens/s", "{:,.0f}")
 _HELD_OUT = Column("held_out_accuracy", "held-out accuracy")
-_PAIR_NAMES = {
+_JUDGED = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
+PAIR_NAMES = {
     "chosen_reward": "rewards/chosen",
     "rejected_reward": "rewards/rejected",
     "accuracy": "rewards/accuracies",
@@ -45,6 +51,7 @@ _PAIR_NAMES = {
     "chosen_log_prob": "logps/chosen",
     "rejected_log_prob": "logps/rejected",
 }
+"""TRL's names, by the loop's."""
 _LABEL_NAMES = {
     "desirable_reward": "rewards/chosen",
     "undesirable_reward": "rewards/rejected",
@@ -68,8 +75,22 @@ def reward_method(settings: RewardSettings, learner: Learner) -> Method:
         scores = completion_scores(learner.tokenizer, learner.config, (2, prompt_width), settings.model.remat)
         return reward_loop(scores, logistic, optimizer, micro_batches, settings.objective.centering_coef)
 
-    columns = (_LOSS, Column("accuracy", "accuracy"), _HELD_OUT, _TOKENS)
-    return Method(loop, partial(pair_batch, learner.tokenizer.pad_id), {}, columns)
+    return Method(loop, partial(pair_batch, learner.tokenizer.pad_id), {}, _JUDGED)
+
+
+def process_method(settings: RewardSettings, learner: Learner) -> Method:
+    """How a process reward model is learned.
+
+    Args:
+        settings: of the command.
+        learner: a scalar model.
+    """
+
+    def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
+        scores = prefix_scores(learner.config, (1, prompt_width), settings.model.remat)
+        return process_loop(scores, optimizer, micro_batches)
+
+    return Method(loop, partial(step_batch, learner.tokenizer.pad_id), {}, _JUDGED)
 
 
 def dpo_method(settings: DpoSettings, learner: Learner, preference: Preference) -> Method:
@@ -86,16 +107,21 @@ def dpo_method(settings: DpoSettings, learner: Learner, preference: Preference) 
     referenced, computed = reads_reference(preference.rewards), settings.objective.precompute_reference
     if computed and not referenced:
         raise ValueError(f"dpo: recipe {settings.objective.recipe} reads no reference; leave precompute_reference out.")
+    every = settings.objective.reference_every
+    if every and not referenced:
+        raise ValueError(f"dpo: recipe {settings.objective.recipe} reads no reference; leave reference_every out.")
 
     def log_probs(prompt_width: int) -> Any:
-        return group_log_probs(learner.config, (2, prompt_width), remat=settings.model.remat)
+        score = group_log_probs_with_collisions if reads_collisions(preference.factors) else group_log_probs
+        return score(learner.config, (rows_of_pair(preference), prompt_width), remat=settings.model.remat)
 
     def loop(optimizer: Any, prompt_width: int, micro_batches: int) -> Loop[Any, Any]:
-        return preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
+        learned = preference_loop(log_probs(prompt_width), preference, optimizer, micro_batches)
+        return following_reference(learned, every, settings.objective.reference_mix) if every else learned
 
     columns = (_LOSS, Column("rewards/accuracies", "accuracy"), Column("rewards/margins", "margin"), _HELD_OUT, _TOKENS)
-    collate = partial(pair_batch, learner.tokenizer.pad_id)
-    method = Method(loop, collate, _PAIR_NAMES, columns, reads_reference=referenced and not computed)
+    collate = partial(pair_batch, learner.tokenizer.pad_id, third=rows_of_pair(preference) == 3)
+    method = Method(loop, collate, PAIR_NAMES, columns, reads_reference=referenced and not computed and not every)
     if not computed:
         return method
     return method._replace(prepare=partial(with_reference, learner, log_probs, settings.batch.rows_together))
@@ -124,7 +150,7 @@ def kto_method(settings: KtoSettings, learner: Learner) -> Method:
 
 @on_machine
 def run_reward(settings: RewardSettings) -> RunDirectory:
-    """Train a reward model on preference pairs, and leave a run directory.
+    """Train a reward model on preference pairs, or on labeled steps, and leave a run directory.
 
     Args:
         settings: of the command.
@@ -135,6 +161,9 @@ def run_reward(settings: RewardSettings) -> RunDirectory:
     batch, seed = settings.batch, settings.run.seed
     model = build_model("reward", settings.model, seed, batch)
     learner = scalar_learner(settings.model, model, seed)
+    if settings.objective.process:
+        steps = steps_of(settings.task, batch, seed, learner, settings.objective.separator)
+        return _run(settings, learner, process_method(settings, learner), steps)
     rows = pairs_of(settings.task, batch, seed, learner)
     return _run(settings, learner, reward_method(settings, learner), rows)
 
@@ -154,7 +183,7 @@ def run_dpo(settings: DpoSettings) -> RunDirectory:
     model = build_model("dpo", settings.model, seed, batch)
     learner = language_learner(settings.model, model, seed)
     method = dpo_method(settings, learner, preference)
-    rows = pairs_of(settings.task, batch, seed, learner)
+    rows = pairs_of(settings.task, batch, seed, learner, rows_of_pair(preference) == 3)
     method = method._replace(samples=greedy_samples(batch, learner, rows.held_out))
     return _run(settings, learner, method, rows, settings.objective.recipe)
 
@@ -186,7 +215,7 @@ def _run(
     recipe: str | None = None,
 ) -> RunDirectory:
     schedule = build_schedule(settings.optimizer, settings.optimizer.learning_rate, settings.run.steps)
-    optimizer = build_optimizer(settings.optimizer, schedule)
+    optimizer = build_averaging(settings.optimizer, schedule)
     batching = Batching(settings.batch.batch_size, settings.run.seed, settings.batch.micro_batches)
     phase = PreferencePhase(settings.command, learner, method, rows, optimizer, batching)
     return run_language(settings, phase, learner.params, recipe=recipe)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
-from rlax_llm.commands.fields import Part, above_zero, at_least, option
+from rlax_llm.commands.fields import Part, above_zero, at_least, option, within
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
+from rlax_llm.commands.preference.sums import check_rewards, read_sum
+from rlax_llm.commands.sampling_settings import BatchSettings
 from rlax_llm.commands.shared_settings import (
-    BatchSettings,
-    HeldOutSettings,
-    OptimizerSettings,
+    AveragedOptimizerSettings,
+    ReferenceSettings,
     RunSettings,
     TrainedModelSettings,
 )
+from rlax_llm.commands.task_settings import NEW_LINE, HeldOutSettings, SeparatorSettings
 from rlax_llm.recipes.registry import find, listed, recipes
 
 _PAIRS_HELP = (
     "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, or "
-    "several in order, with columns prompt (or none, then what both begin with), chosen, rejected, and margin if "
-    "wanted; strings or lists of messages. Rows that cannot be used are left out, counted and named."
+    "several in order, with columns prompt (or none, then what both begin with), chosen, rejected, margin if wanted, "
+    "and gold for tpo; strings or lists of messages. Rows that cannot be used are left out, counted and named."
 )
+_STEPS_HELP = f"{_PAIRS_HELP} With --process prompt, completions (a list of steps) and labels (of each, true or false)."
 _LABELS_HELP = (
     "Labeled completions: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, "
     "or several in order, with columns prompt, completion and label (true is desirable), or pairs with chosen and "
@@ -39,6 +42,13 @@ class PairDataSettings(HeldOutSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgedDataSettings(PairDataSettings):
+    """Pairs, or labeled steps, to learn from."""
+
+    data: tuple[str, ...] | None = option(None, _STEPS_HELP, _BUILT_IN, "DATA")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelDataSettings(HeldOutSettings):
     """Labeled completions to learn from."""
 
@@ -46,18 +56,26 @@ class LabelDataSettings(HeldOutSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardObjectiveSettings(Part):
-    """What a reward model pays besides the loss of its pairs."""
+class RewardObjectiveSettings(SeparatorSettings):
+    """What a reward model judges, and what it pays besides the loss of its pairs."""
 
     centering_coef: float = option(0.0, "Weight of the squared sum of a pair's scores: keeps them around 0.")
+    process: bool = option(
+        False, "Learn from labeled steps instead of pairs: the score at a step's last token says whether it is right."
+    )
 
     def check(self) -> None:
         """Check the ranges."""
+        super().check()
         at_least(self, 0, "centering_coef")
+        if self.process and self.centering_coef:
+            raise ValueError("centering_coef is given with process, which has no pairs to center; leave one out.")
+        if self.step_separator != NEW_LINE and not self.process:
+            raise ValueError("step_separator is given without process, and pairs have no steps; give both.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairObjectiveSettings(Part):
+class PairObjectiveSettings(ReferenceSettings):
     """A recipe, and what of it is set otherwise."""
 
     recipe: str = option(
@@ -70,20 +88,47 @@ class PairObjectiveSettings(Part):
     )
     beta: float | None = option(None, "β, reward per nat; τ of ipo, λ of orpo.", "the recipe's")
     label_smoothing: float | None = option(None, "Share of wrong labels in cdpo, robust and exo.", "the recipe's")
-    gamma: float | None = option(None, "Margin of simpo and alpha_po, reward.", "the recipe's")
+    gamma: float | None = option(None, "Margin of simpo, alpha_po and tpo_length, reward.", "the recipe's")
     nll_coef: float | None = option(
-        None, "Weight of the chosen completions' negative log-likelihood, per nat.", "the recipe's"
+        None,
+        "Weight of the chosen completions' negative log-likelihood, of tpo that of the gold ones, per nat.",
+        "the recipe's",
     )
+    wpo: bool = option(False, "Weigh each pair by how likely the policy would write both completions itself (WPO).")
+    tail_coef: float = option(
+        1.0,
+        "Weight of the tokens of a pair's longer completion beyond the length of the shorter (LD-DPO), from 0 to 1, "
+        "with dpo's kin.",
+    )
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"] = option(
+        "reverse_kl", "Divergence from the reference that rewards follow from (f-DPO), with dpo's kin."
+    )
+    divergence_alpha: float = option(0.5, "α of --divergence alpha; 1 is reverse_kl, 0 forward_kl.")
     precompute_reference: bool = option(
         False, "Compute the reference's log-probabilities once, before training, and then forget it."
     )
 
     def check(self) -> None:
         """Check the ranges."""
+        super().check()
         above_zero(self, "beta")
         at_least(self, 0, "label_smoothing", "gamma", "nll_coef")
+        within(self, 0, 1, "tail_coef")
+        if self.divergence != "alpha" and self.divergence_alpha != PairObjectiveSettings.divergence_alpha:
+            raise ValueError(f"divergence {self.divergence} has no divergence_alpha; leave it out, or choose alpha.")
+        if self.changed_reward:
+            check_rewards(self.recipe, f"with {self.changed_reward}, or leave that out")
+        if self.precompute_reference and self.reference_every:
+            raise ValueError("precompute_reference and reference_every are given; a reference that moves is not known.")
         if self.label_smoothing is not None and self.label_smoothing >= 0.5:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, wanted a share below 0.5.")
+
+    @property
+    def changed_reward(self) -> str:
+        """The setting that changes the reward of dpo; nothing where none does."""
+        if self.divergence != "reverse_kl":
+            return "divergence"
+        return "tail_coef" if self.tail_coef != 1 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +154,19 @@ class LabelObjectiveSettings(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings(OnMachine):
-    """Settings of ``rlax-llm reward``: a reward model from preference pairs.
+    """Settings of ``rlax-llm reward``: a reward model from preference pairs, or from labeled steps.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range, or two settings contradict each other.
     """
 
     command: ClassVar[str] = "reward"
 
     model: TrainedModelSettings
-    task: PairDataSettings
+    task: JudgedDataSettings
     objective: RewardObjectiveSettings
     batch: BatchSettings
-    optimizer: OptimizerSettings
+    optimizer: AveragedOptimizerSettings
     machine: MachineSettings
     run: RunSettings
 
@@ -133,6 +178,11 @@ class RewardSettings(OnMachine):
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is chosen for the model."""
         return model_defaults(cls.command, given)
+
+    def __post_init__(self) -> None:
+        """Check the parts together."""
+        if self.objective.process and self.task.data is None:
+            raise ValueError("process is given without data, and the arithmetic task has no steps; give both.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +199,7 @@ class DpoSettings(OnMachine):
     task: PairDataSettings
     objective: PairObjectiveSettings
     batch: BatchSettings
-    optimizer: OptimizerSettings
+    optimizer: AveragedOptimizerSettings
     machine: MachineSettings
     run: RunSettings
 
@@ -161,6 +211,13 @@ class DpoSettings(OnMachine):
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is chosen for the model."""
         return model_defaults(cls.command, given)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Nothing in other words; a recipe that there is not is said before anything reads it."""
+        if "recipe" in given:
+            read_sum(given["recipe"])
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +234,7 @@ class KtoSettings(OnMachine):
     task: LabelDataSettings
     objective: LabelObjectiveSettings
     batch: BatchSettings
-    optimizer: OptimizerSettings
+    optimizer: AveragedOptimizerSettings
     machine: MachineSettings
     run: RunSettings
 

@@ -15,18 +15,35 @@ from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.examples import Split
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.utilization import training_flops, utilization
+from rlax_llm.core.divergences import reverse_kl
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.trees import join_trees
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.packing import best_fit, length_of, packed_rows
-from rlax_llm.host.phase import Done, Evaluation, Phase, finite
+from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import SUPERVISED_COLUMNS
-from rlax_llm.loops.policy import TrainState, supervised_loop
+from rlax_llm.loops.policy import Anchor, TrainState, supervised_loop
+from rlax_llm.models.distilling import Distilled, compared_rows
 from rlax_llm.models.functional import Params
 from rlax_llm.models.packing import packed_log_probs
 from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.trust_regions import TrustRegion, score_function
+
+
+class Paid(NamedTuple):
+    """What is minimized.
+
+    Attributes:
+        trust_region: of a token's log-probability, the negative of which it is as a rule.
+        kl_coef: weight of the reverse KL from the model before training, per nat; of 0 nothing reads that model.
+    """
+
+    trust_region: TrustRegion = score_function
+    kl_coef: float = 0.0
+
+
+NLL = Paid()
 
 
 class Form(NamedTuple):
@@ -36,11 +53,13 @@ class Form(NamedTuple):
         items: ``examples → items``; a batch is some of them.
         collate: ``items → Completions``.
         log_probs: ``(params, Completions) → (log_probs, entropy)``.
+        compared: ``(params, another's params, Completions) → (log_probs, entropy, their reverse KL)``.
     """
 
     items: Callable[[list[Any]], list[Any]]
     collate: Callable[[list[Any]], Any]
     log_probs: Callable[..., Any]
+    compared: Distilled
 
 
 def own_rows(learner: Learner, max_new_tokens: int | None, remat: bool) -> Form:
@@ -55,7 +74,8 @@ def own_rows(learner: Learner, max_new_tokens: int | None, remat: bool) -> Form:
     def collate(rows: list[Any]) -> Any:
         return demonstration_rows(rows, learner.tokenizer.pad_id, (None, max_new_tokens)).completions
 
-    return Form(list, collate, row_log_probs(learner.config, remat))
+    compared = compared_rows(learner.config, reverse_kl, remat)
+    return Form(list, collate, row_log_probs(learner.config, remat), compared)
 
 
 def shared_rows(learner: Learner, width: int, remat: bool) -> Form:
@@ -75,7 +95,9 @@ def shared_rows(learner: Learner, width: int, remat: bool) -> Form:
             raise ValueError(f"sft: packed_tokens is {width}, the longest example has {longest}; give more.")
         return [[rows[index] for index in members] for members in best_fit(lengths, width)]
 
-    return Form(items, lambda bins: packed_rows(bins, pad_id, width), packed_log_probs(learner.config, remat))
+    compared = compared_rows(learner.config, reverse_kl, remat, lambda packed: packed.segments)
+    log_probs = packed_log_probs(learner.config, remat)
+    return Form(items, lambda bins: packed_rows(bins, pad_id, width), log_probs, compared)
 
 
 def no_metrics(params: Params) -> dict[str, float]:
@@ -94,7 +116,7 @@ class SupervisedPhase(Phase):
         optimizer: any Optax transformation.
         batching: how rows are drawn.
         measure: ``params → metrics`` of an evaluation, besides the held-out loss.
-        trust_region: of a token's log-probability, the negative of which is minimized as a rule.
+        paid: what is minimized.
     """
 
     columns = SUPERVISED_COLUMNS
@@ -109,19 +131,28 @@ class SupervisedPhase(Phase):
         optimizer: optax.GradientTransformation,
         batching: Batching,
         measure: Callable[[Params], Mapping[str, float]] = no_metrics,
-        trust_region: TrustRegion = score_function,
+        paid: Paid = NLL,
     ):
         self.learner, self.form, self.batching = learner, form, batching
         self.train = form.items(examples.train)
         self.held_out = form.items(examples.held_out)
         self.measure = measure
         self.log_probs = jax.jit(form.log_probs)
-        self._init, step = supervised_loop(self.log_probs, optimizer, batching.micro_batches, trust_region)
+        self.fixed: dict[str, Any] = {"frozen": learner.frozen}
+        self.anchor = Anchor(form.compared, paid.kl_coef) if paid.kl_coef else None
+        loop = supervised_loop(self.log_probs, optimizer, batching.micro_batches, paid.trust_region, self.anchor)
+        self._init, step = loop
         self.update = jax.jit(pinned(watch_finite(step)), donate_argnums=0)
 
     def init(self, params: Params) -> TrainState:
         """State before the first step."""
         return placed(self._init(params))
+
+    def begin(self, state: TrainState, references: References) -> None:
+        """Fetch the model before training where steps read it."""
+        del state
+        if self.anchor is not None:
+            self.fixed["reference"] = references(self.learner.params, 0)
 
     def evaluate(self, state: TrainState) -> Evaluation:
         """Negative log-likelihood of the held-out completions, nats per token, and what else is measured."""
@@ -143,7 +174,7 @@ class SupervisedPhase(Phase):
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
         batch = self.form.collate(self.batching.rows(self.train, index))
-        state, metrics = self.update(state, batch, frozen=self.learner.frozen)
+        state, metrics = self.update(state, batch, **self.fixed)
         numbers = finite({name: float(value) for name, value in metrics.items()}, f"{self.step_name} {index + 1}")
         seconds = time.perf_counter() - start
         numbers |= utilization(training_flops(self.learner.config, batch), seconds)

@@ -13,17 +13,17 @@ from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.rollouts import Sampling, grade
 from rlax_llm.commands.setup import build_model, build_schedule
-from rlax_llm.commands.sft.phase import Form, SupervisedPhase, no_metrics, own_rows, shared_rows
-from rlax_llm.commands.sft.settings import PackedBatchSettings, SftSettings
+from rlax_llm.commands.sft.phase import NLL, Form, Paid, SupervisedPhase, no_metrics, own_rows, shared_rows
+from rlax_llm.commands.sft.settings import PackedBatchSettings, SftSettings, SupervisedOptimizerSettings
 from rlax_llm.commands.tasks import built_in_task, prompts_of
 from rlax_llm.data.tasks import Task
 from rlax_llm.generation.sampling import greedy
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.functional import Params
-from rlax_llm.policy.trust_regions import cispo, score_function
+from rlax_llm.policy.trust_regions import cispo
 
-LOSSES = {"nll": score_function, "dft": cispo(ceiling=1.0)}
-"""Of a token's log-probability; a ratio to a policy of probability 1 is the probability."""
+DFT = Paid(cispo(ceiling=1.0))
+"""A ratio to a policy of probability 1 is the probability."""
 
 
 @on_machine
@@ -53,9 +53,17 @@ def run_sft(settings: SftSettings) -> RunDirectory:
     optimizer = build_optimizer(settings.optimizer, build_schedule(settings.optimizer, peak, settings.run.steps))
     batching = Batching(batch.batch_size, seed, batch.micro_batches)
     form = form_of(batch, learner, settings.model.remat)
-    loss = LOSSES[settings.optimizer.loss]
-    phase = SupervisedPhase(learner, examples, form, optimizer, batching, measure, loss)
+    phase = SupervisedPhase(learner, examples, form, optimizer, batching, measure, paid_by(settings.optimizer))
     return run_language(settings, phase, learner.params)
+
+
+def paid_by(settings: SupervisedOptimizerSettings) -> Paid:
+    """What the settings minimize: ``asft`` is ``dft`` with a KL from the model before training.
+
+    Args:
+        settings: of the command.
+    """
+    return NLL if settings.loss == "nll" else DFT._replace(kl_coef=settings.kl_coef)
 
 
 def form_of(batch: PackedBatchSettings, learner: Learner, remat: bool) -> Form:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlax_llm.commands.defaults import model_defaults
-from rlax_llm.commands.fields import at_least, option
+from rlax_llm.commands.fields import at_least, option, resolved
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
-from rlax_llm.commands.shared_settings import (
-    BatchSettings,
-    BuiltInSettings,
-    HeldOutSettings,
-    OptimizerSettings,
-    RunSettings,
-    TrainedModelSettings,
-)
+from rlax_llm.commands.sampling_settings import BatchSettings
+from rlax_llm.commands.shared_settings import OptimizerSettings, RunSettings, TrainedModelSettings
+from rlax_llm.commands.task_settings import BuiltInSettings, HeldOutSettings
 
+_KL_COEF = 0.1
 _DATA_HELP = (
     "Demonstrations, instead of a task: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory "
     "or its hub id, or several in order, with columns prompt and completion, or messages, or text. Rows that cannot be "
@@ -64,9 +60,21 @@ class SupervisedOptimizerSettings(OptimizerSettings):
     schedule: Literal["constant", "cosine", "linear"] = option(
         "constant", "Learning rate after the warm-up; cosine and linear end at 0."
     )
-    loss: Literal["nll", "dft"] = option(
-        "nll", "What is minimized: the negative log-likelihood, or in DFT each token's weighed by its probability."
+    loss: Literal["nll", "dft", "asft"] = option(
+        "nll",
+        "What is minimized: the negative log-likelihood, in DFT each token's weighed by its probability, or in ASFT "
+        "that and the KL from the model before training.",
     )
+    kl_coef: float = resolved(
+        "Weight of that KL, per nat of a token; with 0 asft is dft.", f"{_KL_COEF} of asft, else 0"
+    )
+
+    def check(self) -> None:
+        """Check that what is given is read."""
+        super().check()
+        at_least(self, 0, "kl_coef")
+        if self.kl_coef and self.loss != "asft":
+            raise ValueError(f"kl_coef is {self.kl_coef} and loss is {self.loss}, which has no KL; choose asft.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,5 +107,6 @@ class SftSettings(OnMachine):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is chosen for the model."""
-        return model_defaults(cls.command, given)
+        """What is chosen for the model, and the anchor of ASFT."""
+        anchored = given.get("loss") == "asft"
+        return {**model_defaults(cls.command, given), "kl_coef": _KL_COEF if anchored else 0.0}
