@@ -23,7 +23,9 @@ def log_linear(trust_region: TrustRegion | Coupled, ceiling: float = 2.0) -> Cou
     (``batch.staleness``): versions count as distances on a line. The trust region reads π/π_prox, and its loss weighs
     ``min(π_prox/π_old, ceiling)``, as a correction would; both without a gradient of π_prox (AReaL, arXiv 2505.24298).
     Limiting cases: ``trust_region`` itself where s = 0; the gradient of ``cispo`` for s → ∞. The policy is the one at
-    hand, so this is no correction of a sampler that computes otherwise: that differs at s = 0 too.
+    hand, so this is no correction of a sampler that computes otherwise: that differs at s = 0 too. The weight is the
+    trust region's alone: a KL term stays as it is, as in AReaL, whose KL is in the reward, and in TRL, which adds it
+    behind its correction; ``weigh_by_ratio`` is a KL term that makes up for the ratio by itself.
 
     Args:
         trust_region: of ``log π/π_prox``.

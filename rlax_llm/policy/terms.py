@@ -92,6 +92,8 @@ class Term(NamedTuple):
         coef: may be traced.
         where: ``PolicyBatch → [B, T]`` bool, its tokens; it reads neither ``log_probs`` nor ``entropy``.
         weighting: ``[B, T]`` bool of these tokens to weights.
+        corrects: whether it holds the policy to the one that drew each token, by ``old_log_probs``, so that tokens of
+            older policies need no ratio and no correction besides.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Term(NamedTuple):
     coef: float | jax.Array
     where: Where = chosen
     weighting: Weighting = token_mean
+    corrects: bool = False
 
 
 @check_arguments

@@ -52,7 +52,7 @@ def kimi(tau: float | jax.Array = 0.1) -> Objective:
     >>> [term.name for term in kimi().terms]
     ['squared_ratio']
     """
-    penalty = Term("squared_ratio", squared_ratio, tau)
+    penalty = Term("squared_ratio", squared_ratio, tau, corrects=True)
     return Objective(per_group(centered), token_ratio, unclipped, token_mean, terms=(penalty,))
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from rlax_llm.commands.grpo import run as runs
-from rlax_llm.commands.grpo.objective import Counts, between_policies, build_objective
+from rlax_llm.commands.grpo.objective import Counts, between_policies, build_objective, check_older
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.credit.running import Remembering
 from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes.mixed import dro, positive_examples
 
 TINY = GrpoSettings.of(
     task="arithmetic,largest=9",
@@ -102,6 +103,14 @@ def test_older_tokens_want_a_ratio_or_a_correction():
     for recipe in ("dapo", "dro"):
         GroupUpdate(GrpoSettings.of(recipe=recipe, correction="none", replay=1), None, (1.0,))  # pyright: ignore[reportArgumentType]
     GroupUpdate(GrpoSettings.of(recipe="gpg", replay=1), None, (1.0,))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_term_excuses_older_tokens_only_where_it_corrects():
+    settings = GrpoSettings.of(recipe="gpg", correction="none", replay=1)
+    imitating = recipes.gpg()._replace(terms=(positive_examples(),))
+    with pytest.raises(ValueError, match="recipe gpg has no ratio to them, nor a term that corrects, and correction"):
+        check_older(settings, imitating)
+    check_older(settings, imitating._replace(terms=(*imitating.terms, *dro().terms)))
 
 
 def test_a_kl_in_the_score_of_what_is_remembered_is_told():

@@ -218,8 +218,8 @@ def between_policies(recipe: str, objective: Objective, threshold: float | None,
 def check_older(settings: GrpoSettings, objective: Objective) -> None:
     """Raise where tokens that older policies drew would be learned from as if the newest had drawn them.
 
-    A trust region of the ratio reads it from the policy that drew each token, and so do terms of it (``dro``). The
-    score function reads none, and nothing but a correction makes up for it.
+    A trust region of the ratio reads it from the policy that drew each token. The score function reads none, and
+    nothing makes up for it but a correction, or a term that says that it corrects (``dro``).
 
     Args:
         settings: of the command.
@@ -232,13 +232,14 @@ def check_older(settings: GrpoSettings, objective: Objective) -> None:
     >>> check_older(GrpoSettings.of(recipe="grpo", replay=8, correction="none"), recipes.grpo())
     >>> check_older(GrpoSettings.of(recipe="rloo", replay=8, correction="none"), recipes.rloo())
     Traceback (most recent call last):
-    ValueError: grpo: replay gives tokens that older policies drew, recipe rloo has no ratio to them, and correction ...
+    ValueError: grpo: replay gives tokens that older policies drew, recipe rloo has no ratio to them, nor a term ...
     >>> server = {"sampler_url": "http://localhost:1", "sampler_every": 2}
     >>> check_older(GrpoSettings.of(recipe="rloo", correction="none", **server), recipes.rloo())
     Traceback (most recent call last):
-    ValueError: grpo: sampler_every gives tokens that older policies drew, recipe rloo has no ratio to them, and ...
+    ValueError: grpo: sampler_every gives tokens that older policies drew, recipe rloo has no ratio to them, nor ...
     """
-    if settings.learning.correction != "none" or objective.trust_region is not score_function or objective.terms:
+    reads_ratio = objective.trust_region is not score_function or any(term.corrects for term in objective.terms)
+    if settings.learning.correction != "none" or reads_ratio:
         return
     older = {name: getattr(settings.rollout, name) for name in ("partial_rollouts", "ahead", "replay")}
     older["sampler_every"] = settings.server.sampler_url is not None and settings.server.sampler_every > 1
@@ -246,7 +247,8 @@ def check_older(settings: GrpoSettings, objective: Objective) -> None:
         if asked:
             raise ValueError(
                 f"grpo: {name} gives tokens that older policies drew, recipe {settings.objective.recipe} has no ratio "
-                "to them, and correction is none; leave correction out, or take another recipe."
+                "to them, nor a term that corrects, and correction is none; leave correction out, or take another "
+                "recipe."
             )
 
 
