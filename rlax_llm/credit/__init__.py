@@ -27,6 +27,7 @@ __getattr__, __dir__ = lazy_face(
         "group_tokens": (
             "anchored",
             "by_step",
+            "compared_steps",
             "optimal_token_baseline",
             "process_supervision",
             "step_wise",

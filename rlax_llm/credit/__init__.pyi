@@ -37,6 +37,7 @@ from rlax_llm.credit.filtering import shortness as shortness
 from rlax_llm.credit.filtering import token_efficiency as token_efficiency
 from rlax_llm.credit.group_tokens import anchored as anchored
 from rlax_llm.credit.group_tokens import by_step as by_step
+from rlax_llm.credit.group_tokens import compared_steps as compared_steps
 from rlax_llm.credit.group_tokens import optimal_token_baseline as optimal_token_baseline
 from rlax_llm.credit.group_tokens import process_supervision as process_supervision
 from rlax_llm.credit.group_tokens import step_wise as step_wise

@@ -172,11 +172,38 @@ def step_wise(episode: Advantage, step_coef: float = 1.0, estimator: GroupEstima
 
 
 @check_arguments
+def compared_steps(scores: jax.Array, step_rewards: jax.Array, mask: jax.Array) -> jax.Array:
+    """The rewards that ``process_supervision`` compares: ``step_payments`` of the completions that have a rival.
+
+    Limiting case: without steps, each score at its completion's last token.
+
+    Args:
+        scores: ``[P, G]``, NaN for a completion without a score.
+        step_rewards: ``[P, G, T]``, at the last token of each step, NaN everywhere else.
+        mask: ``[P, G, T]`` bool, True where the policy chose the token.
+
+    Returns:
+        ``[P, G, T]``, NaN where nothing is due, for a completion that has no score, and for the only one of a group
+        that has one.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    >>> nan, mask = jnp.nan, jnp.ones((1, 2, 2), bool)
+    >>> rewards = jnp.array([[[1.0, nan], [nan, nan]]])
+    >>> compared_steps(jnp.array([[1.0, 1.0]]), rewards, mask).tolist()
+    [[[1.0, nan], [nan, 1.0]]]
+    """
+    taken = mask & jax.vmap(has_rival)(scores)[..., None]
+    return step_payments(scores, step_rewards, taken)
+
+
+@check_arguments
 def process_supervision(estimator: GroupEstimator = z_score) -> Advantage:
     """GRPO with process supervision (arXiv 2402.03300, section 4.1.3): a token is worth the steps that end after it.
 
     ``A_t = Σ_{steps j that end at or after t} r̃_j``, where r̃ is ``estimator`` of the rewards of all steps of all of a
-    group's completions together: in the paper ``(r − mean) / std``. Rewards are ``step_payments`` of the scores: what
+    group's completions together: in the paper ``(r − mean) / std``. Rewards are ``compared_steps`` of the scores: what
     the steps were not paid is paid with the last token. Limiting case: one step in each completion, or none, is
     ``per_group(estimator)``, outcome supervision.
 
@@ -202,10 +229,10 @@ def process_supervision(estimator: GroupEstimator = z_score) -> Advantage:
     def advantage(scored: Scored) -> jax.Array:
         check_rows("process_supervision", scored)
         step_rewards = known_of("process_supervision", scored, "step_rewards")
-        taken = scored.mask & jax.vmap(has_rival)(scored.scores)[..., None]
-        rewards = step_payments(scored.scores, step_rewards, taken)
+        rewards = compared_steps(scored.scores, step_rewards, scored.mask)
         normalized = jax.vmap(lambda group: estimator(group.ravel()).reshape(group.shape))(rewards)
         to_go = jax.vmap(jax.vmap(lambda row: discounted_returns(row, 1.0)))(normalized)
+        taken = scored.mask & jax.vmap(has_rival)(scored.scores)[..., None]
         return jnp.where(taken, to_go, 0.0)
 
     return advantage

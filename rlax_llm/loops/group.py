@@ -19,6 +19,7 @@ from rlax_llm.core.kl import KlControl, fixed_coef
 from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Groups, Metrics, Params, Scored
+from rlax_llm.credit.group_tokens import compared_steps
 from rlax_llm.credit.groups import Advantage
 from rlax_llm.credit.running import Remembering, remembering
 from rlax_llm.credit.shaping import informative
@@ -158,11 +159,37 @@ def _of_rows(credit: jax.Array, completions: Completions) -> jax.Array:
     return jnp.broadcast_to(credit.reshape(completions.tokens.shape[0], -1), completions.tokens.shape)
 
 
+def compared(batch: Groups) -> jax.Array:
+    """What estimators compare within each group: scores, or the rewards of steps where these are known.
+
+    A group whose scores are equal teaches all the same where its steps earned them otherwise, and one whose payments
+    are equal does not (``credit.compared_steps``).
+
+    Args:
+        batch: of ``P · G`` rows.
+
+    Returns:
+        ``[P, G]``, or ``[K, P, G]`` of K rewards; with ``known.step_rewards`` and one reward ``[P, G · T]``.
+
+    >>> from rlax_llm.core.types import Known
+    >>> rows = jnp.ones((2, 2), bool)
+    >>> completions = Completions(rows, rows, rows, 0.0 * rows, rows[:, 0])
+    >>> earned = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> compared(Groups(completions, jnp.ones((1, 2)), known=Known(step_rewards=earned))).tolist()
+    [[1.0, 0.0, 0.0, 1.0]]
+    """
+    steps, scores = batch.known.step_rewards, batch.scores
+    if steps is None or scores.ndim == 3:
+        return scores
+    mask = batch.completions.mask.reshape(steps.shape)
+    return compared_steps(scores, steps, mask).reshape(len(scores), -1)
+
+
 def uninformative_share(scores: jax.Array) -> jax.Array:
     """Share of groups without any difference in score, which teach nothing: TRL's ``frac_reward_zero_std``.
 
     Args:
-        scores: ``[P, G]``, or ``[K, P, G]``: then a group without a difference in any of K rewards.
+        scores: of ``compared``: ``[P, G]``, or ``[K, P, G]``: then a group without a difference in any of K rewards.
 
     >>> float(uninformative_share(jnp.array([[0.0, 1.0], [1.0, 1.0]])))
     0.5
@@ -174,7 +201,7 @@ def informative_groups(scores: jax.Array) -> jax.Array:
     """``[P]`` bool: the groups in which any reward differs.
 
     Args:
-        scores: ``[P, G]``, or ``[K, P, G]`` of K rewards.
+        scores: of ``compared``: ``[P, G]``, or ``[K, P, G]`` of K rewards.
 
     >>> informative_groups(jnp.array([[0.0, 1.0], [1.0, 1.0]])).tolist()
     [True, False]
@@ -310,7 +337,8 @@ def group_loop(
             where_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key
         )
         metrics = means_where(counted, steps)
-        metrics |= described | {"frac_reward_zero_std": uninformative_share(scores)} | learning.telling(advantages)
+        metrics |= described | {"frac_reward_zero_std": uninformative_share(compared(batch))}
+        metrics |= learning.telling(advantages)
         if learning.entropy_control is not fixed_coef:
             metrics |= {"entropy_coef": state.entropy_coef}
         coef = learning.entropy_control(state.entropy_coef, metrics["entropy"])
@@ -420,7 +448,8 @@ def group_trpo_loop(
         problem = policy_problem(policy, categorical, state.params, tokens, credit, weights, linearize_by_reverse)
         params, metrics = trpo_step(state.params, problem, direction, search)
         entropy = masked_mean(categorical.entropy(old), chosen)
-        metrics |= {"entropy": entropy, "frac_reward_zero_std": uninformative_share(scores)} | telling(advantages)
+        metrics |= {"entropy": entropy, "frac_reward_zero_std": uninformative_share(compared(batch))}
+        metrics |= telling(advantages)
         return GroupState(params, (), state.step + 1, state.entropy_coef), metrics
 
     return init, step

@@ -23,7 +23,7 @@ from rlax_llm.core.types import Completions, Groups, Known, Metrics, Params
 from rlax_llm.generation.engine import for_sampling, generate_at_once
 from rlax_llm.generation.request import Request
 from rlax_llm.loops.curriculum import Choosing, uniform_choosing
-from rlax_llm.loops.group import informative_groups
+from rlax_llm.loops.group import compared, informative_groups
 from rlax_llm.models.config import DecoderConfig
 
 Memory = Any
@@ -169,9 +169,10 @@ class Surplus(NamedTuple):
 def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
     """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): collect until P groups are informative.
 
-    A surplus is carried over to the next step, with the log-probabilities of the policy that sampled it, and is a step
-    older there. After ``most_rounds`` the batch is as full as it got: the places that stay empty have no chosen token
-    and NaN scores, so they count in no denominator.
+    A group is informative where anything differs that the loss compares: its scores, or with ``known.step_rewards`` the
+    rewards of its steps. A surplus is carried over to the next step, with the log-probabilities of the policy that
+    sampled it, and is a step older there. After ``most_rounds`` the batch is as full as it got: the places that stay
+    empty have no chosen token and NaN scores, so they count in no denominator.
 
     Args:
         collector: of P groups per round.
@@ -202,7 +203,7 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
         def more(now: tuple[Surplus, jax.Array, jax.Array]) -> tuple[Surplus, jax.Array, jax.Array]:
             surplus, round_, kept = now
             inner, new = drawn(surplus.inner, params, jax.random.fold_in(key, round_))
-            fits = informative_groups(jnp.moveaxis(new.scores, 0, -2))
+            fits = informative_groups(compared(in_rows(new)))
             fresh = fits.sum(dtype=jnp.int32)
             place = jnp.where(fits, surplus.kept + jnp.cumsum(fits) - 1, 2 * wanted)  # out of bounds: dropped
             put = jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), surplus.groups, new)

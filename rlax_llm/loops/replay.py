@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.types import Groups, Metrics, Params
-from rlax_llm.loops.group import informative_groups
+from rlax_llm.loops.group import compared, informative_groups
 from rlax_llm.loops.language import Collector, aged, by_group, in_rows, no_groups
 
 _OWN = 2**31 - 1  # folded into a step's key; smaller numbers may be those of the wrapped collector's rounds
@@ -88,6 +88,7 @@ class Remembered(NamedTuple):
 def replayed(collector: Collector, size: int, share: float | jax.Array) -> Collector:
     """Fresh groups, of which uninformative ones give their places to earlier groups that were informative.
 
+    A group is informative where its scores differ, or with ``known.step_rewards`` the rewards of its steps.
     At most ``share · P`` places of a step, rounded. A replayed group has the log-probabilities of the policy that drew
     it, so that ratios and corrections are those of that policy, its scores, and its ``staleness`` in steps. TRL and
     NeMo-RL ship such a memory; TRL's keeps the groups of the largest spread, this one the last. Limiting cases: the
@@ -120,7 +121,7 @@ def replayed(collector: Collector, size: int, share: float | jax.Array) -> Colle
 
     def collect(memory: Remembered, params: Params, key: jax.Array) -> tuple[Remembered, Groups, Metrics]:
         inner, new, metrics = fresh(memory.inner, params, key)
-        informative = informative_groups(jnp.moveaxis(new.scores, 0, -2))
+        informative = informative_groups(compared(in_rows(new)))
         most = jnp.round(share * informative.size).astype(jnp.int32)
         given = given_places(informative, memory.there, most, jax.random.fold_in(key, _OWN))
         kept, there = remembered_places(informative, memory.there)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from rlax_llm.commands.grpo.gathering import Taken, filled_up, together
 from rlax_llm.commands.grpo.objective import build_objective, of_steps
+from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge
@@ -21,14 +23,16 @@ from rlax_llm.commands.preference.run import run_reward
 from rlax_llm.commands.preference.settings import RewardSettings
 from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.commands.stepping import StepJudge, build_step_judge, by_function, by_model, step_rewards_of
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Groups, Known
 from rlax_llm.data.batches import stepwise_rows
 from rlax_llm.data.encoding import encode_stepwise
 from rlax_llm.data.preferences import Stepwise
+from rlax_llm.loops.group import compared, informative_groups, scored_groups, uninformative_share
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import sequence_scores
 from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.recipes import group as recipes
 from rlax_llm.rewards.calling import Reward, RewardError
 
 CHARACTERS = Tokenizer.characters("0123456789+-*=")
@@ -101,6 +105,26 @@ def test_steps_go_where_their_groups_go():
     assert found is not None and found.shape == (6, WIDTH + OWN)
     np.testing.assert_array_equal(np.nansum(found, -1), [3, 2, 1, 1, 0, 0])
     assert np.isnan(found[4:]).all()
+
+
+def test_a_group_whose_scores_tie_teaches_where_its_steps_differ():
+    """By what dynamic sampling and replay ask, and by the advantages that the loss has of the same groups."""
+    texts = ["12=3", "1=45"], ["12=3", "45=6"], ["1=2", "1=2"]
+    pairs = [rollout_of(*two, ended=False) for two in texts]
+    # 2 + 1 and 1 + 2: a tie; 2 + 1 twice: unequal steps, equal completions; 1 + 1 twice: nothing to compare.
+    taken = together([Taken(np.array([i]), pair, judged(pair, lengths)) for i, pair in enumerate(pairs)])
+    assert (np.ptp(taken.by_group(), axis=-1) == 0).all()
+    phase: Any = SimpleNamespace(judge=Judge([], steps=StepJudge(CHARACTERS, "=", [])))
+    phase.update = SimpleNamespace(several=False)
+    steps = step_rewards_of(taken.rollout, taken.scores)
+    assert steps is not None
+    known = Known(step_rewards=jnp.asarray(steps.reshape(3, 2, -1)))
+    groups = Groups(taken.rollout.completions, jnp.asarray(taken.by_group()), known=known)
+    credit = of_steps("dr_grpo", recipes.dr_grpo(6)).advantage(scored_groups(groups))
+    found = informative_groups(jnp.asarray(GroupPhase._telling(phase, taken)))
+    np.testing.assert_array_equal(found, (credit != 0).any((1, 2)))
+    assert found.tolist() == [True, True, False]
+    assert uninformative_share(compared(groups)) == pytest.approx(1 / 3)
 
 
 def test_a_model_says_how_likely_each_step_is_right():

@@ -123,6 +123,26 @@ def test_replayed_groups_have_the_log_probabilities_of_the_policy_that_drew_them
             assert apart[number - age] < 1e-5 and np.delete(apart, number - age).min() > 1e-3
 
 
+def test_groups_whose_scores_tie_are_informative_where_their_steps_differ():
+    """Group 0 earned with other steps, group 1 with the same; all scores are 1."""
+
+    def collect(memory, params, key):
+        every = jnp.ones((4, 2), bool)
+        completions = Completions(jnp.arange(8).reshape(4, 2), every, every, 0.0 * every, every[:, 0])
+        steps = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]])
+        return memory, Groups(completions, jnp.ones((2, 2)), known=Known(step_rewards=steps)), {}
+
+    inner = Collector(lambda params: jnp.int32(0), collect)
+    dynamic = dynamic_sampling(inner, 1)
+    _, groups, told = dynamic.collect(dynamic.init(()), (), KEY)
+    assert told["sampling/kept"] == 0.5 and groups.completions.tokens[:2].ravel().tolist() == [0, 1, 2, 3]
+    again = replayed(inner, 1, 1.0)
+    memory, _, told = again.collect(again.init(()), (), KEY)
+    _, groups, later = again.collect(memory, (), KEY)
+    assert (told["replay/share"], later["replay/share"]) == (0, 0.5)
+    assert groups.completions.tokens[2:].ravel().tolist() == [0, 1, 2, 3]
+
+
 def test_mistakes_are_told():
     for size, share, told in ((0, 0.5, "size is 0"), (1, 1.5, "1 − share"), (1, -0.5, "share is -0.5")):
         with pytest.raises(ValueError, match=told):

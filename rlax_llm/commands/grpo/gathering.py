@@ -168,7 +168,7 @@ class Gatherer:
         draw: makes a rollout.
         groups: of a step.
         most_rounds: rollouts of a step at most, until all its groups differ in score; 0 takes each rollout as it is.
-        telling: ``Taken → [P, G]`` or ``[K, P, G]``, the scores that must differ.
+        telling: ``Taken → [P, N]`` or ``[K, P, N]``, what must differ within a group.
         hands_on: whether a step hands something on to the next, without several rounds too.
         replay: puts remembered groups in the place of some; None remembers none.
 

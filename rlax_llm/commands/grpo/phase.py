@@ -30,12 +30,14 @@ from rlax_llm.commands.recording import Recorder, Records
 from rlax_llm.commands.rollout_metrics import describe, speeds
 from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.serving import staleness
+from rlax_llm.commands.stepping import step_rewards_of
 from rlax_llm.commands.utilization import training_flops, utilization
+from rlax_llm.core.types import Groups, Known
 from rlax_llm.data.tasks import Task, batch_indices
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import GROUP_COLUMNS
-from rlax_llm.loops.group import GroupState
+from rlax_llm.loops.group import GroupState, compared
 from rlax_llm.models.functional import Params
 
 _ORDER = 2**31 - 1  # folded into a step's key for its minibatches; smaller numbers are those of sampled tokens
@@ -272,9 +274,16 @@ class GroupPhase(Phase):
         return described | staleness(taken.rollout.completions, self.taken)
 
     def _telling(self, taken: Taken) -> np.ndarray:
-        """What must differ in a group that teaches: scores as the recipe takes them, before length is punished."""
-        scores = self.judge.unpunished(taken.scores, self.update.several)
-        return scores.reshape(-1, len(taken.indices), taken.group_size)
+        """What must differ in a group that teaches: scores as the recipe takes them, or the rewards of their steps,
+        before length is punished.
+        """
+        groups, size = len(taken.indices), taken.group_size
+        scores = self.judge.unpunished(taken.scores, self.update.several).reshape(-1, groups, size)
+        steps = step_rewards_of(taken.rollout, taken.scores)
+        if steps is None:
+            return scores
+        known = Known(step_rewards=jnp.asarray(steps.reshape(groups, size, -1)))
+        return np.asarray(compared(Groups(taken.rollout.completions, jnp.asarray(scores[0]), known=known)))
 
     def evaluate(self, state: GroupState) -> Evaluation:
         """Greedy held-out reward and accuracy, and a record of each completion."""

@@ -23,7 +23,7 @@ class Replay:
         size: groups that are remembered.
         share: of a step's groups, at most.
         key: of the run; a step's draws follow from its number.
-        telling: ``Taken → [P, G]`` or ``[K, P, G]``, the scores that must differ.
+        telling: ``Taken → [P, N]`` or ``[K, P, N]``, what must differ within a group.
         narrowed: a rollout in the columns that its rows need.
     """
 
@@ -104,7 +104,7 @@ def build_replay(
         size: groups that are remembered; 0 is none.
         share: of a step's groups.
         key: of the run.
-        telling: the scores that must differ.
+        telling: what must differ within a group.
         columns: ``width`` and ``limit`` of ``narrowed``.
     """
     return Replay(size, share, key, telling, partial(narrowed, *columns)) if size else None
