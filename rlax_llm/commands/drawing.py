@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rlax_llm.commands.learner import Learner
+from rlax_llm.commands.rollout_metrics import Tally
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.commands.setup import build_greedy, build_request
 from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.generation.prompts import Widths
 from rlax_llm.generation.request import Request
-from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.rollout import Telling, generate, listener
 from rlax_llm.generation.turns import Generate
 from rlax_llm.models.functional import Params
 
@@ -32,6 +33,7 @@ class Drawing(NamedTuple):
         request: of completions to learn from.
         greedy: of completions to measure with.
         weights: what is drawn from, of the parameters that are trained.
+        tally: counts what is read and guessed for completions to learn from.
     """
 
     sampling: Sampling
@@ -39,6 +41,7 @@ class Drawing(NamedTuple):
     request: Request
     greedy: Request
     weights: Weights
+    tally: Tally
 
 
 def build_drawing(
@@ -68,4 +71,11 @@ def build_drawing(
     def own(params: Params, _: int, exact: bool) -> Params:
         return learner.sampled(params, None if exact else shape)
 
-    return Drawing(sampling, sampling._replace(config=shape), request, greedy, weights or own)
+    tally = Tally()
+    narrow = sampling._replace(config=shape, generate=heard(generate, tally))
+    return Drawing(sampling, narrow, request, greedy, weights or own, tally)
+
+
+def heard(complete: Generate, tally: Tally) -> Generate:
+    """The engine's own generation with somebody who counts; another one as it is."""
+    return complete if listener(complete) is None else Telling(tally)

@@ -8,7 +8,39 @@ from collections.abc import Callable
 import numpy as np
 
 from rlax_llm.commands.rollouts import Rollout
+from rlax_llm.generation.rollout import Told
 from rlax_llm.rewards.calling import Scores
+
+
+class Tally:
+    """Counts what generations tell of their work, from one step to the next.
+
+    >>> tally = Tally()
+    >>> tally(Told(30, 0, 0))
+    >>> tally(Told(20, 8, 2))
+    >>> tally.metrics(), tally.metrics()
+    ({'sampling/prefilled_tokens': 50.0, 'sampling/guessed_share': 0.25}, {})
+    """
+
+    def __init__(self) -> None:
+        self.read = self.drawn = self.guessed = 0
+
+    def __call__(self, told: Told) -> None:
+        """Count a generation."""
+        self.read += told.read
+        self.drawn += told.drawn
+        self.guessed += told.guessed
+
+    def metrics(self) -> dict[str, float]:
+        """Tokens that were read before draws, and the share of the drawn ones that guesses saved a pass.
+
+        Nothing where nothing was read, no share where no guesses were asked for. The count begins anew.
+        """
+        found = {"sampling/prefilled_tokens": float(self.read)} if self.read else {}
+        if self.drawn:
+            found["sampling/guessed_share"] = self.guessed / self.drawn
+        self.read = self.drawn = self.guessed = 0
+        return found
 
 
 def describe(

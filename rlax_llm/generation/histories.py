@@ -21,7 +21,7 @@ from rlax_llm.generation.draws import first_memory
 from rlax_llm.generation.engine import Decoding, Prefilled, after_first, of_layers
 from rlax_llm.generation.reading import Stacked, extend
 from rlax_llm.generation.request import Request, check_request
-from rlax_llm.generation.rollout import Generation, Prompts
+from rlax_llm.generation.rollout import Generation, Listener, Prompts, unheard
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix, widened
@@ -129,10 +129,11 @@ class KeysHeld:
     Args:
         config: shapes.
         params: of ``config.parameter_shapes``.
+        told: is told of each turn.
     """
 
-    def __init__(self, config: DecoderConfig, params: Params):
-        self.config, self.params = config, params
+    def __init__(self, config: DecoderConfig, params: Params, told: Listener = unheard):
+        self.config, self.params, self.told = config, params, told
         self.held: Held | None = None
 
     def first(self, prompts: Prompts, keys: jax.Array, request: Request) -> Completions:
@@ -149,9 +150,7 @@ class KeysHeld:
         return self._drawn(_GoingOn(config, self.params, later, request, held))
 
     def _drawn(self, going: _Keeping) -> Completions:
-        while going.advance():
-            pass
-        found = going.completions()
+        found = going.finished(self.told)
         self.held = going.held
         return found
 
@@ -192,10 +191,16 @@ class _GoingOn(_Keeping):
 
     def __init__(self, config: DecoderConfig, params: Params, later: Later, request: Request, held: Held):
         self.behind: Any = later, held
+        self.unread = int(later.unread.sum())
         super().__init__(config, params, later.prompts, (later.keys, later.limits), request)
 
     def _read_common(self) -> None:
         """What the first turn's prompts begin with is held already."""
+
+    @property
+    def read(self) -> int:
+        """What was not read in the turns before."""
+        return self.unread
 
     def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
         (later, held), self.behind = self.behind, None

@@ -21,7 +21,7 @@ from rlax_llm.generation.draws import Memory, first_memory, remember
 from rlax_llm.generation.engine import Decoding, Prefilled, lanes, prefill, shared_out
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request, check_request
-from rlax_llm.generation.rollout import Generation, Prompts
+from rlax_llm.generation.rollout import Generation, Listener, Prompts, unheard
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.generation.slots import Drawn, Progress, progress
 from rlax_llm.models.config import DecoderConfig
@@ -66,6 +66,7 @@ def generate_partly(
     request: Request,
     enough: int,
     slots: int | None = None,
+    told: Listener = unheard,
 ) -> Completions:
     """Go on with completions until every one of ``enough`` groups has ended; the others stay unfinished.
 
@@ -82,6 +83,7 @@ def generate_partly(
         request: sampler, stop tokens, longest completion, group size.
         enough: groups, from 0 to P.
         slots: completions that are drawn at a time, at most (but for one group); None draws all.
+        told: is told of what was read and drawn, unless nothing was.
 
     Returns:
         The completions, ``unfinished`` some of them.
@@ -95,10 +97,7 @@ def generate_partly(
     start = _Begun.of(begun, request, groups - enough)
     if not start.wanted():
         return begun
-    going = _Continued(config, params, start, keys, request, slots)
-    while going.advance():
-        pass
-    return going.completions()
+    return _Continued(config, params, start, keys, request, slots).finished(told)
 
 
 def _check(config: DecoderConfig, begun: Completions, request: Request, enough: int) -> int:
@@ -192,6 +191,7 @@ class _Continued(Generation):
         longest = max(self.start.drawn.lengths[self.resumed], default=0)
         self.first_room = next(room for room in self.rooms if room >= longest)
         self.drawn = self._so_far()
+        self.known = int(np.asarray(self.drawn.lengths).sum())
         self._open(opened, self.first_room)
         self._count()
         return fetch(progress(self.state))
@@ -201,6 +201,14 @@ class _Continued(Generation):
         own, keep = self.start.drawn, ~np.repeat(self.anew, self.request.group_size)
         lengths, alive = own.lengths * keep, own.alive | ~keep
         return jax.tree.map(jnp.asarray, own._replace(lengths=lengths, alive=alive))
+
+    @property
+    def read(self) -> int:
+        """Prompts of what began, and prompts and tokens of what went on."""
+        size, lengths = self.request.group_size, np.asarray(self.prompts[1]).sum(1)
+        rows = self.resumed[: self.back]
+        again = lengths[rows // size] + np.asarray(self.start.drawn.lengths)[rows]
+        return int(lengths[self.order[: self.begun]].sum() + again.sum())
 
     @property
     def waits(self) -> bool:

@@ -163,6 +163,28 @@ def entering_prompts(slots: int, group_size: int, devices: int = 1) -> int:
     return max(round(slots * ENTERING / group_size / devices), 1) * devices
 
 
+class Told(NamedTuple):
+    """What a generation tells of its work.
+
+    Attributes:
+        read: tokens of prompts and histories that were run before the first draws.
+        drawn: tokens that were drawn where guesses were asked for; else 0.
+        guessed: of these the ones that took no pass of their own, behind guesses that came true.
+    """
+
+    read: int
+    drawn: int
+    guessed: int
+
+
+Listener = Callable[[Told], None]
+
+
+def unheard(told: Told) -> None:
+    """Nobody listens."""
+    del told
+
+
 class Generation:
     """A generation on its way.
 
@@ -177,6 +199,7 @@ class Generation:
     """
 
     enough: Enough | None = None  # all
+    known: int = 0  # tokens that were drawn before
 
     def __init__(
         self,
@@ -195,6 +218,7 @@ class Generation:
         self.order = np.arange(self.count)  # in which prompts begin
         self.begun = 0  # of them
         self.drawn: Drawn | None = None  # while the state holds all completions in their order
+        self.guessed: list[jax.Array] = []  # tokens, of each time that some were guessed
         self.common = self._read_common()
         devices = devices_along(*ROWS)
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
@@ -306,7 +330,8 @@ class Generation:
             self.state = decode(*now, jnp.int32(step + steps), self.request, fewest, self.enough)
         elif passes := self.guesser.passes(self.state, step, FEW_PASSES if steps == 1 else RECENT):
             ends = jnp.int32(step + passes), fewest, jnp.float32(self.guesser.least(rows))
-            self.state = speculate(*now, self.prompts, self.request, ends, self.enough)
+            self.state, guessed = speculate(*now, self.prompts, self.request, ends, self.enough)
+            self.guessed.append(guessed)
         else:
             until = jnp.int32(min(step + steps, self.guesser.asks_at))
             self.state = decode(*now, until, self.request, fewest, self.enough)
@@ -349,6 +374,28 @@ class Generation:
         """All that was drawn."""
         self._note()
         return completions(*self.prompts, self.drawn, self.request)
+
+    def finished(self, told: Listener = unheard) -> Completions:
+        """Draw to the end, and tell of it."""
+        while self.advance():
+            pass
+        found = self.completions()
+        if told is not unheard:
+            told(self._told())
+        return found
+
+    def _told(self) -> Told:
+        """What there is to tell at the end."""
+        assert self.drawn is not None
+        guesses = self.request.speculation is not None
+        drawn = int(np.asarray(fetch(self.drawn.lengths)).sum()) - self.known if guesses else 0
+        return Told(self.read, drawn, sum(int(fetch(each)) for each in self.guessed))
+
+    @property
+    def read(self) -> int:
+        """Tokens that were run before the first draws: what all prompts begin with once."""
+        common = 0 if self.common is None else self.common[0][0].shape[-1]
+        return int(np.asarray(self.prompts[1]).sum()) - common * (self.count - 1)
 
 
 def stream(
@@ -443,7 +490,38 @@ def generate(
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
             longest completion; for limits or keys that are not one for each completion.
     """
-    going = _begin(config, params, prompts, (key, limits), request, slots, sizes)
-    while going.advance():
-        pass
-    return going.completions()
+    return _begin(config, params, prompts, (key, limits), request, slots, sizes).finished()
+
+
+class Telling(NamedTuple):
+    """``generate`` that tells of its work.
+
+    Attributes:
+        told: is told of each generation.
+    """
+
+    told: Listener
+
+    def __call__(
+        self,
+        config: DecoderConfig,
+        params: Params,
+        prompts: Prompts,
+        key: jax.Array,
+        request: Request,
+        slots: int | None = None,
+        limits: jax.Array | None = None,
+    ) -> Completions:
+        """Completions of prompts; see ``generate``."""
+        return _begin(config, params, prompts, (key, limits), request, slots).finished(self.told)
+
+
+def listener(complete: Callable[..., Completions]) -> Listener | None:
+    """Who is told of what the engine's own generation does; None where another one draws.
+
+    >>> listener(generate) is unheard, listener(print)
+    (True, None)
+    """
+    if isinstance(complete, Telling):
+        return complete.told
+    return unheard if complete is generate else None

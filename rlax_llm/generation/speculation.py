@@ -214,10 +214,13 @@ def _taken(state: Decoding, source: jax.Array) -> Cache:
 
 
 class _Paced(NamedTuple):
-    """A state, and the tokens that its rows draw in a step: a mean of the last ones."""
+    """A state, the tokens that its rows draw in a step (a mean of the last ones), and those so far that a guess that
+    came true let a pass draw.
+    """
 
     state: Decoding
     pace: jax.Array
+    guessed: jax.Array
 
 
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
@@ -230,7 +233,7 @@ def speculate(
     request: Request,
     ends: tuple[jax.Array, jax.Array, jax.Array],
     enough: Enough | None = None,
-) -> Decoding:
+) -> tuple[Decoding, jax.Array]:
     """``engine.decode`` that draws up to ``drafts + 1`` tokens of a row in one step. ``state`` is donated.
 
     Args:
@@ -245,7 +248,8 @@ def speculate(
         enough: it ends too with the step that makes enough groups whole; None goes on.
 
     Returns:
-        The state, further on; a step counts once, whatever it drew.
+        The state, further on; a step counts once, whatever it drew. And a scalar int32, the tokens that were drawn
+        without a pass of their own, behind guesses that came true.
     """
     assert request.speculation is not None
     drafts, room = request.speculation.drafts, state.cache[0][0].shape[-1]
@@ -259,8 +263,9 @@ def speculate(
         guessed = jax.vmap(partial(guesses, drafts=drafts))(*text)
         hidden, cache = _forward(config, params, prompt, state.cache, _read(prompt, state, guessed))
         further = _drawn(request, state._replace(cache=cache), vocabulary_logits(config, params, hidden), guessed)
-        each = (further.lengths - state.lengths).sum() / state.going.sum()
-        return _Paced(further._replace(step=state.step + 1), MEMORY * now.pace + (1 - MEMORY) * each)
+        drawn, rows = (further.lengths - state.lengths).sum(), state.going.sum()
+        pace = MEMORY * now.pace + (1 - MEMORY) * drawn / rows
+        return _Paced(further._replace(step=state.step + 1), pace, now.guessed + drawn - rows)
 
     def goes_on(now: _Paced) -> jax.Array:
         state = now.state
@@ -268,9 +273,9 @@ def speculate(
         wanted = (state.step < ends[0]) & (most_going(state) > ends[1]) & (now.pace > ends[2]) & ~full
         return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
 
-    start = _Paced(state._replace(cache=_by_number(state, room + drafts)), jnp.float32(drafts + 1))
-    state = jax.lax.while_loop(goes_on, body, start).state
-    return state._replace(cache=_by_step(state, room), limits=limits)
+    start = _Paced(state._replace(cache=_by_number(state, room + drafts)), jnp.float32(drafts + 1), jnp.int32(0))
+    state, _, guessed = jax.lax.while_loop(goes_on, body, start)
+    return state._replace(cache=_by_step(state, room), limits=limits), guessed
 
 
 @partial(jax.jit, static_argnums=2)

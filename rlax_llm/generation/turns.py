@@ -26,7 +26,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.histories import History, KeysHeld, Later, ReadAgain, holds
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
-from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.rollout import generate, listener
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
@@ -344,8 +344,9 @@ class _OverTurns:
         self, config: DecoderConfig, params: Params, rows: int, request: Request, slots: int | None
     ) -> History:
         """Of the engine's own generation the keys stay; any other is given all tokens in each turn."""
-        if self.complete is generate and holds(request, rows, slots):
-            return KeysHeld(config, params)
+        heard = listener(self.complete)
+        if heard is not None and holds(request, rows, slots):
+            return KeysHeld(config, params, heard)
         return ReadAgain(self.complete, config, params, slots)
 
     def _later(

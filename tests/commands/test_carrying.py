@@ -10,6 +10,7 @@ import numpy as np
 
 from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.grpo.carrying import Asked, PartialRollouts
+from rlax_llm.commands.rollout_metrics import Tally
 from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.serving import staleness
 from rlax_llm.generation.request import Request
@@ -32,7 +33,7 @@ def params():
 
 def drawing(request=REQUEST) -> Drawing:
     sampling = Sampling(CONFIG, READER, 16)
-    return Drawing(sampling, sampling, request, request, lambda params, *_: params)
+    return Drawing(sampling, sampling, request, request, lambda params, *_: params, Tally())
 
 
 def asked(groups: np.ndarray) -> Asked:

@@ -150,7 +150,7 @@ def test_epochs_and_minibatches_make_the_clip_act(tmp_path):
 
 
 def test_dynamic_sampling_wastes_no_group_and_resumes(tmp_path):
-    settings = TINY.changed(recipe="dapo", dynamic_rounds=30, save_every=1, schedule="constant")
+    settings = TINY.changed(recipe="dapo", dynamic_rounds=30, save_every=1, schedule="constant", speculate="2")
     whole, half = (
         runs.run_grpo(settings.changed(steps=steps, out=str(tmp_path / name)))
         for steps, name in ((4, "whole"), (2, "half"))
@@ -158,8 +158,10 @@ def test_dynamic_sampling_wastes_no_group_and_resumes(tmp_path):
     rows = [row for row in whole.metrics() if row["step"] > 0]
     assert all(row["frac_reward_zero_std"] == 0 and row["sampling/filled"] == 1 for row in rows)
     assert sum(row["sampling/surplus"] for row in rows) > 0
+    assert all(0 <= row["sampling/guessed_share"] < 1 for row in rows)
     again = runs.run_grpo(settings.changed(steps=4, resume=str(half.path)))
-    for name in ("reward", "policy_loss", "sampling/rounds", "sampling/surplus"):
+    told = "sampling/rounds", "sampling/surplus", "sampling/prefilled_tokens", "sampling/guessed_share"
+    for name in ("reward", "policy_loss", *told):
         values = [[row[name] for row in run.metrics() if row["step"] > 0] for run in (again, whole)]
         np.testing.assert_array_equal(*values)
 
@@ -174,7 +176,8 @@ def test_unfinished_groups_go_on_in_the_next_step_and_after_a_checkpoint(tmp_pat
     )
     again = runs.run_grpo(settings.changed(steps=4, resume=str(half.path), schedule="constant"))
     rows, resumed = ([row for row in run.metrics() if row["step"] > 0] for run in (whole, again))
-    for name in ("reward", "policy_loss", "sampling/carried", "sampler/staleness", "sampler/correction_mean"):
+    sampled = "sampling/carried", "sampling/prefilled_tokens", "sampler/staleness", "sampler/correction_mean"
+    for name in ("reward", "policy_loss", *sampled):
         assert [row[name] for row in resumed] == [row[name] for row in rows], name
     assert {row["sampling/carried"] for row in rows} == {2} and rows[0]["sampler/oldest"] == 0
     for row in rows[1:]:

@@ -13,7 +13,7 @@ from rlax_llm.generation import engine, rollout
 from rlax_llm.generation.histories import Held, Later, _GoingOn, _Keeping
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request, Speculation
-from rlax_llm.generation.rollout import generate
+from rlax_llm.generation.rollout import Telling, generate
 from rlax_llm.generation.sampling import Categorical, row_keys
 from rlax_llm.generation.turns import Tool, calculate, with_tools
 from rlax_llm.models.config import DecoderConfig
@@ -109,6 +109,10 @@ def test_a_later_turn_reads_the_answers_alone(plain):
             histories[turn] += valid[:begin].sum()
     prompts = int(PROMPTS[1].sum())
     assert told == [prompts, *answers[1:]]
+    heard = []
+    assert_same(turns(REQUESTS["plain"], Telling(heard.append))[0], found)  # and the engine tells the same
+    assert heard[0].read == prompts and all(x.read >= y for x, y in zip(heard, told, strict=True))
+    assert 3 * sum(each.read for each in heard[1:]) < sum(everything[1:])
     assert everything == [prompts, *histories[1:]]
     assert 3 * sum(told[1:]) < sum(everything[1:])
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.penalties import Penalties
+from rlax_llm.core.speculation import Speculation
 from rlax_llm.generation import rollout
 from rlax_llm.generation.automata import stop_automaton
 from rlax_llm.generation.partial import generate_partly, not_begun, unfinished
@@ -73,6 +74,15 @@ def assert_same(found, whole) -> None:
 def test_interrupted_or_not_the_completions_are_the_same(asked, slots):
     *_, found = steps(asked[0], slots)
     assert_same(found, asked[1])
+
+
+def test_what_goes_on_is_read_again_with_its_tokens(asked):
+    request = asked[0]
+    first, told = next(steps(request)), []
+    generate_partly(CONFIG, PARAMS, first, KEY, request._replace(speculation=Speculation()), GROUPS, None, told.append)
+    going = unfinished(first, LIMIT)
+    assert told[0].read == first.valid[going].sum()
+    assert told[0].drawn == asked[1].mask.sum() - first.mask.sum()
 
 
 def test_the_groups_that_end_first_are_whole(asked):

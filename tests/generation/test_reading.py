@@ -112,6 +112,7 @@ def test_a_common_beginning_is_held_once(monkeypatch):
     going = Generation(CONFIG, PARAMS, PROMPTS, (jax.random.split(KEY, 12), np.full(12, 60)), REQUESTS["plain"])
     assert [x.shape for x in going.prompt.common[0]] == [(1, 2, 4, 32), (1, 2, 32, 4)]
     assert going.prompt.cache[0][0].shape == (6, 1, 2, 4, 16)  # of 48 columns
+    assert going.read == 32 + (np.asarray(PROMPTS[1]).sum(1) - 32).sum()
 
 
 def test_narrow_keys_of_a_common_beginning(monkeypatch):

@@ -19,7 +19,7 @@ from rlax_llm.generation.automata import Automaton
 from rlax_llm.generation.partial import generate_partly, not_begun
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
-from rlax_llm.generation.rollout import Generation, generate, stream
+from rlax_llm.generation.rollout import Generation, Telling, Told, generate, stream
 from rlax_llm.generation.sampling import Categorical, greedy, row_keys
 from rlax_llm.generation.speculation import MARGIN, ORDER, RECENT, cost, foretold, guesses, most_rows
 from rlax_llm.models import decoder
@@ -83,6 +83,18 @@ def test_a_text_that_repeats_itself_takes_few_passes():
     plain = replace(CONFIG, window=None, sliding=(), attention_cap=None)
     *_, state = stream(plain, PARAMS, PROMPTS, KEY, asked)
     assert int(state.lengths.min()) == LIMIT and int(state.step) < LIMIT * 3 / 4
+
+
+def test_a_generation_tells_how_many_tokens_took_no_pass_of_their_own():
+    """Of one row: all but the first, which the prompt's pass draws, and those of the passes that were counted."""
+    one = PROMPTS[0][3:4], PROMPTS[1][3:4]
+    asked = SETTINGS["greedy"]._replace(group_size=1, speculation=THREE)
+    *_, state = stream(CONFIG, PARAMS, one, KEY, asked)
+    told = []
+    assert_same(Telling(told.append)(CONFIG, PARAMS, one, KEY, asked), generate(CONFIG, PARAMS, one, KEY, asked))
+    assert told == [Told(int(one[1].sum()), LIMIT, LIMIT - int(state.step))] and told[0].guessed > 0
+    Telling(told.append)(CONFIG, PARAMS, one, KEY, asked._replace(speculation=None))
+    assert told[1] == Told(told[0].read, 0, 0)
 
 
 def test_a_stream_shows_tokens_pass_by_pass():

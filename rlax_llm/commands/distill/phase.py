@@ -138,6 +138,7 @@ class DistillPhase(Phase):
         if lesson.rollout is None or lesson.scores is None:
             return told
         described = describe(lesson.rollout, lesson.scores, self.solved, lesson.layout[0])
+        described |= self.source.drawing.tally.metrics()
         unknown = ("reward", "reward_std", "completions/unscored_ratio") if self.source.judge is None else ()
         return {name: value for name, value in described.items() if name not in unknown} | told
 
@@ -145,7 +146,7 @@ class DistillPhase(Phase):
         """Completions of the student."""
         drawing, group_size = self.source.drawing, self.settings.rollout.group_size
         rows = self.prompts.rows(self.source.task.train, index)
-        rollout = drawing.sampling.rollout(drawing.weights(params, index, False), rows, key, drawing.request)
+        rollout = drawing.narrow.rollout(drawing.weights(params, index, False), rows, key, drawing.request)
         scores = self._scores(rollout)
         completions = rollout.completions
         if self.distillation.prompting is not None:

@@ -130,7 +130,8 @@ class PartialRollouts:
         width = padded[0].shape[1]
         if carried is not None:
             begun = _behind(begun, width, carried.completions)
-        drawn = generate_partly(config, params, begun, asked.keys, request, self.groups, sampling.slots)
+        tally = self.drawing.tally
+        drawn = generate_partly(config, params, begun, asked.keys, request, self.groups, sampling.slots, tally)
         found: Any = fetch(drawn)
         new = found.mask & ~begun.mask
         return found._replace(versions=np.where(new, version, begun.versions)), width

@@ -13,8 +13,9 @@ from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Failures, Judge, Punishment, pooled
 from rlax_llm.commands.language_run import run_language
-from rlax_llm.commands.learner import Learner, language_learner
+from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.machine import on_machine
+from rlax_llm.commands.rollouts import Sampling
 from rlax_llm.commands.serving import served_by
 from rlax_llm.commands.setup import build_model, scalar_judge
 from rlax_llm.commands.stepping import build_step_judge
@@ -23,7 +24,7 @@ from rlax_llm.commands.warm_start import build_warm_start
 from rlax_llm.credit.shaping import soft_overlong_punishment
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.served import sampling_fields
-from rlax_llm.generation.turns import Generate, calculator, with_tools
+from rlax_llm.generation.turns import calculator, with_tools
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import Reward
@@ -59,8 +60,9 @@ def run_grpo(settings: GrpoSettings) -> RunDirectory:
     ):
         judge = judging(rewards)
         task, giving = build_giving(settings, task, learner, judge)
-        generated = _generated(settings.rollout.tool, learner, generate if hand_over is None else hand_over.served)
-        drawing = build_drawing(sampling, settings.rollout, learner, generated, hand_over)
+        complete = generate if hand_over is None else hand_over.served
+        drawing = build_drawing(sampling, settings.rollout, learner, complete, hand_over)
+        drawing = _answered(drawing, settings.rollout.tool)
         if hand_over is not None:
             _check_served(drawing)
         phase = GroupPhase(settings, learner, task, judge, drawing, giving)
@@ -83,9 +85,16 @@ def _judging(settings: GrpoSettings, model: LanguageModel, failures: Failures) -
     return lambda rewards: Judge(rewards, judge_model, punished, failures, steps)
 
 
-def _generated(tool: str | None, learner: Learner, complete: Generate) -> Generate:
-    """How completions are made: by the model alone, or with the answers of a tool."""
-    return complete if tool is None else with_tools(learner.tokenizer, [_TOOLS[tool]], _TURNS, complete=complete)
+def _answered(drawing: Drawing, tool: str | None) -> Drawing:
+    """Completions are made by the model alone, or with the answers of a tool."""
+    if tool is None:
+        return drawing
+
+    def answered(sampling: Sampling) -> Sampling:
+        generate = with_tools(sampling.tokenizer, [_TOOLS[tool]], _TURNS, complete=sampling.generate)
+        return sampling._replace(generate=generate)
+
+    return drawing._replace(sampling=answered(drawing.sampling), narrow=answered(drawing.narrow))
 
 
 def punishment(buffer: int, limit: int) -> tuple[str, Punishment] | None:

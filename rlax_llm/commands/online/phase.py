@@ -173,6 +173,7 @@ class OnlinePhase(Phase):
         """What the policy's completions are like, and what its rival's score."""
         described = describe(own.rollout, own.scores, self.solved, self.rollout.group_size)
         described["reward_failures"] = float(own.scores.failed.sum())
+        described |= self.drawing.tally.metrics()
         if rival is None:
             return described
         known = rival.scores.total[~np.isnan(rival.scores.total)]

@@ -177,6 +177,7 @@ class PpoPhase(Phase):
         learned = finite(named, f"step {index + 1}")
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
         described = self._described(rollout, scores) | learned | self._speeds(rollout, seconds)
+        described |= self.drawing.tally.metrics()
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
         rows = self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows))))
@@ -187,7 +188,7 @@ class PpoPhase(Phase):
         """The completions of step ``index``'s rows."""
         whole = self.models.policy.sampled(self.policy(state))
         rows = self.batching.rows(self.task.train, index)
-        return self.drawing.sampling.rollout(whole, rows, key, self.drawing.request)
+        return self.drawing.narrow.rollout(whole, rows, key, self.drawing.request)
 
     def _learn(
         self, state: RlhfState, rollout: Rollout, scores: Scores, key: jax.Array
