@@ -77,8 +77,8 @@ class Ours(NamedTuple):
 
 def our_weights(args: argparse.Namespace, folder: Path, read: Callable) -> tuple[Any, Any, Any]:
     """Shape, what is trained, and what is not."""
+    from rlax_llm.models.adapter_files import read_adapter
     from rlax_llm.models.huggingface import read_config
-    from rlax_llm.models.lora import read_adapter
 
     config = read_config(folder)
     params = read(folder, config)
@@ -314,9 +314,10 @@ def write_weights(args: argparse.Namespace, folder: Path) -> dict[str, int]:
     """The models and adapters that both sides read; their sizes."""
     import jax
 
+    from rlax_llm.models.adapter_files import write_adapter
     from rlax_llm.models.config import Lora
     from rlax_llm.models.huggingface import write_model, write_scalar
-    from rlax_llm.models.lora import init_adapter, write_adapter
+    from rlax_llm.models.lora import init_adapter
     from rlax_llm.models.scalar import init_scalar
 
     config, params = MODELS[args.model](args)

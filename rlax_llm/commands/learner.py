@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from rlax_llm.commands.shared_settings import TrainedModelSettings
 from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.generation.engine import for_sampling
+from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.blocks import dequantized, is_quantized
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.huggingface_config import NOWHERE, Origin, scalar_fields
 from rlax_llm.models.loading import LanguageModel, base_directory
-from rlax_llm.models.lora import init_adapter, merge_adapter, write_adapter
+from rlax_llm.models.lora import init_adapter, merge_adapter
 from rlax_llm.models.scalar import (
     Initial,
     Scalars,
@@ -148,7 +149,7 @@ class Learner(NamedTuple):
         self.write_whole(params, path)
         if self.frozen is not None:
             place = path.with_name(f"{path.name}_adapter")
-            write_adapter(place, self.config, params, self._base(place))
+            write_adapter(place, self.config, params, self._base(place), self.origin)
 
     def _base(self, adapter: Path) -> str:
         """What the adapter's files call its base, from wherever they are read."""

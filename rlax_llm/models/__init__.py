@@ -5,6 +5,7 @@ from rlax_llm.core.faces import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "adapter_files": ("read_adapter", "write_adapter"),
         "actor_critic": ("ActorCritic", "perceptron", "policy_from_apply", "recurrent"),
         "config": ("DecoderConfig", "Experts", "Lora"),
         "decoder": ("init_decoder", "logits"),
@@ -20,7 +21,7 @@ __getattr__, __dir__ = lazy_face(
         "huggingface": ("write_model", "write_scalar"),
         "initializers": ("orthogonal",),
         "loading": ("LanguageModel", "check_same_vocabulary", "load_model", "load_scalar"),
-        "lora": ("init_adapter", "merge_adapter", "read_adapter", "write_adapter"),
+        "lora": ("init_adapter", "merge_adapter"),
         "packing": ("Packed", "packed_log_probs"),
         "ropes": ("DynamicRope", "LinearRope", "Llama3Rope", "LongRope", "Rope", "RopeScaling", "YarnRope"),
         "scalar": ("init_scalar", "prefix_scores", "sequence_scores", "token_values"),

@@ -3,6 +3,9 @@
 # Written by docs/write_stubs.py; a test compares.
 
 from rlax_llm.models import actor_critic as actor_critic
+from rlax_llm.models import adapter_files as adapter_files
+from rlax_llm.models import adapter_parts as adapter_parts
+from rlax_llm.models import adapter_tensors as adapter_tensors
 from rlax_llm.models import attention as attention
 from rlax_llm.models import backend as backend
 from rlax_llm.models import blocks as blocks
@@ -36,12 +39,15 @@ from rlax_llm.models import scoring as scoring
 from rlax_llm.models import segments as segments
 from rlax_llm.models import sharding as sharding
 from rlax_llm.models import shards as shards
+from rlax_llm.models import slots as slots
 from rlax_llm.models import tensors as tensors
 from rlax_llm.models import tokenizer as tokenizer
 from rlax_llm.models.actor_critic import ActorCritic as ActorCritic
 from rlax_llm.models.actor_critic import perceptron as perceptron
 from rlax_llm.models.actor_critic import policy_from_apply as policy_from_apply
 from rlax_llm.models.actor_critic import recurrent as recurrent
+from rlax_llm.models.adapter_files import read_adapter as read_adapter
+from rlax_llm.models.adapter_files import write_adapter as write_adapter
 from rlax_llm.models.config import DecoderConfig as DecoderConfig
 from rlax_llm.models.config import Experts as Experts
 from rlax_llm.models.config import Lora as Lora
@@ -63,8 +69,6 @@ from rlax_llm.models.loading import load_model as load_model
 from rlax_llm.models.loading import load_scalar as load_scalar
 from rlax_llm.models.lora import init_adapter as init_adapter
 from rlax_llm.models.lora import merge_adapter as merge_adapter
-from rlax_llm.models.lora import read_adapter as read_adapter
-from rlax_llm.models.lora import write_adapter as write_adapter
 from rlax_llm.models.packing import Packed as Packed
 from rlax_llm.models.packing import packed_log_probs as packed_log_probs
 from rlax_llm.models.ropes import DynamicRope as DynamicRope

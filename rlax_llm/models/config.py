@@ -62,6 +62,16 @@ class Lora:
         """What ``(x·A)·B`` is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.stabilized else self.rank)
 
+    def alpha_of(self, rank: int) -> float:
+        """The alpha of another rank with the same scale.
+
+        >>> Lora(8, 16.0).alpha_of(24), Lora(4, 6.0, stabilized=True).alpha_of(16)
+        (48.0, 12.0)
+        """
+        if rank == self.rank:
+            return self.alpha
+        return self.alpha * (math.sqrt(rank / self.rank) if self.stabilized else rank / self.rank)
+
 
 @dataclass(frozen=True)
 class Experts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.mesh import fetch as fetch_whole
 from rlax_llm.core.processes import is_first
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.families import FAMILIES
@@ -33,6 +32,7 @@ from rlax_llm.models.huggingface_config import (
 )
 from rlax_llm.models.sharding import from_parts
 from rlax_llm.models.shards import check_layers, model_tensors
+from rlax_llm.models.slots import OF_EXPERTS, Slot, slots_of, tensor_of
 from rlax_llm.models.tensors import Tensor, check_tensor, read_finite, same_numbers
 
 __all__ = [
@@ -49,7 +49,6 @@ __all__ = [
 
 Parameters = dict[str, Any]
 SHARD_BYTES = 5_000_000_000
-_OF_EXPERTS = 4  # dimensions of a stacked leaf that has a matrix for each expert
 _SLACK_BYTES = 16_000_000  # headers, tokenizer and configuration
 
 _LLAMA = FAMILIES["llama"]
@@ -222,7 +221,7 @@ def write_model(
     """
     _check_tree("write_model", config.parameter_shapes, params)
     texts = _Texts(config_fields(config, origin), origin.generation, tokenizer)
-    _write(Path(directory), texts, params, _slots(config.parameter_shapes, texts.family), shard_bytes)
+    _write(Path(directory), texts, params, slots_of(config.parameter_shapes, texts.family), shard_bytes)
 
 
 def write_scalar(
@@ -254,7 +253,7 @@ def write_scalar(
     """
     _check_tree("write_scalar", config.scalar_shapes, params)
     texts = _Texts(scalar_fields(config, origin), origin.generation, tokenizer)
-    _write(Path(directory), texts, params, _slots(config.scalar_shapes, texts.family), shard_bytes)
+    _write(Path(directory), texts, params, slots_of(config.scalar_shapes, texts.family), shard_bytes)
 
 
 class _Texts(NamedTuple):
@@ -278,13 +277,13 @@ class _Texts(NamedTuple):
             write_json(directory / "generation_config.json", with_special_ids(self.generation, ids))
 
 
-def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, _Slot], shard_bytes: int) -> None:
+def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, Slot], shard_bytes: int) -> None:
     shards = _shards(slots, params, shard_bytes)
     if not is_first():
         # It takes part in what the first process gathers from all devices, a tensor at a time.
         for part in shards:
             for slot in part.values():
-                _tensor(params, slot)
+                tensor_of(params, slot)
         return
     needed = sum(_nbytes(params, slot) for part in shards for slot in part.values())
     with replace_directory(directory, needed + _SLACK_BYTES, _is_model_file) as staging:
@@ -293,50 +292,6 @@ def _write(directory: Path, texts: _Texts, params: Parameters, slots: dict[str, 
 
 
 # Reading.
-
-
-class _Slot(NamedTuple):
-    """Which leaves one tensor of the file holds, one behind the other in its rows, and its shape in the file."""
-
-    leaves: tuple[str, ...]
-    layer: int | None
-    shape: tuple[int, ...]
-    transposed: bool
-    rows: tuple[int, ...]
-    expert: int | None = None
-
-    def begin(self, leaf: str) -> int:
-        """The first row of a leaf."""
-        return sum(self.rows[: self.leaves.index(leaf)])
-
-
-def _slots(shapes: Parameters, family: Family) -> dict[str, _Slot]:
-    """Every tensor of the model by its name, in the order of the file."""
-    shapes = dict(shapes)
-    layers = shapes.pop("layers")
-    # The score is a linear map to one label: a row in the file, a vector here.
-    whole = {leaf: (1, *shape) if leaf == "score" else shape for leaf, shape in shapes.items()}
-    slots = {family.tensor(leaf, None): _Slot((leaf,), None, shape, False, shape[:1]) for leaf, shape in whole.items()}
-    for layer in range(layers["q"][0]):
-        for leaf in layers:
-            slots |= _layer_slots(layers, family, leaf, layer)
-    return slots
-
-
-def _layer_slots(layers: Mapping[str, tuple[int, ...]], family: Family, leaf: str, layer: int) -> dict[str, _Slot]:
-    """The tensor of a leaf, or of each expert in it."""
-    name, leaves = family.tensor(leaf, layer), family.leaves_with(leaf)
-    if len(layers[leaf]) < _OF_EXPERTS:
-        return {name: _layer_slot([layers[leaf][1:] for leaf in leaves], leaves, layer)}
-    count, *shape = layers[leaf][1:]
-    one = _layer_slot([tuple(shape)], leaves, layer)
-    return {name.format(expert=expert): one._replace(expert=expert) for expert in range(count)}
-
-
-def _layer_slot(shapes: Sequence[tuple[int, ...]], leaves: tuple[str, ...], layer: int) -> _Slot:
-    kernel = len(shapes[0]) == 2  # [in, out] here, [out, in] in torch
-    rows = tuple(shape[-1] for shape in shapes)
-    return _Slot(leaves, layer, (sum(rows), shapes[0][0]) if kernel else (sum(rows),), kernel, rows)
 
 
 def tensor_name(leaf: str, layer: int) -> str:
@@ -359,14 +314,14 @@ def _family_in(directory: Path) -> Family:
 
 def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dtype: Any) -> Parameters:
     check_layers(directory, shapes["layers"]["q"][0], len(tensors))
-    slots = _slots(shapes, _family_in(directory))
+    slots = slots_of(shapes, _family_in(directory))
     _check_names(directory, tensors, slots)
     for name, slot in slots.items():
         check_tensor(tensors[name], slot.shape)
     names = {(leaf, slot.layer, slot.expert): name for name, slot in slots.items() for leaf in slot.leaves}
 
     def fetch(leaf: str, layer: int | None, part: _Part) -> np.ndarray:
-        if layer is None or len(shapes["layers"][leaf]) < _OF_EXPERTS:
+        if layer is None or len(shapes["layers"][leaf]) < OF_EXPERTS:
             return fetch_one(leaf, layer, None, part)
         experts = range(part[0].start, part[0].stop)
         return np.stack([fetch_one(leaf, layer, expert, part[1:]) for expert in experts])
@@ -384,7 +339,7 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
     return _filled(shapes, dtype, fetch)
 
 
-def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[str, _Slot]) -> None:
+def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[str, Slot]) -> None:
     missing = [name for name in slots if name not in found]
     if missing:
         raise ValueError(
@@ -424,9 +379,9 @@ def _is_model_file(name: str) -> bool:
     return _MODEL_FILES.fullmatch(name) is not None
 
 
-def _shards(slots: Mapping[str, _Slot], params: Parameters, limit: int) -> list[dict[str, _Slot]]:
+def _shards(slots: Mapping[str, Slot], params: Parameters, limit: int) -> list[dict[str, Slot]]:
     """The tensors in their order, split so that no file exceeds ``limit`` bytes; a larger tensor has its own."""
-    shards: list[dict[str, _Slot]] = [{}]
+    shards: list[dict[str, Slot]] = [{}]
     filled = 0
     for name, slot in slots.items():
         size = _nbytes(params, slot)
@@ -438,14 +393,14 @@ def _shards(slots: Mapping[str, _Slot], params: Parameters, limit: int) -> list[
     return shards
 
 
-def _write_shards(staging: Path, shards: list[dict[str, _Slot]], params: Parameters) -> None:
+def _write_shards(staging: Path, shards: list[dict[str, Slot]], params: Parameters) -> None:
     from safetensors.numpy import save_file
 
     total = 0
     where = {}
     for number, slots in enumerate(shards, 1):
         part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        tensors = {name: _tensor(params, slot) for name, slot in slots.items()}
+        tensors = {name: tensor_of(params, slot) for name, slot in slots.items()}
         save_file(tensors, staging / f"model{part}.safetensors", metadata={"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
         where |= dict.fromkeys(slots, f"model{part}.safetensors")
@@ -453,15 +408,7 @@ def _write_shards(staging: Path, shards: list[dict[str, _Slot]], params: Paramet
         write_json(staging / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _nbytes(params: Parameters, slot: _Slot) -> int:
+def _nbytes(params: Parameters, slot: Slot) -> int:
     (leaf, *_) = slot.leaves
     values = params[leaf] if slot.layer is None else params["layers"][leaf]
     return math.prod(slot.shape) * np.dtype(values.dtype).itemsize
-
-
-def _tensor(params: Parameters, slot: _Slot) -> np.ndarray:
-    if slot.layer is None:
-        return np.ascontiguousarray(fetch_whole(params[slot.leaves[0]])).reshape(slot.shape)
-    where = slot.layer if slot.expert is None else (slot.layer, slot.expert)
-    values = [fetch_whole(params["layers"][leaf][where]) for leaf in slot.leaves]
-    return np.concatenate([np.ascontiguousarray(value.T if slot.transposed else value) for value in values])

@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.models.adapter_files import base_name, is_adapter, missing_base, read_adapter
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.files import read_json, stage_directory
 from rlax_llm.models.gguf import read_gguf, read_gguf_blocks
@@ -30,7 +32,7 @@ from rlax_llm.models.huggingface import (
     write_model,
 )
 from rlax_llm.models.huggingface_config import NOWHERE, Origin, read_origin
-from rlax_llm.models.lora import base_name, is_adapter, merge_adapter, missing_base, read_adapter
+from rlax_llm.models.lora import merge_adapter
 from rlax_llm.models.tokenizer import Tokenizer
 
 CACHE_VARIABLE = "RLAX_LLM_CACHE"
@@ -280,12 +282,13 @@ def _over_base(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...]
         base = _load(name, dtype, _LANGUAGE if kind is _LANGUAGE else _BASE, above)
     except FileNotFoundError as error:
         raise missing_base(directory, error) from error
-    config, adapter = read_adapter(directory, base.config)
+    config, adapter = read_adapter(directory, base.config, base=base.params)
     if (directory / "tokenizer.json").is_file():
         base = base._replace(tokenizer=_read_tokenizer(directory, base.config.vocab_size))
     body = _language_body if kind is _LANGUAGE else _scalar_body
     params = merge_adapter(config, body(directory, base.params, adapter), adapter)
-    return base._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    merged = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return base._replace(config=replace(config, lora=None), params=merged)
 
 
 def _language_body(directory: Path, base: Parameters, adapter: Parameters) -> Parameters:

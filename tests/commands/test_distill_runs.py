@@ -12,9 +12,10 @@ from rlax_llm.commands.distill.run import run_distill
 from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.models import decoder
+from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.huggingface import write_model
-from rlax_llm.models.lora import init_adapter, write_adapter
+from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.tokenizer import Tokenizer
 
 SMALL = {"batch_size": 4, "eval_size": 4, "eval_every": 0, "steps": 2, "max_new_tokens": 4, "max_prompt_tokens": 8}

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.loading import load_model, load_scalar, local_fields
-from rlax_llm.models.lora import write_adapter
 from rlax_llm.models.tokenizer import Tokenizer
 
 CONFIG = DecoderConfig(12, 8, 16, 2, 2, 1, 4, tie_embeddings=False)

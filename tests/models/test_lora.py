@@ -16,10 +16,14 @@ from safetensors.numpy import load_file, save_file
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.models import decoder
+from rlax_llm.models.adapter_files import read_adapter, write_adapter
+from rlax_llm.models.adapter_parts import Update, joined, padded, parted
 from rlax_llm.models.blocks import nf4
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.dora import column_shares
-from rlax_llm.models.lora import init_adapter, merge_adapter, read_adapter, write_adapter
+from rlax_llm.models.families import FAMILIES
+from rlax_llm.models.huggingface_config import Origin
+from rlax_llm.models.lora import init_adapter, merge_adapter
 from rlax_llm.models.scoring import group_log_probs
 
 V, GROUP, WIDTH = 13, 2, 3
@@ -323,6 +327,86 @@ def test_the_scale_of_rank_stabilized_adapters_is_read_and_written(directory):
     assert read_adapter(directory, BASES["llama"])[0] == config
 
 
+# Matrices that files join, and what is saved whole.
+
+
+WIDTHS = {"q": 4, "k": 2, "v": 3}
+
+
+def part(leaf: str, shared: np.ndarray | None = None) -> Update:
+    random = np.random.default_rng(ord(leaf))
+    a = random.normal(size=(2, 5, 3)) if shared is None else shared
+    return Update(a, random.normal(size=(2, 3, WIDTHS[leaf])))
+
+
+@pytest.mark.parametrize("shared", [None, np.ones((2, 5, 3))], ids=["own A", "one A"])
+@pytest.mark.parametrize("names", ["qkv", "qv", "k"])
+def test_the_adapter_of_a_joined_matrix_is_those_of_its_parts(names, shared):
+    parts = {name: part(name, shared) for name in names}
+    whole = joined(parts, WIDTHS)
+    assert whole.a.shape[-1] == (3 if shared is not None else 3 * len(names))
+    products = {name: parts[name].a @ parts[name].b for name in names}
+    wanted = [products.get(name, np.zeros((2, 5, width))) for name, width in WIDTHS.items()]
+    np.testing.assert_allclose(whole.a @ whole.b, np.concatenate(wanted, -1), rtol=0, atol=1e-12)
+    again = parted(padded(whole, whole.a.shape[-1]), WIDTHS)
+    assert list(again) == list(names)
+    jax.tree.map(np.testing.assert_array_equal, again, parts)
+
+
+def test_an_adapter_that_files_cannot_join_is_refused():
+    one = part("q")._replace(m=np.ones((2, 4)))
+    with pytest.raises(ValueError, match=r"q have DoRA's lengths and k has no adapter.*take all of q, k, v, or none"):
+        joined({"q": one}, WIDTHS)
+
+
+def test_families_that_join_projections_write_them_joined(tmp_path):
+    config = replace(BASES["llama"], lora=LORA)
+    origin = Origin({"model_type": "phi3", **FAMILIES["phi3"].fields(config)})
+    adapter = both(config, jnp.float32)[1]
+    write_adapter(tmp_path / "adapter", config, adapter, "owner/base", origin)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert tensors["base_model.model.model.layers.1.self_attn.qkv_proj.lora_A.weight"].shape == (9, 16)
+    assert tensors["base_model.model.model.layers.0.mlp.gate_up_proj.lora_B.weight"].shape == (48, 6)
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert fields["target_modules"] == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert fields["rank_pattern"] == {"qkv_proj": 9, "gate_up_proj": 6}
+    assert fields["alpha_pattern"] == {"qkv_proj": 15, "gate_up_proj": 10}
+    read, again = read_adapter(tmp_path / "adapter", BASES["llama"])
+    assert read == config
+    jax.tree.map(np.testing.assert_array_equal, again, adapter)
+
+
+@pytest.mark.parametrize("leaves", [("embed",), ("embed", "head"), ("norm",)], ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_what_is_held_whole_takes_the_place_of_the_base_s(tmp_path, name, leaves):
+    config = CONFIGS[name]
+    untied = replace(config, tie_embeddings=config.tie_embeddings and "head" not in leaves)
+    base, adapter = both(config, jnp.float32)
+    own = drawn({leaf: untied.parameter_shapes[leaf] for leaf in leaves}, 3, jnp.float32)
+    write_adapter(tmp_path / "adapter", untied, adapter | own, "owner/base")
+    read, again = read_adapter(tmp_path / "adapter", replace(config, lora=None))
+    assert read == untied
+    jax.tree.map(np.testing.assert_array_equal, again, adapter | own)
+    merged = merge_adapter(read, base, again)
+    plain = merge_adapter(config, base, adapter)
+    jax.tree.map(np.testing.assert_array_equal, merged, plain | own)
+
+
+def test_rows_of_the_embedding_want_the_base(directory):
+    tensors = load_file(directory / "adapter_model.safetensors")
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    save_file(tensors | {name: np.ones((2, 16), np.float32)}, directory / "adapter_model.safetensors")
+    changed(directory, trainable_token_indices=[3, 1])
+    base = {"embed": jnp.zeros((V, 16))}
+    _, adapter = read_adapter(directory, BASES["llama"], base=base)
+    np.testing.assert_array_equal(np.flatnonzero(adapter["embed"].any(1)), [1, 3])
+    with pytest.raises(ValueError, match="are rows of the base's embedding, and base is None; give the base's"):
+        read_adapter(directory, BASES["llama"])
+    changed(directory, trainable_token_indices=[3, V])
+    with pytest.raises(ValueError, match="wanted token ids from 0 to 12"):
+        read_adapter(directory, BASES["llama"], base=base)
+
+
 def literal_dora(x, weight, a, b, m, scale):
     """Equations 5 and 11 of the paper, for one matrix and one row at a time, with the slope that PEFT has.
 
@@ -355,7 +439,8 @@ def test_dora_is_its_formula(form):
 
     found, back = jax.vjp(adapted, *parts, x)
     wide = np.asarray(weight if form == "float64" else kept.wide(), np.float64)
-    wanted, slopes = literal_dora(np.asarray(x), wide, *map(np.asarray, parts), 5 / 3)
+    a, b, m = map(np.asarray, parts)
+    wanted, slopes = literal_dora(np.asarray(x), wide, a, b, m, 5 / 3)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
     slope = np.random.default_rng(1).normal(size=found.shape)
     for one, other in zip(back(jnp.asarray(slope)), slopes(slope), strict=True):
@@ -388,8 +473,9 @@ def test_dora_begins_as_the_base_and_comes_back_from_its_files(tmp_path):
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', wanted 'LORA'"),
         ({"bias": "all"}, "bias is 'all', wanted none of it"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'], wanted none of it"),
-        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is {'q_proj': 3}, wanted none of it"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head'], wanted modules that adapter_model"),
+        ({"alpha_pattern": {"q_.*": 3}}, "alpha_pattern.q_.* is 3, wanted the name of a module, not a pattern"),
+        ({"rank_pattern": {"q_proj": 2}}, "lora_A.weight has shape (3, 16), adapter_config.json wants (2, 16)"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', wanted a start that leaves the base as it is"),
         ({"r": None}, "r is None, wanted a positive integer"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan, wanted a finite number above 0"),
@@ -401,7 +487,7 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(directory, fields,
     with pytest.raises(ValueError) as caught:
         read_adapter(directory, BASES["llama"])
     assert words in str(caught.value)
-    assert str(directory / "adapter_config.json") in str(caught.value)
+    assert str(directory) in str(caught.value)
 
 
 def test_an_adapter_of_another_base_is_named(directory):

@@ -16,10 +16,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlax_llm.models import loading
+from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.huggingface import write_model
 from rlax_llm.models.loading import load_model
-from rlax_llm.models.lora import write_adapter
 from rlax_llm.models.tokenizer import Tokenizer
 
 CONFIG = DecoderConfig(12, 8, 16, 2, 2, 1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import peft
 import pytest
 import torch
 import transformers
+from families import SHAPE
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
+from rlax_llm.models.adapter_files import read_adapter, write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
-from rlax_llm.models.loading import load_scalar
-from rlax_llm.models.lora import merge_adapter, read_adapter, write_adapter
+from rlax_llm.models.loading import LanguageModel, load_model, load_scalar
+from rlax_llm.models.lora import merge_adapter
 from rlax_llm.models.scalar import drop_trailing, sequence_scores
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -150,7 +153,7 @@ def adapted(config: DecoderConfig, tmp_path: Path) -> tuple[torch.nn.Module, dic
 
 def peft_loaded(model: torch.nn.Module, directory: Path, recwarn: pytest.WarningsRecorder) -> torch.nn.Module:
     loaded = peft.PeftModel.from_pretrained(model, directory).eval()
-    assert not [warning for warning in recwarn if "adapter" in str(warning.message)]
+    assert not [warning for warning in recwarn if re.search("adapter (keys|weights)", str(warning.message))]
     return loaded
 
 
@@ -182,6 +185,90 @@ def test_adapters_of_peft_are_read_and_compute_the_same(tmp_path, name, settings
     config, adapter = read_adapter(tmp_path / "adapter", CONFIGS[name])
     assert config.lora.rank == 4
     same_logits(theirs, config, join_trees(adapter, base))
+
+
+JOINED = {
+    "phi 3": (("Phi3", {"original_max_position_embeddings": 64}), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+    "phi 3, some": (("Phi3", {"original_max_position_embeddings": 64}), ["qkv_proj"]),
+    "glm 4": (("Glm4", {"head_dim": 8}), ["q_proj", "gate_up_proj"]),
+}
+
+
+def of_transformers(family: str, fields: dict, tmp_path: Path) -> LanguageModel:
+    """A tiny model of a family, written by transformers."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SHAPE | {"vocab_size": 14} | fields)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer("pad != eos").save(tmp_path / "base")
+    return load_model(tmp_path / "base")
+
+
+@pytest.mark.parametrize(("name", "kind"), [*((name, {}) for name in JOINED), ("glm 4", {"use_dora": True})], ids=str)
+def test_adapters_of_joined_projections_are_peft_s_both_ways(tmp_path, name, kind, recwarn):
+    (family, fields), targets = JOINED[name]
+    ours = of_transformers(family, fields, tmp_path)
+    settings = {"target_modules": targets, "task_type": "CAUSAL_LM", "init_lora_weights": False} | kind
+    model = loaded(AutoModelForCausalLM, tmp_path / "base")
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, **settings)).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    config, adapter = read_adapter(tmp_path / "adapter", ours.config)
+    same_logits(theirs, config, join_trees(adapter, ours.params))
+    assert config.lora.rank == 4
+    # Trained on, each part of a joined matrix has an A of its own.
+    adapter = jax.tree.map(lambda x, y: x + y, adapter, drawn(config.adapter_shapes, 7))
+    write_adapter(tmp_path / "trained", config, adapter, str(tmp_path / "base"), ours.origin)
+    back = peft_loaded(loaded(AutoModelForCausalLM, tmp_path / "base"), tmp_path / "trained", recwarn)
+    same_logits(back, config, join_trees(adapter, ours.params))
+    again, parts = read_adapter(tmp_path / "trained", ours.config)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, parts, adapter)
+
+
+EMBEDDINGS = {"modules_to_save": ["embed_tokens", "lm_head"]}
+WHOLE = {
+    "both": (False, EMBEDDINGS),
+    "norms": (False, {"modules_to_save": ["input_layernorm", "model.norm"]}),
+    "rows of both": (False, {"trainable_token_indices": {"embed_tokens": [2, 5], "lm_head": [5]}}),
+    "both, no longer tied": (True, EMBEDDINGS),
+    "the head, no longer tied": (True, {"modules_to_save": ["lm_head"]}),
+    "the embedding, no longer tied": (True, {"modules_to_save": ["embed_tokens"]}),
+    "the embedding, tied": (True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "the head, tied": (True, {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}),
+    "rows, tied": (True, {"trainable_token_indices": [7, 3]}),
+    "the head's rows": (True, {"trainable_token_indices": {"embed_tokens": [2, 5], "lm_head": [3]}}),
+    "patterns": (
+        True,
+        {
+            "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+            "alpha_pattern": {"v_proj": 5, "model.layers.0.mlp.down_proj": 1.5},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_peft_saves_whole_is_read_and_written(tmp_path, name, recwarn):
+    torch.manual_seed(0)
+    tied, fields = WHOLE[name]
+    base = replace(LLAMA, tie_embeddings=tied)
+    model, params, _ = adapted(base, tmp_path)
+    settings = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": False} | fields
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, **settings)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "adapter")
+    config, adapter = read_adapter(tmp_path / "adapter", base, base=params)
+    merged = merge_adapter(config, params, adapter)
+    same_logits(theirs, replace(config, lora=None), merged)
+    write_adapter(tmp_path / "ours", config, adapter, str(tmp_path / "base"))
+    back = peft_loaded(loaded(AutoModelForCausalLM, tmp_path / "base"), tmp_path / "ours", recwarn)
+    same_logits(back, replace(config, lora=None), merged)
 
 
 def test_our_initial_adapter_is_drawn_as_peft_draws_its_own(tmp_path):

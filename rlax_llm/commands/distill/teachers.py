@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,13 @@ from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.teacher_rows import Said, TeacherRow, fingerprint, write_teacher_rows
 from rlax_llm.loops.distillation import Joined, by_itself
+from rlax_llm.models.adapter_files import base_name, is_adapter, read_adapter
 from rlax_llm.models.blocks import is_quantized
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.distilling import row_top_tokens
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_model
-from rlax_llm.models.lora import base_name, is_adapter, read_adapter
+from rlax_llm.models.lora import under_adapter
 from rlax_llm.models.sharding import check_divides, placed
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -59,13 +61,18 @@ def load_teacher(path: str, settings: TrainedModelSettings, learner: Learner) ->
     # Adapters were trained over the wide base, so over one in blocks the teacher is loaded whole.
     shared = learner.frozen is not None and not is_quantized(learner.frozen)
     if shared and _is_over(path, settings.model):
-        config, adapter = told_to_all(lambda: read_adapter(path, learner.shape, jnp.float32))
-        return Teacher(config, placed(adapter), join_trees)
+        config, adapter = told_to_all(lambda: read_adapter(path, learner.shape, jnp.float32, learner.frozen))
+        return Teacher(config, placed(adapter), partial(_over, config))
     loaded = told_to_all(lambda: load_model(path, dtype))
     check_same_vocabulary(learner.tokenizer, loaded.tokenizer, "teacher")
     check_divides(path, loaded.config)
     loaded = computed_in(settings.dtype, loaded, settings.attention)
     return Teacher(loaded.config, placed(loaded.params))
+
+
+def _over(config: DecoderConfig, adapter: Params, base: Params) -> Params:
+    """The teacher's adapters with what they leave of the base."""
+    return join_trees(adapter, under_adapter(config, base, adapter))
 
 
 def _is_over(adapter: str, model: str) -> bool:
