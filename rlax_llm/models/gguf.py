@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from rlax_llm.models.blocks import Blocks
 from rlax_llm.models.chat import one_line
 from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.fields import Fields
-from rlax_llm.models.gguf_blocks import KINDS, blocks_of, columns, stacked
+from rlax_llm.models.gguf_blocks import KINDS, alike, blocks_of, columns, stacked
 from rlax_llm.models.huggingface import Parameters, stack_parameters
 from rlax_llm.models.ropes import LinearRope, Llama3Rope, RopeScaling
 from rlax_llm.models.shards import check_layers
@@ -73,6 +74,9 @@ def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig
 def read_gguf_blocks(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig, Parameters, Tokenizer]:
     """``read_gguf`` with the matrices of the layers in the blocks of the file: a base to train adapters over.
 
+    A matrix that is of several kinds in different layers, as in Q4_K_M, is kept in one form of them all, and a warning
+    says so.
+
     Limiting case: ``dequantized`` of it is ``read_gguf``.
 
     Args:
@@ -81,7 +85,7 @@ def read_gguf_blocks(path: str | Path, dtype: Any = jnp.float32) -> tuple[Decode
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as ``read_gguf``; or a matrix is of a kind that ``KINDS`` lacks, or of several in different layers.
+        ValueError: as ``read_gguf``; or a matrix is of a kind that ``KINDS`` lacks.
     """
     return _read(path, partial(_parameters_in_blocks, dtype=dtype))
 
@@ -249,18 +253,27 @@ def _order(file: _File, config: DecoderConfig, leaf: str) -> np.ndarray | None:
 def _leaf_in_blocks(file: _File, config: DecoderConfig, leaf: str) -> Blocks:
     """A matrix of all layers as the file keeps it."""
     names = [_tensor_name(leaf, layer) for layer in range(config.num_layers)]
-    kinds = {file.tensors[name].tensor_type.name for name in names}
-    wanted = f"one of {', '.join(KINDS)} in all layers"
-    if len(kinds) > 1 or not kinds <= KINDS.keys():
-        do = "train over nf4 or int8 of it"
-        raise file.refuse(f"the quantization of {leaf}", " and ".join(sorted(kinds)), wanted, do)
+    kinds = [file.tensors[name].tensor_type.name for name in names]
+    if not set(kinds) <= KINDS.keys():
+        wanted = f"one of {', '.join(KINDS)} in each layer"
+        raise file.refuse(f"the quantization of {leaf}", _both(kinds), wanted, "train over nf4 or int8 of it")
     for name in names:
         _check_shape(file, name, config.parameter_shapes["layers"][leaf][:0:-1])
-    found = stacked([blocks_of(kinds.copy().pop(), file.tensors[name].data) for name in names])
+    found = stacked(alike([blocks_of(kind, file.tensors[name].data) for kind, name in zip(kinds, names)]))
+    if len(set(kinds)) > 1:
+        warnings.warn(
+            f"{file.path}: the layers of {leaf} are of {_both(kinds)}; they are kept in one form with codes of 8 bits, "
+            "the same numbers.",
+            stacklevel=2,
+        )
     if not all(np.isfinite(part).all() for part in jax.tree.leaves(found)):
         raise ValueError(f"{file.path}: {leaf} has scales that are not finite; download or convert the model again.")
     order = _order(file, config, leaf)
     return found if order is None else columns(found, order)
+
+
+def _both(kinds: Iterable[str]) -> str:
+    return " and ".join(sorted(set(kinds)))
 
 
 def _check_names(file: _File, wanted: set[str]) -> None:

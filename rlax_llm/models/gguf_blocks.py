@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,13 +30,64 @@ def blocks_of(kind: str, data: np.ndarray) -> Blocks:
     return KINDS[kind](data)
 
 
-def stacked(layers: list[Blocks]) -> Blocks:
+def stacked(layers: Sequence[Blocks]) -> Blocks:
     """The same matrix of all layers, on a first axis.
 
     Args:
-        layers: of one kind.
+        layers: of one kind; ``alike`` makes them so.
     """
     return jax.tree.map(lambda *parts: np.stack(parts), *layers)
+
+
+def alike(layers: Sequence[Blocks]) -> list[Blocks]:
+    """Matrices of several kinds in one form, the same numbers: codes of 8 bits in the smallest of their blocks.
+
+    Limiting case: of one kind they stay as they are.
+
+    Args:
+        layers: of one shape.
+
+    >>> rows = np.zeros((1, 34), np.uint8), np.zeros((1, 18), np.uint8)
+    >>> found = alike([blocks_of("Q8_0", rows[0]), blocks_of("Q4_0", rows[1])])
+    >>> [(layer.bits, layer.levels, layer.codes[0, 0].item()) for layer in found]
+    [(8, (), 0), (8, (), -8)]
+    """
+    if len({jax.tree.structure(layer) for layer in layers}) == 1:
+        return list(layers)
+    size = min(layer.block for layer in layers)
+    scales = _scales_alike([layer.scales for layer in layers], [layer.block // size for layer in layers])
+    offsets: list[Any] = [None] * len(layers)
+    if any(layer.offsets is not None for layer in layers):
+        none = [_zeros(layer.scales) if layer.offsets is None else layer.offsets for layer in layers]
+        offsets = _scales_alike(none, [layer.block // size for layer in layers])
+    codes = map(_codes_of_8_bits, layers)
+    return [Blocks(*parts, block=size) for parts in zip(codes, scales, offsets)]
+
+
+def _codes_of_8_bits(layer: Blocks) -> np.ndarray:
+    codes = np.asarray(layer.codes)
+    if layer.bits == 4:
+        by_block = codes.reshape(-1, layer.block // 2, codes.shape[-1])
+        codes = np.concatenate([by_block & 15, by_block >> 4], 1).reshape(-1, codes.shape[-1])
+    return np.asarray(layer.levels, np.int8)[codes] if layer.levels else codes.astype(np.int8)
+
+
+def _scales_alike(scales: Sequence[Any], times: Sequence[int]) -> list[Any]:
+    """Scales in one form, each as often as its block has of the smaller ones."""
+    if all(isinstance(each, Blocks) for each in scales):
+        found = []
+        for each, count in zip(scales, times):
+            codes = np.repeat(np.asarray(each.codes).astype(np.int8), count, 0)
+            found.append(Blocks(codes, each.scales, block=each.block * count))
+        return found
+    # A float16 times a code of at most 8 bits is a float32, exactly.
+    wide = [np.asarray(each.wide() if isinstance(each, Blocks) else each) for each in scales]
+    dtype = np.result_type(*wide)
+    return [np.repeat(each.astype(dtype), count, 0) for each, count in zip(wide, times)]
+
+
+def _zeros(scales: Any) -> Any:
+    return jax.tree.map(np.zeros_like, scales)
 
 
 def columns(blocks: Blocks, order: np.ndarray) -> Blocks:
@@ -95,6 +147,41 @@ def _six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def _fifth_bits(high: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """A bit of each code of the blocks, ``[out, blocks, codes]``, as 16."""
+    found = high[..., None, :] >> shifts[:, None] & 1
+    return (found.reshape(*found.shape[:2], -1) << 4).astype(np.uint8)
+
+
+def _five_bits(high: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Codes of blocks of 32: four bits, the low halves of bytes first, and a fifth apart."""
+    words = np.ascontiguousarray(high).view(np.uint32)
+    lower = codes[..., None, :] >> np.array([0, 4], np.uint8)[:, None] & 15
+    return lower.reshape(*lower.shape[:2], -1) | _fifth_bits(words, np.arange(_SIZE, dtype=np.uint32))
+
+
+def _q5_0(data: np.ndarray) -> Blocks:
+    scales, high, codes = _split(data, _HALF, 4, _SIZE // 2)
+    return Blocks(_transposed(_five_bits(high, codes)).astype(np.int8) - 16, _halves(scales), block=_SIZE)
+
+
+def _q5_1(data: np.ndarray) -> Blocks:
+    scales, lowest, high, codes = _split(data, _HALF, _HALF, 4, _SIZE // 2)
+    found = _transposed(_five_bits(high, codes)).view(np.int8)
+    return Blocks(found, _halves(scales), _halves(lowest), block=_SIZE)
+
+
+def _q5_k(data: np.ndarray) -> Blocks:
+    """Superblocks as Q4_K's with a fifth bit apart; codes take 8 bits here."""
+    own, lowest, packed, high, codes = _split(data, _HALF, _HALF, 12, 32, 128)
+    lower = codes.reshape(*codes.shape[:2], 4, 1, _SIZE) >> np.array([0, 4], np.uint8)[:, None] & 15
+    found = lower.reshape(*codes.shape[:2], -1) | _fifth_bits(high, np.arange(8, dtype=np.uint8))
+    scale_codes, lowest_codes = _six_bits(packed)
+    scales = Blocks(_transposed(scale_codes), _halves(own), block=_ROWS_OF_SUPER)
+    offsets = Blocks(_transposed(lowest_codes), -_halves(lowest), block=_ROWS_OF_SUPER)
+    return Blocks(_transposed(found).view(np.int8), scales, offsets, block=_SIZE)
+
+
 def _q6_k(data: np.ndarray) -> Blocks:
     """Superblocks of sixteen blocks of 16, whose scales are int8 and share a float16; codes take 8 bits here."""
     low, high, scales, own = _split(data, 128, 64, 16, _HALF)
@@ -109,7 +196,10 @@ KINDS: dict[str, Callable[[np.ndarray], Blocks]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
     "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
     "Q6_K": _q6_k,
 }
 """What makes blocks of each kind of tensor, by the name that the ``gguf`` package gives it."""

@@ -13,7 +13,7 @@ from rlax_llm.models.blocks import Blocks, dequantized
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.gguf import read_gguf, read_gguf_blocks
-from rlax_llm.models.gguf_blocks import blocks_of
+from rlax_llm.models.gguf_blocks import alike, blocks_of, stacked
 from rlax_llm.models.loading import load_blocks
 from rlax_llm.models.ropes import LinearRope, Llama3Rope, Rope
 from rlax_llm.models.tokenizer import Tokenizer
@@ -56,10 +56,10 @@ def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def tensors_of(config: DecoderConfig, params: dict, architecture: str) -> dict[str, np.ndarray]:
     tensors = {f"{NAMES[leaf]}.weight": value for leaf, value in params.items() if leaf != "layers"}
-    for leaf, stacked in params["layers"].items():
+    for leaf, of_layers in params["layers"].items():
         module, _, kind = leaf.partition("_")
         name = f"{NAMES[module]}.bias" if kind == "bias" else f"{NAMES[leaf]}.weight"
-        for layer, value in enumerate(stacked):
+        for layer, value in enumerate(of_layers):
             rows = np.ascontiguousarray(value.T)
             if architecture == "llama" and leaf in ("q", "k"):
                 rows = interleaved(rows, config.num_heads if leaf == "q" else config.num_kv_heads)
@@ -67,7 +67,9 @@ def tensors_of(config: DecoderConfig, params: dict, architecture: str) -> dict[s
     return tensors
 
 
-def write(path: Path, config=LLAMA, architecture="llama", pre="smollm", kind="F32", extra=lambda writer: None) -> Path:
+def write(
+    path: Path, config=LLAMA, architecture="llama", pre="smollm", kind="F32", extra=lambda writer: None, others=None
+):
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
@@ -87,8 +89,8 @@ def write(path: Path, config=LLAMA, architecture="llama", pre="smollm", kind="F3
     writer.add_eot_token_id(1)
     writer.add_chat_template("{{ messages[0].content }}<|turn|>")
     extra(writer)
-    quantization = GGMLQuantizationType[kind]
     for name, value in tensors_of(config, parameters(config), architecture).items():
+        quantization = GGMLQuantizationType[(others or {}).get(name, kind)]
         if value.ndim == 1 or kind == "F32":
             writer.add_tensor(name, value)
         else:
@@ -267,20 +269,44 @@ def literal_blocks(kind: str) -> tuple[np.ndarray, np.ndarray]:
     weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (5, 768 // weights, size), dtype=np.uint8)
-    for at in {"Q6_K": [size - 2], "Q4_1": [0, 2], "Q4_K": [0, 2]}.get(kind, [0]):
+    two = kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
+    for at in (0, 2) if two else (size - 2 if kind == "Q6_K" else 0,):
         data[..., at : at + 2] = rng.normal(size=(*data.shape[:2], 1)).astype(np.float16).view(np.uint8)
     data = data.reshape(5, -1)
     return data, dequantize(data, GGMLQuantizationType[kind]).T
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("Q8_0", 8.5), ("Q4_0", 4.5), ("Q4_1", 5), ("Q4_K", 4.625), ("Q6_K", 8.5625)]
+    ("kind", "bits"),
+    [("Q8_0", 8.5), ("Q4_0", 4.5), ("Q4_1", 5), ("Q4_K", 4.625), ("Q6_K", 8.5625)]
+    + [("Q5_0", 8.5), ("Q5_1", 9), ("Q5_K", 8.625)],
 )
 def test_blocks_are_the_numbers_of_the_file(kind, bits):
     data, wanted = literal_blocks(kind)
     found = blocks_of(kind, data)
     np.testing.assert_array_equal(found.wide(), wanted)
     assert sum(part.nbytes for part in jax.tree.leaves(found)) * 8 / wanted.size == bits
+
+
+@pytest.mark.parametrize(
+    ("kinds", "bits"),
+    [(("Q4_K", "Q6_K"), 9.125), (("Q8_0", "Q5_0"), 8.5), (("Q4_0", "Q4_1", "Q8_0"), 9), (("Q6_K", "Q8_0", "Q4_K"), 12)],
+    ids=str,
+)
+def test_blocks_of_several_kinds_have_one_form_and_the_same_numbers(kinds, bits):
+    data, wanted = zip(*map(literal_blocks, kinds))
+    found = stacked(alike([blocks_of(kind, one) for kind, one in zip(kinds, data)]))
+    np.testing.assert_array_equal(found.wide(), np.stack(wanted))
+    assert sum(part.nbytes for part in jax.tree.leaves(found)) * 8 / np.stack(wanted).size == bits
+
+
+def test_a_base_of_several_kinds_is_read_and_says_so(tmp_path):
+    """As Q4_K_M: other blocks in some layers, number for number."""
+    path = write(tmp_path / "m.gguf", kind="Q4_0", others={"blk.1.ffn_down.weight": "Q8_0"})
+    with pytest.warns(UserWarning, match=r"m\.gguf: the layers of down are of Q4_0 and Q8_0; they are kept in"):
+        _, params, _ = read_gguf_blocks(path)
+    jax.tree.map(np.testing.assert_array_equal, dequantized(params), read_gguf(path)[1])
+    assert (params["layers"]["down"].bits, params["layers"]["up"].bits) == (8, 4)
 
 
 def test_a_base_keeps_the_blocks_of_its_file(tmp_path):
