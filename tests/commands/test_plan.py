@@ -1,5 +1,6 @@
 """``plan``: what is read from compiled programs, what is counted from shapes, and what is said."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -13,14 +14,24 @@ from rlax_llm.cli.main import main
 from rlax_llm.commands.plan import machines
 from rlax_llm.commands.plan.collectives import Sent, collectives
 from rlax_llm.commands.plan.machines import compiling_for, machine_of
-from rlax_llm.commands.plan.models import SHAPES
+from rlax_llm.commands.plan.models import SHAPES, shape_of
 from rlax_llm.commands.plan.report import written
-from rlax_llm.commands.plan.run import make_plan
+from rlax_llm.commands.plan.run import BUILD, make_plan
 from rlax_llm.commands.plan.search import largest_that_fits
-from rlax_llm.commands.plan.settings import PlannedDpo, PlannedGrpo, PlannedKto, PlannedPpo, PlannedReward, PlannedSft
-from rlax_llm.commands.plan.work import Grid, Rows, Work, decoding, forward, grouped, learning, reads
+from rlax_llm.commands.plan.settings import (
+    PlannedDistill,
+    PlannedDpo,
+    PlannedGrpo,
+    PlannedKto,
+    PlannedOnline,
+    PlannedPpo,
+    PlannedReward,
+    PlannedSft,
+)
+from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped, learning, reads
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
+from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.lora import init_adapter
@@ -251,6 +262,30 @@ SMALL = {"max_prompt_tokens": 4, "max_new_tokens": 4, "batch_size": 2, "remat": 
             {"lora_rank": 2, "reward_model": ""},
             ["sampler's copy", "prefill", "decode", "reward model", "update"],
         ),
+        (
+            PlannedOnline,
+            {"recipe": "xpo", "reward_model": ""},
+            [
+                "prefill",
+                "decode",
+                "rivals' prefill",
+                "rivals' decode",
+                "reward model",
+                "rivals' reward model",
+                "update",
+            ],
+        ),
+        (
+            PlannedOnline,
+            {"recipe": "nash_md", "lora_rank": 2},
+            ["sampler's copy", "prefill", "decode", "rivals' mixture", "update"],
+        ),
+        (
+            PlannedDistill,
+            {"recipe": "gkd", "teacher": ""},
+            ["prefill", "decode", "update", "update of given rows"],
+        ),
+        (PlannedDistill, {"recipe": "sdft"}, ["prefill", "decode", "update"]),
         (PlannedSft, {"packed_tokens": 16}, ["update"]),
         (PlannedReward, {}, ["update"]),
         (PlannedDpo, {"precompute_reference": True}, ["update"]),
@@ -258,13 +293,62 @@ SMALL = {"max_prompt_tokens": 4, "max_new_tokens": 4, "batch_size": 2, "remat": 
     ],
 )
 def test_the_programs_of_a_command_compile_from_its_shape_alone(shape_only, kind, given, names):
-    given = {name: shape_only if name == "reward_model" else value for name, value in given.items()}
+    given = {name: shape_only if value == "" else value for name, value in given.items()}
     plan = make_plan(kind.of(model=shape_only, **SMALL, **given))
     assert [program.name for program in plan.programs] == names
     assert plan.fits
     assert all(program.work.flops >= 0 and program.total > 0 for program in plan.programs)
     assert plan.seconds is None  # a CPU's rates are not known
     assert "fits" in written(plan)
+
+
+def programs_of(kind, **given):
+    """Programs by name, of which none is compiled."""
+    settings = kind.of(**SMALL | given)
+    machine = machine_of("here", None, settings.rows_together())
+    return {program.name: program for program in BUILD[settings.command](settings, machine)}
+
+
+def test_online_groups_without_rivals_take_what_those_of_grpo_do(shape_only):
+    """The best of a group, by supervised steps, against leave-one-out by the score function: the same passes."""
+    given = {"model": shape_only, "group_size": 4}
+    online, grpo = programs_of(PlannedOnline, recipe="raft", **given), programs_of(PlannedGrpo, recipe="gpg", **given)
+    assert list(online) == list(grpo) == ["prefill", "decode", "update"]
+    for name, program in online.items():
+        assert program.work == grpo[name].work
+        assert {part: bytes_of(tree) for part, tree in program.parts.items()} == {
+            part: bytes_of(tree) for part, tree in grpo[name].parts.items()
+        }
+
+
+def test_a_teacher_is_planned_as_it_is_held(shape_only, tmp_path):
+    """A model in the dtype that is computed in, adapters once over the student's base, a file not at all."""
+    given = {"model": shape_only, "lora_rank": 2, "lora_targets": "q,v"}
+    shape = dataclasses.replace(shape_of(shape_only), lora=Lora(3, 4.0))
+    adapter = init_adapter(shape, jax.random.key(0))
+    write_adapter(tmp_path / "over", shape, adapter, shape_only)
+    numbers = sum(map(math.prod, jax.tree.leaves(shape.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))))
+
+    def taught(**more):
+        programs = programs_of(PlannedDistill, **given | more)
+        held = {name: bytes_of(tree) for name, tree in programs["update"].parts.items()}
+        assert all(
+            bytes_of(one.beside.get("teacher", one.parts.get("teacher"))) == held["teacher"]
+            for one in programs.values()
+        )
+        return held, programs["update"].work
+
+    whole, work = taught(teacher=shape_only)
+    assert whole["teacher"] == 4 * numbers == whole["base"]
+    assert taught(teacher=shape_only, dtype="bfloat16")[0]["teacher"] == 2 * numbers
+    over, _ = taught(teacher=str(tmp_path / "over"))
+    assert over["teacher"] == bytes_of(adapter) < whole["teacher"] and over["base"] == whole["base"]
+    itself, _ = taught(recipe="sdft")
+    assert itself["teacher"] == itself["parameters"]
+    stored, alone = taught(teacher="said.parquet", recipe="forward_kl")
+    assert stored["teacher"] == 0 and alone.flops < work.flops
+    with pytest.raises(ValueError, match="write_teacher trains nothing, and a plan is of a training step"):
+        PlannedDistill.of(teacher="some", write_teacher="said.parquet")
 
 
 PARTS = ("caches", "sampler's layers")
@@ -298,7 +382,7 @@ def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_does(shape_
     ("words", "told"),
     [
         ("plan grop", "did you mean 'grpo'"),
-        ("plan control", "there are grpo, sft, reward, dpo, kto, ppo"),
+        ("plan control", "there are grpo, sft, reward, dpo, kto, online, distill, ppo"),
         ("plan grpo --onn v5e:2x4", "grpo has no flag --onn; did you mean --on?"),
         ("plan grpo --on v5x:2x4", "chip 'v5x' is unknown; did you mean 'v5p'?"),
         ("plan grpo --on h100:2x2", "h100 has no compiler that works without one"),

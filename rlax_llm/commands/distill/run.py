@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rlax_llm.commands.distill.phase import DistillPhase, Source
 from rlax_llm.commands.distill.settings import DistillSettings
-from rlax_llm.commands.distill.teachers import Teacher, check_positions, load_teacher, write_teacher
+from rlax_llm.commands.distill.teachers import STORED_TOKENS, Teacher, check_positions, load_teacher, write_teacher
 from rlax_llm.commands.distill.update import build_distillation
 from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.examples import of_task
@@ -27,9 +27,6 @@ from rlax_llm.host.progress import say
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.loading import load_model
 from rlax_llm.policy.distillation import Distillation
-
-_K = 64
-"""Tokens that are written at each place where nobody says how many."""
 
 
 @on_machine
@@ -122,6 +119,6 @@ def _write(settings: DistillSettings, path: str) -> None:
     model = load_model(name, jnp.dtype(settings.model.dtype))
     learner = language_learner(TrainedModelSettings(model=name, remat=False, **OF_ADAPTERS), model, 0)
     rows = of_task(_task(settings, learner), settings.sampling, learner).train
-    k = min(settings.teacher.teacher_top_k or _K, model.config.vocab_size)
+    k = min(settings.teacher.teacher_top_k or STORED_TOKENS, model.config.vocab_size)
     count = write_teacher(path, k, model, rows, settings.rollout.rows)
     say(f"{path}: the {k} likeliest tokens of {name} at every token of {count} completions")

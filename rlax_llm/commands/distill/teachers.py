@@ -46,6 +46,10 @@ class Teacher(NamedTuple):
     joined: Joined = by_itself
 
 
+STORED_TOKENS = 64
+"""Likeliest tokens that are written at each place where nobody says how many."""
+
+
 def load_teacher(path: str, settings: TrainedModelSettings, learner: Learner) -> Teacher:
     """The teacher of a directory or a name.
 
@@ -58,16 +62,43 @@ def load_teacher(path: str, settings: TrainedModelSettings, learner: Learner) ->
         ValueError: for one of another vocabulary, or that cannot be read.
     """
     dtype = jnp.dtype(settings.dtype)
-    # Adapters were trained over the wide base, so over one in blocks the teacher is loaded whole.
-    shared = learner.frozen is not None and not is_quantized(learner.frozen)
-    if shared and _is_over(path, settings.model):
-        config, adapter = told_to_all(lambda: read_adapter(path, learner.shape, jnp.float32, learner.frozen))
-        return Teacher(config, placed(adapter), partial(_over, config))
+    if shares_base(path, settings, learner):
+        teacher = told_to_all(lambda: adapters_over(path, learner, learner.frozen))
+        return teacher._replace(params=placed(teacher.params))
     loaded = told_to_all(lambda: load_model(path, dtype))
     check_same_vocabulary(learner.tokenizer, loaded.tokenizer, "teacher")
     check_divides(path, loaded.config)
     loaded = computed_in(settings.dtype, loaded, settings.attention)
     return Teacher(loaded.config, placed(loaded.params))
+
+
+def shares_base(path: str, settings: TrainedModelSettings, learner: Learner) -> bool:
+    """Whether a teacher is adapters over the student's frozen base, which is then held once.
+
+    Adapters were trained over the wide base, so over one in blocks the teacher is loaded whole.
+
+    Args:
+        path: as ``load_model`` takes it.
+        settings: of the student's model.
+        learner: the student.
+    """
+    frozen = learner.frozen is not None and not is_quantized(learner.frozen)
+    return frozen and _is_over(path, settings.model)
+
+
+def adapters_over(path: str, learner: Learner, base: Params | None) -> Teacher:
+    """A teacher that is adapters over the student's frozen base.
+
+    Args:
+        path: of their directory.
+        learner: the student.
+        base: parameters of which rows of the embedding are read where the adapters have others.
+
+    Raises:
+        ValueError: for adapters that cannot be read.
+    """
+    config, adapter = read_adapter(path, learner.shape, jnp.float32, base)
+    return Teacher(config, adapter, partial(_over, config))
 
 
 def _over(config: DecoderConfig, adapter: Params, base: Params) -> Params:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from rlax_llm.commands.plan.settings import (
+    PlannedDistill,
     PlannedDpo,
     PlannedGrpo,
     PlannedKto,
+    PlannedOnline,
     PlannedPpo,
     PlannedReward,
     PlannedSft,
@@ -24,8 +26,19 @@ Examples:
   rlax-llm plan {name} --config runs/mine/config.yaml --on v5p:2x2x1
   rlax-llm plan {name} --model ./my-model           on the devices that are here"""
 
+_KINDS = (
+    PlannedGrpo,
+    PlannedSft,
+    PlannedReward,
+    PlannedDpo,
+    PlannedKto,
+    PlannedOnline,
+    PlannedDistill,
+    PlannedPpo,
+)
+
 PLANS = {
     kind.command: Command(kind, _RUN, f"what {kind.command} takes of a machine", _DESCRIPTION.format(name=kind.command))
-    for kind in (PlannedGrpo, PlannedSft, PlannedReward, PlannedDpo, PlannedKto, PlannedPpo)
+    for kind in _KINDS
 }
 """For each command that can be planned, the plan of it."""

@@ -13,9 +13,10 @@ from rlax_llm.commands.learner import NAMELESS, Learner
 from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.setup import build_model, check_fits, computed_in, in_blocks
 from rlax_llm.commands.shared_settings import FILE_BLOCKS, ModelSettings
-from rlax_llm.commands.task_settings import StepSettings
+from rlax_llm.commands.task_settings import StepSettings, TaskSettings
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.arithmetic import ALPHABET
+from rlax_llm.models.adapter_files import base_name, is_adapter
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.huggingface import read_config
 from rlax_llm.models.loading import LanguageModel
@@ -151,35 +152,50 @@ def abstract_scalar(path: str, settings: ModelSettings) -> LanguageModel:
     return _loaded("plan", settings, None, path, "scalar_shapes")
 
 
-def judges_of(task: StepSettings, settings: ModelSettings) -> dict[str, LanguageModel]:
+def abstract_asked(path: str, settings: ModelSettings) -> LanguageModel:
+    """A language model that is asked and not trained, as ``load_teacher`` reads one: all of it, adapters merged.
+
+    Args:
+        path: a name of ``shape_of``, or a directory of adapters over one.
+        settings: of the model that is trained, in whose dtype it is held.
+    """
+    name = base_name(path) if Path(path).is_dir() and is_adapter(path) else path
+    return _in_shape(shape_of(name), "parameter_shapes", settings.dtype, settings)
+
+
+def judges_of(task: TaskSettings, settings: ModelSettings) -> dict[str, LanguageModel]:
     """The reward models of a task by what they are, without their weights.
 
     Args:
         task: its settings.
         settings: of the policy.
     """
-    paths = {"reward model": task.reward_model, "step reward model": task.step_reward_model}
+    of_steps = task.step_reward_model if isinstance(task, StepSettings) else None
+    paths = {"reward model": task.reward_model, "step reward model": of_steps}
     return {name: abstract_scalar(path, settings) for name, path in paths.items() if path is not None}
 
 
 def _loaded(
     command: str, settings: ModelSettings, limits: LimitSettings | None, name: str, shapes: str
 ) -> LanguageModel:
-    config, dtype = shape_of(name), jnp.dtype(settings.stored_dtype)
-    params = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, dtype),
-        getattr(config, shapes),
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    model = computed_in(
-        settings.dtype, LanguageModel(config, params, Tokenizer.characters(ALPHABET)), settings.attention
-    )
+    model = _in_shape(shape_of(name), shapes, settings.stored_dtype, settings)
     check_fits(command, settings, limits, model)
     if settings.blocks == FILE_BLOCKS:
         raise ValueError(f"{command}: base_dtype is gguf, and a plan reads no file's blocks; plan nf4 or int8.")
     if settings.blocks is None or shapes != "parameter_shapes":
         return model
-    return model._replace(params=jax.eval_shape(lambda params: in_blocks(settings.blocks, params), params))
+    return model._replace(params=jax.eval_shape(lambda params: in_blocks(settings.blocks, params), model.params))
+
+
+def _in_shape(config: DecoderConfig, shapes: str, dtype: Any, settings: ModelSettings) -> LanguageModel:
+    """A model of these shapes in a dtype, computed as the settings say."""
+    params = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),
+        getattr(config, shapes),
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    model = LanguageModel(config, params, Tokenizer.characters(ALPHABET))
+    return computed_in(settings.dtype, model, settings.attention)
 
 
 def abstract_learner(make: Callable[[LanguageModel], Learner], model: LanguageModel) -> Learner:

@@ -17,6 +17,9 @@ from rlax_llm.core.mesh import ROWS, TENSOR
 from rlax_llm.core.platform import targeting
 from rlax_llm.models.sharding import shardings
 
+UPDATE = "update"
+"""What the names of programs that learn begin with."""
+
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ")
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 

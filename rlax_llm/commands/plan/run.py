@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlax_llm.commands.plan.distillation import distill_programs
 from rlax_llm.commands.plan.given import preference_programs, supervised_programs
 from rlax_llm.commands.plan.groups import group_programs
 from rlax_llm.commands.plan.machines import compiling_for, machine_of
-from rlax_llm.commands.plan.programs import Machine, Measured, Program, measure
+from rlax_llm.commands.plan.online import online_programs
+from rlax_llm.commands.plan.programs import UPDATE, Machine, Measured, Program, measure
 from rlax_llm.commands.plan.report import Plan, written
 from rlax_llm.commands.plan.rlhf import ppo_programs
 from rlax_llm.commands.plan.sampling import MissingProgram
 from rlax_llm.commands.plan.search import largest_that_fits, micro_batches_below
-from rlax_llm.commands.plan.settings import Planned, PlannedGrpo, PlannedPpo
+from rlax_llm.commands.plan.settings import Planned, PlannedOnline, WithRollout
 from rlax_llm.core.chips import GIB
 from rlax_llm.host.progress import say
 
 Build = Callable[[Any, Machine], Sequence[Program]]
-
-WithRollout = PlannedGrpo | PlannedPpo
 
 BUILD: dict[str, Build] = {
     "grpo": group_programs,
@@ -28,6 +28,8 @@ BUILD: dict[str, Build] = {
     "reward": preference_programs,
     "dpo": preference_programs,
     "kto": preference_programs,
+    "online": online_programs,
+    "distill": distill_programs,
 }
 """The programs of a step of each command."""
 
@@ -84,7 +86,9 @@ def _heading(settings: Planned) -> str:
     adapters = f" with adapters of rank {model.lora_rank}" if model.lora_rank else ""
     if isinstance(settings, WithRollout):
         rollout, limits = settings.rollout, settings.sampling
-        rows = f"{rollout.batch_size} × {rollout.group_size} completions"
+        count = settings.rollout.rivals if isinstance(settings, PlannedOnline) else 0
+        rivals = f" and {count} of a rival" if count else ""
+        rows = f"{rollout.batch_size} × {rollout.group_size} completions{rivals}"
     else:
         limits, rows = settings.batch, f"{settings.batch.batch_size} examples"
     lengths = f"of {limits.max_prompt_tokens:,} + {limits.max_new_tokens:,} tokens"
@@ -103,7 +107,7 @@ def _advice(settings: Planned, machine: Machine, measured: Sequence[Measured]) -
 
 
 def _remedy(settings: Planned, machine: Machine, program: Measured) -> str:
-    if program.name != "update":
+    if not program.name.startswith(UPDATE):
         return (
             "give more devices along tensor, over which the sampler's weights and caches lie, or along fsdp for the "
             "rest; --slots below the completions of a step; or --dtype bfloat16."
@@ -120,13 +124,27 @@ def _remedy(settings: Planned, machine: Machine, program: Measured) -> str:
 def _smaller_micro_batch(settings: Planned, machine: Machine) -> int | None:
     """The largest micro-batch below the present one that fits."""
     now = settings.rows_together()[0]
-    if isinstance(settings, WithRollout):
-        total = settings.rollout.rows // settings.learning.minibatches
-    else:
-        total = settings.batch.batch_size
 
     def fits(size: int) -> bool:
         programs = BUILD[settings.command](settings.changed(micro_batch_size=size), machine)
-        return measure(programs[-1], machine, {}).fits
+        return all(measure(program, machine, {}).fits for program in programs if program.name.startswith(UPDATE))
 
-    return largest_that_fits(micro_batches_below(now, total, machine.grid.lanes), fits)
+    sizes = micro_batches_below(now, _learned_rows(settings), machine.grid.lanes)
+    return largest_that_fits([size for size in sizes if _can_be(settings, size)], fits)
+
+
+def _learned_rows(settings: Planned) -> int:
+    """Rows of an optimizer step."""
+    if not isinstance(settings, WithRollout):
+        return settings.batch.batch_size
+    rows = settings.learned_rows if isinstance(settings, PlannedOnline) else settings.rollout.rows
+    return rows // settings.learning.minibatches
+
+
+def _can_be(settings: Planned, size: int) -> bool:
+    """Whether the command takes a micro-batch of so many rows: one of pairs takes whole pairs."""
+    try:
+        settings.changed(micro_batch_size=size)
+    except ValueError:
+        return False
+    return True

@@ -26,6 +26,8 @@ from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.narrow import narrow_matrices
 from rlax_llm.models.sharding import sampling_rules
 
+_LAYERS = "sampler's layers"
+
 
 class Prompts(NamedTuple):
     """What is completed.
@@ -47,16 +49,20 @@ class Prompts(NamedTuple):
         return array((count, self.width), jnp.int32), array((count, self.width), jnp.bool_)
 
 
-def prompts_of(rollout: RolloutSettings, limits: LimitSettings) -> Prompts:
+def prompts_of(rollout: RolloutSettings, limits: LimitSettings, rivals: int = 0) -> Prompts:
     """The prompts of a step's rollout.
 
     Args:
         rollout: completions of a step, and how many are drawn at a time.
         limits: of their lengths.
+        rivals: completions of a prompt that a rival draws of the same prompts; 0 is the policy's own rollout.
     """
-    slots = min(rollout.slots or rollout.rows_in_flight, rollout.rows_in_flight)
-    slots = None if slots == rollout.rows_in_flight == rollout.batch_size * rollout.drawn_size else slots
-    entering = rollout.batch_size if slots is None else entering_prompts(slots, rollout.drawn_size)
+    size = rivals or rollout.drawn_size
+    whole = rollout.batch_size * size
+    most = whole if rivals else rollout.rows_in_flight
+    slots = min(rollout.slots or most, most)
+    slots = None if slots == most == whole else slots
+    entering = rollout.batch_size if slots is None else entering_prompts(slots, size)
     return Prompts(rollout.batch_size, limits.max_prompt_tokens, slots, entering)
 
 
@@ -68,12 +74,14 @@ class Sampler(NamedTuple):
         learner: what is sampled from, abstract.
         drawing: of the command.
         prompts: of a step.
+        whose: that the names of its programs begin with; nothing for the policy's own.
     """
 
     machine: Machine
     learner: Learner
     drawing: Drawing
     prompts: Prompts
+    whose: str = ""
 
     def drawn(self) -> Any:
         """The completions of a step, abstract, as the host gives them to the learner."""
@@ -81,31 +89,35 @@ class Sampler(NamedTuple):
         state = self._prefilled((tokens, valid), request, request.max_new_tokens)[1]
         return completions.eval_shape(tokens, valid, state, request)
 
-    def _sampled(self) -> Any:
+    def held(self) -> dict[str, Any]:
+        """What is drawn from beside the learner's own arrays, by what it is."""
+        return {} if self.shared else {f"{self.whose}sampler": self.sampled()}
+
+    def sampled(self) -> Any:
         """Parameters that completions are drawn from, abstract."""
         learner = self.learner
         read = jax.eval_shape(
-            lambda own, frozen: learner._replace(frozen=frozen).sampled(own, self._shape), *self._trained()
+            lambda own, frozen: learner._replace(frozen=frozen).sampled(own, self.shape), *self._trained()
         )
-        return self.machine.put(read, None if self._shared else sampling_rules())
+        return self.machine.put(read, None if self.shared else sampling_rules())
 
     def _trained(self) -> tuple[Any, Any]:
         return self.learner.params, self.learner.frozen
 
     @property
-    def _shape(self) -> DecoderConfig:
+    def shape(self) -> DecoderConfig:
         """Of what completions to learn from are drawn from."""
         return self.drawing.narrow.config
 
     @property
-    def _shared(self) -> bool:
+    def shared(self) -> bool:
         """Whether the sampler reads the learner's own arrays: on one device, where no adapter is merged and no matrix
         narrow.
         """
-        return self.machine.mesh.size == 1 and replace(self._shape, cache_dtype=None) == self.learner.config
+        return self.machine.mesh.size == 1 and replace(self.shape, cache_dtype=None) == self.learner.config
 
     def _prefilled(self, prompts: tuple[Any, Any], request: Request, room: int) -> Any:
-        sampled, config = self._sampled(), self._shape
+        sampled, config = self.sampled(), self.shape
         return prefill.eval_shape(config, sampled, *prompts, key(), request, room)
 
     def _shared_out(self) -> tuple[tuple[Any, Any], Request]:
@@ -126,14 +138,13 @@ class Sampler(NamedTuple):
             resident: what a run keeps on the devices, by what it is.
         """
         with self.machine.entered():
-            sampled = self._sampled()
+            sampled = self.sampled()
             prompts, request = self._shared_out()
-            found = [] if self._shared else [self._copy(resident)]
-            beside = dict(resident) | ({} if self._shared else {"sampler": sampled})
+            found = [] if self.shared else [self._copy(resident)]
+            beside = dict(resident) | self.held()
             meanwhile = beside
             if self.prompts.slots is not None:  # others are decoded while further prompts come
-                layers = _unrolled(self.machine, self._shape, sampled)
-                meanwhile = beside | {"sampler's layers": layers}
+                meanwhile = beside | {_LAYERS: _unrolled(self.machine, self.shape, sampled)}
             return [*found, self._prefill(sampled, prompts, request, meanwhile), self._decode(prompts, request, beside)]
 
     def _copy(self, resident: Mapping[str, Any]) -> Program:
@@ -142,16 +153,17 @@ class Sampler(NamedTuple):
 
         def lower(earlier: Any) -> Any:
             del earlier
-            copied = jax.jit(lambda own, frozen: learner._replace(frozen=frozen).sampled(own, self._shape))
+            copied = jax.jit(lambda own, frozen: learner._replace(frozen=frozen).sampled(own, self.shape))
             return copied.lower(*map(self.machine.put, self._trained()))
 
         named = ("parameters", "base")
         parts = {name: tree for name, tree in resident.items() if name in named}
         beside = {name: tree for name, tree in resident.items() if name not in named}
-        return Program("sampler's copy", lower, parts, beside, Work(0.0, 2 * bytes_of(self._sampled())))
+        whose = self.whose or "sampler's "
+        return Program(f"{whose}copy", lower, parts, beside, Work(0.0, 2 * bytes_of(self.sampled())))
 
     def _prefill(self, sampled: Any, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
-        config, room = self._shape, rooms(request.max_new_tokens)[0]
+        config, room = self.shape, rooms(request.max_new_tokens)[0]
 
         def lower(earlier: Any) -> Any:
             del earlier
@@ -160,23 +172,26 @@ class Sampler(NamedTuple):
         count, width = prompts[0].shape
         rows = Rows(count * width, count * width * (width + 1) / 2, count * request.group_size)
         work = forward(config, rows, self.machine.grid)
-        own = ("parameters", "base") if self._shared else ("sampler",)
+        own = ("parameters", "base") if self.shared else tuple(self.held())
         parts = {name: tree for name, tree in beside.items() if name in own}
         beside = {name: tree for name, tree in beside.items() if name not in own}
-        return Program("prefill", lower, parts, beside, work, times=-(-self.prompts.number // self.prompts.entering))
+        return Program(
+            f"{self.whose}prefill", lower, parts, beside, work, times=-(-self.prompts.number // self.prompts.entering)
+        )
 
     def _decode(self, prompts: tuple[Any, Any], request: Request, beside: Mapping[str, Any]) -> Program:
-        config, limit, slots, times = self._shape, request.max_new_tokens, self.prompts.slots, 1
+        config, limit, slots, times = self.shape, request.max_new_tokens, self.prompts.slots, 1
         if slots is not None:  # each row has its prompt to itself
             times = -(-self.prompts.number * self.drawing.request.group_size // slots)
             prompts, request = self.prompts.arrays(slots), request._replace(group_size=1)
         shapes = self._prefilled(prompts, request, limit)
-        unrolled = _unrolled(self.machine, config, self._sampled())
+        unrolled = _unrolled(self.machine, config, self.sampled())
 
         def lower(earlier: Any) -> Any:
-            if "prefill" not in earlier:
-                raise MissingProgram("prefill")
-            laid = jax.tree.map(lying, shapes, earlier["prefill"].output_shardings)
+            first = f"{self.whose}prefill"
+            if first not in earlier:
+                raise MissingProgram(first)
+            laid = jax.tree.map(lying, shapes, earlier[first].output_shardings)
             return decode.lower(config, unrolled, laid[0], laid[1], array((), jnp.int32), request)
 
         count, width = prompts[0].shape
@@ -187,8 +202,8 @@ class Sampler(NamedTuple):
         # While the cache grows, the old one lies beside the new.
         before = (0, *rooms(limit))[-2] / limit
         half = bytes_of(shapes[1].cache) / (grid.lanes * grid.tensor) * before
-        parts = {"sampler's layers": unrolled, "caches": _shared_by(caches, grid)}
-        return Program("decode", lower, parts, beside, work, limit - 1, half, times)
+        parts = {_LAYERS: unrolled, "caches": _shared_by(caches, grid)}
+        return Program(f"{self.whose}decode", lower, parts, beside, work, limit - 1, half, times)
 
 
 class MissingProgram(Exception):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.commands.fields import Part, option
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.online.settings import OnlineSettings
 from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.commands.preference.settings import DpoSettings, KtoSettings, RewardSettings
 from rlax_llm.commands.sft.settings import SftSettings
@@ -78,4 +80,25 @@ class PlannedKto(OfPlan, KtoSettings):
     plan: PlanSettings
 
 
-Planned = PlannedGrpo | PlannedPpo | PlannedSft | PlannedReward | PlannedDpo | PlannedKto
+@dataclass(frozen=True, kw_only=True)
+class PlannedOnline(OfPlan, OnlineSettings):
+    """Settings of ``rlax-llm plan online``."""
+
+    plan: PlanSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedDistill(OfPlan, DistillSettings):
+    """Settings of ``rlax-llm plan distill``."""
+
+    plan: PlanSettings
+
+    def __post_init__(self) -> None:
+        """Check that there is something to plan."""
+        super().__post_init__()
+        if self.teacher.write_teacher is not None:
+            raise ValueError("write_teacher trains nothing, and a plan is of a training step; leave it out.")
+
+
+WithRollout = PlannedGrpo | PlannedPpo | PlannedOnline | PlannedDistill
+Planned = WithRollout | PlannedSft | PlannedReward | PlannedDpo | PlannedKto
