@@ -8,7 +8,7 @@ from typing import Any
 
 from rlax_llm.core.checks import at_least_one, positive
 from rlax_llm.core.names import did_you_mean
-from rlax_llm.models.ropes import Rope, RopeScaling
+from rlax_llm.models.ropes import LongRope, Rope, RopeScaling
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 NARROW = ("bfloat16", "int8")
@@ -204,6 +204,20 @@ class DecoderConfig:
             name = "head_dim" if self.head_dim % 2 or self.rotary_dim is None else "rotary_dim"
             wanted = "an even number (rotary halves)" if name == "head_dim" else f"an even number up to {self.head_dim}"
             raise ValueError(f"DecoderConfig: {name} is {getattr(self, name)}, wanted {wanted}.")
+
+        self._check_divisors()
+
+    def _check_divisors(self) -> None:
+        if not isinstance(self.rope_scaling, LongRope):
+            return
+        wanted = self.rotated_width // 2
+        for name in ("short", "long"):
+            count = len(getattr(self.rope_scaling, name))
+            if count != wanted:
+                raise ValueError(
+                    f"DecoderConfig: rope_scaling has {count} {name} factors, wanted {wanted}, one for each frequency "
+                    "of a head."
+                )
 
     def _check_words(self) -> None:
         words = (

@@ -303,9 +303,12 @@ def experts(
         sizes = {fields.size(name) for name in both}
         if len(sizes) > 1:
             raise fields.refused(both[0], f"{both[1]}, which is {fields.raw[both[1]]}")
+        most, chosen = fields.size(both[0] if both else count), fields.size("num_experts_per_tok")
+        if chosen > most:
+            raise fields.refused("num_experts_per_tok", f"at most {both[0] if both else count}, which is {most}")
         made = Experts(
-            fields.size(both[0] if both else count),
-            fields.size("num_experts_per_tok"),
+            most,
+            chosen,
             own,
             normalized is None or fields.flag(normalized),
             shared is not None,

@@ -29,6 +29,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "use_mrope": _NOTHING,
     "use_sliding_window": _NOTHING,
     "use_bidirectional_attention": _NOTHING,
+    "is_causal": (None, True),
     "qk_layernorm": _NOTHING,
     "use_qk_norm": _NOTHING,
     "clip_qkv": _NOTHING,

@@ -45,7 +45,7 @@ NUMBERS = ["rms_norm_eps", "rope_theta"]
 NO_NUMBER = {"zero": 0, "true": True}
 FLAGS = ["tie_word_embeddings", "use_sliding_window"]
 OTHERS = ["model_type", "rope_scaling", "rope_parameters", "layer_types", "hidden_act", "attention_bias"]
-OTHERS += ["mlp_bias", "quantization_config", "partial_rotary_factor"]
+OTHERS += ["mlp_bias", "quantization_config", "partial_rotary_factor", "is_causal"]
 
 
 def table(names: list[str], values: dict[str, Any]) -> list[Any]:
@@ -121,6 +121,10 @@ NESTED = {
         {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
         "high_freq_factor is 1.0, wanted more than low_freq_factor 1.0",
     ),
+    "a long rope of three factors": (
+        {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 1.0, 1.0]},
+        "rope_scaling has 3 long factors, wanted 2",
+    ),
 }
 
 
@@ -130,6 +134,13 @@ def test_a_rope_that_cannot_be_is_named(copied, scaling, words):
     text = refusal(copied / "model")
     assert "config.json" in text
     assert words in text
+
+
+def test_more_experts_of_a_token_than_there_are_is_named(copied):
+    sizes = {"num_local_experts": 1, "num_experts_per_tok": 2}
+    changed(copied / "model" / "config.json", model_type="mixtral", **sizes)
+    text = refusal(copied / "model")
+    assert "config.json: num_experts_per_tok is 2, wanted at most num_local_experts, which is 1" in text
 
 
 BROKEN_JSON = {"deep": "[" * 200_000, "binary": b"\xff\xfe\x00{", "empty": "", "cut": '{"a": ', "a list": "[]"}
