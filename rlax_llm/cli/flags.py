@@ -35,6 +35,8 @@ def in_flags(kind: type[Any], said: str) -> str:
     'grpo: --steps is 0, wanted at least 1.'
     >>> in_flags(GrpoSettings, "grpo: data is given without reward or reward_model, and a file has none of its own.")
     'grpo: --data is given without --reward or --reward-model, and a file has none of its own.'
+    >>> in_flags(GrpoSettings, "grpo: ahead gives older tokens, and correction is none; leave correction out.")
+    'grpo: --ahead gives older tokens, and --correction is none; leave --correction out.'
     """
     if not said.startswith(f"{kind.command}: "):
         return said
@@ -44,8 +46,10 @@ def in_flags(kind: type[Any], said: str) -> str:
         if "_" in name:
             said = re.sub(rf"(?<![\w'\"/.-]){name}(?![\w'\"/(=:])", flag(name), said)
         else:
-            said = re.sub(rf"(?<=^{kind.command}: ){name}(?= (is|holds|and|has) )", flag(name), said)
+            said = re.sub(rf"(?<=^{kind.command}: ){name}(?= (is|holds|and|has|gives) )", flag(name), said)
+            said = re.sub(rf"(?<= and ){name}(?= is )", flag(name), said)
             said = re.sub(rf"(?<= without ){name}(?![\w-])", flag(name), said)
+            said = re.sub(rf"(?<= leave ){name}(?= out\b)", flag(name), said)
     return said
 
 

@@ -130,6 +130,10 @@ def _run(command: Command, words: Sequence[str]) -> int:
         run: Callable[[Any], object] = getattr(importlib.import_module(module), name)
     try:
         done = run(config)
+    except ValueError as error:
+        if len(error.args) == 1:
+            error.args = (in_flags(command.settings, str(error)),)
+        raise
     except SystemExit as leave:
         raise RuntimeError(f"{command.settings.command}: something called sys.exit({leave.code!r}).") from leave
     number = getattr(done, "stopped_by", None)

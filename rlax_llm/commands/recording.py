@@ -121,7 +121,11 @@ class Recorder:
         sampler = (self.settings.temperature, False, self.settings.bias, self.settings.penalties)
         log_probs = group_log_probs(self.learner.config, layout, *sampler)
         frozen = self.learner.frozen
-        return jax.jit(lambda params, completions, frozen=frozen: log_probs(join_trees(params, frozen), completions)[0])
+
+        def token_log_probs(params: Params, completions: Completions, frozen: Any = frozen) -> jax.Array:
+            return log_probs(join_trees(params, frozen), completions)[0]
+
+        return jax.jit(token_log_probs)
 
     def _log_probs(self, params: Params, rollout: Rollout) -> np.ndarray:
         """Of the first group's tokens ``[G, T]`` after the update."""

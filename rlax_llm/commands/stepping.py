@@ -128,7 +128,11 @@ def by_model(model: LanguageModel, separator: str) -> StepScorer:
     @lru_cache
     def program(layout: tuple[int, int]) -> Any:
         scores = prefix_scores(model.config, layout)
-        return jax.jit(lambda params, completions: jax.nn.sigmoid(scores(params, completions)))
+
+        def step_scores(params: Any, completions: Any) -> jax.Array:
+            return jax.nn.sigmoid(scores(params, completions))
+
+        return jax.jit(step_scores)
 
     def scored(rows: Sequence[Row], steps: Sequence[list[str]], group_size: int) -> list[list[float] | None]:
         records = [

@@ -148,6 +148,14 @@ def test_resuming_keeps_the_settings_of_the_run(tmp_path):
         _parse(SftSettings, "--resume", str(tmp_path))
 
 
+def test_what_a_run_finds_of_its_settings_is_said_in_flags(tmp_path, capsys):
+    words = ["--recipe", "rloo", "--replay", "8", "--correction", "none", "--out", str(tmp_path / "run")]
+    assert main(["grpo", *words]) == 2
+    said = capsys.readouterr().err
+    assert "grpo: --replay gives" in said
+    assert "--correction is none; leave --correction out" in said
+
+
 def test_a_mistyped_flag_gets_a_hint(capsys):
     assert main(["grpo", "--stps", "3"]) == 2
     assert capsys.readouterr().err == "error: grpo has no flag --stps; did you mean --steps?\n"

@@ -267,8 +267,8 @@ class Gatherer:
     def _nothing(self, rounds: Sequence[Taken]) -> str:
         mean = np.mean(_means(rounds))
         return (
-            f"dynamic sampling: {len(rounds)} rounds of {self.groups} groups, and in none did the scores differ (their "
-            f"mean is {mean:.3g}: all solved or all failed); take prompts of another difficulty, larger "
+            f"grpo: dynamic sampling: {len(rounds)} rounds of {self.groups} groups, and in none did the scores differ "
+            f"(their mean is {mean:.3g}: all solved or all failed); take prompts of another difficulty, larger "
             "groups or a higher temperature, or leave dynamic_rounds out."
         )
 

@@ -16,7 +16,7 @@ from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.stepping import step_rewards_of
 from rlax_llm.core.trees import join_trees
-from rlax_llm.core.types import Known
+from rlax_llm.core.types import Completions, Known
 from rlax_llm.data.rows import Row
 from rlax_llm.data.tasks import Task
 from rlax_llm.loops.parts import fixed_log_probs
@@ -116,4 +116,8 @@ class Knowing:
         sampling = self.settings.sampling
         read = (self.learner.config, layout, sampling.temperature, sampling.bias, sampling.penalties)
         parts = self.settings.learning.minibatches * self.settings.learning.micro_batches(self.settings.rollout)
-        return jax.jit(lambda params, rows: fixed_log_probs(group_collisions(*read), params, rows, parts))
+
+        def collisions(params: Params, rows: Completions) -> jax.Array:
+            return fixed_log_probs(group_collisions(*read), params, rows, parts)
+
+        return jax.jit(collisions)

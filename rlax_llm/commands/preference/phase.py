@@ -118,7 +118,11 @@ class PreferencePhase(Phase):
     def _measure(self, prompt_width: int) -> Callable[..., Any]:
         step = self.method.loop(optax.identity(), prompt_width, 1)[1]
         # Without the numbers that need the gradient the compiler drops it too.
-        return jax.jit(lambda *a, **k: {name: x for name, x in step(*a, **k)[1].items() if name not in _OF_GRADIENTS})
+
+        def measured(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            return {name: x for name, x in step(*args, **kwargs)[1].items() if name not in _OF_GRADIENTS}
+
+        return jax.jit(measured)
 
     def step(self, state: Any, index: int) -> Done:
         """Optimizer step ``index`` (from 0)."""
