@@ -6,6 +6,7 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "engine": ("generate_at_once",),
+        "further": ("begun_anew", "generate_further", "goes_on"),
         "mixture": ("Two", "generate_mixed"),
         "request": ("Request",),
         "rollout": ("generate", "stream"),

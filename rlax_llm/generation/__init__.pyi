@@ -7,6 +7,7 @@ from rlax_llm.generation import cache as cache
 from rlax_llm.generation import draws as draws
 from rlax_llm.generation import engine as engine
 from rlax_llm.generation import enough as enough
+from rlax_llm.generation import further as further
 from rlax_llm.generation import histories as histories
 from rlax_llm.generation import mixture as mixture
 from rlax_llm.generation import partial as partial
@@ -22,6 +23,9 @@ from rlax_llm.generation import slots as slots
 from rlax_llm.generation import speculation as speculation
 from rlax_llm.generation import turns as turns
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
+from rlax_llm.generation.further import begun_anew as begun_anew
+from rlax_llm.generation.further import generate_further as generate_further
+from rlax_llm.generation.further import goes_on as goes_on
 from rlax_llm.generation.mixture import Two as Two
 from rlax_llm.generation.mixture import generate_mixed as generate_mixed
 from rlax_llm.generation.partial import generate_partly as generate_partly

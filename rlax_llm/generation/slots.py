@@ -117,14 +117,20 @@ def enter(
 
     merged = state._replace(**jax.tree.map(put, _by_row(state), _by_row(fresh._replace(rows=rows))))
     if fresh.cache[0][0].shape[-1]:
-        behind = _behind_others(fresh, state.step, state.cache[0][0].shape[-1])
+        behind = behind_others(fresh, state.step, state.cache[0][0].shape[-1])
         merged = merged._replace(cache=jax.tree.map(put, merged.cache, behind))
     alone = jax.tree.map(lambda x: jnp.repeat(x, size, 0), fresh_prompt._replace(common=()))
     return prompt.by_row(lambda own: jax.tree.map(put, own, alone)), merged
 
 
-def _behind_others(fresh: Decoding, step: jax.Array, room: int) -> Cache:
-    """The cache of rows with tokens as if these had been the last ones drawn at ``step``."""
+def behind_others(fresh: Decoding, step: jax.Array, room: int) -> Cache:
+    """The cache of rows with tokens as if these had been the last ones drawn at ``step``.
+
+    Args:
+        fresh: of ``behind_tokens``, with the keys of a row's token number c in column c.
+        step: draws so far of the others.
+        room: columns of their cache.
+    """
     held = fresh.cache[0][0].shape[-1]
     ago = (step - 1 - jnp.arange(room)) % room
     source = jnp.clip(fresh.lengths[:, None] - 1 - ago, 0, held - 1)  # nobody reads what is older than the row

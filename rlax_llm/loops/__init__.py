@@ -40,6 +40,7 @@ __getattr__, __dir__ = lazy_face(
         ),
         "minibatches": ("Passes", "epochs", "minibatch_rows"),
         "online": ("beside", "online_loop", "paired", "rivals_sampling"),
+        "partial": ("InFlight", "partial_sampling"),
         "policy": ("Anchor", "TrainState", "policy_loop", "supervised_loop"),
         "preference": ("preference_loop", "reward_loop"),
         "process": ("process_loop",),

@@ -12,6 +12,7 @@ from rlax_llm.loops import labels as labels
 from rlax_llm.loops import language as language
 from rlax_llm.loops import minibatches as minibatches
 from rlax_llm.loops import online as online
+from rlax_llm.loops import partial as partial
 from rlax_llm.loops import parts as parts
 from rlax_llm.loops import policy as policy
 from rlax_llm.loops import preference as preference
@@ -73,6 +74,8 @@ from rlax_llm.loops.online import beside as beside
 from rlax_llm.loops.online import online_loop as online_loop
 from rlax_llm.loops.online import paired as paired
 from rlax_llm.loops.online import rivals_sampling as rivals_sampling
+from rlax_llm.loops.partial import InFlight as InFlight
+from rlax_llm.loops.partial import partial_sampling as partial_sampling
 from rlax_llm.loops.policy import Anchor as Anchor
 from rlax_llm.loops.policy import TrainState as TrainState
 from rlax_llm.loops.policy import policy_loop as policy_loop

@@ -191,7 +191,7 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
         inner = collector.init(params)
         empty = no_groups(lambda key: drawn(inner, params, key)[1])
         twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), empty)
-        return Surplus(_emptied(twice, jnp.int32(0)), jnp.int32(0), inner)
+        return Surplus(emptied(twice, jnp.int32(0)), jnp.int32(0), inner)
 
     def drawn(inner: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups]:
         inner, groups, _ = collector.collect(inner, params, key)
@@ -222,7 +222,7 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
             "sampling/filled": jnp.minimum(found.kept, wanted) / wanted,
             "sampling/surplus": rest,
         }
-        return Surplus(aged(_emptied(left, rest), 1), rest, found.inner), in_rows(taken), metrics
+        return Surplus(aged(emptied(left, rest), 1), rest, found.inner), in_rows(taken), metrics
 
     return Collector(init, collect)
 
@@ -237,8 +237,13 @@ def no_groups(drawn: Callable[[jax.Array], Groups]) -> Groups:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def _emptied(groups: Groups, count: jax.Array) -> Groups:
-    """The places from ``count`` on hold nothing: no chosen token, no score."""
+def emptied(groups: Groups, count: jax.Array) -> Groups:
+    """The places from ``count`` on hold nothing: no chosen token, no score.
+
+    Args:
+        groups: ``by_group``.
+        count: scalar, places that hold a group.
+    """
     rows, scores = groups.completions, groups.scores
     here = jnp.arange(scores.shape[0]) < count
     scores = jnp.where(here.reshape(-1, *[1] * (scores.ndim - 1)), scores, jnp.nan)
