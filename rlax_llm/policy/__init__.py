@@ -62,6 +62,7 @@ __getattr__, __dir__ = lazy_face(
             "given",
             "likelihood",
             "negative_entropy",
+            "reads_given",
             "rewarded",
             "shaped_advantage",
             "squared_ratio",

@@ -64,6 +64,7 @@ from rlax_llm.policy.terms import chosen as chosen
 from rlax_llm.policy.terms import given as given
 from rlax_llm.policy.terms import likelihood as likelihood
 from rlax_llm.policy.terms import negative_entropy as negative_entropy
+from rlax_llm.policy.terms import reads_given as reads_given
 from rlax_llm.policy.terms import rewarded as rewarded
 from rlax_llm.policy.terms import shaped_advantage as shaped_advantage
 from rlax_llm.policy.terms import squared_ratio as squared_ratio

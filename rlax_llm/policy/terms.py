@@ -105,6 +105,21 @@ class Term(NamedTuple):
 
 
 @check_arguments
+def reads_given(terms: tuple[Term, ...]) -> bool:
+    """Whether a term has tokens among those that stand in a batch and that the policy did not choose.
+
+    Args:
+        terms: of an objective.
+
+    >>> reads_given((Term("nll", likelihood(), 1.0, given),)), reads_given((Term("nll", likelihood(), 1.0),))
+    (True, False)
+    """
+    one = jnp.ones((1, 1))
+    batch = PolicyBatch(one, one, one, one < 0, given=one > 0, scores=one, staleness=0 * one)
+    return any(bool(term.where(batch).any()) for term in terms)
+
+
+@check_arguments
 def term_weights(terms: tuple[Term, ...], batch: PolicyBatch) -> tuple[jax.Array, ...]:
     """The weights of each term, of the whole batch.
 

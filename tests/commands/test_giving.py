@@ -15,6 +15,7 @@ from rlax_llm.commands.grpo.gathering import Taken, filled_up
 from rlax_llm.commands.grpo.giving import Demonstrations, Members, Shown, answers_given, of_drawn, shown_rows
 from rlax_llm.commands.grpo.objective import build_objective
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.commands.tasks import build_task
@@ -164,10 +165,43 @@ def test_settings_reach_the_recipes():
     assert (settings.rollout.drawn_size, settings.rollout.rows_in_flight, settings.rollout.rows) == (3, 18, 16)
 
 
-def test_a_run_learns_from_demonstrations_where_nothing_drawn_is_right(tmp_path):
+OWN = """
+import rlax_llm as rl
+from rlax_llm.policy.terms import given, likelihood
+
+def imitating():
+    term = rl.policy.Term("imitation", likelihood(), 0.5, lambda batch: given(batch) & ~batch.mask)
+    return rl.dapo()._replace(terms=(term,))
+
+def plain():
+    return rl.dapo()
+"""
+
+
+def test_a_recipe_of_ones_own_takes_demonstrations_where_a_term_reads_them(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    imitating, plain = (f"{tmp_path / 'mine.py'}:{name}" for name in ("imitating", "plain"))
+
+    def update(**given):
+        return GroupUpdate(GrpoSettings.of(**given), None, (1.0,))  # pyright: ignore[reportArgumentType]
+
+    assert update(recipe=imitating, demonstrations="a").chosen is not None
+    assert update(recipe=imitating, tool="calculator").chosen is not None
+    with pytest.raises(ValueError, match=r"grpo: demonstrations is given and no term of recipe .*:plain reads given"):
+        update(recipe=plain, demonstrations="a")
+    with pytest.raises(ValueError, match=r"grpo: a term of recipe .*:imitating reads given tokens, and there are none"):
+        update(recipe=imitating)
+    with pytest.raises(ValueError, match="group_size is 2, wanted at least 3 with recipe"):
+        update(recipe=imitating, demonstrations="a", group_size=2)
+
+
+@pytest.mark.parametrize("recipe", ["luffy", "mine.py:imitating"])
+def test_a_run_learns_from_demonstrations_where_nothing_drawn_is_right(tmp_path, monkeypatch, recipe):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
     settings = GrpoSettings.of(
         task="arithmetic,largest=9",
-        recipe="luffy",
+        recipe=recipe,
         demonstrations="completion",
         batch_size=4,
         group_size=3,
@@ -179,5 +213,6 @@ def test_a_run_learns_from_demonstrations_where_nothing_drawn_is_right(tmp_path)
     )
     (row,) = [row for row in runs.run_grpo(settings).metrics() if row["step"] > 0]
     # Reward and lengths are of what was drawn; the scores of the groups differ all the same.
-    assert row["reward"] == 0 and row["completions/max_length"] <= 6 and row["frac_reward_zero_std"] == 0
+    assert row["reward"] == 0 and row["completions/max_length"] <= 6
+    assert row["frac_reward_zero_std"] == (recipe != "luffy")
     assert row["grad_norm"] > 1e-3 and row["kl_old"] == pytest.approx(0, abs=1e-6)

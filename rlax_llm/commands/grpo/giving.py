@@ -257,8 +257,10 @@ def build_giving(settings: GrpoSettings, task: Task, learner: Learner, judge: Ju
     Raises:
         DataError: demonstrations are wanted and no row has one.
     """
-    given, column = find("grpo", settings.objective.recipe, "group").given, settings.rollout.demonstrations
+    named, column = find("grpo", settings.objective.recipe, "group"), settings.rollout.demonstrations
+    given = named.given
     if column is None:
-        return task, answers_given if given == "answers" else nothing_given
+        answered = given == "answers" or (named.is_own and settings.rollout.tool is not None)
+        return task, answers_given if answered else nothing_given
     task, shown = shown_rows(task, column, learner, settings.sampling)
     return task, Members(shown, judge) if given == "members" else Demonstrations(shown)

@@ -27,6 +27,7 @@ from rlax_llm.policy.entropy import stepped_coef
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.proximal import log_linear
 from rlax_llm.policy.ratios import sequence_ratio, summed_ratio, token_ratio
+from rlax_llm.policy.terms import reads_given
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes.building import build, check_given, parameters
 from rlax_llm.recipes.group import penalty_or_none
@@ -250,6 +251,37 @@ def check_older(settings: GrpoSettings, objective: Objective) -> None:
                 "to them, nor a term that corrects, and correction is none; leave correction out, or take another "
                 "recipe."
             )
+
+
+def check_shown(settings: GrpoSettings, objective: Objective) -> None:
+    """Raise for demonstrations that no term of a user's own recipe reads, and for a term that has nothing to read.
+
+    Args:
+        settings: of the command.
+        objective: of the recipe.
+
+    Raises:
+        ValueError: as said.
+
+    >>> from rlax_llm.recipes import group as recipes
+    >>> check_shown(GrpoSettings.of(recipe="mine.py:made", demonstrations="solution", group_size=4), recipes.dapo())
+    Traceback (most recent call last):
+    ValueError: grpo: demonstrations is given and no term of recipe mine.py:made reads given tokens; leave it out, ...
+    """
+    recipe, rollout = settings.objective.recipe, settings.rollout
+    if not find("grpo", recipe, "group").is_own:
+        return
+    reads = reads_given(objective.terms)
+    if rollout.demonstrations is not None and not reads:
+        raise ValueError(
+            f"grpo: demonstrations is given and no term of recipe {recipe} reads given tokens; leave it out, or give "
+            "the recipe one, as Term(name, likelihood(), coef, given)."
+        )
+    if reads and rollout.demonstrations is None and rollout.tool is None:
+        raise ValueError(
+            f"grpo: a term of recipe {recipe} reads given tokens, and there are none; give demonstrations, their "
+            "column, or tool, whose answers are given."
+        )
 
 
 def build_learning(settings: GroupLearningSettings, rollout: RolloutSettings) -> GroupLearning:

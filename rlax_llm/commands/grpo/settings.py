@@ -317,13 +317,17 @@ class GrpoSettings(OnMachine):
     def _check_given(self) -> None:
         """Raise for a recipe without the given tokens that it reads, or for these without it."""
         recipe, rollout = self.objective.recipe, self.rollout
-        given = find(self.command, recipe, "group").given
+        named = find(self.command, recipe, "group")
+        # What a user's own recipe reads is known when it is made.
+        own = named.is_own and rollout.demonstrations is not None
+        given = "demonstrations" if own else named.given
         shown = given in ("demonstrations", "members")
         if shown and rollout.demonstrations is None:
             raise ValueError(f"recipe {recipe} learns from demonstrations; give demonstrations, their column.")
         if rollout.demonstrations is not None and not shown:
             raise ValueError(
-                f"demonstrations is given and recipe {recipe} reads none; leave it out, or choose chord or luffy."
+                f"demonstrations is given and recipe {recipe} reads none; leave it out, or choose chord, luffy or one "
+                "of your own with such a term."
             )
         if given == "answers" and rollout.tool is None:
             raise ValueError(f"recipe {recipe} learns from what tools answer; give tool, or take another.")

@@ -21,6 +21,7 @@ from rlax_llm.commands.grpo.objective import (
     build_objective,
     build_step,
     check_older,
+    check_shown,
     of_completions,
     of_steps,
 )
@@ -103,6 +104,7 @@ class GroupUpdate:
         chosen = build_objective(named, longest, weights, counts, credited)
         between = named.off_policy_mask, self.settings.learning.correction
         check_older(self.settings, chosen.objective)
+        check_shown(self.settings, chosen.objective)
         objective = between_policies(named.recipe, chosen.objective, *between)
         return chosen._replace(objective=objective)
 

@@ -66,7 +66,8 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
 def _learned(settings: GrpoSettings, drawn: Any) -> Any:
     """Completions as they are learned from, abstract: with the demonstrations of groups, and what else is given."""
     rows = jax.tree.map(lambda x: array((settings.rollout.rows, *x.shape[1:]), x.dtype), drawn)
-    given = find("grpo", settings.objective.recipe, "group").given
+    named = find("grpo", settings.objective.recipe, "group")
+    given = named.given or (named.is_own and (settings.rollout.demonstrations or settings.rollout.tool))
     return rows._replace(given=array(rows.mask.shape, jnp.bool_)) if given else rows
 
 
