@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from common import interleaved, parser, report
 
 from rlax_llm.models.config import Experts
-from rlax_llm.models.experts import Weights, mixture, route
+from rlax_llm.models.experts import Weights, gated_by, mixture, route
 
 
 def main() -> None:
@@ -32,7 +32,8 @@ def measure(tokens: int, args: Any) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
     shapes = {"gate": (args.width, args.expert_width), "up": (args.width, args.expert_width)}
     shapes |= {"down": (args.expert_width, args.width)}
-    several = Weights(*(_drawn(key, (args.experts, *shape)) for key, shape in zip(keys, shapes.values())))
+    gate, up, down = (_drawn(key, (args.experts, *shape)) for key, shape in zip(keys, shapes.values()))
+    several = Weights(gate, up, down)
     x = jax.random.normal(keys[3], (1, tokens, args.width))
     router = _drawn(keys[4], (args.width, args.experts))
     active = args.per_token * args.expert_width
@@ -44,7 +45,7 @@ def measure(tokens: int, args: Any) -> None:
     asked = Experts(args.experts, args.per_token, args.expert_width)
 
     def sparse(x: jax.Array, router: jax.Array, weights: Weights) -> jax.Array:
-        return mixture(x, route(x @ router, asked), weights, jax.nn.silu)
+        return mixture(x, route(x @ router, asked), weights, gated_by(jax.nn.silu))
 
     def dense(x: jax.Array, router: jax.Array, weights: Weights) -> jax.Array:
         return (jax.nn.silu(x @ weights.gate) * (x @ weights.up)) @ weights.down + 0 * router.sum()

@@ -32,8 +32,9 @@ COMPARED = """
 logits within 1e-4 on rows that are whole, padded left, right and on both sides; the same greedy tokens with a cache;
 the export loaded by transformers without a missing or unexpected key, with the same logits; and import, export and
 import again without a bit changed. Each switch that a configuration has is dropped once, and the logits must differ.
-Of mixtures, whether the weights of a token's experts are normalized is turned once too. *Scores* says whether
-transformers has a sequence classifier of the family, which a reward or a value model is written as.
+Of mixtures, whether the weights of a token's experts are normalized is turned once too, and the clamp, its numbers and
+each bias are dropped. *Scores* says whether transformers has a sequence classifier of the family, which a reward or a
+value model is written as.
 
 ## Ropes
 
@@ -55,6 +56,12 @@ the format that is computed in, whatever `--sampler-dtype` says of other matrice
 them. Sampler and learner route by their own numbers: a token whose experts are as good as equal may go another way in
 a sampler of less precision, which `sampler/…` metrics show and the correction weighs.
 
+## Attention sinks
+
+Each head of gpt-oss has one more logit in its softmax (`sinks`), whose share is dropped: a head may attend to nothing.
+It comes behind all keys, those of a shared prompt and a row's own, so it is counted once, and it is trained with the
+rest. The kernel of TPUs takes it; cuDNN does not, so on an NVIDIA GPU attention is plain XLA in blocks.
+
 ## Files
 
 Adapters over a family that joins projections in one tensor (Phi-3, GLM-4) are read back here; PEFT does not find their
@@ -62,6 +69,10 @@ modules by these names.
 
 `model.safetensors` or its shards, in float32, float16 or bfloat16; of GGUF files Llama, Mistral's form of it, Qwen2 and
 Qwen3. Of a multimodal checkpoint (`gemma3`) the language model is read, and written as `gemma3_text`.
+
+gpt-oss keeps its experts in MXFP4 (`…_blocks` and `…_scales`): they are made wide as they are read, a part at a time,
+and are written wide, in the dtype of the parameters. gpt-oss-20b has 21 billion parameters, 42 GB in bfloat16. Other
+formats of few bits (`quantization_config`) are refused by name.
 """
 SIZES = {
     "vocab_size": 64,
@@ -83,8 +94,11 @@ def words(name: str, value: Any) -> str:
         return f"`{name}` {sum(value)} of {len(value)} layers"
     if name == "local_rope":
         return "`local_rope`"
+    if name == "rope_scaling":
+        return f"`rope_scaling` {type(value).__name__}"
     if isinstance(value, Experts):
         further = ["normalized"] * value.normalized + ["and a shared MLP"] * value.shared
+        further += ["with biases"] * value.biased + ["and a clamp"] * (value.clamped is not None)
         return " ".join([f"`experts` {value.per_token} of {value.count}", *further])
     shown = ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
     return f"`{name}`" if value is True else f"`{name}` {shown}"

@@ -22,6 +22,7 @@ class Case(NamedTuple):
     sequences: list[list[int]] | None = None
     window: int | None = None
     soft_cap: float | None = None
+    sinks: bool = False
 
 
 CASES = {
@@ -37,6 +38,7 @@ CASES = {
     "in a window across the border": Case([0, 1, 1, 1], [[1] * 7, [1, 1, 1, 0, 0, 0, 0]], window=4),
     "packed in a window": Case([], [[1] * 9], [[1, 1, 1, 1, 1, 2, 2, 2, 2]], window=3),
     "capped": Case([0, 1, 1], [[1] * 5, [1, 1, 1, 0, 0]], soft_cap=0.7),
+    "with sinks": Case([0, 1, 1], [[1] * 7, [1, 1, 1, 0, 0, 0, 0]], window=4, sinks=True),
 }
 
 
@@ -54,8 +56,11 @@ def literal_mask(case: Case) -> np.ndarray:
     return mask
 
 
-def literal_attention(q, k, v, mask, soft_cap=None) -> np.ndarray:
-    """``[G, S, H, d]`` queries, ``[G, T, K, d]`` keys and values, ``[G, S, T]`` mask; 0 for a query without keys."""
+def literal_attention(q, k, v, mask, soft_cap=None, sinks=None) -> np.ndarray:
+    """``[G, S, H, d]`` queries, ``[G, T, K, d]`` keys and values, ``[G, S, T]`` mask; 0 for a query without keys.
+
+    A sink ``[H]`` is a column of the softmax that is dropped.
+    """
     rows, length, heads, dim = q.shape
     output = np.zeros((rows, length, heads, dim))
     for g, s, h in np.ndindex(rows, length, heads):
@@ -63,32 +68,39 @@ def literal_attention(q, k, v, mask, soft_cap=None) -> np.ndarray:
         scores = k[g, :, kv] @ q[g, s, h] / math.sqrt(dim)
         scores = scores if soft_cap is None else soft_cap * np.tanh(scores / soft_cap)
         if mask[g, s].any():
-            output[g, s, h] = softmax(np.where(mask[g, s], scores, -np.inf)) @ v[g, :, kv]
+            scores = np.append(np.where(mask[g, s], scores, -np.inf), -np.inf if sinks is None else sinks[h])
+            output[g, s, h] = softmax(scores)[:-1] @ v[g, :, kv]
     return output
 
 
-def differentiable_attention(q, k, v, mask, soft_cap=None) -> jax.Array:
+def differentiable_attention(q, k, v, mask, soft_cap=None, sinks=None) -> jax.Array:
     """``literal_attention`` for JAX to differentiate."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
     scores = jnp.einsum("gshd,gthd->ghst", q, k) / math.sqrt(q.shape[-1])
     scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30))
+    scores = jnp.where(mask[:, None], scores, -1e30)
+    if sinks is not None:
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))], -1)
+    weights = jax.nn.softmax(scores)[..., : k.shape[1]]
     return jnp.einsum("ghst,gthd->gshd", weights, v)
 
 
 class Numbers(NamedTuple):
-    """Queries ``[G, S, H, d]``; keys and values of the prompt ``[2, 1, W, K, d]`` and of rows ``[2, G, S, K, d]``."""
+    """Queries ``[G, S, H, d]``; keys and values of the prompt ``[2, 1, W, K, d]`` and of rows ``[2, G, S, K, d]``;
+    sinks ``[H]``, or None."""
 
     q: jax.Array
     prompt: jax.Array
     own: jax.Array
+    sinks: jax.Array | None = None
 
 
 def drawn(case: Case, heads: int = 4, key_heads: int = 2, dim: int = 6, dtype=np.float64) -> Numbers:
     random = np.random.default_rng(4)
     rows, length = np.shape(case.own)
     shapes = ((rows, length, heads, dim), (2, 1, len(case.prompt), key_heads, dim), (2, rows, length, key_heads, dim))
-    return Numbers(*(jnp.asarray(random.normal(size=shape) * 1.5, dtype) for shape in shapes))
+    numbers = Numbers(*(jnp.asarray(random.normal(size=shape) * 1.5, dtype) for shape in shapes))
+    return numbers._replace(sinks=jnp.linspace(-1.5, 2.5, heads).astype(dtype)) if case.sinks else numbers
 
 
 def whole_rows(numbers: Numbers) -> tuple[jax.Array, jax.Array]:
@@ -131,9 +143,9 @@ def assert_literal(case: Case, compute, numbers: Numbers, tolerance: float):
 
     found, values = slopes(compute)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), numbers)
-    expected = literal_attention(wide.q, *map(np.asarray, whole_rows(wide)), mask, case.soft_cap)
+    expected = literal_attention(wide.q, *map(np.asarray, whole_rows(wide)), mask, case.soft_cap, wide.sinks)
     near(values[read], expected[read])
     with jax.enable_x64(True):
-        wanted, _ = slopes(lambda x: differentiable_attention(x.q, *whole_rows(x), mask, case.soft_cap))
+        wanted, _ = slopes(lambda x: differentiable_attention(x.q, *whole_rows(x), mask, case.soft_cap, x.sinks))
     jax.tree.map(near, found, jax.tree.map(np.asarray, wanted))
-    assert all(np.isfinite(x).all() for x in (values, *found))
+    assert all(np.isfinite(x).all() for x in (values, *jax.tree.leaves(found)))

@@ -414,7 +414,14 @@ def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, stat
     return norm(config, params["norm"], x[:, 0]), tuple(caches)
 
 
-def attend_behind(held: list[Segment], queries: jax.Array, reach: Reach, own: Segment, form: Form) -> jax.Array:
+def attend_behind(
+    held: list[Segment],
+    queries: jax.Array,
+    reach: Reach,
+    own: Segment,
+    form: Form,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
     """``attention`` of each group to ``Prefilled.segments`` and its own keys.
 
     Args:
@@ -423,9 +430,10 @@ def attend_behind(held: list[Segment], queries: jax.Array, reach: Reach, own: Se
         reach: of them.
         own: with groups in front.
         form: of the attention.
+        sinks: as ``attention``'s.
     """
     axes = [None] * (len(held) - 1) + [0, 0]
-    return jax.vmap(partial(attention, form=form), (0, 0, axes))(queries, reach, [*held, own])
+    return jax.vmap(partial(attention, form=form, sinks=sinks), (0, 0, axes))(queries, reach, [*held, own])
 
 
 def _attend_to_cache(config: DecoderConfig, held: list[Segment], own: Segment, reach: Reach, at: jax.Array) -> Attend:
@@ -435,12 +443,14 @@ def _attend_to_cache(config: DecoderConfig, held: list[Segment], own: Segment, r
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(prompts, group_size, *x.shape[1:])
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, tuple[Any, Any]]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
         keys = written(config, own.keys, new.keys, at, KEYS)
         values = written(config, own.values, new.values, at, VALUES)
         form = PLAIN._replace(soft_cap=config.attention_cap)
-        mixed = attend_behind(held, by_group(q), within(reach, window), Segment(keys, values, own.places), form)
+        mixed = attend_behind(held, by_group(q), within(reach, window), Segment(keys, values, own.places), form, sinks)
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
     return attend

@@ -205,18 +205,20 @@ def _behind(config: DecoderConfig, common: tuple[jax.Array, ...], held: Segment,
     if config.window is not None:  # a kernel counts a window in columns, and between these there are empty ones
         config = replace(config, attention="blockwise")
 
-    def grouped(q: jax.Array, parts: list[Segment], window: Window) -> jax.Array:
+    def grouped(q: jax.Array, parts: list[Segment], window: Window, sinks: jax.Array | None) -> jax.Array:
         if not common:  # each row is a group of its own
             alone = jax.tree.map(lambda x: x[:, None], (q, reach_of(places), parts))
-            return grouped_attention(config, *alone, window=window)[:, 0]
+            return grouped_attention(config, *alone, window=window, sinks=sinks)[:, 0]
         keys, values = common
         shared = Segment(keys, values, jnp.arange(keys.shape[-1])[None])
         together = jax.tree.map(lambda x: x[None], (q, reach_of(places), [shared, *parts]))
-        return grouped_attention(config, *together, window=window)[0]
+        return grouped_attention(config, *together, window=window, sinks=sinks)[0]
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, Stacked]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
+    ) -> tuple[jax.Array, Stacked]:
         own = segment(k, v, places)
-        return grouped(q, [held, own], window), (own.keys, own.values)
+        return grouped(q, [held, own], window, sinks), (own.keys, own.values)
 
     return attend
 

@@ -179,13 +179,17 @@ def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Mat
     def grown(held: Matrix, new: jax.Array, axes: tuple[int, int]) -> Matrix:
         return jax.vmap(jax.vmap(partial(written, config, axes=axes)))(held, new, read.at)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, tuple[Matrix, Matrix]]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Matrix, Matrix]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), read.own)
         keys, values = grown(cache[0], new.keys, KEYS), grown(cache[1], new.values, VALUES)
         # All scores at once, which are few.
         length = sum(part.keys.shape[-1] for part in held) + keys.shape[-1]
         form = PLAIN._replace(key_block=length, soft_cap=config.attention_cap)
-        mixed = attend_behind(held, by_group(q), within(read.reach, window), Segment(keys, values, read.own), form)
+        queries = by_group(q)
+        reach = within(read.reach, window)
+        mixed = attend_behind(held, queries, reach, Segment(keys, values, read.own), form, sinks)
         return mixed.reshape(*q.shape[:2], -1), (keys, values)
 
     return attend

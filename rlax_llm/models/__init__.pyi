@@ -29,6 +29,7 @@ from rlax_llm.models import initializers as initializers
 from rlax_llm.models import kernels as kernels
 from rlax_llm.models import loading as loading
 from rlax_llm.models import lora as lora
+from rlax_llm.models import mxfp4 as mxfp4
 from rlax_llm.models import narrow as narrow
 from rlax_llm.models import packing as packing
 from rlax_llm.models import padding as padding
@@ -48,6 +49,7 @@ from rlax_llm.models.actor_critic import policy_from_apply as policy_from_apply
 from rlax_llm.models.actor_critic import recurrent as recurrent
 from rlax_llm.models.adapter_files import read_adapter as read_adapter
 from rlax_llm.models.adapter_files import write_adapter as write_adapter
+from rlax_llm.models.config import Clamped as Clamped
 from rlax_llm.models.config import DecoderConfig as DecoderConfig
 from rlax_llm.models.config import Experts as Experts
 from rlax_llm.models.config import Lora as Lora

@@ -19,7 +19,7 @@ from rlax_llm.models.family import Family
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.functional import Params
 from rlax_llm.models.lora import lora_of
-from rlax_llm.models.slots import Slot, slots_of
+from rlax_llm.models.slots import Slot, of_experts, slots_of
 from rlax_llm.models.tensors import Tensor, check_tensor, read_finite
 
 PREFIX = "base_model.model."
@@ -133,7 +133,7 @@ def saved_modules(names: Iterable[str]) -> list[str]:
 def _all_slots(config: DecoderConfig, family: Family) -> dict[str, Slot]:
     """Of all that a module that is saved whole may be: a head and a score too."""
     shapes = replace(config, tie_embeddings=False).parameter_shapes | {"score": (config.hidden_size,)}
-    return {name: slot for name, slot in slots_of(shapes, family).items() if slot.expert is None}
+    return {name: slot for name, slot in slots_of(shapes, family).items() if not of_experts(slot.leaves[0])}
 
 
 class Reading(NamedTuple):
@@ -239,11 +239,11 @@ class Reading(NamedTuple):
         for name, slot in self.saved.items():
             value = self._read(name, slot.shape)
             for leaf in slot.leaves:
-                rows = value[slot.begin(leaf) :][: slot.rows[slot.leaves.index(leaf)]]
+                own = slot.laid.taken(slot.leaves.index(leaf), value)
                 if slot.layer is None:
-                    top[leaf] = rows[0] if leaf == "score" else rows
+                    top[leaf] = own[0] if leaf == "score" else own
                 else:
-                    layers.setdefault(leaf, []).append(rows.T if slot.transposed else rows)
+                    layers.setdefault(leaf, []).append(own)
         return top | {"layers": {leaf: np.stack(values) for leaf, values in layers.items()}}
 
     def whole_rows(self, base: Params | None) -> Params:

@@ -31,6 +31,7 @@ from rlax_llm.models.segments import (
     scores_of,
     slopes_of,
     split_heads,
+    sunk,
     unfold,
 )
 
@@ -194,19 +195,33 @@ def _slopes_in_blocks(
 
 
 def _forward(
-    form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment], spans: Sequence[jax.Array] | None
+    form: Form,
+    queries: jax.Array,
+    reach: Reach,
+    segments: Sequence[Segment],
+    spans: Sequence[jax.Array] | None,
+    sinks: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-    grouped = split_heads(queries * queries.shape[-1] ** -0.5, segments[0].keys.shape[1])
+    key_heads = segments[0].keys.shape[1]
+    grouped = split_heads(queries * queries.shape[-1] ** -0.5, key_heads)
     if spans is None:
         mixed, normalizer = mix(grouped, reach, segments, form)
     else:
         mixed, normalizer = _mix_in_blocks(grouped, reach, segments, spans, form)
+    if sinks is not None:
+        mixed, normalizer = sunk(mixed, normalizer, _by_key_head(sinks, key_heads))
     output = join_heads(mixed).astype(queries.dtype)
-    return output, (queries, reach, segments, spans, output, normalizer)
+    return output, (queries, reach, segments, spans, sinks, output, normalizer)
+
+
+def _by_key_head(sinks: jax.Array, key_heads: int) -> jax.Array:
+    """``[H]`` to ``[K, R, 1, 1]``."""
+    wide = sinks.astype(jnp.promote_types(sinks.dtype, jnp.float32))
+    return wide.reshape(key_heads, -1, 1, 1)
 
 
 def _backward(form: Form, residuals: tuple, slope: jax.Array) -> tuple:
-    queries, reach, segments, spans, output, normalizer = residuals
+    queries, reach, segments, spans, sinks, output, normalizer = residuals
     key_heads = segments[0].keys.shape[1]
     scale = queries.shape[-1] ** -0.5
     grouped = split_heads(queries * scale, key_heads)
@@ -219,17 +234,33 @@ def _backward(form: Form, residuals: tuple, slope: jax.Array) -> tuple:
         rest = [one[1:] for one in found]
     else:
         queries_slope, rest = _slopes_in_blocks(block, segments, spans, form)
-    segments_slope = [
-        part._replace(keys=keys.astype(part.keys.dtype), values=values.astype(part.values.dtype), places=None)
-        for part, (keys, values) in zip(segments, rest, strict=True)
-    ]
-    return (join_heads(queries_slope) * scale).astype(queries.dtype), None, segments_slope, None
+    segments_slope = [_as_kept(part, keys, values) for part, (keys, values) in zip(segments, rest, strict=True)]
+    sinks_slope = _slope_of_sinks(sinks, block)
+    return (join_heads(queries_slope) * scale).astype(queries.dtype), None, segments_slope, None, sinks_slope
+
+
+def _as_kept(part: Segment, keys: jax.Array, values: jax.Array) -> Segment:
+    """The slopes of a segment, in its own dtypes."""
+    return part._replace(keys=keys.astype(part.keys.dtype), values=values.astype(part.values.dtype), places=None)
+
+
+def _slope_of_sinks(sinks: jax.Array | None, block: Block) -> jax.Array | None:
+    """``slopes_of`` a score whose value is 0, of every query: ∂sink = −Σ p_sink (∂o·o)."""
+    if sinks is None:
+        return None
+    weights = jnp.exp(_by_key_head(sinks, block.mean.shape[1]) - block.normalizer)
+    return -(weights * block.mean).sum((0, 3, 4)).reshape(sinks.shape).astype(sinks.dtype)
 
 
 def _plain(
-    form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment], spans: Sequence[jax.Array] | None
+    form: Form,
+    queries: jax.Array,
+    reach: Reach,
+    segments: Sequence[Segment],
+    spans: Sequence[jax.Array] | None,
+    sinks: jax.Array | None,
 ) -> jax.Array:
-    return _forward(form, queries, reach, segments, spans)[0]
+    return _forward(form, queries, reach, segments, spans, sinks)[0]
 
 
 _attention = jax.custom_vjp(_plain, nondiff_argnums=(0,))
@@ -251,6 +282,7 @@ def attention(
     segments: Sequence[Segment],
     form: Form = PLAIN,
     spans: Sequence[jax.Array] | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """``softmax(q·k / √head_dim) · v`` over the keys of all segments together that a query reads.
 
@@ -264,6 +296,7 @@ def attention(
         segments: each with ``N`` = 1 (shared by the G rows) or G.
         form: window, cap and blocks.
         spans: of ``visits``, for several groups together; None is this group's own.
+        sinks: ``[H]``, a logit of each head that is one more in its softmax, and is dropped (gpt-oss); None is none.
 
     Returns:
         ``[G, S, H · head_dim]`` in the queries' dtype.
@@ -275,7 +308,7 @@ def attention(
     """
     rows, length, _, _ = queries.shape
     if fits_at_once(length, sum(part.keys.shape[-1] for part in segments), form):
-        return _attention(form, queries, reach, list(segments), None).reshape(rows, length, -1)
+        return _attention(form, queries, reach, list(segments), None, sinks).reshape(rows, length, -1)
     spans = visits(reach, segments, form) if spans is None else spans
     padded = [
         Segment(
@@ -286,7 +319,7 @@ def attention(
         for part in segments
     ]
     own = Reach(_pad(reach.places, 1, form.query_block, NOWHERE), _pad(reach.begins, 1, form.query_block))
-    mixed = _attention(form, _pad(queries, 1, form.query_block), own, padded, list(spans))
+    mixed = _attention(form, _pad(queries, 1, form.query_block), own, padded, list(spans), sinks)
     return mixed[:, :length].reshape(rows, length, -1)
 
 

@@ -74,6 +74,28 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Clamped:
+    """What an expert does with its gate and its up projection, in place of ``activation(gate) · up`` (gpt-oss).
+
+    ``(up + 1) · gate · σ(slope · gate)``, where the gate is at most ``limit``, and up is from −limit to limit.
+
+    Attributes:
+        slope: of the sigmoid; 1 is that of SiLU.
+        limit: greater than 0.
+
+    >>> Clamped(limit=0.0)
+    Traceback (most recent call last):
+    ValueError: Clamped: limit is 0.0, wanted a number greater than 0.
+    """
+
+    slope: float = 1.702
+    limit: float = 7.0
+
+    def __post_init__(self) -> None:
+        positive("Clamped", slope=self.slope, limit=self.limit)
+
+
+@dataclass(frozen=True)
 class Experts:
     """A mixture of experts in place of the MLP (arXiv 2101.03961, 2401.04088).
 
@@ -83,6 +105,8 @@ class Experts:
         width: of an expert, F.
         normalized: the weights of a token's experts sum to 1.
         shared: the decoder's own MLP, of ``intermediate_size``, is added, times the sigmoid of a gate (Qwen2-MoE).
+        biased: the router and the projections of the experts have biases (gpt-oss).
+        clamped: their hidden numbers are clamped (gpt-oss); None is the decoder's activation.
 
     >>> Experts(4, 5, 8)
     Traceback (most recent call last):
@@ -94,6 +118,8 @@ class Experts:
     width: int
     normalized: bool = True
     shared: bool = False
+    biased: bool = False
+    clamped: Clamped | None = None
 
     def __post_init__(self) -> None:
         at_least_one("Experts", count=self.count, per_token=self.per_token, width=self.width)
@@ -134,6 +160,7 @@ class DecoderConfig:
         residual_scale: what attention and MLP are multiplied by before they are added (Granite).
         attention_scale: what scores are multiplied by; None is ``head_dim^(−1/2)`` (Gemma 2, Granite).
         attention_cap: scores s become ``cap · tanh(s / cap)`` (Gemma 2); None leaves them.
+        sinks: each head has one more logit in its softmax, which is trained, and whose share is dropped (gpt-oss).
         logit_divisor: what the logits are divided by (Granite).
         logit_cap: as ``attention_cap``, of the logits (Gemma 2).
         experts: a mixture of experts in place of the MLP, or None.
@@ -175,6 +202,7 @@ class DecoderConfig:
     residual_scale: float = 1.0
     attention_scale: float | None = None
     attention_cap: float | None = None
+    sinks: bool = False
     logit_divisor: float = 1.0
     logit_cap: float | None = None
     experts: Experts | None = None
@@ -297,7 +325,7 @@ class DecoderConfig:
         if self.experts is None or self.experts.shared:
             matrices |= {"gate": (d, f), "up": (d, f), "down": (f, d)}
         biases = {f"{name}_bias": matrices[name][1:] for name in self.biases}
-        whole = self._norm_shapes() | matrices | self._expert_shapes() | biases
+        whole = self._vector_shapes() | matrices | self._expert_shapes() | biases
         # In the order of the computation, which files keep.
         block = {name: whole[name] for name in _ORDER if name in whole}
         block |= {name: shape for name, shape in whole.items() if name not in block}
@@ -325,10 +353,14 @@ class DecoderConfig:
         d, count, width = self.hidden_size, self.experts.count, self.experts.width
         wide = dict.fromkeys(("expert_gate", "expert_up"), (count, d, width))
         shared = {"shared_gate": (d, 1)} if self.experts.shared else {}
-        return {"router": (d, count)} | wide | {"expert_down": (count, width, d)} | shared
+        shapes = {"router": (d, count)} | wide | {"expert_down": (count, width, d)} | shared
+        if not self.experts.biased:
+            return shapes
+        biased = dict.fromkeys(("expert_gate_bias", "expert_up_bias"), (count, width))
+        return shapes | {"router_bias": (count,)} | biased | {"expert_down_bias": (count, d)}
 
-    def _norm_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one layer."""
+    def _vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one layer: norms, and sinks."""
         before = ("attention_norm", "mlp_norm") if self.norms != "after" else ()
         after = ("attention_post_norm", "mlp_post_norm") if self.norms != "before" else ()
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(before + after, (self.hidden_size,))
@@ -336,7 +368,7 @@ class DecoderConfig:
             heads = {"q": self.num_heads, "k": self.num_kv_heads}
             together = {name: 1 if self.qk_norm == "head" else count for name, count in heads.items()}
             shapes |= {f"{name}_norm": (count * self.head_dim,) for name, count in together.items()}
-        return shapes
+        return shapes | ({"sinks": (self.num_heads,)} if self.sinks else {})
 
     @property
     def scalar_shapes(self) -> dict[str, Any]:

@@ -33,15 +33,15 @@ from rlax_llm.models.attention import rotary
 from rlax_llm.models.blocks import Blocks, blocks_product
 from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.dora import column_shares
-from rlax_llm.models.experts import Weights, mixture, route
+from rlax_llm.models.experts import Biases, Weights, clamped, gated_by, mixture, route
 from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
 from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
 from rlax_llm.models.ropes import magnitude_of
 from rlax_llm.models.segments import EVERYTHING, Segment, Window, places_of, positions_of, reach_of, segment
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Window], tuple[jax.Array, Any]]
-"""``(queries, keys, values, window) → (mixed values, what is carried)``."""
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Window, jax.Array | None], tuple[jax.Array, Any]]
+"""``(queries, keys, values, window, sinks) → (mixed values, what is carried)``."""
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -142,6 +142,7 @@ class Block(nnx.Module):
 
     router: nnx.Param
     shared_gate: nnx.Param
+    sinks: nnx.Param
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -163,9 +164,14 @@ class Block(nnx.Module):
 
     def mixed(self, h: jax.Array, experts: Experts) -> jax.Array:
         """The mixture of experts, and the MLP that all tokens share."""
-        routed = route(linear(h, self.router[...]), experts)
-        weights = Weights(*(getattr(self, f"expert_{name}")[...] for name in ("gate", "up", "down")))
-        found = mixture(h, routed, weights, ACTIVATION[self.config.activation])
+        routed = route(self.plus_bias("router", linear(h, self.router[...]), experts.biased), experts)
+        names = ("gate", "up", "down")
+        weights = Weights(*(getattr(self, f"expert_{name}")[...] for name in names))
+        if experts.biased:
+            biases = Biases(*(getattr(self, f"expert_{name}_bias")[...] for name in names))
+            weights = weights._replace(biases=biases)
+        gated = clamped(experts.clamped) if experts.clamped else gated_by(ACTIVATION[self.config.activation])
+        found = mixture(h, routed, weights, gated)
         if not experts.shared:
             return found
         return found + jax.nn.sigmoid(linear(h, self.shared_gate[...])) * self.mlp(h)
@@ -183,8 +189,11 @@ class Block(nnx.Module):
     def project(self, name: str, x: jax.Array) -> jax.Array:
         """``x·W + b``, and with an adapter on it ``x·W + (alpha / rank) · (x·A)·B + b``: W + A·B is formed for DoRA
         alone."""
-        projected = self.adapted(name, x)
-        if name not in self.config.biases:
+        return self.plus_bias(name, self.adapted(name, x), name in self.config.biases)
+
+    def plus_bias(self, name: str, projected: jax.Array, biased: bool) -> jax.Array:
+        """What was projected, and the bias of a name where there is one."""
+        if not biased:
             return projected
         return (projected + getattr(self, f"{name}_bias")[...]).astype(projected.dtype)
 
@@ -223,7 +232,8 @@ class Block(nnx.Module):
         queries = heads("q")
         if config.attention_scale is not None:  # attention itself divides by the root of the width
             queries = queries * (config.attention_scale * config.head_dim**0.5)
-        return attend(queries, heads("k"), heads("v"), kind.window)
+        sinks = self.sinks[...] if config.sinks else None
+        return attend(queries, heads("k"), heads("v"), kind.window, sinks)
 
 
 def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -233,7 +243,7 @@ def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...], norm_offset: float) -> jax.Array:
     if name.endswith("norm"):
         return jnp.full(shape, 1.0 - norm_offset)
-    if name.endswith("bias"):
+    if name.endswith("bias") or name == "sinks":
         return jnp.zeros(shape)
     return jax.random.normal(rngs.params(), shape) * shape[max(len(shape) - 2, 0)] ** -0.5
 
@@ -363,10 +373,10 @@ def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None =
     form = blocks()._replace(packed=segments is not None)
 
     def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, window: Window
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         own = jax.vmap(segment)(k[:, None], v[:, None], places)
-        mixed = grouped_attention(config, q[:, None], reach, [own], form, window)
+        mixed = grouped_attention(config, q[:, None], reach, [own], form, window, sinks)
         return mixed[:, 0], (own.keys[:, 0], own.values[:, 0])
 
     return attend
@@ -510,9 +520,11 @@ def _attend_to_prompt(config: DecoderConfig, shared: Segment, places: jax.Array)
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(*places.shape, *x.shape[2:])
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: Window) -> tuple[jax.Array, None]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         own = jax.vmap(segment)(by_group(k), by_group(v), places)
-        mixed = grouped_attention(config, by_group(q), reach_of(places), [shared, own], window=window)
+        mixed = grouped_attention(config, by_group(q), reach_of(places), [shared, own], window=window, sinks=sinks)
         return mixed.reshape(*q.shape[:2], -1), None
 
     return attend

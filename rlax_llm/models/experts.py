@@ -17,11 +17,12 @@ import numpy as np
 
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, per_device, place_along, sum_over
 from rlax_llm.core.platform import platform
-from rlax_llm.models.config import Experts
+from rlax_llm.models.config import Clamped, Experts
 
 SMALLEST, LARGEST = 8, 64  # tokens of a block
 
-Activation = Callable[[jax.Array], jax.Array]
+Gated = Callable[[jax.Array, jax.Array], jax.Array]
+"""``(gate, up) → hidden``, elementwise."""
 
 
 class Routed(NamedTuple):
@@ -36,12 +37,50 @@ class Routed(NamedTuple):
     weights: jax.Array
 
 
-class Weights(NamedTuple):
-    """Of all experts: ``gate`` and ``up [E, D, F]``, ``down [E, F, D]``."""
+class Biases(NamedTuple):
+    """Of all experts: ``gate`` and ``up [E, F]``, ``down [E, D]``."""
 
     gate: jax.Array
     up: jax.Array
     down: jax.Array
+
+
+class Weights(NamedTuple):
+    """Of all experts: ``gate`` and ``up [E, D, F]``, ``down [E, F, D]``, and their biases, or None."""
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+    biases: Biases | None = None
+
+
+def gated_by(activation: Callable[[jax.Array], jax.Array]) -> Gated:
+    """``activation(gate) · up``.
+
+    >>> gated_by(jax.nn.relu)(jnp.array([-1.0, 2.0]), jnp.array([3.0, 3.0])).tolist()
+    [0.0, 6.0]
+    """
+    return lambda gate, up: activation(gate) * up
+
+
+def clamped(numbers: Clamped) -> Gated:
+    """``(up + 1) · gate · σ(slope · gate)`` of a gate that is at most a limit, and an up within it on both sides.
+
+    Limiting case: with a slope of 1 and without a limit it is ``silu(gate) · (up + 1)``.
+
+    Args:
+        numbers: slope and limit.
+
+    >>> clamped(Clamped(slope=1e3, limit=2.0))(jnp.array([0.0, 1.0, 9.0]), jnp.array([1.0, -9.0, 9.0])).tolist()
+    [0.0, -1.0, 6.0]
+    """
+
+    def hidden(gate: jax.Array, up: jax.Array) -> jax.Array:
+        below = jnp.minimum(gate, numbers.limit)
+        within = jnp.clip(up, -numbers.limit, numbers.limit)
+        return (within + 1) * (below * jax.nn.sigmoid(numbers.slope * below))
+
+    return hidden
 
 
 def route(logits: jax.Array, experts: Experts) -> Routed:
@@ -65,8 +104,8 @@ def route(logits: jax.Array, experts: Experts) -> Routed:
     return Routed(chosen.astype(jnp.int32), weights)
 
 
-def mixture(x: jax.Array, routed: Routed, weights: Weights, activation: Activation) -> jax.Array:
-    """``Σ_j w_j · down_e(act(gate_e x) · up_e x)`` over the experts ``e = e_j`` of each token.
+def mixture(x: jax.Array, routed: Routed, weights: Weights, gated: Gated) -> jax.Array:
+    """``Σ_j w_j · down_e(gated(gate_e x, up_e x))`` over the experts ``e = e_j`` of each token.
 
     Limiting case: one expert, of weight 1, is a gated MLP. Under a mesh each device computes its own experts of its
     own tokens.
@@ -75,33 +114,42 @@ def mixture(x: jax.Array, routed: Routed, weights: Weights, activation: Activati
         x: ``[B, S, D]``.
         routed: of all tokens, ``[B, S, k]`` each.
         weights: of all experts, in x's dtype or a wider one.
-        activation: of the gate.
+        gated: what is made of an expert's gate and its up projection.
 
     Returns:
         ``[B, S, D]``.
 
     >>> one = Weights(jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)), jnp.ones((1, 3, 2)))
     >>> routed = Routed(jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1)))
-    >>> mixture(jnp.ones((1, 1, 2)), routed, one, lambda x: x).tolist()
+    >>> mixture(jnp.ones((1, 1, 2)), routed, one, jnp.multiply).tolist()
     [[[12.0, 12.0]]]
     """
     rows = dividing(x.shape, (ROWS,))
     own = dividing(weights.gate.shape[:1], (TENSOR,))
-    return per_device(partial(_own_mixture, activation), (rows, rows, own), rows)(x, routed, weights)
+    return per_device(partial(_own_mixture, gated), (rows, rows, own), rows)(x, routed, weights)
 
 
-def _own_mixture(activation: Activation, x: jax.Array, routed: Routed, weights: Weights) -> jax.Array:
+def _own_mixture(gated: Gated, x: jax.Array, routed: Routed, weights: Weights) -> jax.Array:
     flat = x.reshape(-1, x.shape[-1])
     count = weights.gate.shape[0]
     chosen = _numbered(routed.experts.reshape(flat.shape[0], -1), count)
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     sizes = jnp.bincount(chosen.reshape(-1), length=count).astype(jnp.int32)
     token = order // chosen.shape[1]
-    times = partial(sorted_product, sizes=sizes)
+    expert = chosen.reshape(-1)[order]
+
+    def projected(name: str, x: jax.Array) -> jax.Array:
+        found = sorted_product(x, getattr(weights, name), sizes)
+        if weights.biases is None:
+            return found
+        # Nothing for rows of experts that are on another device.
+        bias = getattr(weights.biases, name).at[expert].get(mode="fill", fill_value=0)
+        return (found + bias).astype(x.dtype)
+
     taken = flat[token]
-    hidden = activation(times(taken, weights.gate)) * times(taken, weights.up)
+    hidden = gated(projected("gate", taken), projected("up", taken))
     share = routed.weights.reshape(-1)[order].astype(x.dtype)
-    found = times(hidden, weights.down) * share[:, None]
+    found = projected("down", hidden) * share[:, None]
     total = jnp.zeros_like(flat).at[token].add(found)
     return sum_over(total, TENSOR).reshape(x.shape)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.config import Clamped, DecoderConfig
 from rlax_llm.models.family import (
     Family,
     Part,
@@ -164,6 +165,37 @@ _OLMO_NORMS = _layers(
     mlp_post_norm="post_feedforward_layernorm",
 )
 _JOINED_MLP = {"model.layers.{layer}.mlp.gate_up_proj.weight": ("gate", "up")}
+
+
+def _gpt_oss_experts() -> Part:
+    """Experts with biases and a clamp; the files may hold them in MXFP4."""
+    part = experts("num_local_experts", "intermediate_size", normalized=None)
+
+    def read(fields: Fields) -> Shape:
+        quantized = fields.nested("quantization_config")
+        if quantized.raw:
+            quantized.among("quant_method", ("mxfp4",), "use the weights in MXFP4, or those that are not quantized")
+        clamped = Clamped(fields.number("swiglu_alpha", 1.702), fields.number("swiglu_limit", 7.0))
+        found = part.read(fields)
+        return found | {"experts": replace(found["experts"], biased=True, clamped=clamped)}
+
+    def write(config: DecoderConfig) -> dict[str, Any]:
+        clamped = config.experts and config.experts.clamped
+        said = {"swiglu_alpha": clamped.slope, "swiglu_limit": clamped.limit} if clamped else {}
+        return part.write(config) | said
+
+    return Part(read, write)
+
+
+_GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4_096,
+}
+_GPT_OSS = "model.layers.{layer}.mlp."
 
 FAMILIES = {
     "llama": Family(
@@ -339,6 +371,37 @@ FAMILIES = {
         {"max_position_embeddings": 4_096, "rms_norm_eps": 1e-5, "num_experts_per_tok": 8},
         classifier=None,
     ),
+    "gpt_oss": Family(
+        "GptOss",
+        (
+            *_SIZES,
+            heads(),
+            rope(150_000.0, silent=_GPT_OSS_YARN),
+            biases(attention_bias=_QKVO),
+            always(sinks=True),
+            window(_all_but_each(2)),
+            _gpt_oss_experts(),
+        ),
+        {
+            "max_position_embeddings": 131_072,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 128,
+            "attention_bias": True,
+            "num_experts_per_tok": 4,
+        },
+        {
+            "router": f"{_GPT_OSS}router.weight",
+            "router_bias": f"{_GPT_OSS}router.bias",
+            "expert_down": f"{_GPT_OSS}experts.down_proj",
+            "expert_down_bias": f"{_GPT_OSS}experts.down_proj_bias",
+        },
+        {
+            f"{_GPT_OSS}experts.gate_up_proj": ("expert_gate", "expert_up"),
+            f"{_GPT_OSS}experts.gate_up_proj_bias": ("expert_gate_bias", "expert_up_bias"),
+        },
+    ),
 }
 """By ``model_type``. A decoder that was made here is written as the first that has its shape."""
 
@@ -349,7 +412,7 @@ WITHIN = {"gemma3": ("gemma3_text", "text_config")}
 def listed() -> str:
     """The families' names for a sentence.
 
-    >>> listed().endswith("Qwen2Moe, Qwen3Moe and Olmoe")
+    >>> listed().endswith("Qwen3Moe, Olmoe and GptOss")
     True
     """
     *most, last = [family.architecture for family in FAMILIES.values()]

@@ -22,6 +22,7 @@ _TENSORS = {
     "k_norm": _LAYER + "self_attn.k_norm.weight",
 }
 _TENSORS |= {"router": f"{_LAYER}mlp.gate.weight", "shared_gate": f"{_LAYER}mlp.shared_expert_gate.weight"}
+_TENSORS |= {"sinks": f"{_LAYER}self_attn.sinks"}
 _TENSORS |= {f"expert_{leaf}": f"{_LAYER}mlp.experts.{{expert}}.{leaf}_proj.weight" for leaf in ("gate", "up", "down")}
 for _kind in ("weight", "bias"):
     _suffix = "" if _kind == "weight" else "_bias"
@@ -52,7 +53,8 @@ class Family(NamedTuple):
         parts: what its config.json says.
         defaults: what its configuration class puts where config.json is silent.
         tensors: names of its tensors that are not Llama's, by leaf, with ``{layer}``.
-        joined: names of tensors that hold several leaves, one behind the other in their rows.
+        joined: names of tensors that hold several leaves, one behind the other in their rows; where one holds all
+            experts, its leaves take turns in the columns.
         classifier: the class of a scalar model, where its name does not follow; None where there is none.
     """
 
@@ -68,7 +70,8 @@ class Family(NamedTuple):
 
         Args:
             leaf: as in ``DecoderConfig.parameter_shapes``.
-            layer: None outside the layers. Of experts the name has their number still to come, ``{expert}``.
+            layer: None outside the layers. Of experts the name has their number still to come, ``{expert}``, unless one
+                tensor holds all of them.
 
         >>> Family("Llama", ()).tensor("q", 3), Family("Llama", ()).tensor("q_bias", 3)
         ('model.layers.3.self_attn.q_proj.weight', 'model.layers.3.self_attn.q_proj.bias')
@@ -291,8 +294,8 @@ def experts(
 
     >>> from rlax_llm.models.fields import told
     >>> fields = told({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8})
-    >>> experts().read(fields)["experts"]
-    Experts(count=4, per_token=2, width=8, normalized=False, shared=False)
+    >>> experts().read(fields)["experts"] == Experts(4, 2, 8, normalized=False)
+    True
     """
 
     def read(fields: Fields) -> Shape:

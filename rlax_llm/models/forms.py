@@ -53,15 +53,15 @@ def attention_form(
     dtype = jnp.dtype(dtype)
     if asked == "auto":
         kernel = KERNELS.get(platform(), "blockwise")
-        wanted = length >= KERNEL_LENGTH and not _hindrance(kernel, config.head_dim, dtype, form)
+        wanted = length >= KERNEL_LENGTH and not _hindrance(kernel, config, dtype, form)
         return kernel if wanted else "blockwise"
-    hindrance = _hindrance(asked, config.head_dim, dtype, form)
+    hindrance = _hindrance(asked, config, dtype, form)
     if hindrance:
         raise ValueError(f"attention: {asked} {hindrance}; choose auto, or blockwise.")
     return asked
 
 
-def _hindrance(kernel: str, head_dim: int, dtype: jnp.dtype, form: Form) -> str:
+def _hindrance(kernel: str, config: DecoderConfig, dtype: jnp.dtype, form: Form) -> str:
     """Why a kernel cannot serve, as the end of a sentence; empty where it can."""
     if kernel == "blockwise":
         return ""
@@ -72,8 +72,10 @@ def _hindrance(kernel: str, head_dim: int, dtype: jnp.dtype, form: Form) -> str:
         return ""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"computes in bfloat16 or float16, and the model in {dtype.name}"
-    if head_dim % 8 or head_dim > CUDNN_HEAD:
-        return f"takes heads of at most {CUDNN_HEAD}, a multiple of 8, and these are of {head_dim}"
+    if config.head_dim % 8 or config.head_dim > CUDNN_HEAD:
+        return f"takes heads of at most {CUDNN_HEAD}, a multiple of 8, and these are of {config.head_dim}"
+    if config.sinks:
+        return "has no attention sinks, and the model has them"
     if form.packed:
         return "takes one sequence a row, and rows are packed"
     if form.soft_cap is not None:
@@ -81,16 +83,18 @@ def _hindrance(kernel: str, head_dim: int, dtype: jnp.dtype, form: Form) -> str:
     return ""
 
 
-def _blockwise(form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment]) -> jax.Array:
+def _blockwise(
+    form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment], sinks: jax.Array | None = None
+) -> jax.Array:
     """Plain attention over groups, as many at a time as have their scores in cache together."""
     length = queries.shape[2]
     lengths = [part.keys.shape[-1] for part in segments]
     rows = math.prod(queries.shape[1:-1])
     if fits_at_once(length, sum(lengths), form):
-        each = partial(attention, form=form)
+        each = partial(attention, form=form, sinks=sinks)
         return map_in_cache(each, (queries, reach, list(segments)), rows * sum(lengths))
     scores = rows // length * min(length, form.query_block) * min(max(lengths), form.key_block)
-    each = partial(attention, form=form, spans=visits(reach, segments, form))
+    each = partial(attention, form=form, spans=visits(reach, segments, form), sinks=sinks)
     return map_in_cache(each, (queries, reach, list(segments)), scores)
 
 
@@ -108,6 +112,7 @@ def grouped_attention(
     segments: Sequence[Segment],
     form: Form | None = None,
     window: Window = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """``attention`` of ``P`` groups, on every device its own groups and key heads.
 
@@ -121,6 +126,7 @@ def grouped_attention(
         form: packed and blocks; None is not packed, in the platform's blocks. The cap is the config's.
         window: places that a query reads at most; of a layer that is one of several kinds it is traced, and the
             config's or ``EVERYTHING``.
+        sinks: as ``attention``'s.
 
     Returns:
         ``[P, G, S, H · head_dim]``.
@@ -138,8 +144,8 @@ def grouped_attention(
     by_head = PartitionSpec(rows, None, heads)
     by_query_head = PartitionSpec(rows, None, None, heads)
     keys_and_places = jax.tree.map(lambda x: by_row if x.ndim == PLACES_NDIM else by_head, list(segments))
-    in_specs = (*(PartitionSpec() for _ in traced), by_query_head, by_row, keys_and_places)
-    return per_device(compute, in_specs, by_query_head)(*traced, queries, reach, list(segments))
+    in_specs = (*(PartitionSpec() for _ in traced), by_query_head, by_row, keys_and_places, PartitionSpec(heads))
+    return per_device(compute, in_specs, by_query_head)(*traced, queries, reach, list(segments), sinks)
 
 
 def _behind_window(

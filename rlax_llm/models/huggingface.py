@@ -32,8 +32,8 @@ from rlax_llm.models.huggingface_config import (
 )
 from rlax_llm.models.sharding import from_parts
 from rlax_llm.models.shards import check_layers, model_tensors
-from rlax_llm.models.slots import OF_EXPERTS, Slot, slots_of, tensor_of
-from rlax_llm.models.tensors import Tensor, check_tensor, read_finite, same_numbers
+from rlax_llm.models.slots import Bounds, Slot, of_experts, slots_of, tensor_of
+from rlax_llm.models.tensors import Held, check_tensor, read_finite, same_numbers
 
 __all__ = [
     "has_score",
@@ -119,7 +119,7 @@ def with_own_head(directory: str | Path, config: DecoderConfig) -> DecoderConfig
         return _with_own_head(model_tensors(existing_directory(directory), stack), config)
 
 
-def _with_own_head(tensors: Mapping[str, Tensor], config: DecoderConfig) -> DecoderConfig:
+def _with_own_head(tensors: Mapping[str, Held], config: DecoderConfig) -> DecoderConfig:
     head = tensors.get(_TOP["head"])
     embed = tensors.get(_TOP["embed"])
     if not config.tie_embeddings or head is None or embed is None or same_numbers(head, embed):
@@ -166,8 +166,7 @@ def stack_parameters(config: DecoderConfig, dtype: Any, fetch: Callable[[str, in
     return _filled(config.parameter_shapes, dtype, lambda leaf, layer, part: fetch(leaf, layer)[part])
 
 
-_Part = tuple[slice, ...]
-_Fetch = Callable[[str, int | None, _Part], np.ndarray]
+_Fetch = Callable[[str, int | None, Bounds], np.ndarray]
 """``(leaf, layer, part of each dimension) → values``, in the decoder's own layout."""
 
 
@@ -175,7 +174,7 @@ def _filled(shapes: Parameters, dtype: Any, fetch: _Fetch) -> Parameters:
     """Parameters of these shapes; under an ambient mesh each where it lies, and only its own parts are fetched."""
 
     def fill(leaf: str, shape: tuple[int, ...], stacked: bool) -> jax.Array:
-        def part(where: _Part) -> np.ndarray:
+        def part(where: Bounds) -> np.ndarray:
             bounds = tuple(slice(*along.indices(size)[:2]) for along, size in zip(where, shape, strict=True))
             values = np.empty([along.stop - along.start for along in bounds], np.dtype(dtype))
             if not stacked:
@@ -312,7 +311,7 @@ def _family_in(directory: Path) -> Family:
     return FAMILIES.get(kind, _LLAMA) if isinstance(kind, str) else _LLAMA
 
 
-def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dtype: Any) -> Parameters:
+def _read(directory: Path, tensors: Mapping[str, Held], shapes: Parameters, dtype: Any) -> Parameters:
     check_layers(directory, shapes["layers"]["q"][0], len(tensors))
     slots = slots_of(shapes, _family_in(directory))
     _check_names(directory, tensors, slots)
@@ -320,26 +319,24 @@ def _read(directory: Path, tensors: Mapping[str, Tensor], shapes: Parameters, dt
         check_tensor(tensors[name], slot.shape)
     names = {(leaf, slot.layer, slot.expert): name for name, slot in slots.items() for leaf in slot.leaves}
 
-    def fetch(leaf: str, layer: int | None, part: _Part) -> np.ndarray:
-        if layer is None or len(shapes["layers"][leaf]) < OF_EXPERTS:
-            return fetch_one(leaf, layer, None, part)
+    def fetch(leaf: str, layer: int | None, part: Bounds) -> np.ndarray:
+        if not of_experts(leaf):
+            return fetch_one(names[leaf, layer, None], leaf, part)
         experts = range(part[0].start, part[0].stop)
-        return np.stack([fetch_one(leaf, layer, expert, part[1:]) for expert in experts])
+        together = names.get((leaf, layer, None))
+        each = [together or names[leaf, layer, expert] for expert in experts]
+        return np.stack([fetch_one(name, leaf, part[1:], expert) for name, expert in zip(each, experts, strict=True)])
 
-    def fetch_one(leaf: str, layer: int | None, expert: int | None, part: _Part) -> np.ndarray:
-        slot = slots[names[leaf, layer, expert]]
-        tensor = tensors[names[leaf, layer, expert]]
-        # The score is a row in the file.
-        inside = part[::-1] if slot.transposed else (slice(0, 1),) * (len(slot.shape) - len(part)) + part
-        begin = slot.begin(leaf)
-        inside = (slice(inside[0].start + begin, inside[0].stop + begin), *inside[1:])
-        value = read_finite(tensor.part(inside), dtype, tensor.path, tensor.name)
-        return value.T if slot.transposed else value
+    def fetch_one(name: str, leaf: str, part: Bounds, expert: int = 0) -> np.ndarray:
+        slot = slots[name]
+        tensor = tensors[name]
+        values = read_finite(tensor.part(slot.inside(leaf, part, expert)), dtype, tensor.path, name)
+        return slot.laid.turned(values).reshape([along.stop - along.start for along in part])
 
     return _filled(shapes, dtype, fetch)
 
 
-def _check_names(directory: Path, found: Mapping[str, Tensor], slots: Mapping[str, Slot]) -> None:
+def _check_names(directory: Path, found: Mapping[str, Held], slots: Mapping[str, Slot]) -> None:
     missing = [name for name in slots if name not in found]
     if missing:
         raise ValueError(

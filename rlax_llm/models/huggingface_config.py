@@ -16,7 +16,7 @@ from rlax_llm.models.fields import Fields, told
 from rlax_llm.models.files import existing_directory, read_json
 from rlax_llm.models.ropes import LongRope
 
-_DROPPED = ("auto_map", "num_labels", "id2label", "label2id", "problem_type")
+_DROPPED = ("auto_map", "num_labels", "id2label", "label2id", "problem_type", "quantization_config")
 _RUN = ("lora", "compute_dtype", "sampler_dtype", "cache_dtype", "attention")  # of a run, which no file says
 
 _NUMBERS = ("rope_theta", "norm_eps", "max_positions", "tie_embeddings")  # which every family may have
@@ -155,7 +155,7 @@ def config_fields(config: DecoderConfig, origin: Origin = NOWHERE) -> dict[str, 
     """
     if not _describes(origin.config, config):
         return _own_fields(config)
-    # Code of the origin's own (auto_map) and the labels of a classifier do not come along.
+    # Code of the origin's own (auto_map), a classifier's labels and a format of fewer bits do not come along.
     kept = {name: value for name, value in origin.config.items() if name not in _DROPPED}
     architecture = f"{FAMILIES[kept['model_type']].architecture}ForCausalLM"
     return kept | {"architectures": [architecture], "tie_word_embeddings": config.tie_embeddings}

@@ -84,8 +84,21 @@ def _splash_kernel(shape: tuple[int, int], heads: int, form: Form, block: int, i
     )
 
 
+def _splash_ids(sequences: tuple[jax.Array, jax.Array], before: int, behind: int) -> Any:
+    """``_sequences`` with padding before and behind."""
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+
+    own, every = sequences
+    return SegmentIds(_pad(own, 1, 0, behind, NOWHERE), _pad(every, 1, before, behind, NOWHERE))
+
+
 def splash_attention(
-    form: Form, queries: jax.Array, reach: Reach, segments: Sequence[Segment], interpret: bool = False
+    form: Form,
+    queries: jax.Array,
+    reach: Reach,
+    segments: Sequence[Segment],
+    sinks: jax.Array | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """Attention of groups by ``jax.experimental.pallas.ops.tpu.splash_attention``, on a TPU.
 
@@ -94,24 +107,22 @@ def splash_attention(
         queries: ``[P, G, S, H, head_dim]``.
         reach: ``[P, G or 1, S]`` each.
         segments: as ``attention``'s, with the groups in front.
+        sinks: as ``attention``'s.
         interpret: run the kernel as plain operations, as a CPU can.
 
     Returns:
         ``[P, G, S, H · head_dim]``.
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
-
     groups, group_size, length, heads, dim = queries.shape
     keys, values = _joined(segments, group_size)
-    own, every = _sequences(reach, segments, group_size)
     block = splash_block(length)
     before = -(keys.shape[2] - length) % block
     behind = -length % block
     keys, values = (_pad(x, 2, before, behind) for x in (keys, values))
     scaled = (queries * dim**-0.5).reshape(-1, length, heads, dim).swapaxes(1, 2)
     kernel = _splash_kernel((length + behind, keys.shape[2]), heads, form, block, interpret)
-    ids = SegmentIds(_pad(own, 1, 0, behind, NOWHERE), _pad(every, 1, before, behind, NOWHERE))
-    mixed = jax.vmap(kernel)(_pad(scaled, 2, 0, behind), keys, values, ids)
+    ids = _splash_ids(_sequences(reach, segments, group_size), before, behind)
+    mixed = jax.vmap(partial(kernel, sinks=sinks))(_pad(scaled, 2, 0, behind), keys, values, ids)
     mixed = mixed[:, :, :length].swapaxes(1, 2)
     return mixed.reshape(groups, group_size, length, heads * dim).astype(queries.dtype)
 
@@ -121,9 +132,10 @@ def cudnn_attention(
     queries: jax.Array,
     reach: Reach,
     segments: Sequence[Segment],
+    sinks: jax.Array | None = None,
     dot: Callable[..., jax.Array] = CUDNN,
 ) -> jax.Array:
-    """Attention of groups by cuDNN, on a GPU of NVIDIA's: no cap, one sequence a row, numbers of 16 bits.
+    """Attention of groups by cuDNN, on a GPU of NVIDIA's: no cap, no sinks, one sequence a row, numbers of 16 bits.
 
     It reads the first tokens of a row, so each row's valid ones are moved to its front, and counts queries from the
     first key, so queries that nobody reads stand before a row's own where it has a prompt.
@@ -133,11 +145,13 @@ def cudnn_attention(
         queries: ``[P, G, S, H, head_dim]``.
         reach: ``[P, G or 1, S]`` each.
         segments: as ``attention``'s, with the groups in front.
+        sinks: None; it has none.
         dot: the kernel, with the arguments of ``jax.nn.dot_product_attention``.
 
     Returns:
         ``[P, G, S, H · head_dim]``.
     """
+    del sinks  # attention_form asks another for them
     groups, group_size, length, heads, dim = queries.shape
     keys, values = (x.swapaxes(1, 2) for x in _joined(segments, group_size))
     before = keys.shape[1] - length

@@ -20,6 +20,7 @@ from rlax_llm.models.functional import Params
 LEVELS = 127  # int8 on both sides of 0
 SMALL = 2**16  # numbers of a matrix that is not worth a loop
 TABLES = ("embed", "head")
+EXPERTS = ("expert_gate", "expert_up", "expert_down")
 
 
 class Narrow(NamedTuple):
@@ -200,7 +201,7 @@ def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
         # A matrix in parts, narrow or in blocks, is as small as it should be.
         if isinstance(leaf, Narrow) or not jax.tree_util.all_leaves([leaf]):
             return leaf
-        if name.startswith("expert_"):
+        if name in EXPERTS:
             return leaf if config.compute_dtype is None else leaf.astype(config.compute_dtype)
         if name not in (*TABLES, *TARGETS):
             return leaf

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from rlax_llm.models.config import DecoderConfig
@@ -33,6 +34,7 @@ def rope(
     partial: float | None = None,
     pairs: bool = False,
     kinds: tuple[str, ...] = tuple(_NEEDED),
+    silent: Mapping[str, Any] = MappingProxyType({}),
 ) -> Part:
     """One rotary embedding for all layers.
 
@@ -41,10 +43,11 @@ def rope(
         partial: the share of a head that turns, there; None is a family in which all of it does.
         pairs: neighbors turn together.
         kinds: types of scaling that the family has.
+        silent: what a config.json without any rope means.
     """
 
     def read(fields: Fields) -> Shape:
-        own = _given(fields)
+        own = _given(fields, silent)
         for name, value in own.raw.items():
             if isinstance(value, dict):
                 raise own.refused(name, "one rope for all layers", _WITHOUT)
@@ -96,10 +99,10 @@ def two_ropes(theta: float, local: float | None, local_key: str | None = None) -
     return Part(read, write)
 
 
-def _given(fields: Fields) -> Fields:
+def _given(fields: Fields, silent: Mapping[str, Any]) -> Fields:
     older = fields.nested("rope_scaling")
     newer = fields.nested("rope_parameters")
-    return older if older.raw else newer
+    return older if older.raw else replace(newer, raw=newer.raw or silent)
 
 
 def _said(found: Rope) -> Shape:

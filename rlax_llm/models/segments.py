@@ -203,6 +203,24 @@ def mix(grouped: jax.Array, reach: Reach, segments: Sequence[Segment], form: For
     return mixed / total, top + jnp.log(total)
 
 
+def sunk(mixed: jax.Array, normalizer: jax.Array, sinks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``mix`` with one more logit in each head's softmax, that of a sink, whose value is 0 (arXiv 2309.17453).
+
+    With z the log-normalizer without it and s the sink: ``o · σ(z − s)`` and ``log(exp(z) + exp(s))``. It comes behind
+    all segments, so that it is counted once. Limiting case: a sink of −∞ changes nothing.
+
+    Args:
+        mixed: ``[G, K, R, S, head_dim]``.
+        normalizer: ``[G, K, R, S, 1]``.
+        sinks: ``[K, R, 1, 1]``.
+
+    >>> mixed, normalizer = sunk(jnp.ones((1, 1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)))
+    >>> mixed.item(), round(normalizer.item(), 4)
+    (0.5, 0.6931)
+    """
+    return mixed * jax.nn.sigmoid(normalizer - sinks), jnp.logaddexp(normalizer, sinks)
+
+
 class Block(NamedTuple):
     """Some queries on the way back, ``[G, K, R, S, ·]`` each: scaled, with what the forward pass found for them."""
 

@@ -26,6 +26,8 @@ RULES: dict[str, tuple[Axis, ...]] = {
     "router": (None, "fsdp", None),
     **dict.fromkeys(("expert_gate", "expert_up"), (None, TENSOR, "fsdp", None)),
     "expert_down": (None, TENSOR, None, "fsdp"),
+    **dict.fromkeys(("expert_gate_bias", "expert_up_bias", "expert_down_bias"), (None, TENSOR, None)),
+    "sinks": (None, TENSOR),
     **{f"{name}_lora_a": (None, "fsdp", None) for name in ("q", "k", "v", "gate", "up")},
     **{f"{name}_lora_b": (None, None, TENSOR) for name in ("q", "k", "v", "gate", "up")},
     **{f"{name}_lora_m": (None, TENSOR) for name in ("q", "k", "v", "gate", "up")},

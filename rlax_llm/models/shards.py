@@ -8,7 +8,8 @@ from pathlib import Path, PureWindowsPath
 
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.files import read_json
-from rlax_llm.models.tensors import Tensor, open_tensors
+from rlax_llm.models.mxfp4 import with_mxfp4
+from rlax_llm.models.tensors import Held, Tensor, open_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,13 +22,15 @@ def has_weights(directory: Path) -> bool:
     return (directory / SINGLE).is_file() or (directory / INDEX).is_file()
 
 
-def model_tensors(directory: Path, stack: ExitStack) -> dict[str, Tensor]:
+def model_tensors(directory: Path, stack: ExitStack) -> dict[str, Held]:
     """Every tensor of the directory by name; the files stay open (and mapped) as long as ``stack``.
+
+    What is in MXFP4, in two tensors, is one, which is wide as it is read.
 
     Raises:
         FileNotFoundError: there is neither the file nor an index, or a shard of the index is missing.
         ValueError: a file is truncated or corrupt, the index is not one or leads out of the directory, or two shards
-            hold one tensor.
+            hold one tensor, or codes have no scales.
     """
     tensors: dict[str, Tensor] = {}
     for file in _files(directory):
@@ -41,7 +44,7 @@ def model_tensors(directory: Path, stack: ExitStack) -> dict[str, Tensor]:
                 "download or export the model again."
             )
         tensors |= found
-    return _of_text(tensors)
+    return with_mxfp4(_of_text(tensors))
 
 
 def _of_text(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

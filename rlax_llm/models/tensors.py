@@ -5,12 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 _DTYPES = ("F32", "BF16", "F16")
+_MADE_WIDE = "MXFP4"
 _PART = 4_000_000  # numbers compared at a time
+
+
+class Held(Protocol):
+    """What is read of a tensor, whatever the file keeps it as."""
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Of the tensor in it."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What the file keeps it as."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the numbers."""
+        ...
+
+    def part(self, bounds: tuple[slice, ...]) -> Any:
+        """Some of the numbers."""
+        ...
 
 
 class Tensor(NamedTuple):
@@ -31,6 +60,11 @@ class Tensor(NamedTuple):
         """As the file's header says."""
         return tuple(self.handle.get_slice(self.name).get_shape())
 
+    @property
+    def dtype(self) -> str:
+        """As the file's header says."""
+        return self.handle.get_slice(self.name).get_dtype()
+
     def read(self) -> Any:
         """The numbers, as a numpy array of the file's own dtype."""
         return self.handle.get_tensor(self.name)
@@ -39,14 +73,12 @@ class Tensor(NamedTuple):
         """A part of it, as ``read``; no more of the file is read.
 
         Args:
-            bounds: of each dimension, with a start and a stop.
+            bounds: of each dimension, with a start and a stop; what a step leaves out is read, and left out then.
         """
         whole = all((along.start, along.stop) == (0, size) for along, size in zip(bounds, self.shape, strict=True))
-        return self.read() if whole else self.handle.get_slice(self.name)[bounds]
-
-    def rows(self, start: int, stop: int) -> Any:
-        """Some rows of it, as ``read``; fewer where it ends."""
-        return self.handle.get_slice(self.name)[start : min(stop, self.shape[0])]
+        runs = tuple(slice(along.start, along.stop) for along in bounds)
+        values = self.read() if whole else self.handle.get_slice(self.name)[runs]
+        return values[tuple(slice(None, None, along.step) for along in bounds)]
 
 
 @contextmanager
@@ -67,7 +99,7 @@ def open_tensors(file: Path) -> Iterator[dict[str, Tensor]]:
         yield {name: Tensor(file, handle, name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
 
 
-def check_tensor(tensor: Tensor, wanted: tuple[int, ...], source: str = "config.json") -> None:
+def check_tensor(tensor: Held, wanted: tuple[int, ...], source: str = "config.json") -> None:
     """Raise unless a tensor has a shape, and a dtype that is read here.
 
     Args:
@@ -83,10 +115,9 @@ def check_tensor(tensor: Tensor, wanted: tuple[int, ...], source: str = "config.
             f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, {source} wants {wanted}; "
             f"use the {source} that belongs to these weights."
         )
-    kind = tensor.handle.get_slice(tensor.name).get_dtype()
-    if kind not in _DTYPES:
+    if tensor.dtype not in (*_DTYPES, _MADE_WIDE):
         raise ValueError(
-            f"{tensor.path}: tensor {tensor.name} has dtype {kind}, wanted one of {', '.join(_DTYPES)}; "
+            f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}, wanted one of {', '.join(_DTYPES)}; "
             "use the weights that are not quantized."
         )
 
@@ -122,10 +153,11 @@ def _other_dtype(values: Any, cast: Any) -> str:
     return f", or another dtype than {cast.dtype.name}" if bool(np.isfinite(values).all()) else ""
 
 
-def same_numbers(left: Tensor, right: Tensor) -> bool:
+def same_numbers(left: Held, right: Held) -> bool:
     """Whether two matrices hold the same numbers; read by parts, up to the first that differs."""
     if left.shape != right.shape or len(left.shape) != 2:
         return False
-    rows = max(_PART // max(left.shape[1], 1), 1)
-    starts = range(0, left.shape[0], rows)
-    return all(bool((left.rows(at, at + rows) == right.rows(at, at + rows)).all()) for at in starts)
+    count, width = left.shape
+    rows = max(_PART // max(width, 1), 1)
+    parts = [(slice(at, min(at + rows, count)), slice(0, width)) for at in range(0, count, rows)]
+    return all(bool((left.part(part) == right.part(part)).all()) for part in parts)

@@ -26,7 +26,7 @@ from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
 from rlax_llm.loops.language import Prompts, dynamic_sampling, fresh_sampling, language_loop, stale_sampling
-from rlax_llm.models.config import Experts, Lora
+from rlax_llm.models.config import Clamped, Experts, Lora
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.packing import Packed, packed_log_probs
@@ -52,10 +52,11 @@ SWITCHES = replace(
     qk_norm="width",
     biases=("q", "o", "gate", "down"),
     attention_cap=3.0,
+    sinks=True,
     logit_cap=4.0,
     logit_divisor=0.5,
 )
-EXPERTS = replace(CONFIG, experts=Experts(8, 3, 16, shared=True))
+EXPERTS = replace(CONFIG, experts=Experts(8, 3, 16, shared=True, biased=True, clamped=Clamped(limit=0.5)))
 SOME = Penalties(1.4, 0.3, 0.2)
 LORA = replace(CONFIG, lora=Lora(3, 6.0, ("q", "o", "down")))
 ADAPTER = jax.tree.map(lambda x: x + 0.05, init_adapter(LORA, jax.random.key(3)))

@@ -38,6 +38,7 @@ CONFIGS = {
         local_rope=Rope(100.0),
         rotated=(True, True, False),
         attention_cap=2.0,
+        sinks=True,
         logit_divisor=0.5,
         logit_cap=5.0,
         norms="both",

@@ -23,7 +23,7 @@ from rlax_llm.models import forms
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import hidden_states, init_decoder
 
-CONFIG = DecoderConfig(29, 16, 24, 2, 4, 2, 4, max_positions=512, window=21, sliding=(True, False))
+CONFIG = DecoderConfig(29, 16, 24, 2, 4, 2, 4, max_positions=512, window=21, sliding=(True, False), sinks=True)
 PARAMS = jax.tree.map(lambda x: 1.5 * x, init_decoder(CONFIG, jax.random.key(0)))
 RANDOM = np.random.default_rng(0)
 SYSTEM = RANDOM.integers(2, 29, 40).tolist()

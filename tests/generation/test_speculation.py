@@ -29,6 +29,7 @@ from rlax_llm.models.scoring import group_log_probs
 
 V, WIDTH, LIMIT = 11, 8, 60
 CONFIG = DecoderConfig(V, 16, 24, 2, 4, 2, 4, max_positions=512, window=9, sliding=(True, False), attention_cap=3.0)
+WITH_SINKS = replace(CONFIG, sinks=True)
 PARAMS = jax.tree.map(lambda x: 1.5 * x, init_decoder(CONFIG, jax.random.key(0)))
 PROMPTS = pad_prompts(
     [np.random.default_rng(i).integers(2, V, 1 + i % WIDTH).tolist() for i in range(5)], pad_id=0, vocab_size=V
@@ -107,8 +108,9 @@ def test_a_stream_shows_tokens_pass_by_pass():
 
 def test_the_learner_recomputes_what_was_drawn():
     asked = SETTINGS["cut"]._replace(speculation=THREE)
-    drawn = generate(CONFIG, PARAMS, PROMPTS, KEY, asked)
-    again = group_log_probs(CONFIG, (2, WIDTH), temperature=0.8)(PARAMS, drawn)[0]
+    params = PARAMS | {"layers": PARAMS["layers"] | {"sinks": jnp.linspace(-1.0, 2.0, 8).reshape(2, 4)}}
+    drawn = generate(WITH_SINKS, params, PROMPTS, KEY, asked)
+    again = group_log_probs(WITH_SINKS, (2, WIDTH), temperature=0.8)(params, drawn)[0]
     np.testing.assert_allclose(again, drawn.log_probs, rtol=0, atol=2e-5)
 
 

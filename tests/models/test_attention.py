@@ -34,7 +34,7 @@ each = pytest.mark.parametrize("name", CASES)
 
 
 def ours(case: Case, form: Form, numbers: Numbers) -> jax.Array:
-    return attention(*parts(case, numbers), form).reshape(numbers.q.shape)
+    return attention(*parts(case, numbers), form, sinks=numbers.sinks).reshape(numbers.q.shape)
 
 
 @pytest.mark.parametrize("blocks", [{}, SMALL, {"query_block": 1, "key_block": 5}], ids=str)
@@ -61,11 +61,24 @@ def test_attention_over_segments_is_attention_over_one(form):
 
 
 @pytest.mark.parametrize("form", [PLAIN, PLAIN._replace(**SMALL)], ids=["at once", "in blocks"])
-def test_a_query_without_keys_gives_numbers(form):
+@pytest.mark.parametrize("sinks", [None, jnp.zeros(2)], ids=["", "with sinks"])
+def test_a_query_without_keys_gives_numbers(form, sinks):
     keys = jnp.ones((1, 9, 1, 4))
     nothing = reach_of(jnp.full((1, 5), -1))
-    mixed = attention(jnp.ones((1, 5, 2, 4)), nothing, [segment(keys, keys, jnp.full((1, 9), -1))], form)
+    mixed = attention(jnp.ones((1, 5, 2, 4)), nothing, [segment(keys, keys, jnp.full((1, 9), -1))], form, sinks=sinks)
     assert np.isfinite(mixed).all()
+
+
+@pytest.mark.parametrize("form", [PLAIN, PLAIN._replace(**SMALL)], ids=["at once", "in blocks"])
+def test_a_sink_of_no_weight_is_none_and_one_like_a_key_takes_its_share(form):
+    queries, reach, segments = parts(CASES["after a prompt"], drawn(CASES["after a prompt"]))
+    plain = attention(queries, reach, segments, form)
+    near = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    near(attention(queries, reach, segments, form, sinks=jnp.full(4, -jnp.inf)), plain)
+    nothing = attention(0 * queries, reach, segments, form).reshape(queries.shape)
+    shared = attention(0 * queries, reach, segments, form, sinks=jnp.zeros(4)).reshape(queries.shape)
+    count = np.asarray(reach.places + 1)  # each key has a score of 0
+    near(shared, nothing * (count / (count + 1))[..., None, None])
 
 
 @each

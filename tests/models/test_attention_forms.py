@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -21,13 +22,14 @@ LONG = {
     "after a prompt": Case([0] * 9 + [1] * 20, [[1] * 140, [1] * 90 + [0] * 50]),
     "packed": Case([], [[1] * 140, [0] * 10 + [1] * 130], [[1] * 30 + [2] * 110, [0] * 10 + [5] * 100 + [6] * 30]),
     "in a window, capped": Case([0] * 3 + [1] * 7, [[1] * 130, [1] * 60 + [0] * 70], window=33, soft_cap=5.0),
+    "with sinks": Case([0] * 3 + [1] * 7, [[1] * 130, [1] * 60 + [0] * 70], window=33, sinks=True),
 }
 
 
 def in_a_group(case: Case, compute, numbers: Numbers) -> jax.Array:
     """A form over groups, of two groups that are alike; the first one's."""
     two = jax.tree.map(lambda x: jnp.stack([x, x]), parts(case, numbers))
-    return compute(form_of(case), *two)[0].reshape(numbers.q.shape)
+    return compute(form_of(case), *two, numbers.sinks)[0].reshape(numbers.q.shape)
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -38,7 +40,9 @@ def test_splash_is_the_literal_form(name):
     assert_literal(case, compute, numbers, 1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not (case.sequences or case.soft_cap)])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if not (case.sequences or case.soft_cap or case.sinks)]
+)
 def test_cudnn_is_given_the_literal_form(name):
     """Its arguments, computed by the plain form of the same function."""
     case = CASES[name]
@@ -115,6 +119,16 @@ def test_a_form_that_cannot_serve_is_told(here, asked, dtype, form, message):
     config = DecoderConfig(13, 16, 24, 2, 4, 2, 64, attention=asked)
     with targeting(here), pytest.raises(ValueError, match=message):
         attention_form(config, 4096, dtype, form)
+
+
+def test_sinks_are_not_for_cudnn():
+    config = DecoderConfig(13, 16, 24, 2, 4, 2, 64, sinks=True)
+    with targeting("gpu"):
+        assert attention_form(config, 4096, "bfloat16") == "blockwise"
+        with pytest.raises(ValueError, match="cudnn has no attention sinks, and the model has them; choose auto"):
+            attention_form(replace(config, attention="cudnn"), 4096, "bfloat16")
+    with targeting("tpu"):
+        assert attention_form(config, 4096, "bfloat16") == "splash"
 
 
 def test_an_odd_head_is_not_for_cudnn():

@@ -45,6 +45,7 @@ CONFIGS = {
         residual_scale=0.7,
         attention_scale=0.5,
         attention_cap=2.0,
+        sinks=True,
         logit_divisor=3.0,
         logit_cap=2.5,
     ),
@@ -114,7 +115,7 @@ def literal_heads(config: DecoderConfig, layer: dict, i: int, states: list, name
     return found
 
 
-def literal_mixture(config: DecoderConfig, i: int, t: int, projected: dict) -> np.ndarray:
+def literal_mixture(config: DecoderConfig, i: int, t: int, projected: dict, sinks) -> np.ndarray:
     """What token t reads, of all heads."""
     slides = config.window is not None and (not config.sliding or config.sliding[i])
     first = max(t + 1 - config.window, 0) if slides else 0
@@ -125,7 +126,8 @@ def literal_mixture(config: DecoderConfig, i: int, t: int, projected: dict) -> n
         scores = scores * (config.attention_scale or 1 / math.sqrt(config.head_dim))
         if config.attention_cap:
             scores = config.attention_cap * np.tanh(scores / config.attention_cap)
-        mixed.append(sum(w * projected["v"][first + s][shared] for s, w in enumerate(softmax(scores))))
+        weights = softmax(scores if sinks is None else np.append(scores, sinks[h]))[: len(scores)]
+        mixed.append(sum(w * projected["v"][first + s][shared] for s, w in enumerate(weights)))
     return np.concatenate(mixed)
 
 
@@ -143,7 +145,7 @@ def literal_hidden(config: DecoderConfig, params, tokens: list[int]) -> np.ndarr
         projected = {name: literal_heads(config, layer, i, before, name) for name in "qkv"}
         further = []
         for t, x in enumerate(states):
-            found = literal_linear(literal_mixture(config, i, t, projected), layer, "o")
+            found = literal_linear(literal_mixture(config, i, t, projected, layer.get("sinks")), layer, "o")
             x = x + config.residual_scale * normed(layer, "attention_post_norm", found)
             h = normed(layer, "mlp_norm", x)
             gate = LITERAL_ACTIVATION[config.activation](literal_linear(h, layer, "gate"))

@@ -11,11 +11,22 @@ import pytest
 from scipy.special import softmax
 
 from rlax_llm.models import experts
-from rlax_llm.models.config import DecoderConfig, Experts, Lora
-from rlax_llm.models.experts import Routed, Weights, block_of, mixture, route, sorted_product
+from rlax_llm.models.config import Clamped, DecoderConfig, Experts, Lora
+from rlax_llm.models.experts import (
+    Biases,
+    Routed,
+    Weights,
+    block_of,
+    clamped,
+    gated_by,
+    mixture,
+    route,
+    sorted_product,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 D, F, COUNT = 5, 7, 6
+SILU = gated_by(jax.nn.silu)
 
 
 def drawn(*shape: int) -> np.ndarray:
@@ -44,13 +55,21 @@ def test_normalized_weights_are_the_softmax_of_the_chosen_logits():
     np.testing.assert_allclose(found.weights, jax.nn.softmax(taken, -1))
 
 
-def literal(x, routed, weights):
+def literal_clamp(gate, up):
+    """As the paper on gpt-oss and transformers have it."""
+    gate, up = np.where(gate > 0.7, 0.7, gate), np.where(np.abs(up) > 0.7, 0.7 * np.sign(up), up)
+    return (up + 1) * gate / (1 + np.exp(-1.702 * gate))
+
+
+def literal(x, routed, weights, gated=lambda gate, up: silu(gate) * up):
     """Token by token, expert by expert."""
     found = np.zeros_like(x)
+    biases = weights.biases or Biases(*(np.zeros((COUNT, matrix.shape[-1])) for matrix in weights[:3]))
     for b, s in np.ndindex(x.shape[:2]):
         for expert, share in zip(routed.experts[b, s], routed.weights[b, s], strict=True):
-            gate, up, down = (np.asarray(matrix)[expert] for matrix in weights)
-            found[b, s] += share * ((silu(x[b, s] @ gate) * (x[b, s] @ up)) @ down)
+            gate, up, down = (np.asarray(matrix)[expert] for matrix in weights[:3])
+            of_gate, of_up, of_down = (bias[expert] for bias in biases)
+            found[b, s] += share * (gated(x[b, s] @ gate + of_gate, x[b, s] @ up + of_up) @ down + of_down)
     return found
 
 
@@ -63,16 +82,28 @@ def case(tokens: int, per_token: int):
 @pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (40, 1), (40, 3), (7, COUNT)])
 def test_a_mixture_is_that_of_a_loop(tokens, per_token):
     x, routed, weights = case(tokens, per_token)
-    found = mixture(jnp.asarray(x), routed, weights, jax.nn.silu)
+    found = mixture(jnp.asarray(x), routed, weights, SILU)
     np.testing.assert_allclose(found, literal(x, routed, weights), atol=1e-10)
+
+
+def test_experts_with_biases_and_a_clamp_are_those_of_a_loop():
+    x, routed, weights = case(40, 3)
+    weights = weights._replace(biases=Biases(drawn(COUNT, F), 2 * drawn(COUNT, F), drawn(COUNT, D)))
+    found = mixture(jnp.asarray(x), routed, jax.tree.map(jnp.asarray, weights), clamped(Clamped(limit=0.7)))
+    np.testing.assert_allclose(found, literal(x, routed, weights, literal_clamp), atol=1e-10)
+
+
+def test_without_a_limit_a_clamp_is_silu_of_the_gate():
+    gate, up = jnp.asarray(drawn(9)), jnp.asarray(drawn(9))
+    np.testing.assert_allclose(clamped(Clamped(1.0, 1e9))(gate, up), SILU(gate, up + 1), atol=1e-12)
 
 
 def test_one_expert_is_a_gated_mlp():
     x, _, weights = case(9, 1)
-    one = Weights(*(matrix[:1] for matrix in weights))
+    one = Weights(*(matrix[:1] for matrix in weights[:3]))
     routed = Routed(jnp.zeros((2, 9, 1), jnp.int32), jnp.ones((2, 9, 1)))
-    gate, up, down = (matrix[0] for matrix in one)
-    np.testing.assert_allclose(mixture(jnp.asarray(x), routed, one, jax.nn.silu), (silu(x @ gate) * (x @ up)) @ down)
+    gate, up, down = (matrix[0] for matrix in one[:3])
+    np.testing.assert_allclose(mixture(jnp.asarray(x), routed, one, SILU), (silu(x @ gate) * (x @ up)) @ down)
 
 
 def by_ragged_dot(x, weights, sizes):
@@ -118,7 +149,7 @@ def test_the_router_learns_through_the_weights():
 
     def loss(router):
         routed = route(jnp.asarray(x) @ router, Experts(COUNT, 2, F))
-        return jnp.sin(mixture(jnp.asarray(x), routed, weights, jax.nn.silu)).sum()
+        return jnp.sin(mixture(jnp.asarray(x), routed, weights, SILU)).sum()
 
     slope, width = jax.grad(loss)(router), 1e-6
     for index in ((0, 0), (3, 4)):
@@ -129,9 +160,9 @@ def test_the_router_learns_through_the_weights():
 def test_seeds_may_be_mapped_over():
     x, routed, weights = case(6, 2)
     several = jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)])
-    found = jax.vmap(lambda x: mixture(x, routed, weights, jax.nn.silu))(several)
+    found = jax.vmap(lambda x: mixture(x, routed, weights, SILU))(several)
     for i in range(2):
-        np.testing.assert_allclose(found[i], mixture(several[i], routed, weights, jax.nn.silu), atol=1e-12)
+        np.testing.assert_allclose(found[i], mixture(several[i], routed, weights, SILU), atol=1e-12)
 
 
 def test_blocks_have_little_padding():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,10 +17,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rlax_llm.models.config import DecoderConfig, Experts
+from rlax_llm.models.config import Clamped, DecoderConfig, Experts
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
 from rlax_llm.models.huggingface_config import family_of, scalar_fields
-from rlax_llm.models.ropes import LinearRope, Llama3Rope, LongRope
+from rlax_llm.models.ropes import LinearRope, Llama3Rope, LongRope, YarnRope
 from rlax_llm.models.tokenizer import Tokenizer
 
 LLAMA = DecoderConfig(
@@ -42,6 +43,7 @@ VARIANTS = {
     "qwen2": replace(LLAMA, biases=("q", "k", "v")),
     "qwen3, wide heads": replace(LLAMA, qk_norm="head", head_dim=8),
     "mistral, odd heads": replace(LLAMA, num_heads=6, head_dim=8),
+    "gpt-oss": replace(LLAMA, sinks=True, experts=Experts(4, 2, 24, biased=True, clamped=Clamped(limit=3.0))),
 }
 MINIMAL = {
     "vocab_size": 12,
@@ -165,6 +167,11 @@ def test_silent_fields_mean_what_the_family_says(tmp_path):
     assert (plain.rope_theta, plain.rope_scaling, plain.norm_eps) == (10_000.0, None, 1e-6)
     qwen3 = config_of(tmp_path, model_type="qwen3")
     assert (qwen3.head_dim, qwen3.qk_norm, qwen3.max_positions) == (128, "head", 32_768)
+    oss = config_of(tmp_path, model_type="gpt_oss", num_local_experts=4, rope_parameters=None)
+    assert (oss.head_dim, oss.num_kv_heads, oss.biases, oss.sinks) == (64, 2, ("q", "k", "v", "o"), True)
+    assert (oss.window, oss.sliding, oss.rope_theta) == (128, (True, False, True), 150_000.0)
+    assert oss.experts == Experts(4, 4, 24, biased=True, clamped=Clamped(1.702, 7.0))
+    assert oss.rope_scaling == YarnRope(32.0, 4_096, magnitude=0.1 * math.log(32) + 1, whole=False)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,10 @@ def test_a_window_in_use_is_that_of_its_layers(tmp_path, fields, slides):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, wanted 1"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, wanted none of it"),
+        (
+            {"model_type": "gpt_oss", "quantization_config": {"quant_method": "awq"}},
+            "quantization_config.quant_method is 'awq', wanted mxfp4; use the weights in MXFP4",
+        ),
         (
             {"rope_scaling": {"rope_type": "axial", "factor": 4.0}},
             "rope_type is 'axial', wanted default, linear, dynamic, llama3, yarn or longrope",

@@ -131,4 +131,26 @@ FAMILIES |= {
     "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 2}),
     "olmoe, normalized": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 3, "norm_topk_prob": True}),
 }
+FAMILIES |= {
+    "gpt-oss": (
+        "GptOss",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 4, "swiglu_limit": 1.5},
+    ),
+    "gpt-oss, other numbers": (
+        "GptOss",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "head_dim": 8,
+            "num_attention_heads": 6,
+            "attention_bias": False,
+            "layer_types": [FULL, SLIDING, FULL],
+            "sliding_window": 5,
+            "swiglu_alpha": 1.0,
+            "swiglu_limit": 0.5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "tie_word_embeddings": True,
+        },
+    ),
+}
 CAUSAL = {"Gemma3Text": "Gemma3ForCausalLM"}

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from families import CAUSAL, FAMILIES, MODELS, SHAPE
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlax_llm.core.penalties import Penalties
@@ -26,6 +27,7 @@ from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
 from rlax_llm.models.huggingface_config import read_origin
 from rlax_llm.models.loading import load_model
+from rlax_llm.models.mxfp4 import mxfp4_numbers
 from rlax_llm.models.ropes import DynamicRope
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -49,8 +51,9 @@ def torch_model(family: str, fields: dict) -> torch.nn.Module:
     config = getattr(transformers, f"{family}Config")(**SHAPE | fields)
     model = getattr(transformers, CAUSAL.get(family, f"{family}ForCausalLM"))(config).eval()
     with torch.no_grad():  # larger than at initialization: biases and norms are to matter, attention to be sharp
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter)) if parameter.ndim == 1 else parameter.mul_(5.0)
+        for name, parameter in model.named_parameters():
+            small = parameter.ndim == 1 or name.endswith("_bias")
+            parameter.add_(0.1 * torch.randn_like(parameter)) if small else parameter.mul_(5.0)
     return model
 
 
@@ -121,7 +124,7 @@ SWITCHES = (
     "embedding_scale",
 )
 SWITCHES += ("residual_scale", "attention_scale", "attention_cap", "logit_divisor", "logit_cap", "rope_scaling")
-SWITCHES += ("local_rope", "rotary_dim", "rope_pairs")
+SWITCHES += ("local_rope", "rotary_dim", "rope_pairs", "sinks")
 PLAIN = DecoderConfig(8, 8, 8, 1, 2, 1, 4)
 
 
@@ -133,9 +136,32 @@ def without(config: DecoderConfig, params: dict, switch: str) -> tuple[DecoderCo
     plain = replace(config, **changed)
     ones = jax.tree.map(np.ones, plain.parameter_shapes["layers"], is_leaf=lambda node: isinstance(node, tuple))
     layers = {name: params["layers"].get(name, leaf) for name, leaf in ones.items()}
-    if switch == "qk_norm":
+    if switch in ("qk_norm", "sinks"):
         layers = {name: leaf for name, leaf in layers.items() if name in plain.parameter_shapes["layers"]}
     return plain, params | {"layers": layers}
+
+
+def without_of_experts(config: DecoderConfig, params: dict) -> list[tuple]:
+    """Experts without one of their switches, and what is left of the parameters."""
+    experts = config.experts
+    if experts is None:
+        return []
+    dropped = [(replace(experts, normalized=not experts.normalized), params)]
+    if experts.clamped:
+        dropped.append((replace(experts, clamped=None), params))
+        dropped += [(replace(experts, clamped=replace(experts.clamped, **x)), params) for x in NUMBERS_OF_A_CLAMP]
+    if experts.biased:
+        plain = replace(experts, biased=False)
+        wanted = replace(config, experts=plain).parameter_shapes["layers"]
+        layers = {name: leaf for name, leaf in params["layers"].items() if name in wanted}
+        dropped.append((plain, params | {"layers": layers}))
+        zeros = {name: 0 * leaf for name, leaf in params["layers"].items() if name.endswith("_bias")}
+        each = [name for name in zeros if name.startswith(("expert_", "router"))]
+        dropped += [(experts, params | {"layers": params["layers"] | {name: zeros[name]}}) for name in each]
+    return dropped
+
+
+NUMBERS_OF_A_CLAMP = ({"slope": 1.3}, {"limit": 9.0})
 
 
 @pytest.mark.parametrize(("family", "fields"), FAMILIES.values(), ids=FAMILIES)
@@ -151,10 +177,9 @@ def test_a_family_is_read_computed_and_written_as_transformers_does(tmp_path, fa
         if getattr(config, switch) != getattr(PLAIN, switch) and not isinstance(config.rope_scaling, DynamicRope):
             with pytest.raises((AssertionError, ValueError), match=r"Not equal to tolerance|divisors, wanted"):
                 assert_same_logits(model, *without(config, params, switch), 1e-3)
-    if config.experts is not None:
-        experts = replace(config.experts, normalized=not config.experts.normalized)
+    for experts, left in without_of_experts(config, params):
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
-            assert_same_logits(model, replace(config, experts=experts), params, 1e-3)
+            assert_same_logits(model, replace(config, experts=experts), left, 1e-3)
     write_model(tmp_path / "ours", config, params)
     assert_same_logits(reloaded(tmp_path / "ours"), config, params, 1e-4)
     assert read_config(tmp_path / "ours") == config
@@ -191,6 +216,34 @@ def test_the_text_tower_of_a_multimodal_checkpoint_is_read(tmp_path):
     origin = read_origin(tmp_path / "theirs", config.vocab_size)
     write_model(tmp_path / "ours", config, params, origin=origin)
     assert_same_logits(reloaded(tmp_path / "ours"), config, params, 1e-4)
+
+
+def test_experts_in_mxfp4_are_those_that_transformers_makes_of_them(tmp_path):
+    """Every scale that a weight can have, and a model in it: its logits, and those of its export, which is wide."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    fields = {"hidden_size": 64, "intermediate_size": 32, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = torch_model("GptOss", {**fields, "head_dim": 16})
+    model.save_pretrained(tmp_path)
+    tensors, random = load_file(tmp_path / "model.safetensors"), np.random.default_rng(0)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        into, out = tensors.pop(name).shape[1:]
+        blocks = torch.tensor(random.integers(0, 256, (2, out, into // 32, 16)), dtype=torch.uint8)
+        scales = torch.tensor(random.integers(123, 127, (2, out, into // 32)), dtype=torch.uint8)
+        model.get_parameter(name).data = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | {"quantization_config": {"quant_method": "mxfp4"}}))
+    config = read_config(tmp_path)
+    params = read_parameters(tmp_path, config)
+    assert_same_logits(model, config, params, 1e-4)
+    write_model(tmp_path / "ours", config, params, origin=read_origin(tmp_path, config.vocab_size))
+    assert_same_logits(reloaded(tmp_path / "ours"), config, params, 1e-4)
+    scales = np.arange(253, dtype=np.uint8)[None]  # beyond them some levels are infinite
+    codes = np.broadcast_to(np.arange(16, dtype=np.uint8) * 17, (1, 253, 16))
+    theirs = convert_moe_packed_tensors(torch.tensor(codes[None]), torch.tensor(scales[None]), dtype=torch.float32)
+    np.testing.assert_array_equal(mxfp4_numbers(codes, scales)[0], theirs[0, :, 0])
 
 
 def test_bfloat16_crosses_bit_for_bit(tmp_path):
