@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from rlax_llm.models.files import read_json
 
 NEIGHBORS = ("a", ".", "\n", "0")
 """Texts of which a tokenizer knows one at least."""
@@ -23,6 +27,50 @@ def fast_class() -> Any:
         os.environ.pop(name)
         os.environ |= {} if given is None else {name: given}
     return PreTrainedTokenizerFast
+
+
+def file_of(directory: Path) -> Path | None:
+    """The file that a directory's tokenizer is read from: ``tokenizer.json``, or else SentencePiece's.
+
+    >>> file_of(Path("nowhere")) is None
+    True
+    """
+    files = [directory / name for name in ("tokenizer.json", "tokenizer.model")]
+    return next((file for file in files if file.is_file()), None)
+
+
+def from_file(file: Path) -> Any:
+    """The fast tokenizer of a ``file_of``, and of the settings and the chat template beside it.
+
+    Raises:
+        ModuleNotFoundError: it is SentencePiece's, and one of the packages ``sentencepiece`` and ``protobuf`` is not
+            there.
+        Exception: the file cannot be parsed.
+    """
+    directory = file.parent
+    if file.suffix == ".json":
+        return fast_class().from_pretrained(str(directory), local_files_only=True)
+    _check_pieces(file)
+    fast = fast_class().from_pretrained(str(directory), local_files_only=True)
+    settings = directory / "tokenizer_config.json"
+    silent = not settings.is_file() or "add_bos_token" not in read_json(settings)
+    # As the classes of Llama's and Gemma's tokenizers do where nothing is said.
+    if silent and fast.bos_token_id is not None:
+        fast.add_bos_token = True
+    return fast
+
+
+def _check_pieces(file: Path) -> None:
+    """Raise unless a file is SentencePiece's: transformers would try to read it as another kind."""
+    try:
+        library, _ = import_module("sentencepiece"), import_module("google.protobuf")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{file}: a SentencePiece model needs the packages sentencepiece and protobuf; "
+            "pip install 'rlax-llm[sentencepiece]'.",
+            name=error.name,
+        ) from None
+    library.SentencePieceProcessor(model_file=str(file))
 
 
 def alphabet(fast: Any) -> str:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.adapter_files import base_name, is_adapter, missing_base, read_adapter
+from rlax_llm.models.backend import file_of
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.files import read_json, stage_directory
 from rlax_llm.models.gguf import read_gguf, read_gguf_blocks
@@ -122,7 +123,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
         ValueError: its files are broken.
     """
     path = Path(name_or_path)
-    if (path / "tokenizer.json").is_file():
+    if file_of(path):
         return Tokenizer.from_directory(path)
     if path.is_dir() and is_adapter(path):
         return load_tokenizer(_base_of(path))
@@ -254,7 +255,7 @@ def _from_directory(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path,
 
 def _read_tokenizer(directory: Path, rows: int) -> Tokenizer:
     tokenizer = Tokenizer.from_directory(directory)
-    _check_rows(directory / "tokenizer.json", tokenizer, rows)
+    _check_rows(file_of(directory) or directory, tokenizer, rows)
     return tokenizer
 
 
@@ -283,7 +284,7 @@ def _over_base(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...]
     except FileNotFoundError as error:
         raise missing_base(directory, error) from error
     config, adapter = read_adapter(directory, base.config, base=base.params)
-    if (directory / "tokenizer.json").is_file():
+    if file_of(directory):
         base = base._replace(tokenizer=_read_tokenizer(directory, base.config.vocab_size))
     body = _language_body if kind is _LANGUAGE else _scalar_body
     params = merge_adapter(config, body(directory, base.params, adapter), adapter)

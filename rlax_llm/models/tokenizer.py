@@ -44,21 +44,25 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
-        """Read ``tokenizer.json``, its settings and chat template, and the stop ids of ``generation_config.json``,
-        or of ``config.json`` where that is absent.
+        """Read ``tokenizer.json``, or ``tokenizer.model`` where only SentencePiece's is there, its settings and chat
+        template, and the stop ids of ``generation_config.json``, or of ``config.json`` where that is absent.
 
         Raises:
-            FileNotFoundError: the directory or its ``tokenizer.json`` is missing.
+            FileNotFoundError: the directory or its tokenizer is missing.
             ValueError: a file cannot be parsed.
+            ModuleNotFoundError: it is SentencePiece's, and the package ``sentencepiece`` is not there.
         """
         directory = Path(path)
-        if not (directory / "tokenizer.json").is_file():
+        file = backend.file_of(directory)
+        if file is None:
             raise FileNotFoundError(
-                f"{directory} has no tokenizer.json, wanted a fast tokenizer; save it with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+                f"{directory} has no tokenizer.json and no tokenizer.model, wanted one of them (a fast tokenizer); "
+                "save it with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)."
             )
         try:
-            fast = fast_class().from_pretrained(str(directory), local_files_only=True)
+            fast = backend.from_file(file)
+        except ModuleNotFoundError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{directory}: the tokenizer cannot be read ({one_line(error)}); download or export its files again."
