@@ -51,8 +51,15 @@ def parse(kind: type[_C], arguments: Sequence[str], description: str) -> _C:
     for name, key in keys(kind).items():
         if key.field.metadata.get("word") and name not in settings:
             several = "one or more" if is_list(key.hint) else "one"
-            raise ValueError(f"{kind.command}: there is no {key.field.metadata['metavar']}; give {several}.")
+            place = _place_beside(kind, flags)
+            raise ValueError(f"{kind.command}: there is no {key.field.metadata['metavar']}; give {several}{place}.")
     return resolve(kind, settings)
+
+
+def _place_beside(kind: type[Settings], flags: Mapping[str, Any]) -> str:
+    """Where a word without a flag has to stand, beside a flag that has taken all words behind it."""
+    taking = [flag(name) for name in flags if is_list(keys(kind)[name].hint)]
+    return f" before the flags or behind --, since {taking[-1]} takes all words that follow it" if taking else ""
 
 
 def read_yaml(kind: type[Settings], path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def converted(where: str, value: Any, hint: Any) -> Any:
     if is_list_of_texts(wanted):
         return _taken(where, value, _texts(value), "one text or several")
     if typing.get_origin(wanted) is tuple:
-        return _taken(where, value, _whole_numbers(value), "a list of whole numbers, such as [64, 64]")
+        example = "64 64" if where.startswith("--") else "[64, 64]"
+        return _taken(where, value, _whole_numbers(value), f"a list of whole numbers, such as {example}")
     read, kind = _READERS[wanted]
     return _taken(where, value, read(value), kind)
 

@@ -156,6 +156,13 @@ def test_what_a_run_finds_of_its_settings_is_said_in_flags(tmp_path, capsys):
     assert "--correction is none; leave --correction out" in said
 
 
+def test_a_prompt_that_a_flag_has_taken_is_said(capsys):
+    assert main(["generate", "--stop", ".", "What is it?"]) == 2
+    assert "there is no PROMPT; give one before the flags or behind --, since --stop takes" in capsys.readouterr().err
+    assert main(["generate", "What is it?", "--stop-ids", "x"]) == 2
+    assert "wanted a list of whole numbers, such as 64 64." in capsys.readouterr().err
+
+
 def test_a_mistyped_flag_gets_a_hint(capsys):
     assert main(["grpo", "--stps", "3"]) == 2
     assert capsys.readouterr().err == "error: grpo has no flag --stps; did you mean --steps?\n"
