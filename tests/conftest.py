@@ -45,15 +45,10 @@ def pytest_collection_finish() -> None:
 LONG = {
     "test_control.py",
     "test_control_probes.py",
-    "test_control_run.py",
-    "test_examples.py",
     "test_gguf.py",
-    "test_group_runs.py",
     "test_huggingface.py",
     "test_model_loading.py",
-    "test_preference_runs.py",
     "test_runs.py",
-    "test_sft_runs.py",
 }
 """Tests whose programs run for longer than they compile."""
 
@@ -74,11 +69,16 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that run once and small need no optimization, and no file needs those of another in memory."""
+    """Programs that run once and small need no optimization, and no file needs those of another in memory.
+
+    The environment tells it to the commands that a test starts.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
-    long = request.path.name in LONG or {"cli", "parity"} & set(request.path.parts)
-    jax.config.update("jax_disable_most_optimizations", not long)
-    yield
+    quick = request.path.name not in LONG and not {"cli", "parity"} & set(request.path.parts)
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
     gc.collect()

@@ -232,7 +232,8 @@ assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(seen[0
 """
     out = str(whole.path.parent / "two")
     settings = {name: x for name, x in flat(TINY.changed(eval_steps=0, out=out)).items() if x is not None}
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", program, repr(settings)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

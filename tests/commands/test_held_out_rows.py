@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from rlax_llm.cli.main import main
@@ -38,15 +37,6 @@ FLAGS = {
     "grpo": "--reward exact_answer --batch-size 1 --group-size 2 --warm-start-steps 0",
     "ppo": "--reward exact_answer --batch-size 1 --warm-start-steps 0",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    """Programs that run a few times need no optimization."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

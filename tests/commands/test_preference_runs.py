@@ -29,15 +29,6 @@ SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval
 CLOCKS = ("seconds", "tokens_per_second")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    """Programs that run a few times need no optimization."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"

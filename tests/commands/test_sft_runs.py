@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from rlax_llm.cli.main import main
@@ -10,15 +9,6 @@ from rlax_llm.commands.sft.run import DFT, paid_by, run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 
 CONFIG = SftSettings.of(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    """Programs that run a few times need no optimization."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def file(path, rows):
