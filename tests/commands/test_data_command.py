@@ -13,7 +13,9 @@ from rlax_llm.commands.data.settings import DataSettings
 from rlax_llm.commands.data.showing import colored, columns_grid, lengths_grid, pieces
 from rlax_llm.commands.data.uses import encode_prompts, use_of
 from rlax_llm.commands.grids import on_screen
-from rlax_llm.data.encoding import DemonstrationTokens, PairTokens
+from rlax_llm.data.arithmetic import ALPHABET
+from rlax_llm.data.encoding import DemonstrationTokens, PairTokens, encode_stepwise
+from rlax_llm.data.preferences import read_stepwise
 from rlax_llm.data.rows import DataError
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -36,6 +38,7 @@ def table(tmp_path):
     [
         ({"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "dpo"),
         ({"prompt": "1+1=", "completion": "2", "label": True}, "kto"),
+        ({"prompt": "1+1=", "completions": ["1+1", "2"], "labels": [True, False]}, "process"),
         ({"prompt": "1+1=", "completion": "2"}, "sft"),
         ({"text": "1+1=2"}, "sft"),
         ({"conversations": TURNS}, "sft"),
@@ -115,6 +118,31 @@ def test_a_file_is_shown_as_it_is_trained_on(table, capsys):
     assert "Used: 1 of 3 rows; --max-new-tokens " in shown
     assert shown.count("<|im_start|>assistant⏎\n⟦4.<|im_end|>⟧") == 3 + 1
     assert "1 of 2 rows repeat" in shown and "1 prompts of" in shown, "of the first file too"
+
+
+def test_labeled_steps_are_shown_where_each_is_judged(table, capsys):
+    right, wrong = ["2+3", "5"], ["2+3", "6"]
+    path = table(
+        "steps.jsonl",
+        {"prompt": "1+1+3=", "completions": right, "labels": [True, True]},
+        {"prompt": "1+1+3=", "completions": wrong, "labels": [True, False]},
+        {"prompt": "1+1+3=", "completions": ["2+3"], "labels": [True, False]},
+        {"prompt": "1+1+3=", "completions": ["1" * 12, "5"], "labels": [False, False]},
+    )
+    words = ["data", path, "--model", "char", "--step-separator", "=", "--max-new-tokens", "9", "--rows", "4"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "Read as completions of labeled steps, for rlax-llm reward --process; --use names another" in told
+    assert "there are 1 completions and 2 labels, wanted a label for each step (line 3)" in told
+    assert "the completion has 15 tokens, more than max_new_tokens 9 (line 4)" in told
+    assert "Used: 2 of 4 rows; --max-new-tokens 15 keeps all that can be read." in told
+    assert "right step: 2+3⟦=⟧" in told and "wrong step: 6⟦=⟧" in told
+    (used,) = run_data(DataSettings.of(files=(path,), model="char", step_separator="=", max_new_tokens=20, rows=0))
+    assert list(used) == encode_stepwise(Tokenizer.characters(ALPHABET), read_stepwise(path), "=")
+    assert main(["data", path, "--use", "kto", "--step-separator", "="]) == 2
+    assert (
+        "--step-separator is given with --use kto, whose completions are not read in steps" in capsys.readouterr().err
+    )
 
 
 def test_prompts_and_the_rewards_that_read_their_answers(table, capsys):

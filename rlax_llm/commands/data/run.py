@@ -56,9 +56,10 @@ def _shown(settings: DataSettings, path: str, tokenizer: Tokenizer) -> Kept[Any]
     table = settings.file
     name = table.use or use_of(path, table.split)
     use = USES[name]
-    say(f"Read as {use.rows}, for rlax-llm {name}" + ("." if table.use else "; --use names another command."))
+    command = use.words or name
+    say(f"Read as {use.rows}, for rlax-llm {command}" + ("." if table.use else "; --use names another command."))
     kept = use.read(path, table.split, table.every_turn)
-    encoded = kept.then(lambda records: use.encode(tokenizer, records))
+    encoded = kept.then(lambda records: use.encode(tokenizer, records, table.separator))
     show(on_screen(lengths_grid(encoded.rows)))
     limits = settings.changed(use=name).limits  # of that command, where none are given
     used = _within(kept, encoded, limits, tokenizer)

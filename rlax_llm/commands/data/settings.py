@@ -11,10 +11,14 @@ from rlax_llm.commands.descriptions import BASE_MODEL_HELP, SPLIT_HELP
 from rlax_llm.commands.fields import Part, at_least, option, word
 from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.settings import Settings
+from rlax_llm.commands.task_settings import NEW_LINE, SeparatorSettings
+
+STEPS = "process"
+"""Use of completions of labeled steps, which ``reward --process`` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSettings(Part):
+class TableSettings(SeparatorSettings):
     """What is looked at."""
 
     files: tuple[str, ...] = word(
@@ -22,15 +26,20 @@ class TableSettings(Part):
         "FILE",
     )
     split: str = option("train", SPLIT_HELP)
-    use: Literal["sft", "reward", "dpo", "kto", "grpo", "ppo", "online", "distill"] | None = option(
-        None, "Command that is to read it.", "the one that its columns are for"
+    use: Literal["sft", "reward", "process", "dpo", "kto", "grpo", "ppo", "online", "distill"] | None = option(
+        None, "Command that is to read it; process is reward --process.", "the one that its columns are for"
     )
     every_turn: bool = option(False, "As of sft: learn all that the assistant says in 'messages'.")
     rows: int = option(2, "Rows whose tokens are shown.")
 
     def check(self) -> None:
-        """Check the range."""
+        """Check the range, and that a separator is read."""
+        super().check()
         at_least(self, 0, "rows")
+        if self.step_separator != NEW_LINE and self.use not in (None, STEPS):
+            raise ValueError(
+                f"step_separator is given with use {self.use}, whose completions are not read in steps; leave one out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +66,5 @@ class DataSettings(Settings):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The limits that the command has for the model; where its columns are to choose the command, those of most."""
-        return model_defaults(given.get("use") or "sft", given, "smollm2")
+        use = given.get("use") or "sft"
+        return model_defaults("reward" if use == STEPS else use, given, "smollm2")

@@ -12,13 +12,15 @@ from rich.text import Text
 from rlax_llm.commands.data.uses import Encoded, PromptTokens, Side, sides
 from rlax_llm.commands.grids import Grid
 from rlax_llm.core.wording import counted, visible
+from rlax_llm.data.encoding import StepwiseTokens
 from rlax_llm.data.rows import Row
 from rlax_llm.data.tables import json_kind
 from rlax_llm.models.tokenizer import Tokenizer
 
 _TOKENS = 400  # of a row that are shown
 _SHOWN = 48  # characters of a value
-_LEARNED = {"rejected": ("red", "bold red"), "undesirable": ("red", "bold red")}
+_RED = ("red", "bold red")
+_LEARNED = dict.fromkeys(("rejected", "undesirable", "wrong step"), _RED)
 _GREEN = ("green", "bold green")
 _READ = ("dim", "dim")
 _PASSED = ("yellow", "yellow")
@@ -88,8 +90,14 @@ def longest(rows: Iterable[Encoded]) -> tuple[int, int]:
     Args:
         rows: encoded.
     """
-    pairs = [(len(row.prompt), max((len(side.ids) for side in sides(row)), default=0)) for row in rows]
+    pairs = [(len(row.prompt), _longest_of(row)) for row in rows]
     return max(prompt for prompt, _ in pairs), max(completion for _, completion in pairs)
+
+
+def _longest_of(row: Encoded) -> int:
+    """Tokens of a row's longest completion, which steps are parts of."""
+    lengths = [len(side.ids) for side in sides(row)]
+    return sum(lengths) if isinstance(row, StepwiseTokens) else max(lengths, default=0)
 
 
 def colored(tokenizer: Tokenizer, row: Encoded, in_color: bool) -> list[Text]:
@@ -106,7 +114,7 @@ def colored(tokenizer: Tokenizer, row: Encoded, in_color: bool) -> list[Text]:
         columns = ", ".join(f"{name}: {_value(value)}" for name, value in row.columns.items() if name != "completion")
         return [prompt, Text(visible(f"for the reward: {columns or 'no column'}"), style="cyan")]
     found = sides(row)
-    if len(found) == 1:
+    if len(found) == 1 and not isinstance(row, StepwiseTokens):
         return [_side(prompt, tokenizer, row, found[0], in_color)]
     named = [Text(f"{side.name}: ", style="cyan") for side in found]
     return [prompt, *(_side(name, tokenizer, row, side, in_color) for name, side in zip(named, found, strict=True))]

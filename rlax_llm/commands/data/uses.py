@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rlax_llm.commands.data.settings import STEPS
 from rlax_llm.data.encoding import (
     DemonstrationTokens,
     LabeledTokens,
     PairTokens,
+    StepwiseTokens,
     encode_demonstrations,
     encode_labeled,
     encode_pairs,
+    encode_stepwise,
 )
 from rlax_llm.data.jsonl import read_rows
 from rlax_llm.data.limits import Limits, keep_prompts_within
-from rlax_llm.data.preferences import every_turn, last_turn, read_demonstrations, read_labeled, read_pairs
+from rlax_llm.data.preferences import (
+    every_turn,
+    last_turn,
+    read_demonstrations,
+    read_labeled,
+    read_pairs,
+    read_stepwise,
+)
 from rlax_llm.data.rows import Row
 from rlax_llm.data.shapes import read_shaped
 from rlax_llm.data.sifting import Kept
@@ -34,11 +44,11 @@ class PromptTokens(NamedTuple):
     columns: Mapping[str, Any]
 
 
-Encoded = DemonstrationTokens | PairTokens | LabeledTokens | PromptTokens
+Encoded = DemonstrationTokens | PairTokens | LabeledTokens | StepwiseTokens | PromptTokens
 
 
 class Side(NamedTuple):
-    """A completion of a row.
+    """A completion of a row, or a step of one.
 
     Attributes:
         name: what it is called.
@@ -57,12 +67,14 @@ class Use(NamedTuple):
     Attributes:
         rows: what its rows are called.
         read: ``(path, split, every_turn) → records``.
-        encode: ``(tokenizer, records) → tokens``.
+        encode: ``(tokenizer, records, separator of steps) → tokens``.
+        words: that say the command; None is its name.
     """
 
     rows: str
     read: Callable[[str, str, bool], Kept[Any]]
-    encode: Callable[[Tokenizer, Sequence[Any]], Sequence[Any]]
+    encode: Callable[[Tokenizer, Sequence[Any], str], Sequence[Any]]
+    words: str | None = None
 
 
 def encode_prompts(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[PromptTokens]:
@@ -86,11 +98,16 @@ def encode_prompts(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[PromptToke
 
 
 def sides(row: Encoded) -> list[Side]:
-    """The completions of a row.
+    """The completions of a row; of labeled steps each step, which is judged at its last token.
 
     Args:
         row: of any form.
+
+    >>> sides(StepwiseTokens([5], [[6, 1], [7, 1]], [True, False]))[1]
+    Side(name='wrong step', ids=[7, 1], learned=[False, True])
     """
+    if isinstance(row, StepwiseTokens):
+        return [_step(ids, right) for ids, right in zip(row.steps, row.labels, strict=True)]
     if isinstance(row, PairTokens):
         return [Side("chosen", row.chosen, row.learned[0]), Side("rejected", row.rejected, row.learned[1])]
     if isinstance(row, LabeledTokens):
@@ -98,19 +115,35 @@ def sides(row: Encoded) -> list[Side]:
     return [] if isinstance(row, PromptTokens) else [Side("completion", row.completion, row.learned)]
 
 
+def _step(ids: list[int], right: bool) -> Side:
+    return Side("right step" if right else "wrong step", ids, [*[False] * (len(ids) - 1), True])
+
+
 PROMPTED = ("grpo", "ppo", "online", "distill")
 """Commands that read prompts, and whose models complete them."""
-_PAIRS = Use("pairs", lambda path, split, _: read_pairs(path, split), encode_pairs)
-_PROMPTS = Use("prompts", lambda path, split, _: read_rows(path, split), encode_prompts)
+_PAIRS = Use("pairs", lambda path, split, _: read_pairs(path, split), lambda read, rows, _: encode_pairs(read, rows))
+_PROMPTS = Use(
+    "prompts", lambda path, split, _: read_rows(path, split), lambda read, rows, _: encode_prompts(read, rows)
+)
 USES: dict[str, Use] = {
     "sft": Use(
         "demonstrations",
         lambda path, split, every: read_demonstrations(path, split, every_turn if every else last_turn),
-        encode_demonstrations,
+        lambda read, rows, _: encode_demonstrations(read, rows),
     ),
     "reward": _PAIRS,
+    STEPS: Use(
+        "completions of labeled steps",
+        lambda path, split, _: read_stepwise(path, split),
+        encode_stepwise,
+        "reward --process",
+    ),
     "dpo": _PAIRS,
-    "kto": Use("labeled completions", lambda path, split, _: read_labeled(path, split), encode_labeled),
+    "kto": Use(
+        "labeled completions",
+        lambda path, split, _: read_labeled(path, split),
+        lambda read, rows, _: encode_labeled(read, rows),
+    ),
     **dict.fromkeys(PROMPTED, _PROMPTS),
 }
 """By the name of the command."""
@@ -130,6 +163,8 @@ def use_of(path: str, split: str) -> str:
     row = table.own(*next(table.rows))
     if "chosen" in row and "rejected" in row:
         return "dpo"
+    if "completions" in row and "labels" in row:
+        return STEPS
     if "label" in row:
         return "kto"
     judged = table.shape is not None and table.shape.reward is not None
