@@ -69,8 +69,16 @@ def _muon(rate: Rate) -> optax.GradientTransformation:
 
 
 def _parts(params: Any) -> Any:
-    """A layer's matrices are stacked, ``[L, in, out]``; embedding and head are matrices ``[V, D]`` of no layer."""
-    return jax.tree.map(lambda x: "layers" if x.ndim == len(("layer", "in", "out")) else "else", params)
+    """A layer's matrices are stacked, ``[L, in, out]``; embedding and head are matrices ``[V, D]`` of no layer.
+
+    Biases of experts, ``[L, E, out]``, are none.
+    """
+
+    def part(path: Any, x: Any) -> str:
+        biases = jax.tree_util.keystr(path, simple=True).endswith("_bias")
+        return "layers" if x.ndim == len(("layer", "in", "out")) and not biases else "else"
+
+    return jax.tree_util.tree_map_with_path(part, params)
 
 
 def _layer_matrices(params: Any) -> Any:

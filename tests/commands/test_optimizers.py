@@ -115,6 +115,16 @@ def test_muon_takes_each_layer_by_itself_and_adamw_the_rest():
         np.testing.assert_allclose(found[leaf], transcribed(adamw, leaf), rtol=2e-5, atol=2e-6)
 
 
+def test_biases_of_experts_are_no_matrices_for_muon():
+    leaves = {"q": jnp.ones((1, 2, 3)), "expert_up_bias": jnp.ones((1, 2, 3)), "q_bias": jnp.ones((1, 3))}
+    given = {"layers": leaves}
+    moved = build("muon", weight_decay=0.0)
+    updates, _ = moved.update(given, moved.init(given), given)
+    steps = {name: np.abs(leaf) for name, leaf in updates["layers"].items()}
+    np.testing.assert_allclose(steps["expert_up_bias"], steps["q_bias"][0, 0], rtol=1e-5)  # Adam's first is of one size
+    assert np.abs(steps["q"] / steps["q_bias"][0, 0] - 1).max() > 0.1
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_without_a_gradient_only_the_decay_is_left(name):
     nothing = jax.tree.map(jnp.zeros_like, parameters())
