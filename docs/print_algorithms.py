@@ -4,18 +4,34 @@ python docs/print_algorithms.py > docs/algorithms.md
 """
 
 import inspect
+import re
+from typing import get_args, get_type_hints
 
 import jax
 
 from rlax_llm.commands.ppo.phase import objective_of, shaping_of
 from rlax_llm.commands.ppo.settings import PpoSettings
+from rlax_llm.commands.sft.run import paid_by
+from rlax_llm.commands.sft.settings import SftSettings, SupervisedOptimizerSettings
+from rlax_llm.credit.group_tokens import process_supervision, step_wise
 from rlax_llm.credit.running import Remembering
+from rlax_llm.credit.shaping import informative, overlong_filter, soft_overlong_punishment
+from rlax_llm.credit.token_returns import length_adaptive_trace
+from rlax_llm.loops.averages import averaging
+from rlax_llm.loops.curriculum import by_pass_rate
+from rlax_llm.loops.process import process_loop
+from rlax_llm.loops.references import moved
+from rlax_llm.loops.replay import replayed
 from rlax_llm.natural.trpo import NaturalStep
+from rlax_llm.policy import corrections
 from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.proximal import log_linear
 from rlax_llm.policy.terms import Term
+from rlax_llm.policy.weightings import top_entropy
+from rlax_llm.preference.implicit_rewards import divergence_reward
 from rlax_llm.preference.ordering import OnlinePairs
-from rlax_llm.preference.pairs import Preference
+from rlax_llm.preference.pairs import Preference, desensitize_length, on_policy
 from rlax_llm.recipes.control import Penalized
 from rlax_llm.recipes.preference import dpo
 from rlax_llm.recipes.registry import PEERS, recipes
@@ -183,6 +199,55 @@ def distillations():
         yield row(f"`{named.name}`", reference(named), *(f"`{describe(part)}`" for part in parts), follows, hints)
 
 
+def supervised():
+    """What ``rlax-llm sft`` minimizes."""
+    yield from head("loss", "reference", "trust region of log π", "KL from the start")
+    references = {"dft": "2508.05629", "asft": "2509.23753"}
+    for loss in get_args(get_type_hints(SupervisedOptimizerSettings)["loss"]):
+        given = {"kl_coef": 0.1} if loss == "asft" else {}
+        paid = paid_by(SftSettings.of(loss=loss, **given).optimizer)
+        number = references.get(loss, "")
+        paper = f"[{number}](https://arxiv.org/abs/{number})" if number else ""
+        yield row(f"`{loss}`", paper, f"`{describe(paid.trust_region)}`", f"`{paid.kl_coef:g}`")
+
+
+# What stands beside any of the above, its function, and the flag that gives it; none where it takes a program.
+PARTS = {
+    "TIS": (corrections.truncated_importance, "`grpo --correction token`"),
+    "IcePop": (corrections.masked_importance, "`grpo --correction mask`"),
+    "sequence rejection": (corrections.rejection, "`grpo --correction sequence`"),
+    "M2PO": (corrections.second_moment_mask, "`grpo --correction moment`"),
+    "log-linear proximal policy": (log_linear, "`grpo --correction log_linear`"),
+    "off-policy sequence mask": (corrections.off_policy_mask, "`grpo --off-policy-mask`"),
+    "tokens of high entropy": (top_entropy, "`grpo --top-entropy`"),
+    "soft overlong punishment": (soft_overlong_punishment, "`grpo --overlong-buffer`"),
+    "overlong filter": (overlong_filter, "`grpo --overlong-filter`"),
+    "dynamic sampling": (informative, "`grpo --dynamic-rounds`"),
+    "replay of informative groups": (replayed, "`grpo --replay`"),
+    "curriculum by pass rate": (by_pass_rate, "`grpo --curriculum`"),
+    "process supervision": (process_supervision, "`grpo --step-reward`"),
+    "process reward model": (process_loop, "`reward --process`"),
+    "GiGPO": (step_wise, ""),
+    "length-adaptive λ": (length_adaptive_trace, "`ppo --recipe vapo`"),
+    "WPO": (on_policy, "`dpo --wpo`"),
+    "LD-DPO": (desensitize_length, "`dpo --tail-coef`"),
+    "f-DPO": (divergence_reward, "`dpo --divergence`"),
+    "TR-DPO": (moved, "`online`, `grpo`, `dpo` `--reference-mix`"),
+    "BEMA": (averaging, "`--average bema`"),
+}
+
+
+def parts():
+    """What any of these may have beside it, by the first sentence of its function."""
+    yield from head("what", "reference", "function", "what it does", "command line")
+    for name, (function, flag) in PARTS.items():
+        text = inspect.getdoc(function)
+        number = re.search(r"arXiv\s(\d{4}\.\d{5})", text)
+        paper = f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else ""
+        place = f"rl.{function.__module__.split('.')[1]}.{function.__name__}"
+        yield row(name, paper, f"`{place}`", " ".join(text.split("\n\n")[0].split()), flag or "in a program")
+
+
 def page():
     """The whole page."""
     sections = {
@@ -195,6 +260,8 @@ def page():
         "Losses of labels": unpaired,
         "Online preference": online,
         "Distillation": distillations,
+        "Supervised training": supervised,
+        "What stands beside them": parts,
     }
     lines = [HEADER]
     for title, section in sections.items():

@@ -33,10 +33,13 @@ class Reading(NamedTuple):
     Attributes:
         tokens: ``[B, T']`` int32; the last columns are those of the rows' completions.
         valid: ``[B, T']`` bool.
+        hinted: ``[B]`` bool, the rows of which the teacher knows more than the student; the others it teaches nothing.
+            None where it teaches all.
     """
 
     tokens: jax.Array
     valid: jax.Array
+    hinted: jax.Array | None = None
 
 
 class Sampled(NamedTuple):
@@ -86,6 +89,7 @@ def teacher_log_probs(
 ) -> TeacherLogProbs:
     """``(teacher's params, completions) → (log_probs, entropy)`` in the layout of the rows.
 
+    Of rows without a hint they are the log-probabilities that the tokens were drawn with, so that a log-ratio is 0.
     Limiting case: ``group_log_probs`` where the teacher reads what stands there.
 
     Args:
@@ -111,9 +115,17 @@ def teacher_log_probs(
         score = group_log_probs(config, own, sampled.temperature, remat, sampled.logit_bias, sampled.penalties)
         found = score(params, read)
         chosen, entropy = (jnp.pad(_last(x, columns), ((0, 0), (width, 0))) for x in found)
-        return chosen, entropy
+        return _where_hinted(completions, chosen, completions.log_probs), entropy
 
     return log_probs
+
+
+def _where_hinted(completions: Completions, found: jax.Array, other: jax.Array | float) -> jax.Array:
+    """What a teacher says of rows, and what stands for it where it knows no more than the student."""
+    reading = completions.teacher
+    if not isinstance(reading, Reading) or reading.hinted is None:
+        return found
+    return jnp.where(reading.hinted[:, None], found, other)
 
 
 def _group_size(completions: Completions, layout: tuple[int, int]) -> int:
@@ -182,7 +194,7 @@ def distilled_log_probs(
         read, before = completions.read[:, -columns:], ((0, 0), (layout[1], 0))
         numbers = found(params, teacher_params, completions, columns)
         chosen, entropy, apart = (jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in numbers)
-        return chosen, entropy, apart
+        return chosen, entropy, _where_hinted(completions, apart, 0.0)
 
     return log_probs
 

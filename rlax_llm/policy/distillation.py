@@ -39,7 +39,7 @@ class Prompting(NamedTuple):
     """What a teacher reads that the student does not.
 
     Attributes:
-        hints: of the attempts of one prompt, a text for each or None where there is none.
+        hints: of the attempts of one prompt, a text for each; or None where there is none, and nothing is taught.
         write: ``(prompt, hint) → text``, what the teacher is asked.
     """
 
@@ -122,7 +122,14 @@ def demonstration(attempts: Sequence[Attempt]) -> list[str | None]:
 
 def _shown(columns: dict[str, Any]) -> str | None:
     found = [columns[name] for name in ("hint", "completion", "answer") if columns.get(name) is not None]
-    return str(found[0]) if found else None
+    return _text(found[0]) if found else None
+
+
+def _text(shown: Any) -> str:
+    """What is written, of a conversation what its messages say."""
+    if not isinstance(shown, list):
+        return str(shown)
+    return "\n".join(str(message["content"]) for message in shown)
 
 
 @check_arguments

@@ -10,32 +10,35 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 from rlax_llm.core.recurrence import reverse_affine_scan
 from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.corrections import Correction, truncated_importance
 from rlax_llm.policy.coupled import Coupled, as_coupled, of_chosen
 from rlax_llm.policy.ratios import sequence_ratio
 from rlax_llm.policy.trust_regions import TrustRegion
 
+TRUNCATED = truncated_importance(ceiling=2.0)
+
 
 @check_arguments
-def log_linear(trust_region: TrustRegion | Coupled, ceiling: float = 2.0) -> Coupled:
+def log_linear(trust_region: TrustRegion | Coupled, correction: Correction = TRUNCATED) -> Coupled:
     """A trust region around a policy between sampler and learner that is not computed: decoupled PPO, a pass less.
 
     ``log π_prox ≈ log π_old + α (log π − log π_old)`` with ``α = s / (s + 1)``, s the steps since the token was drawn
     (``batch.staleness``): versions count as distances on a line. The trust region reads π/π_prox, and its loss weighs
-    ``min(π_prox/π_old, ceiling)``, as a correction would; both without a gradient of π_prox (AReaL, arXiv 2505.24298).
-    Limiting cases: ``trust_region`` itself where s = 0; the gradient of ``cispo`` for s → ∞. The policy is the one at
-    hand, so this is no correction of a sampler that computes otherwise: that differs at s = 0 too. The weight is the
-    trust region's alone: a KL term stays as it is, as in AReaL, whose KL is in the reward, and in TRL, which adds it
-    behind its correction; ``weigh_by_ratio`` is a KL term that makes up for the ratio by itself.
+    what a correction makes of π_prox/π_old; both without a gradient of π_prox (AReaL, arXiv 2505.24298). Limiting
+    cases: ``trust_region`` itself where s = 0; the gradient of ``cispo`` for s → ∞. The policy is the one at hand, so
+    this is no correction of a sampler that computes otherwise: that differs at s = 0 too. The weight is the trust
+    region's alone: a KL term stays as it is, as in AReaL, whose KL is in the reward, and in TRL, which adds it behind
+    its correction; ``weigh_by_ratio`` is a KL term that makes up for the ratio by itself.
 
     Args:
         trust_region: of ``log π/π_prox``.
-        ceiling: largest weight, absolute.
+        correction: ``(log π_prox, log π_old, mask) → weights``; truncated at 2 as a rule.
 
     Returns:
         A ``Coupled`` trust region of ``token_ratio``.
 
     Raises:
-        ValueError: for a ceiling that is not positive; at trace time, for a batch without ``staleness``.
+        ValueError: at trace time, for a batch without ``staleness``.
 
     >>> from rlax_llm.policy.trust_regions import unclipped
     >>> one = jnp.ones((1, 1))
@@ -43,7 +46,6 @@ def log_linear(trust_region: TrustRegion | Coupled, ceiling: float = 2.0) -> Cou
     >>> log_linear(unclipped).loss(one, batch).tolist() == unclipped(one, one).tolist()
     True
     """
-    checks.positive("log_linear", ceiling=ceiling)
     inner = as_coupled(trust_region)
 
     def loss(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
@@ -54,8 +56,9 @@ def log_linear(trust_region: TrustRegion | Coupled, ceiling: float = 2.0) -> Cou
             )
         fixed = jax.lax.stop_gradient(log_ratio)
         moved = batch.staleness / (batch.staleness + 1.0) * fixed
-        weights = jnp.minimum(exp_then_line(moved), ceiling)
-        return weights * inner.loss(log_ratio - moved, batch._replace(old_log_probs=batch.old_log_probs + moved))
+        between = batch.old_log_probs + moved
+        weights = correction(between, batch.old_log_probs, batch.mask)
+        return weights * inner.loss(log_ratio - moved, batch._replace(old_log_probs=between))
 
     return of_chosen(loss, inner.whole)
 

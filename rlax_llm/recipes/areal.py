@@ -2,7 +2,8 @@
 
 Rewards are normalized in the group and advantages once more over the batch's tokens. Its loss is the mean over tokens.
 With ``use_decoupled_loss`` the clip is around the policy that the update starts from, which is what every recipe does
-here with a correction, ``truncated_importance(ceiling=5)``; M2PO is ``second_moment_mask``.
+here with a correction, ``masked_importance(ceiling=5)``: a token beyond ``behav_imp_weight_cap`` is left out. M2PO is
+``second_moment_mask``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rlax_llm.core.types import Scored
 from rlax_llm.credit.batches import has_score
 from rlax_llm.credit.groups import check_rows, per_group, z_score
 from rlax_llm.policy import proximal, trust_regions
+from rlax_llm.policy.corrections import masked_importance
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.ratios import sequence_ratio
 from rlax_llm.policy.trust_regions import clip
@@ -93,9 +95,9 @@ def log_linear(eps: float = 0.2, ceiling: float = 5.0) -> Objective:
 
     Args:
         eps: ``eps_clip``.
-        ceiling: ``behav_imp_weight_cap``.
+        ceiling: ``behav_imp_weight_cap``; a token of a larger weight is left out.
 
     >>> log_linear().kl is None
     True
     """
-    return grpo()._replace(trust_region=proximal.log_linear(clip(eps), ceiling))
+    return grpo()._replace(trust_region=proximal.log_linear(clip(eps), masked_importance(ceiling=ceiling)))

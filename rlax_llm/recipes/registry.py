@@ -281,11 +281,23 @@ def by_kind() -> str:
     'a baseline from elsewhere: remax (2310.10505), spo (2509.13232), rae (2506.24119)'
     """
     known = recipes("group")
+    return "; ".join(f"{kind}: {', '.join(_told(known[name]) for name in names)}" for kind, names in KINDS.items())
 
-    def told(name: str) -> str:
-        return f"{name} ({known[name].paper})" if known[name].paper else name
 
-    return "; ".join(f"{kind}: {', '.join(map(told, names))}" for kind, names in KINDS.items())
+def with_papers(*families: Family) -> str:
+    """The names of these families with their papers, without other trainers' variants: what other helps say.
+
+    Args:
+        families: one or more.
+
+    >>> with_papers("unpaired")
+    'kto (2402.01306), bco (2404.04656), apo_zero (2408.06266)'
+    """
+    return ", ".join(_told(row) for name, row in recipes(*families).items() if ":" not in name)
+
+
+def _told(named: Named) -> str:
+    return f"{named.name} ({named.paper})" if named.paper else named.name
 
 
 def recipes(*families: Family) -> dict[str, Named]:

@@ -33,7 +33,7 @@ def models(tmp_path_factory) -> Path:
     for name, config in (("student", shape(16)), ("teacher", shape(32, qk_norm="head"))):
         write_model(place / name, config, decoder.init_decoder(config, jax.random.key(len(name))), TOKENIZER)
     other = Tokenizer.characters("ab" + ALPHABET)
-    config = shape(16, other.vocab_size)
+    config = shape(16, other.vocab_size)  # and without a new line
     write_model(place / "stranger", config, decoder.init_decoder(config, jax.random.key(1)), other)
     adapted = shape(16, lora=Lora(2, 4.0, ("q", "v")))
     adapter = jax.tree.map(lambda x: x + 0.1, init_adapter(adapted, jax.random.key(2)))
@@ -84,6 +84,8 @@ def test_what_a_teacher_said_teaches_as_the_teacher_does(models, tmp_path, capsy
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
     with pytest.raises(ValueError, match="the teacher that wrote it has another vocabulary than the student"):
         run(models, tmp_path / "no", str(file), recipe="forward_kl", model=str(models / "stranger"))
+    with pytest.raises(ValueError, match=f"teacher_top_k is 4, and .* holds {size} at each token; leave it out"):
+        run(models, tmp_path / "no", str(file), recipe="forward_kl", teacher_top_k=4)
     with pytest.raises(ValueError, match="recipe opd asks the teacher of the student's completions"):
         run(models, tmp_path / "no", str(file), recipe="opd")
 
@@ -97,9 +99,13 @@ def test_adapters_over_the_students_base_hold_it_once(models, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["sdft", "opsd", "sdpo"])
-def test_a_student_that_teaches_itself(models, tmp_path, recipe):
+def test_a_student_that_teaches_itself(models, tmp_path, recipe, capsys):
     lines = steps(run(models, tmp_path / "run", None, recipe=recipe, max_prompt_tokens=8))
     assert len(lines) == 2 and all("grad_norm" in line for line in lines)
+    # A row shows its answer always; no attempt of an untrained student is right, and then nothing is taught.
+    taught = recipe != "sdpo"
+    assert {(line["frac_hinted"] == 1, line["grad_norm"] > 0) for line in lines} == {(taught, taught)}
+    assert ("frac_hinted is 0" in capsys.readouterr().err) != taught
 
 
 def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
@@ -120,11 +126,28 @@ def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
         ({"recipe": "sdft"}, "distill: recipe sdft has no teacher but the student; leave teacher out"),
         ({"recipe": "gdk"}, "there is no recipe 'gdk'; did you mean 'gkd'"),
         ({"on_policy": 1.5, "recipe": "gkd"}, "on_policy is 1.5"),
-        ({"teacher_top_k": 4, "logit_bias": "3=1"}, "logit_bias is given with the likeliest tokens of a teacher"),
+        (
+            {"recipe": "gkd", "teacher_top_k": 4, "logit_bias": "3=1"},
+            "logit_bias is given with the likeliest tokens of a teacher",
+        ),
         ({"write_teacher": "x.json"}, "write_teacher is 'x.json', wanted a file that ends in .parquet"),
+        ({"teacher_top_k": 4}, "teacher_top_k is 4, and recipe opd reads the tokens that were drawn alone"),
+        ({"write_teacher": "none/x.parquet"}, "write_teacher is 'none/x.parquet', and its directory is not there"),
+        ({"write_teacher": "x.parquet", "temperature": 0.5}, "temperature is 0.5, and what a teacher says is written"),
+        ({"recipe": "opd_grpo", "data": ("bare",)}, "recipe opd_grpo reads the scores of completions, and data has"),
+        ({"recipe": "sdpo", "teacher": None, "group_size": 1}, "recipe sdpo compares .* group_size is 1; give at"),
+        ({"recipe": "opsd", "teacher": None, "data": ("bare",)}, "give rows with a column hint, completion or answer"),
     ],
 )
 def test_what_is_refused(models, tmp_path, given, message):
     named = {"teacher": "teacher"} | given
+    if "data" in given:
+        (tmp_path / "bare.jsonl").write_text("".join(f'{{"prompt": "1+{n}="}}\n' for n in range(16)))
+        named["data"] = (str(tmp_path / "bare.jsonl"),)
     with pytest.raises(ValueError, match=message):
         run(models, tmp_path / "run", **named)
+
+
+def test_an_answer_that_cannot_be_shown_is_told(models, tmp_path):
+    with pytest.raises(ValueError, match="the model has no tokens for what stands around an answer"):
+        run(models, tmp_path / "run", None, recipe="sdft", model=str(models / "stranger"))

@@ -19,6 +19,7 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.distilling import Reading, distilled_log_probs, row_top_tokens, teacher_log_probs
 from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.policy.weightings import token_mean
 from rlax_llm.recipes import distillation as recipes
 
 V, WIDTH, NEW, P, G = 7, 3, 4, 2, 2
@@ -118,6 +119,21 @@ def test_a_teacher_that_reads_the_students_prompts_is_one_that_reads_nothing_els
     assert_same(one[0], other[0])
     changed = drawn()._replace(completions=rows._replace(teacher=Reading(wider[0], jnp.ones_like(wider[1]))))
     assert abs(stepped(recipe(), changed)[1]["kl"] - other[1]["kl"]) > 1e-4
+
+
+@pytest.mark.parametrize("recipe", [recipes.opd, recipes.gkd])
+def test_what_the_teacher_has_no_hint_of_teaches_nothing(recipe):
+    """The gradient is that of the hinted rows, at the weights of all."""
+    rows = drawn().completions
+    hinted = jnp.array([True, False, True, False])
+    shown = Reading(rows.tokens, rows.valid)
+    some = stepped(recipe(), drawn()._replace(completions=rows._replace(teacher=shown._replace(hinted=hinted))))[0]
+    silent = recipe()._replace(
+        objective=recipe().objective._replace(weighting=lambda mask: hinted[:, None] * token_mean(mask))
+    )
+    assert_same(some, stepped(silent, drawn()._replace(completions=rows._replace(teacher=shown)))[0])
+    none = shown._replace(hinted=hinted & False)
+    assert_same(stepped(recipe(), drawn()._replace(completions=rows._replace(teacher=none)))[0], student())
 
 
 @pytest.mark.parametrize("recipe", [recipes.opd_grpo, recipes.minillm])

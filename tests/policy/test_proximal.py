@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.types import PolicyBatch
+from rlax_llm.policy.corrections import truncated_importance
 from rlax_llm.policy.coupled import as_coupled, gmpo
 from rlax_llm.policy.objectives import Objective, policy_loss
 from rlax_llm.policy.proximal import classify, future_kl, log_linear
@@ -78,7 +79,7 @@ def literal_log_linear(batch: PolicyBatch, eps: float, ceiling: float):
 
 def test_the_policy_between_is_on_the_line_from_the_sampler():
     batch = prepared()
-    value, slope = loss_and_slope(log_linear(clip(0.2), 1.5), batch)
+    value, slope = loss_and_slope(log_linear(clip(0.2), truncated_importance(ceiling=1.5)), batch)
     literal = literal_log_linear(batch, 0.2, 1.5)
     assert float(value) == pytest.approx(literal(np.asarray(batch.log_probs)), rel=1e-6)
     np.testing.assert_allclose(slope, slopes_of(literal, batch), atol=1e-6)
@@ -91,7 +92,10 @@ def test_of_fresh_tokens_it_is_the_trust_region_and_of_old_ones_cispo():
         pair = [loss_and_slope(term, fresh) for term in (log_linear(region), region)]
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), *pair)
     old = batch._replace(staleness=0 * batch.staleness + 1e12)
-    slopes = [loss_and_slope(term, old)[1] for term in (log_linear(clip(0.2), 1.5), cispo(ceiling=1.5))]
+    slopes = [
+        loss_and_slope(term, old)[1]
+        for term in (log_linear(clip(0.2), truncated_importance(ceiling=1.5)), cispo(ceiling=1.5))
+    ]
     np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-9)
 
 

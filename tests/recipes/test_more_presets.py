@@ -312,12 +312,14 @@ def test_presets_equal_their_transcriptions(name):
 
 
 def test_a_policy_on_the_line_is_areals():
-    """With every token two steps old: α is 2/3, and the weight is bounded by 5."""
+    """With every token two steps old: α is 2/3, and a token whose weight is beyond the bound is left out."""
     now, old, _, scores = prepared(1)
     credit, fixed = twice(scores), old + 2 / 3 * (now - old)
-    ratio, weight = np.exp(now - fixed), np.minimum(np.exp(fixed - old), 5.0)
+    ratio, weight = np.exp(now - fixed), np.exp(fixed - old)
+    weight[weight > 1.1] = 0
+    assert 0 < (weight[MASK] == 0).sum() < MASK.sum()
     wanted = (weight * np.maximum(-credit * ratio, -credit * np.clip(ratio, 0.8, 1.2)))[MASK].mean()
-    objective, mask = areal.log_linear(), jnp.asarray(MASK)
+    objective, mask = areal.log_linear(ceiling=1.1), jnp.asarray(MASK)
     arrays = map(jnp.asarray, (now, old, credit))
     batch = PolicyBatch(*arrays, mask, objective.weighting(mask), staleness=jnp.full(mask.shape, 2.0))
     assert float(policy_loss(objective, batch)[0]) == pytest.approx(wanted, abs=1e-6)

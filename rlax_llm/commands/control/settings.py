@@ -16,7 +16,7 @@ from rlax_llm.commands.settings import Settings
 from rlax_llm.envs.ids import ENVIRONMENT_NAMES
 from rlax_llm.host.tracking.registry import tracker_names
 from rlax_llm.recipes.building import parameters
-from rlax_llm.recipes.registry import Named, find, listed, recipes
+from rlax_llm.recipes.registry import Named, find, recipes, with_papers
 
 _POLICY_GRADIENT: dict[str, Any] = {
     "environments": 8,
@@ -114,7 +114,8 @@ _OUT_HELP = "Directory of the run: config.yaml, config.json, metrics.jsonl, curv
 _RESUME_HELP = f"Go on with an interrupted run from its directory, with its settings; {may_change(RUN_MAY_CHANGE)}."
 _CONFIG_HELP = "YAML or JSON file of settings, keys as the flags with underscores; flags given beside it win over it."
 _RECIPE_HELP = (
-    f"Algorithm: {listed('control')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an Objective."
+    f"Algorithm: {with_papers('control')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an "
+    "Objective."
 )
 _THEN = "tuned for recipe and environment"
 _LOOKS = 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ class DistillPhase(Phase):
         graded = source.judge is not None and source.judge.graded
         self.solved = source.task.solved if graded else None
         self.record = Recorder(learner, settings.sampling, self.solved, settings.rollout.group_size)
+        self.warned = False
 
     def init(self, params: Params) -> DistillationState:
         """State before the first step."""
@@ -135,12 +137,27 @@ class DistillPhase(Phase):
         left_out = _OF_SAMPLES if lesson.rollout is None else _OF_SAMPLES[-1:] if self.source.judge is None else ()
         told = {name: value for name, value in learned.items() if name not in left_out}
         told["on_policy"] = float(lesson.rollout is not None)
+        reading = lesson.batch.completions.teacher
+        if isinstance(reading, Reading):
+            told["frac_hinted"] = float(np.asarray(reading.hinted).mean())
+            self._warn(told["frac_hinted"])
         if lesson.rollout is None or lesson.scores is None:
             return told
         described = describe(lesson.rollout, lesson.scores, self.solved, lesson.layout[0])
         described |= self.source.drawing.tally.metrics()
         unknown = ("reward", "reward_std", "completions/unscored_ratio") if self.source.judge is None else ()
         return {name: value for name, value in described.items() if name not in unknown} | told
+
+    def _warn(self, hinted: float) -> None:
+        """Say once that a teacher knew no more than its student."""
+        if hinted or self.warned:
+            return
+        print(
+            "warning: distill: the teacher had nothing to read that the student had not, of any completion of a step "
+            "(frac_hinted is 0), so it taught nothing there. Further such steps are not reported.",
+            file=sys.stderr,
+        )
+        self.warned = True
 
     def _drawn(self, params: Params, index: int, key: jax.Array) -> Lesson:
         """Completions of the student."""
@@ -164,15 +181,17 @@ class DistillPhase(Phase):
     def _reading(self, rollout: Rollout, scores: Scores, prompting: Prompting) -> Reading:
         """What the teacher reads: its own prompts, and the completions of the rollout."""
         tokenizer, width = self.learner.tokenizer, rollout.prompt_width
+        hints = self._hints(rollout, scores, prompting)
         asked = [
             tokenizer.encode_prompt(row["prompt"] if hint is None else _with_hint(prompting, row["prompt"], hint))
-            for row, hint in zip(rollout.rows, self._hints(rollout, scores, prompting), strict=True)
+            for row, hint in zip(rollout.rows, hints, strict=True)
         ]
         columns = bucket(longest(asked))
         check_positions(columns + rollout.completions.tokens.shape[1] - width, self.teacher.config)
         tokens, valid = pad_left(asked, columns, tokenizer.pad_id)
         own = (np.asarray(x)[:, width:] for x in (rollout.completions.tokens, rollout.completions.valid))
-        return Reading(*(jnp.asarray(np.concatenate(pair, 1)) for pair in zip((tokens, valid), own, strict=True)))
+        read = (jnp.asarray(np.concatenate(pair, 1)) for pair in zip((tokens, valid), own, strict=True))
+        return Reading(*read, hinted=jnp.asarray([hint is not None for hint in hints]))
 
     def _hints(self, rollout: Rollout, scores: Scores, prompting: Prompting) -> list[str | None]:
         solved = [None if self.solved is None or np.isnan(x) else self.solved(float(x)) for x in scores.first]

@@ -26,7 +26,7 @@ from rlax_llm.data.teacher_rows import TeacherRow, read_teacher_rows
 from rlax_llm.host.progress import say
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.loading import load_model
-from rlax_llm.policy.distillation import Distillation
+from rlax_llm.policy.distillation import Attempt, Distillation, demonstration
 
 
 @on_machine
@@ -50,6 +50,7 @@ def run_distill(settings: DistillSettings) -> RunDirectory | None:
     teacher = _teacher(settings, learner)
     check_positions(settings.sampling.row_tokens, teacher.config)
     task = _task(settings, learner)
+    _check_hints(distillation, task, learner)
     judge = Judge(task.rewards) if task.rewards else None
     drawing = build_drawing(settings.sampling, settings.rollout, learner)
     source = Source(task, judge, drawing, _given(settings, distillation, learner, task))
@@ -76,6 +77,28 @@ def _task(settings: DistillSettings, model: Learner) -> Task:
     return told(file_task(task.data, task.reward, held, read))
 
 
+def _check_hints(distillation: Distillation, task: Task, learner: Learner) -> None:
+    """Raise where a teacher that is shown more could not read it, or would read the rows' own answers and none has
+    one."""
+    prompting = distillation.prompting
+    if prompting is None:
+        return
+    try:
+        learner.tokenizer.encode(prompting.write("", ""))
+    except ValueError as error:
+        raise ValueError(
+            f"distill: the model has no tokens for what stands around an answer that a teacher is shown, {error} Take "
+            "another model."
+        ) from error
+    if prompting.hints is not demonstration:
+        return
+    if not any(hint for row in task.train for hint in demonstration([Attempt(row, "")])):
+        raise ValueError(
+            "distill: the teacher reads an answer that the student does not, and no row has one; give rows with a "
+            "column hint, completion or answer."
+        )
+
+
 def _given(
     settings: DistillSettings, distillation: Distillation, learner: Learner, task: Task
 ) -> Sequence[DemonstrationTokens | TeacherRow]:
@@ -97,6 +120,9 @@ def _said(path: str, settings: DistillSettings, learner: Learner) -> list[Teache
             f"distill: temperature is {limits.temperature}, and {path} was written at {said.temperature}; leave "
             "temperature out."
         )
+    wanted = settings.teacher.teacher_top_k
+    if wanted and wanted != said.k:
+        raise ValueError(f"distill: teacher_top_k is {wanted}, and {path} holds {said.k} at each token; leave it out.")
     within = [
         row
         for row in rows

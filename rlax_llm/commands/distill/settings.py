@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rlax_llm.commands.defaults import model_defaults
@@ -19,7 +20,7 @@ from rlax_llm.commands.shared_settings import (
     TrainedModelSettings,
 )
 from rlax_llm.commands.task_settings import BuiltInSettings, HeldOutSettings
-from rlax_llm.recipes.registry import find, listed, recipes
+from rlax_llm.recipes.registry import find, recipes, with_papers
 
 _TEACHER_HELP = (
     "What is learned from: a model of any family with the student's tokenizer, as --model takes it; adapters (over the "
@@ -27,10 +28,12 @@ _TEACHER_HELP = (
     "--write-teacher made. sdft, opsd and sdpo have none: there the student teaches itself."
 )
 _RECIPE_HELP = (
-    f"Named way of distillation: {listed('distillation')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which "
-    "returns a Distillation."
+    f"Named way of distillation: {with_papers('distillation')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, "
+    "which returns a Distillation."
 )
 PARQUET = ".parquet"
+SCORED = ("opd_grpo", "sdpo")
+"""Recipes that compare a prompt's completions by their scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,8 @@ class TeacherSettings(Part):
             raise ValueError("write_teacher is given without a teacher that can be asked; give one.")
         if not self.write_teacher.endswith(PARQUET):
             raise ValueError(f"write_teacher is {self.write_teacher!r}, wanted a file that ends in {PARQUET}.")
+        if not Path(self.write_teacher).absolute().parent.is_dir():
+            raise ValueError(f"write_teacher is {self.write_teacher!r}, and its directory is not there; make it.")
 
     @property
     def is_stored(self) -> bool:
@@ -146,8 +151,7 @@ class DistillSettings(OnMachine):
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is chosen for the model; groups for the recipes that compare a prompt's completions."""
         chosen = model_defaults(cls.command, given)
-        grouped = given.get("recipe") in ("opd_grpo", "sdpo")
-        return {**chosen, "group_size": 8} if grouped else chosen
+        return {**chosen, "group_size": 8} if given.get("recipe") in SCORED else chosen
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,3 +169,22 @@ class DistillSettings(OnMachine):
             raise ValueError(f"recipe {self.teacher.recipe} has no teacher but the student; leave teacher out.")
         if not own and self.teacher.teacher is None and ":" not in self.teacher.recipe:
             raise ValueError("there is no teacher; give one.")
+        self._check_scores()
+        if self.teacher.write_teacher is not None and self.sampling.temperature != 1:
+            raise ValueError(
+                f"temperature is {self.sampling.temperature}, and what a teacher says is written at 1; leave it out."
+            )
+
+    def _check_scores(self) -> None:
+        """Raise where a recipe compares completions, and there are no scores or no two of a prompt."""
+        if self.teacher.recipe not in SCORED or self.teacher.write_teacher is not None:
+            return
+        if self.task.data is not None and self.task.reward is None:
+            raise ValueError(
+                f"recipe {self.teacher.recipe} reads the scores of completions, and data has none; give a reward."
+            )
+        if self.rollout.group_size < 2:
+            raise ValueError(
+                f"recipe {self.teacher.recipe} compares the completions of a prompt, and group_size is "
+                f"{self.rollout.group_size}; give at least 2."
+            )

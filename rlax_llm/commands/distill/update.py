@@ -50,7 +50,17 @@ def build_distillation(settings: DistillSettings) -> Distillation:
         raise ValueError("distill: there is no teacher; give one.")
     if teacher.teacher is not None and made.follows is not None:
         raise ValueError(f"distill: recipe {named.name} has no teacher but the student; leave teacher out.")
+    _check_top_tokens(settings, made, named.name)
     return made
+
+
+def _check_top_tokens(settings: DistillSettings, made: Distillation, name: str) -> None:
+    """Raise where nothing would read how many of a teacher's tokens are to be compared."""
+    k = settings.teacher.teacher_top_k
+    if k and made.divergence is None:
+        raise ValueError(
+            f"distill: teacher_top_k is {k}, and recipe {name} reads the tokens that were drawn alone; leave it out."
+        )
 
 
 class DistillUpdate:

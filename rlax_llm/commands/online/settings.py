@@ -19,11 +19,11 @@ from rlax_llm.commands.shared_settings import (
     TrainedModelSettings,
     WarmStartedRunSettings,
 )
-from rlax_llm.recipes.registry import find, listed, recipes
+from rlax_llm.recipes.registry import find, recipes, with_papers
 
 _RECIPE_HELP = (
-    f"Named way to learn: {listed('online')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns an "
-    "OnlinePairs or an OnlineGroups."
+    f"Named way to learn: {with_papers('online')}; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns "
+    "an OnlinePairs or an OnlineGroups."
 )
 _SIZES = {"online_dpo": (2, 0), "xpo": (1, 1), "nash_md": (1, 1), "a_star_po": (1, 8), "raft": (8, 0)}
 """Completions of a prompt that the policy draws, and its rival, where nobody says how many."""

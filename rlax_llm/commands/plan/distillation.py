@@ -127,7 +127,8 @@ def _drawn(settings: DistillSettings, update: DistillUpdate, sampler: Sampler) -
         asked = bucket(limits.max_prompt_tokens + limits.max_new_tokens)
         shape = (settings.rollout.rows, asked + limits.max_new_tokens)
         check_positions(shape[1], update.teacher.config)
-        rows = rows._replace(teacher=Reading(array(shape, jnp.int32), array(shape, jnp.bool_)))
+        read = array(shape, jnp.int32), array(shape, jnp.bool_), array(shape[:1], jnp.bool_)
+        rows = rows._replace(teacher=Reading(*read))
     scores = array((settings.rollout.batch_size, settings.rollout.group_size), jnp.float32)
     return Lesson(UPDATE, Groups(rows, scores), settings.rollout.group_size, asked)
 

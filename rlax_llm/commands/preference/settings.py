@@ -18,7 +18,7 @@ from rlax_llm.commands.shared_settings import (
     TrainedModelSettings,
 )
 from rlax_llm.commands.task_settings import NEW_LINE, HeldOutSettings, SeparatorSettings
-from rlax_llm.recipes.registry import find, listed, recipes
+from rlax_llm.recipes.registry import find, recipes, with_papers
 
 _PAIRS_HELP = (
     "Preference pairs: a .jsonl, .json (gzipped if wanted) or .parquet file, a data set's directory or its hub id, or "
@@ -80,9 +80,9 @@ class PairObjectiveSettings(ReferenceSettings):
 
     recipe: str = option(
         "dpo",
-        f"Named loss: {listed('preference', 'link')}; several of dpo's kin with weights: dpo:0.8,bco:0.2; another "
-        "trainer's variant as trl:cpo; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns a Preference "
-        "or a link.",
+        f"Named loss: {with_papers('preference', 'link')}; several of dpo's kin with weights: dpo:0.8,bco:0.2; "
+        "another trainer's variant as trl:cpo; or your own as MODULE:FUNCTION or FILE.py:FUNCTION, which returns a "
+        "Preference or a link.",
         metavar="RECIPE",
         values=tuple(recipes("preference", "link")),
     )
