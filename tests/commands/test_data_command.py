@@ -141,7 +141,7 @@ def test_labeled_steps_are_shown_where_each_is_judged(table, capsys):
     assert list(used) == encode_stepwise(Tokenizer.characters(ALPHABET), read_stepwise(path), "=")
     assert main(["data", path, "--use", "kto", "--step-separator", "="]) == 2
     assert (
-        "--step-separator is given with --use kto, whose completions are not read in steps" in capsys.readouterr().err
+        "--step-separator is given with use kto, whose completions are not read in steps" in capsys.readouterr().err
     )
 
 

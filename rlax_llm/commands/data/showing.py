@@ -20,7 +20,7 @@ from rlax_llm.models.tokenizer import Tokenizer
 _TOKENS = 400  # of a row that are shown
 _SHOWN = 48  # characters of a value
 _RED = ("red", "bold red")
-_LEARNED = dict.fromkeys(("rejected", "undesirable", "wrong step"), _RED)
+_LEARNED: dict[str, tuple[str, str]] = {"rejected": _RED, "undesirable": _RED, "wrong step": _RED}
 _GREEN = ("green", "bold green")
 _READ = ("dim", "dim")
 _PASSED = ("yellow", "yellow")

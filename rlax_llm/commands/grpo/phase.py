@@ -217,7 +217,7 @@ class GroupPhase(Phase):
         after, learned, advantages = learn()
         learned = finite(self.update.numbers(learned), f"step {index + 1}", self.update.lower)
         metrics = self._described(taken) | learned | counts | self.update.learning_rate(index)
-        metrics |= self._speeds(taken.rollout, clock) | self.drawing.tally.metrics()
+        metrics |= self._speeds(taken.rollout, clock)
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more
         self.taken = index + 1
@@ -266,7 +266,7 @@ class GroupPhase(Phase):
         """Of the parts of a step, and how much of the machine the update used in the seconds that it was under way."""
         busy, seconds = clock.update, clock.seconds()
         once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))
-        return speeds(rollout, seconds) | utilization(self.epochs * once, busy)
+        return speeds(rollout, seconds) | utilization(self.epochs * once, busy) | self.drawing.tally.metrics()
 
     def _described(self, taken: Taken) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None

@@ -177,7 +177,6 @@ class PpoPhase(Phase):
         learned = finite(named, f"step {index + 1}")
         seconds = {"rollout": rollout.seconds, "scoring": scoring, "update": time.perf_counter() - start - scoring}
         described = self._described(rollout, scores) | learned | self._speeds(rollout, seconds)
-        described |= self.drawing.tally.metrics()
         described["learning_rate"] = self._learning_rate(index)
         self.watch.step(described, index + 1)
         rows = self.drawing.sampling.records(rollout, scores, range(min(8, len(rollout.rows))))
@@ -211,7 +210,7 @@ class PpoPhase(Phase):
         policy = training_flops(self.models.policy.config, rollout.completions, shared)
         value = training_flops(self.models.value.config, rollout.completions, shared, scalar=True)
         flops = self.settings.learning.epochs * (policy + value)
-        return speeds(rollout, seconds) | utilization(flops, seconds["update"])
+        return speeds(rollout, seconds) | utilization(flops, seconds["update"]) | self.drawing.tally.metrics()
 
     def _learning_rate(self, index: int) -> float:
         """The policy's, whose schedule begins when the value model's warm-up has ended."""
