@@ -19,6 +19,7 @@ from rlax_llm.credit.shaping import informative, overlong_filter, soft_overlong_
 from rlax_llm.credit.token_returns import length_adaptive_trace
 from rlax_llm.loops.averages import averaging
 from rlax_llm.loops.curriculum import by_pass_rate
+from rlax_llm.loops.partial import partial_sampling
 from rlax_llm.loops.process import process_loop
 from rlax_llm.loops.references import moved
 from rlax_llm.loops.replay import replayed
@@ -211,7 +212,12 @@ def supervised():
         yield row(f"`{loss}`", paper, f"`{describe(paid.trust_region)}`", f"`{paid.kl_coef:g}`")
 
 
-# What stands beside any of the above, its function, and the flag that gives it; none where it takes a program.
+_OF_STATES = (
+    "in a program: turns with the command line's tools come from no state that another completion may meet too, and "
+    "are paid nothing of their own"
+)
+
+# What stands beside any of the above, its function, and the flag that gives it, or why it takes a program.
 PARTS = {
     "TIS": (corrections.truncated_importance, "`grpo --correction token`"),
     "IcePop": (corrections.masked_importance, "`grpo --correction mask`"),
@@ -225,9 +231,10 @@ PARTS = {
     "dynamic sampling": (informative, "`grpo --dynamic-rounds`"),
     "replay of informative groups": (replayed, "`grpo --replay`"),
     "curriculum by pass rate": (by_pass_rate, "`grpo --curriculum`"),
+    "partial rollouts": (partial_sampling, "`grpo --partial-rollouts`"),
     "process supervision": (process_supervision, "`grpo --step-reward`"),
     "process reward model": (process_loop, "`reward --process`"),
-    "GiGPO": (step_wise, ""),
+    "GiGPO": (step_wise, _OF_STATES),
     "length-adaptive λ": (length_adaptive_trace, "`ppo --recipe vapo`"),
     "WPO": (on_policy, "`dpo --wpo`"),
     "LD-DPO": (desensitize_length, "`dpo --tail-coef`"),
@@ -245,7 +252,7 @@ def parts():
         number = re.search(r"arXiv\s(\d{4}\.\d{5})", text)
         paper = f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else ""
         place = f"rl.{function.__module__.split('.')[1]}.{function.__name__}"
-        yield row(name, paper, f"`{place}`", " ".join(text.split("\n\n")[0].split()), flag or "in a program")
+        yield row(name, paper, f"`{place}`", " ".join(text.split("\n\n")[0].split()), flag)
 
 
 def page():
