@@ -51,10 +51,15 @@ than in transformers, because a policy's log-probabilities must be one function 
 
 A token passes the experts that it is sent to and no other: tokens are sorted by expert, and multiplied with
 `jax.lax.ragged_dot`, or on a CPU in blocks of one expert (`benchmarks/experts.py`). Under a mesh the axis `tensor`
-holds each device's own experts. The router is trained with the rest and without a loss that balances it. Experts keep
-the format that is computed in, whatever `--sampler-dtype` says of other matrices, and `--base-dtype` refuses blocks for
-them. Sampler and learner route by their own numbers: a token whose experts are as good as equal may go another way in
-a sampler of less precision, which `sampler/…` metrics show and the correction weighs.
+holds each device's own experts. The router is trained with the rest; `--router-aux-coef C` adds transformers'
+load-balancing loss to what any command minimizes, of shares over all layers and the whole batch: where a step is taken
+in micro-batches a pass counts before it. `--router-z-coef C` adds the z-loss. Not given, C is the model's own
+`router_aux_loss_coef` where its config has `output_router_logits`, as transformers decides; TRL takes the coefficient
+without asking that. `router/load_max` (the largest share that an expert of a layer has over an equal one),
+`router/entropy` (nats), `router/aux_loss` (k where all experts have alike) and `router/z_loss` are told either way.
+Experts keep the format that is computed in, whatever `--sampler-dtype` says of other matrices, and `--base-dtype`
+refuses blocks for them. Sampler and learner route by their own numbers: a token whose experts are as good as equal may
+go another way in a sampler of less precision, which `sampler/…` metrics show and the correction weighs.
 
 ## Attention sinks
 

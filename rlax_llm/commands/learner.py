@@ -17,7 +17,7 @@ from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.generation.engine import for_sampling
 from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.blocks import dequantized, is_quantized
-from rlax_llm.models.config import DecoderConfig, Lora
+from rlax_llm.models.config import Balance, DecoderConfig, Lora
 from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.huggingface_config import NOWHERE, Origin, scalar_fields
@@ -169,8 +169,9 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
         seed: draws the adapters.
 
     Raises:
-        ValueError: targets that the decoder does not have.
+        ValueError: targets that the decoder does not have, or a coefficient of routers that it does not have.
     """
+    model = model._replace(config=_balanced(settings, model))
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = tuple(name.strip() for name in settings.lora_targets.split(","))
@@ -178,6 +179,24 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)
     return Learner(settings.model, config, adapter, model.params, model.tokenizer, model.origin)
+
+
+def _balanced(settings: TrainedModelSettings, model: LanguageModel) -> DecoderConfig:
+    """The model's shape with what training adds to its loss for the routers, where it has any."""
+    experts = model.config.experts
+    if experts is None:
+        for name in ("router_aux_coef", "router_z_coef"):
+            if getattr(settings, name):
+                raise ValueError(
+                    f"{name} is {getattr(settings, name)} and {settings.model} is no mixture of experts; leave it out."
+                )
+        return model.config
+    aux_coef = settings.router_aux_coef
+    if aux_coef is None:
+        config = model.origin.config
+        aux_coef = float(config.get("router_aux_loss_coef", 0.0)) if config.get("output_router_logits") else 0.0
+    balance = Balance(aux_coef, settings.router_z_coef)
+    return dataclasses.replace(model.config, experts=dataclasses.replace(experts, balance=balance))
 
 
 def scalar_learner(
@@ -197,6 +216,7 @@ def scalar_learner(
     scalar_fields(model.config, model.origin)  # what cannot be written is not trained
     params = model.params
     params = params if "score" in params else init_scalar(params, jax.random.key(seed), initial)
+    settings = dataclasses.replace(settings, router_aux_coef=0.0, router_z_coef=0.0)  # a score balances no router
     learner = language_learner(settings, model._replace(params=params), seed)
     if learner.frozen is None:
         return learner

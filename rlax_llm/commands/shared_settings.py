@@ -93,6 +93,13 @@ class TrainedModelSettings(ModelSettings):
     lora_targets: str = option(_PROJECTIONS, "Projections that have an adapter, as q,v.", metavar="NAMES")
 
     rslora: bool = option(False, "An adapter counts alpha / √rank times, so that a high rank learns as fast (rsLoRA).")
+    router_aux_coef: float | None = option(
+        None,
+        "Weight of the loss that shares tokens out over the experts of a mixture: of transformers' one, over all "
+        "layers, exact in micro-batches.",
+        "the model's router_aux_loss_coef where its config has output_router_logits, else 0",
+    )
+    router_z_coef: float = option(0.0, "Weight of the mean squared log-normalizer of a mixture's routers (z-loss).")
     dora: bool = option(False, "Adapters turn the columns of a matrix, and learn their lengths apart (DoRA).")
 
     @property
@@ -116,7 +123,7 @@ class TrainedModelSettings(ModelSettings):
 
     def check(self) -> None:
         """Check the ranges."""
-        at_least(self, 0, "lora_rank")
+        at_least(self, 0, "lora_rank", "router_aux_coef", "router_z_coef")
         if self.lora_rank:
             above_zero(self, "lora_alpha")
             return

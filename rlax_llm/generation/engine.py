@@ -409,7 +409,7 @@ def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, stat
         attend = _attend_to_cache(
             config, prompt.segments(index), Segment(*own, places.own), reach_of(places.query), column
         )
-        x, cache = apply(layer, x, positions, attend, kind_of(config, index))
+        x, cache, _ = apply(layer, x, positions, attend, kind_of(config, index))
         caches.append(cache)
     return norm(config, params["norm"], x[:, 0]), tuple(caches)
 

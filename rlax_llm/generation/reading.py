@@ -96,7 +96,8 @@ def _at_once(config: DecoderConfig, params: Params, tokens: jax.Array, valid: ja
     attend = causal(config, valid)
 
     def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, Stacked]:
-        return apply(layer, x, positions, attend, kind)
+        x, held, _ = apply(layer, x, positions, attend, kind)
+        return x, held
 
     x, caches = layer_scan(config, params, step, embedding(config, params, tokens), False)
     return x[:, -1], caches
@@ -191,7 +192,7 @@ def _columns(
     def layer(x: jax.Array, of: tuple) -> tuple[jax.Array, Stacked]:
         weights, kind, keys, values, *common = of
         attend = _behind(config, tuple(common), Segment(keys, values, known), places)
-        x, (new_keys, new_values) = apply(weights, x, jnp.maximum(places, 0), attend, kind)
+        x, (new_keys, new_values), _ = apply(weights, x, jnp.maximum(places, 0), attend, kind)
         keys = put(keys, new_keys, there[:, None, None], -1)
         return x, (keys, put(values, new_values, there[:, None, :, None], -2))
 

@@ -165,7 +165,7 @@ def _forward(
     caches = []
     for index, (layer, own) in enumerate(zip(params["layers"], cache, strict=True)):
         attend = _attend(config, prompt.segments(index), own, read)
-        x, grown = apply(layer, x, positions, attend, kind_of(config, index))
+        x, grown, _ = apply(layer, x, positions, attend, kind_of(config, index))
         caches.append(grown)
     return norm(config, params["norm"], x), tuple(caches)
 

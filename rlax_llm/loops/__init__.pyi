@@ -3,6 +3,7 @@
 # Written by docs/write_stubs.py; a test compares.
 
 from rlax_llm.loops import averages as averages
+from rlax_llm.loops import balance as balance
 from rlax_llm.loops import collect as collect
 from rlax_llm.loops import control as control
 from rlax_llm.loops import curriculum as curriculum

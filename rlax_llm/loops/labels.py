@@ -20,6 +20,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, LabeledCompletions, Metrics, Params
+from rlax_llm.loops.balance import Routers, router_metrics, routers
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
 from rlax_llm.models.scoring import LogProbs
@@ -165,16 +166,16 @@ def _label_means(sums: Metrics) -> Metrics:
     return means | {"margin": means["desirable_reward"] - means["undesirable_reward"]}
 
 
-def _label_terms(log_probs: LogProbs, unpaired: Unpaired) -> Callable[..., tuple[jax.Array, Metrics]]:
-    """``(params, rows, reference point) → (loss, metrics)``, all of them sums over the rows."""
+def _label_terms(unpaired: Unpaired) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """``(log-probabilities, params, rows, reference point) → (loss, metrics)``, all of them sums over the rows."""
 
-    def loss(params: Params, rows: tuple, point: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(routed: Routers, params: Params, rows: tuple, point: jax.Array) -> tuple[jax.Array, Metrics]:
         taken, ref_log_probs, desirable, weights, uniform = rows
-        current, entropy = log_probs(params, taken)
+        (current, entropy), cost, told = routed(params, taken)
         responses = Responses(current, taken.mask, ref_log_probs)
         value, _ = unpaired_loss(unpaired, LabeledBatch(responses, desirable, weights), point)
-        metrics = {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
-        return value, jax.lax.stop_gradient(metrics | _label_sums(unpaired.reward, responses, desirable))
+        metrics = {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()} | told
+        return value + cost, jax.lax.stop_gradient(metrics | _label_sums(unpaired.reward, responses, desirable))
 
     return loss
 
@@ -248,7 +249,7 @@ def label_loop(
     checks.not_negative("label_loop", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     needs_reference = reads_reference(unpaired.reward)
     compared = _with_memory(reference_point)
-    loss = _label_terms(log_probs, unpaired)
+    loss = _label_terms(unpaired)
 
     def init(params: Params) -> LabelState:
         start = initial_state(optimizer, params)
@@ -287,10 +288,14 @@ def label_loop(
         )
         weights = label_mean(own.mask, desirable, desirable_weight, undesirable_weight)
         learned = (own, ref, desirable, weights, token_mean(own.mask))
+        routed = routers(log_probs, join_trees(state.params, frozen), own, micro_batches)
         gradient, sums = summed_gradient(
-            lambda params, rows: loss(join_trees(params, frozen), rows, point), state.params, learned, micro_batches
+            lambda params, rows: loss(routed, join_trees(params, frozen), rows, point),
+            state.params,
+            learned,
+            micro_batches,
         )
-        metrics |= _label_means(sums) | {"reference": point}
+        metrics |= _label_means(router_metrics(sums)) | {"reference": point}
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
         now, told = descend(optimizer, start, gradient)
         return LabelState(params=now.params, opt_state=now.opt_state, step=now.step, memory=memory), metrics | told

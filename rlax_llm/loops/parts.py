@@ -141,11 +141,33 @@ def summed_gradient(
         ValueError: at trace time, for rows that micro-batches do not divide.
     """
     gradient = jax.grad(loss, has_aux=True)
+    return summed(lambda rows: gradient(params, rows), batch, micro_batches, valid, widths)
+
+
+def summed(
+    function: Callable[[Any], Any],
+    batch: Any,
+    micro_batches: int,
+    valid: jax.Array | None = None,
+    widths: tuple[int, ...] = (),
+) -> Any:
+    """The sum over a batch's parts of what a function makes of each, as ``summed_gradient`` takes them.
+
+    Args:
+        function: of some rows, to any pytree of sums over them.
+        batch: arrays with the rows on axis 0.
+        micro_batches: divides the number of rows.
+        valid: ``[B, T]`` bool; read with widths alone.
+        widths: columns that a part is computed in; of none the rows stay as they are.
+
+    >>> float(summed(jnp.sum, jnp.arange(4.0), 2))
+    6.0
+    """
     if not widths:
-        return _added(lambda rows: gradient(params, rows), batch, micro_batches)
+        return _added(function, batch, micro_batches)
     assert valid is not None
     rows, _ = _sorted((batch, valid), valid, micro_batches)
-    return _added(_narrowed(lambda rows: gradient(params, rows), widths), rows, micro_batches)
+    return _added(_narrowed(function, widths), rows, micro_batches)
 
 
 def _added(function: Callable[[Any], Any], batch: Any, micro_batches: int) -> Any:

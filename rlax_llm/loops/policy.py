@@ -17,6 +17,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
+from rlax_llm.loops.balance import router_metrics, routers
 from rlax_llm.loops.minibatches import lost_share, optimizer_step
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, widths_of
 from rlax_llm.models.distilling import Distilled
@@ -185,7 +186,7 @@ PolicyUpdate = Callable[[TrainState, CreditedCompletions, Params | None, float |
 def policy_update(
     log_probs: LogProbs, objective: Objective, optimizer: optax.GradientTransformation, micro_batches: int = 1
 ) -> PolicyUpdate:
-    """One optimizer step on ``policy_loss − entropy_coef · mean entropy of a token``.
+    """One optimizer step on ``policy_loss − entropy_coef · mean entropy of a token``, and what routers cost.
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats; with ``by_length`` the rows
@@ -216,23 +217,25 @@ def policy_update(
         uniform = token_mean(batch.completions.mask)
         sums = weights, uniform, reweigh(uniform, batch)
         own = term_weights(objective.terms, learned_batch(batch))
+        routed = routers(log_probs, join_trees(state.params, frozen), batch.completions, micro_batches)
 
         def loss(params: Params, part: tuple[CreditedCompletions, Any, Any]) -> tuple[jax.Array, Metrics]:
             rows, (weights, uniform, reweighted), own = part
             taken = rows.completions
-            current, entropy, *further = log_probs(join_trees(params, frozen), taken)
+            (current, entropy, *further), cost, told = routed(join_trees(params, frozen), taken)
             learned = learned_batch(rows)._replace(log_probs=current, entropy=entropy)
             learned = learned._replace(divergence=further[0]) if further else learned
             learned = learned._replace(weights=weights, uniform=uniform, reweighted=reweighted, terms=own)
             value, metrics = policy_loss(objective, learned)
             entropy = jnp.where(taken.mask, uniform * entropy, 0.0).sum()
-            return value - entropy_coef * entropy, metrics | {"entropy": jax.lax.stop_gradient(entropy)}
+            told |= {"entropy": jax.lax.stop_gradient(entropy)}
+            return value - entropy_coef * entropy + cost, metrics | told
 
         rows = (batch._replace(factors=None), sums, own)
         valid = batch.completions.valid if widths else None
         gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches, valid, widths)
         state, told = descend(optimizer, state, gradient)
-        return state, metrics | told
+        return state, router_metrics(metrics) | told
 
     return update
 
@@ -367,6 +370,7 @@ def supervised_loop(
         credited = CreditedCompletions(batch._replace(log_probs=jnp.zeros(shape)), jnp.ones(shape))
         state, metrics = update(state, credited, frozen, 0.0)
         told = {name: metrics[name] for name in ("entropy", "kl", "grad_norm", "lost_updates") if name in metrics}
+        told |= {name: value for name, value in metrics.items() if name.startswith("router/")}
         held = 0.0 if anchor is None else anchor.coef * metrics["kl"]
         return state, {"loss": metrics["policy_loss"] + held} | told
 

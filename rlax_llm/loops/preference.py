@@ -18,6 +18,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params
+from rlax_llm.loops.balance import Routers, router_metrics, routers
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
 from rlax_llm.models.scoring import LogProbs
@@ -95,13 +96,13 @@ def _total(responses: Responses) -> jax.Array:
     return log_prob()(responses.log_probs, None, responses.mask)
 
 
-def _pair_terms(log_probs: LogProbs, preference: Preference) -> Callable[[Params, tuple], tuple[jax.Array, Metrics]]:
-    """``(params, rows) → (loss, metrics)``, all of them sums over the rows."""
+def _pair_terms(preference: Preference) -> Callable[[Routers, Params, tuple], tuple[jax.Array, Metrics]]:
+    """``(log-probabilities, params, rows) → (loss, metrics)``, all of them sums over the rows."""
     sides = _sides(rows_of_pair(preference))
 
-    def loss(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
+    def loss(routed: Routers, params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:
         taken, ref_log_probs, weights, margins, explored, token_weights, uniform = rows
-        current, entropy, *further = log_probs(params, taken)
+        (current, entropy, *further), cost, told = routed(params, taken)
         agreeing = further[0] if further else None
         chosen, rejected, *gold = (_responses(taken, current, ref_log_probs, side, agreeing) for side in sides)
         third = gold[0] if gold else None
@@ -109,8 +110,8 @@ def _pair_terms(log_probs: LogProbs, preference: Preference) -> Callable[[Params
         value, metrics = preference_loss(preference, pairs)
         metrics |= {"loss": value, "entropy": jnp.where(taken.mask, uniform * entropy, 0.0).sum()}
         metrics |= {"chosen_log_prob": (weights * _total(chosen)).sum()}
-        metrics |= {"rejected_log_prob": (weights * _total(rejected)).sum()}
-        return value, jax.lax.stop_gradient(metrics)
+        metrics |= {"rejected_log_prob": (weights * _total(rejected)).sum()} | told
+        return value + cost, jax.lax.stop_gradient(metrics)
 
     return loss
 
@@ -182,7 +183,7 @@ def preference_loop(
     _check_link("preference_loop", preference.link, micro_batches)
     _check_factors(preference)
 
-    loss = _pair_terms(log_probs, preference)
+    loss = _pair_terms(preference)
 
     def step(
         state: TrainState,
@@ -209,11 +210,12 @@ def preference_loop(
         token_weights = token_weighting(_likely_mask(preference, completions, batch.explored))
         of_pairs = (weights, batch.margins, batch.explored, token_weights)
         rows = (completions, ref_log_probs, *of_pairs, token_mean(completions.mask))
+        routed = routers(log_probs, join_trees(state.params, frozen), completions, micro_batches)
         gradient, metrics = summed_gradient(
-            lambda params, rows: loss(join_trees(params, frozen), rows), state.params, rows, micro_batches
+            lambda params, rows: loss(routed, join_trees(params, frozen), rows), state.params, rows, micro_batches
         )
         state, told = descend(optimizer, state, gradient)
-        return state, metrics | told
+        return state, router_metrics(metrics) | told
 
     return partial(initial_state, optimizer), step
 

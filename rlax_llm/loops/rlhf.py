@@ -20,6 +20,7 @@ from rlax_llm.core.masked import masked_mean
 from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch, ScoredCompletions
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
+from rlax_llm.loops.balance import Routers, router_metrics, routers
 from rlax_llm.loops.minibatches import Passes, epochs, lost_share, optimizer_step
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
 from rlax_llm.loops.policy import Loop, learned_batch, reference_log_probs
@@ -166,13 +167,13 @@ def _value_terms(learning: RlhfLearning, rows: Experience, values: jax.Array, we
     return total, {"value_loss": total, "value_clip_fraction": (weights[1] * held).sum()}
 
 
-def _loss(loop: _Loop, frozen: Params | None) -> Callable:
+def _loss(loop: _Loop, frozen: Params | None, routed: Routers) -> Callable:
     """``(params, (rows, weights)) → (loss, metrics)``, all of them sums over the rows."""
 
     def loss(params: Params, part: tuple[Experience, tuple]) -> tuple[jax.Array, Metrics]:
         rows, weights = part
         models, old = join_trees(params, frozen), rows.completions.log_probs
-        current, entropy = loop.log_probs(models["policy"], rows.completions)
+        (current, entropy), cost, told = routed(models["policy"], rows.completions)
         batch = rows.learned()._replace(log_probs=current, entropy=entropy)
         batch = batch._replace(weights=weights[0], uniform=weights[1], terms=weights[2])
         total, metrics = policy_loss(loop.objective, batch)
@@ -184,21 +185,28 @@ def _loss(loop: _Loop, frozen: Params | None) -> Callable:
 
         beyond = jnp.expm1(jnp.where(rows.mask, current - old, 0.0))  # the ratio less 1: its spread loses no digits
         metrics |= {"entropy": by_token(entropy), "approx_kl": by_token(k2(current, old))} | value_metrics
-        metrics |= {"ratio": by_token(beyond), "ratio_var": by_token(jnp.square(beyond))}
-        return total + loop.learning.value_coef * value_loss, jax.lax.stop_gradient(metrics)
+        metrics |= {"ratio": by_token(beyond), "ratio_var": by_token(jnp.square(beyond))} | told
+        return total + cost + loop.learning.value_coef * value_loss, jax.lax.stop_gradient(metrics)
 
     return loss
 
 
+def _gradient(loop: _Loop, frozen: Params | None, params: Params, rows: Experience) -> tuple[Params, Metrics]:
+    """Of a minibatch, and its metrics."""
+    parts, policy = loop.learning.micro_batches, join_trees(params, frozen)["policy"]
+    loss = _loss(loop, frozen, routers(loop.log_probs, policy, rows.completions, parts))
+    own = term_weights(loop.objective.terms, rows.learned())
+    part = (rows, (loop.objective.weighting(rows.mask), token_mean(rows.mask), own))
+    gradient, metrics = summed_gradient(loss, params, part, parts)
+    return gradient, router_metrics(metrics)
+
+
 def _descent(loop: _Loop, frozen: Params | None, warming: jax.Array) -> Callable:
     """``((params, opt_state), rows) → …``, one optimizer step of each model; while ``warming`` of the value alone."""
-    loss = _loss(loop, frozen)
 
     def minibatch(now: tuple, rows: Experience) -> tuple[tuple, Metrics]:
         params, opt_state = now
-        own = term_weights(loop.objective.terms, rows.learned())
-        part = (rows, (loop.objective.weighting(rows.mask), token_mean(rows.mask), own))
-        gradient, metrics = summed_gradient(loss, params, part, loop.learning.micro_batches)
+        gradient, metrics = _gradient(loop, frozen, params, rows)
         moved = {}
         for name in MODELS:
             moved[name] = optimizer_step(loop.optimizers[name], gradient[name], params[name], opt_state[name])

@@ -7,7 +7,7 @@ __getattr__, __dir__ = lazy_face(
     {
         "adapter_files": ("read_adapter", "write_adapter"),
         "actor_critic": ("ActorCritic", "perceptron", "policy_from_apply", "recurrent"),
-        "config": ("Clamped", "DecoderConfig", "Experts", "Lora"),
+        "config": ("Balance", "Clamped", "DecoderConfig", "Experts", "Lora"),
         "decoder": ("init_decoder", "logits"),
         "distilling": (
             "Reading",

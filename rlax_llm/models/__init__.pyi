@@ -49,6 +49,7 @@ from rlax_llm.models.actor_critic import policy_from_apply as policy_from_apply
 from rlax_llm.models.actor_critic import recurrent as recurrent
 from rlax_llm.models.adapter_files import read_adapter as read_adapter
 from rlax_llm.models.adapter_files import write_adapter as write_adapter
+from rlax_llm.models.config import Balance as Balance
 from rlax_llm.models.config import Clamped as Clamped
 from rlax_llm.models.config import DecoderConfig as DecoderConfig
 from rlax_llm.models.config import Experts as Experts

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from rlax_llm.core.checks import at_least_one, positive
+from rlax_llm.core.checks import at_least_one, not_negative, positive
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.models.ropes import LongRope, Rope, RopeScaling
 
@@ -73,6 +73,18 @@ class Lora:
         return self.alpha * (math.sqrt(rank / self.rank) if self.stabilized else rank / self.rank)
 
 
+class Balance(NamedTuple):
+    """What a training step adds to its loss for a router, and that it tells how tokens are shared out.
+
+    Attributes:
+        aux_coef: ≥ 0, of ``balance_loss``.
+        z_coef: ≥ 0, of the mean squared log-normalizer of a router's logits (arXiv 2202.08906).
+    """
+
+    aux_coef: float = 0.0
+    z_coef: float = 0.0
+
+
 @dataclass(frozen=True)
 class Clamped:
     """What an expert does with its gate and its up projection, in place of ``activation(gate) · up`` (gpt-oss).
@@ -107,6 +119,7 @@ class Experts:
         shared: the decoder's own MLP, of ``intermediate_size``, is added, times the sigmoid of a gate (Qwen2-MoE).
         biased: the router and the projections of the experts have biases (gpt-oss).
         clamped: their hidden numbers are clamped (gpt-oss); None is the decoder's activation.
+        balance: what training adds to its loss for the router; None adds and tells nothing.
 
     >>> Experts(4, 5, 8)
     Traceback (most recent call last):
@@ -120,9 +133,11 @@ class Experts:
     shared: bool = False
     biased: bool = False
     clamped: Clamped | None = None
+    balance: Balance | None = None
 
     def __post_init__(self) -> None:
         at_least_one("Experts", count=self.count, per_token=self.per_token, width=self.width)
+        not_negative("Experts", **(Balance() if self.balance is None else self.balance)._asdict())
         if self.per_token > self.count:
             raise ValueError(f"Experts: per_token is {self.per_token}, wanted at most count {self.count}.")
 

@@ -33,7 +33,17 @@ from rlax_llm.models.attention import rotary
 from rlax_llm.models.blocks import Blocks, blocks_product
 from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.dora import column_shares
-from rlax_llm.models.experts import Biases, Weights, clamped, gated_by, mixture, route
+from rlax_llm.models.experts import (
+    Biases,
+    Load,
+    Routed,
+    Weights,
+    clamped,
+    gated_by,
+    load_of,
+    mixture,
+    route,
+)
 from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
 from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
@@ -42,6 +52,8 @@ from rlax_llm.models.segments import EVERYTHING, Segment, Window, places_of, pos
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Window, jax.Array | None], tuple[jax.Array, Any]]
 """``(queries, keys, values, window, sinks) → (mixed values, what is carried)``."""
+Send = Callable[[jax.Array], tuple[Routed, Any]]
+"""``router's logits [B, S, E] → (where tokens go, what is carried)``."""
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -138,7 +150,10 @@ def _multiplied(x: jax.Array, weight: Matrix | Blocks) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """Attention and gated MLP with their norms. ``attend`` decides which keys a query reads, and what to carry."""
+    """Attention and gated MLP with their norms. ``attend`` decides which keys a query reads, and what to carry.
+
+    So does ``send`` of the experts that a token is sent to.
+    """
 
     router: nnx.Param
     shared_gate: nnx.Param
@@ -149,22 +164,25 @@ class Block(nnx.Module):
         for name, (_, *shape) in _layer_shapes(config).items():
             setattr(self, name, nnx.Param(_initial(rngs, name, tuple(shape), config.norm_offset)))
 
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind) -> tuple[jax.Array, Any]:
-        """Map ``x [B, S, D]`` at ``positions [B, S]`` to the next residual stream and what ``attend`` carries."""
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind, send: Send
+    ) -> tuple[jax.Array, Any, Any]:
+        """Map ``x [B, S, D]`` at ``positions [B, S]`` to the next residual stream and what is carried of each."""
         attended, carried = self.attend(self.normed("attention_norm", x), positions, attend, kind)
         x = self.added(x, "attention_post_norm", self.project("o", attended))
         h = self.normed("mlp_norm", x)
-        found = self.mlp(h) if self.config.experts is None else self.mixed(h, self.config.experts)
-        return spread(self.added(x, "mlp_post_norm", found), ROWS), carried
+        experts = self.config.experts
+        found, sent = (self.mlp(h), None) if experts is None else self.mixed(h, experts, send)
+        return spread(self.added(x, "mlp_post_norm", found), ROWS), carried, sent
 
     def mlp(self, h: jax.Array) -> jax.Array:
         """The gated MLP."""
         gated = ACTIVATION[self.config.activation](self.project("gate", h)) * self.project("up", h)
         return self.project("down", gated)
 
-    def mixed(self, h: jax.Array, experts: Experts) -> jax.Array:
-        """The mixture of experts, and the MLP that all tokens share."""
-        routed = route(self.plus_bias("router", linear(h, self.router[...]), experts.biased), experts)
+    def mixed(self, h: jax.Array, experts: Experts, send: Send) -> tuple[jax.Array, Any]:
+        """The mixture of experts, and the MLP that all tokens share; and what ``send`` carries."""
+        routed, sent = send(self.plus_bias("router", linear(h, self.router[...]), experts.biased))
         names = ("gate", "up", "down")
         weights = Weights(*(getattr(self, f"expert_{name}")[...] for name in names))
         if experts.biased:
@@ -173,8 +191,8 @@ class Block(nnx.Module):
         gated = clamped(experts.clamped) if experts.clamped else gated_by(ACTIVATION[self.config.activation])
         found = mixture(h, routed, weights, gated)
         if not experts.shared:
-            return found
-        return found + jax.nn.sigmoid(linear(h, self.shared_gate[...])) * self.mlp(h)
+            return found, sent
+        return found + jax.nn.sigmoid(linear(h, self.shared_gate[...])) * self.mlp(h), sent
 
     def normed(self, name: str, x: jax.Array) -> jax.Array:
         """The norm of a name, where this decoder has it."""
@@ -250,7 +268,9 @@ def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...], norm_offset: flo
 
 @lru_cache
 def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
-    """``init(key)`` and ``apply(params, x, positions, attend, kind)`` of one layer; a kind of None is the first one's.
+    """``init(key)`` and ``apply(params, x, positions, attend, kind, send)`` of one layer.
+
+    A kind of None is the first layer's; a ``send`` of None takes the router's choice, and carries nothing.
 
     Raises:
         ValueError: at trace time, where ``params`` are not the layer's, such as an adapter without ``config.lora``.
@@ -258,15 +278,42 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
     init, apply = pure_functions(lambda rngs: Block(config, rngs))
     wanted = set(_layer_shapes(config))
 
-    def checked(params: Params, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind | None = None) -> Any:
+    def checked(
+        params: Params,
+        x: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        kind: Kind | None = None,
+        send: Send | None = None,
+    ) -> Any:
         if params.keys() != wanted:
             raise ValueError(
                 f"decoder: the layers lack {sorted(wanted - params.keys())} and have {sorted(params.keys() - wanted)} "
                 f"beside what a config with lora {config.lora} wants; join the adapter, or merge it and take lora out."
             )
-        return apply(params, x, positions, attend, kind_of(config, 0) if kind is None else kind)
+        kind = kind_of(config, 0) if kind is None else kind
+        return apply(params, x, positions, attend, kind, sending(config) if send is None else send)
 
     return init, checked
+
+
+def sending(config: DecoderConfig, counted: jax.Array | None = None) -> Send:
+    """Tokens go where the router sends them.
+
+    Args:
+        config: shapes.
+        counted: ``[B, S]``, how often each token counts in the ``Load`` that is carried; None carries nothing.
+
+    >>> sending(DecoderConfig(5, 4, 8, 1, 2, 1, 2, experts=Experts(2, 1, 3)))(jnp.array([[[0.0, 1.0]]]))[0].experts
+    Array([[[1]]], dtype=int32)
+    """
+
+    def send(logits: jax.Array) -> tuple[Routed, Load | None]:
+        assert config.experts is not None
+        routed = route(logits, config.experts)
+        return routed, None if counted is None else load_of(logits, routed, counted)
+
+    return send
 
 
 def init_decoder(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> Params:
@@ -416,15 +463,40 @@ def hidden_states(
     Returns:
         ``[B, T, D]``.
     """
+    return row_states(config, params, tokens, valid, remat, segments)[0]
+
+
+def row_states(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    remat: bool = False,
+    segments: jax.Array | None = None,
+    counted: jax.Array | None = None,
+) -> tuple[jax.Array, Load | None]:
+    """``hidden_states``, and how each layer's router shares the tokens out, ``[L, …]``.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        tokens: ``[B, T]`` int32.
+        valid: ``[B, T]`` bool.
+        remat: recompute each layer in the backward pass.
+        segments: ``[B, T]`` int32, or None.
+        counted: ``[B, T]``, how often each token counts; None, or a decoder without experts, tells nothing.
+    """
     apply = block(config)[1]
     positions = positions_of(valid, segments)
     attend = causal(config, valid, segments)
+    send = sending(config, counted)
 
-    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, None]:
-        return apply(layer, x, positions, attend, kind)[0], None
+    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, Any]:
+        x, _, sent = apply(layer, x, positions, attend, kind, send)
+        return x, sent
 
-    x, _ = layer_scan(config, params, step, embedding(config, params, tokens), remat)
-    return norm(config, params["norm"], x)
+    x, load = layer_scan(config, params, step, embedding(config, params, tokens), remat)
+    return norm(config, params["norm"], x), load
 
 
 @partial(jax.jit, static_argnums=0)
@@ -478,21 +550,60 @@ def completion_states(
     Returns:
         ``[B, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
     """
+    return group_states(config, params, tokens, valid, layout, remat)[0]
+
+
+def group_states(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    layout: tuple[int, int],
+    remat: bool = False,
+    counted: jax.Array | None = None,
+) -> tuple[jax.Array, Load | None]:
+    """``completion_states``, and how each layer's router shares the tokens out, ``[L, …]``, as in ``row_states``.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        tokens: ``[B, prompt_width + S]`` int32.
+        valid: same shape, bool.
+        layout: ``(group_size, prompt_width)``, static.
+        remat: recompute each layer in the backward pass.
+        counted: ``[B, prompt_width + S]``, how often each token counts: a prompt's in each of its rows.
+    """
     rows = tokens.shape[0]
     group_size, width = part_of_group(rows, layout[0]), layout[1]
-    groups = rows // group_size
-    length = tokens.shape[1] - width
-    step = _group_step(config, valid, (group_size, width))
+    step = _group_step(config, valid, (group_size, width), _group_sends(config, counted, (group_size, width)))
     prompts = embedding(config, params, tokens[::group_size, :width])
     completions = embedding(config, params, tokens[:, width:])
-    (prompt, completion), _ = layer_scan(config, params, step, (prompts, completions), remat)
-    last = jnp.broadcast_to(prompt[:, None, -1:], (groups, group_size, 1, prompt.shape[-1]))
-    own = completion.reshape(groups, group_size, length, -1)
-    x = jnp.concatenate([last, own], 2).reshape(rows, length + 1, -1)
-    return norm(config, params["norm"], x)
+    (prompt, completion), loads = layer_scan(config, params, step, (prompts, completions), remat)
+    x = _behind_prompts(prompt[:, -1:], completion)
+    return norm(config, params["norm"], x), jax.tree.map(jnp.add, *loads)
 
 
-def _group_step(config: DecoderConfig, valid: jax.Array, layout: tuple[int, int]) -> Callable[..., Any]:
+def _behind_prompts(last: jax.Array, completion: jax.Array) -> jax.Array:
+    """States ``[B, S, D]`` of completions behind the last one ``[P, 1, D]`` of their prompts."""
+    rows, length, width = completion.shape
+    groups = last.shape[0]
+    before = jnp.broadcast_to(last[:, None], (groups, rows // groups, 1, width))
+    own = completion.reshape(groups, rows // groups, length, width)
+    return jnp.concatenate([before, own], 2).reshape(rows, length + 1, width)
+
+
+def _group_sends(config: DecoderConfig, counted: jax.Array | None, layout: tuple[int, int]) -> tuple[Send, Send]:
+    """Of prompts and of completions; a prompt counts in each of its rows."""
+    group_size, width = layout
+    if counted is None:
+        return sending(config), sending(config)
+    of_prompts = counted[:, :width].reshape(-1, group_size, width).sum(1)
+    return sending(config, of_prompts), sending(config, counted[:, width:])
+
+
+def _group_step(
+    config: DecoderConfig, valid: jax.Array, layout: tuple[int, int], sends: tuple[Send, Send]
+) -> Callable[..., Any]:
     """One layer over the states of prompts and of completions, which read their prompt's keys and their own."""
     group_size, width = layout
     apply = block(config)[1]
@@ -504,12 +615,13 @@ def _group_step(config: DecoderConfig, valid: jax.Array, layout: tuple[int, int]
 
     def step(
         carry: tuple[jax.Array, jax.Array], layer: Params, kind: Kind | None
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        prompt, (keys, values) = apply(layer, carry[0], positions[::group_size, :width], attend_to_itself, kind)
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, Any]]:
+        at = positions[::group_size, :width]
+        prompt, (keys, values), of_prompt = apply(layer, carry[0], at, attend_to_itself, kind, sends[0])
         shared = Segment(keys[:, None], values[:, None], prompt_places[:, None])
         attend = _attend_to_prompt(config, shared, own_places)
-        completion, _ = apply(layer, carry[1], positions[:, width:], attend, kind)
-        return (prompt, completion), None
+        completion, _, of_completion = apply(layer, carry[1], positions[:, width:], attend, kind, sends[1])
+        return (prompt, completion), (of_prompt, of_completion)
 
     return step
 

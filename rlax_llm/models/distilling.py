@@ -22,9 +22,10 @@ from rlax_llm.core.seen import histories
 from rlax_llm.core.token_sets import words
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, hidden_states, predictions
+from rlax_llm.models.decoder import group_hidden_states, group_states, predictions, row_states
+from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.scoring import counted_by, group_log_probs, routing_of
 
 
 class Reading(NamedTuple):
@@ -57,7 +58,7 @@ class Sampled(NamedTuple):
 
 
 PLAIN = Sampled()
-Distilled = Callable[[Params, Params, Completions], tuple[jax.Array, jax.Array, Any]]
+Distilled = Callable[[Params, Params, Completions], tuple[Any, ...]]
 TeacherLogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 
 
@@ -114,7 +115,7 @@ def teacher_log_probs(
         own = _group_size(completions, layout), read.tokens.shape[1] - columns
         score = group_log_probs(config, own, sampled.temperature, remat, sampled.logit_bias, sampled.penalties)
         found = score(params, read)
-        chosen, entropy = (jnp.pad(_last(x, columns), ((0, 0), (width, 0))) for x in found)
+        chosen, entropy = (jnp.pad(_last(x, columns), ((0, 0), (width, 0))) for x in found[:2])
         return _where_hinted(completions, chosen, completions.log_probs), entropy
 
     return log_probs
@@ -168,33 +169,44 @@ def distilled_log_probs(
     bias = bias_vector("log_probs", sampled.logit_bias, student.vocab_size)
     bias = None if bias is None else bias[:size]
 
-    def predicted(config: DecoderConfig, params: Params, rows: Completions, shared: tuple[int, int]) -> Predictions:
+    def predicted(
+        config: DecoderConfig,
+        params: Params,
+        rows: Completions,
+        shared: tuple[int, int],
+        counted: jax.Array | None = None,
+    ) -> tuple[Predictions, Load | None]:
         group_size, columns = shared
         own = group_size, rows.tokens.shape[1] - columns
-        hidden = group_hidden_states(config, params, rows.tokens, rows.valid, own, remat)
-        found = predictions(config, params, hidden)
-        return found._replace(head=found.head[:size], temperature=sampled.temperature)
+        hidden, load = group_states(config, params, rows.tokens, rows.valid, own, remat, counted)
+        found = predictions(config, params, hidden[:, :-1])
+        return found._replace(head=found.head[:size], temperature=sampled.temperature), load
 
-    def found(params: Params, teacher_params: Params, rows: Completions, columns: int) -> tuple[jax.Array, ...]:
-        own, end = predicted(student, params, rows, (layout[0], columns)), _ends(rows, columns, size, sampled)
+    def found(params: Params, teacher_params: Params, rows: Completions, columns: int) -> tuple[tuple, Load | None]:
+        own, load = predicted(student, params, rows, (layout[0], columns), counted_by(student, rows))
+        return compared_with(own, teacher_params, rows, columns), load
+
+    def compared_with(own: Predictions, teacher_params: Params, rows: Completions, columns: int) -> tuple:
+        end = _ends(rows, columns, size, sampled)
         more = end.kept, bias, None if end.history is None else (sampled.penalties, end.history)
         if isinstance(rows.teacher, TopTokens):
             asked = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _last(rows.teacher, columns))
             return _over_top(own, asked, end.targets, divergence, more)
         read = _read_by_teacher(rows, columns)
         shared = _group_size(rows, layout), columns
-        other = predicted(teacher, jax.lax.stop_gradient(teacher_params), read, shared)
+        other, _ = predicted(teacher, jax.lax.stop_gradient(teacher_params), read, shared)
         if top_k:
             return _over_top(own, top_tokens(other, top_k), end.targets, divergence, more)
         compared = comparison(own, other, end.targets, divergence, *more)
         return compared.log_probs, compared.entropy, compared.divergence
 
-    def log_probs(params: Params, teacher_params: Params, completions: Completions) -> tuple[jax.Array, jax.Array, Any]:
+    def log_probs(params: Params, teacher_params: Params, completions: Completions) -> tuple[Any, ...]:
         columns = completions.tokens.shape[1] - layout[1]
         read, before = completions.read[:, -columns:], ((0, 0), (layout[1], 0))
-        numbers = found(params, teacher_params, completions, columns)
+        numbers, load = found(params, teacher_params, completions, columns)
         chosen, entropy, apart = (jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in numbers)
-        return chosen, entropy, _where_hinted(completions, apart, 0.0)
+        hinted = _where_hinted(completions, apart, 0.0)
+        return chosen, entropy, hinted, *routing_of(student, load)
 
     return log_probs
 
@@ -226,19 +238,22 @@ def compared_rows(
         segments: ``rows → [B, T]``, of packed rows their ``segments``.
     """
 
-    def predicted(params: Params, rows: Any) -> Predictions:
-        hidden = hidden_states(config, params, rows.tokens, rows.valid, remat, segments(rows))[:, :-1]
-        return predictions(config, params, hidden)
+    def predicted(params: Params, rows: Any) -> tuple[Predictions, Load | None]:
+        counted, read = counted_by(config, rows), (rows.tokens, rows.valid)
+        hidden, load = row_states(config, params, *read, remat, segments(rows), counted)
+        return predictions(config, params, hidden[:, :-1]), load
 
-    def log_probs(params: Params, other: Params, rows: Any) -> tuple[jax.Array, jax.Array, Any]:
-        both = predicted(params, rows), predicted(jax.lax.stop_gradient(other), rows)
-        found = comparison(*both, rows.tokens[:, 1:].reshape(-1), divergence)
+    def log_probs(params: Params, other: Params, rows: Any) -> tuple[Any, ...]:
+        own, load = predicted(params, rows)
+        found = comparison(
+            own, predicted(jax.lax.stop_gradient(other), rows)[0], rows.tokens[:, 1:].reshape(-1), divergence
+        )
         read = rows.read[:, 1:]
         numbers = found.log_probs, found.entropy, found.divergence
         chosen, entropy, apart = (
             jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), ((0, 0), (1, 0))) for x in numbers
         )
-        return chosen, entropy, apart
+        return chosen, entropy, apart, *routing_of(config, load)
 
     return log_probs
 

@@ -37,6 +37,22 @@ class Routed(NamedTuple):
     weights: jax.Array
 
 
+class Load(NamedTuple):
+    """How a router shares tokens out, in sums over them; of several layers, each array is stacked.
+
+    Attributes:
+        sent: ``[E]``, the tokens that are sent to each expert.
+        probabilities: ``[E]``, of each expert.
+        squares: a number, of the squared log-normalizers.
+        entropies: a number, nats.
+    """
+
+    sent: jax.Array
+    probabilities: jax.Array
+    squares: jax.Array
+    entropies: jax.Array
+
+
 class Biases(NamedTuple):
     """Of all experts: ``gate`` and ``up [E, F]``, ``down [E, D]``."""
 
@@ -102,6 +118,55 @@ def route(logits: jax.Array, experts: Experts) -> Routed:
     if experts.normalized:
         weights = weights / weights.sum(-1, keepdims=True)
     return Routed(chosen.astype(jnp.int32), weights)
+
+
+def load_of(logits: jax.Array, routed: Routed, counted: jax.Array) -> Load:
+    """How tokens are shared out: sums over them.
+
+    Args:
+        logits: ``[…, E]`` of the router.
+        routed: where its tokens go.
+        counted: ``[…]``, how often each token counts, 0 for none.
+
+    >>> logits = jnp.zeros((3, 4))
+    >>> load = load_of(logits, route(logits, Experts(4, 1, 8)), jnp.array([1.0, 1.0, 0.0]))
+    >>> load.sent.tolist(), load.probabilities.tolist()
+    ([2.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5])
+    """
+    log_probabilities, normalizer = _log_softmax(logits)
+    probabilities = jnp.exp(log_probabilities)
+    places = (routed.experts[..., None] == jnp.arange(logits.shape[-1])).sum(-2)
+    axes = tuple(range(counted.ndim))
+    # A padded token may hold anything, and 0 · inf would be no number.
+    there, weight = counted > 0, counted[..., None]
+    return Load(
+        sent=(places * weight).sum(axes),
+        probabilities=jnp.where(there[..., None], probabilities * weight, 0.0).sum(axes),
+        squares=jnp.where(there, jnp.square(normalizer) * counted, 0.0).sum(),
+        entropies=-jnp.where(there, (probabilities * log_probabilities).sum(-1) * counted, 0.0).sum(),
+    )
+
+
+def _log_softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    normalizer = jax.nn.logsumexp(wide, -1)
+    return wide - normalizer[..., None], normalizer
+
+
+def balance_loss(sent: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """``E · Σ_e f_e · P_e``, the load-balancing loss of a router (arXiv 2101.03961, eq. 4).
+
+    The gradient is that of P: what most tokens are sent to becomes less likely. Limiting case: k, where all experts
+    have alike.
+
+    Args:
+        sent: f, ``[E]``, the share of the tokens that each expert has; they sum to k, the experts of a token.
+        probabilities: P, ``[E]``, the mean probability of each.
+
+    >>> float(balance_loss(jnp.full(4, 0.5), jnp.full(4, 0.25))), float(balance_loss(jnp.eye(4)[0], jnp.eye(4)[0]))
+    (2.0, 4.0)
+    """
+    return sent.shape[-1] * (jax.lax.stop_gradient(sent) * probabilities).sum()
 
 
 def mixture(x: jax.Array, routed: Routed, weights: Weights, gated: Gated) -> jax.Array:

@@ -11,9 +11,9 @@ from rlax_llm.core.logit_bias import LogitBias
 from rlax_llm.core.penalties import NONE, Penalties
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import hidden_states
+from rlax_llm.models.decoder import row_states
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import _scorer
+from rlax_llm.models.scoring import _scorer, counted_by, routing_of
 
 
 class Packed(NamedTuple):
@@ -77,9 +77,10 @@ def packed_log_probs(
     score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
-        hidden = hidden_states(config, params, packed.tokens, packed.valid, remat, packed.segments)
+        counted, rows = counted_by(config, packed), (packed.tokens, packed.valid)
+        hidden, load = row_states(config, params, *rows, remat, packed.segments, counted)
         fields = packed._asdict()
         del fields["segments"]
-        return score(params, hidden[:, :-1], Completions(**fields), packed.segments)
+        return score(params, hidden[:, :-1], Completions(**fields), packed.segments) + routing_of(config, load)
 
     return log_probs

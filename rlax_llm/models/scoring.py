@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +17,61 @@ from rlax_llm.core.penalties import NONE, Penalties, check_penalties
 from rlax_llm.core.seen import histories, penalized, tally
 from rlax_llm.core.token_sets import members_of
 from rlax_llm.core.types import Completions
-from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, hidden_states, predictions, vocabulary_logits
+from rlax_llm.models.config import Balance, DecoderConfig
+from rlax_llm.models.decoder import group_hidden_states, group_states, predictions, row_states, vocabulary_logits
+from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
 
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
+"""Of a mixture whose config has a ``balance`` what is returned ends with a ``Routing``."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("load",), meta_fields=("balance",))
+@dataclass(frozen=True)
+class Routing:
+    """How routers share the tokens of some rows out.
+
+    Attributes:
+        load: sums over the tokens that count, of each layer, ``[L, …]``.
+        balance: what a training step makes of it.
+    """
+
+    load: Load
+    balance: Balance
+
+
+def balanced(config: DecoderConfig) -> Balance | None:
+    """What a training step makes of the routers; None where there are none, or nothing is made.
+
+    Args:
+        config: shapes.
+    """
+    return None if config.experts is None else config.experts.balance
+
+
+def routed_tokens(rows: Any) -> jax.Array:
+    """How often each token counts in a load, ``[B, T]``: once, in rows from which anything is learned.
+
+    Args:
+        rows: completions, or a record with their ``valid`` and ``read``.
+
+    >>> rows = Completions(*[jnp.array([[True, True], [True, False]])] * 2, jnp.array([[False, True]] * 2) & jnp.array(
+    ...     [[True], [False]]), jnp.zeros((2, 2)), jnp.zeros(2, bool))
+    >>> routed_tokens(rows).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    return (rows.valid & rows.read.any(-1, keepdims=True)).astype(jnp.float32)
+
+
+def counted_by(config: DecoderConfig, rows: Any) -> jax.Array | None:
+    """``routed_tokens`` where the routers are told of."""
+    return None if balanced(config) is None else routed_tokens(rows)
+
+
+def routing_of(config: DecoderConfig, load: Load | None) -> tuple[Routing, ...]:
+    """What log-probabilities end with: a ``Routing``, or nothing."""
+    balance = balanced(config)
+    return () if balance is None or load is None else (Routing(load, balance),)
 
 
 def _scorer(
@@ -86,8 +138,9 @@ def row_log_probs(
     score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
-        hidden = hidden_states(config, params, completions.tokens, completions.valid, remat)
-        return score(params, hidden[:, :-1], completions)
+        counted = counted_by(config, completions)
+        hidden, load = row_states(config, params, completions.tokens, completions.valid, remat, counted=counted)
+        return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 
     return log_probs
 
@@ -146,8 +199,9 @@ def _of_groups(
     """``score`` of groups, each prompt computed once for its completions."""
 
     def scored(params: Params, completions: Completions) -> Any:
-        hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
-        return score(params, hidden, completions)
+        rows = completions.tokens, completions.valid
+        hidden, load = group_states(config, params, *rows, layout, remat, counted_by(config, completions))
+        return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 
     return scored
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +19,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.seen import histories, penalized, tally
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import greedy
-from rlax_llm.models.config import DecoderConfig
+from rlax_llm.loops.balance import routers
+from rlax_llm.models.config import Balance, DecoderConfig
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
 from rlax_llm.models.huggingface_config import read_origin
 from rlax_llm.models.loading import load_model
 from rlax_llm.models.mxfp4 import mxfp4_numbers
 from rlax_llm.models.ropes import DynamicRope
+from rlax_llm.models.scoring import row_log_probs
 from rlax_llm.models.tokenizer import Tokenizer
 
 # Its threads wait for each other by spinning: on cores that are shared, one is five times as fast as two.
@@ -184,6 +188,34 @@ def test_a_family_is_read_computed_and_written_as_transformers_does(tmp_path, fa
     assert_same_logits(reloaded(tmp_path / "ours"), config, params, 1e-4)
     assert read_config(tmp_path / "ours") == config
     jax.tree.map(np.testing.assert_array_equal, read_parameters(tmp_path / "ours", config), params)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2 moe", "qwen3 moe", "olmoe"])
+def test_routers_cost_what_they_cost_in_transformers(tmp_path, family):
+    """Its loss over layers and masks, and the slope of the routers."""
+    model = torch_model(*FAMILIES[family])
+    model.save_pretrained(tmp_path)
+    model.double()
+    config = read_config(tmp_path)
+    config = replace(config, experts=replace(config.experts, balance=Balance(1.0)))
+    tokens, valid = padded(config.vocab_size)
+    counts = model.config.num_local_experts if family == "mixtral" else model.config.num_experts
+    model.set_experts_implementation("eager")  # the others have no float64
+    found = model(torch.tensor(tokens).long(), torch.tensor(valid).long(), output_router_logits=True)
+    module = sys.modules[type(model).__module__]
+    wanted = module.load_balancing_loss_func(
+        found.router_logits, counts, config.experts.per_token, torch.tensor(valid).long()
+    )
+    np.testing.assert_allclose(found.aux_loss.detach(), wanted.detach(), rtol=1e-6)
+    wanted.backward()
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), read_parameters(tmp_path, config))
+        rows = Completions(jnp.asarray(tokens), valid, valid, np.zeros(valid.shape), np.zeros(4, bool))
+        every = routers(row_log_probs(config), params, rows, 1)
+        cost, slope = jax.value_and_grad(lambda params: every(params, rows)[1])(params)
+    np.testing.assert_allclose(cost, wanted.detach(), rtol=1e-6)
+    theirs = [x.grad.T for name, x in model.named_parameters() if name.endswith(("mlp.gate.weight", "router.weight"))]
+    np.testing.assert_allclose(slope["layers"]["router"], np.stack(theirs), rtol=1e-5, atol=1e-8)
 
 
 def assert_same_greedy_tokens(model: torch.nn.Module, config: DecoderConfig, params: dict) -> None:

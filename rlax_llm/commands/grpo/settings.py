@@ -373,10 +373,6 @@ class GrpoSettings(OnMachine):
             "kl_coef": bool(self.objective.kl_coef),
             "average": self.optimizer.average != "none",
             "reference_every": self.objective.reference_every != 0,
-            "dynamic_rounds": self.rollout.dynamic_rounds != 0,
-            "partial_rollouts": self.rollout.partial_rollouts != 0,
-            "ahead": self.rollout.ahead != 0,
-            "replay": self.rollout.replay != 0,
             "sampler_dtype": self.rollout.sampler_dtype is not None,
             "cache_dtype": self.rollout.cache_dtype is not None,
             f"base_dtype {self.model.base_dtype}": self.model.blocks is not None,
@@ -384,6 +380,11 @@ class GrpoSettings(OnMachine):
             "step_reward": self.task.step_reward is not None,
             "step_reward_model": self.task.step_reward_model is not None,
         }
+        for part, numbers in (
+            (self.rollout, ("dynamic_rounds", "partial_rollouts", "ahead", "replay")),
+            (self.model, ("router_aux_coef", "router_z_coef")),
+        ):
+            unread |= {name: bool(getattr(part, name)) for name in numbers}
         named = ("eps", "eps_high", "ceiling", "beta", "mu", "gamma", "nll_coef")
         unread |= {name: getattr(self.objective, name) is not None for name in named}
         for name, given in unread.items():

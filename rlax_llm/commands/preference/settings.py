@@ -183,6 +183,9 @@ class RewardSettings(OnMachine):
         """Check the parts together."""
         if self.objective.process and self.task.data is None:
             raise ValueError("process is given without data, and the arithmetic task has no steps; give both.")
+        for name in ("router_aux_coef", "router_z_coef"):
+            if getattr(self.model, name):
+                raise ValueError(f"{name} is given, and a model of scores balances no router; leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
