@@ -179,7 +179,7 @@ def test_a_family_is_read_computed_and_written_as_transformers_does(tmp_path, fa
     assert_same_greedy_tokens(model, config, params)
     for switch in SWITCHES:
         if getattr(config, switch) != getattr(PLAIN, switch) and not isinstance(config.rope_scaling, DynamicRope):
-            with pytest.raises((AssertionError, ValueError), match=r"Not equal to tolerance|divisors, wanted"):
+            with pytest.raises((AssertionError, ValueError), match=r"Not equal to tolerance|factors, wanted"):
                 assert_same_logits(model, *without(config, params, switch), 1e-3)
     for experts, left in without_of_experts(config, params):
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
