@@ -23,8 +23,8 @@ loads it. A family is a row of `rlax_llm/models/families.py`; this page is print
 says no more than sizes; each is explained there. A field of `config.json` that changes the computation and is not
 understood is an error.
 
-| `model_type` | class | does otherwise | scores | compared with transformers |
-|---|---|---|---|---|
+| `model_type` | class | does otherwise | scores | GGUF | compared with transformers |
+|---|---|---|---|---|---|
 """
 COMPARED = """
 
@@ -69,11 +69,19 @@ rest. The kernel of TPUs takes it; cuDNN does not, so on an NVIDIA GPU attention
 
 ## Files
 
-Adapters over a family that joins projections in one tensor (Phi-3, GLM-4) are read back here; PEFT does not find their
-modules by these names.
+`model.safetensors` or its shards, in float32, float16 or bfloat16. Adapters are read and written in the names of the
+family's own modules, joined ones too ([LoRA](guides/lora.md#adapters-of-others)).
 
-`model.safetensors` or its shards, in float32, float16 or bfloat16; of GGUF files Llama, Mistral's form of it, Qwen2 and
-Qwen3. Of a multimodal checkpoint (`gemma3`) the language model is read, and written as `gemma3_text`.
+*GGUF* is the `general.architecture` of the llama.cpp files that are read. Their metadata are said in the words of the
+family's `config.json` and read as that is. What the converter does to tensors is undone: norms that hold the sum with 1
+(Gemma), rows of q and k in the order in which neighbors turn (`llama`, `smollm3`, `granite`), several projections or
+all experts in one. What an architecture says of itself is taken from it: SmolLM3's layers without a rope, Gemma's scale
+of scores, Qwen3-MoE's normalized weights. Each is compared with the model that the file was made of. A key that changes
+the computation and is not its family's is an error, and so are older files that hold a tensor for each expert.
+Tokenizers are byte-level BPE; of a file with another one (`tokenizer.ggml.model` other than `gpt2`: Gemma, Phi-3,
+Mixtral) the Hugging Face directory is needed.
+
+Of a multimodal checkpoint (`gemma3`) the language model is read, and written as `gemma3_text`.
 
 gpt-oss keeps its experts in MXFP4 (`…_blocks` and `…_scales`): they are made wide as they are read, a part at a time,
 and are written wide, in the dtype of the parameters. gpt-oss-20b has 21 billion parameters, 42 GB in bfloat16. Other
@@ -134,7 +142,10 @@ def page() -> str:
         named = {family.architecture, f"{family.architecture}Text"}
         count = sum(name in named for name in classes)
         scores = "yes" if family.classifier is not None else "no"
-        rows.append(f"| `{kind}`{''.join(also)} | {family.architecture} | {otherwise(kind)} | {scores} | {count} |")
+        gguf = f"`{family.gguf.architecture}`" if family.gguf else ""
+        rows.append(
+            f"| `{kind}`{''.join(also)} | {family.architecture} | {otherwise(kind)} | {scores} | {gguf} | {count} |"
+        )
     return HEADER + "\n".join(rows) + COMPARED
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rlax_llm.models.config import Clamped, DecoderConfig
 from rlax_llm.models.family import (
     Family,
+    Gguf,
     Part,
     Shape,
     activation,
@@ -164,6 +165,35 @@ _OLMO_NORMS = _layers(
     attention_post_norm="post_attention_layernorm",
     mlp_post_norm="post_feedforward_layernorm",
 )
+_WINDOW = {"sliding_window": "attention.sliding_window"}
+_CAPS = {"attn_logit_softcapping": "attn_logit_softcapping"}
+_LOGIT_CAP = {"final_logit_softcapping": "final_logit_softcapping"}
+_SCALES = {
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
+}
+_MIXTURE = {"num_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
+_WIDTH = {"moe_intermediate_size": "expert_feed_forward_length"}
+
+
+def _no_window(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A file without the key has none, and a config.json its family's."""
+    return {"sliding_window": fields.get("sliding_window")}
+
+
+def _scores_of_the_largest(layers: int) -> Any:
+    """Of Gemma's largest size, which its layers tell, scores are divided by the root of the width per head."""
+
+    def says(fields: Mapping[str, Any]) -> dict[str, Any]:
+        largest = fields["num_hidden_layers"] == layers
+        per_head = fields["hidden_size"] / fields["num_attention_heads"]
+        return {"query_pre_attn_scalar": per_head if largest else fields["head_dim"]}
+
+    return says
+
+
 _JOINED_MLP = {"model.layers.{layer}.mlp.gate_up_proj.weight": ("gate", "up")}
 
 
@@ -202,16 +232,19 @@ FAMILIES = {
         "Llama",
         (*_SIZES, even_heads(), activation(), rope(), biases(attention_bias=_QKVO, mlp_bias=_MLP)),
         {"max_position_embeddings": 2_048},
+        gguf=Gguf("llama", neighbors=True),
     ),
     "mistral": Family(
         "Mistral",
         (*_PLAIN, rope(), _window_of_all()),
         {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4_096},
+        gguf=Gguf("llama", _WINDOW, neighbors=True),
     ),
     "qwen2": Family(
         "Qwen2",
         (*_PLAIN, rope(), always(biases=_QKV), _QWEN_WINDOW),
         {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4_096},
+        gguf=Gguf("qwen2"),
     ),
     "qwen3": Family(
         "Qwen3",
@@ -222,6 +255,7 @@ FAMILIES = {
             "head_dim": 128,
             "sliding_window": 4_096,
         },
+        gguf=Gguf("qwen3"),
     ),
     "smollm3": Family(
         "SmolLM3",
@@ -233,6 +267,7 @@ FAMILIES = {
             _window_in_use(window(_unrotated_slide)),
         ),
         {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        gguf=Gguf("smollm3", neighbors=True),
     ),
     "gemma2": Family(
         "Gemma2",
@@ -248,6 +283,7 @@ FAMILIES = {
             "tie_word_embeddings": True,
         },
         _GEMMA_NORMS,
+        gguf=Gguf("gemma2", _WINDOW | _CAPS | _LOGIT_CAP, _scores_of_the_largest(46)),
     ),
     "gemma3_text": Family(
         "Gemma3",
@@ -260,19 +296,36 @@ FAMILIES = {
         _GEMMA3_SIZES | {"max_position_embeddings": 131_072},
         _GEMMA_NORMS,
         classifier="Gemma3TextForSequenceClassification",
+        gguf=Gguf(
+            "gemma3", _WINDOW | _LOGIT_CAP | {"rope_local_base_freq": "rope.freq_base_swa"}, _scores_of_the_largest(62)
+        ),
     ),
-    "olmo2": Family("Olmo2", (*_OLMO, rope()), {"max_position_embeddings": 2_048, "rms_norm_eps": 1e-5}, _OLMO_NORMS),
+    "olmo2": Family(
+        "Olmo2",
+        (*_OLMO, rope()),
+        {"max_position_embeddings": 2_048, "rms_norm_eps": 1e-5},
+        _OLMO_NORMS,
+        gguf=Gguf("olmo2"),
+    ),
     "olmo3": Family(
         "Olmo3",
         (*_OLMO, two_ropes(500_000.0, None), window(_all_but_each(4))),
         {"max_position_embeddings": 2_048, "rms_norm_eps": 1e-5, "sliding_window": 4_096},
         _OLMO_NORMS,
+        gguf=Gguf("olmo2", _WINDOW),
     ),
     "phi3": Family(
         "Phi3",
         (*_PLAIN, rope(partial=1.0, kinds=("default", "longrope")), _window_of_all()),
         {"max_position_embeddings": 4_096, "original_max_position_embeddings": 4_096, "rms_norm_eps": 1e-5},
         joined={f"{_ATTENTION}qkv_proj.weight": _QKV} | _JOINED_MLP,
+        gguf=Gguf(
+            "phi3",
+            _WINDOW,
+            lambda fields: {"sliding_window": None} | fields,
+            joined={"attn_qkv": _QKV, "ffn_up": ("gate", "up")},
+            partial=True,
+        ),
     ),
     "glm4": Family(
         "Glm4",
@@ -286,6 +339,7 @@ FAMILIES = {
         },
         _layers(attention_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm"),
         joined=_JOINED_MLP,
+        gguf=Gguf("glm4", joined={"ffn_up": ("gate", "up")}, partial=True),
     ),
     "granite": Family(
         "Granite",
@@ -300,6 +354,7 @@ FAMILIES = {
         ),
         {"max_position_embeddings": 2_048},
         classifier=None,
+        gguf=Gguf("granite", _SCALES, neighbors=True),
     ),
     "mixtral": Family(
         "Mixtral",
@@ -321,6 +376,12 @@ FAMILIES = {
             expert_up="block_sparse_moe.experts.{expert}.w3",
             expert_down="block_sparse_moe.experts.{expert}.w2",
         ),
+        gguf=Gguf(
+            "llama",
+            _WINDOW | _MIXTURE,
+            lambda fields: {"sliding_window": None, "num_local_experts": fields["num_experts"]} | fields,
+            neighbors=True,
+        ),
     ),
     "qwen2_moe": Family(
         "Qwen2Moe",
@@ -340,6 +401,11 @@ FAMILIES = {
             "shared_expert_intermediate_size": 5_632,
         },
         _layers(**{leaf: f"mlp.shared_expert.{leaf}_proj" for leaf in _MLP}),
+        gguf=Gguf(
+            "qwen2moe",
+            _MIXTURE | _WIDTH | {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"},
+            tensors={leaf: f"ffn_{leaf}_shexp" for leaf in _MLP},
+        ),
     ),
     "qwen3_moe": Family(
         "Qwen3Moe",
@@ -358,6 +424,7 @@ FAMILIES = {
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
         },
+        gguf=Gguf("qwen3moe", _MIXTURE | _WIDTH, lambda fields: {"norm_topk_prob": True}),
     ),
     "olmoe": Family(
         "Olmoe",
@@ -370,6 +437,7 @@ FAMILIES = {
         ),
         {"max_position_embeddings": 4_096, "rms_norm_eps": 1e-5, "num_experts_per_tok": 8},
         classifier=None,
+        gguf=Gguf("olmoe", _MIXTURE),
     ),
     "gpt_oss": Family(
         "GptOss",

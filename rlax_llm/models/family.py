@@ -45,6 +45,65 @@ class Part(NamedTuple):
     write: Callable[[DecoderConfig], dict[str, Any]]
 
 
+_GGUF = {"embed": "token_embd", "norm": "output_norm", "head": "output", "attention_norm": "attn_norm"}
+_GGUF |= {"mlp_norm": "ffn_norm", "attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm"}
+_GGUF |= {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "q_norm": "attn_q_norm"}
+_GGUF |= {"k_norm": "attn_k_norm", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+_GGUF |= {"router": "ffn_gate_inp", "shared_gate": "ffn_gate_inp_shexp"}
+_GGUF |= {f"expert_{leaf}": f"ffn_{leaf}_exps" for leaf in ("gate", "up", "down")}
+
+
+class Gguf(NamedTuple):
+    """What llama.cpp's files of a family are like.
+
+    Attributes:
+        architecture: their ``general.architecture``.
+        fields: of config.json, to the keys that stand for them, beside those of all families.
+        says: what further fields of config.json the architecture says without a key, from the others.
+        tensors: names of their tensors that are not Llama's, by leaf.
+        joined: names of tensors that hold several leaves, one behind the other in their rows.
+        neighbors: rows of q and k are in the order in which neighbors turn together.
+        partial: ``rope.dimension_count`` may be a part of a head.
+    """
+
+    architecture: str
+    fields: Mapping[str, str] = MappingProxyType({})
+    says: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda fields: {}
+    tensors: Mapping[str, str] = MappingProxyType({})
+    joined: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    neighbors: bool = False
+    partial: bool = False
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that it asks for beside those of all families."""
+        window = {"attention.sliding_window_pattern"} if "sliding_window" in self.fields else set()
+        return {*self.fields.values(), *window}
+
+    def tensor(self, leaf: str, layer: int | None) -> str:
+        """What the files call a leaf, or the tensor that holds it and others.
+
+        Args:
+            leaf: as in ``DecoderConfig.parameter_shapes``; all experts of a layer are in one.
+            layer: None outside the layers.
+
+        >>> Gguf("llama").tensor("q_bias", 3), Gguf("llama").tensor("norm", None)
+        ('blk.3.attn_q.bias', 'output_norm.weight')
+        """
+        module, kind = (leaf.removesuffix("_bias"), "bias") if leaf.endswith("_bias") else (leaf, "weight")
+        held = [name for name, leaves in self.joined.items() if leaf in leaves]
+        name = held[0] if held else self.tensors.get(module, _GGUF[module])
+        return f"{name}.{kind}" if layer is None else f"blk.{layer}.{name}.{kind}"
+
+    def leaves_with(self, leaf: str) -> tuple[str, ...]:
+        """The leaves that share a tensor with a leaf, in the order of its rows.
+
+        >>> Gguf("phi3", joined={"ffn_up": ("gate", "up")}).leaves_with("up")
+        ('gate', 'up')
+        """
+        return next((leaves for leaves in self.joined.values() if leaf in leaves), (leaf,))
+
+
 class Family(NamedTuple):
     """What a ``model_type`` is.
 
@@ -56,6 +115,7 @@ class Family(NamedTuple):
         joined: names of tensors that hold several leaves, one behind the other in their rows; where one holds all
             experts, its leaves take turns in the columns.
         classifier: the class of a scalar model, where its name does not follow; None where there is none.
+        gguf: what llama.cpp's files of it are like; None where it has none, or they are not read.
     """
 
     architecture: str
@@ -64,6 +124,7 @@ class Family(NamedTuple):
     tensors: Mapping[str, str] = MappingProxyType({})
     joined: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     classifier: str | None = ""
+    gguf: Gguf | None = None
 
     def tensor(self, leaf: str, layer: int | None) -> str:
         """What its files call a leaf, or the tensor that holds it and others.

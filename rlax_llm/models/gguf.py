@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,15 @@ import numpy as np
 from rlax_llm.models.blocks import Blocks
 from rlax_llm.models.chat import one_line
 from rlax_llm.models.config import TARGETS, DecoderConfig
+from rlax_llm.models.family import Gguf
 from rlax_llm.models.fields import Fields
 from rlax_llm.models.gguf_blocks import KINDS, alike, blocks_of, columns, stacked
+from rlax_llm.models.gguf_config import LONG_FACTORS, ROPE_FACTORS, gguf_shape
+from rlax_llm.models.gguf_file import GgufFile
 from rlax_llm.models.huggingface import Parameters, stack_parameters
-from rlax_llm.models.ropes import LinearRope, Llama3Rope, RopeScaling
 from rlax_llm.models.shards import check_layers
-from rlax_llm.models.tensors import read_finite
 from rlax_llm.models.tokenizer import Tokenizer, fast_class
 
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {"biases": ("q", "k", "v")},
-    "qwen3": {"qk_norm": "head"},
-}
-_TOP = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
-_MODULES = {
-    "attention_norm": "attn_norm",
-    "mlp_norm": "ffn_norm",
-    "o": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
-_SETTINGS = ("embedding_length", "context_length", "block_count", "feed_forward_length", "expert_count")
-_SETTINGS += ("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.sliding_window")
-_SETTINGS += ("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scaling.factor")
-_ROPE_FACTORS = "rope_freqs.weight"
 # token_type: 3 is a control token, 4 one that a user added; both are matched before the text is split.
 _CONTROL = 3
 _USER_DEFINED = 4
@@ -57,7 +40,7 @@ _PATTERNS = {
 
 
 def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig, Parameters, Tokenizer]:
-    """Everything that a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model holds; quantized weights are dequantized.
+    """Everything that a GGUF file of one of the ``architectures`` holds; quantized weights are dequantized.
 
     Args:
         path: the file.
@@ -90,13 +73,14 @@ def read_gguf_blocks(path: str | Path, dtype: Any = jnp.float32) -> tuple[Decode
     return _read(path, partial(_parameters_in_blocks, dtype=dtype))
 
 
-def _read(
-    path: str | Path, parameters: Callable[[_File, DecoderConfig], Parameters]
-) -> tuple[DecoderConfig, Parameters, Tokenizer]:
+Fill = Callable[[GgufFile, Gguf, DecoderConfig], Parameters]
+
+
+def _read(path: str | Path, parameters: Fill) -> tuple[DecoderConfig, Parameters, Tokenizer]:
     try:
-        file = _File(Path(path))
-        config = _config(file)
-        return config, parameters(file, config), _tokenizer(file)
+        file = GgufFile(Path(path))
+        own, config = gguf_shape(file)
+        return config, parameters(file, own, config), _tokenizer(file)
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # bytes that are no text, merges that no vocabulary holds: whatever damage causes
@@ -107,178 +91,115 @@ def _read(
         ) from error
 
 
-class _File:
-    """An open GGUF file: ``file[key]`` is a metadata value, ``{arch}`` in a key its architecture."""
-
-    def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        self.path = path
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file, wanted a GGUF model; check the path.")
-        try:
-            reader = GGUFReader(path)
-        except Exception as error:  # the reader raises whatever a short buffer happens to cause
-            raise ValueError(f"{path} is not a whole GGUF file ({error}); download it again.") from error
-        self._fields = reader.fields
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.architecture = self["general.architecture"]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key.replace("{arch}", getattr(self, "architecture", "")))
-        return default if field is None else field.contents()
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise ValueError(f"{self.path}: {key} is missing; convert or download the model again.")
-        return value
-
-    def fields(self, names: Iterable[str]) -> Fields:
-        """Some metadata of the architecture, which are checked as those of a config.json are."""
-        found = {name: self.get(f"{{arch}}.{name}") for name in names}
-        raw = {name: value for name, value in found.items() if value is not None}
-        return Fields(self.path, raw, f"{self.architecture}.")
-
-    def refuse(self, what: str, got: Any, wanted: str, do: str) -> ValueError:
-        return ValueError(f"{self.path}: {what} is {got!r}, wanted {wanted}; {do}.")
+def _parameters(file: GgufFile, own: Gguf, config: DecoderConfig, dtype: Any) -> Parameters:
+    _check_tensors(file, own, config)
+    return stack_parameters(config, dtype, partial(_leaf, file, own, config, dtype))
 
 
-def _config(file: _File) -> DecoderConfig:
-    fields = _known_fields(file)
-    heads = fields.size("attention.head_count")
-    hidden = fields.size("embedding_length")
-    head_dim = fields.size("attention.key_length", max(hidden // heads, 1))
-    rotated = fields.size("rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        raise file.refuse("rope.dimension_count", rotated, f"all {head_dim} of a head", "use another model")
-    theta = float(np.float32(fields.number("rope.freq_base", 10_000.0)))
-    length = fields.size("context_length")
-    if "token_embd.weight" not in file.tensors:
-        raise ValueError(f"{file.path}: tensor token_embd.weight is missing; download the model again.")
-    return DecoderConfig(
-        vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
-        hidden_size=hidden,
-        intermediate_size=fields.size("feed_forward_length"),
-        num_layers=fields.size("block_count"),
-        num_heads=heads,
-        num_kv_heads=fields.size("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rope_theta=theta,
-        rope_scaling=_rope_scaling(file, theta, head_dim),
-        # Written as float32: 1e-5 comes back as 9.999999747e-06, and the shortest decimal is what was meant.
-        norm_eps=float(str(np.float32(fields.number("attention.layer_norm_rms_epsilon")))),
-        tie_embeddings="output.weight" not in file.tensors,
-        max_positions=length,
-        window=fields.count("attention.sliding_window", 0) or None,
-        **_ARCHITECTURES[file.architecture],
-    )
-
-
-def _known_fields(file: _File) -> Fields:
-    """The settings of an architecture that the decoder is."""
-    if file.architecture not in _ARCHITECTURES:
-        wanted = " or ".join(_ARCHITECTURES)
-        raise file.refuse("the architecture", file.architecture, wanted, "use a model of these families")
-    fields = file.fields(_SETTINGS)
-    if fields.raw.get("expert_count"):
-        raise file.refuse("expert_count", fields.raw["expert_count"], "none", "use a dense model")
-    return fields
-
-
-def _rope_scaling(file: _File, theta: float, head_dim: int) -> RopeScaling | None:
-    """The scaling: linear is in the metadata; Llama 3's is a tensor of divisors, which is recognized."""
-    kind = file.get("{arch}.rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
-        raise file.refuse("rope.scaling.type", kind, "none or linear", "use a model without it")
-    factors = file.tensors.get(_ROPE_FACTORS)
-    if factors is None:
-        return LinearRope(file.fields(_SETTINGS).number("rope.scaling.factor")) if kind == "linear" else None
-    divisors = np.asarray(factors.data, np.float64)
-    # Every published Llama 3 has these bounds; the tensor itself says whether this is one of them.
-    scaling = Llama3Rope(float(divisors.max()), 1.0, 4.0, 8_192)
-    base = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    if divisors.shape != base.shape or not np.allclose(base / scaling(base), divisors, rtol=1e-3):
-        raise file.refuse(_ROPE_FACTORS, divisors.tolist(), "the factors of a Llama 3 rope", "use another model")
-    return scaling
-
-
-def _parameters(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
-    _check_tensors(file, config)
-    return stack_parameters(config, dtype, partial(_leaf, file, config, dtype))
-
-
-def _parameters_in_blocks(file: _File, config: DecoderConfig, dtype: Any) -> Parameters:
-    _check_tensors(file, config)
+def _parameters_in_blocks(file: GgufFile, own: Gguf, config: DecoderConfig, dtype: Any) -> Parameters:
+    _check_tensors(file, own, config)
+    if config.experts is not None:
+        raise file.refuse("expert_count", config.experts.count, "none in blocks", "take nf4 of a dense model")
     shapes: Parameters = dict(config.parameter_shapes)
     matrices = shapes.pop("layers")
+    fetch = partial(_leaf, file, own, config, dtype)
     layers: Parameters = {}
     for leaf in matrices:
         if leaf in TARGETS:
-            layers[leaf] = _leaf_in_blocks(file, config, leaf)
+            layers[leaf] = _leaf_in_blocks(file, own, config, leaf)
         else:
-            layers[leaf] = np.stack([_leaf(file, config, dtype, leaf, layer) for layer in range(config.num_layers)])
-    params = {leaf: _leaf(file, config, dtype, leaf, None) for leaf in shapes} | {"layers": layers}
+            layers[leaf] = np.stack([fetch(leaf, layer) for layer in range(config.num_layers)])
+    params = {leaf: fetch(leaf, None) for leaf in shapes} | {"layers": layers}
     return jax.tree.map(jnp.asarray, params)
 
 
-def _check_tensors(file: _File, config: DecoderConfig) -> None:
+def _check_tensors(file: GgufFile, own: Gguf, config: DecoderConfig) -> None:
     shapes = config.parameter_shapes
     check_layers(file.path, config.num_layers, len(file.tensors))
-    wanted = {_tensor_name(leaf, None) for leaf in shapes if leaf != "layers"}
-    wanted |= {_tensor_name(leaf, layer) for leaf in shapes["layers"] for layer in range(config.num_layers)}
+    wanted = {own.tensor(leaf, None) for leaf in shapes if leaf != "layers"}
+    wanted |= {own.tensor(leaf, layer) for leaf in shapes["layers"] for layer in range(config.num_layers)}
     _check_names(file, wanted)
 
 
-def _leaf(file: _File, config: DecoderConfig, dtype: Any, leaf: str, layer: int | None) -> np.ndarray:
+def _leaf(file: GgufFile, own: Gguf, config: DecoderConfig, dtype: Any, leaf: str, layer: int | None) -> np.ndarray:
     """One array in the decoder's own layout."""
     shapes = config.parameter_shapes
-    shape = shapes[leaf] if layer is None else shapes["layers"][leaf][1:]
-    kernel = layer is not None and len(shape) == 2
-    value = _dequantized(file, _tensor_name(leaf, layer), shape[::-1] if kernel else shape, dtype)
-    order = _order(file, config, leaf)
-    value = value if order is None else value[order]
-    return value.T if kernel else value
+    name = own.tensor(leaf, layer)
+    if layer is None:
+        return _norm_itself(config, leaf, file.dequantized(name, shapes[leaf], dtype))
+    layers = shapes["layers"]
+    shape = layers[leaf][1:]
+    order = _order(own, config, leaf)
+    if leaf == "shared_gate":  # of one output, which files leave out
+        return file.dequantized(name, shape[:1], dtype)[:, None]
+    if len(shape) == 1:
+        value = _norm_itself(config, leaf, file.dequantized(name, shape, dtype))
+        return value if order is None else value[order]
+    outputs = sum(layers[other][-1] for other in own.leaves_with(leaf))
+    value = file.dequantized(name, (*shape[:-2], outputs, shape[-2]), dtype)[..., _rows(own, layers, leaf), :]
+    return (value if order is None else value[order]).swapaxes(-1, -2)
 
 
-def _order(file: _File, config: DecoderConfig, leaf: str) -> np.ndarray | None:
+def _norm_itself(config: DecoderConfig, leaf: str, value: np.ndarray) -> np.ndarray:
+    """A norm less what is added to it: files hold the sum."""
+    return (
+        value - np.asarray(config.norm_offset, value.dtype) if leaf.endswith("norm") and config.norm_offset else value
+    )
+
+
+def _rows(own: Gguf, layers: Parameters, leaf: str) -> slice:
+    """Where a leaf is in the tensor that holds it."""
+    leaves = own.leaves_with(leaf)
+    begin = sum(layers[other][-1] for other in leaves[: leaves.index(leaf)])
+    return slice(begin, begin + layers[leaf][-1])
+
+
+def _order(own: Gguf, config: DecoderConfig, leaf: str) -> np.ndarray | None:
     """llama.cpp rotates neighboring rows of a llama's heads, Hugging Face and this decoder the two halves."""
     heads = {"q": config.num_heads, "k": config.num_kv_heads}
-    if file.architecture != "llama" or leaf not in heads:
+    count = heads.get(leaf.removesuffix("_bias"))
+    if not own.neighbors or count is None:
         return None
-    rows = np.arange(heads[leaf] * config.head_dim)
-    return rows.reshape(heads[leaf], config.head_dim // 2, 2).swapaxes(1, 2).ravel()
+    rows = np.arange(count * config.head_dim)
+    return rows.reshape(count, config.head_dim // 2, 2).swapaxes(1, 2).ravel()
 
 
-def _leaf_in_blocks(file: _File, config: DecoderConfig, leaf: str) -> Blocks:
+def _leaf_in_blocks(file: GgufFile, own: Gguf, config: DecoderConfig, leaf: str) -> Blocks:
     """A matrix of all layers as the file keeps it."""
-    names = [_tensor_name(leaf, layer) for layer in range(config.num_layers)]
+    shapes = config.parameter_shapes["layers"]
+    names = [own.tensor(leaf, layer) for layer in range(config.num_layers)]
+    outputs = sum(shapes[other][-1] for other in own.leaves_with(leaf))
+    for name in names:
+        file.check_shape(name, (outputs, shapes[leaf][1]))
+    found = columns(_blocks(file, leaf, names), _rows(own, shapes, leaf))
+    if not all(np.isfinite(part).all() for part in jax.tree.leaves(found)):
+        raise ValueError(f"{file.path}: {leaf} has scales that are not finite; download or convert the model again.")
+    order = _order(own, config, leaf)
+    return found if order is None else columns(found, order)
+
+
+def _blocks(file: GgufFile, leaf: str, names: Sequence[str]) -> Blocks:
+    """The blocks of some tensors, stacked."""
     kinds = [file.tensors[name].tensor_type.name for name in names]
     if not set(kinds) <= KINDS.keys():
         wanted = f"one of {', '.join(KINDS)} in each layer"
         raise file.refuse(f"the quantization of {leaf}", _both(kinds), wanted, "train over nf4 or int8 of it")
-    for name in names:
-        _check_shape(file, name, config.parameter_shapes["layers"][leaf][:0:-1])
-    found = stacked(alike([blocks_of(kind, file.tensors[name].data) for kind, name in zip(kinds, names)]))
     if len(set(kinds)) > 1:
         warnings.warn(
             f"{file.path}: the layers of {leaf} are of {_both(kinds)}; they are kept in one form with codes of 8 bits, "
             "the same numbers.",
             stacklevel=2,
         )
-    if not all(np.isfinite(part).all() for part in jax.tree.leaves(found)):
-        raise ValueError(f"{file.path}: {leaf} has scales that are not finite; download or convert the model again.")
-    order = _order(file, config, leaf)
-    return found if order is None else columns(found, order)
+    return stacked(alike([blocks_of(kind, file.tensors[name].data) for kind, name in zip(kinds, names)]))
 
 
 def _both(kinds: Iterable[str]) -> str:
     return " and ".join(sorted(set(kinds)))
 
 
-def _check_names(file: _File, wanted: set[str]) -> None:
+def _check_names(file: GgufFile, wanted: set[str]) -> None:
     missing = sorted(wanted - file.tensors.keys())
-    extra = sorted(file.tensors.keys() - wanted - {_ROPE_FACTORS})
+    extra = sorted(file.tensors.keys() - wanted - {ROPE_FACTORS, *LONG_FACTORS.values()})
     if missing:
         raise ValueError(f"{file.path}: tensor {missing[0]} is missing ({len(missing)} are); download the model again.")
     if extra:
@@ -288,35 +209,7 @@ def _check_names(file: _File, wanted: set[str]) -> None:
         )
 
 
-def _tensor_name(leaf: str, layer: int | None) -> str:
-    if layer is None:
-        return f"{_TOP[leaf]}.weight"
-    if leaf in _MODULES:
-        return f"blk.{layer}.{_MODULES[leaf]}.weight"
-    head, _, kind = leaf.partition("_")  # q, k, v; q_bias ...; q_norm, k_norm
-    return f"blk.{layer}.attn_{head}.bias" if kind == "bias" else f"blk.{layer}.attn_{leaf}.weight"
-
-
-def _dequantized(file: _File, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    from gguf import dequantize
-
-    tensor = file.tensors[name]
-    _check_shape(file, name, shape)
-    try:
-        return read_finite(dequantize(tensor.data, tensor.tensor_type), dtype, file.path, name)
-    except NotImplementedError as error:
-        got = tensor.tensor_type.name
-        wanted = "one that the gguf package dequantizes"
-        raise file.refuse(f"the quantization of {name}", got, wanted, "use F16, Q8_0 or Q4_K") from error
-
-
-def _check_shape(file: _File, name: str, shape: tuple[int, ...]) -> None:
-    got = tuple(int(size) for size in file.tensors[name].shape[::-1])
-    if got != shape:
-        raise ValueError(f"{file.path}: tensor {name} has shape {got}, the metadata wants {shape}; use another file.")
-
-
-def _tokenizer(file: _File) -> Tokenizer:
+def _tokenizer(file: GgufFile) -> Tokenizer:
     """Byte-level BPE with the file's merges, special tokens and chat template."""
     pre = _pre_tokenizer(file)
     tokens = file["tokenizer.ggml.tokens"]
@@ -337,7 +230,7 @@ def _tokenizer(file: _File) -> Tokenizer:
     return Tokenizer(fast, [index for index in turns if index is not None])
 
 
-def _pre_tokenizer(file: _File) -> str:
+def _pre_tokenizer(file: GgufFile) -> str:
     """The name of the rule by which text is split, of those that are known here."""
     model = file["tokenizer.ggml.model"]
     if model != "gpt2":
@@ -359,7 +252,7 @@ def _add_tokens(backend: Any, tokens: list[str], kinds: list[int]) -> None:
     backend.add_tokens([AddedToken(token, normalized=False) for token in added])
 
 
-def _special(file: _File, role: str) -> int | None:
+def _special(file: GgufFile, role: str) -> int | None:
     """The id of the token with this role, where the file names one."""
     name = f"{role}_token_id"
     fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")

@@ -90,8 +90,8 @@ def _zeros(scales: Any) -> Any:
     return jax.tree.map(np.zeros_like, scales)
 
 
-def columns(blocks: Blocks, order: np.ndarray) -> Blocks:
-    """The outputs in another order."""
+def columns(blocks: Blocks, order: np.ndarray | slice) -> Blocks:
+    """Some of the outputs, or in another order."""
     return jax.tree.map(lambda part: part[..., order], blocks)
 
 

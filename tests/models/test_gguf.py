@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -197,7 +198,9 @@ def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
         ({"architecture": "gemma"}, "the architecture is 'gemma', wanted llama or qwen2 or qwen3"),
         ({"pre": "tekken"}, "tokenizer.ggml.pre is 'tekken', wanted gpt-2 or smollm"),
         ({"extra": lambda w: w.add_tokenizer_model("llama")}, "tokenizer.ggml.model is 'llama', wanted gpt2"),
-        ({"extra": lambda w: w.add_expert_count(4)}, "expert_count is 4, wanted none"),
+        ({"extra": lambda w: w.add_expert_count(4)}, "tensor blk.0.ffn_down_exps.weight is missing (8 are)"),
+        ({"extra": lambda w: w.add_logit_scale(4.0)}, "llama.logit_scale is 4.0, wanted none; use a model without it"),
+        ({"extra": lambda w: w.add_array("llama.attention.sliding_window_pattern", [True])}, "wanted a number, or one"),
         ({"extra": lambda w: w.add_rope_dimension_count(4)}, "rope.dimension_count is 4, wanted all 8 of a head"),
         ({"extra": lambda w: w.add_rope_scaling_type(RopeScalingType.YARN)}, "rope.scaling.type is 'yarn'"),
         ({"extra": lambda w: w.add_tensor("rope_freqs.weight", np.full(4, 3.0, np.float32))}, "a Llama 3 rope"),
@@ -218,9 +221,10 @@ def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(tmp_path, changes, words):
-    if "extra" in changes:
-        changes = {"extra": overriding(changes["extra"])}
-    path = write(tmp_path / "m.gguf", **changes)
+    given: dict[str, Any] = dict(changes)
+    if "extra" in given:
+        given["extra"] = overriding(given["extra"])
+    path = write(tmp_path / "m.gguf", **given)
     with pytest.raises(ValueError) as caught:
         read_gguf(path)
     assert words in str(caught.value)
