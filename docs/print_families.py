@@ -78,8 +78,8 @@ family's `config.json` and read as that is. What the converter does to tensors i
 all experts in one. What an architecture says of itself is taken from it: SmolLM3's layers without a rope, Gemma's scale
 of scores, Qwen3-MoE's normalized weights. Each is compared with the model that the file was made of. A key that changes
 the computation and is not its family's is an error, and so are older files that hold a tensor for each expert.
-Tokenizers are byte-level BPE; of a file with another one (`tokenizer.ggml.model` other than `gpt2`: Gemma, Phi-3,
-Mixtral) the Hugging Face directory is needed.
+Tokenizers are byte-level BPE (of these `tokenizer.ggml.pre`: gpt-2, olmo, smollm, refact, llama-bpe, dbrx, chatglm-bpe,
+glm4, qwen2) or SentencePiece's (`llama`: Gemma, Phi-3, Mixtral, Llama 2).
 
 Of a multimodal checkpoint (`gemma3`) the language model is read, and written as `gemma3_text`.
 

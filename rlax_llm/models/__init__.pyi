@@ -25,6 +25,7 @@ from rlax_llm.models import gguf as gguf
 from rlax_llm.models import gguf_blocks as gguf_blocks
 from rlax_llm.models import gguf_config as gguf_config
 from rlax_llm.models import gguf_file as gguf_file
+from rlax_llm.models import gguf_tokenizer as gguf_tokenizer
 from rlax_llm.models import huggingface as huggingface
 from rlax_llm.models import huggingface_config as huggingface_config
 from rlax_llm.models import initializers as initializers

@@ -16,27 +16,13 @@ from rlax_llm.models.blocks import Blocks
 from rlax_llm.models.chat import one_line
 from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.family import Gguf
-from rlax_llm.models.fields import Fields
 from rlax_llm.models.gguf_blocks import KINDS, alike, blocks_of, columns, stacked
 from rlax_llm.models.gguf_config import LONG_FACTORS, ROPE_FACTORS, gguf_shape
 from rlax_llm.models.gguf_file import GgufFile
+from rlax_llm.models.gguf_tokenizer import gguf_tokenizer
 from rlax_llm.models.huggingface import Parameters, stack_parameters
 from rlax_llm.models.shards import check_layers
-from rlax_llm.models.tokenizer import Tokenizer, fast_class
-
-# token_type: 3 is a control token, 4 one that a user added; both are matched before the text is split.
-_CONTROL = 3
-_USER_DEFINED = 4
-
-# The published tokenizers' own patterns. ``None`` is byte-level BPE's, the one of GPT-2.
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = {
-    "gpt-2": None,
-    "smollm": None,
-    "llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}",
-}
+from rlax_llm.models.tokenizer import Tokenizer
 
 
 def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> tuple[DecoderConfig, Parameters, Tokenizer]:
@@ -80,7 +66,7 @@ def _read(path: str | Path, parameters: Fill) -> tuple[DecoderConfig, Parameters
     try:
         file = GgufFile(Path(path))
         own, config = gguf_shape(file)
-        return config, parameters(file, own, config), _tokenizer(file)
+        return config, parameters(file, own, config), gguf_tokenizer(file)
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # bytes that are no text, merges that no vocabulary holds: whatever damage causes
@@ -207,80 +193,3 @@ def _check_names(file: GgufFile, wanted: set[str]) -> None:
             f"{file.path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of a {file.architecture} "
             "decoder holds it; use another model."
         )
-
-
-def _tokenizer(file: GgufFile) -> Tokenizer:
-    """Byte-level BPE with the file's merges, special tokens and chat template."""
-    pre = _pre_tokenizer(file)
-    tokens = file["tokenizer.ggml.tokens"]
-    backend = _backend(pre, tokens, [_pair(merge) for merge in file["tokenizer.ggml.merges"]])
-    _add_tokens(backend, tokens, file["tokenizer.ggml.token_type"])
-    begin = _special(file, "bos")
-    if begin is not None and file.get("tokenizer.ggml.add_bos_token"):
-        from tokenizers import processors
-
-        written = [tokens[begin], "$A"]
-        backend.post_processor = processors.TemplateProcessing(single=written, special_tokens=[(written[0], begin)])
-    roles = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    ids = {name: _special(file, role) for name, role in roles.items()}
-    named = {name: tokens[index] for name, index in ids.items() if index is not None}
-    fast = fast_class()(tokenizer_object=backend, model_max_length=file["{arch}.context_length"], **named)
-    fast.chat_template = file.get("tokenizer.chat_template")
-    turns = [_special(file, role) for role in ("eot", "eom")]
-    return Tokenizer(fast, [index for index in turns if index is not None])
-
-
-def _pre_tokenizer(file: GgufFile) -> str:
-    """The name of the rule by which text is split, of those that are known here."""
-    model = file["tokenizer.ggml.model"]
-    if model != "gpt2":
-        do = "use the Hugging Face directory of this model"
-        raise file.refuse("tokenizer.ggml.model", model, "gpt2 (byte-level BPE)", do)
-    pre = file.get("tokenizer.ggml.pre", "default")
-    if pre not in _PATTERNS:
-        raise file.refuse("tokenizer.ggml.pre", pre, " or ".join(_PATTERNS), "use the Hugging Face directory")
-    return pre
-
-
-def _add_tokens(backend: Any, tokens: list[str], kinds: list[int]) -> None:
-    """Tell the backend which tokens are no text of the vocabulary's."""
-    from tokenizers import AddedToken
-
-    control = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    added = [token for token, kind in zip(tokens, kinds) if kind == _USER_DEFINED]
-    backend.add_tokens([AddedToken(token, normalized=False) for token in added])
-
-
-def _special(file: GgufFile, role: str) -> int | None:
-    """The id of the token with this role, where the file names one."""
-    name = f"{role}_token_id"
-    fields = Fields(file.path, {name: file.get(f"tokenizer.ggml.{name}")}, "tokenizer.ggml.")
-    return next(iter(fields.ids(name, len(file["tokenizer.ggml.tokens"]))), None)
-
-
-def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
-
-
-def _backend(pre: str, tokens: list[str], merges: list[tuple[str, str]]) -> Any:
-    """A ``tokenizers.Tokenizer`` that splits text as ``pre`` says."""
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    # Llama 3 looks a whole word up before it merges.
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
-    byte_level: Callable[..., Any] = pre_tokenizers.ByteLevel
-    pattern = _PATTERNS[pre]
-    if pattern is not None:
-        steps = [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(add_prefix_space=False, use_regex=False)]
-    else:
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
-        steps = [*digits, byte_level(add_prefix_space=False)]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    backend.decoder = decoders.ByteLevel()
-    if pre == "qwen2":
-        backend.normalizer = normalizers.NFC()
-    return backend

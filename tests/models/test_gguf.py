@@ -184,6 +184,8 @@ def test_a_text_begins_as_the_file_says(tmp_path, adds):
         ("llama-bpe", ["Ġhi", "12", "1"]),
         ("qwen2", ["Ġhi", "1", "2", "1"]),
         ("smollm", ["Ġhi", "1", "2", "1"]),
+        ("refact", ["Ġhi", "1", "2", "1"]),
+        ("chatglm-bpe", ["Ġhi", "12", "1"]),
     ],
 )
 def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
@@ -196,8 +198,8 @@ def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
     ("changes", "words"),
     [
         ({"architecture": "gemma"}, "the architecture is 'gemma', wanted llama or qwen2 or qwen3"),
-        ({"pre": "tekken"}, "tokenizer.ggml.pre is 'tekken', wanted gpt-2 or smollm"),
-        ({"extra": lambda w: w.add_tokenizer_model("llama")}, "tokenizer.ggml.model is 'llama', wanted gpt2"),
+        ({"pre": "tekken"}, "tokenizer.ggml.pre is 'tekken', wanted gpt-2 or olmo or"),
+        ({"extra": lambda w: w.add_tokenizer_model("t5")}, "tokenizer.ggml.model is 't5', wanted gpt2 or llama"),
         ({"extra": lambda w: w.add_expert_count(4)}, "tensor blk.0.ffn_down_exps.weight is missing (8 are)"),
         ({"extra": lambda w: w.add_logit_scale(4.0)}, "llama.logit_scale is 4.0, wanted none; use a model without it"),
         ({"extra": lambda w: w.add_array("llama.attention.sliding_window_pattern", [True])}, "wanted a number, or one"),
@@ -266,6 +268,52 @@ def test_smollm2_answers_as_published(smollm2):
     tokens = np.asarray([prompt + answer], np.int32)
     greedy = logits(smollm2.config, smollm2.params, tokens, np.ones_like(tokens, bool)).argmax(-1)[0]
     assert greedy[len(prompt) - 1 : -1].tolist() == answer
+
+
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcn"]
+PIECES += ["▁a", "ab", "bc", "abc", "▁ab", "▁▁", "an", "nan", "▁b"]
+SCORES = [0.0] * 264 + [-1.0, -3.0, -2.0, -7.0, -4.0, -5.0, -8.0, -6.0, -9.0]
+
+
+def literal_pieces(text: str) -> list[str]:
+    """SentencePiece's rule: of neighbors that make a piece the first pair of the highest score is joined."""
+    pieces = list(text)
+    while True:
+        found = [
+            (-SCORES[PIECES.index(both)], at)
+            for at in range(len(pieces) - 1)
+            if (both := pieces[at] + pieces[at + 1]) in PIECES
+        ]
+        if not found:
+            return pieces
+        at = min(found)[1]
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_sentence_pieces_are_joined_by_their_scores(tmp_path, prefixed):
+    def extra(writer):
+        for fields in writer.kv_data:
+            for key in ("tokens", "token_type", "merges", "model"):
+                fields.pop(f"tokenizer.ggml.{key}", None)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(PIECES)
+        writer.add_token_scores(SCORES)
+        writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(PIECES) - 259))
+        writer.add_bos_token_id(1)
+        writer.add_unk_token_id(0)
+        writer.add_add_space_prefix(prefixed)
+
+    config = replace(LLAMA, vocab_size=len(PIECES))
+    tokenizer = read_gguf(write(tmp_path / "m.gguf", config, extra=extra))[2]
+    random = np.random.default_rng(0)
+    for text in ["", "abc ab", *("".join(random.choice(list("abcn "), 12)) for _ in range(20))]:
+        wanted = literal_pieces(("▁" if prefixed and text else "") + text.replace(" ", "▁"))
+        assert tokenizer.encode(text) == [PIECES.index(piece) for piece in wanted]
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("é")[-2:] == [PIECES.index("<0xC3>"), PIECES.index("<0xA9>")]
+    assert tokenizer.decode(tokenizer.encode("é 🦆")) == "é 🦆"
+    assert tokenizer.begun(tokenizer.encode("a"))[0] == 1
 
 
 def literal_blocks(kind: str) -> tuple[np.ndarray, np.ndarray]:
