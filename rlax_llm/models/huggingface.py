@@ -349,7 +349,8 @@ def _check_names(directory: Path, found: Mapping[str, Held], slots: Mapping[str,
     if extra:
         raise ValueError(
             f"{found[extra[0]].path}: tensor {extra[0]} is unexpected ({len(extra)} are), no layer of the decoder that "
-            f"config.json describes holds it; use a model of the families {listed_families()}."
+            "config.json describes holds it; use the config.json that belongs to these weights, or a model of the "
+            f"families {listed_families()}."
         )
 
 
