@@ -62,9 +62,21 @@ def tensors_of(config: DecoderConfig, params: dict, architecture: str) -> dict[s
         name = f"{NAMES[module]}.bias" if kind == "bias" else f"{NAMES[leaf]}.weight"
         for layer, value in enumerate(of_layers):
             rows = np.ascontiguousarray(value.T)
-            if architecture == "llama" and leaf in ("q", "k"):
+            if architecture in ("llama", "granite") and leaf in ("q", "k"):
                 rows = interleaved(rows, config.num_heads if leaf == "q" else config.num_kv_heads)
             tensors[f"blk.{layer}.{name}"] = rows
+    return joined(tensors, config.num_layers) if architecture == "phi3" else tensors
+
+
+def joined(tensors: dict[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
+    """As Phi-3's files have them: one matrix of q, k and v, and one of gate and up."""
+    for layer in range(layers):
+        stem = f"blk.{layer}."
+        qkv, both = (
+            np.concatenate([tensors.pop(f"{stem}{name}.weight") for name in names])
+            for names in (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
+        )
+        tensors |= {f"{stem}attn_qkv.weight": qkv, f"{stem}ffn_up.weight": both}
     return tensors
 
 
@@ -110,6 +122,7 @@ def write(
         (replace(LLAMA, tie_embeddings=False), "llama"),
         (replace(LLAMA, biases=("q", "k", "v")), "qwen2"),
         (replace(LLAMA, qk_norm="head", head_dim=16), "qwen3"),
+        (LLAMA, "phi3"),
     ],
 )
 def test_config_and_parameters_come_back(tmp_path, config, architecture):
@@ -359,6 +372,15 @@ def test_a_base_of_several_kinds_is_read_and_says_so(tmp_path):
         _, params, _ = read_gguf_blocks(path)
     jax.tree.map(np.testing.assert_array_equal, dequantized(params), read_gguf(path)[1])
     assert (params["layers"]["down"].bits, params["layers"]["up"].bits) == (8, 4)
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "granite"])
+def test_blocks_of_joined_and_of_reordered_matrices_are_put_back(tmp_path, architecture):
+    path = write(tmp_path / "m.gguf", architecture=architecture, kind="Q4_0")
+    (_, params, _), (config, whole, _) = read_gguf_blocks(path), read_gguf(path)
+    assert replace(config, attention_scale=None) == LLAMA
+    jax.tree.map(np.testing.assert_array_equal, dequantized(params), whole)
+    assert isinstance(params["layers"]["k"], Blocks)
 
 
 def test_a_base_keeps_the_blocks_of_its_file(tmp_path):
