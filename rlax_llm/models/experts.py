@@ -244,12 +244,8 @@ def sorted_product(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Ar
     >>> sorted_product(jnp.ones((4, 1)), weights, jnp.array([1, 2])).tolist()
     [[1.0], [2.0], [2.0], [0.0]]
     """
-    narrow = weights.astype(x.dtype)
-    if platform() == "cpu":
-        return _product(block_of(x.shape[0], weights.shape[0]), x, narrow, sizes)
-    # What ragged_dot says of rows beyond the last expert's is not promised, nor what it gives them back.
-    there = (jnp.arange(x.shape[0]) < sizes.sum())[:, None]
-    return jnp.where(there, jax.lax.ragged_dot(jnp.where(there, x, 0), narrow, sizes), 0)
+    block = block_of(x.shape[0], weights.shape[0]) if platform() == "cpu" else None
+    return _product(block, x, weights.astype(x.dtype), sizes)
 
 
 def block_of(rows: int, experts: int) -> int:
@@ -308,24 +304,49 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
     return jnp.pad(x, ((0, block), (0, 0)))
 
 
-# Three products that are the slopes of one another, so that each may be differentiated again, as Fisher products do.
+def _ragged(x: jax.Array, other: jax.Array, sizes: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    """An accelerator's product of rows that are sorted by expert, with a factor of each expert or with other rows.
+
+    The rows of a factor are contracted, or its columns; where both are rows, those of each expert among themselves.
+    """
+    groups = [] if contracted[0] == 0 else [0]
+    axes = (((contracted[0],), (contracted[1],)), ((), ()))
+    numbers = jax.lax.RaggedDotDimensionNumbers(axes, [0], groups)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    @jax.custom_batching.sequential_vmap  # JAX maps no such product whose factors are not all mapped over
+    def product(x: jax.Array, other: jax.Array, sizes: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot_general(x, other, sizes, numbers, preferred_element_type=wide)
+
+    return product(x, other, sizes).astype(x.dtype)
+
+
+def _own(x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows that are of an expert, zeros behind: what ``ragged_dot`` says of those, or adds, is not promised."""
+    return jnp.where((jnp.arange(x.shape[0]) < sizes.sum())[:, None], x, 0)
+
+
+# Three products that are the slopes of one another, so that each may be differentiated again, as Fisher products do:
+# ragged_dot's own second derivative is not there. A block of None is an accelerator's way.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(block: int, x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+def _product(block: int | None, x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows ``[R, D]`` times their expert's matrix, ``[R, F]``."""
     return _rows_times(block, x, weights, sizes, False)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product_back(block: int, slopes: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+def _product_back(block: int | None, slopes: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows ``[R, F]`` times the transpose of their expert's matrix, ``[R, D]``."""
     return _rows_times(block, slopes, weights, sizes, True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _outer(block: int, x: jax.Array, slopes: jax.Array, sizes: jax.Array) -> jax.Array:
+def _outer(block: int | None, x: jax.Array, slopes: jax.Array, sizes: jax.Array) -> jax.Array:
     """``Σ_n x[n]ᵀ · slopes[n]`` over the rows of each expert, ``[E, D, F]``."""
+    if block is None:
+        return _ragged(_own(x, sizes), _own(slopes, sizes), sizes, (0, 0))
     given, slopes = _padded(x, block), _padded(slopes, block)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -340,7 +361,9 @@ def _outer(block: int, x: jax.Array, slopes: jax.Array, sizes: jax.Array) -> jax
     return _over_blocks(block, x.shape[0], sizes, step, zeros).astype(x.dtype)
 
 
-def _rows_times(block: int, x: jax.Array, weights: jax.Array, sizes: jax.Array, back: bool) -> jax.Array:
+def _rows_times(block: int | None, x: jax.Array, weights: jax.Array, sizes: jax.Array, back: bool) -> jax.Array:
+    if block is None:
+        return _own(_ragged(_own(x, sizes), weights, sizes, (1, 2 if back else 1)), sizes)
     given = _padded(x, block)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -358,23 +381,23 @@ def _rows_times(block: int, x: jax.Array, weights: jax.Array, sizes: jax.Array, 
 def _kept(product: Any) -> Callable[..., Any]:
     """The forward pass of a product, which keeps its factors."""
 
-    def forward(block: int, left: jax.Array, right: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+    def forward(block: int | None, left: jax.Array, right: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
         return product(block, left, right, sizes), (left, right, sizes)
 
     return forward
 
 
-def _slopes_of_product(block: int, kept: tuple, slopes: jax.Array) -> tuple:
+def _slopes_of_product(block: int | None, kept: tuple, slopes: jax.Array) -> tuple:
     x, weights, sizes = kept
     return _product_back(block, slopes, weights, sizes), _outer(block, x, slopes, sizes), None
 
 
-def _slopes_of_product_back(block: int, kept: tuple, slopes: jax.Array) -> tuple:
+def _slopes_of_product_back(block: int | None, kept: tuple, slopes: jax.Array) -> tuple:
     given, weights, sizes = kept
     return _product(block, slopes, weights, sizes), _outer(block, slopes, given, sizes), None
 
 
-def _slopes_of_outer(block: int, kept: tuple, slopes: jax.Array) -> tuple:
+def _slopes_of_outer(block: int | None, kept: tuple, slopes: jax.Array) -> tuple:
     x, given, sizes = kept
     return _product_back(block, given, slopes, sizes), _product(block, x, slopes, sizes), None
 

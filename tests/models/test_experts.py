@@ -117,8 +117,15 @@ def by_taken_weights(x, weights, sizes):
     return jnp.where(there[:, None], found, 0)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def machine(request, monkeypatch):
+    """The way of a CPU, and that of accelerators, which a CPU can go too."""
+    monkeypatch.setattr(experts, "platform", lambda: request.param)
+
+
+@pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("sizes", [[3, 0, 40, 1, 0, 9], [0, 0, 0, 0, 0, 70], [70, 0, 0, 0, 0, 0], [0] * 6])
-def test_products_in_blocks_are_ragged_dot_with_its_gradients(sizes):
+def test_products_are_ragged_dot_with_its_gradients(sizes):
     x, weights, sizes = jnp.asarray(drawn(70, D)), jnp.asarray(drawn(COUNT, D, F)), jnp.array(sizes, jnp.int32)
     slope = drawn(70, F)
     both = []
@@ -128,6 +135,7 @@ def test_products_in_blocks_are_ragged_dot_with_its_gradients(sizes):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), *both)
 
 
+@pytest.mark.usefixtures("machine")
 def test_a_gradient_may_be_differentiated_again():
     """As Fisher products do, through the pullback."""
     x, weights = jnp.asarray(drawn(30, D)), jnp.asarray(drawn(COUNT, D, F))
@@ -157,6 +165,7 @@ def test_the_router_learns_through_the_weights():
         np.testing.assert_allclose(slope[index], moved, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.usefixtures("machine")
 def test_seeds_may_be_mapped_over():
     x, routed, weights = case(6, 2)
     several = jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)])
