@@ -172,7 +172,12 @@ def _describes(raw: Mapping[str, Any], config: DecoderConfig) -> bool:
 
 
 def _as_read(config: DecoderConfig) -> DecoderConfig:
-    """The decoder that a file of this one is read as: of LongRoPE a file has both lists, and the short one is read."""
+    """The decoder that a file of this one is read as: of LongRoPE a file has both lists, and the short one is read.
+
+    How a run balances routers is of the run.
+    """
+    if config.experts is not None:
+        config = replace(config, experts=replace(config.experts, balance=None))
     scaling = config.rope_scaling
     if not isinstance(scaling, LongRope):
         return config

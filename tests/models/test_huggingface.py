@@ -17,7 +17,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rlax_llm.models.config import Clamped, DecoderConfig, Experts
+from rlax_llm.models.config import Balance, Clamped, DecoderConfig, Experts
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model
 from rlax_llm.models.huggingface_config import family_of, scalar_fields
 from rlax_llm.models.ropes import LinearRope, Llama3Rope, LongRope, YarnRope
@@ -419,6 +419,13 @@ def test_a_family_without_a_classifier_and_a_rule_that_no_file_says_are_refused(
         scalar_fields(granite)
     with pytest.raises(ValueError, match="has experts, and no Hugging Face family"):  # Mixtral always normalizes
         family_of(replace(LLAMA, experts=Experts(4, 2, 24, normalized=False)))
+
+
+def test_how_a_run_balances_routers_is_in_no_file(tmp_path):
+    config = replace(LLAMA, experts=Experts(4, 2, 24))
+    trained = replace(config, experts=replace(config.experts, balance=Balance(0.01, 0.001)))
+    write_model(tmp_path / "model", trained, parameters(trained))
+    assert read_config(tmp_path / "model") == config
 
 
 def test_of_longrope_a_file_has_both_lists(tmp_path):
