@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import KEYS, VALUES, Cache, empty_cache, kept, written
+from rlax_llm.generation.cache import KEYS, VALUES, Cache, columns_of, empty_cache, kept, last_columns, written
 from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.reading import Stacked, read
@@ -37,7 +37,7 @@ from rlax_llm.models.decoder import (
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
-from rlax_llm.models.narrow import narrow_matrices
+from rlax_llm.models.narrow import Matrix, narrow_matrices
 from rlax_llm.models.segments import (
     NOWHERE,
     PLAIN,
@@ -85,7 +85,8 @@ class Prefilled(NamedTuple):
     """The prompts' side of a generation, which ``decode`` only reads.
 
     Attributes:
-        cache: for each layer keys ``[P, 1, K, head_dim, W]`` and values ``[P, 1, K, W, head_dim]``.
+        cache: for each layer keys ``[P, 1, K, head_dim, W]`` and values ``[P, 1, K, W, head_dim]``, or as many of the
+            last columns as the layer keeps.
         valid: ``[P, W]`` bool.
         common: for each layer keys ``[1, K, head_dim, C]`` and values ``[1, K, C, head_dim]`` of what all prompts begin
             with, which stands in front of ``cache``; or nothing.
@@ -112,7 +113,9 @@ class Prefilled(NamedTuple):
 
     def segments(self, layer: int) -> list[Segment]:
         """What rows attend to besides their own tokens: what all prompts share, where there is that, and each one's."""
-        own = Segment(*self.cache[layer], self.places)
+        keys, values = self.cache[layer]
+        places, columns = self.places, keys.shape[-1]
+        own = Segment(keys, values, places if columns == places.shape[-1] else places[..., -columns:])
         if not self.common:
             return [own]
         return [Segment(*self.common[layer], jnp.arange(self.begin)[None]), own]
@@ -128,7 +131,7 @@ class Decoding(NamedTuple):
 
     Attributes:
         cache: for each layer keys ``[P, G, K, head_dim, room]`` and values ``[P, G, K, room, head_dim]``; the keys of a
-            row's token that is drawn at step t are in column ``t % room``.
+            row's token that is drawn at step t are in column ``t % room``, where ``room`` is the layer's own.
         tokens: ``[B, limit]`` int32, padded with the first stop token.
         log_probs: ``[B, limit]`` float32, nats.
         kept: ``[B, limit, ceil(V/32)]`` uint32, as ``token_sets.to_bits`` packs sets; None where nothing is ever cut.
@@ -270,7 +273,7 @@ def prefill(
     hidden, caches = read(config, params, tokens, valid)
     memory = first_memory(request, tokens, valid, config.vocab_size)
     state = after_first(config, params, request, hidden, (key, limits, memory), room)
-    return Prefilled(of_layers(config, caches), valid), state
+    return kept_prompts(config, request, caches, valid), state
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -302,7 +305,7 @@ def prefill_behind(
     memory = first_memory(request, *prompts, config.vocab_size)
     state = after_first(config, params, request, hidden, (*rows, memory), room)
     shared = tuple((kept(config, k, KEYS[0]), kept(config, v, VALUES[0])) for k, v in zip(*common, strict=True))
-    return Prefilled(of_layers(config, caches), own[1], shared), state
+    return kept_prompts(config, request, caches, own[1])._replace(common=shared), state
 
 
 def after_first(
@@ -321,6 +324,30 @@ def after_first(
     keys = row_keys(own[0], hidden.shape[0] * request.group_size)
     state = before_first(config, request, (keys, *own[1:]), room, hidden.dtype)
     return _draw(config, params, jnp.repeat(hidden, request.group_size, axis=0), state, request)
+
+
+def kept_prompts(config: DecoderConfig, request: Request, caches: Stacked, valid: jax.Array) -> Prefilled:
+    """The prompts' keys that their completions read.
+
+    Args:
+        config: shapes, windows, and the cache's number format.
+        request: static.
+        caches: of ``read``.
+        valid: ``[P, W]`` bool; a layer with a window keeps the last columns.
+    """
+    return Prefilled(last_columns(of_layers(config, caches), request.keeps(config, valid.shape[1])), valid)
+
+
+def room_in(config: DecoderConfig, request: Request, state: Decoding) -> int:
+    """The tokens of a row that the cache has room for: all, where every layer keeps those of its window.
+
+    Args:
+        config: shapes and windows.
+        request: static.
+        state: of its rows.
+    """
+    columns = columns_of(state.cache)
+    return request.max_new_tokens if columns == request.keeps(config, request.max_new_tokens) else max(columns)
 
 
 def of_layers(config: DecoderConfig, caches: tuple[jax.Array, jax.Array]) -> Cache:
@@ -353,7 +380,7 @@ def before_first(
     rows, limit = keys.shape[0], request.max_new_tokens
     shape = (rows // request.group_size, request.group_size, config.num_kv_heads)
     return Decoding(
-        cache=empty_cache(config, shape, room, dtype),
+        cache=empty_cache(config, shape, request.keeps(config, room), dtype),
         tokens=jnp.full((rows, limit), request.filler, jnp.int32),
         log_probs=jnp.zeros((rows, limit)),
         kept=_room_for_sets(request, keys, memory, config.vocab_size),
@@ -368,25 +395,26 @@ def before_first(
 
 
 class _Places(NamedTuple):
-    """Places of the completions' keys ``[P, G, room]`` and of the queries ``[P, G, 1]``, which count on from the
-    prompts'.
+    """Places of a layer's own keys ``[P, G, room]`` and of the queries ``[P, G, 1]``, which count on from the
+    prompts', and the column that is written.
     """
 
     own: jax.Array
     query: jax.Array
+    column: jax.Array
 
 
-def _places(prompt: Prefilled, state: Decoding) -> _Places:
-    """Where everything is when the keys of the last drawn tokens are written.
+def _places(prompt: Prefilled, state: Decoding, room: int) -> _Places:
+    """Where everything is, in a layer of so many columns, when the keys of the last drawn tokens are written.
 
     A column was last written some steps ago; what it holds is a row's own where the row is not younger than that.
     """
-    room, groups = state.cache[0][0].shape[-1], state.cache[0][0].shape[:2]
+    groups = state.cache[0][0].shape[:2]
     ago = (state.step - 1 - jnp.arange(room)) % room
     last = state.lengths.reshape(*groups, 1) - 1
     before = prompt.lengths[:, None, None]
     own = jnp.where(ago <= last, before + last - ago, NOWHERE)
-    return _Places(own, before + last)
+    return _Places(own, before + last, (state.step - 1) % room)
 
 
 def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
@@ -399,16 +427,14 @@ def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, stat
         state: of the rows.
     """
     apply = block(config)[1]
-    places = _places(prompt, state)
-    column = (state.step - 1) % state.cache[0][0].shape[-1]
+    columns = columns_of(state.cache)
+    places = {room: _places(prompt, state, room) for room in dict.fromkeys(columns)}
     token = jax.vmap(lambda row, at: row[at])(state.tokens, jnp.maximum(state.lengths - 1, 0))[:, None]
-    positions = places.query.reshape(-1, 1)
+    positions = places[columns[0]].query.reshape(-1, 1)
     x = embedding(config, params, token)
     caches = []
     for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
-        attend = _attend_to_cache(
-            config, prompt.segments(index), Segment(*own, places.own), reach_of(places.query), column
-        )
+        attend = _attend_to_cache(config, prompt.segments(index), own, places[columns[index]])
         x, cache, _ = apply(layer, x, positions, attend, kind_of(config, index))
         caches.append(cache)
     return norm(config, params["norm"], x[:, 0]), tuple(caches)
@@ -436,9 +462,12 @@ def attend_behind(
     return jax.vmap(partial(attention, form=form, sinks=sinks), (0, 0, axes))(queries, reach, [*held, own])
 
 
-def _attend_to_cache(config: DecoderConfig, held: list[Segment], own: Segment, reach: Reach, at: jax.Array) -> Attend:
-    """One token of each row to its prompt's keys and to its own, among which it writes its own at column ``at``."""
-    prompts, group_size = own.keys.shape[:2]
+def _attend_to_cache(
+    config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], places: _Places
+) -> Attend:
+    """One token of each row to its prompt's keys and to its own, among which it writes its own."""
+    prompts, group_size = cache[0].shape[:2]
+    reach = reach_of(places.query)
 
     def by_group(x: jax.Array) -> jax.Array:
         return x.reshape(prompts, group_size, *x.shape[1:])
@@ -446,11 +475,11 @@ def _attend_to_cache(config: DecoderConfig, held: list[Segment], own: Segment, r
     def attend(
         q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        new = jax.vmap(segment)(by_group(k), by_group(v), own.places)
-        keys = written(config, own.keys, new.keys, at, KEYS)
-        values = written(config, own.values, new.values, at, VALUES)
-        form = PLAIN._replace(soft_cap=config.attention_cap)
-        mixed = attend_behind(held, by_group(q), within(reach, window), Segment(keys, values, own.places), form, sinks)
+        new = jax.vmap(segment)(by_group(k), by_group(v), places.own)
+        keys = written(config, cache[0], new.keys, places.column, KEYS)
+        values = written(config, cache[1], new.values, places.column, VALUES)
+        form, own = PLAIN._replace(soft_cap=config.attention_cap), Segment(keys, values, places.own)
+        mixed = attend_behind(held, by_group(q), within(reach, window), own, form, sinks)
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
     return attend
@@ -486,8 +515,8 @@ def decode(
         params: of ``unstack``.
         prompt: of ``prefill``.
         state: of ``prefill`` or an earlier ``decode``.
-        until: scalar int32; no row may come to have more tokens than the cache's room + 1 (a token's keys are written
-            when the next one is drawn).
+        until: scalar int32; no row may come to have more tokens than ``room_in`` + 1 (a token's keys are written when
+            the next one is drawn).
         request: static.
         fewest: scalar int32, the loop ends where no more rows go on, by ``most_going``.
         enough: it ends too with the token that makes enough groups whole; None goes on.

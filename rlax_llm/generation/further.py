@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.engine import completions, decode, prefill, unrolled
+from rlax_llm.generation.cache import whole
+from rlax_llm.generation.engine import Decoding, Prefilled, completions, decode, prefill, unrolled
 from rlax_llm.generation.partial import behind_tokens
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.slots import Drawn, behind_others
@@ -94,14 +95,21 @@ def generate_further(
     limit, width = request.max_new_tokens, _width(begun, request)
     check_request(config, width, request)
     alone, own = request._replace(group_size=1), _drawn(begun, width)
-    read = prefill(config, params, begun.tokens, begun.valid, keys, alone, 0)
+    read = _read_whole(config, params, begun, keys, alone)
     prompt, state = behind_tokens(config, *read, begun.tokens[:, :width], own, alone)
     # A row without tokens reads its prompt's last one again, which stands where its own last one would.
     first = jnp.where(own.lengths == 0, begun.tokens[:, width - 1], state.tokens[:, 0])
-    cache = behind_others(state, state.step, limit)
+    cache = behind_others(state, state.step, alone.keeps(config, limit))
     state = state._replace(tokens=state.tokens.at[:, 0].set(first), cache=cache)
     state = decode(config, unrolled(config, params), prompt, state, state.step + most, alone)
     return completions(begun.tokens[:, :width], begun.valid[:, :width], state, alone)
+
+
+def _read_whole(
+    config: DecoderConfig, params: Params, begun: Completions, keys: jax.Array, request: Request
+) -> tuple[Prefilled, Decoding]:
+    """Prompts and tokens with all their keys: which are the last of a prompt is known when its tokens are apart."""
+    return prefill(config, params, begun.tokens, begun.valid, keys, request._replace(keeps=whole), 0)
 
 
 def _width(begun: Completions, request: Request) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlax_llm.core.mesh import AXES, devices_along
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns
+from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, whole
 from rlax_llm.generation.draws import first_memory
 from rlax_llm.generation.engine import Decoding, Prefilled, after_first, of_layers
 from rlax_llm.generation.reading import Stacked, extend
@@ -160,9 +160,17 @@ class KeysHeld:
 
 
 class _Keeping(Generation):
-    """A generation that keeps the keys of those that have ended."""
+    """A generation that keeps the keys of those that have ended.
+
+    A layer with a window keeps them all: in a ring the others would write over them until the turn is over.
+    """
 
     own: Cache | None = None  # while the state holds all rows in their order
+
+    def __init__(
+        self, config: DecoderConfig, params: Params, prompts: Prompts, rows: tuple[jax.Array, Any], request: Request
+    ):
+        super().__init__(config, params, prompts, rows, request._replace(keeps=whole))
 
     def _start(self, opened: int) -> Any:
         seen = super()._start(opened)

@@ -25,7 +25,7 @@ from rlax_llm.generation.engine import (
     completions,
     drawn,
     forward_token,
-    of_layers,
+    kept_prompts,
     shared_out,
     unrolled,
 )
@@ -106,7 +106,7 @@ def _decoded(
     share: jax.Array,
 ) -> Decoding:
     """The rows when none goes on."""
-    hiddens, prefilled = zip(*(_read(config, params, prompts) for params in models), strict=True)
+    hiddens, prefilled = zip(*(_read(config, params, prompts, request) for params in models), strict=True)
     models = Two(*(unrolled(config, params) for params in models))
     memory = first_memory(request, *prompts, config.vocab_size)
     keys = row_keys(key, prompts[0].shape[0] * request.group_size)
@@ -129,6 +129,8 @@ def _decoded(
     return jax.lax.while_loop(lambda mixing: mixing.state.going.any(), body, first).state
 
 
-def _read(config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Prefilled]:
+def _read(
+    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], request: Request
+) -> tuple[jax.Array, Prefilled]:
     hidden, caches = read(config, params, *prompts)
-    return hidden, Prefilled(of_layers(config, caches), prompts[1])
+    return hidden, kept_prompts(config, request, caches, prompts[1])

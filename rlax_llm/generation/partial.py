@@ -16,7 +16,7 @@ import numpy as np
 from rlax_llm.core.mesh import ROWS, TENSOR, devices_along, fetch, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import over_columns
+from rlax_llm.generation.cache import last_columns, over_columns, whole
 from rlax_llm.generation.draws import Memory, first_memory, remember
 from rlax_llm.generation.engine import Decoding, Prefilled, lanes, prefill, shared_out
 from rlax_llm.generation.enough import Enough, too_few
@@ -244,7 +244,9 @@ class _Continued(Generation):
         prompts, alone = tuple(x[rows // size] for x in self.prompts), self.request._replace(group_size=1)
         own = jax.tree.map(lambda x: x[rows], self.start.drawn)
         keys, limits = (x[rows] for x in self.rows)
-        read = prefill(self.config, self.params, *_behind(prompts, own, self.first_room), keys, alone, 0, limits)
+        # Which columns are the last of a prompt is known when its tokens are apart.
+        both, all_kept = _behind(prompts, own, self.first_room), alone._replace(keeps=whole)
+        read = prefill(self.config, self.params, *both, keys, all_kept, 0, limits)
         numbers = np.where(places < len(self.resumed), rows, -1)
         return behind_tokens(self.config, *read, prompts[0], own, alone), jnp.asarray(numbers, jnp.int32)
 
@@ -304,7 +306,7 @@ def behind_tokens(
         memory=_remembered(request, first_memory(request, tokens, valid, config.vocab_size), own),
         **own._asdict(),
     )
-    return Prefilled(shared, valid), state
+    return Prefilled(last_columns(shared, request.keeps(config, width)), valid), state
 
 
 def _remembered(request: Request, memory: Memory, own: Drawn) -> Memory:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rlax_llm.core.penalties import NONE, Penalties, check_penalties
 from rlax_llm.core.speculation import Speculation
 from rlax_llm.generation.automata import Automaton
+from rlax_llm.generation.cache import Columns, windowed
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.models.config import DecoderConfig
 
@@ -25,6 +26,7 @@ class Request(NamedTuple):
         penalties: of tokens that were there before, between the sampler's bias and its temperature.
         automata: that read the completion: stop texts end it, patterns say what may be drawn.
         speculation: whether tokens are guessed, which changes no distribution; None is not.
+        keeps: columns of keys that each layer keeps: ``windowed``, or ``whole``; they change no distribution either.
     """
 
     sampler: Sampler
@@ -35,6 +37,7 @@ class Request(NamedTuple):
     penalties: Penalties = NONE
     automata: tuple[Automaton, ...] = ()
     speculation: Speculation | None = None
+    keeps: Columns = windowed
 
     @property
     def filler(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.cache import columns_of, windowed
 from rlax_llm.generation.engine import (
     Decoding,
     Prefilled,
@@ -24,6 +25,7 @@ from rlax_llm.generation.engine import (
     decode,
     prefill,
     prefill_behind,
+    room_in,
     room_of,
     rooms,
     shared_out,
@@ -127,11 +129,19 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     ((), ((40, 192), (40, 64), (24, 256), (16, 256), (8, 256), (4, 256)))
     """
     devices = devices_along(*ROWS)
-    sizes = {(max(FEWEST, math.ceil(rows * part / devices)) * devices, room_of(limit, share)) for part, share in FEWER}
+    sizes = {
+        (max(FEWEST, math.ceil(rows * part / devices)) * devices, _enough(config, room_of(limit, share), limit))
+        for part, share in FEWER
+    }
     if rows % devices or not is_work(config, rows, limit):
         sizes = set()
     whole = one_size(config, rows, width, limit)
     return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(sorted(sizes, reverse=True)))
+
+
+def _enough(config: DecoderConfig, room: int, limit: int) -> int:
+    """The room, or the limit where all layers keep their windows alone, which are the same columns."""
+    return limit if windowed(config, room) == windowed(config, limit) else room
 
 
 def is_work(config: DecoderConfig, rows: int, limit: int) -> bool:
@@ -236,6 +246,11 @@ class Generation:
         return Progress(1, self.state.going.shape[0], 1)
 
     @property
+    def room(self) -> int:
+        """Tokens of a row that the cache has room for."""
+        return room_in(self.config, self.request, self.state)
+
+    @property
     def waits(self) -> bool:
         """Whether some rows have not entered yet."""
         return self.begun < len(self.order)
@@ -254,7 +269,7 @@ class Generation:
     def _open(self, rows: int, room: int) -> None:
         """So many slots, and the first rows in them."""
         first, numbers = self._next()
-        prompt, state = vacant(*first, rows, room)
+        prompt, state = vacant(*first, rows, self.request.keeps(self.config, room))
         if self.drawn is None:
             self.drawn = blank(drawn_of(state), self.count * self.request.group_size)
         self.prompt, self.state = enter(prompt, state, *first, numbers)
@@ -314,7 +329,7 @@ class Generation:
         if not seen.going:
             return False
         fewest = self._fit(seen)
-        room = self.state.cache[0][0].shape[-1]
+        room = self.room
         steps = min(room + 1 - seen.longest, most or room)
         self._draw(seen.step, steps, jnp.int32(fewest))
         self.seen = fetch(progress(self.state))
@@ -347,7 +362,7 @@ class Generation:
 
     def _fit(self, seen: Progress) -> int:
         """Leave out rows that have ended, and make room for longer ones; the number of rows to ask again at."""
-        rows, room = self.state.going.shape[0], self.state.cache[0][0].shape[-1]
+        rows, room = self.state.going.shape[0], self.room
         longer = next(size for size in self.rooms if size >= max(room, seen.longest))
         if self.waits:
             self._resize(rows, longer)
@@ -358,13 +373,13 @@ class Generation:
             self._resize(*min(fits, key=self.ladder.cost))
         else:
             self._resize(rows, longer)
-        room = self.state.cache[0][0].shape[-1]
-        return max((fewer for fewer, _ in self.ladder.below(self.state, room)), default=0)
+        return max((fewer for fewer, _ in self.ladder.below(self.state, self.room)), default=0)
 
     def _resize(self, rows: int, room: int) -> None:
         """Give the state so many rows and columns."""
-        if (rows, room) != (self.state.going.shape[0], self.state.cache[0][0].shape[-1]):
-            self.prompt, self.state = resize(self.prompt, self.state, rows, room)
+        columns = self.request.keeps(self.config, room)
+        if (rows, columns) != (self.state.going.shape[0], columns_of(self.state.cache)):
+            self.prompt, self.state = resize(self.prompt, self.state, rows, columns)
 
     def _note(self) -> None:
         """Write down what was drawn, before rows go."""

@@ -6,13 +6,14 @@ does so among its own rows, so that no key is sent.
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.generation.cache import Cache, over_columns, vacant_cache
+from rlax_llm.generation.cache import Cache, by_layer, columns_of, vacant_cache
 from rlax_llm.generation.engine import Decoding, Prefilled, lanes, most_going
 
 
@@ -38,7 +39,7 @@ def progress(state: Decoding) -> Progress:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def resize(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Prefilled, Decoding]:
+def resize(prompt: Prefilled, state: Decoding, rows: int, columns: tuple[int, ...]) -> tuple[Prefilled, Decoding]:
     """The rows that go on, in a state of other sizes.
 
     Args:
@@ -46,11 +47,11 @@ def resize(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Pr
         state: of ``decode``.
         rows: at least ``most_going``; where they are as many as now each stays where it is, in its group. Otherwise
             each has the keys of its prompt to itself.
-        room: columns of the cache, no fewer than the longest of the rows has tokens.
+        columns: of each layer's cache, no fewer than it reads of the longest of the rows.
     """
     count = state.going.shape[0]
     groups, size = state.cache[0][0].shape[:2]
-    cache = _columns(state.cache, state.step, room)
+    cache = _columns(state.cache, state.step, columns)
     if rows == count:
         return prompt, state._replace(cache=cache)
     order = _first(~state.going, rows)
@@ -82,14 +83,19 @@ def _taken(tree: Any, order: jax.Array) -> Any:
     return jax.tree.map(take, tree)
 
 
-def _columns(cache: Cache, step: jax.Array, room: int) -> Cache:
-    """The cache with another number of columns: what was written ``n`` steps ago is again what was."""
-    held = cache[0][0].shape[-1]
-    if room == held:
-        return cache
-    ago = (step - 1 - jnp.arange(room)) % room
-    source = (step - 1 - ago) % held  # for what is older than the cache is, anything; nobody reads it
-    return over_columns(lambda x, time: jnp.take(x, source, time), cache)
+def _columns(cache: Cache, step: jax.Array, columns: tuple[int, ...]) -> Cache:
+    """The cache with other numbers of columns: what was written ``n`` steps ago is again what was."""
+
+    @functools.cache  # layers of one size have one
+    def source(held: int, room: int) -> jax.Array:
+        ago = (step - 1 - jnp.arange(room)) % room
+        return (step - 1 - ago) % held  # for what is older than the cache is, anything; nobody reads it
+
+    def moved(room: int, x: jax.Array, time: int) -> jax.Array:
+        held = x.shape[time]
+        return x if room == held else jnp.take(x, source(held, room), time)
+
+    return by_layer(moved, cache, columns)
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
@@ -117,39 +123,41 @@ def enter(
 
     merged = state._replace(**jax.tree.map(put, _by_row(state), _by_row(fresh._replace(rows=rows))))
     if fresh.cache[0][0].shape[-1]:
-        behind = behind_others(fresh, state.step, state.cache[0][0].shape[-1])
+        behind = behind_others(fresh, state.step, columns_of(state.cache))
         merged = merged._replace(cache=jax.tree.map(put, merged.cache, behind))
     alone = jax.tree.map(lambda x: jnp.repeat(x, size, 0), fresh_prompt._replace(common=()))
     return prompt.by_row(lambda own: jax.tree.map(put, own, alone)), merged
 
 
-def behind_others(fresh: Decoding, step: jax.Array, room: int) -> Cache:
+def behind_others(fresh: Decoding, step: jax.Array, columns: tuple[int, ...]) -> Cache:
     """The cache of rows with tokens as if these had been the last ones drawn at ``step``.
 
     Args:
         fresh: of ``behind_tokens``, with the keys of a row's token number c in column c.
         step: draws so far of the others.
-        room: columns of their cache.
+        columns: of each layer of their cache.
     """
-    held = fresh.cache[0][0].shape[-1]
-    ago = (step - 1 - jnp.arange(room)) % room
-    source = jnp.clip(fresh.lengths[:, None] - 1 - ago, 0, held - 1)  # nobody reads what is older than the row
 
-    def placed(x: jax.Array, axis: int) -> jax.Array:
-        return jax.vmap(lambda own, at: jnp.take(own, at, axis))(x, source)
+    @functools.cache  # layers of one size have one
+    def source(held: int, room: int) -> jax.Array:
+        ago = (step - 1 - jnp.arange(room)) % room
+        return jnp.clip(fresh.lengths[:, None] - 1 - ago, 0, held - 1)  # nobody reads what is older than the row
 
-    return over_columns(placed, fresh.cache)
+    def placed(room: int, x: jax.Array, axis: int) -> jax.Array:
+        return jax.vmap(lambda own, at: jnp.take(own, at, axis))(x, source(x.shape[axis], room))
+
+    return by_layer(placed, fresh.cache, columns)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def vacant(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Prefilled, Decoding]:
+def vacant(prompt: Prefilled, state: Decoding, rows: int, columns: tuple[int, ...]) -> tuple[Prefilled, Decoding]:
     """A state of rows by themselves of which none goes on, for others of a ``prefill`` to enter.
 
     Args:
         prompt: of ``prefill``.
         state: of ``prefill``.
         rows: slots.
-        room: columns of the cache.
+        columns: of each layer's cache.
     """
 
     def alike(x: jax.Array) -> jax.Array:
@@ -158,7 +166,7 @@ def vacant(prompt: Prefilled, state: Decoding, rows: int, room: int) -> tuple[Pr
     nobody = state._replace(alive=jnp.zeros_like(state.alive), rows=jnp.full_like(state.rows, -1))
     own = jax.tree.map(alike, _by_row(nobody))
     empty = prompt.by_row(lambda own: jax.tree.map(alike, own))
-    return empty, state._replace(cache=vacant_cache(state.cache, rows, room), **own)
+    return empty, state._replace(cache=vacant_cache(state.cache, rows, columns), **own)
 
 
 class Drawn(NamedTuple):

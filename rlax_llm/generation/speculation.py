@@ -13,6 +13,8 @@ it takes. How many tokens it would draw is foretold from the tokens that are the
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -20,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core.mesh import AXES, devices_along, fetch
-from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, written
+from rlax_llm.generation.cache import KEYS, VALUES, Cache, by_layer, columns_of, written
 from rlax_llm.generation.draws import sampled
-from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_going, record
+from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_going, record, room_in
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request
 from rlax_llm.models.config import DecoderConfig
@@ -196,25 +198,39 @@ def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Mat
 
 
 def _by_number(state: Decoding, room: int) -> Cache:
-    """A cache whose columns are numbers of the rows' tokens, of one in which all rows write into one column."""
-    held = state.cache[0][0].shape[-1]
-    return _taken(state, (state.step - state.lengths[:, None] + jnp.arange(room)) % held)
+    """A cache whose columns are numbers of the rows' tokens, of one in which all rows write into one column.
+
+    A layer with a window has as many as the others: behind a guess that did not come true others are written over it,
+    and in a ring they would be written over what is still read. What the ring held no more, no query reads.
+    """
+
+    def source(held: int) -> jax.Array:
+        return (state.step - state.lengths[:, None] + jnp.arange(room)) % held
+
+    return _taken(state, source, columns_of(state.cache))
 
 
-def _by_step(state: Decoding, room: int) -> Cache:
+def _by_step(state: Decoding, columns: tuple[int, ...]) -> Cache:
     """``_by_number`` undone, as if the tokens of each row had been the last ones before ``step``."""
-    ago = (state.step - 2 - jnp.arange(room)) % room + 1  # the last token, of 0 steps ago, has no keys yet
-    return _taken(state, jnp.maximum(state.lengths[:, None] - 1 - ago, 0))  # nobody reads what is older than the row
+
+    def source(room: int) -> jax.Array:
+        ago = (state.step - 2 - jnp.arange(room)) % room + 1  # the last token, of 0 steps ago, has no keys yet
+        return jnp.maximum(state.lengths[:, None] - 1 - ago, 0)  # nobody reads what is older than the row
+
+    return _taken(state, source, columns)
 
 
-def _taken(state: Decoding, source: jax.Array) -> Cache:
-    """The cache with columns ``source [B, room]`` of each row."""
-    source = source.reshape(*state.cache[0][0].shape[:2], -1)
+def _taken(state: Decoding, source: Callable[[int], jax.Array], numbers: tuple[int, ...]) -> Cache:
+    """The cache with columns ``source(number of the layer) [B, room]`` of each row."""
 
-    def taken(x: jax.Array, axis: int) -> jax.Array:
-        return jax.vmap(jax.vmap(lambda own, at: jnp.take(own, at, axis)))(x, source)
+    @functools.cache  # layers of one size have one
+    def sources(number: int) -> jax.Array:
+        return source(number).reshape(*state.cache[0][0].shape[:2], -1)
 
-    return over_columns(taken, state.cache)
+    def taken(number: int, x: jax.Array, axis: int) -> jax.Array:
+        return jax.vmap(jax.vmap(lambda own, at: jnp.take(own, at, axis)))(x, sources(number))
+
+    return by_layer(taken, state.cache, numbers)
 
 
 class _Paced(NamedTuple):
@@ -256,7 +272,7 @@ def speculate(
         without a pass of their own, behind guesses that came true.
     """
     assert request.speculation is not None
-    drafts, room = request.speculation.drafts, state.cache[0][0].shape[-1]
+    drafts, room, columns = request.speculation.drafts, room_in(config, request, state), columns_of(state.cache)
     # No row draws what the cache has no room for: its last token's keys are written when the next one is drawn.
     limits = state.limits
     state = state._replace(limits=jnp.minimum(limits, room + 1))
@@ -279,7 +295,7 @@ def speculate(
 
     start = _Paced(state._replace(cache=_by_number(state, room + drafts)), jnp.float32(drafts + 1), jnp.int32(0))
     state, _, guessed = jax.lax.while_loop(goes_on, body, start)
-    return state._replace(cache=_by_step(state, room), limits=limits), guessed
+    return state._replace(cache=_by_step(state, columns), limits=limits), guessed
 
 
 @partial(jax.jit, static_argnums=2)

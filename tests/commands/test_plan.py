@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,11 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from rlax_llm.cli.main import main
+from rlax_llm.commands.drawing import Drawing
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.plan import machines
 from rlax_llm.commands.plan.collectives import Sent, collectives
+from rlax_llm.commands.plan.groups import over_turns
 from rlax_llm.commands.plan.machines import compiling_for, machine_of
 from rlax_llm.commands.plan.models import SHAPES, shape_of
 from rlax_llm.commands.plan.report import written
@@ -29,8 +33,12 @@ from rlax_llm.commands.plan.settings import (
     PlannedSft,
 )
 from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped, learning, reads
+from rlax_llm.commands.rollout_metrics import Tally
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.cache import whole, windowed
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.sampling import greedy
 from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import init_decoder
@@ -131,6 +139,28 @@ def test_decoding_reads_weights_and_caches_at_every_token():
     keys = 2 * 2 * 4 * 3 * 4  # keys and values of 2 heads of 4 in 3 layers, float32
     least = steps * (4 * (layers + 40 * 12) + keys * (prompts * width + rows * 9))
     assert least < work.bytes < 2 * least
+    slides = replace(CONFIG, window=3, sliding=(True, False, True))  # two layers keep 8 of the 9 columns
+    less = decoding(slides, prompts, group, width, length, Grid())
+    assert work.flops - less.flops == 2 * 2 * rows * steps * 16 * 2
+    assert work.bytes - less.bytes == steps * keys * rows * 2 / 3
+    assert decoding(slides, prompts, group, width, length, Grid(), whole) == work
+
+
+@pytest.mark.parametrize(
+    ("given", "keeps"),
+    [
+        ({}, windowed),
+        ({"tool": "calculator"}, whole),
+        ({"tool": "calculator", "slots": 8}, windowed),
+        ({"tool": "calculator", "speculate": "3"}, windowed),
+    ],
+)
+def test_with_a_tool_all_keys_are_planned_for_where_they_are_held(given, keeps):
+    settings = GrpoSettings.of(**given)
+    request = Request(greedy, (0,), 8, 2, speculation=settings.sampling.speculation)
+    drawing = Drawing(None, None, request, request, None, Tally())
+    found = over_turns(settings, machine_of("here", None, [8]), drawing)
+    assert found.request == request._replace(keeps=keeps)
 
 
 def test_work_adds_up():

@@ -15,6 +15,7 @@ from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation import rollout
 from rlax_llm.generation.automata import stop_automaton
+from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import for_sampling, generate_at_once, prefill
 from rlax_llm.generation.partial import behind_tokens, generate_partly, not_begun, unfinished
 from rlax_llm.generation.prompts import pad_prompts
@@ -164,18 +165,19 @@ def test_completions_of_several_generations_are_the_same_on_a_mesh(slots, monkey
 
 def test_rows_that_leave_and_enter_send_no_keys():
     """Of what is compiled on eight devices nothing gathers, permutes or exchanges."""
+    slides = replace(CONFIG, window=10, sliding=(True, False))  # and so some layers keep a ring
     request, rows = Request(Categorical(), (0,), 24, 2), 32
     tokens, valid = np.ones((rows // 2, PROMPT), np.int32), np.ones((rows // 2, PROMPT), bool)
     with jax.set_mesh(mesh("fsdp=8")):
-        prompt, state = prefill(CONFIG, PARAMS, tokens, valid, jax.random.key(0), request, 24)
-        fewer = resize.lower(prompt, state, 16, 24).compile()
+        prompt, state = prefill(slides, PARAMS, tokens, valid, jax.random.key(0), request, 24)
+        fewer = resize.lower(prompt, state, 16, columns_of(state.cache)).compile()
         alone = fewer(prompt, state)
-        fresh = prefill(CONFIG, PARAMS, tokens[:8], valid[:8], jax.random.key(0), request, 0)
+        fresh = prefill(slides, PARAMS, tokens[:8], valid[:8], jax.random.key(0), request, 0)
         entered = enter.lower(*alone, *fresh, jnp.arange(16)).compile()
         single = request._replace(group_size=1)
         behind = np.pad(tokens, ((0, 0), (0, 3))), np.pad(valid, ((0, 0), (0, 3)), constant_values=True)
-        read = prefill(CONFIG, PARAMS, *behind, jax.random.key(0), single, 0)
-        begun = behind_tokens(CONFIG, *read, tokens, drawn_of(read[1]), single)
+        read = prefill(slides, PARAMS, *behind, jax.random.key(0), single, 0)
+        begun = behind_tokens(slides, *read, tokens, drawn_of(read[1]), single)
         again = enter.lower(*alone, *begun, jnp.arange(16)).compile()
     for program in (fewer, entered, again):
         assert not re.findall(r"all-gather\(|all-to-all\(|collective-permute\(", program.as_text())

@@ -84,6 +84,12 @@ def test_with_other_samplers_too(name):
     assert_same(turns(REQUESTS[name])[0], turns(REQUESTS[name], anew)[0])
 
 
+def test_layers_with_a_window_hold_all_keys():
+    """In a ring those of rows that have ended would be written over; read again they are in one."""
+    slides = replace(CONFIG, window=10, sliding=(True, False))
+    assert_same(turns(REQUESTS["plain"], config=slides)[0], turns(REQUESTS["plain"], anew, config=slides)[0])
+
+
 def test_rows_that_stay_to_the_end_of_their_turn_draw_the_same(plain, monkeypatch):
     monkeypatch.setattr(rollout, "LEAST", 1e30)
     found, told = turns(REQUESTS["plain"])

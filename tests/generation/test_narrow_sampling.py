@@ -83,7 +83,7 @@ def test_narrow_keys_change_log_probs_by_little(dtype, error):
 
 def test_a_cache_is_written_as_it_is_kept():
     config = replace(CONFIG, cache_dtype="int8")
-    (keys, values), _ = empty_cache(config, (1, 2, 2), 5, jnp.float32)
+    (keys, values), _ = empty_cache(config, (1, 2, 2), (5, 5), jnp.float32)
     assert keys.shape == (1, 2, 2, 4, 5) and values.shape == (1, 2, 2, 5, 4)
     new = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 4, 1)).astype(np.float32))
     keys = written(config, keys, new, jnp.int32(3), KEYS)
@@ -96,7 +96,7 @@ def test_a_cache_is_written_as_it_is_kept():
 def test_what_is_kept_is_a_quarter():
     config = replace(CONFIG, head_dim=64, **BOTH)
     sizes = [
-        sum(x.nbytes for x in jax.tree.leaves(empty_cache(c, (4, 8, 2), 64, jnp.float32)))
+        sum(x.nbytes for x in jax.tree.leaves(empty_cache(c, (4, 8, 2), (64, 64), jnp.float32)))
         for c in (replace(config, cache_dtype=None), config)
     ]
     assert sizes[1] == sizes[0] * (64 + 4) / (4 * 64)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.commands.drawing import build_drawing
+from rlax_llm.commands.drawing import Drawing, build_drawing
 from rlax_llm.commands.grpo.knowing import reads
 from rlax_llm.commands.grpo.objective import Counts
 from rlax_llm.commands.grpo.settings import TRPO, GrpoSettings
@@ -18,6 +18,8 @@ from rlax_llm.commands.plan.programs import Machine, Program
 from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
 from rlax_llm.core.types import Groups, Known
+from rlax_llm.generation.cache import whole
+from rlax_llm.generation.histories import holds
 from rlax_llm.models.decoder import part_of_group
 from rlax_llm.recipes.registry import find
 
@@ -42,7 +44,7 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
         "base": machine.put(learner.frozen),
         "reference": state.reference if update.follows else reference,
     }
-    drawing = build_drawing(settings.sampling, settings.rollout, learner)
+    drawing = over_turns(settings, machine, build_drawing(settings.sampling, settings.rollout, learner))
     sampler = Sampler(machine, learner, drawing, prompts_of(settings.rollout, settings.sampling))
     drawn = sampler.programs(resident | judging)
     with machine.entered():
@@ -61,6 +63,23 @@ def group_programs(settings: GrpoSettings, machine: Machine) -> list[Program]:
     beside = judging | {"parameters before": state.params if twice else None}
     learned = Program("update", lower, resident, beside, work)
     return [*drawn, *scoring(machine, judges, layout, rows, resident), learned]
+
+
+def over_turns(settings: GrpoSettings, machine: Machine, drawing: Drawing) -> Drawing:
+    """With a tool all layers keep all keys, where these are held from turn to turn.
+
+    Args:
+        settings: of the command.
+        machine: the devices.
+        drawing: of the settings.
+    """
+    rollout, request = settings.rollout, drawing.request
+    guesses = request.speculation is not None and request.speculation.always
+    with machine.entered():
+        held = holds(request._replace(speculation=None), rollout.batch_size * rollout.drawn_size, rollout.slots)
+    if rollout.tool is None or guesses or not held:
+        return drawing
+    return drawing._replace(request=request._replace(keeps=whole))
 
 
 def _learned(settings: GrpoSettings, drawn: Any) -> Any:

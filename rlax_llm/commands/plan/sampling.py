@@ -17,6 +17,7 @@ from rlax_llm.commands.plan.programs import Machine, Program, lying
 from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, forward, grouped
 from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.shared_settings import RolloutSettings
+from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import completions, decode, prefill, rooms, shared_out, unstack
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import entering_prompts
@@ -197,13 +198,17 @@ class Sampler(NamedTuple):
         count, width = prompts[0].shape
         lanes = self.machine.grid.lanes
         grid = self.machine.grid if count % lanes == 0 else Grid(1, self.machine.grid.tensor)
-        work = decoding(config, count, request.group_size, width, limit, grid)
+        work = decoding(config, count, request.group_size, width, limit, grid, request.keeps)
         caches = (shapes[0].cache, shapes[1].cache)
-        # While the cache grows, the old one lies beside the new.
-        before = (0, *rooms(limit))[-2] / limit
-        half = bytes_of(shapes[1].cache) / (grid.lanes * grid.tensor) * before
+        half = self._old_cache(prompts, request, shapes[1]) / (grid.lanes * grid.tensor)
         parts = {_LAYERS: unrolled, "caches": _shared_by(caches, grid)}
         return Program(f"{self.whose}decode", lower, parts, beside, work, limit - 1, half, times)
+
+    def _old_cache(self, prompts: tuple[Any, Any], request: Request, state: Any) -> float:
+        """Bytes of what lies beside a cache while it grows to its last size: the one before."""
+        room = (0, *rooms(request.max_new_tokens))[-2]
+        before = self._prefilled(prompts, request, room)[1].cache
+        return 0.0 if columns_of(before) == columns_of(state.cache) else bytes_of(before)
 
 
 class MissingProgram(Exception):

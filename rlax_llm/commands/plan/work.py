@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.generation.cache import Columns, windowed
 from rlax_llm.generation.engine import rooms
 from rlax_llm.models.config import DecoderConfig
 
@@ -192,10 +193,19 @@ def moving(state: float) -> Work:
     return Work(0.0, 2.5 * state)
 
 
-def decoding(config: DecoderConfig, prompts: int, group_size: int, width: int, length: int, grid: Grid) -> Work:
+def decoding(
+    config: DecoderConfig,
+    prompts: int,
+    group_size: int,
+    width: int,
+    length: int,
+    grid: Grid,
+    keeps: Columns = windowed,
+) -> Work:
     """All tokens after the first of completions to the limit, at each of which all weights and caches are read.
 
-    The own cache begins small and grows, and is read whole. All rows go on to the end.
+    The own cache begins small and grows, and is read whole, in layers with a window as far as they keep it. All rows go
+    on to the end.
 
     Args:
         config: shapes of what is sampled from.
@@ -204,13 +214,20 @@ def decoding(config: DecoderConfig, prompts: int, group_size: int, width: int, l
         width: tokens of a prompt.
         length: of a completion, at most.
         grid: the devices that share them.
+        keeps: columns that each layer keeps.
     """
+
+    def columns(most: int) -> float:
+        """Those of a layer, on average."""
+        return sum(keeps(config, most)) / config.num_layers
+
     rows, steps = prompts * group_size, length - 1
-    room_read = sum(room * count for room, count in reads(length))
-    pairs = rows * (width * steps + room_read)
+    room_read = sum(columns(room) * count for room, count in reads(length))
+    prompt_read = columns(width) * steps
+    pairs = rows * (prompt_read + room_read)
     numbers = 2 * config.num_kv_heads * config.head_dim / grid.tensor * config.num_layers
     kept = numbers * _width(config, config.cache_dtype)
-    caches = kept * (prompts * width * steps + rows * room_read) / grid.lanes
+    caches = kept * (prompts * prompt_read + rows * room_read) / grid.lanes
     through = _layers(config, rows * steps, grid, steps) + _head(config, rows * steps, grid, steps)
     scores = _attention(config, Rows(0, pairs, 0), grid, _FORWARD_PRODUCTS)
     return through + scores + Work(0.0, caches)
