@@ -36,7 +36,8 @@ def free_port() -> str:
 
 
 def begun(words: list[str], index: int, **more: str) -> subprocess.Popen[str]:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    shared = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    flags = {"XLA_FLAGS": shared, "JAX_PLATFORMS": "cpu"}
     environment = os.environ | flags | {"PROCESS_INDEX": str(index)} | more
     return subprocess.Popen(
         [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

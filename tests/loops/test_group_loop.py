@@ -304,7 +304,7 @@ def test_a_correction_recovers_the_gradient_of_the_learners_own_samples(kept):
 
 
 def test_micro_batches_change_the_memory_and_nothing_else():
-    """Ten steps of a decoder on several lengths, in micro-batches of half a group and of 1, 2, 4 and all 8 groups."""
+    """Ten steps of a decoder on several lengths, in micro-batches of half a group, of two and of all 8 groups."""
     prompts_per_step, letters, stop = 8, 5, 0
     config = DecoderConfig(letters, 16, 32, 1, 2, 2, 8)
     start = decoder.init_decoder(config, KEY, jnp.float64)
@@ -320,7 +320,7 @@ def test_micro_batches_change_the_memory_and_nothing_else():
     drawn = groups.completions
     assert drawn.mask.sum(-1).min() < drawn.mask.sum(-1).max()
     ends = []
-    for micro_batches in (16, 8, 4, 2, 1):
+    for micro_batches in (16, 4, 1):
         learning = GroupLearning(micro_batches=micro_batches, entropy_coef=0.01)
         init, step = group_loop(group_log_probs(config, (G, 1)), recipes.dapo(), optax.adam(1e-2), learning)
         steps = jax.jit(lambda state, step=step: jax.lax.scan(lambda now, _: step(now, groups), state, None, 10))
