@@ -57,9 +57,10 @@ in micro-batches a pass counts before it. `--router-z-coef C` adds the z-loss. N
 `router_aux_loss_coef` where its config has `output_router_logits`, as transformers decides; TRL takes the coefficient
 without asking that. `router/load_max` (the largest share that an expert of a layer has over an equal one),
 `router/entropy` (nats), `router/aux_loss` (k where all experts have alike) and `router/z_loss` are told either way.
-Experts keep the format that is computed in, whatever `--sampler-dtype` says of other matrices, and `--base-dtype`
-refuses blocks for them. Sampler and learner route by their own numbers: a token whose experts are as good as equal may
-go another way in a sampler of less precision, which `sampler/…` metrics show and the correction weighs.
+`--sampler-dtype int8` keeps the experts' matrices in int8 too, with a scale for each output of an expert;
+`--base-dtype` refuses blocks for them. Sampler and learner route by their own numbers: a token whose experts are as
+good as equal may go another way in a sampler of less precision, which `sampler/…` metrics show and the correction
+weighs.
 
 ## Attention sinks
 

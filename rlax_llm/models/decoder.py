@@ -184,7 +184,7 @@ class Block(nnx.Module):
         """The mixture of experts, and the MLP that all tokens share; and what ``send`` carries."""
         routed, sent = send(self.plus_bias("router", linear(h, self.router[...]), experts.biased))
         names = ("gate", "up", "down")
-        weights = Weights(*(getattr(self, f"expert_{name}")[...] for name in names))
+        weights = Weights(*(getattr(self, f"expert_{name}").get_value() for name in names))
         if experts.biased:
             biases = Biases(*(getattr(self, f"expert_{name}_bias")[...] for name in names))
             weights = weights._replace(biases=biases)

@@ -18,6 +18,7 @@ import numpy as np
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, per_device, place_along, sum_over
 from rlax_llm.core.platform import platform
 from rlax_llm.models.config import Clamped, Experts
+from rlax_llm.models.narrow import Matrix, Narrow
 
 SMALLEST, LARGEST = 8, 64  # tokens of a block
 
@@ -64,9 +65,9 @@ class Biases(NamedTuple):
 class Weights(NamedTuple):
     """Of all experts: ``gate`` and ``up [E, D, F]``, ``down [E, F, D]``, and their biases, or None."""
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    gate: Matrix
+    up: Matrix
+    down: Matrix
     biases: Biases | None = None
 
 
@@ -227,14 +228,15 @@ def _numbered(chosen: jax.Array, count: int) -> jax.Array:
     return jnp.where((local >= 0) & (local < count), local, count)
 
 
-def sorted_product(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+def sorted_product(x: jax.Array, weights: Matrix, sizes: jax.Array) -> jax.Array:
     """``x[n] · weights[e(n)]`` of rows that are sorted by expert; zeros for rows beyond the last expert's.
 
     Limiting case: one expert is a matrix product.
 
     Args:
         x: ``[R, D]``, the first ``sizes[0]`` rows of expert 0, then those of expert 1, and so on.
-        weights: ``[E, D, F]``; a wider one is rounded to x's dtype here.
+        weights: ``[E, D, F]``; a wider one is rounded to x's dtype here. A ``Narrow`` one, with a scale for each
+            output of an expert, has no derivative: it is a sampler's.
         sizes: ``[E]`` int32.
 
     Returns:
@@ -245,7 +247,16 @@ def sorted_product(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Ar
     [[1.0], [2.0], [2.0], [0.0]]
     """
     block = block_of(x.shape[0], weights.shape[0]) if platform() == "cpu" else None
+    if isinstance(weights, Narrow):
+        found = _rows_times(block, x, weights.values, sizes, False)
+        return (found * weights.scales[_experts_of(x.shape[0], sizes), 0]).astype(x.dtype)
     return _product(block, x, weights.astype(x.dtype), sizes)
+
+
+def _experts_of(rows: int, sizes: jax.Array) -> jax.Array:
+    """``[R]``, of each row; the last one's beyond it."""
+    found = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows), side="right")
+    return jnp.minimum(found, sizes.shape[0] - 1)
 
 
 def block_of(rows: int, experts: int) -> int:
@@ -363,13 +374,13 @@ def _outer(block: int | None, x: jax.Array, slopes: jax.Array, sizes: jax.Array)
 
 def _rows_times(block: int | None, x: jax.Array, weights: jax.Array, sizes: jax.Array, back: bool) -> jax.Array:
     if block is None:
-        return _own(_ragged(_own(x, sizes), weights, sizes, (1, 2 if back else 1)), sizes)
+        return _own(_ragged(_own(x, sizes), weights.astype(x.dtype), sizes, (1, 2 if back else 1)), sizes)
     given = _padded(x, block)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def step(total: jax.Array, start: jax.Array, there: jax.Array, expert: jax.Array) -> jax.Array:
         read = jax.lax.dynamic_slice_in_dim(given, start, block)
-        weight = jax.lax.dynamic_index_in_dim(weights, expert, keepdims=False)
+        weight = jax.lax.dynamic_index_in_dim(weights, expert, keepdims=False).astype(x.dtype)
         found = jnp.matmul(read, weight.T if back else weight, preferred_element_type=wide)
         # Rows of the next expert are written again by its own block.
         return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(there, found, 0), start, 0)

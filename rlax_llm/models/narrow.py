@@ -182,7 +182,7 @@ def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
     """The matrices as a sampler reads them at every token: in ``config.sampler_dtype``, or as is computed in.
 
     As is computed in, the numbers that come out are the same: what is rounded here would be rounded at each use. Norms
-    and biases keep their dtype, and so do adapters; experts are as is computed in. Limiting cases: without either dtype
+    and biases keep their dtype, and so do adapters and routers. Limiting cases: without either dtype
     nothing changes, and what is narrow or in blocks stays as it is.
 
     Args:
@@ -201,9 +201,7 @@ def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
         # A matrix in parts, narrow or in blocks, is as small as it should be.
         if isinstance(leaf, Narrow) or not jax.tree_util.all_leaves([leaf]):
             return leaf
-        if name in EXPERTS:
-            return leaf if config.compute_dtype is None else leaf.astype(config.compute_dtype)
-        if name not in (*TABLES, *TARGETS):
+        if name not in (*TABLES, *TARGETS, *EXPERTS):
             return leaf
         if config.sampler_dtype is None:
             return leaf.astype(config.compute_dtype)

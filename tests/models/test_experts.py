@@ -23,6 +23,7 @@ from rlax_llm.models.experts import (
     route,
     sorted_product,
 )
+from rlax_llm.models.narrow import narrowed, widened
 
 pytestmark = pytest.mark.usefixtures("float64")
 D, F, COUNT = 5, 7, 6
@@ -133,6 +134,18 @@ def test_products_are_ragged_dot_with_its_gradients(sizes):
         value, pull = jax.vjp(lambda x, weights, product=product: product(x, weights, sizes), x, weights)
         both.append((value, pull(jnp.asarray(slope))))
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), *both)
+
+
+@pytest.mark.usefixtures("machine")
+def test_narrow_experts_are_off_by_at_most_half_a_step_of_each_weight():
+    x, weights = jnp.asarray(drawn(70, D)), jnp.asarray(drawn(COUNT, D, F))
+    sizes = jnp.array([3, 0, 40, 1, 0, 9], jnp.int32)
+    small = narrowed(weights, "int8", -2)
+    found, exact = sorted_product(x, small, sizes), by_taken_weights(x, weights, sizes)
+    np.testing.assert_allclose(found, by_taken_weights(x, widened(small), sizes), atol=1e-10)
+    bound = by_taken_weights(jnp.abs(x), jnp.broadcast_to(small.scales / 2, weights.shape), sizes)
+    off = jnp.abs(found - exact)
+    assert bool((off <= bound + 1e-12).all()) and float(off.max()) > 0.01
 
 
 @pytest.mark.usefixtures("machine")

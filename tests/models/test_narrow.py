@@ -11,7 +11,7 @@ import pytest
 
 from rlax_llm.models import narrow
 from rlax_llm.models.attention import attention
-from rlax_llm.models.config import DecoderConfig, Lora
+from rlax_llm.models.config import DecoderConfig, Experts, Lora
 from rlax_llm.models.decoder import init_decoder, logits
 from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.narrow import Narrow, narrow_matrices, narrowed, product, rows_of, table_product, widened
@@ -83,14 +83,20 @@ def test_a_scale_for_each_input_is_taken_before_the_sum():
     np.testing.assert_allclose(product(jnp.asarray(x), found), x @ np.asarray(widened(found)), rtol=1e-5)
 
 
+MIXTURE = replace(CONFIG, experts=Experts(4, 4, 6))  # all experts, or a rounding could choose another
+
+
+@pytest.mark.parametrize("config", [CONFIG, MIXTURE], ids=["dense", "experts"])
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
-def test_a_narrow_model_is_the_model_of_the_widened_numbers(dtype):
-    small = narrow_matrices(replace(CONFIG, sampler_dtype=dtype), PARAMS)
+def test_a_narrow_model_is_the_model_of_the_widened_numbers(dtype, config):
+    params = PARAMS if config is CONFIG else init_decoder(config, jax.random.key(0))
+    small = narrow_matrices(replace(config, sampler_dtype=dtype), params)
+    assert isinstance(small["layers"].get("expert_gate", small["embed"]), Narrow)
     wide = jax.tree.map(widened, small, is_leaf=lambda x: isinstance(x, Narrow))
     tokens = jnp.asarray(RNG.integers(0, 31, (3, 9)))
-    found = logits(CONFIG, small, tokens)
-    np.testing.assert_allclose(found, logits(CONFIG, wide, tokens), rtol=0, atol=2e-5)
-    assert 1e-4 < float(jnp.abs(found - logits(CONFIG, PARAMS, tokens)).max()) < 0.5
+    found = logits(config, small, tokens)
+    np.testing.assert_allclose(found, logits(config, wide, tokens), rtol=0, atol=2e-5)
+    assert 1e-4 < float(jnp.abs(found - logits(config, params, tokens)).max()) < 0.5
 
 
 def test_what_is_narrow_stays_and_what_is_no_matrix_is_not_touched():
