@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -30,14 +31,14 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_interrupted_or_not_the_completions_are_the_same(name):
-    """Three tokens at a time, until none goes on, and all at once."""
-    request = REQUESTS[name]
-    whole = generate_at_once(CONFIG, PARAMS, PROMPTS, KEY, request)
+@pytest.mark.parametrize(("name", "window"), [*((name, None) for name in REQUESTS), ("cut", 3)])
+def test_interrupted_or_not_the_completions_are_the_same(name, window):
+    """Three tokens at a time, until none goes on, and all at once; with layers that keep a window's keys too."""
+    request, config = REQUESTS[name], replace(CONFIG, window=window)
+    whole = generate_at_once(config, PARAMS, PROMPTS, KEY, request)
     begun = begun_anew(PROMPTS, request, whole)
     assert goes_on(begun, LIMIT).all() and not begun.mask.any()
-    further = jax.jit(partial(generate_further, CONFIG, PARAMS, request=request))
+    further = jax.jit(partial(generate_further, config, PARAMS, request=request))
     keys = row_keys(KEY, len(begun.tokens))
     lengths = np.asarray(whole.mask.sum(1))
     assert lengths.min() < 4 and lengths.max() > 6
