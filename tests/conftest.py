@@ -48,7 +48,6 @@ LONG = {
     "test_gguf.py",
     "test_huggingface.py",
     "test_model_loading.py",
-    "test_runs.py",
     "test_transformers.py",
 }
 """Tests whose programs run for longer than they compile."""

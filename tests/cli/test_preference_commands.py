@@ -80,7 +80,7 @@ def test_rows_that_are_too_long_are_counted_and_left_out(file, capsys):
     ("words", "message"),
     [
         (("dpo", "--recipe", "dppo"), "there is no recipe 'dppo'; did you mean 'dpo'"),
-        (("dpo", "--recipe", "ipo", "--label-smoothing", "0.1"), "recipe ipo has no label_smoothing"),
+        (("dpo", "--recipe", "ipo", "--label-smoothing", "0.1"), "recipe ipo has no --label-smoothing"),
         (("dpo", "--recipe", "dpo,ipo"), "recipe ipo has a reward of its own"),
         (("dpo", "--recipe", "dpo:much"), "the weight of recipe dpo is 'much'"),
         (("dpo", "--lora-alpha", "8"), "--lora-alpha is given without --lora-rank"),
