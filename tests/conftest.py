@@ -44,9 +44,7 @@ def pytest_collection_finish() -> None:
 
 LONG = {
     "test_control.py",
-    "test_control_probes.py",
     "test_gguf.py",
-    "test_huggingface.py",
     "test_model_loading.py",
     "test_transformers.py",
 }
@@ -74,7 +72,7 @@ def fast_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     The environment tells it to the commands that a test starts.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    quick = request.path.name not in LONG and "cli" not in request.path.parts
+    quick = request.path.name not in LONG
     jax.config.update("jax_disable_most_optimizations", quick)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
