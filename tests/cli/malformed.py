@@ -47,6 +47,7 @@ _GOOD = {
     ("max_grad_norm", "inf"),  # no clipping
     ("max_grad_norm", "1e400"),
     ("stop", " "),  # blanks may end a completion
+    ("step_separator", " "),  # or a step of one
     ("prompt", ""),
     ("prompt", " "),
     ("prompt", "''"),

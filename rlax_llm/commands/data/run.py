@@ -59,7 +59,7 @@ def _shown(settings: DataSettings, path: str, tokenizer: Tokenizer) -> Kept[Any]
     command = use.words or name
     say(f"Read as {use.rows}, for rlax-llm {command}" + ("." if table.use else "; --use names another command."))
     kept = use.read(path, table.split, table.every_turn)
-    encoded = kept.then(lambda records: use.encode(tokenizer, records, table.separator))
+    encoded = kept.then(lambda records: use.encode(tokenizer, records, settings.steps.separator))
     show(on_screen(lengths_grid(encoded.rows)))
     limits = settings.changed(use=name).limits  # of that command, where none are given
     used = _within(kept, encoded, limits, tokenizer)

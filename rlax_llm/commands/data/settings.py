@@ -18,7 +18,7 @@ STEPS = "process"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSettings(SeparatorSettings):
+class TableSettings(Part):
     """What is looked at."""
 
     files: tuple[str, ...] = word(
@@ -33,13 +33,8 @@ class TableSettings(SeparatorSettings):
     rows: int = option(2, "Rows whose tokens are shown.")
 
     def check(self) -> None:
-        """Check the range, and that a separator is read."""
-        super().check()
+        """Check the range."""
         at_least(self, 0, "rows")
-        if self.step_separator != NEW_LINE and self.use not in (None, STEPS):
-            raise ValueError(
-                f"step_separator is given with use {self.use}, whose completions are not read in steps; leave one out."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +55,17 @@ class DataSettings(Settings):
     command: ClassVar[str] = "data"
 
     file: TableSettings
+    steps: SeparatorSettings
     model: ReaderSettings
     limits: LimitSettings
+
+    def __post_init__(self) -> None:
+        """Check that a separator is read."""
+        use = self.file.use
+        if self.steps.step_separator != NEW_LINE and use not in (None, STEPS):
+            raise ValueError(
+                f"step_separator is given with use {use}, whose completions are not read in steps; leave one out."
+            )
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
