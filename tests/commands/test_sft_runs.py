@@ -49,7 +49,7 @@ def test_asft_is_dft_with_a_kl():
         (
             [{"prompt": f"{a}=", "completion": "1"} for a in range(3)],
             ("--packed-tokens", "3"),
-            "packed_tokens is 3, the longest example has 4",
+            "--packed-tokens is 3, the longest example has 4",
         ),
         (
             [{"messages": [{"role": r, "content": str(a)} for r in ("user", "assistant")]} for a in range(3)],
