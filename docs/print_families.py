@@ -73,14 +73,19 @@ rest. The kernel of TPUs takes it; cuDNN does not, so on an NVIDIA GPU attention
 `model.safetensors` or its shards, in float32, float16 or bfloat16. Adapters are read and written in the names of the
 family's own modules, joined ones too ([LoRA](guides/lora.md#adapters-of-others)).
 
-*GGUF* is the `general.architecture` of the llama.cpp files that are read. Their metadata are said in the words of the
-family's `config.json` and read as that is. What the converter does to tensors is undone: norms that hold the sum with 1
-(Gemma), rows of q and k in the order in which neighbors turn (`llama`, `smollm3`, `granite`), several projections or
-all experts in one. What an architecture says of itself is taken from it: SmolLM3's layers without a rope, Gemma's scale
-of scores, Qwen3-MoE's normalized weights. Each is compared with the model that the file was made of. A key that changes
-the computation and is not its family's is an error, and so are older files that hold a tensor for each expert.
-Tokenizers are byte-level BPE (of these `tokenizer.ggml.pre`: gpt-2, olmo, smollm, refact, llama-bpe, dbrx, chatglm-bpe,
-glm4, qwen2) or SentencePiece's (`llama`: Gemma, Phi-3, Mixtral, Llama 2).
+*GGUF* is the `general.architecture` of the llama.cpp files that are read; none is written. Their metadata are said in
+the words of the family's `config.json` and read as that is. What the converter does to tensors is undone: norms that
+hold the sum with 1 (Gemma), rows of q and k in the order in which neighbors turn (`llama`, `smollm3`, `granite`),
+several projections or all experts in one. What an architecture says of itself is taken from it: SmolLM3's layers
+without a rope, Gemma's scale of scores, Qwen3-MoE's normalized weights, gpt-oss's clamp and the ends of its YaRN's
+ramp, which are no whole numbers as in its config.json (llama.cpp rounds them). Ropes are plain, linear, YaRN
+(`rope.scaling.*`; `yarn_attn_factor` is the `attention_factor` of the config.json that the file was made from), Llama
+3's (a tensor of divisors) and LongRoPE (two). Every quantization that the `gguf` package makes wide is read, gpt-oss's
+MXFP4 among them. Each family is compared with the model that the file was made of. A key that changes the computation
+and is not its family's is an error, and so are older files that hold a tensor for each expert, and Mistral's newest
+under the name `mistral3`. Tokenizers are byte-level BPE (of these `tokenizer.ggml.pre`: gpt-2, olmo, smollm, refact,
+llama-bpe, dbrx, chatglm-bpe, glm4, qwen2, gpt-4o) or SentencePiece's (`llama`: Gemma, Phi-3, Mixtral, Llama 2); others,
+as Mistral Nemo's (`tekken`), are refused by name.
 
 Of a multimodal checkpoint (`gemma3`) the language model is read, and written as `gemma3_text`.
 

@@ -227,6 +227,12 @@ _GPT_OSS_YARN = {
 }
 _GPT_OSS = "model.layers.{layer}.mlp."
 
+
+def _ramp_as_it_is(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """gpt-oss's YaRN has a ramp that does not begin and end at whole indices, of which no key tells."""
+    return {"rope_scaling": fields["rope_scaling"] | {"truncate": False}}
+
+
 FAMILIES = {
     "llama": Family(
         "Llama",
@@ -469,6 +475,12 @@ FAMILIES = {
             f"{_GPT_OSS}experts.gate_up_proj": ("expert_gate", "expert_up"),
             f"{_GPT_OSS}experts.gate_up_proj_bias": ("expert_gate_bias", "expert_up_bias"),
         },
+        gguf=Gguf(
+            "gpt-oss",
+            _WINDOW | _MIXTURE | {"intermediate_size": "expert_feed_forward_length"},
+            _ramp_as_it_is,
+            tensors={"mlp_norm": "post_attention_norm"},
+        ),
     ),
 }
 """By ``model_type``. A decoder that was made here is written as the first that has its shape."""

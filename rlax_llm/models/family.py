@@ -50,6 +50,7 @@ _GGUF |= {"mlp_norm": "ffn_norm", "attention_post_norm": "post_attention_norm", 
 _GGUF |= {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "q_norm": "attn_q_norm"}
 _GGUF |= {"k_norm": "attn_k_norm", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 _GGUF |= {"router": "ffn_gate_inp", "shared_gate": "ffn_gate_inp_shexp"}
+_GGUF |= {"sinks": "attn_sinks"}
 _GGUF |= {f"expert_{leaf}": f"ffn_{leaf}_exps" for leaf in ("gate", "up", "down")}
 
 

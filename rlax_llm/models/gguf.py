@@ -118,7 +118,7 @@ def _leaf(file: GgufFile, own: Gguf, config: DecoderConfig, dtype: Any, leaf: st
     order = _order(own, config, leaf)
     if leaf == "shared_gate":  # of one output, which files leave out
         return file.dequantized(name, shape[:1], dtype)[:, None]
-    if len(shape) == 1:
+    if len(shape) == 1 or leaf.endswith("_bias"):  # that of experts has a row for each
         value = _norm_itself(config, leaf, file.dequantized(name, shape, dtype))
         return value if order is None else value[order]
     outputs = sum(layers[other][-1] for other in own.leaves_with(leaf))

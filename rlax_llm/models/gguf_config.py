@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,19 @@ _KINDS = {
     "rope.scaling.original_context_length": "size",
 }
 """Keys of whole numbers; all others are of floats."""
+_SCALING = "rope.scaling."
 # What changes the computation of a family that does not ask for it.
 _FURTHER = (
     *("attention.sliding_window", "attention.sliding_window_pattern", "attention.scale", "attention.clamp_kqv"),
     *("expert_count", "expert_used_count", "expert_shared_count", "expert_weights_scale", "expert_group_count"),
     *("attn_logit_softcapping", "final_logit_softcapping", "embedding_scale", "residual_scale", "logit_scale"),
-    *("rope.freq_base_swa", "nextn_predict_layers", "attention.q_lora_rank", "leading_dense_block_count"),
+    *(
+        "rope.freq_base_swa",
+        "rope.scale_linear",
+        "nextn_predict_layers",
+        "attention.q_lora_rank",
+        "leading_dense_block_count",
+    ),
 )
 _COMMON = {
     "hidden_size": "embedding_length",
@@ -99,7 +107,7 @@ def _said(file: GgufFile, own: Gguf) -> dict[str, Any]:
     keys = _COMMON | dict(own.fields)
     fields = file.fields([*keys.values(), "attention.head_count_kv", "attention.key_length", "rope.freq_base"])
     # Read by their own names first: an error names the key.
-    raw = {name: _value(fields, key) for name, key in keys.items() if key in fields.raw or key in _COMMON.values()}
+    raw = {name: _value(fields, key) for name, key in keys.items() if key in fields.raw or name in _COMMON}
     heads = raw["num_attention_heads"]
     raw |= {"num_key_value_heads": fields.size("attention.head_count_kv", heads)}
     raw |= {"head_dim": fields.size("attention.key_length", max(raw["hidden_size"] // heads, 1))}
@@ -150,24 +158,57 @@ def _turning(file: GgufFile, own: Gguf, width: int) -> dict[str, Any]:
 
 def _scaling(file: GgufFile) -> dict[str, Any]:
     """The scaling that is in the metadata, and LongRoPE's, of which the factors are tensors."""
-    kind = file.get("{arch}.rope.scaling.type", "none")
     if all(name in file.tensors for name in LONG_FACTORS.values()):
         return _long(file)
-    if kind not in ("none", "linear"):
-        raise file.refuse("rope.scaling.type", kind, "none or linear", "use a model without it")
-    if kind == "none":
-        return {}
-    factor = _float(file.fields(["rope.scaling.factor"]).number("rope.scaling.factor"))
-    return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+    fields = file.fields([f"{_SCALING}{name}" for name in _OF_SCALING])
+    # As in llama.cpp: a factor alone is of a linear rope.
+    kind = file.get(f"{{arch}}.{_SCALING}type", "linear" if f"{_SCALING}factor" in fields.raw else "none")
+    if kind not in _SAID_OF_SCALING:
+        *most, last = _SAID_OF_SCALING
+        raise file.refuse(f"{_SCALING}type", kind, f"{', '.join(most)} or {last}", "use a model without it")
+    if fields.raw.get(f"{_SCALING}attn_factor", 1) != 1:
+        raise fields.refused(f"{_SCALING}attn_factor", f"1 beside the type {kind}", "use a model without it")
+    return {"rope_scaling": _SAID_OF_SCALING[kind](fields)}
+
+
+def _linear(fields: Fields) -> dict[str, Any]:
+    return {"rope_type": "linear", "factor": _float(fields.number(f"{_SCALING}factor"))}
+
+
+def _yarn(fields: Fields) -> dict[str, Any]:
+    """YaRN's numbers; the magnitude is that of the model's config.json, from which the converter takes it."""
+    if fields.raw.get(f"{_SCALING}yarn_ext_factor", 1) != 1:
+        raise fields.refused(f"{_SCALING}yarn_ext_factor", "1", "use a model without it")
+    found = {
+        said: _float(fields.number(f"{_SCALING}{name}"))
+        for said, name in _OF_YARN.items()
+        if f"{_SCALING}{name}" in fields.raw
+    }
+    # 0 is no multiplier.
+    if fields.raw.get(f"{_SCALING}yarn_log_multiplier"):
+        found |= {"mscale": 1.0, "mscale_all_dim": _float(fields.number(f"{_SCALING}yarn_log_multiplier"))}
+    if f"{_SCALING}original_context_length" in fields.raw:
+        found |= {"original_max_position_embeddings": fields.size(f"{_SCALING}original_context_length")}
+    return found | {"rope_type": "yarn", "factor": _float(fields.number(f"{_SCALING}factor"))}
+
+
+_OF_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow", "attention_factor": "yarn_attn_factor"}
+_OF_SCALING = ("factor", "original_context_length", "attn_factor", "yarn_ext_factor", "yarn_log_multiplier")
+_OF_SCALING += tuple(_OF_YARN.values())
+_SAID_OF_SCALING: dict[str, Callable[[Fields], dict[str, Any]]] = {
+    "none": lambda fields: {"rope_type": "default"},
+    "linear": _linear,
+    "yarn": _yarn,
+}
 
 
 def _long(file: GgufFile) -> dict[str, Any]:
-    fields = file.fields(["rope.scaling.attn_factor", "rope.scaling.original_context_length"])
+    fields = file.fields([f"{_SCALING}attn_factor", f"{_SCALING}original_context_length"])
     lists = {name: np.asarray(file.tensors[tensor].data, np.float32) for name, tensor in LONG_FACTORS.items()}
     scaling: dict[str, Any] = {name: [_float(value) for value in values] for name, values in lists.items()}
-    if "rope.scaling.attn_factor" in fields.raw:
-        scaling["attention_factor"] = _float(fields.number("rope.scaling.attn_factor"))
-    original = fields.size("rope.scaling.original_context_length")
+    if f"{_SCALING}attn_factor" in fields.raw:
+        scaling["attention_factor"] = _float(fields.number(f"{_SCALING}attn_factor"))
+    original = fields.size(f"{_SCALING}original_context_length")
     return {"rope_scaling": scaling | {"rope_type": "longrope"}, "original_max_position_embeddings": original}
 
 

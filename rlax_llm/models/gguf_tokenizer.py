@@ -17,7 +17,12 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes a space as
 
 # The published tokenizers' own patterns. ``None`` is byte-level BPE's, the one of GPT-2.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+# A word ends where a capital follows a small letter, and takes its short form along: "it's".
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE, _SHORT = r"[^\r\n\p{L}\p{N}]?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_CASED = f"{_BEFORE}{_UPPER}*{_LOWER}+{_SHORT}|{_BEFORE}{_UPPER}+{_LOWER}*{_SHORT}"
 _PATTERNS = {
     "gpt-2": None,
     "olmo": None,
@@ -28,6 +33,7 @@ _PATTERNS = {
     "chatglm-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
     "glm4": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
     "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}",
+    "gpt-4o": rf"{_CASED}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
 }
 
 
@@ -133,8 +139,8 @@ def _backend(pre: str, tokens: list[str], merges: list[tuple[str, str]]) -> Any:
     from tokenizers import Tokenizer as Backend
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    # Llama 3 looks a whole word up before it merges.
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    # These look a whole word up before they merge.
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in ("llama-bpe", "gpt-4o")))
     byte_level: Callable[..., Any] = pre_tokenizers.ByteLevel
     pattern = _PATTERNS[pre]
     if pattern is not None:

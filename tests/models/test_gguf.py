@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, RopeScalingType, dequantize, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, RopeScalingType, dequantize, quantize
+from safetensors.numpy import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from rlax_llm.models.blocks import Blocks, dequantized
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import logits
+from rlax_llm.models.families import FAMILIES
+from rlax_llm.models.fields import told
 from rlax_llm.models.gguf import read_gguf, read_gguf_blocks
 from rlax_llm.models.gguf_blocks import alike, blocks_of, stacked
+from rlax_llm.models.huggingface import read_config, read_parameters, write_model
 from rlax_llm.models.loading import load_blocks
-from rlax_llm.models.ropes import LinearRope, Llama3Rope, Rope
+from rlax_llm.models.ropes import LinearRope, Llama3Rope, Rope, YarnRope
 from rlax_llm.models.tokenizer import Tokenizer
 
 SPECIAL = ["<|end|>", "<|turn|>", "<think>"]
@@ -38,6 +44,8 @@ LLAMA = DecoderConfig(
 NAMES = {"embed": "token_embd", "norm": "output_norm", "head": "output", "attention_norm": "attn_norm"}
 NAMES |= {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "mlp_norm": "ffn_norm"}
 NAMES |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
+NAMES |= {"sinks": "attn_sinks", "router": "ffn_gate_inp"}
+NAMES |= {f"expert_{leaf}": f"ffn_{leaf}_exps" for leaf in ("gate", "up", "down")}
 
 
 def parameters(config: DecoderConfig) -> dict:
@@ -57,11 +65,12 @@ def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def tensors_of(config: DecoderConfig, params: dict, architecture: str) -> dict[str, np.ndarray]:
     tensors = {f"{NAMES[leaf]}.weight": value for leaf, value in params.items() if leaf != "layers"}
+    names = NAMES | ({"mlp_norm": "post_attention_norm"} if architecture == "gpt-oss" else {})
     for leaf, of_layers in params["layers"].items():
-        module, _, kind = leaf.partition("_")
-        name = f"{NAMES[module]}.bias" if kind == "bias" else f"{NAMES[leaf]}.weight"
+        module, biased, _ = leaf.partition("_bias")
+        name = f"{names[module]}.bias" if biased else f"{names[module]}.weight"
         for layer, value in enumerate(of_layers):
-            rows = np.ascontiguousarray(value.T)
+            rows = np.ascontiguousarray(value if value.ndim == 1 or biased else value.swapaxes(-1, -2))
             if architecture in ("llama", "granite") and leaf in ("q", "k"):
                 rows = interleaved(rows, config.num_heads if leaf == "q" else config.num_kv_heads)
             tensors[f"blk.{layer}.{name}"] = rows
@@ -103,10 +112,11 @@ def write(
     writer.add_chat_template("{{ messages[0].content }}<|turn|>")
     extra(writer)
     for name, value in tensors_of(config, parameters(config), architecture).items():
-        quantization = GGMLQuantizationType[(others or {}).get(name, kind)]
-        if value.ndim == 1 or kind == "F32":
+        own = (others or {}).get(name, "F32" if value.ndim == 1 else kind)
+        if own == "F32":
             writer.add_tensor(name, value)
         else:
+            quantization = GGMLQuantizationType[own]
             writer.add_tensor(name, quantize(value, quantization), raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -147,6 +157,96 @@ def test_linear_rope_is_metadata(tmp_path):
         writer.add_rope_scaling_factor(4.0)
 
     assert read_gguf(write(tmp_path / "m.gguf", extra=linear))[0].rope_scaling == LinearRope(4.0)
+    alone = write(tmp_path / "m.gguf", extra=lambda writer: writer.add_rope_scaling_factor(4.0))
+    assert read_gguf(alone)[0].rope_scaling == LinearRope(4.0)  # as in llama.cpp
+
+
+def yarn(writer):
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, YarnRope(4.0, 64, magnitude=0.1 * math.log(4.0) + 1.0)),
+        (
+            {"original_context_length": 16, "yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0, "yarn_attn_factor": 1.25},
+            YarnRope(4.0, 16, 8.0, 2.0, 1.25),
+        ),
+        (
+            {"yarn_log_multiplier": 0.5, "yarn_ext_factor": 1.0, "attn_factor": 1.0},
+            YarnRope(4.0, 64, magnitude=(0.1 * math.log(4.0) + 1.0) / (0.05 * math.log(4.0) + 1.0)),
+        ),
+    ],
+)
+def test_yarn_is_metadata(tmp_path, said, wanted):
+    """Its magnitude as transformers has it of the numbers that the keys are written from."""
+
+    def extra(writer):
+        yarn(writer)
+        for name, value in said.items():
+            add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+            add(f"llama.rope.scaling.{name}", value)
+
+    assert read_gguf(write(tmp_path / "m.gguf", extra=extra))[0].rope_scaling == wanted
+
+
+OSS = FAMILIES["gpt_oss"].shape(
+    told(
+        {"vocab_size": len(TOKENS), "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5}
+        | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    )
+)
+EXPERTS = [f"blk.{layer}.ffn_{leaf}_exps.weight" for layer in range(2) for leaf in ("gate", "up", "down")]
+
+
+def oss_metadata(writer):
+    """What llama.cpp's converter says of a gpt-oss beyond what it says of all."""
+    writer.add_sliding_window(5)
+    writer.add_expert_count(4)
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(32)
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(32.0)
+    writer.add_rope_scaling_orig_ctx_len(4_096)
+    writer.add_rope_scaling_yarn_beta_fast(32.0)
+    writer.add_rope_scaling_yarn_beta_slow(1.0)
+
+
+def in_halves(codes: np.ndarray) -> np.ndarray:
+    """Bytes of which the lower halves are the first 16 of 32 codes, as bytes of two neighbors."""
+    each = np.concatenate([codes & 15, codes >> 4], -1)
+    return each[..., ::2] | each[..., 1::2] << 4
+
+
+def test_experts_in_mxfp4_are_those_of_the_safetensors(tmp_path):
+    """A gpt-oss in both kinds of files, of the same codes: one decoder, number for number."""
+    config = DecoderConfig(**OSS)
+    path = write(
+        tmp_path / "m.gguf", config, "gpt-oss", "gpt-4o", extra=oss_metadata, others=dict.fromkeys(EXPERTS, "MXFP4")
+    )
+    write_model(tmp_path / "model", config, parameters(config))
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    for layer in range(2):
+        stem = f"model.layers.{layer}.mlp.experts."
+        held = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors if tensor.name in EXPERTS}
+        each = {leaf: held[f"blk.{layer}.ffn_{leaf}_exps.weight"] for leaf in ("gate", "up", "down")}
+        each |= {"gate_up": np.stack([each["gate"], each["up"]], 2).reshape(4, 64, -1)}
+        for leaf in ("gate_up", "down"):
+            blocks = each[leaf].reshape(*each[leaf].shape[:2], -1, 17)
+            del tensors[f"{stem}{leaf}_proj"]
+            tensors[f"{stem}{leaf}_proj_blocks"] = in_halves(blocks[..., 1:])
+            tensors[f"{stem}{leaf}_proj_scales"] = np.ascontiguousarray(blocks[..., 0])
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    (config_of_file, params, tokenizer), wanted = read_gguf(path), read_parameters(tmp_path / "model", config)
+    assert config_of_file == read_config(tmp_path / "model") == config
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    tokens = np.array([tokenizer.encode("hi hi12<think>hi")], np.int32)
+    np.testing.assert_array_equal(logits(config, params, tokens), logits(config, wanted, tokens))
+    with pytest.raises(ValueError, match="expert_count is 4, wanted none in blocks"):
+        read_gguf_blocks(path)
 
 
 def llama3_divisors(factor: float) -> np.ndarray:
@@ -199,6 +299,7 @@ def test_a_text_begins_as_the_file_says(tmp_path, adds):
         ("smollm", ["Ġhi", "1", "2", "1"]),
         ("refact", ["Ġhi", "1", "2", "1"]),
         ("chatglm-bpe", ["Ġhi", "12", "1"]),
+        ("gpt-4o", ["Ġhi", "12", "1"]),
     ],
 )
 def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
@@ -217,7 +318,11 @@ def test_each_pre_tokenizer_treats_digits_in_its_own_way(tmp_path, pre, tokens):
         ({"extra": lambda w: w.add_logit_scale(4.0)}, "llama.logit_scale is 4.0, wanted none; use a model without it"),
         ({"extra": lambda w: w.add_array("llama.attention.sliding_window_pattern", [True])}, "wanted a number, or one"),
         ({"extra": lambda w: w.add_rope_dimension_count(4)}, "rope.dimension_count is 4, wanted all 8 of a head"),
-        ({"extra": lambda w: w.add_rope_scaling_type(RopeScalingType.YARN)}, "rope.scaling.type is 'yarn'"),
+        ({"extra": lambda w: w.add_rope_scaling_type(RopeScalingType.LONGROPE)}, "rope.scaling.type is 'longrope'"),
+        ({"extra": lambda w: w.add_rope_scaling_type(RopeScalingType.YARN)}, "rope.scaling.factor is None, wanted a"),
+        ({"extra": lambda w: yarn(w) or w.add_rope_scaling_yarn_ext_factor(0.5)}, "yarn_ext_factor is 0.5, wanted 1"),
+        ({"extra": lambda w: yarn(w) or w.add_rope_scaling_attn_factors(1.5)}, "1.5, wanted 1 beside the type yarn"),
+        ({"extra": lambda w: w.add_float32("llama.rope.scale_linear", 2.0)}, "rope.scale_linear is 2.0, wanted none"),
         ({"extra": lambda w: w.add_tensor("rope_freqs.weight", np.full(4, 3.0, np.float32))}, "a Llama 3 rope"),
         (
             {"extra": lambda w: w.add_tensor("blk.0.odd.weight", np.ones(3, np.float32))},
@@ -281,6 +386,31 @@ def test_smollm2_answers_as_published(smollm2):
     tokens = np.asarray([prompt + answer], np.int32)
     greedy = logits(smollm2.config, smollm2.params, tokens, np.ones_like(tokens, bool)).argmax(-1)[0]
     assert greedy[len(prompt) - 1 : -1].tolist() == answer
+
+
+WORDS = {
+    "helloWorld's HTTPServer": ["hello", "World's", "ĠHTTPServer"],
+    "it'LL isn't I'M": ["it'LL", "Ġisn't", "ĠI'M"],
+    "12345 x": ["123", "45", "Ġx"],
+    "a ==/\n\n  b": ["a", "Ġ==/ĊĊ", "Ġ", "Ġb"],
+}
+
+
+def test_a_word_ends_at_a_capital_and_takes_its_short_form_along(tmp_path):
+    """gpt-4o's rule; a word that is a token is that one, whatever would be merged."""
+    tokens = list(dict.fromkeys([*TOKENS, *chain.from_iterable(WORDS.values())]))
+
+    def extra(writer):
+        for fields in writer.kv_data:
+            for key in ("tokens", "token_type"):
+                fields.pop(f"tokenizer.ggml.{key}", None)
+        writer.add_token_list(tokens)
+        writer.add_token_types([3, 3, 4] + [1] * (len(tokens) - 3))
+
+    config = replace(LLAMA, vocab_size=len(tokens))
+    tokenizer = read_gguf(write(tmp_path / "m.gguf", config, pre="gpt-4o", extra=extra))[2]
+    for text, wanted in WORDS.items():
+        assert tokenizer.encode(text) == [tokens.index(word) for word in wanted]
 
 
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcn"]

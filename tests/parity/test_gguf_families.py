@@ -8,14 +8,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, MODELS
-from test_transformers import assert_same_logits, torch_model
+from families import FAMILIES, MODELS, YARN
 from tokenizers.pre_tokenizers import ByteLevel
+from torch_models import assert_same_logits, torch_model
 from transformers import AutoModelForCausalLM
 
 from rlax_llm.models.gguf import read_gguf
 
 LONG = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0], "rope_type": "longrope", "rope_theta": 1e4}
+# llama.cpp knows one clamp, and files say nothing of it.
+OSS = {**FAMILIES["gpt-oss"][1], "swiglu_limit": 7.0}
 CASES = {
     "llama": ("llama", *MODELS["llama"]),
     "mistral": ("llama", *FAMILIES["mistral, window"]),
@@ -36,6 +38,10 @@ CASES = {
     "qwen2 moe": ("qwen2moe", *FAMILIES["qwen2 moe"]),
     "qwen3 moe": ("qwen3moe", "Qwen3Moe", {**FAMILIES["qwen3 moe"][1], "norm_topk_prob": True}),
     "olmoe": ("olmoe", *FAMILIES["olmoe"]),
+    "qwen2, yarn": ("qwen2", "Qwen2", {"rope_parameters": {**YARN, "beta_fast": 4.0, "attention_factor": 1.5}}),
+    "olmo 3, yarn": ("olmo2", "Olmo3", {**FAMILIES["olmo 3, yarn"][1], **FAMILIES["olmo 3"][1], "layer_types": None}),
+    "gpt-oss": ("gpt-oss", "GptOss", OSS),
+    "gpt-oss, plain rope": ("gpt-oss", "GptOss", {**OSS, "rope_parameters": {"rope_theta": 1e4}}),
 }
 READ_THERE = ("llama", "gemma 2", "gemma 3")  # it lacks keys of the others, or their architectures
 PERMUTED = ("llama", "smollm3", "granite")
@@ -59,6 +65,14 @@ KEYS = {
     "attention.scale": "attention_multiplier",
     "logit_scale": "logits_scaling",
 }
+YARN_KEYS = {
+    "type": "rope_type",
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+    "yarn_attn_factor": "attention_factor",
+}
 
 
 def metadata(config, architecture: str) -> dict:
@@ -66,6 +80,8 @@ def metadata(config, architecture: str) -> dict:
     said = {key: getattr(config, name, None) for key, name in KEYS.items()}
     if getattr(config, "num_local_experts", None):
         said["expert_count"] = config.num_local_experts
+    if architecture == "gpt-oss":
+        said["expert_feed_forward_length"] = config.intermediate_size
     ropes = config.rope_parameters
     main = ropes.get("full_attention", ropes)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -77,6 +93,8 @@ def metadata(config, architecture: str) -> dict:
         original = config.original_max_position_embeddings
         factor = config.max_position_embeddings / original
         said["rope.scaling.attn_factor"] = float(np.sqrt(1 + np.log(factor) / np.log(original)))
+    if main["rope_type"] == "yarn":
+        said |= {f"rope.scaling.{key}": main.get(name) for key, name in YARN_KEYS.items()}
     return {key: value for key, value in said.items() if value is not None}
 
 
@@ -88,6 +106,9 @@ def tensors(model: torch.nn.Module, architecture: str) -> dict[str, np.ndarray]:
     for name, parameter in model.state_dict().items():
         values = parameter.float().numpy()
         if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if architecture == "gpt-oss" and (".experts." in name or name.endswith("sinks")):
+            found |= of_gpt_oss(name, values)
             continue
         if name.endswith("experts.gate_up_proj"):
             gate, up = np.split(values, 2, 1)
@@ -107,11 +128,22 @@ def tensors(model: torch.nn.Module, architecture: str) -> dict[str, np.ndarray]:
     return found
 
 
+def of_gpt_oss(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Sinks, and what experts have: gate and up take turns in the last axis, and inputs stand before outputs."""
+    stem, leaf = f"blk.{name.split('.')[2]}.", name.rpartition(".")[2]
+    if leaf == "sinks":
+        return {f"{stem}attn_sinks.weight": values}
+    kind = "bias" if leaf.endswith("_bias") else "weight"
+    each = {"down": values} if leaf.startswith("down") else {"gate": values[..., ::2], "up": values[..., 1::2]}
+    rows = each if kind == "bias" else {part: own.swapaxes(1, 2) for part, own in each.items()}
+    return {f"{stem}ffn_{part}_exps.{kind}": own for part, own in rows.items()}
+
+
 def write(path: Path, model: torch.nn.Module, architecture: str) -> None:
     writer = gguf.GGUFWriter(path, architecture)
+    add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
     for key, value in metadata(model.config, architecture).items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(f"{architecture}.{key}", value)
+        add[type(value)](f"{architecture}.{key}", value)
     vocabulary = ["<|end|>", "<|turn|>", *sorted(ByteLevel.alphabet())[: model.config.vocab_size - 3], "!#"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
