@@ -41,13 +41,14 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warm: bool
 
     The order turns, for a side that always follows another one finds the caches as that one leaves them.
 
-    A side may return a ``float``: then that, its own measure in seconds, counts in place of its wall time.
+    A side may return a ``float``: then that, its own measure in seconds, counts in place of its wall time. A side with
+    a method ``warm`` is warmed up by that, where nothing of the whole is compiled and it takes minutes.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + warm):
         for name, side in sides.items() if repeat % 2 else reversed(sides.items()):
             start = time.perf_counter()
-            value = ready(side())
+            value = ready(side() if repeat or not warm else getattr(side, "warm", side)())
             wall = time.perf_counter() - start
             if repeat or not warm:
                 taken[name].append(value if isinstance(value, float) else wall)

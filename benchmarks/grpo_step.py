@@ -7,6 +7,10 @@ Tunix's that of the data set it reads. Tunix is left out where no ``--tunix`` is
 
     python grpo_step.py --tunix PYTHON              # the python of an environment with google-tunix
     python grpo_step.py --model smollm2 --prompts 4 --group-size 4 --tokens 24 --block 1 --repeats 5
+    python grpo_step.py --model smollm2 --prompts 4 --prompt 256 --tokens 256 --mean 100 --micro-batches 4 --block 1
+
+With ``--mean`` every completion ends at a length that is drawn anew for each step from a log-normal distribution with
+``--tokens`` for a cap, on both sides the same; without it all are ``--tokens`` long, but for the end of a text.
 
 Needs torch and TRL (the environment of `make parity`).
 """
@@ -47,6 +51,38 @@ def tiny_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>", padding_side="left"
     )
+
+
+def lengths_of(args: argparse.Namespace, step: int) -> np.ndarray | None:
+    """Tokens of each completion of a step; None leaves it to the model."""
+    if not args.mean:
+        return None
+    mean = np.log(args.mean) - args.sigma**2 / 2
+    drawn = np.random.default_rng(step).lognormal(mean, args.sigma, args.prompts * args.group_size)
+    return drawn.astype(np.int32).clip(1, args.tokens)
+
+
+def ending_at_lengths(args: argparse.Namespace, generate: Any, eos: int) -> Any:
+    """``transformers``' ``generate`` whose rows end at the lengths of a step, as at an end of text."""
+    from transformers import StoppingCriteria
+
+    steps = iter(range(sides.total_steps(args)))
+
+    def ending(input_ids: Any, **options: Any) -> Any:
+        import torch
+
+        lengths, width = torch.tensor(lengths_of(args, next(steps))), input_ids.shape[1]
+
+        class AtLength(StoppingCriteria):
+            def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
+                return ids.shape[1] - width >= lengths
+
+        found = generate(input_ids=input_ids, stopping_criteria=[AtLength()], **options)
+        last = (width + lengths).clamp(max=found.shape[1]) - 1  # where the model has ended all rows before
+        found[torch.arange(len(found)), last] = eos
+        return found
+
+    return ending
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
@@ -96,7 +132,7 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     from rlax_llm.generation.request import Request
     from rlax_llm.generation.rollout import generate
     from rlax_llm.generation.sampling import Categorical
-    from rlax_llm.loops.group import group_loop
+    from rlax_llm.loops.group import GroupLearning, group_loop
     from rlax_llm.models.huggingface import read_config, read_parameters
     from rlax_llm.models.scoring import group_log_probs
     from rlax_llm.policy.weightings import token_mean
@@ -108,7 +144,7 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     objective = grpo(kl_coef=0)._replace(weighting=token_mean)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(args.learning_rate, weight_decay=0.0))
     scores_of = group_log_probs(config, (args.group_size, args.prompt))
-    start, update = group_loop(scores_of, objective, optimizer)
+    start, update = group_loop(scores_of, objective, optimizer, GroupLearning(micro_batches=args.micro_batches))
     update, state = jax.jit(update, donate_argnums=0), start(read_parameters(folder, config))
     draw = np.random.default_rng(0)
 
@@ -117,8 +153,10 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
         began = time.perf_counter()
         chosen = [prompts[i] for i in draw.choice(len(prompts), args.prompts, replace=False)]
         batch = pad_prompts(tokenizer(chosen)["input_ids"], tokenizer.pad_token_id, config.vocab_size)
-        key = jax.random.key(int(state.step))
-        drawn = jax.device_get(generate(config, state.params, batch, key, request))
+        count = int(state.step)
+        limits = lengths_of(args, count)
+        drawn = generate(config, state.params, batch, jax.random.key(count), request, limits=limits)
+        drawn = jax.device_get(drawn)
         texts = tokenizer.batch_decode(
             [row[mask] for row, mask in zip(drawn.tokens, drawn.mask, strict=True)], skip_special_tokens=True
         )
@@ -138,7 +176,8 @@ def theirs(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     settings = GRPOConfig(
-        **sides.trainer_settings(args, folder, args.prompts * args.group_size),
+        **sides.trainer_settings(args, folder, args.prompts * args.group_size // args.micro_batches),
+        gradient_accumulation_steps=args.micro_batches,
         num_generations=args.group_size,
         max_completion_length=args.tokens,
         max_steps=sides.total_steps(args),
@@ -146,12 +185,15 @@ def theirs(line: Connection, args: argparse.Namespace, folder: Path) -> None:
         beta=0.0,
         gradient_checkpointing=False,
     )
+    model, tokenizer = sides.torch_model(folder, "AutoModelForCausalLM"), read_tokenizer(folder)
+    if args.mean:
+        model.generate = ending_at_lengths(args, model.generate, tokenizer.eos_token_id)
     trainer = GRPOTrainer(
-        model=sides.torch_model(folder, "AutoModelForCausalLM"),
+        model=model,
         reward_funcs=reward,
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": read_prompts(folder)}),
-        processing_class=read_tokenizer(folder),
+        processing_class=tokenizer,
         callbacks=[sides.step_clock(line, args, [])],
     )
     with redirect_stdout(sys.stderr):  # its summary is no line of ours
@@ -202,9 +244,16 @@ def options() -> argparse.Namespace:
     made.add_argument("--group-size", type=int, default=8)
     made.add_argument("--prompt", type=int, default=16, help="tokens")
     made.add_argument("--tokens", type=int, default=16, help="new tokens")
+    made.add_argument("--mean", type=int, default=0, help="tokens of a completion, whose lengths then differ")
+    made.add_argument("--sigma", type=float, default=1.0, help="of the logarithm of the lengths")
+    made.add_argument("--micro-batches", type=int, default=1, help="parts of a batch that are learned from in turn")
     sides.shape_options(made, block=10)
     made.set_defaults(vocab=2 + len(LETTERS), learning_rate=1e-4)
-    args = sides.checked(made, prompts=1, group_size=2, prompt=1, tokens=1)
+    args = sides.checked(made, prompts=1, group_size=2, prompt=1, tokens=1, mean=0, micro_batches=1)
+    if args.prompts * args.group_size % args.micro_batches:
+        made.error(f"--micro-batches is {args.micro_batches}, wanted a divisor of --prompts times --group-size")
+    if args.tunix and (args.mean or args.micro_batches > 1):
+        made.error("--tunix draws to --tokens and learns from a whole batch; leave it out, or the two options")
     if args.tunix and not os.access(args.tunix, os.X_OK):
         made.error(f"--tunix {args.tunix} is no program; give the python of an environment with google-tunix")
     if args.tunix and args.model != "tiny":
@@ -230,7 +279,8 @@ def main() -> None:
             workers["tunix"] = Tunix(args.tunix, args, folder)
         seconds = interleaved(workers, args.repeats)
         memory = {side: worker.close()["peak"] for side, worker in workers.items()}
-    told = ("model", "dtype", "prompts", "group_size", "prompt", "tokens", "block", "repeats")
+    told = ("model", "dtype", "prompts", "group_size", "prompt", "tokens", "mean", "sigma", "micro_batches")
+    told += ("block", "repeats")
     shared = {option: getattr(args, option) for option in told}
     report("grpo_step", **shape, **shared, seconds=seconds, ratio=ratios(seconds), peak_megabytes=memory)
 

@@ -110,24 +110,39 @@ class Ours:
         return float((steps * (self.lengths[:, None] >= steps).sum(0)).max() * token / 1e6)
 
 
-def theirs(model: Any, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray, group_size: int) -> Any:
+class Theirs:
     """The same by ``transformers.generate``."""
-    import torch
-    from transformers import StoppingCriteria
 
-    ids = torch.tensor(np.repeat(np.asarray(prompts[0]), group_size, 0), dtype=torch.long)
-    limits = torch.tensor(lengths + ids.shape[1])
+    def __init__(self, model: Any, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray, group_size: int):
+        import torch
 
-    class AtLength(StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return input_ids.shape[1] >= limits
+        self.model, self.longest = model, int(lengths.max())
+        self.ids = torch.tensor(np.repeat(np.asarray(prompts[0]), group_size, 0), dtype=torch.long)
+        self.limits = torch.tensor(lengths + self.ids.shape[1])
 
-    def run() -> None:
+    def __call__(self) -> None:
+        self.generate(self.longest)
+
+    def warm(self) -> None:
+        """A few tokens: nothing is compiled for a length."""
+        self.generate(4)
+
+    def generate(self, tokens: int) -> None:
+        """``tokens`` of every row that is not at its length before."""
+        import torch
+        from transformers import StoppingCriteria
+
+        limits = self.limits
+
+        class AtLength(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+                return input_ids.shape[1] >= limits
+
         with torch.inference_mode():
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=int(lengths.max()),
+            self.model.generate(
+                self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                max_new_tokens=tokens,
                 eos_token_id=None,
                 pad_token_id=0,
                 do_sample=True,
@@ -136,8 +151,6 @@ def theirs(model: Any, prompts: tuple[jax.Array, jax.Array], lengths: np.ndarray
                 temperature=1.0,
                 stopping_criteria=[AtLength()],
             )
-
-    return run
 
 
 class Vllm:
@@ -178,7 +191,7 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
     sides = {"static": ours.static, "leaving": ours.leaving(), "slots": ours.leaving(slots)}
     sides = {side: sides[side] for side in args.sides}
     if full is not None:
-        sides["transformers"] = theirs(full, prompts, lengths, args.group_size)
+        sides["transformers"] = Theirs(full, prompts, lengths, args.group_size)
     with tempfile.TemporaryDirectory() as folder:
         others = vllms(model, Path(folder), args, prompts, lengths)
         times = interleaved(sides | others, args.repeats)
