@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rlax_llm.core.names import did_you_mean
+from rlax_llm.data.messages import Text, asked_as
 from rlax_llm.data.rows import DataError, Row
 from rlax_llm.rewards.golds import known_answer
 
@@ -109,7 +110,7 @@ def with_integer_answers(rows: Sequence[Row]) -> list[Row]:
     return changed
 
 
-def _asking(prompt: str | list[dict[str, str]], form: str) -> str | list[dict[str, str]]:
+def _asking(prompt: Text, form: str) -> Text:
     """The prompt with the request for the sum of the integers in an answer of this form."""
     if not form:
         return prompt
@@ -118,6 +119,4 @@ def _asking(prompt: str | list[dict[str, str]], form: str) -> str | list[dict[st
         f"\nThe answer has the form ${form}$ with positive integers {', '.join(letters)}, in simplest terms. "
         f"Give the value of {' + '.join(letters)}."
     )
-    if isinstance(prompt, str):
-        return prompt + asked
-    return [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + asked}]
+    return asked_as(prompt, lambda question: question + asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rlax_llm.data.rows import DataError
@@ -39,6 +40,30 @@ def begun_answer(prompt: str | list[Message]) -> str:
     if isinstance(prompt, str) or prompt[-1].get("role") != "assistant":
         return ""
     return content_text(prompt[-1].get("content") or "")
+
+
+def asked_as(prompt: Text, write: Callable[[str], str]) -> Text:
+    """A prompt with its question in other words, and all else as it was.
+
+    The question is the whole of a string, and of messages the last one that is not the assistant's: an answer that the
+    prompt begins stays a beginning.
+
+    Args:
+        prompt: a string, or messages.
+        write: ``question → question``.
+
+    >>> asked_as("2+2=", lambda question: "Add: " + question)
+    'Add: 2+2='
+    >>> begun = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is"}]
+    >>> [message["content"] for message in asked_as(begun, lambda question: question + " Say it.")]
+    ['2+2? Say it.', 'It is']
+    """
+    if isinstance(prompt, str):
+        return write(prompt)
+    asked = [place for place, message in enumerate(prompt) if message.get("role") != "assistant"]
+    place = asked[-1] if asked else len(prompt) - 1
+    question = content_text(prompt[place].get("content") or "")
+    return [*prompt[:place], prompt[place] | {"content": write(question)}, *prompt[place + 1 :]]
 
 
 def check_text(where: str, name: str, text: Any) -> None:

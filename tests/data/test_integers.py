@@ -129,6 +129,13 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
     assert all("completion" not in row for row in kept) and json.dumps(rows) == before
 
 
+def test_the_question_asks_for_the_sum_where_an_answer_is_begun_and_of_text_in_parts():
+    question = {"role": "user", "content": [{"type": "text", "text": "What is 3/4 "}, {"type": "text", "text": "of 1?"}]}
+    begun = {"role": "assistant", "content": "It is"}
+    asked, answered = with_integer_answers([{"prompt": [question, begun], "answer": "3/4"}])[0]["prompt"]
+    assert asked["content"].startswith("What is 3/4 of 1?\nThe answer has the form") and answered == begun
+
+
 @pytest.mark.parametrize(
     ("answer", "total"),
     [(42.0, 42), (np.float32(42), 42), (1e22, 10**22), (0.75, 7), (["7"], 7), ("12 000", 12000), (r"\$32,348", 32348)]

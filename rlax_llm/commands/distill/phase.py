@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.core.types import Completions, Groups
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
+from rlax_llm.data.messages import Text, asked_as
 from rlax_llm.data.tasks import Task
 from rlax_llm.data.teacher_rows import TeacherRow
 from rlax_llm.host.phase import Done, Evaluation, Phase, finite
@@ -236,9 +237,6 @@ def _tokens(row: TeacherRow) -> DemonstrationTokens:
     return DemonstrationTokens(row.prompt, row.completion)
 
 
-def _with_hint(prompting: Prompting, prompt: Any, hint: str) -> Any:
-    """A prompt with its hint: of a conversation the last message says it."""
-    if isinstance(prompt, str):
-        return prompting.write(prompt, hint)
-    *before, last = prompt
-    return [*before, {**last, "content": prompting.write(last["content"], hint)}]
+def _with_hint(prompting: Prompting, prompt: Text, hint: str) -> Text:
+    """A prompt with its hint; of a conversation the question says it."""
+    return asked_as(prompt, lambda question: prompting.write(question, hint))
