@@ -130,7 +130,8 @@ def test_rows_ask_for_the_sum_and_the_reward_accepts_it():
 
 
 def test_the_question_asks_for_the_sum_where_an_answer_is_begun_and_of_text_in_parts():
-    question = {"role": "user", "content": [{"type": "text", "text": "What is 3/4 "}, {"type": "text", "text": "of 1?"}]}
+    parts = [{"type": "text", "text": text} for text in ("What is 3/4 ", "of 1?")]
+    question = {"role": "user", "content": parts}
     begun = {"role": "assistant", "content": "It is"}
     asked, answered = with_integer_answers([{"prompt": [question, begun], "answer": "3/4"}])[0]["prompt"]
     assert asked["content"].startswith("What is 3/4 of 1?\nThe answer has the form") and answered == begun
