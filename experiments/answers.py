@@ -172,8 +172,8 @@ def _columns(prompts: jax.Array, group_size: int) -> dict[str, jax.Array]:
 def measured(collector: Collector) -> Collector:
     """The same groups, with what there is to tell of them."""
 
-    def collect(memory: Any, params: Params, key: jax.Array) -> tuple[Any, Groups, Metrics]:
-        memory, groups, metrics = collector.collect(memory, params, key)
+    def collect(memory: Any, params: Params, key: jax.Array, version: Any) -> tuple[Any, Groups, Metrics]:
+        memory, groups, metrics = collector.collect(memory, params, key, version)
         return memory, groups, metrics | told(groups)
 
     return Collector(collector.init, collect)
@@ -202,7 +202,7 @@ def trained(
     fresh = fresh_sampling(language.config, language.prompts, right, request, 2 * training.groups)
 
     def looked_at(params: Params, key: jax.Array) -> Metrics:
-        groups = fresh.collect(fresh.init(params), params, key)[1]
+        groups = fresh.collect(fresh.init(params), params, key, 0)[1]
         metrics = told(groups) | {"truncated": groups.completions.truncated.mean()}
         metrics["entropy"] = _share(log_probs(params, groups.completions)[1], groups.completions.mask)
         return {f"policy/{name}": value for name, value in metrics.items()}

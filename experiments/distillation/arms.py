@@ -78,7 +78,7 @@ def window(pair: Pair, arm: Arm, completions: int) -> tuple[Callable[[Params], A
 
         def one(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
             draw, order = jax.random.split(key)
-            groups = collector.collect((), teacher if imitates else state.params, draw)[1]
+            groups = collector.collect((), teacher if imitates else state.params, draw, 0)[1]
             batch = groups.completions if imitates else groups
             state, _ = update(state, batch, key=order, reference=teacher if asks else None)
             return state, groups.completions.mask.sum()

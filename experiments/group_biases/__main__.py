@@ -109,7 +109,7 @@ def at_the_start(settings: Settings) -> Any:
     collector = fresh_sampling(language.config, language.prompts, right, request, settings.prompts)
 
     def run(key: jax.Array, start: Any) -> dict[str, Any]:
-        groups = collector.collect((), start, key)[1]
+        groups = collector.collect((), start, key, 0)[1]
         same = jnp.repeat(groups.scores[:, :1], settings.group_size, 1)  # every group made uninformative
         nothing = optax.global_norm(gradient(settings, start, groups._replace(scores=same), sequence_mean))
         return {"push": pushes(settings, start, groups), "pull": pull(groups), "same": nothing}

@@ -82,7 +82,8 @@ def drawn(task: Words, params: Params, words: jax.Array, key: jax.Array) -> Comp
 def sampling(task: Words, right: jax.Array, groups: int, group_size: int) -> Collector:
     """Fresh groups of words, with the share of letters that are right."""
 
-    def collect(memory: Any, params: Params, key: jax.Array) -> tuple[Any, Groups, Metrics]:
+    def collect(memory: Any, params: Params, key: jax.Array, version: Any) -> tuple[Any, Groups, Metrics]:
+        del version  # None in the groups is the one that was given
         which, draw = jax.random.split(key)
         words = jax.random.randint(which, (groups,), 0, task.words)
         rows = drawn(task, params, jnp.repeat(words, group_size), draw)

@@ -77,27 +77,6 @@ def all_finite(tree: Tree) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.array(True)
 
 
-def checksum(tree: Tree) -> jax.Array:
-    """The sum of the bits of all floats, modulo 2³²: as good as surely another one where any float is another.
-
-    Args:
-        tree: pytree of arrays.
-
-    Returns:
-        A scalar uint32.
-
-    >>> one, other = jnp.ones(2), jnp.array([1.0, 1.0000001])
-    >>> bool(checksum({"w": one}) == checksum({"v": one})), bool(checksum(one) == checksum(other))
-    (True, False)
-    """
-    total = jnp.uint32(0)
-    for leaf in map(jnp.asarray, jax.tree.leaves(tree)):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bits = jax.lax.bitcast_convert_type(leaf, f"uint{min(8 * leaf.dtype.itemsize, 32)}")
-            total += bits.sum(dtype=jnp.uint32)
-    return total
-
-
 def dot(left: Tree, right: Tree) -> jax.Array:
     """``Σ_i x_i y_i`` over all leaves, in at least float32 and never by a matmul, which accelerators may round.
 

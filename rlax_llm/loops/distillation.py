@@ -19,7 +19,7 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import NOTHING_KNOWN, Groups, Metrics, Params
 from rlax_llm.loops.group import ONCE, GroupLearning, GroupState, group_loop
-from rlax_llm.loops.language import Collector
+from rlax_llm.loops.language import Collector, dated
 from rlax_llm.loops.parts import fixed_log_probs
 from rlax_llm.loops.policy import Loop, beside
 from rlax_llm.models.distilling import Distilled, TeacherLogProbs
@@ -166,7 +166,8 @@ def _followed(share: float | None, params: Params, teacher: Params) -> Params:
 def given_or_drawn(collector: Collector, given: Groups, on_policy: float | jax.Array) -> Collector:
     """GKD's data (arXiv 2306.13649, algorithm 1): the student's completions in a share λ of the steps, else given ones.
 
-    Limiting cases: λ = 1 is the collector; λ = 0 draws of the given groups alone.
+    Given tokens are of no policy: they count as of the newest. Limiting cases: λ = 1 is the collector; λ = 0 draws of
+    the given groups alone.
 
     Args:
         collector: of P groups.
@@ -178,12 +179,15 @@ def given_or_drawn(collector: Collector, given: Groups, on_policy: float | jax.A
     """
     checks.not_negative("given_or_drawn", on_policy=on_policy, **{"1 − on_policy": 1 - on_policy})
 
-    def collect(memory: Any, params: Params, key: jax.Array) -> tuple[Any, Groups, Metrics]:
+    def collect(
+        memory: Any, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Any, Groups, Metrics]:
         which, draw = jax.random.split(key)
-        memory, drawn, metrics = collector.collect(memory, params, draw)
+        memory, drawn, metrics = collector.collect(memory, params, draw, version)
+        drawn = dated(drawn, version)
         groups, total = drawn.scores.shape[-2], given.scores.shape[-2]
         chosen = jax.random.permutation(jax.random.fold_in(which, 1), total)[:groups]
-        picked = jax.tree.map(lambda x: _groups_of(x, chosen, total), given)
+        picked = _of_version(jax.tree.map(lambda x: _groups_of(x, chosen, total), given), drawn, version)
         own = jax.random.uniform(which) < on_policy
         either = partial(_either, own)
         told = [(x.known, x.staleness) for x in (drawn, picked)]
@@ -193,6 +197,12 @@ def given_or_drawn(collector: Collector, given: Groups, on_policy: float | jax.A
         return memory, taken, metrics | {"on_policy": own.astype(jnp.float32)}
 
     return Collector(collector.init, collect)
+
+
+def _of_version(given: Groups, drawn: Groups, version: jax.typing.ArrayLike) -> Groups:
+    """Given groups with this version, of rows or of tokens as the drawn ones have theirs."""
+    versions = jax.tree.map(lambda x: jnp.full_like(x, version), drawn.completions.versions)
+    return given._replace(completions=given.completions._replace(versions=versions))
 
 
 def _either(own: jax.Array, drawn: jax.Array | None, given: jax.Array | None) -> jax.Array | None:

@@ -1,11 +1,12 @@
 """Reinforcement learning of a language model as one program: sample prompts, generate, score, learn.
 
-A *collector* is a pair ``init(params) → memory`` and ``collect(memory, params, key) → (memory, groups, metrics)``, and
-collectors wrap each other: ``dynamic_sampling`` throws uninformative groups away, ``replay.replayed`` gives earlier
-ones in their place, ``stale_sampling``, ``delayed_sampling`` and ``rounded_sampling`` put a distance between sampler
-and learner. A call of ``collect`` is a step: what counts steps stands outside of ``dynamic_sampling``, which may call
-several times. ``language_loop`` joins a collector with an update such as ``group_loop``; scan it over keys for a run,
-and vmap that over seeds and over anything that may be traced.
+A *collector* is a pair ``init(params) → memory`` and ``collect(memory, params, key, version) → (memory, groups,
+metrics)``, and collectors wrap each other: ``dynamic_sampling`` throws uninformative groups away, ``replay.replayed``
+gives earlier ones in their place, ``stale_sampling``, ``delayed_sampling`` and ``rounded_sampling`` put a distance
+between sampler and learner. ``version`` counts the updates that the parameters have had. What draws a token writes it
+down, what hands older parameters on hands their version on with them, and ``language_loop`` takes the difference to
+its own: so ages are right whatever wraps what. ``language_loop`` joins a collector with an update such as
+``group_loop``; scan it over keys for a run, and vmap that over seeds and over anything that may be traced.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class Collector(NamedTuple):
 
     Attributes:
         init: ``params → memory``.
-        collect: ``(memory, params, key) → (memory, groups, metrics)``.
+        collect: ``(memory, params, key, version) → (memory, groups, metrics)``; ``version``, scalar int32, counts the
+            updates that the parameters have had. The groups' ``completions.versions`` are those of what drew them; None
+            is the one that was given.
     """
 
     init: Callable[[Params], Memory]
-    collect: Callable[[Memory, Params, jax.Array], tuple[Memory, Groups, Metrics]]
+    collect: Callable[[Memory, Params, jax.Array, jax.typing.ArrayLike], tuple[Memory, Groups, Metrics]]
 
 
 class LanguageState(NamedTuple):
@@ -62,10 +65,12 @@ class LanguageState(NamedTuple):
     Attributes:
         learner: the update's state; its ``params`` are what is trained.
         memory: the collector's.
+        version: scalar int32, updates so far.
     """
 
     learner: Any
     memory: Memory
+    version: jax.Array
 
 
 def fresh_sampling(
@@ -95,7 +100,9 @@ def fresh_sampling(
     prompts = jax.tree.map(jnp.asarray, prompts)
     choice = uniform_choosing(prompts.tokens.shape[0]) if choosing is None else choosing
 
-    def collect(memory: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups, Metrics]:
+    def collect(
+        memory: Memory, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Memory, Groups, Metrics]:
         which, draw = jax.random.split(key)
         chosen = choice.choose(memory, which, batch_size)
         matrices = for_sampling(config, params)  # gathered once, not at every token
@@ -104,26 +111,42 @@ def fresh_sampling(
         scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))
         scores = scores.reshape(*scores.shape[:-1], batch_size, -1)
         memory, metrics = choice.learn(memory, chosen, scores)
-        return memory, Groups(completions, scores, known=Known(prompts=chosen)), metrics
+        return memory, dated(Groups(completions, scores, known=Known(prompts=chosen)), version), metrics
 
     return Collector(lambda params: choice.init(), collect)
 
 
-def aged(groups: Groups, steps: jax.typing.ArrayLike) -> Groups:
-    """Groups whose tokens are so many steps older; those of no known age were of the newest policy.
+def dated(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
+    """Groups whose completions have the version of the policy that drew them; those that have none are of this one.
+
+    Args:
+        groups: in rows.
+        version: updates of the policy that was given to what drew them.
+    """
+    rows = groups.completions
+    if rows.versions is not None:
+        return groups
+    versions = jnp.full(rows.tokens.shape[0], version, jnp.int32)
+    return groups._replace(completions=rows._replace(versions=versions))
+
+
+def aged(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
+    """Groups with the ``staleness`` of each token: the updates that the policy has had since what drew it.
 
     Args:
         groups: any.
-        steps: that the policy has taken since.
+        version: updates that the policy has had.
 
     >>> every = jnp.ones((2, 1), bool)
-    >>> groups = Groups(Completions(every, every, every, every, every[:, 0]), jnp.ones((1, 2)))
-    >>> aged(aged(groups, 2), 1).staleness.tolist()
-    [[3.0], [3.0]]
+    >>> rows = Completions(every, every, every, every, every[:, 0], versions=jnp.array([2, 3]))
+    >>> aged(Groups(rows, jnp.ones((1, 2))), 5).staleness.tolist()
+    [[3.0], [2.0]]
     """
-    before = groups.staleness
-    before = jnp.zeros(groups.completions.tokens.shape, jnp.float32) if before is None else before
-    return groups._replace(staleness=before + jnp.asarray(steps, before.dtype))
+    rows = dated(groups, version).completions
+    assert rows.versions is not None
+    apart = jnp.asarray(version, jnp.int32) - rows.versions
+    by_token = apart if apart.ndim == rows.tokens.ndim else apart[..., None]
+    return groups._replace(staleness=jnp.broadcast_to(by_token, rows.tokens.shape).astype(jnp.float32))
 
 
 def by_group(groups: Groups) -> Groups:
@@ -170,8 +193,8 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
     """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): collect until P groups are informative.
 
     A group is informative where anything differs that the loss compares: its scores, or with ``known.step_rewards`` the
-    rewards of its steps. A surplus is carried over to the next step, with the log-probabilities of the policy that
-    sampled it, and is a step older there. After ``most_rounds`` the batch is as full as it got: the places that stay
+    rewards of its steps. A surplus is carried over to the next step, with the log-probabilities and the version of the
+    policy that sampled it. After ``most_rounds`` the batch is as full as it got: the places that stay
     empty have no chosen token and NaN scores, so they count in no denominator.
 
     Args:
@@ -189,20 +212,22 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
 
     def init(params: Params) -> Surplus:
         inner = collector.init(params)
-        empty = no_groups(lambda key: drawn(inner, params, key)[1])
+        empty = no_groups(lambda key: drawn(inner, params, key, 0)[1])
         twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), empty)
         return Surplus(emptied(twice, jnp.int32(0)), jnp.int32(0), inner)
 
-    def drawn(inner: Memory, params: Params, key: jax.Array) -> tuple[Memory, Groups]:
-        inner, groups, _ = collector.collect(inner, params, key)
-        return inner, by_group(aged(groups, 0))
+    def drawn(inner: Memory, params: Params, key: jax.Array, version: jax.typing.ArrayLike) -> tuple[Memory, Groups]:
+        inner, groups, _ = collector.collect(inner, params, key, version)
+        return inner, by_group(dated(groups, version))
 
-    def collect(memory: Surplus, params: Params, key: jax.Array) -> tuple[Surplus, Groups, Metrics]:
+    def collect(
+        memory: Surplus, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Surplus, Groups, Metrics]:
         wanted = memory.groups.scores.shape[0] // 2
 
         def more(now: tuple[Surplus, jax.Array, jax.Array]) -> tuple[Surplus, jax.Array, jax.Array]:
             surplus, round_, kept = now
-            inner, new = drawn(surplus.inner, params, jax.random.fold_in(key, round_))
+            inner, new = drawn(surplus.inner, params, jax.random.fold_in(key, round_), version)
             fits = informative_groups(compared(in_rows(new)))
             fresh = fits.sum(dtype=jnp.int32)
             place = jnp.where(fits, surplus.kept + jnp.cumsum(fits) - 1, 2 * wanted)  # out of bounds: dropped
@@ -222,7 +247,7 @@ def dynamic_sampling(collector: Collector, most_rounds: int = 8) -> Collector:
             "sampling/filled": jnp.minimum(found.kept, wanted) / wanted,
             "sampling/surplus": rest,
         }
-        return Surplus(aged(emptied(left, rest), 1), rest, found.inner), in_rows(taken), metrics
+        return Surplus(emptied(left, rest), rest, found.inner), in_rows(taken), metrics
 
     return Collector(init, collect)
 
@@ -253,61 +278,105 @@ def emptied(groups: Groups, count: jax.Array) -> Groups:
     return groups._replace(completions=rows, scores=scores)
 
 
+class Held(NamedTuple):
+    """The policy that is sampled from.
+
+    Attributes:
+        params: of it.
+        version: scalar int32, updates that they have had.
+        inner: the wrapped collector's memory.
+    """
+
+    params: Params
+    version: jax.Array
+    inner: Memory
+
+
 def stale_sampling(collector: Collector, every: int) -> Collector:
-    """Sample from parameters that are brought up to date at every ``every``-th step only.
+    """Sample from parameters that are brought up to date after every ``every``-th update only.
 
     Limiting case: ``every = 1`` is the collector itself.
 
     Args:
         collector: any.
-        every: ≥ 1, steps.
+        every: ≥ 1, updates.
 
     Returns:
-        A collector, whose groups have ``staleness``, from 0 to ``every − 1``.
+        A collector, whose fresh groups are from 0 to ``every − 1`` updates old.
 
     Raises:
-        ValueError: for fewer than one step.
+        ValueError: for fewer than one update.
     """
     checks.at_least_one("stale_sampling", every=every)
 
-    def collect(memory: tuple, params: Params, key: jax.Array) -> tuple[tuple, Groups, Metrics]:
-        inner, old, age = memory
-        used = jax.tree.map(lambda new, kept: jnp.where(age % every == 0, new, kept), params, old)
-        inner, groups, metrics = collector.collect(inner, used, key)
-        return (inner, used, age + 1), aged(groups, age % every), metrics
+    def collect(
+        memory: Held, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Held, Groups, Metrics]:
+        due = version - memory.version >= every
+        used = jax.tree.map(lambda new, kept: jnp.where(due, new, kept), params, memory.params)
+        since = jnp.where(due, version, memory.version)
+        inner, groups, metrics = collector.collect(memory.inner, used, key, since)
+        return Held(used, since, inner), dated(groups, since), metrics
 
-    return Collector(lambda params: (collector.init(params), params, jnp.int32(0)), collect)
+    # The first parameters of a run are always taken.
+    return Collector(lambda params: Held(params, jnp.int32(-every), collector.init(params)), collect)
+
+
+_NEVER = -1
 
 
 class Past(NamedTuple):
-    """The policies of the last steps.
+    """The last policies.
 
     Attributes:
-        params: ``[most + 1, …]``, a ring.
-        step: scalar int32, steps so far.
+        params: ``[most + 1, …]``.
+        versions: ``[most + 1]`` int32, updates that each has had; −1 where there is none yet.
         inner: the wrapped collector's memory.
     """
 
     params: Params
-    step: jax.Array
+    versions: jax.Array
     inner: Memory
+
+    def kept(self, params: Params, version: jax.typing.ArrayLike) -> Past:
+        """With this policy, in the place of the oldest one.
+
+        Args:
+            params: of it.
+            version: updates that they have had; where there is this one already, that is kept once.
+        """
+        place = jnp.argmin(jnp.where(self.versions == version, _NEVER - 1, self.versions))
+        ring = jax.tree.map(lambda x, new: x.at[place].set(new), self.params, params)
+        return self._replace(params=ring, versions=self.versions.at[place].set(version))
+
+    def of(self, version: jax.typing.ArrayLike) -> tuple[Params, jax.Array]:
+        """The newest policy that has had at most so many updates, or else the first; and its updates.
+
+        Args:
+            version: updates.
+        """
+        there = self.versions > _NEVER
+        old = there & (self.versions <= version)
+        first = jnp.argmin(jnp.where(there, self.versions, jnp.iinfo(jnp.int32).max))
+        place = jnp.where(old.any(), jnp.argmax(jnp.where(old, self.versions, _NEVER)), first)
+        return jax.tree.map(lambda x: x[place], self.params), self.versions[place]
 
 
 def delayed_sampling(collector: Collector, updates: int | jax.Array, most: int | None = None) -> Collector:
-    """Sample from the parameters that there were ``updates`` steps before, as a learner sees that runs beside samplers.
+    """Sample from the parameters that there were ``updates`` before, as a learner sees that runs beside samplers.
 
     Before there are so many, from the first. Limiting case: ``updates = 0`` is the collector itself.
 
     Args:
         collector: any.
-        updates: ≥ 0, steps; may be traced, at most ``most``.
+        updates: ≥ 0; may be traced, at most ``most``.
         most: copies of the parameters that are kept besides the newest; None is ``updates``.
 
     Returns:
-        A collector, whose groups have ``staleness``.
+        A collector, whose fresh groups are so many updates old.
 
     Raises:
-        ValueError: for a negative number of steps, or more than ``most``.
+        ValueError: for a negative number of updates, or more than ``most``.
     """
     kept = updates if most is None else most
     checks.not_negative("delayed_sampling", updates=updates, **{"most − updates": kept - updates})
@@ -317,14 +386,15 @@ def delayed_sampling(collector: Collector, updates: int | jax.Array, most: int |
 
     def init(params: Params) -> Past:
         ring = jax.tree.map(lambda x: jnp.zeros((size, *jnp.shape(x)), jnp.result_type(x)), params)
-        return Past(ring, jnp.int32(0), collector.init(params))
+        return Past(ring, jnp.full(size, _NEVER, jnp.int32), collector.init(params))
 
-    def collect(memory: Past, params: Params, key: jax.Array) -> tuple[Past, Groups, Metrics]:
-        step, age = memory.step, jnp.minimum(memory.step, updates)
-        ring = jax.tree.map(lambda x, new: x.at[step % size].set(new), memory.params, params)
-        used = jax.tree.map(lambda x: x[(step - age) % size], ring)
-        inner, groups, metrics = collector.collect(memory.inner, used, key)
-        return Past(ring, step + 1, inner), aged(groups, age), metrics
+    def collect(
+        memory: Past, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Past, Groups, Metrics]:
+        past = memory.kept(params, version)
+        used, drawn = past.of(version - updates)
+        inner, groups, metrics = collector.collect(memory.inner, used, key, drawn)
+        return past._replace(inner=inner), dated(groups, drawn), metrics
 
     return Collector(init, collect)
 
@@ -340,7 +410,12 @@ def rounded_sampling(collector: Collector, dtype: Any) -> Collector:
     def lower(params: Params) -> Params:
         return jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)
 
-    return Collector(collector.init, lambda memory, params, key: collector.collect(memory, lower(params), key))
+    def collect(
+        memory: Memory, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Memory, Groups, Metrics]:
+        return collector.collect(memory, lower(params), key, version)
+
+    return Collector(collector.init, collect)
 
 
 def language_loop(
@@ -355,7 +430,8 @@ def language_loop(
         update: ``(init, step)`` of ``group_loop`` or ``group_trpo_loop``.
 
     Returns:
-        The pair. Metrics are the update's and the collector's, and ``reward``, ``reward_std``, ``completion_length``
+        The pair; groups reach the update with the ``staleness`` of each token, in updates. Metrics are the update's
+        and the collector's, and ``reward``, ``reward_std``, ``completion_length``
         (tokens) and ``truncated_fraction`` of what was learned from.
 
     >>> from rlax_llm import Categorical, DecoderConfig, Request, group_loop
@@ -377,15 +453,17 @@ def language_loop(
     start, learn = update
 
     def init(params: Params, frozen: Params | None = None) -> LanguageState:
-        return LanguageState(start(params), collector.init(join_trees(params, frozen)))
+        return LanguageState(start(params), collector.init(join_trees(params, frozen)), jnp.int32(0))
 
     def step(
         state: LanguageState, key: jax.Array, *, reference: Params | None = None, frozen: Params | None = None
     ) -> tuple[LanguageState, Metrics]:
         draw, order = jax.random.split(key)
-        memory, groups, sampling = collector.collect(state.memory, join_trees(state.learner.params, frozen), draw)
+        whole = join_trees(state.learner.params, frozen)
+        memory, drawn, sampling = collector.collect(state.memory, whole, draw, state.version)
+        groups = aged(drawn, state.version)
         learner, metrics = learn(state.learner, groups, key=order, reference=reference, frozen=frozen)
-        return LanguageState(learner, memory), metrics | sampling | describe_groups(groups)
+        return LanguageState(learner, memory, state.version + 1), metrics | sampling | describe_groups(groups)
 
     return init, step
 

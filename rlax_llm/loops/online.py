@@ -21,7 +21,7 @@ from rlax_llm.generation.engine import for_sampling, generate_at_once
 from rlax_llm.generation.mixture import Two, generate_mixed
 from rlax_llm.generation.request import Request
 from rlax_llm.loops.group import ONCE, GroupLearning, group_loop, means_where, uninformative_share, where_taught
-from rlax_llm.loops.language import Collector, Prompts, ScoreFunction
+from rlax_llm.loops.language import Collector, Prompts, ScoreFunction, dated
 from rlax_llm.loops.minibatches import Passes, epochs
 from rlax_llm.loops.parts import fixed_log_probs
 from rlax_llm.loops.policy import Loop, TrainState, reference_log_probs
@@ -237,7 +237,9 @@ def rivals_sampling(
     checks.at_least_one("rivals_sampling", batch_size=batch_size, group_size=request.group_size, rivals=rivals)
     prompts = jax.tree.map(jnp.asarray, prompts)
 
-    def collect(memory: Params, params: Params, key: jax.Array) -> tuple[Params, Groups, Metrics]:
+    def collect(
+        memory: Params, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Params, Groups, Metrics]:
         which, draw, other = jax.random.split(key, 3)
         chosen = jax.random.randint(which, (batch_size,), 0, prompts.tokens.shape[0])
         asked = prompts.tokens[chosen], prompts.valid[chosen]
@@ -247,7 +249,7 @@ def rivals_sampling(
         completions = beside(own, theirs, batch_size)
         rows = jnp.repeat(chosen, request.group_size + rivals)
         scores = reward(completions, jax.tree.map(lambda x: x[rows], prompts.columns))
-        return memory, Groups(completions, scores.reshape(batch_size, -1)), {}
+        return memory, dated(Groups(completions, scores.reshape(batch_size, -1)), version), {}
 
     return Collector(lambda params: jax.tree.map(jnp.copy, params), collect)
 

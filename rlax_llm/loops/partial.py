@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
-from rlax_llm.core.trees import checksum
 from rlax_llm.core.types import Completions, Groups, Known, Metrics, Params
 from rlax_llm.generation.engine import for_sampling, generate_at_once
 from rlax_llm.generation.further import begun_anew, generate_further, goes_on
@@ -27,23 +26,20 @@ class InFlight(NamedTuple):
     """Groups that are drawn beside one another, F of them.
 
     Attributes:
-        rows: ``[F · G, T]``, what was drawn so far, with the log-probabilities of the policies that drew it.
+        rows: ``[F · G, T]``, what was drawn so far, with the log-probabilities and the versions of the policies that
+            drew it.
         keys: ``[F · G]``, of each row.
-        staleness: ``[F · G, T]``, steps that the policy has taken since each token was drawn.
         prompts: ``[F]`` int32, which prompt each group is of.
         numbers: ``[F]`` int32, of each group among all of a run; −1 where a place is free.
         begun: scalar int32, groups that were begun.
-        policy: scalar uint32, of the last policy.
         choice: the memory of the choice of prompts.
     """
 
     rows: Completions
     keys: jax.Array
-    staleness: jax.Array
     prompts: jax.Array
     numbers: jax.Array
     begun: jax.Array
-    policy: jax.Array
     choice: Any
 
 
@@ -84,9 +80,8 @@ def partial_sampling(
         choosing: which prompts; None draws each as often as any other, and remembers nothing.
 
     Returns:
-        A collector, whose groups have ``staleness`` of each token: steps of another policy, so that rounds of
-        ``dynamic_sampling`` do not count. Metrics are ``sampling/filled``, the share of the batch, and
-        ``sampling/carried``, groups that go on or wait.
+        A collector, whose completions have the version of each token. Metrics are ``sampling/filled``, the share of the
+        batch, and ``sampling/carried``, groups that go on or wait.
 
     Raises:
         ValueError: for a number out of its range.
@@ -98,8 +93,10 @@ def partial_sampling(
     choice = uniform_choosing(prompts.tokens.shape[0]) if choosing is None else choosing
     drawing = _Drawing(config, prompts, request, groups + further, choice)
 
-    def collect(memory: InFlight, params: Params, key: jax.Array) -> tuple[InFlight, Groups, Metrics]:
-        flight = drawing.advanced(drawing.filled(memory, key), params, budget)
+    def collect(
+        memory: InFlight, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[InFlight, Groups, Metrics]:
+        flight = drawing.advanced(drawing.filled(memory, key), params, budget, version)
         flight, given, chosen, count = _handed_out(flight, request, groups)
         rows = jnp.repeat(chosen, request.group_size)
         scores = reward(given.completions, jax.tree.map(lambda x: x[rows], prompts.columns))
@@ -138,13 +135,11 @@ class _Drawing(NamedTuple):
         shapes = jax.eval_shape(drawn, for_sampling(self.config, params), asked, key=jax.random.key(0))
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return InFlight(
-            rows=empty,
+            rows=empty._replace(versions=jnp.zeros(empty.mask.shape, jnp.int32)),
             keys=row_keys(jax.random.key(0), rows),
-            staleness=jnp.zeros(empty.mask.shape, jnp.float32),
             prompts=jnp.zeros(self.places, jnp.int32),
             numbers=free,
             begun=jnp.int32(0),
-            policy=checksum(params),
             choice=self.choice.init(),
         )
 
@@ -161,19 +156,19 @@ class _Drawing(NamedTuple):
         return flight._replace(
             rows=_where(of_rows, fresh, flight.rows),
             keys=jnp.where(of_rows, row_keys(draw, self.places * size), flight.keys),
-            staleness=_where(of_rows, jnp.zeros_like(flight.staleness), flight.staleness),
             prompts=jnp.where(free, chosen, flight.prompts),
             numbers=jnp.where(free, flight.begun + jnp.cumsum(free) - 1, flight.numbers),
             begun=flight.begun + free.sum(dtype=jnp.int32),
         )
 
-    def advanced(self, flight: InFlight, params: Params, budget: int | jax.Array) -> InFlight:
-        """So many tokens further, under these parameters."""
+    def advanced(
+        self, flight: InFlight, params: Params, budget: int | jax.Array, version: jax.typing.ArrayLike
+    ) -> InFlight:
+        """So many tokens further, under these parameters of this version."""
         matrices = for_sampling(self.config, params)
         rows = generate_further(self.config, matrices, flight.rows, flight.keys, self.request, budget)
-        policy = checksum(params)
-        older = flight.staleness + (policy != flight.policy)
-        return flight._replace(rows=rows, staleness=jnp.where(flight.rows.mask, older, 0.0), policy=policy)
+        versions = jnp.where(flight.rows.mask, flight.rows.versions, version)
+        return flight._replace(rows=rows._replace(versions=versions.astype(jnp.int32)))
 
 
 def _handed_out(flight: InFlight, request: Request, groups: int) -> tuple[InFlight, Groups, jax.Array, jax.Array]:
@@ -183,9 +178,9 @@ def _handed_out(flight: InFlight, request: Request, groups: int) -> tuple[InFlig
     places = jnp.argsort(jnp.where(whole, flight.numbers, _LAST))[:groups]
     count = jnp.minimum(whole.sum(), groups)
     rows = (places[:, None] * size + jnp.arange(size)).reshape(-1)
-    taken: Any = jax.tree.map(lambda x: x[rows], (flight.rows, flight.staleness))
+    taken: Any = jax.tree.map(lambda x: x[rows], flight.rows)
     chosen = flight.prompts[places]
-    given = Groups(taken[0], jnp.zeros((groups, size)), known=Known(prompts=chosen), staleness=taken[1])
+    given = Groups(taken, jnp.zeros((groups, size)), known=Known(prompts=chosen))
     kept = flight.numbers[places]
     numbers = flight.numbers.at[places].set(jnp.where(jnp.arange(groups) < count, _FREE, kept))
     return flight._replace(numbers=numbers), given, chosen, count

@@ -15,7 +15,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.types import Groups, Metrics, Params
 from rlax_llm.loops.group import compared, informative_groups
-from rlax_llm.loops.language import Collector, aged, by_group, in_rows, no_groups
+from rlax_llm.loops.language import Collector, aged, by_group, dated, in_rows, no_groups
 
 _OWN = 2**31 - 1  # folded into a step's key; smaller numbers may be those of the wrapped collector's rounds
 
@@ -74,7 +74,7 @@ class Remembered(NamedTuple):
     """The last informative groups.
 
     Attributes:
-        groups: ``by_group``, N of them, the newest first; their ``staleness`` is of the step before.
+        groups: ``by_group``, N of them, the newest first, with the versions of the policies that drew them.
         there: ``[N]`` bool, the places that hold one.
         inner: the wrapped collector's memory.
     """
@@ -90,9 +90,9 @@ def replayed(collector: Collector, size: int, share: float | jax.Array) -> Colle
 
     A group is informative where its scores differ, or with ``known.step_rewards`` the rewards of its steps.
     At most ``share · P`` places of a step, rounded. A replayed group has the log-probabilities of the policy that drew
-    it, so that ratios and corrections are those of that policy, its scores, and its ``staleness`` in steps. TRL and
-    NeMo-RL ship such a memory; TRL's keeps the groups of the largest spread, this one the last. Limiting cases: the
-    collector itself for a share of 0, and where all groups are informative.
+    it, so that ratios and corrections are those of that policy, its scores, and its version. TRL and NeMo-RL ship such
+    a memory; TRL's keeps the groups of the largest spread, this one the last. Limiting cases: the collector itself for
+    a share of 0, and where all groups are informative.
 
     Args:
         collector: of P groups per step.
@@ -100,8 +100,8 @@ def replayed(collector: Collector, size: int, share: float | jax.Array) -> Colle
         share: of a step's places, from 0 to 1; may be traced.
 
     Returns:
-        A collector, whose groups have ``staleness``; metrics of it are ``replay/share``, the share of the places that
-        have a replayed group, and ``replay/age``, the mean number of steps since these were drawn (0 without any).
+        A collector; metrics of it are ``replay/share``, the share of the places that have a replayed group, and
+        ``replay/age``, the mean number of updates since the policies that drew these (0 without any).
 
     Raises:
         ValueError: for a size below 1 or a share out of its range.
@@ -109,33 +109,34 @@ def replayed(collector: Collector, size: int, share: float | jax.Array) -> Colle
     checks.at_least_one("replayed", size=size)
     checks.not_negative("replayed", share=share, **{"1 − share": 1 - share})
 
-    def fresh(inner: Any, params: Params, key: jax.Array) -> tuple[Any, Groups, Metrics]:
-        inner, groups, metrics = collector.collect(inner, params, key)
-        return inner, by_group(aged(groups, 0)), metrics
+    def fresh(inner: Any, params: Params, key: jax.Array, version: jax.typing.ArrayLike) -> tuple[Any, Groups, Metrics]:
+        inner, groups, metrics = collector.collect(inner, params, key, version)
+        return inner, by_group(dated(groups, version)), metrics
 
     def init(params: Params) -> Remembered:
         inner = collector.init(params)
-        one = no_groups(lambda key: fresh(inner, params, key)[1])
+        one = no_groups(lambda key: fresh(inner, params, key, 0)[1])
         empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), one)
         return Remembered(empty, jnp.zeros(size, bool), inner)
 
-    def collect(memory: Remembered, params: Params, key: jax.Array) -> tuple[Remembered, Groups, Metrics]:
-        inner, new, metrics = fresh(memory.inner, params, key)
+    def collect(
+        memory: Remembered, params: Params, key: jax.Array, version: jax.typing.ArrayLike
+    ) -> tuple[Remembered, Groups, Metrics]:
+        inner, new, metrics = fresh(memory.inner, params, key, version)
         informative = informative_groups(compared(in_rows(new)))
         most = jnp.round(share * informative.size).astype(jnp.int32)
         given = given_places(informative, memory.there, most, jax.random.fold_in(key, _OWN))
         kept, there = remembered_places(informative, memory.there)
-        old = aged(memory.groups, 1)
-        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), old, new)
+        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), memory.groups, new)
         taken, left = (jax.tree.map(lambda x, at=at: x[at], both) for at in (given, kept))
-        metrics = metrics | _told(given < size, taken.completions.mask, taken.staleness)
+        metrics = metrics | _told(given < size, aged(taken, version))
         return Remembered(left, there, inner), in_rows(taken), metrics
 
     return Collector(init, collect)
 
 
-def _told(again: jax.Array, mask: jax.Array, staleness: Any) -> Metrics:
+def _told(again: jax.Array, taken: Groups) -> Metrics:
     """Of the places that have a replayed group."""
-    there = mask & again[:, None, None]
-    ages = jnp.where(there, staleness, 0.0)
+    there = taken.completions.mask & again[:, None, None]
+    ages = jnp.where(there, taken.staleness, 0.0)
     return {"replay/share": again.mean(), "replay/age": ages.sum() / jnp.maximum(there.sum(), 1)}

@@ -208,7 +208,7 @@ def test_a_run_gathers_each_matrix_before_it_samples_and_not_at_every_token(size
     over = mesh(sizes)
     with jax.set_mesh(over):
         placed = jax.device_put(PARAMS, shardings(over, PARAMS))
-        drawn = jax.jit(lambda params, key: sampling().collect((), params, key)[1])
+        drawn = jax.jit(lambda params, key: sampling().collect((), params, key, 0)[1])
         text = drawn.lower(placed, jax.random.key(0)).compile().as_text()
     called, entry = text.split("\nENTRY ")  # what loops run is called
     assert "all-gather(" in entry

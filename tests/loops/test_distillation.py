@@ -111,8 +111,8 @@ def with_hints(distillation, collector: Collector) -> Collector:
         return collector
     of_group = distillation.prompting.hints.__name__ == "solved_attempt"
 
-    def collect(memory, params, key):
-        memory, groups, metrics = collector.collect(memory, params, key)
+    def collect(memory, params, key, version):
+        memory, groups, metrics = collector.collect(memory, params, key, version)
         rows = groups.completions
         right = (groups.scores == 1)[:, None, :] & ~jnp.eye(G, dtype=bool)
         best = rows.tokens.reshape(P, G, -1)[jnp.arange(P)[:, None], right.argmax(-1), 1:].reshape(P * G, LENGTH)
@@ -136,7 +136,7 @@ def run(distillation, reference, params, key, top_k=0):
     init, step = distillation_loop(views_of(distillation, top_k), distillation, optimizer)
 
     def body(state, key):
-        _, groups, metrics = collector.collect((), state.params, key)
+        _, groups, metrics = collector.collect((), state.params, key, 0)
         state, told = step(state, groups, key=key, reference=reference)
         return state, told | metrics
 

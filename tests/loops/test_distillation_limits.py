@@ -190,10 +190,10 @@ def test_a_share_of_the_steps_is_given():
             tokens=jnp.repeat(jnp.arange(4), 2)[:, None] + 0 * given.completions.tokens
         )
     )
-    collector = Collector(lambda params: (), lambda memory, params, key: (memory, numbered(100), {}))
+    collector = Collector(lambda params: (), lambda memory, params, key, version: (memory, numbered(100), {}))
     for share in (0.0, 0.3, 1.0):
         collect = given_or_drawn(collector, given, share).collect
-        draw = jax.jit(jax.vmap(lambda key, collect=collect: collect((), None, key)[1:]))
+        draw = jax.jit(jax.vmap(lambda key, collect=collect: collect((), None, key, 0)[1:]))
         groups, metrics = draw(jax.random.split(jax.random.key(1), 200))
         tokens = np.asarray(groups.completions.tokens[:, :, 0])
         own = np.asarray(metrics["on_policy"])

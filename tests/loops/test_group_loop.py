@@ -316,7 +316,7 @@ def test_micro_batches_change_the_memory_and_nothing_else():
     collect = dynamic_sampling(
         fresh_sampling(config, prompts, reward, Request(Categorical(), (stop,), 5, G), prompts_per_step)
     )
-    groups = jax.jit(lambda key: collect.collect(collect.init(start), start, key)[1])(KEY)
+    groups = jax.jit(lambda key: collect.collect(collect.init(start), start, key, 0)[1])(KEY)
     drawn = groups.completions
     assert drawn.mask.sum(-1).min() < drawn.mask.sum(-1).max()
     ends = []

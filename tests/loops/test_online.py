@@ -61,7 +61,7 @@ def run(online, sizes, params, key):
 
     def body(carry, key):
         memory, state = carry
-        memory, groups, _ = collector.collect(memory, state.params, key)
+        memory, groups, _ = collector.collect(memory, state.params, key, 0)
         state, told = step(state, groups, key=key, reference=params)
         return (memory, state), told
 

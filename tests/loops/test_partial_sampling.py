@@ -11,8 +11,9 @@ from rlax_llm.generation.engine import generate_at_once
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.curriculum import by_pass_rate, near_rate
-from rlax_llm.loops.language import Prompts, delayed_sampling, dynamic_sampling, fresh_sampling
+from rlax_llm.loops.language import Prompts, aged, delayed_sampling, dynamic_sampling, fresh_sampling, stale_sampling
 from rlax_llm.loops.partial import partial_sampling
+from rlax_llm.loops.replay import replayed
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import group_log_probs
@@ -39,11 +40,12 @@ def run(collect, keys, policies=None):
     start = PARAMS if policies is None else jax.tree.map(lambda x: x[0], policies)
 
     def step(memory, given):
-        key, params = given if policies is not None else (given, PARAMS)
-        memory, groups, metrics = collect.collect(memory, params, key)
-        return memory, (groups, metrics, getattr(memory, "begun", 0))
+        key, version, params = given if policies is not None else (*given, PARAMS)
+        memory, groups, metrics = collect.collect(memory, params, key, version)
+        return memory, (aged(groups, version), metrics, getattr(memory, "begun", 0))
 
-    over = keys if policies is None else (keys, policies)
+    steps = keys, jnp.arange(len(keys)) if policies is not None else jnp.zeros(len(keys), int)
+    over = steps if policies is None else (*steps, policies)
     return jax.jit(lambda: jax.lax.scan(step, collect.init(start), over)[1])()
 
 
@@ -116,11 +118,22 @@ def test_every_group_that_was_begun_is_handed_out_once_as_one_generation_draws_i
     assert len(numbers) > 8 and told["sampling/filled"].min() < 1
 
 
-def test_each_part_has_the_log_probabilities_of_the_policy_that_drew_it():
-    """Another policy at every step, sampled from a step late: ``staleness`` of a token names its parameters."""
-    steps, delay = 8, 1
+def late(inner):
+    """Sampled from a step late."""
+    return delayed_sampling(inner, 1)
+
+
+def now_and_then(inner):
+    """Brought up to date at every third step, within rounds that draw several times a step."""
+    return dynamic_sampling(stale_sampling(inner, 3), 2)
+
+
+@pytest.mark.parametrize("wrapped", [late, now_and_then])
+def test_each_part_has_the_log_probabilities_of_the_policy_that_drew_it(wrapped):
+    """Another policy at every step: ``staleness`` of a token names its parameters."""
+    steps = 8
     policies = jax.vmap(lambda key: decoder.init_decoder(CONFIG, key))(jax.random.split(KEY, steps))
-    groups, _, _ = run(delayed_sampling(collector(3, 1), delay), jax.random.split(KEY, steps), policies)
+    groups, _, _ = run(wrapped(collector(3, 1)), jax.random.split(KEY, steps), policies)
     score = group_log_probs(CONFIG, (G, 2))
     own = jax.jit(jax.vmap(lambda rows: jax.vmap(lambda params: score(params, rows)[0])(policies)))(groups.completions)
     several = 0
@@ -135,13 +148,38 @@ def test_each_part_has_the_log_probabilities_of_the_policy_that_drew_it():
     assert several > 5
 
 
+def whole_again(inner):
+    """Those that were handed out before stand in where nothing is whole."""
+    return replayed(inner, P, 1.0)
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda x: whole_again(stale_sampling(x, 3)), lambda x: stale_sampling(whole_again(x), 3)]
+)
+def test_ages_are_updates_whatever_wraps_what_counted_by_hand(wrapped):
+    """Six tokens, three at a step, of policies 0 0 0 3 3 3; groups are whole at steps 1, 3, 5, and are given again."""
+
+    def differing(completions, wanted):
+        return (jnp.arange(P * G) % G).astype(float)
+
+    request = Request(Categorical(), (), 6, G)
+    inner = wrapped(partial_sampling(CONFIG, PROMPTS, differing, request, (P, 0), 3))
+    policies = jax.tree.map(lambda x: jnp.broadcast_to(x, (6, *x.shape)), PARAMS)  # which say nothing of their version
+    groups, told, _ = run(inner, jax.random.split(KEY, 6), policies)
+    assert told["replay/share"].tolist() == [0, 0, 1, 0, 1, 0]
+    ages = {1: [1] * 6, 2: [2] * 6, 3: [3, 3, 3, 0, 0, 0], 4: [4, 4, 4, 1, 1, 1], 5: [2] * 6}
+    for step, by_hand in ages.items():
+        assert (groups.staleness[step, :, 2:] == jnp.array(by_hand)).all(), step
+    assert not groups.completions.mask[0].any()
+
+
 def test_rounds_of_dynamic_sampling_make_nothing_older():
     collect = dynamic_sampling(collector(2, 1), most_rounds=6)
     memory = collect.init(PARAMS)
     assert memory.groups.scores.shape == (2 * P, G)
-    _, groups, told = jax.jit(collect.collect)(memory, PARAMS, KEY)
+    _, groups, told = jax.jit(collect.collect)(memory, PARAMS, KEY, 5)
     assert told["sampling/rounds"] > 1 and told["sampling/filled"] > 0
-    assert not groups.staleness.any()
+    assert not aged(groups, 5).staleness.any()
     here = groups.completions.mask.any(-1).reshape(P, G).any(-1)
     assert (jnp.ptp(groups.scores, -1) > 0)[here].all()
 

@@ -11,7 +11,7 @@ from rlax_llm.core.types import Completions, Groups, Known
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.curriculum import by_pass_rate, near_rate
-from rlax_llm.loops.language import Collector, Prompts, delayed_sampling, dynamic_sampling, fresh_sampling
+from rlax_llm.loops.language import Collector, Prompts, aged, delayed_sampling, dynamic_sampling, fresh_sampling
 from rlax_llm.loops.replay import given_places, remembered_places, replayed
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
@@ -24,7 +24,7 @@ KEY = jax.random.key(0)
 def scripted(rounds) -> Collector:
     """Groups with these scores ``[P, G]``, one round after the other; tokens and prompts tell round and group."""
 
-    def collect(memory, params, key):
+    def collect(memory, params, key, version):
         scores = jnp.asarray(rounds, float)[memory]
         number = 100 * memory + jnp.arange(len(scores))
         tokens = jnp.repeat(number, G)[:, None].astype(jnp.int32)
@@ -42,7 +42,7 @@ def test_the_last_informative_groups_stand_in_for_uninformative_ones(share):
     collect = replayed(scripted(rounds), N, share)
     step, memory, remembered, replays = jax.jit(collect.collect), collect.init(()), [], 0
     for number, scores in enumerate(rounds):
-        memory, groups, told = step(memory, (), jax.random.fold_in(KEY, number))
+        memory, groups, told = step(memory, (), jax.random.fold_in(KEY, number), number)
         fresh = [100 * number + place for place in range(P)]
         dull = [place for place in range(P) if scores[place].min() == scores[place].max()]
         dull = dull[: min(round(share * P), len(remembered))]
@@ -51,7 +51,7 @@ def test_the_last_informative_groups_stand_in_for_uninformative_ones(share):
         again = [found[place] for place in dull]
         assert len(set(again)) == len(again) and set(again) <= set(remembered)
         ages = [number - x // 100 for x in found]
-        np.testing.assert_array_equal(groups.staleness[:, 0], np.repeat(ages, G))
+        np.testing.assert_array_equal(aged(groups, number).staleness[:, 0], np.repeat(ages, G))
         np.testing.assert_array_equal(groups.completions.log_probs[:, 0], -np.repeat(found, G))
         np.testing.assert_array_equal(groups.scores, [rounds[x // 100][x % 100] for x in found])
         assert told["replay/share"] == len(again) / P
@@ -79,12 +79,12 @@ def test_more_groups_than_there_is_room_for_leave_the_newest():
 def test_what_dynamic_sampling_could_not_fill_is_filled():
     same, other = [[1, 1], [1, 1]], [[0, 1], [1, 0]]
     collect = replayed(dynamic_sampling(scripted([other, same, same]), 1), N, 1.0)
-    step = jax.jit(lambda memory: collect.collect(memory, (), KEY))
-    memory, first, _ = step(collect.init(()))
-    _, second, told = step(memory)
+    step = jax.jit(lambda memory, version: collect.collect(memory, (), KEY, version))
+    memory, first, _ = step(collect.init(()), 0)
+    _, second, told = step(memory, 1)
     assert told["sampling/filled"] == 0 and told["replay/share"] == 1
     assert sorted(second.known.prompts.tolist()) == first.known.prompts.tolist() == [0, 1]
-    assert second.completions.mask.all() and (second.staleness == 1).all()
+    assert second.completions.mask.all() and (aged(second, 1).staleness == 1).all()
 
 
 def test_replayed_groups_have_the_log_probabilities_of_the_policy_that_drew_them():
@@ -102,15 +102,15 @@ def test_replayed_groups_have_the_log_probabilities_of_the_policy_that_drew_them
     policies = jax.vmap(lambda key: decoder.init_decoder(config, key))(jax.random.split(KEY, steps))
 
     def step(memory, given):
-        params, key = given
-        memory, groups, metrics = collect.collect(memory, params, key)
+        params, key, version = given
+        memory, groups, metrics = collect.collect(memory, params, key, version)
         # What every policy makes of each row.
         score = group_log_probs(config, (G, 1))
         own = jax.vmap(lambda params: score(params, groups.completions)[0])(policies)
-        return memory, (groups, metrics, own)
+        return memory, (aged(groups, version), metrics, own)
 
     start = collect.init(jax.tree.map(lambda x: x[0], policies))
-    run = jax.jit(lambda start, keys: jax.lax.scan(step, start, (policies, keys))[1])
+    run = jax.jit(lambda start, keys: jax.lax.scan(step, start, (policies, keys, jnp.arange(steps)))[1])
     groups, metrics, own = run(start, jax.random.split(KEY, steps))
     ages = np.asarray(groups.staleness[..., 0], int)
     groups, own = jax.tree.map(np.asarray, (groups, own))
@@ -126,7 +126,7 @@ def test_replayed_groups_have_the_log_probabilities_of_the_policy_that_drew_them
 def test_groups_whose_scores_tie_are_informative_where_their_steps_differ():
     """Group 0 earned with other steps, group 1 with the same; all scores are 1."""
 
-    def collect(memory, params, key):
+    def collect(memory, params, key, version):
         every = jnp.ones((4, 2), bool)
         completions = Completions(jnp.arange(8).reshape(4, 2), every, every, 0.0 * every, every[:, 0])
         steps = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]])
@@ -134,11 +134,11 @@ def test_groups_whose_scores_tie_are_informative_where_their_steps_differ():
 
     inner = Collector(lambda params: jnp.int32(0), collect)
     dynamic = dynamic_sampling(inner, 1)
-    _, groups, told = dynamic.collect(dynamic.init(()), (), KEY)
+    _, groups, told = dynamic.collect(dynamic.init(()), (), KEY, 0)
     assert told["sampling/kept"] == 0.5 and groups.completions.tokens[:2].ravel().tolist() == [0, 1, 2, 3]
     again = replayed(inner, 1, 1.0)
-    memory, _, told = again.collect(again.init(()), (), KEY)
-    _, groups, later = again.collect(memory, (), KEY)
+    memory, _, told = again.collect(again.init(()), (), KEY, 0)
+    _, groups, later = again.collect(memory, (), KEY, 1)
     assert (told["replay/share"], later["replay/share"]) == (0, 0.5)
     assert groups.completions.tokens[2:].ravel().tolist() == [0, 1, 2, 3]
 
