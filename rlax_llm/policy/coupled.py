@@ -30,10 +30,13 @@ class Coupled(NamedTuple):
         loss: ``(log_ratio, batch) → loss``, all of the batch's layout. ``policy_loss`` hands it a batch whose entries
             are 0 where ``mask`` is False (``keep_chosen``).
         whole: it reads several rows at once, so that rows can be taken neither in parts nor in another order.
+        members: demonstrations are members of their groups, with scores among the others': ``batch.given`` tells their
+            tokens from those that the policy chose, and their ``old_log_probs`` are 0, as nobody's.
     """
 
     loss: Callable[[jax.Array, PolicyBatch], jax.Array]
     whole: bool = False
+    members: bool = False
 
 
 @check_arguments
@@ -57,18 +60,25 @@ def keep_chosen(batch: PolicyBatch) -> PolicyBatch:
 
 
 @check_arguments
-def of_chosen(loss: Callable[[jax.Array, PolicyBatch], jax.Array], whole: bool = False) -> Coupled:
+def of_chosen(
+    loss: Callable[[jax.Array, PolicyBatch], jax.Array], whole: bool = False, members: bool = False
+) -> Coupled:
     """A term that never reads what the policy did not choose.
 
     Args:
         loss: ``(log_ratio, batch) → loss``.
         whole: of ``Coupled``.
+        members: of ``Coupled``.
 
     >>> nan = jnp.array([jnp.nan])
     >>> of_chosen(lambda log_ratio, batch: log_ratio).loss(nan, PolicyBatch(nan, nan, nan, jnp.array([False]))).tolist()
     [0.0]
     """
-    return Coupled(lambda log_ratio, batch: loss(jnp.where(batch.mask, log_ratio, 0.0), keep_chosen(batch)), whole)
+
+    def of_these(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
+        return loss(jnp.where(batch.mask, log_ratio, 0.0), keep_chosen(batch))
+
+    return Coupled(of_these, whole, members)
 
 
 @check_arguments
@@ -128,7 +138,7 @@ def _dropped(
     def loss(log_ratio: jax.Array, batch: PolicyBatch) -> jax.Array:
         return jnp.where(kept(log_ratio, batch), inner.loss(log_ratio, batch), 0.0)
 
-    return of_chosen(loss, whole or inner.whole)
+    return of_chosen(loss, whole or inner.whole, inner.members)
 
 
 @check_arguments

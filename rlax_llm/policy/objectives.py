@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from rlax_llm.core.kl import KlEstimator, k3
 from rlax_llm.core.types import PolicyBatch
 from rlax_llm.policy.coupled import Coupled, keep_chosen
 from rlax_llm.policy.ratios import Ratio
-from rlax_llm.policy.terms import Term, terms_loss
+from rlax_llm.policy.terms import Term, reads_given, terms_loss
 from rlax_llm.policy.trust_regions import TrustRegion, slopes
 from rlax_llm.policy.weightings import Weighting, token_mean
 
@@ -53,6 +53,22 @@ def reads_whole_batches(objective: Objective) -> bool:
     False
     """
     return any(isinstance(part, Coupled) and part.whole for part in (objective.trust_region, objective.kl))
+
+
+@check_arguments
+def shown_as(objective: Objective) -> Literal["", "demonstrations", "members"]:
+    """What demonstrations are to a loss: members of their groups, tokens beside these that a term reads, or nothing.
+
+    Args:
+        objective: five functions.
+
+    >>> from rlax_llm.recipes import group, mixed
+    >>> shown_as(mixed.luffy()), shown_as(mixed.chord()), shown_as(group.dapo())
+    ('members', 'demonstrations', '')
+    """
+    if isinstance(objective.trust_region, Coupled) and objective.trust_region.members:
+        return "members"
+    return "demonstrations" if reads_given(objective.terms) else ""
 
 
 def _loss_of(term: Callable | Coupled, log_ratio: jax.Array, batch: PolicyBatch, *arguments: Any) -> jax.Array:

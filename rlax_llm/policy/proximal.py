@@ -60,7 +60,7 @@ def log_linear(trust_region: TrustRegion | Coupled, correction: Correction = TRU
         weights = correction(between, batch.old_log_probs, batch.mask)
         return weights * inner.loss(log_ratio - moved, batch._replace(old_log_probs=between))
 
-    return of_chosen(loss, inner.whole)
+    return of_chosen(loss, inner.whole, inner.members)
 
 
 @check_arguments
@@ -115,7 +115,7 @@ def future_kl(
         weights = jnp.where(unsafe, jnp.minimum(weights, 1.0), weights)
         return inner.loss(log_ratio, batch._replace(advantages=weights * batch.advantages))
 
-    return of_chosen(loss, inner.whole)
+    return of_chosen(loss, inner.whole, inner.members)
 
 
 @check_arguments

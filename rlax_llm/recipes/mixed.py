@@ -160,7 +160,7 @@ def mixed_policy(on_policy: TrustRegion, gamma: float | jax.Array = 0.1) -> Coup
         own = on_policy(jnp.where(given(batch), 0.0, log_ratio), batch.advantages)
         return jnp.where(given(batch), shaped(batch), own)
 
-    return Coupled(loss)
+    return Coupled(loss, members=True)
 
 
 @check_arguments

@@ -14,7 +14,7 @@ from rlax_llm.commands.grpo import run as runs
 from rlax_llm.commands.grpo.gathering import Taken, filled_up
 from rlax_llm.commands.grpo.giving import Demonstrations, Members, Shown, answers_given, of_drawn, shown_rows
 from rlax_llm.commands.grpo.objective import build_objective
-from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.grpo.settings import GrpoSettings, ObjectiveSettings
 from rlax_llm.commands.grpo.update import GroupUpdate
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.rollouts import Rollout
@@ -23,7 +23,10 @@ from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.policy.objectives import shown_as
 from rlax_llm.recipes import mixed
+from rlax_llm.recipes.building import parameters
+from rlax_llm.recipes.registry import recipes
 from rlax_llm.rewards.calling import Reward, Scores
 from rlax_llm.rewards.functions import exact_answer
 
@@ -166,6 +169,7 @@ def test_settings_reach_the_recipes():
 
 
 OWN = """
+import jax.numpy as jnp
 import rlax_llm as rl
 from rlax_llm.policy.terms import given, likelihood
 
@@ -175,12 +179,21 @@ def imitating():
 
 def plain():
     return rl.dapo()
+
+def member(gamma=0.1):
+    def loss(log_ratio, batch):
+        shown = -batch.advantages * jnp.exp(batch.log_probs) / (jnp.exp(batch.log_probs) + gamma)
+        drawn = jnp.where(given(batch), 0.0, log_ratio)
+        return jnp.where(given(batch), shown, rl.clip(0.2)(drawn, batch.advantages))
+
+    parts = {"advantage": rl.per_group(rl.centered), "weighting": rl.token_mean}
+    return rl.grpo(0)._replace(trust_region=rl.policy.Coupled(loss, members=True), **parts)
 """
 
 
 def test_a_recipe_of_ones_own_takes_demonstrations_where_a_term_reads_them(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    imitating, plain = (f"{tmp_path / 'mine.py'}:{name}" for name in ("imitating", "plain"))
+    imitating, plain, member = (f"{tmp_path / 'mine.py'}:{name}" for name in ("imitating", "plain", "member"))
 
     def update(**given):
         return GroupUpdate(GrpoSettings.of(**given), None, (1.0,))  # pyright: ignore[reportArgumentType]
@@ -193,12 +206,30 @@ def test_a_recipe_of_ones_own_takes_demonstrations_where_a_term_reads_them(tmp_p
         update(recipe=imitating)
     with pytest.raises(ValueError, match="group_size is 2, wanted at least 3 with recipe"):
         update(recipe=imitating, demonstrations="a", group_size=2)
+    assert update(recipe=member, demonstrations="a", group_size=2).chosen is not None
+    with pytest.raises(ValueError, match=r"recipe .*:member learns from demonstrations that are members of their gro"):
+        update(recipe=member, tool="calculator")
+    with pytest.raises(
+        ValueError, match=r"grpo: replay is given with recipe .*:member, which learns from groups whose"
+    ):
+        update(recipe=member, demonstrations="a", replay=4)
 
 
-@pytest.mark.parametrize("recipe", ["luffy", "mine.py:imitating"])
-def test_a_run_learns_from_demonstrations_where_nothing_drawn_is_right(tmp_path, monkeypatch, recipe):
-    (tmp_path / "mine.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
+def test_the_table_says_of_demonstrations_what_the_objectives_say():
+    for named in recipes("group").values():
+        if named.name == "trpo":
+            continue
+        made = build_objective(ObjectiveSettings(recipe=named.name, ceiling=_ceiling(named)), 6).objective
+        assert shown_as(made) == named.given.replace("answers", "demonstrations"), named.name
+
+
+def _ceiling(named):
+    takes = parameters(named)
+    return 2.0 if "ceiling" in takes and takes["ceiling"].default is takes["ceiling"].empty else None
+
+
+def shown_run(recipe, out):
+    """What a step on demonstrations measures."""
     settings = GrpoSettings.of(
         task="arithmetic,largest=9",
         recipe=recipe,
@@ -209,10 +240,21 @@ def test_a_run_learns_from_demonstrations_where_nothing_drawn_is_right(tmp_path,
         warm_start_steps=0,
         eval_every=0,
         eval_size=0,
-        out=str(tmp_path / "run"),
+        out=str(out),
     )
     (row,) = [row for row in runs.run_grpo(settings).metrics() if row["step"] > 0]
-    # Reward and lengths are of what was drawn; the scores of the groups differ all the same.
-    assert row["reward"] == 0 and row["completions/max_length"] <= 6
-    assert row["frac_reward_zero_std"] == (recipe != "luffy")
-    assert row["grad_norm"] > 1e-3 and row["kl_old"] == pytest.approx(0, abs=1e-6)
+    return row
+
+
+def test_a_run_learns_from_demonstrations_where_nothing_drawn_is_right(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    found = {recipe: shown_run(recipe, tmp_path / recipe[-6:]) for recipe in ("luffy", "mine.py:imitating")}
+    found["member"] = shown_run("mine.py:member", tmp_path / "run")
+    for recipe, row in found.items():
+        # Reward and lengths are of what was drawn; the scores of the groups differ all the same, of members.
+        assert row["reward"] == 0 and row["completions/max_length"] <= 6
+        assert row["frac_reward_zero_std"] == (recipe == "mine.py:imitating")
+        assert row["grad_norm"] > 1e-3 and row["kl_old"] == pytest.approx(0, abs=1e-6)
+    for name in ("policy_loss", "grad_norm", "frac_reward_zero_std", "entropy"):
+        assert found["member"][name] == pytest.approx(found["luffy"][name], rel=1e-5), name

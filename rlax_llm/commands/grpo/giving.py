@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rlax_llm.commands.grpo.gathering import Taken, widened
+from rlax_llm.commands.grpo.objective import given_by
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learner import Learner
@@ -29,7 +30,6 @@ from rlax_llm.data.tables import list_columns
 from rlax_llm.data.tasks import Task
 from rlax_llm.models.padding import pad_right
 from rlax_llm.models.tokenizer import Tokenizer
-from rlax_llm.recipes.registry import find
 from rlax_llm.rewards.calling import Scores
 
 Giving = Callable[[Taken, int], Taken]
@@ -257,10 +257,8 @@ def build_giving(settings: GrpoSettings, task: Task, learner: Learner, judge: Ju
     Raises:
         DataError: demonstrations are wanted and no row has one.
     """
-    named, column = find("grpo", settings.objective.recipe, "group"), settings.rollout.demonstrations
-    given = named.given
+    given, column = given_by(settings), settings.rollout.demonstrations
     if column is None:
-        answered = given == "answers" or (named.is_own and settings.rollout.tool is not None)
-        return task, answers_given if answered else nothing_given
+        return task, answers_given if given == "answers" else nothing_given
     task, shown = shown_rows(task, column, learner, settings.sampling)
     return task, Members(shown, judge) if given == "members" else Demonstrations(shown)

@@ -24,10 +24,9 @@ from rlax_llm.policy.corrections import (
 )
 from rlax_llm.policy.coupled import mask_off_policy
 from rlax_llm.policy.entropy import stepped_coef
-from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.objectives import Objective, shown_as
 from rlax_llm.policy.proximal import log_linear
 from rlax_llm.policy.ratios import sequence_ratio, summed_ratio, token_ratio
-from rlax_llm.policy.terms import reads_given
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes.building import build, check_given, parameters
 from rlax_llm.recipes.group import penalty_or_none
@@ -254,7 +253,7 @@ def check_older(settings: GrpoSettings, objective: Objective) -> None:
 
 
 def check_shown(settings: GrpoSettings, objective: Objective) -> None:
-    """Raise for demonstrations that no term of a user's own recipe reads, and for a term that has nothing to read.
+    """Raise for demonstrations that a user's own recipe does not read, or not so; and where it has nothing to read.
 
     Args:
         settings: of the command.
@@ -271,17 +270,49 @@ def check_shown(settings: GrpoSettings, objective: Objective) -> None:
     recipe, rollout = settings.objective.recipe, settings.rollout
     if not find("grpo", recipe, "group").is_own:
         return
-    reads = reads_given(objective.terms)
-    if rollout.demonstrations is not None and not reads:
+    given = shown_as(objective)
+    if rollout.demonstrations is not None and not given:
         raise ValueError(
-            f"grpo: demonstrations is given and no term of recipe {recipe} reads given tokens; leave it out, or give "
-            "the recipe one, as Term(name, likelihood(), coef, given)."
+            f"grpo: demonstrations is given and no term of recipe {recipe} reads given tokens; leave it out, give the "
+            "recipe one, as Term(name, likelihood(), coef, given), or make them members of their groups, by a trust "
+            "region Coupled(loss, members=True)."
         )
-    if reads and rollout.demonstrations is None and rollout.tool is None:
+    if given == "members" and rollout.demonstrations is None:
+        raise ValueError(
+            f"grpo: recipe {recipe} learns from demonstrations that are members of their groups; give demonstrations, "
+            "their column."
+        )
+    if given and rollout.demonstrations is None and rollout.tool is None:
         raise ValueError(
             f"grpo: a term of recipe {recipe} reads given tokens, and there are none; give demonstrations, their "
             "column, or tool, whose answers are given."
         )
+    if rollout.demonstrations is not None:
+        try:
+            settings.check_shown_as(given)
+        except ValueError as error:
+            raise ValueError(f"grpo: {error}") from None
+
+
+def given_by(settings: GrpoSettings) -> str:
+    """What a recipe learns from that the policy did not choose, as ``Named.given`` says; of a user's own, its objective
+    says it.
+
+    Args:
+        settings: of the command.
+
+    Raises:
+        ValueError: the user's own function fails.
+
+    >>> given_by(GrpoSettings.of(recipe="luffy", demonstrations="solution", group_size=4))
+    'members'
+    """
+    named, rollout = find("grpo", settings.objective.recipe, "group"), settings.rollout
+    if not named.is_own:
+        return named.given
+    if rollout.demonstrations is None:
+        return "answers" if rollout.tool is not None else ""
+    return shown_as(build_objective(settings.objective, settings.sampling.max_new_tokens).objective)
 
 
 def build_learning(settings: GroupLearningSettings, rollout: RolloutSettings) -> GroupLearning:

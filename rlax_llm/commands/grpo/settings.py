@@ -320,28 +320,40 @@ class GrpoSettings(OnMachine):
         named = find(self.command, recipe, "group")
         # What a user's own recipe reads is known when it is made.
         own = named.is_own and rollout.demonstrations is not None
-        given = "demonstrations" if own else named.given
-        shown = given in ("demonstrations", "members")
+        given = named.given
+        shown = own or given in ("demonstrations", "members")
         if shown and rollout.demonstrations is None:
             raise ValueError(f"recipe {recipe} learns from demonstrations; give demonstrations, their column.")
         if rollout.demonstrations is not None and not shown:
             raise ValueError(
                 f"demonstrations is given and recipe {recipe} reads none; leave it out, or choose chord, luffy or one "
-                "of your own with such a term."
+                "of your own that does."
             )
         if given == "answers" and rollout.tool is None:
             raise ValueError(f"recipe {recipe} learns from what tools answer; give tool, or take another.")
-        if given == "demonstrations" and rollout.drawn_size < 2:
-            raise ValueError(
-                f"group_size is {rollout.group_size}, wanted at least 3 with recipe {recipe}: one is the demonstration."
-            )
         if shown and self.task.judges_steps:
             raise ValueError(
                 f"recipe {recipe} learns from demonstrations, whose steps nobody judges; leave step_reward and "
                 "step_reward_model out, or take another."
             )
+        self.check_shown_as(given)
+
+    def check_shown_as(self, given: str) -> None:
+        """Raise for what does not go with demonstrations of a kind.
+
+        Args:
+            given: as of a ``Named``, what demonstrations are to the recipe.
+
+        Raises:
+            ValueError: something does not.
+        """
         if given == "members":
             self._check_members()
+        if given == "demonstrations" and self.rollout.drawn_size < 2:
+            raise ValueError(
+                f"group_size is {self.rollout.group_size}, wanted at least 3 with recipe {self.objective.recipe}: one "
+                "is the demonstration."
+            )
 
     def _check_members(self) -> None:
         """Raise for what cannot be where a demonstration is one of its group."""
