@@ -21,6 +21,7 @@ import numpy as np
 
 from rlax_llm.core.types import Trajectory
 from rlax_llm.envs.environment import Environment
+from rlax_llm.host.outputs import check_directory
 from rlax_llm.host.spread import student_quantile
 from rlax_llm.loops.collect import Steps
 from rlax_llm.loops.control import trajectory
@@ -47,7 +48,9 @@ def arguments(where: str, description: str | None, given: Sequence[str] | None) 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: shows that it runs, no more")
     parser.add_argument("--out", type=Path, default=Path(where).parent, help="directory of the figure and the numbers")
-    return parser.parse_args(given)
+    args = parser.parse_args(given)
+    check_directory(args.out)
+    return args
 
 
 def interval(samples: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rlax_llm.cli.completion import completion
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.flags import in_flags
 from rlax_llm.cli.leaving import guarded, leaving_at_once
+from rlax_llm.commands.outputs import check_outputs
 from rlax_llm.commands.plan.command import PLANS, SUMMARY
 from rlax_llm.commands.table import Command, commands
 from rlax_llm.core.libtpu import only_compile
@@ -58,7 +59,7 @@ def _do(words: Sequence[str]) -> int:
 
         print(f"rlax-llm {version('rlax-llm')}")
     elif words[0] in COMMANDS:
-        return _run(COMMANDS[words[0]], words[1:])
+        return _run(COMMANDS[words[0]], words[1:], check_outputs)
     elif words[0] == "plan":
         return _plan(words[1:])
     elif words[0] == "completion":
@@ -116,12 +117,19 @@ def _usage() -> str:
     )
 
 
-def _run(command: Command, words: Sequence[str]) -> int:
-    """Do a command, and give its exit code: that of the signal which has ended its run, if one has."""
+def _run(command: Command, words: Sequence[str], check: Callable[[Any], None] = lambda settings: None) -> int:
+    """Do a command, and give its exit code: that of the signal which has ended its run, if one has.
+
+    Args:
+        command: that is done.
+        words: behind its name.
+        check: of its settings, before anything else is done.
+    """
     try:
         config = parse(command.settings, words, command.description)
     except ValueError as error:
         raise ValueError(in_flags(command.settings, str(error))) from error
+    check(config)
     module, name = command.run.split(":")
     with leaving_at_once():
         from rlax_llm.cli import compilation_cache

@@ -73,6 +73,8 @@ def _arrow(path: Path) -> tuple[Any, Any]:
 def write_teacher_rows(path: str | Path, said: Said, batches: Iterable[Sequence[TeacherRow]]) -> int:
     """Write rows as they come, and give back their number; the file is there once it is whole.
 
+    What was written of one that was not ended stays beside it, under its name with ``.unfinished``.
+
     Args:
         path: of the file.
         said: what holds for all rows.
@@ -87,13 +89,14 @@ def write_teacher_rows(path: str | Path, said: Said, batches: Iterable[Sequence[
     kinds = {"prompt": arrow.int32(), "completion": arrow.int32(), "ids": arrow.int32(), "log_probs": arrow.float32()}
     schema = arrow.schema([(name, arrow.list_(kind)) for name, kind in kinds.items()])
     schema = schema.with_metadata({_KEY: json.dumps(said._asdict()).encode()})
-    unfinished, count = path.with_name(f"{path.name}.unfinished"), 0
+    target, count = path.resolve(), 0  # through a link the file that it leads to
+    unfinished = target.with_name(f"{target.name}.unfinished")
     with parquet.ParquetWriter(unfinished, schema) as file:
         for rows in batches:
             columns = {name: [np.ravel(getattr(row, name)).tolist() for row in rows] for name in kinds}
             file.write_table(arrow.table(columns, schema))
             count += len(rows)
-    unfinished.replace(path)
+    unfinished.replace(target)
     return count
 
 

@@ -28,8 +28,12 @@ _SHOWN = 200  # characters of a name or of another's message
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str], flag: str = "--out") -> Iterator[None]:
     """Turn the operating system's errors while ``path`` is written into one sentence that says what to do.
+
+    Args:
+        path: of a file or a directory.
+        flag: that names it on the command line.
 
     Raises:
         OSError: of the same ``errno``, naming ``path``.
@@ -43,7 +47,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        sentence = _sentence(error, path)
+        sentence = _sentence(error, path, flag)
         if sentence is None:
             raise
         failure = OSError(sentence)
@@ -87,20 +91,30 @@ class RunDirectory:
                 raise NotADirectoryError(f"{path} is a file; choose another --out.")
             run.path.mkdir(parents=True, exist_ok=True)
         run.hold()
-        if run._has_steps():
+        try:
+            run.check_free()
+        except FileExistsError:
             run.release()
-            raise FileExistsError(
-                f"{path} already holds a run; choose another --out, or go on with it: --resume {path}"
-            )
-        if run._finished():
-            run.release()
-            raise FileExistsError(f"{path} already holds results (summary.json); choose another --out.")
+            raise
         with writing(run.config_path):
             for left in run._written():
                 left.unlink(missing_ok=True)
             text = yaml.safe_dump(plain(config, _as_it_is), sort_keys=False, allow_unicode=True)
             write_at_once(run.config_path, text)
         return run
+
+    def check_free(self) -> None:
+        """Raise where a new run would take the place of another.
+
+        Raises:
+            FileExistsError: there is a run in the directory, or what an evaluation has measured.
+        """
+        if self._has_steps():
+            raise FileExistsError(
+                f"{self.path} already holds a run; choose another --out, or go on with it: --resume {self.path}"
+            )
+        if self._finished():
+            raise FileExistsError(f"{self.path} already holds results (summary.json); choose another --out.")
 
     def _written(self) -> tuple[Path, ...]:
         """What a run writes before its first step ends, or at an end before it."""
@@ -361,18 +375,19 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return found
 
 
-def _sentence(error: OSError, path: str | os.PathLike[str]) -> str | None:
+def _sentence(error: OSError, path: str | os.PathLike[str], flag: str) -> str | None:
     if error.errno in DISK_FULL:
+        further = "and go on with --resume" if flag == "--out" else f"or choose another {flag}"
         return (
-            f"no space left on the disk while writing {path}; what was written before is intact: "
-            "free some space and go on with --resume."
+            f"no space left on the disk while writing {path}; what was written before is intact: free some space "
+            f"{further}."
         )
     if error.errno in _REFUSED:
-        return f"no permission to write {path}; choose another --out."
+        return f"no permission to write {path}; choose another {flag}."
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"cannot write {path}: a part of that path is a file; choose another --out."
+        return f"cannot write {path}: a part of that path is a file; choose another {flag}."
     if error.errno is not None and error.strerror:
-        return f"cannot write {str(path)[:_SHOWN]}: {error.strerror.lower()}; choose another --out."
+        return f"cannot write {str(path)[:_SHOWN]}: {error.strerror.lower()}; choose another {flag}."
     return None
 
 

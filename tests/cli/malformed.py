@@ -258,6 +258,20 @@ PLACES = [
     Row(("grpo", "--resume", "."), "holds no run"),
 ]
 
+_REQUIRED = {"distill": ("--teacher", "x"), "report": ("run",)}
+_OUT = ("steps.yaml", "steps.yaml/x", "x" * 300)
+OUTPUTS = [
+    Row((name, *_REQUIRED.get(name, ()), "--out", out), "--out")
+    for name, command in COMMANDS.items()
+    if "out" in keys(command.settings)
+    for out in ((".", "none/page.html", "steps.yaml/x") if name == "report" else _OUT)
+]
+OUTPUTS += [
+    Row(("distill", "--teacher", "x", "--write-teacher", path), "--write-teacher")
+    for path in ("folder.parquet", "none/x.parquet", "steps.yaml/x.parquet", f"{'x' * 300}.parquet")
+]
+"""Places that cannot be written: each is refused before models, data or devices are looked at."""
+
 _ROWS = {"prompt": "1+1=", "completion": "2", "answer": "2"}
 DATA: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "empty.jsonl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 import types
@@ -149,6 +150,13 @@ def test_directories_to_resume(refuse):
 def test_tables(refuse, words):
     words = (*words, "--eval-size", "1", "--data")
     assert not refuse(Row((*words, name), named) for name, (_, named) in malformed.DATA.items())
+
+
+def test_places_to_write_are_looked_at_before_anything_else(refuse, place, monkeypatch):
+    """No command's module is imported, so that no model is read and nothing is computed."""
+    (place / "folder.parquet").mkdir()
+    monkeypatch.setattr(importlib, "import_module", None)
+    assert not refuse(malformed.OUTPUTS)
 
 
 def test_directories_of_models(refuse):

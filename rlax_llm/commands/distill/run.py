@@ -24,7 +24,7 @@ from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.tasks import Held, Task, file_task
 from rlax_llm.data.teacher_rows import TeacherRow, read_teacher_rows
 from rlax_llm.host.progress import say
-from rlax_llm.host.run_directory import RunDirectory
+from rlax_llm.host.run_directory import RunDirectory, writing
 from rlax_llm.models.loading import load_model
 from rlax_llm.policy.distillation import Attempt, Distillation, demonstration
 
@@ -146,5 +146,6 @@ def _write(settings: DistillSettings, path: str) -> None:
     learner = language_learner(TrainedModelSettings(model=name, remat=False, **OF_ADAPTERS), model, 0)
     rows = of_task(_task(settings, learner), settings.sampling, learner).train
     k = min(settings.teacher.teacher_top_k or STORED_TOKENS, model.config.vocab_size)
-    count = write_teacher(path, k, model, rows, settings.rollout.rows)
+    with writing(path, "--write-teacher"):
+        count = write_teacher(path, k, model, rows, settings.rollout.rows)
     say(f"{path}: the {k} likeliest tokens of {name} at every token of {count} completions")
