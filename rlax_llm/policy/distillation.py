@@ -148,14 +148,15 @@ def solved_attempt(attempts: Sequence[Attempt]) -> list[str | None]:
 
 
 @check_arguments
-def after_example(prompt: str, hint: str) -> str:
+def after_example(prompt: str, hint: str, separator: str = "\n") -> str:
     """The prompt behind an answer that is known to be right.
 
     Args:
         prompt: as the student reads it.
         hint: an answer.
+        separator: between the two.
 
     >>> after_example("2+3=", "5")
     '2+3=5\\n2+3='
     """
-    return f"{prompt}{hint}\n{prompt}"
+    return f"{prompt}{hint}{separator}{prompt}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 
 from rlax_llm.core import divergences
@@ -99,43 +101,50 @@ def minillm() -> Distillation:
 
 
 @check_arguments
-def sdft(follows: float = 0.05) -> Distillation:
+def sdft(follows: float = 0.05, separator: str = "\n") -> Distillation:
     """Self-distillation (arXiv 2601.19897): the teacher is the student that sees an answer, on the student's tokens.
 
     Args:
         follows: share of the student that the teacher takes on after each step.
+        separator: between the answer that it sees and the prompt.
 
     >>> sdft().follows
     0.05
     """
     own = gkd(beta=1.0, on_policy=1.0)
-    return own._replace(follows=follows, prompting=Prompting(demonstration, after_example))
+    write = partial(after_example, separator=separator)
+    return own._replace(follows=follows, prompting=Prompting(demonstration, write))
 
 
 @check_arguments
-def opsd() -> Distillation:
+def opsd(separator: str = "\n") -> Distillation:
     """On-policy self-distillation (arXiv 2601.18734): ``sdft`` whose teacher stays what the student began as.
+
+    Args:
+        separator: between the answer that the teacher sees and the prompt.
 
     >>> opsd().follows
     0.0
     """
-    return sdft(follows=0.0)
+    return sdft(0.0, separator)
 
 
 @check_arguments
-def sdpo(reward_coef: float = 0.0, follows: float = 0.05) -> Distillation:
+def sdpo(reward_coef: float = 0.0, follows: float = 0.05, separator: str = "\n") -> Distillation:
     """SDPO (arXiv 2601.20802): the teacher sees a right attempt at the same prompt; its log-ratio is the advantage.
 
     Args:
         reward_coef: weight of GRPO's advantage beside it; 0 leaves it out.
         follows: share of the student that the teacher takes on after each step.
+        separator: between the attempt that it sees and the prompt.
 
     >>> sdpo().prompting.hints.__name__
     'solved_attempt'
     """
     advantage = with_teacher(_scaled(reward_coef)) if reward_coef else teacher_log_ratio
     objective = opd().objective._replace(advantage=advantage, trust_region=cispo(ceiling=2.0))
-    return Distillation(objective, follows=follows, prompting=Prompting(solved_attempt, after_example))
+    write = partial(after_example, separator=separator)
+    return Distillation(objective, follows=follows, prompting=Prompting(solved_attempt, write))
 
 
 def _scaled(coef: float):

@@ -48,6 +48,7 @@ _GOOD = {
     ("max_grad_norm", "1e400"),
     ("stop", " "),  # blanks may end a completion
     ("step_separator", " "),  # or a step of one
+    ("separator", " "),  # or an answer that is shown
     ("prompt", ""),
     ("prompt", " "),
     ("prompt", "''"),

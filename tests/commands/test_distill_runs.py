@@ -125,6 +125,7 @@ def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
         ({"beta": 0.5}, "distill: recipe opd has no beta; leave it out, or take one of gkd"),
         ({"recipe": "sdft"}, "distill: recipe sdft has no teacher but the student; leave teacher out"),
         ({"recipe": "gdk"}, "there is no recipe 'gdk'; did you mean 'gkd'"),
+        ({"separator": "+"}, "distill: recipe opd has no separator; leave it out, or take one of sdft"),
         ({"on_policy": 1.5, "recipe": "gkd"}, "on_policy is 1.5"),
         (
             {"recipe": "gkd", "teacher_top_k": 4, "logit_bias": "3=1"},
@@ -149,5 +150,8 @@ def test_what_is_refused(models, tmp_path, given, message):
 
 
 def test_an_answer_that_cannot_be_shown_is_told(models, tmp_path):
-    with pytest.raises(ValueError, match="the model has no tokens for what stands around an answer"):
+    told = r"the model has no tokens for what stands around an answer .* '\\n' at .* Give separator, a text that it can"
+    with pytest.raises(ValueError, match=told):
         run(models, tmp_path / "run", None, recipe="sdft", model=str(models / "stranger"))
+    lines = run(models, tmp_path / "run", None, recipe="sdft", model=str(models / "stranger"), separator="*", steps=1)
+    assert steps(lines)[0]["frac_hinted"] == 1

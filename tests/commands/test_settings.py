@@ -27,7 +27,7 @@ MAY_BE_NONE = {
     | {"sampler_dtype", "cache_dtype", "curriculum"},
     "ppo": {"kl_target", "length_alpha"},
     "online": {"beta", "alpha", "mixture", "kl_coef", "value_beta"},
-    "distill": {"beta", "on_policy", "coef", "reward_coef", "follows", "write_teacher"},
+    "distill": {"beta", "on_policy", "coef", "reward_coef", "follows", "separator", "write_teacher"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},
     "data": {"use"},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from rlax_llm.commands.distill.phase import DistillPhase, Source
-from rlax_llm.commands.distill.settings import DistillSettings
+from rlax_llm.commands.distill.settings import DistillSettings, TeacherSettings
 from rlax_llm.commands.distill.teachers import STORED_TOKENS, Teacher, check_positions, load_teacher, write_teacher
 from rlax_llm.commands.distill.update import build_distillation
 from rlax_llm.commands.drawing import build_drawing
@@ -23,10 +23,13 @@ from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.tasks import Held, Task, file_task
 from rlax_llm.data.teacher_rows import TeacherRow, read_teacher_rows
+from rlax_llm.host.outputs import check_file
 from rlax_llm.host.progress import say
 from rlax_llm.host.run_directory import RunDirectory, writing
 from rlax_llm.models.loading import load_model
 from rlax_llm.policy.distillation import Attempt, Distillation, demonstration
+from rlax_llm.recipes.building import parameters
+from rlax_llm.recipes.registry import find
 
 
 @on_machine
@@ -50,7 +53,7 @@ def run_distill(settings: DistillSettings) -> RunDirectory | None:
     teacher = _teacher(settings, learner)
     check_positions(settings.sampling.row_tokens, teacher.config)
     task = _task(settings, learner)
-    _check_hints(distillation, task, learner)
+    _check_hints(settings.teacher, distillation, task, learner)
     judge = Judge(task.rewards) if task.rewards else None
     drawing = build_drawing(settings.sampling, settings.rollout, learner)
     source = Source(task, judge, drawing, _given(settings, distillation, learner, task))
@@ -77,7 +80,7 @@ def _task(settings: DistillSettings, model: Learner) -> Task:
     return told(file_task(task.data, task.reward, held, read))
 
 
-def _check_hints(distillation: Distillation, task: Task, learner: Learner) -> None:
+def _check_hints(settings: TeacherSettings, distillation: Distillation, task: Task, learner: Learner) -> None:
     """Raise where a teacher that is shown more could not read it, or would read the rows' own answers and none has
     one."""
     prompting = distillation.prompting
@@ -86,9 +89,10 @@ def _check_hints(distillation: Distillation, task: Task, learner: Learner) -> No
     try:
         learner.tokenizer.encode(prompting.write("", ""))
     except ValueError as error:
+        takes = parameters(find("distill", settings.recipe, "distillation"))
+        do = "Give separator, a text that it can write" if "separator" in takes else "Take another model"
         raise ValueError(
-            f"distill: the model has no tokens for what stands around an answer that a teacher is shown, {error} Take "
-            "another model."
+            f"distill: the model has no tokens for what stands around an answer that a teacher is shown, {error} {do}."
         ) from error
     if prompting.hints is not demonstration:
         return
@@ -142,6 +146,7 @@ def _write(settings: DistillSettings, path: str) -> None:
     """What the teacher says of the data's completions, in a file."""
     name = settings.teacher.teacher
     assert name is not None
+    check_file(path, "--write-teacher")
     model = load_model(name, jnp.dtype(settings.model.dtype))
     learner = language_learner(TrainedModelSettings(model=name, remat=False, **OF_ADAPTERS), model, 0)
     rows = of_task(_task(settings, learner), settings.sampling, learner).train

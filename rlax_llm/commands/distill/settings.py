@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from rlax_llm.commands.defaults import model_defaults
 from rlax_llm.commands.descriptions import DATA_HELP, INTEGERS_HELP, REWARD_HELP, REWARDS
-from rlax_llm.commands.fields import Part, at_least, check_countable, option, within
+from rlax_llm.commands.fields import Part, at_least, check_countable, option, unescaped, within
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
 from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.commands.shared_settings import (
@@ -55,6 +55,13 @@ class TeacherSettings(Part):
     follows: float | None = option(
         None, "Share of the student that its own teacher takes on after each step (sdft, sdpo).", "the recipe's, 0.05"
     )
+    separator: str | None = option(
+        None,
+        "Text between an answer that the teacher is shown and the prompt behind it (sdft, opsd, sdpo), which the model "
+        r"must be able to write; \n is a new line, \t a tab, \\ a backslash.",
+        r"the recipe's, \n",
+        empty=True,
+    )
     teacher_top_k: int = option(
         0,
         "Compare the teacher's k likeliest tokens and one bucket for the rest; 0 compares the whole vocabulary.",
@@ -72,6 +79,8 @@ class TeacherSettings(Part):
         """Check the ranges."""
         within(self, 0, 1, "beta", "on_policy", "follows")
         at_least(self, 0, "coef", "reward_coef", "teacher_top_k")
+        if self.separator == "":
+            raise ValueError("separator is an empty text, wanted one that ends an answer; leave it out.")
         if self.write_teacher is None:
             return
         if self.teacher is None or self.is_stored:
@@ -86,9 +95,10 @@ class TeacherSettings(Part):
         """Whether the teacher is a file of what one said."""
         return self.teacher is not None and self.teacher.endswith(PARQUET)
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, Any]:
         """The recipe's own settings that are given, by name."""
         named = {name: getattr(self, name) for name in ("beta", "on_policy", "coef", "reward_coef", "follows")}
+        named["separator"] = None if self.separator is None else unescaped(self.separator)
         return {name: value for name, value in named.items() if value is not None}
 
 
