@@ -212,11 +212,6 @@ def supervised():
         yield row(f"`{loss}`", paper, f"`{describe(paid.trust_region)}`", f"`{paid.kl_coef:g}`")
 
 
-_OF_STATES = (
-    "in a program: turns with the command line's tools come from no state that another completion may meet too, and "
-    "are paid nothing of their own"
-)
-
 # What stands beside any of the above, its function, and the flag that gives it, or why it takes a program.
 PARTS = {
     "TIS": (corrections.truncated_importance, "`grpo --correction token`"),
@@ -234,7 +229,7 @@ PARTS = {
     "partial rollouts": (partial_sampling, "`grpo --partial-rollouts`"),
     "process supervision": (process_supervision, "`grpo --step-reward`"),
     "process reward model": (process_loop, "`reward --process`"),
-    "GiGPO": (step_wise, _OF_STATES),
+    "GiGPO": (step_wise, "`grpo --recipe gigpo --tool calculator`"),
     "length-adaptive λ": (length_adaptive_trace, "`ppo --recipe vapo`"),
     "WPO": (on_policy, "`dpo --wpo`"),
     "LD-DPO": (desensitize_length, "`dpo --tail-coef`"),

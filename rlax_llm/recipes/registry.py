@@ -130,6 +130,7 @@ REGISTRY = (
     Named("real", "group", _VARIANTS + "real", "2602.05630"),
     Named("gfpo", "group", _VARIANTS + "gfpo", "2508.09726"),
     Named("gfpo_shortest", "group", _VARIANTS + "gfpo_shortest", "2508.09726"),
+    Named("gigpo", "group", _VARIANTS + "gigpo", "2505.10978", reads=("turns", "anchors", "turn_returns")),
     Named("spo", "group", _VARIANTS + "spo", "2509.13232", reads=("prompts",), alone=True),
     Named("rae", "group", _VARIANTS + "rae", "2506.24119", reads=("roles",), alone=True),
     Named("raft", "group", _ONLINE + "raft", "2304.06767"),
@@ -268,6 +269,7 @@ KINDS = {
     "ratios of completions": ("gspo", "gspo_token", "luspo", "gmpo", "vespo", "topr"),
     "other trust regions": ("cispo", "sapo", "dppo_tv", "dppo_kl", "kimi", "dro", "fipo", "trpo"),
     "the entropy": ("clip_cov", "kl_cov"),
+    "turns with tools": ("gigpo",),
     "the best, or regression on scores": ("raft", "raft_plus_plus", "gvpo"),
     "given tokens": ("chord", "luffy", "echo"),
 }

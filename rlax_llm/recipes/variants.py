@@ -136,8 +136,8 @@ def gfpo_shortest(share: float = 0.5) -> Objective:
 def gigpo(step_coef: float = 1.0) -> Objective:
     """GiGPO (arXiv 2505.10978): credit of the episode, and of each turn among the turns from the same state.
 
-    It is for environments that say in which state a turn begins and what it earned (``Known``), which the tools of the
-    command line do not: it is no ``--recipe``.
+    A turn's state and return are known (``Known``). On the command line a state is what the tool answered last, and a
+    return is the score, times 0.95 for each turn before the last.
 
     Args:
         step_coef: ω, weight of the turns.

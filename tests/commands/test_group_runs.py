@@ -64,7 +64,7 @@ def test_every_recipe_has_an_objective():
         takes = parameters(named)
         given = {key: value for key, value in needed.items() if key in takes and takes[key].default is takes[key].empty}
         given |= {"demonstrations": {"demonstrations": "a"}, "members": {"demonstrations": "a"}}.get(named.given, {})
-        given |= {"tool": "calculator"} if named.given == "answers" else {}
+        given |= {"tool": "calculator"} if named.given == "answers" or "turns" in named.reads else {}
         config = GrpoSettings.of(recipe=name, max_new_tokens=6, kl_coef=0.25, **given)
         chosen = objective_of(config, (1.0, 0.5))
         assert chosen.needs_reference, name

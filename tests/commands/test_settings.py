@@ -23,7 +23,7 @@ NEEDED |= {"distill": {"teacher": "t"}}
 KINDS = {name: command.settings for name, command in COMMANDS.items()}
 MAY_BE_NONE = {
     "grpo": {"kl_coef", "kl_in", "eps", "eps_high", "ceiling", "entropy_target", "tool", "beta", "off_policy_mask"}
-    | {"demonstrations", "mu", "gamma", "nll_coef"}
+    | {"demonstrations", "mu", "gamma", "nll_coef", "step_coef"}
     | {"sampler_dtype", "cache_dtype", "curriculum"},
     "ppo": {"kl_target", "length_alpha"},
     "online": {"beta", "alpha", "mixture", "kl_coef", "value_beta"},

@@ -1,4 +1,4 @@
-"""What a recipe reads of groups beside their scores: baselines from elsewhere, prompts, roles, collisions."""
+"""What a recipe reads of groups beside their scores: baselines from elsewhere, prompts, roles, collisions, turns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rlax_llm.commands.drawing import Drawing
+from rlax_llm.commands.grpo.anchoring import anchors_of, numbers_of, returns_of
 from rlax_llm.commands.grpo.gathering import Taken
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.judging import Judge
@@ -80,6 +81,9 @@ class Knowing:
             "roles": self._roles,
             "collisions": self._collisions,
             "step_rewards": _step_rewards,
+            "turns": lambda params, taken, key: numbers_of(taken),
+            "anchors": lambda params, taken, key: anchors_of(taken),
+            "turn_returns": lambda params, taken, key: returns_of(taken),
         }
 
     def __call__(self, params: Params, taken: Taken, key: jax.Array) -> Known:

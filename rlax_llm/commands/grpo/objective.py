@@ -44,7 +44,7 @@ CORRECTIONS: dict[str, Correction | None] = {
 differ most. What is log-linear is a trust region."""
 
 
-_OF_RECIPES = ("eps", "eps_high", "ceiling", "beta", "mu", "gamma", "nll_coef")
+_OF_RECIPES = ("eps", "eps_high", "ceiling", "beta", "mu", "gamma", "nll_coef", "step_coef")
 """Settings that a recipe has or has not."""
 
 

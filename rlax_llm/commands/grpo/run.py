@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.drawing import Drawing, build_drawing
+from rlax_llm.commands.grpo.anchoring import TURNS
 from rlax_llm.commands.grpo.giving import build_giving
 from rlax_llm.commands.grpo.phase import GroupPhase
 from rlax_llm.commands.grpo.settings import GrpoSettings
@@ -29,7 +30,6 @@ from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.rewards.calling import Reward
 
-_TURNS = 4
 _TOOLS = {"calculator": calculator}
 
 
@@ -91,7 +91,7 @@ def _answered(drawing: Drawing, tool: str | None) -> Drawing:
         return drawing
 
     def answered(sampling: Sampling) -> Sampling:
-        generate = with_tools(sampling.tokenizer, [_TOOLS[tool]], _TURNS, complete=sampling.generate)
+        generate = with_tools(sampling.tokenizer, [_TOOLS[tool]], TURNS, complete=sampling.generate)
         return sampling._replace(generate=generate)
 
     return drawing._replace(sampling=answered(drawing.sampling), narrow=answered(drawing.narrow))

@@ -81,12 +81,15 @@ class ObjectiveSettings(ReferenceSettings):
     nll_coef: float | None = option(
         None, "Weight of the negative log-likelihood of what tools answered (echo), per nat.", "the recipe's"
     )
+    step_coef: float | None = option(
+        None, "Weight of what a turn earns beside turns that read the same answer of a tool (gigpo).", "the recipe's"
+    )
     kl_radius: float = option(0.01, "KL per token that a step of trpo may take, nats.")
 
     def check(self) -> None:
         """Check the ranges."""
         super().check()
-        at_least(self, 0, "kl_coef", "off_policy_mask", "nll_coef")
+        at_least(self, 0, "kl_coef", "off_policy_mask", "nll_coef", "step_coef")
         above_zero(self, "eps", "eps_high", "ceiling", "beta", "gamma", "kl_radius")
         within(self, 0, 1, "mu")
         if self.kl_in is not None and self.kl_coef is None:
@@ -306,6 +309,11 @@ class GrpoSettings(OnMachine):
         if not find(self.command, self.objective.recipe, "group").alone:
             at_least(self.rollout, 2, "group_size")
         self._check_given()
+        if "turns" in find(self.command, self.objective.recipe, "group").reads and self.rollout.tool is None:
+            raise ValueError(
+                f"recipe {self.objective.recipe} compares turns, and without a tool there is one; give tool, or take "
+                "another."
+            )
         if self.objective.recipe == TRPO:
             self._check_trpo()
         if self.objective.off_policy_mask is not None and self.learning.correction != "none":
@@ -397,7 +405,7 @@ class GrpoSettings(OnMachine):
             (self.model, ("router_aux_coef", "router_z_coef")),
         ):
             unread |= {name: bool(getattr(part, name)) for name in numbers}
-        named = ("eps", "eps_high", "ceiling", "beta", "mu", "gamma", "nll_coef")
+        named = ("eps", "eps_high", "ceiling", "beta", "mu", "gamma", "nll_coef", "step_coef")
         unread |= {name: getattr(self.objective, name) is not None for name in named}
         for name, given in unread.items():
             if given:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.commands.drawing import Drawing, build_drawing
+from rlax_llm.commands.grpo.anchoring import TURNS
 from rlax_llm.commands.grpo.knowing import reads
 from rlax_llm.commands.grpo.objective import Counts
 from rlax_llm.commands.grpo.settings import TRPO, GrpoSettings
@@ -103,6 +104,9 @@ def _known(settings: GrpoSettings, columns: int) -> Known:
         "roles": array((prompts, size), jnp.int32),
         "collisions": array((prompts, size, columns), jnp.float32),
         "step_rewards": array((prompts, size, columns), jnp.float32),
+        "turns": array((prompts, size, columns), jnp.int32),
+        "anchors": array((prompts, size, TURNS), jnp.int32),
+        "turn_returns": array((prompts, size, TURNS), jnp.float32),
     }
     return Known(**{name: shapes[name] for name in reads(settings)})
 
