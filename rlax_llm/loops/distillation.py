@@ -185,9 +185,7 @@ def given_or_drawn(collector: Collector, given: Groups, on_policy: float | jax.A
         which, draw = jax.random.split(key)
         memory, drawn, metrics = collector.collect(memory, params, draw, version)
         drawn = dated(drawn, version)
-        groups, total = drawn.scores.shape[-2], given.scores.shape[-2]
-        chosen = jax.random.permutation(jax.random.fold_in(which, 1), total)[:groups]
-        picked = _of_version(jax.tree.map(lambda x: _groups_of(x, chosen, total), given), drawn, version)
+        picked = _of_version(_picked(given, drawn.scores.shape[-2], jax.random.fold_in(which, 1)), drawn, version)
         own = jax.random.uniform(which) < on_policy
         either = partial(_either, own)
         told = [(x.known, x.staleness) for x in (drawn, picked)]
@@ -197,6 +195,13 @@ def given_or_drawn(collector: Collector, given: Groups, on_policy: float | jax.A
         return memory, taken, metrics | {"on_policy": own.astype(jnp.float32)}
 
     return Collector(collector.init, collect)
+
+
+def _picked(given: Groups, count: int, key: jax.Array) -> Groups:
+    """So many of the groups, without replacement."""
+    total = given.scores.shape[-2]
+    chosen = jax.random.permutation(key, total)[:count]
+    return jax.tree.map(lambda x: _groups_of(x, chosen, total), given)
 
 
 def _of_version(given: Groups, drawn: Groups, version: jax.typing.ArrayLike) -> Groups:

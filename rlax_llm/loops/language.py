@@ -131,7 +131,7 @@ def dated(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
 
 
 def aged(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
-    """Groups with the ``staleness`` of each token: the updates that the policy has had since what drew it.
+    """Groups with the ``staleness`` of each token: the updates that the policy has had since what drew it; else 0.
 
     Args:
         groups: any.
@@ -146,7 +146,7 @@ def aged(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
     assert rows.versions is not None
     apart = jnp.asarray(version, jnp.int32) - rows.versions
     by_token = apart if apart.ndim == rows.tokens.ndim else apart[..., None]
-    return groups._replace(staleness=jnp.broadcast_to(by_token, rows.tokens.shape).astype(jnp.float32))
+    return groups._replace(staleness=jnp.where(rows.mask, by_token, 0).astype(jnp.float32))
 
 
 def by_group(groups: Groups) -> Groups:

@@ -97,6 +97,7 @@ from rlax_llm.recipes.variants import clip_cov as clip_cov
 from rlax_llm.recipes.variants import fipo as fipo
 from rlax_llm.recipes.variants import gfpo as gfpo
 from rlax_llm.recipes.variants import gfpo_shortest as gfpo_shortest
+from rlax_llm.recipes.variants import gigpo as gigpo
 from rlax_llm.recipes.variants import kl_cov as kl_cov
 from rlax_llm.recipes.variants import otb as otb
 from rlax_llm.recipes.variants import pass_at_k as pass_at_k

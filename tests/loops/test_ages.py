@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -55,13 +56,11 @@ NESTINGS = [
     (late,),
     (again, stale),
     (stale, again),
-    (stale, rounds),
     (rounds, stale),
     (rounds, late),
     (late, again),
     (late, stale),
     (stale, late),
-    (again, stale, rounds),
     (late, rounds, again),
 ]
 
@@ -73,6 +72,7 @@ def nested(wrappers) -> Collector:
     return collector
 
 
+@functools.cache
 def run(wrappers) -> tuple[np.ndarray, np.ndarray]:
     """Ages and tokens ``[STEPS, P · G]`` where policy t is the number t."""
     collector = nested(wrappers)

@@ -127,7 +127,7 @@ def test_dynamic_sampling_fills_the_batch_with_informative_groups():
 
     collect = dynamic_sampling(collector(reward=rare), most_rounds=200)
     params = decoder.init_decoder(CONFIG, KEY)
-    memory, groups, metrics = jax.jit(collect.collect)(collect.init(params), params, KEY)
+    memory, groups, metrics = jax.jit(collect.collect)(collect.init(params), params, KEY, 0)
     assert np.all(informative_groups(groups.scores))
     assert metrics["sampling/filled"] == 1 and metrics["sampling/rounds"] > 1
     kept = metrics["sampling/kept"] * metrics["sampling/rounds"] * P

@@ -112,7 +112,7 @@ def test_replayed_groups_have_the_log_probabilities_of_the_policy_that_drew_them
     start = collect.init(jax.tree.map(lambda x: x[0], policies))
     run = jax.jit(lambda start, keys: jax.lax.scan(step, start, (policies, keys, jnp.arange(steps)))[1])
     groups, metrics, own = run(start, jax.random.split(KEY, steps))
-    ages = np.asarray(groups.staleness[..., 0], int)
+    ages = np.asarray(groups.staleness[..., 1], int)
     groups, own = jax.tree.map(np.asarray, (groups, own))
     assert ages[0].max() == 0 and (ages.min(1) == [0, 1, 2, 2, 2, 2]).all() and ages.max() > delay
     assert metrics["replay/share"].max() > 0 and (metrics["replay/age"] <= ages.max(1)).all()

@@ -51,6 +51,9 @@ def batch_of(objective, log_probs, old, ref, mask, scores) -> PolicyBatch:
         prompts=jnp.arange(len(scores)),
         roles=jnp.zeros(scores.shape, int),
         collisions=jnp.exp(2 * scored.log_probs),
+        turns=jnp.zeros(groups, int),
+        anchors=jnp.zeros((*scores.shape, 1), int),
+        turn_returns=scores[..., None],
     )
     advantage = remembering(objective.advantage)
     credit, _ = advantage.credit(advantage.init(), scored._replace(known=known))
