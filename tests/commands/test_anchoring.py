@@ -101,17 +101,18 @@ def test_without_a_call_it_is_grpo_times_one_more_than_the_weight():
 
 
 def test_a_run_compares_turns_of_a_model_that_calls(tmp_path, monkeypatch):
-    """Tags of one character, which a model that knows nothing writes too."""
+    """Tags of one character, which a model that knows nothing writes too where they are made likely."""
     tool = Tool("calculator", "+", "8", calculate)
     monkeypatch.setitem(runs._TOOLS, "calculator", tool)
     tokenizer = Tokenizer.characters("".join(dict.fromkeys(f"{ALPHABET}<result></result>")))
     config = DecoderConfig(tokenizer.vocab_size, 16, 32, 1, 2, 2, 8, max_positions=64)
     write_model(tmp_path / "model", config, decoder.init_decoder(config, jax.random.key(0)), tokenizer)
     given = {"recipe": "gigpo", "step_coef": 0.5, "tool": "calculator", "model": str(tmp_path / "model")}
+    given["logit_bias"] = ",".join(f"{token}=2" for token in tokenizer.encode("+8"))
     sizes = {
         "batch_size": 2,
         "group_size": 4,
-        "max_new_tokens": 40,
+        "max_new_tokens": 56,
         "max_prompt_tokens": 8,
         "steps": 1,
         "warm_start_steps": 0,
@@ -119,7 +120,7 @@ def test_a_run_compares_turns_of_a_model_that_calls(tmp_path, monkeypatch):
     }
     settings = GrpoSettings.of(**given, **sizes, task="arithmetic,largest=9", out=str(tmp_path / "run"))
     directory = runs.run_grpo(settings)
-    assert any("<result>" in row["completion"] for row in directory.completions())
+    assert any("<result>" in row.get("transcript", "") for row in directory.completions())
     assert np.isfinite(directory.metrics()[-1]["policy_loss"])
 
 
