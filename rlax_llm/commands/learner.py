@@ -35,6 +35,7 @@ from rlax_llm.models.tokenizer import Tokenizer
 
 NAMELESS = "char"  # the embedded model, which a seed draws
 Export = Callable[[Params, Path], None]
+_DROPOUT = 2**31 - 3  # folded into a run's key: no step has this number
 
 
 @partial(jax.jit, static_argnums=0)
@@ -89,6 +90,17 @@ class Learner(NamedTuple):
     def shape(self) -> DecoderConfig:
         """The shape without adapters: that of ``whole``."""
         return dataclasses.replace(self.config, lora=None)
+
+    def dropout_key(self, seed: int, index: int) -> jax.Array | None:
+        """What the adapters of a step drop by; None where they drop nothing.
+
+        Args:
+            seed: of the run.
+            index: of the step, from 0.
+        """
+        if self.config.lora is None or self.config.lora.dropout == 0:
+            return None
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT), index)
 
     def whole(self, params: Params) -> Params:
         """One model without adapters, for generation and export, in float32 where adapters are added to it.
@@ -175,7 +187,8 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = tuple(name.strip() for name in settings.lora_targets.split(","))
-    lora = Lora(settings.lora_rank, settings.lora_alpha, targets, settings.rslora, settings.dora)
+    kind = settings.rslora, settings.dora, settings.lora_dropout
+    lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)
     return Learner(settings.model, config, adapter, model.params, model.tokenizer, model.origin)

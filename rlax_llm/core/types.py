@@ -36,6 +36,8 @@ class Completions(NamedTuple):
             same: demonstrations, a tool's answers. Their log-probabilities are taken too. None where there are none.
         teacher: what a teacher reads of the rows in place of their tokens, or what is known of it at them, any pytree
             ``[B, …]`` (see ``models.distilling``); None where there is no teacher, or it reads what stands there.
+        dropout: ``[B]`` uint32, a number of each row that decides what adapters with a dropout leave out; None where
+            they read everything, as all do but a gradient (see ``models.dropout``).
     """
 
     tokens: jax.Array
@@ -47,6 +49,7 @@ class Completions(NamedTuple):
     versions: jax.Array | None = None
     given: jax.Array | None = None
     teacher: Any = None
+    dropout: jax.Array | None = None
 
     @property
     def read(self) -> jax.Array:

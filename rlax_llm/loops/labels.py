@@ -23,6 +23,7 @@ from rlax_llm.core.types import Completions, LabeledCompletions, Metrics, Params
 from rlax_llm.loops.balance import Routers, router_metrics, routers
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
+from rlax_llm.models.dropout import with_dropout
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference.implicit_rewards import Responses, Reward, log_prob, log_ratio
@@ -225,9 +226,10 @@ def label_loop(
             ``bco``.
 
     Returns:
-        The pair; a batch is ``LabeledCompletions``, and ``key`` is not read. Its mismatched rows may be left out where
-        ``reference_point`` reads none. The reference policy comes as the batch's ``ref_log_probs`` of all rows or as
-        ``reference``, its parameters. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
+        The pair; a batch is ``LabeledCompletions``, and ``key`` is for adapters with a dropout alone, which drop
+        nothing where the reference point is taken. Its mismatched rows may be left out where ``reference_point`` reads
+        none. The reference policy comes as the batch's ``ref_log_probs`` of all rows or as ``reference``, its
+        parameters. Metrics: ``loss``; ``reference`` (z0, in the reward's units) and,
         where z0 is that of mismatched rows, ``kl`` (z0/β, nats); means over each label, NaN where the batch has none:
         ``desirable_reward``, ``undesirable_reward``, ``desirable_log_prob``, ``undesirable_log_prob``, and the rewards'
         ``margin``; counts ``desirable`` and ``undesirable``; ``entropy`` (nats per completion token); and those of
@@ -263,12 +265,10 @@ def label_loop(
         reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[LabelState, Metrics]:
-        del key
-
         def score(params: Params, taken: Completions) -> jax.Array:
             return fixed_log_probs(log_probs, join_trees(params, frozen), taken, micro_batches)
 
-        completions, desirable = batch.completions, batch.desirable
+        completions, desirable = with_dropout(batch.completions, key), batch.desirable
         per_label = _check_labels(batch, micro_batches)
         of_reference = partial(score, taken=completions)
         ref_log_probs = reference_log_probs(

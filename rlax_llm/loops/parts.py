@@ -197,6 +197,8 @@ def fixed_log_probs(
 ) -> jax.Array:
     """Log-probabilities of completions without a gradient, one micro-batch in memory at a time: a reference's.
 
+    Adapters read all of their inputs, whatever ``completions.dropout``.
+
     Args:
         log_probs: ``(params, completions) → (log_probs, …)``, each ``[B, T]``, nats; the first is taken.
         params: what ``log_probs`` reads, whole.
@@ -234,6 +236,7 @@ def _fixed(
     micro_batches: int,
 ) -> list[jax.Array]:
     columns = completions.tokens.shape[1]
+    completions = completions._replace(dropout=None)  # adapters leave nothing out where there is no gradient
 
     def score(rows: Completions) -> tuple[jax.Array, ...]:
         return tuple(jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))) for x in function(rows))

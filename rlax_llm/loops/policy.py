@@ -21,6 +21,7 @@ from rlax_llm.loops.balance import router_metrics, routers
 from rlax_llm.loops.minibatches import lost_share, optimizer_step
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, widths_of
 from rlax_llm.models.distilling import Distilled
+from rlax_llm.models.dropout import with_dropout
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.distillation import from_teacher
 from rlax_llm.policy.objectives import Objective, policy_loss, reads_whole_batches
@@ -50,7 +51,8 @@ class StepFunction(Protocol[State, Batch]):
         Args:
             state: what the loop's ``init`` made, or an earlier step.
             batch: one record, such as ``Groups`` or ``PairedCompletions``.
-            key: randomness; None where the loop draws nothing.
+            key: randomness; None where the loop draws nothing. Loops that learn from rows as they are given draw
+                from it what adapters with a dropout leave out, and without it these leave out nothing.
             reference: the frozen reference's parameters, like those that are trained; joined with the same ``frozen``.
                 None where nothing reads a reference, or where the batch has its log-probabilities.
             frozen: the parameters that are not trained, to be joined with those that are.
@@ -347,7 +349,8 @@ def supervised_loop(
 
     Returns:
         The pair; a batch is ``Completions``, or what else ``log_probs`` reads with their ``tokens``, ``mask`` and
-        ``log_probs``, as ``Packed`` has. ``key`` is not read, and ``reference``, parameters, with an anchor alone.
+        ``log_probs``, as ``Packed`` has. ``key`` is for adapters with a dropout alone, and ``reference``, parameters,
+        is read with an anchor alone.
         Metrics are ``loss`` (nats per token), ``entropy``, with an anchor ``kl``, and those of ``descend``.
 
     Raises:
@@ -364,7 +367,7 @@ def supervised_loop(
         reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        del key
+        batch = with_dropout(batch, key)
         update = policy_update(_anchored(log_probs, anchor, reference, frozen), objective, optimizer, micro_batches)
         shape = batch.tokens.shape
         credited = CreditedCompletions(batch._replace(log_probs=jnp.zeros(shape)), jnp.ones(shape))

@@ -21,6 +21,7 @@ from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params
 from rlax_llm.loops.balance import Routers, router_metrics, routers
 from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
+from rlax_llm.models.dropout import with_dropout
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.weightings import Weighting, token_mean
 from rlax_llm.preference.implicit_rewards import Responses, log_prob
@@ -160,9 +161,9 @@ def preference_loop(
             takes, over the whole batch.
 
     Returns:
-        The pair; a batch is ``PairedCompletions``, its margins in the rewards' units, and ``key`` is not read. The
-        reference comes as the batch's ``ref_log_probs`` or as ``reference``, its parameters; rewards that read none
-        compute none. Metrics:
+        The pair; a batch is ``PairedCompletions``, its margins in the rewards' units, and ``key`` is for adapters with
+        a dropout alone. The reference, which drops nothing, comes as the batch's ``ref_log_probs`` or as ``reference``,
+        its parameters; rewards that read none compute none. Metrics:
         ``loss`` and those of ``preference_loss``, the likelihood's ``nll`` included; ``chosen_log_prob`` and
         ``rejected_log_prob`` (of whole responses, mean over pairs), ``entropy`` (nats per completion token), and
         those of ``descend``.
@@ -193,8 +194,8 @@ def preference_loop(
         reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        del key
         completions, weights = _pairs("preference_loop", batch, micro_batches, rows_of_pair(preference))
+        completions = with_dropout(completions, key)
 
         def score(params: Params) -> jax.Array:
             return fixed_log_probs(log_probs, join_trees(params, frozen), completions, micro_batches)
@@ -250,9 +251,9 @@ def reward_loop(
         centering_coef: c ≥ 0, per squared score; margins do not move what it centers.
 
     Returns:
-        The pair; a batch is ``PairedCompletions``, its margins in the scores' units, and neither ``key`` nor
-        ``reference`` is read. Metrics: ``loss``, ``accuracy`` (a tie is wrong) and ``margin``, means over pairs;
-        ``min_reward``, ``mean_reward`` and ``max_reward`` over responses; and those of ``descend``.
+        The pair; a batch is ``PairedCompletions``, its margins in the scores' units; ``key`` is for adapters with a
+        dropout alone, and ``reference`` is not read. Metrics: ``loss``, ``accuracy`` (a tie is wrong) and ``margin``,
+        means over pairs; ``min_reward``, ``mean_reward`` and ``max_reward`` over responses; and those of ``descend``.
 
     Raises:
         ValueError: for micro-batches of a link that reads the whole batch, or a negative c; at trace time, for rows
@@ -276,8 +277,9 @@ def reward_loop(
         reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        del key, reference
+        del reference
         completions, weights = _pairs("reward_loop", batch, micro_batches)
+        completions = with_dropout(completions, key)
         places = jnp.arange(completions.tokens.shape[0])
 
         def of_rows(params: Params, rows: tuple) -> tuple[jax.Array, Metrics]:

@@ -18,6 +18,7 @@ from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Metrics, Params, SteppedCompletions
 from rlax_llm.loops.parts import summed_gradient
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state
+from rlax_llm.models.dropout import with_dropout
 from rlax_llm.policy.weightings import token_mean
 from rlax_llm.preference.links import logistic
 from rlax_llm.preference.unpaired import unpaired_value
@@ -42,9 +43,9 @@ def process_loop(
         micro_batches: parts that the rows are taken in.
 
     Returns:
-        The pair; a batch is ``SteppedCompletions``, and neither ``key`` nor ``reference`` is read. Metrics, means over
-        steps: ``loss`` in nats, and ``accuracy``, the share on the right side of 0 (0 itself is wrong); and those of
-        ``descend``.
+        The pair; a batch is ``SteppedCompletions``; ``key`` is for adapters with a dropout alone, and ``reference`` is
+        not read. Metrics, means over steps: ``loss`` in nats, and ``accuracy``, the share on the right side of 0 (0
+        itself is wrong); and those of ``descend``.
 
     Raises:
         ValueError: at trace time, for shapes that differ, or rows that micro-batches do not divide.
@@ -71,9 +72,10 @@ def process_loop(
         reference: Params | None = None,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        del key, reference
+        del reference
         checks.record("process_loop", "batch", batch, SteppedCompletions)
         checks.same_shape("process_loop", tokens=batch.completions.tokens, ends=batch.ends, right=batch.right)
+        batch = batch._replace(completions=with_dropout(batch.completions, key))
         rows = (batch, token_mean(batch.ends))
         gradient, metrics = summed_gradient(
             lambda params, rows: of_rows(join_trees(params, frozen), rows), state.params, rows, micro_batches

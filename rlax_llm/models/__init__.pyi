@@ -14,6 +14,7 @@ from rlax_llm.models import config as config
 from rlax_llm.models import decoder as decoder
 from rlax_llm.models import distilling as distilling
 from rlax_llm.models import dora as dora
+from rlax_llm.models import dropout as dropout
 from rlax_llm.models import experts as experts
 from rlax_llm.models import families as families
 from rlax_llm.models import family as family

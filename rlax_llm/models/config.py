@@ -31,7 +31,8 @@ class Lora:
         targets: the projections that have an adapter, in any order: q, k, v, o, gate, up, down.
         stabilized: alpha / √rank in place of alpha / rank (rsLoRA, arXiv 2312.03732).
         dora: columns keep a length of their own, which is trained too (DoRA, arXiv 2402.09353).
-        dropout: the share of inputs that PEFT left out in training; kept for its files, and not applied.
+        dropout: the share of its inputs that an adapter leaves out where a gradient is taken, p; from 0 to below 1. It
+            is applied to rows with numbers for it (``models.dropout``), and so never to a sampler's or a reference's.
 
     >>> Lora(8, 16.0).scale, Lora(16, 16.0, stabilized=True).scale
     (2.0, 4.0)
@@ -50,6 +51,8 @@ class Lora:
     def __post_init__(self) -> None:
         at_least_one("Lora", rank=self.rank)
         positive("Lora", alpha=self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Lora: dropout is {self.dropout}, wanted at least 0 and below 1.")
         if not isinstance(self.targets, tuple) or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"Lora: targets is {self.targets!r}, wanted a tuple of different names, at least one.")
         for name in self.targets:

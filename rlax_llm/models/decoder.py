@@ -32,7 +32,8 @@ from rlax_llm.core.mesh import (
 from rlax_llm.models.attention import rotary
 from rlax_llm.models.blocks import Blocks, blocks_product
 from rlax_llm.models.config import DecoderConfig, Experts
-from rlax_llm.models.dora import column_shares
+from rlax_llm.models.dora import column_shares, turned
+from rlax_llm.models.dropout import Drop, dropping, everything, layer_seeds
 from rlax_llm.models.experts import (
     Biases,
     Load,
@@ -161,13 +162,15 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
+        self.drop: Drop = everything
         for name, (_, *shape) in _layer_shapes(config).items():
             setattr(self, name, nnx.Param(_initial(rngs, name, tuple(shape), config.norm_offset)))
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind, send: Send
+        self, x: jax.Array, positions: jax.Array, attend: Attend, kind: Kind, send: Send, drop: Drop
     ) -> tuple[jax.Array, Any, Any]:
         """Map ``x [B, S, D]`` at ``positions [B, S]`` to the next residual stream and what is carried of each."""
+        self.drop = drop
         attended, carried = self.attend(self.normed("attention_norm", x), positions, attend, kind)
         x = self.added(x, "attention_post_norm", self.project("o", attended))
         h = self.normed("mlp_norm", x)
@@ -226,11 +229,14 @@ class Block(nnx.Module):
         b = getattr(self, f"{name}_lora_b")[...]
         # An adapter may be wider than its base: bfloat16 would round its small steps away.
         wide = x.astype(jnp.promote_types(x.dtype, a.dtype))
-        adapted = projected + linear(linear(wide, a) * lora.scale, b).astype(projected.dtype)
+        read = self.drop(name, wide)
+        update = linear(linear(read, a) * lora.scale, b).astype(projected.dtype)
         if not lora.dora:
-            return adapted
+            return projected + update
         shares = column_shares(getattr(self, f"{name}_lora_m")[...], weight, (a, b, lora.scale))
-        return (adapted * shares).astype(adapted.dtype)
+        if read is not wide:
+            return turned(projected, linear(read.astype(x.dtype), weight), update, shares)
+        return ((projected + update) * shares).astype(projected.dtype)
 
     def attend(self, h: jax.Array, positions: jax.Array, attend: Attend, kind: Kind) -> tuple[jax.Array, Any]:
         """Project to heads, norm, rotate and attend."""
@@ -268,9 +274,10 @@ def _initial(rngs: nnx.Rngs, name: str, shape: tuple[int, ...], norm_offset: flo
 
 @lru_cache
 def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
-    """``init(key)`` and ``apply(params, x, positions, attend, kind, send)`` of one layer.
+    """``init(key)`` and ``apply(params, x, positions, attend, kind, send, drop)`` of one layer.
 
-    A kind of None is the first layer's; a ``send`` of None takes the router's choice, and carries nothing.
+    A kind of None is the first layer's; a ``send`` of None takes the router's choice, and carries nothing; adapters
+    read all of their inputs unless a ``drop`` says otherwise.
 
     Raises:
         ValueError: at trace time, where ``params`` are not the layer's, such as an adapter without ``config.lora``.
@@ -285,6 +292,7 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
         attend: Attend,
         kind: Kind | None = None,
         send: Send | None = None,
+        drop: Drop = everything,
     ) -> Any:
         if params.keys() != wanted:
             raise ValueError(
@@ -292,7 +300,7 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
                 f"beside what a config with lora {config.lora} wants; join the adapter, or merge it and take lora out."
             )
         kind = kind_of(config, 0) if kind is None else kind
-        return apply(params, x, positions, attend, kind, sending(config) if send is None else send)
+        return apply(params, x, positions, attend, kind, sending(config) if send is None else send, drop)
 
     return init, checked
 
@@ -430,14 +438,15 @@ def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None =
 
 
 def layer_scan(
-    config: DecoderConfig, params: Params, step: Callable[[Any, Params, Kind | None], Any], carry: Any, remat: bool
+    config: DecoderConfig, params: Params, step: Callable[..., Any], carry: Any, remat: bool, *beside: Any
 ) -> Any:
-    """Scan ``step(carry, layer, kind) → (carry, output)`` over the stacked layers; ``remat`` keeps only the carries."""
+    """Scan ``step(carry, layer, kind, *beside) → (carry, output)`` over the stacked layers, and what is stacked beside
+    them; ``remat`` keeps only the carries."""
 
-    def one(carry: Any, of: tuple[Params, Kind | None]) -> Any:
+    def one(carry: Any, of: tuple) -> Any:
         return step(carry, *of)
 
-    return jax.lax.scan(jax.checkpoint(one) if remat else one, carry, (params["layers"], kinds(config)))
+    return jax.lax.scan(jax.checkpoint(one) if remat else one, carry, (params["layers"], kinds(config), *beside))
 
 
 def hidden_states(
@@ -474,6 +483,7 @@ def row_states(
     remat: bool = False,
     segments: jax.Array | None = None,
     counted: jax.Array | None = None,
+    dropped: jax.Array | None = None,
 ) -> tuple[jax.Array, Load | None]:
     """``hidden_states``, and how each layer's router shares the tokens out, ``[L, …]``.
 
@@ -485,17 +495,19 @@ def row_states(
         remat: recompute each layer in the backward pass.
         segments: ``[B, T]`` int32, or None.
         counted: ``[B, T]``, how often each token counts; None, or a decoder without experts, tells nothing.
+        dropped: ``[B]``, of ``Completions.dropout``.
     """
     apply = block(config)[1]
     positions = positions_of(valid, segments)
     attend = causal(config, valid, segments)
     send = sending(config, counted)
+    places = positions_of(valid)
 
-    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, Any]:
-        x, _, sent = apply(layer, x, positions, attend, kind, send)
+    def step(x: jax.Array, layer: Params, kind: Kind | None, seeds: jax.Array | None) -> tuple[jax.Array, Any]:
+        x, _, sent = apply(layer, x, positions, attend, kind, send, dropping(config, seeds, places))
         return x, sent
 
-    x, load = layer_scan(config, params, step, embedding(config, params, tokens), remat)
+    x, load = layer_scan(config, params, step, embedding(config, params, tokens), remat, layer_seeds(config, dropped))
     return norm(config, params["norm"], x), load
 
 
@@ -532,7 +544,13 @@ def part_of_group(rows: int, group_size: int) -> int:
 
 
 def completion_states(
-    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, layout: tuple[int, int], remat: bool
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    layout: tuple[int, int],
+    remat: bool,
+    dropped: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states around the completion tokens of groups sharing a prompt, each prompt computed once.
 
@@ -546,11 +564,12 @@ def completion_states(
         valid: same shape, bool.
         layout: ``(group_size, prompt_width)``, static; where B holds parts of groups, see ``part_of_group``.
         remat: recompute each layer in the backward pass.
+        dropped: ``[B]``, of ``Completions.dropout``; a prompt that rows share has its first row's.
 
     Returns:
         ``[B, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
     """
-    return group_states(config, params, tokens, valid, layout, remat)[0]
+    return group_states(config, params, tokens, valid, layout, remat, None, dropped)[0]
 
 
 def group_states(
@@ -561,6 +580,7 @@ def group_states(
     layout: tuple[int, int],
     remat: bool = False,
     counted: jax.Array | None = None,
+    dropped: jax.Array | None = None,
 ) -> tuple[jax.Array, Load | None]:
     """``completion_states``, and how each layer's router shares the tokens out, ``[L, …]``, as in ``row_states``.
 
@@ -572,13 +592,15 @@ def group_states(
         layout: ``(group_size, prompt_width)``, static.
         remat: recompute each layer in the backward pass.
         counted: ``[B, prompt_width + S]``, how often each token counts: a prompt's in each of its rows.
+        dropped: ``[B]``, of ``Completions.dropout``; a prompt that rows share has its first row's.
     """
     rows = tokens.shape[0]
     group_size, width = part_of_group(rows, layout[0]), layout[1]
     step = _group_step(config, valid, (group_size, width), _group_sends(config, counted, (group_size, width)))
     prompts = embedding(config, params, tokens[::group_size, :width])
     completions = embedding(config, params, tokens[:, width:])
-    (prompt, completion), loads = layer_scan(config, params, step, (prompts, completions), remat)
+    seeds = layer_seeds(config, dropped)
+    (prompt, completion), loads = layer_scan(config, params, step, (prompts, completions), remat, seeds)
     x = _behind_prompts(prompt[:, -1:], completion)
     return norm(config, params["norm"], x), jax.tree.map(jnp.add, *loads)
 
@@ -614,13 +636,15 @@ def _group_step(
     own_places = places[:, width:].reshape(-1, group_size, valid.shape[1] - width)
 
     def step(
-        carry: tuple[jax.Array, jax.Array], layer: Params, kind: Kind | None
+        carry: tuple[jax.Array, jax.Array], layer: Params, kind: Kind | None, seeds: jax.Array | None
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, Any]]:
-        at = positions[::group_size, :width]
-        prompt, (keys, values), of_prompt = apply(layer, carry[0], at, attend_to_itself, kind, sends[0])
+        at, behind = positions[::group_size, :width], positions[:, width:]
+        drop = dropping(config, None if seeds is None else seeds[::group_size], at)
+        prompt, (keys, values), of_prompt = apply(layer, carry[0], at, attend_to_itself, kind, sends[0], drop)
         shared = Segment(keys[:, None], values[:, None], prompt_places[:, None])
         attend = _attend_to_prompt(config, shared, own_places)
-        completion, _, of_completion = apply(layer, carry[1], positions[:, width:], attend, kind, sends[1])
+        drop = dropping(config, seeds, behind)
+        completion, _, of_completion = apply(layer, carry[1], behind, attend, kind, sends[1], drop)
         return (prompt, completion), (of_prompt, of_completion)
 
     return step

@@ -178,7 +178,7 @@ def distilled_log_probs(
     ) -> tuple[Predictions, Load | None]:
         group_size, columns = shared
         own = group_size, rows.tokens.shape[1] - columns
-        hidden, load = group_states(config, params, rows.tokens, rows.valid, own, remat, counted)
+        hidden, load = group_states(config, params, rows.tokens, rows.valid, own, remat, counted, rows.dropout)
         found = predictions(config, params, hidden[:, :-1])
         return found._replace(head=found.head[:size], temperature=sampled.temperature), load
 
@@ -194,6 +194,7 @@ def distilled_log_probs(
             return _over_top(own, asked, end.targets, divergence, more)
         read = _read_by_teacher(rows, columns)
         shared = _group_size(rows, layout), columns
+        read = read._replace(dropout=None)
         other, _ = predicted(teacher, jax.lax.stop_gradient(teacher_params), read, shared)
         if top_k:
             return _over_top(own, top_tokens(other, top_k), end.targets, divergence, more)
@@ -240,14 +241,13 @@ def compared_rows(
 
     def predicted(params: Params, rows: Any) -> tuple[Predictions, Load | None]:
         counted, read = counted_by(config, rows), (rows.tokens, rows.valid)
-        hidden, load = row_states(config, params, *read, remat, segments(rows), counted)
+        hidden, load = row_states(config, params, *read, remat, segments(rows), counted, rows.dropout)
         return predictions(config, params, hidden[:, :-1]), load
 
     def log_probs(params: Params, other: Params, rows: Any) -> tuple[Any, ...]:
         own, load = predicted(params, rows)
-        found = comparison(
-            own, predicted(jax.lax.stop_gradient(other), rows)[0], rows.tokens[:, 1:].reshape(-1), divergence
-        )
+        theirs = predicted(jax.lax.stop_gradient(other), rows._replace(dropout=None))[0]
+        found = comparison(own, theirs, rows.tokens[:, 1:].reshape(-1), divergence)
         read = rows.read[:, 1:]
         numbers = found.log_probs, found.entropy, found.divergence
         chosen, entropy, apart = (

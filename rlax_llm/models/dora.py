@@ -48,3 +48,20 @@ def column_shares(magnitudes: jax.Array, weight: Any, update: tuple[jax.Array, j
     """
     found = jax.lax.stop_gradient(lengths(weight, update))
     return magnitudes / jnp.where(found == 0, 1, found)
+
+
+def turned(projected: jax.Array, read: jax.Array, update: jax.Array, shares: jax.Array) -> jax.Array:
+    """``x·W + (g − 1) · x̃·W + g · s·x̃·A·B``: DoRA of inputs of which some are dropped, as PEFT has it.
+
+    Limiting case: for x̃ = x it is ``g · (x·W + s·x·A·B)``.
+
+    Args:
+        projected: ``x·W``, ``[…, out]``.
+        read: ``x̃·W`` of what is left of the inputs.
+        update: ``s·x̃·A·B``.
+        shares: g, ``[out]``.
+
+    >>> turned(jnp.array([1.0]), jnp.array([4.0]), jnp.array([0.5]), jnp.array([2.0])).tolist()
+    [6.0]
+    """
+    return (projected + (shares - 1) * read + shares * update).astype(projected.dtype)

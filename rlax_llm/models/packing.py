@@ -31,6 +31,7 @@ class Packed(NamedTuple):
         versions: as of ``Completions``, or None.
         given: ``[B, T]`` bool as of ``Completions``, or None.
         teacher: as of ``Completions``, or None.
+        dropout: ``[B]`` as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.
     """
@@ -44,6 +45,7 @@ class Packed(NamedTuple):
     versions: jax.Array | None
     given: jax.Array | None
     teacher: Any
+    dropout: jax.Array | None
     segments: jax.Array
 
     @property
@@ -78,7 +80,7 @@ def packed_log_probs(
 
     def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
         counted, rows = counted_by(config, packed), (packed.tokens, packed.valid)
-        hidden, load = row_states(config, params, *rows, remat, packed.segments, counted)
+        hidden, load = row_states(config, params, *rows, remat, packed.segments, counted, packed.dropout)
         fields = packed._asdict()
         del fields["segments"]
         return score(params, hidden[:, :-1], Completions(**fields), packed.segments) + routing_of(config, load)

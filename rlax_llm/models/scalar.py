@@ -155,7 +155,8 @@ def _state_values(
     config: DecoderConfig, params: Params, completions: Completions, layout: tuple[int, int], remat: bool
 ) -> jax.Array:
     """``score · h`` of the states before and after each completion token, ``[B, 1 + S]``."""
-    hidden = completion_states(config, params, completions.tokens, completions.valid, layout, remat)
+    rows, dropped = (completions.tokens, completions.valid), completions.dropout
+    hidden = completion_states(config, params, *rows, layout, remat, dropped)
     # Products and their sum in float32, and no matmul: accelerators would round its inputs.
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     return (hidden.astype(wide) * params["score"].astype(wide)).sum(-1)

@@ -139,7 +139,8 @@ def row_log_probs(
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
         counted = counted_by(config, completions)
-        hidden, load = row_states(config, params, completions.tokens, completions.valid, remat, counted=counted)
+        rows, dropped = (completions.tokens, completions.valid), completions.dropout
+        hidden, load = row_states(config, params, *rows, remat, counted=counted, dropped=dropped)
         return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 
     return log_probs
@@ -200,7 +201,8 @@ def _of_groups(
 
     def scored(params: Params, completions: Completions) -> Any:
         rows = completions.tokens, completions.valid
-        hidden, load = group_states(config, params, *rows, layout, remat, counted_by(config, completions))
+        counted, dropped = counted_by(config, completions), completions.dropout
+        hidden, load = group_states(config, params, *rows, layout, remat, counted, dropped)
         return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 
     return scored

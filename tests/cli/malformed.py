@@ -147,6 +147,8 @@ FLAGS = [
     Row(("grpo", "--lora-rank", "2", "--lora-targets", "q,q"), "targets"),
     Row(("grpo", "--lora-rank", "2", "--lora-targets", "query"), "target 'query'"),
     Row(("grpo", "--lora-alpha", "2"), "lora_alpha"),
+    Row(("grpo", "--lora-rank", "2", "--lora-dropout", "0.1"), "lora_dropout is 0.1, and completions are drawn"),
+    Row(("sft", "--lora-rank", "2", "--lora-dropout", "1"), "lora_dropout is 1.0, wanted"),
     Row(("grpo", "--recipe", "gropo"), "'gropo'"),
     Row(("grpo", "--recipe", "trl:nothing"), "'trl:nothing'"),
     Row(("grpo", "--recipe", "gspo", "--ceiling", "2"), "ceiling"),

@@ -97,7 +97,7 @@ def test_a_precomputed_reference_changes_nothing(dpo_run, pairs, tmp_path):
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_path):
     out = str(tmp_path / "run")
-    config = DpoSettings.of(data=pairs, out=out, **SIZES)
+    config = DpoSettings.of(data=pairs, out=out, lora_rank=2, lora_dropout=0.5, **SIZES)
     # The schedule is that of the whole run, so the run is stopped, not shortened.
     run_dpo(config.changed(schedule="constant", steps=2))
     again = run_dpo(config.changed(schedule="constant", resume=out))

@@ -8,6 +8,7 @@ from rlax_llm.cli.main import main
 from rlax_llm.commands.sft.run import DFT, paid_by, run_sft
 from rlax_llm.commands.sft.settings import SftSettings
 
+ADAPTERS = {"lora_rank": 2, "lora_dropout": 0.1}
 CONFIG = SftSettings.of(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
 
 
@@ -19,10 +20,10 @@ def file(path, rows):
 def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
     data = file(tmp_path / "sums.jsonl", [{"prompt": f"{a}+1=", "completion": str(a + 1)} for a in range(16)])
     apart = run_sft(CONFIG.changed(data=data, out=str(tmp_path / "apart"))).metrics()
-    shared = run_sft(CONFIG.changed(data=data, packed_tokens=24, lora_rank=2, out=str(tmp_path / "shared")))
+    shared = run_sft(CONFIG.changed(data=data, packed_tokens=24, out=str(tmp_path / "shared"), **ADAPTERS))
     assert shared.metrics()[0]["held_out_loss"] == pytest.approx(apart[0]["held_out_loss"], rel=1e-5)
     assert shared.metrics()[-1]["held_out_loss"] < shared.metrics()[0]["held_out_loss"]
-    assert (shared.path / "model_adapter" / "adapter_model.safetensors").is_file()
+    assert json.loads((shared.path / "model_adapter" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
 
 
 def test_a_text_is_learned_whole_held_to_the_model_before(tmp_path):

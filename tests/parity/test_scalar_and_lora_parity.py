@@ -20,11 +20,13 @@ from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
 from rlax_llm.models.adapter_files import read_adapter, write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
-from rlax_llm.models.decoder import logits
+from rlax_llm.models.decoder import logits, row_states, vocabulary_logits
+from rlax_llm.models.dropout import dropping, layer_seeds
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
 from rlax_llm.models.loading import LanguageModel, load_model, load_scalar
 from rlax_llm.models.lora import merge_adapter
 from rlax_llm.models.scalar import drop_trailing, sequence_scores
+from rlax_llm.models.segments import positions_of
 from rlax_llm.models.tokenizer import Tokenizer
 
 # Its threads wait for each other by spinning: on cores that are shared, one is five times as fast as two.
@@ -185,6 +187,44 @@ def test_adapters_of_peft_are_read_and_compute_the_same(tmp_path, name, settings
     config, adapter = read_adapter(tmp_path / "adapter", CONFIGS[name])
     assert config.lora.rank == 4
     same_logits(theirs, config, join_trees(adapter, base))
+
+
+class Masked(torch.nn.Module):
+    """Drops what a mask of ours says, in the place of a Dropout."""
+
+    def __init__(self, factors: np.ndarray):
+        super().__init__()
+        self.factors = torch.tensor(factors)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factors
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_drop_inputs_as_peft_s_do_where_the_masks_are_the_same(tmp_path, dora, recwarn):
+    config = replace(LLAMA, lora=replace(LORA, dora=dora, dropout=0.4))
+    model, base, adapter = adapted(config, tmp_path)
+    write_adapter(tmp_path / "adapter", config, adapter, str(tmp_path / "base"))
+    theirs = peft_loaded(model, tmp_path / "adapter", recwarn).train()
+    _, flat, attention = rows(0, True)
+    tokens, valid = jnp.asarray(flat), jnp.asarray(attention.astype(bool))
+    numbers = jnp.arange(ROWS, dtype=jnp.uint32)
+    seeds = layer_seeds(config, numbers)
+    replaced = 0
+    for name, module in theirs.named_modules():
+        found = re.search(r"layers\.(\d+)\..*\.(\w+)_proj$", name)
+        if found and hasattr(module, "lora_dropout"):
+            assert module.lora_dropout["default"].p == 0.4
+            drop = dropping(config, seeds[int(found[1])], positions_of(valid))
+            ones = jnp.ones((*flat.shape, module.in_features))
+            module.lora_dropout["default"] = Masked(np.asarray(drop(found[2], ones)))
+            replaced += 1
+    assert replaced == 3 * 7
+    hidden, _ = row_states(config, join_trees(adapter, base), tokens, valid, dropped=numbers)
+    ours = np.asarray(vocabulary_logits(config, base, hidden))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(flat, dtype=torch.long), attention_mask=torch.tensor(attention)).logits.numpy()
+    np.testing.assert_allclose(ours[attention > 0], wanted[attention > 0], rtol=0, atol=1e-4)
 
 
 JOINED = {

@@ -18,6 +18,7 @@ from rlax_llm.commands.shared_settings import (
     RolloutSettings,
     RunSettings,
     TrainedModelSettings,
+    check_draws_all,
 )
 from rlax_llm.commands.task_settings import BuiltInSettings, HeldOutSettings
 from rlax_llm.recipes.registry import find, recipes, with_papers
@@ -170,6 +171,7 @@ class DistillSettings(OnMachine):
 
     def __post_init__(self) -> None:
         """Check the parts together."""
+        check_draws_all(self.model)
         self.learning.check_shares(self.rollout)
         factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)

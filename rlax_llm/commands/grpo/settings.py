@@ -21,6 +21,7 @@ from rlax_llm.commands.shared_settings import (
     RolloutSettings,
     TrainedModelSettings,
     WarmStartedRunSettings,
+    check_draws_all,
 )
 from rlax_llm.commands.task_settings import StepSettings, TaskSettings
 from rlax_llm.recipes.registry import PEERS, by_kind, find, recipes
@@ -282,6 +283,7 @@ class GrpoSettings(OnMachine):
 
     def __post_init__(self) -> None:
         """Check the parts together."""
+        check_draws_all(self.model)
         self.learning.check_shares(self.rollout)
         rollout = self.rollout
         self._check_recipe()

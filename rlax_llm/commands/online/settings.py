@@ -18,6 +18,7 @@ from rlax_llm.commands.shared_settings import (
     RolloutSettings,
     TrainedModelSettings,
     WarmStartedRunSettings,
+    check_draws_all,
 )
 from rlax_llm.recipes.registry import find, recipes, with_papers
 
@@ -133,6 +134,7 @@ class OnlineSettings(OnMachine):
 
     def __post_init__(self) -> None:
         """Check the parts together."""
+        check_draws_all(self.model)
         recipe, rollout = self.objective.recipe, self.rollout
         factors = {"batch_size": rollout.batch_size, "group_size and rivals": rollout.group_size + rollout.rivals}
         check_countable(self.sampling.row_tokens, factors)

@@ -53,6 +53,7 @@ def _update(machine: Machine, phase: Any, program: Any, batch: Any, work: Work, 
     learner = phase.learner
     state = machine.put(jax.eval_shape(phase.init, learner.params))
     given = {name: machine.put(tree) for name, tree in fixed.items()}
+    dropout = machine.whole(jax.eval_shape(lambda: learner.dropout_key(0, 0)))
     parts: Mapping[str, Any] = {
         "parameters": state.params,
         "optimizer": state.opt_state,
@@ -62,7 +63,7 @@ def _update(machine: Machine, phase: Any, program: Any, batch: Any, work: Work, 
 
     def lower(earlier: Any) -> Any:
         del earlier
-        return program.lower(state, machine.whole(batch), **given)
+        return program.lower(state, machine.whole(batch), key=dropout, **given)
 
     moved = moving(bytes_of((state.params, state.opt_state)))
     return [Program("update", lower, parts, {}, work + moved)]

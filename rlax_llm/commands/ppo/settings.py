@@ -16,6 +16,7 @@ from rlax_llm.commands.shared_settings import (
     RolloutSettings,
     TrainedModelSettings,
     WarmStartedRunSettings,
+    check_draws_all,
 )
 from rlax_llm.commands.task_settings import StepSettings
 
@@ -137,6 +138,7 @@ class PpoSettings(OnMachine):
 
     def __post_init__(self) -> None:
         """Check the parts together."""
+        check_draws_all(self.model)
         self.learning.check_shares(self.rollout)
         factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)

@@ -128,7 +128,8 @@ class PreferencePhase(Phase):
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
         rows = self.method.collate(self.batching.rows(self.rows.train, index))
-        state, metrics = self.update(rows.prompt_width)(state, rows.batch, **self.fixed)
+        key = self.learner.dropout_key(self.batching.seed, index)
+        state, metrics = self.update(rows.prompt_width)(state, rows.batch, key=key, **self.fixed)
         named = {self.method.names.get(name, name): float(value) for name, value in metrics.items()}
         numbers = finite(named, f"step {index + 1}")
         seconds = time.perf_counter() - start

@@ -174,7 +174,8 @@ class SupervisedPhase(Phase):
         """Optimizer step ``index`` (from 0)."""
         start = time.perf_counter()
         batch = self.form.collate(self.batching.rows(self.train, index))
-        state, metrics = self.update(state, batch, **self.fixed)
+        key = self.learner.dropout_key(self.batching.seed, index)
+        state, metrics = self.update(state, batch, key=key, **self.fixed)
         numbers = finite({name: float(value) for name, value in metrics.items()}, f"{self.step_name} {index + 1}")
         seconds = time.perf_counter() - start
         numbers |= utilization(training_flops(self.learner.config, batch), seconds)
