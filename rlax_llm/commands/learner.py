@@ -22,7 +22,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.huggingface import write_model, write_scalar
 from rlax_llm.models.huggingface_config import NOWHERE, Origin, scalar_fields
 from rlax_llm.models.loading import LanguageModel, base_directory
-from rlax_llm.models.lora import init_adapter, merge_adapter
+from rlax_llm.models.lora import init_adapter, merge_adapter, saved_parts, under_adapter
 from rlax_llm.models.scalar import (
     Initial,
     Scalars,
@@ -161,14 +161,21 @@ class Learner(NamedTuple):
         self.write_whole(params, path)
         if self.frozen is not None:
             place = path.with_name(f"{path.name}_adapter")
-            write_adapter(place, self.config, params, self._base(place), self.origin)
+            write_adapter(place, self.config, params, self._base(place, params), self.origin)
 
-    def _base(self, adapter: Path) -> str:
-        """What the adapter's files call its base, from wherever they are read."""
+    def _base(self, adapter: Path, params: Params) -> str:
+        """What the adapter's files call its base, from wherever they are read.
+
+        What is trained whole is in them, and stands in a base without a name as it is now: its start is gone.
+        """
         if self.name != NAMELESS:
             return os.path.abspath(self.name) if Path(self.name).exists() else self.name
         base = base_directory(adapter)
-        write_model(base, self.shape, dequantized(self.frozen or {}), self.tokenizer, self.origin)
+        every = dequantized(self.frozen or {})
+        layers = params["layers"] | every["layers"]
+        whole = {leaf: value for leaf, value in (params | every).items() if leaf != "score"}
+        held = {leaf: layers[leaf] for leaf in self.config.parameter_shapes["layers"]}
+        write_model(base, self.shape, whole | {"layers": held}, self.tokenizer, self.origin)
         return os.path.abspath(base)
 
 
@@ -191,7 +198,9 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)
-    return Learner(settings.model, config, adapter, model.params, model.tokenizer, model.origin)
+    trained = join_trees(adapter, saved_parts(config, model.params, settings.saved))
+    frozen = under_adapter(config, model.params, trained)
+    return Learner(settings.model, config, trained, frozen, model.tokenizer, model.origin)
 
 
 def _balanced(settings: TrainedModelSettings, model: LanguageModel) -> DecoderConfig:
@@ -229,7 +238,9 @@ def scalar_learner(
     scalar_fields(model.config, model.origin)  # what cannot be written is not trained
     params = model.params
     params = params if "score" in params else init_scalar(params, jax.random.key(seed), initial)
-    settings = dataclasses.replace(settings, router_aux_coef=0.0, router_z_coef=0.0)  # a score balances no router
+    kept = ",".join(name for name in settings.saved if name != "head") or None  # a score is in the head's place
+    # A score balances no router.
+    settings = dataclasses.replace(settings, router_aux_coef=0.0, router_z_coef=0.0, lora_save=kept)
     learner = language_learner(settings, model._replace(params=params), seed)
     if learner.frozen is None:
         return learner

@@ -45,6 +45,7 @@ OF_ADAPTERS: dict[str, Any] = {
     "rslora": False,
     "dora": False,
     "lora_dropout": 0.0,
+    "lora_save": None,
 }
 """What settings of adapters are where there are none."""
 FILE_BLOCKS = "gguf"
@@ -102,6 +103,13 @@ class TrainedModelSettings(ModelSettings):
     )
     router_z_coef: float = option(0.0, "Weight of the mean squared log-normalizer of a mixture's routers (z-loss).")
     dora: bool = option(False, "Adapters turn the columns of a matrix, and learn their lengths apart (DoRA).")
+    lora_save: str | None = option(
+        None,
+        "What is trained whole beside the adapters, PEFT's modules_to_save: of embed, head and norms, as embed,norms. "
+        "A tied embedding is the head too.",
+        "nothing",
+        "NAMES",
+    )
     lora_dropout: float = option(
         0.0,
         "Share of its inputs that an adapter leaves out in a training step; of sft, dpo, kto and reward, whose rows no "
@@ -126,6 +134,16 @@ class TrainedModelSettings(ModelSettings):
         'nf4'
         """
         return self.base_dtype if self.base_dtype in _IN_BLOCKS else None
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The names of what is trained whole beside the adapters.
+
+        >>> settings = {"remat": True, "lora_rank": 8, "lora_alpha": 16.0, "base_dtype": "nf4"}
+        >>> TrainedModelSettings(lora_save="embed, norms", **settings).saved
+        ('embed', 'norms')
+        """
+        return () if self.lora_save is None else tuple(name.strip() for name in self.lora_save.split(","))
 
     def check(self) -> None:
         """Check the ranges."""

@@ -6,12 +6,14 @@ then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.core.trees import join_trees
+from rlax_llm.core.names import did_you_mean
+from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.models.blocks import dequantized
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.dora import column_shares, lengths
@@ -19,6 +21,8 @@ from rlax_llm.models.functional import Params
 
 WHOLE = ("embed", "norm", "head")
 """What of a model an adapter may hold whole, beside leaves of the layers."""
+SAVED = ("embed", "head", "norms")
+"""What may be trained whole beside adapters, by what ``saved_parts`` calls it."""
 
 
 def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32, base: Params | None = None) -> Params:
@@ -96,6 +100,42 @@ def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     return model | {"layers": layers}
 
 
+def saved_parts(config: DecoderConfig, base: Params, names: Sequence[str]) -> Params:
+    """What of a base is trained whole beside its adapters (PEFT's ``modules_to_save``), at its start.
+
+    ``join_trees`` adds it to an adapter, and ``under_adapter`` says what is left of the base. Limiting case: of no
+    names nothing, and the adapter is alone.
+
+    Args:
+        config: shapes.
+        base: its parameters.
+        names: of ``SAVED``: the embedding (which is the head too where they are tied), the head, all norms.
+
+    Returns:
+        Leaves of ``config.parameter_shapes``, in float32.
+
+    Raises:
+        ValueError: for another name, and for a head that the model does not have.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2)
+    >>> base = {"embed": jnp.ones((5, 4)), "layers": {"mlp_norm": jnp.ones((1, 4))}, "norm": jnp.ones(4)}
+    >>> jax.tree.map(jnp.shape, saved_parts(config, base, ["norms"]))
+    {'layers': {'mlp_norm': (1, 4)}, 'norm': (4,)}
+    """
+    for name in names:
+        if name not in SAVED:
+            raise ValueError(
+                f"lora_save names {name!r}, which is unknown{did_you_mean(name, SAVED)} There are {', '.join(SAVED)}."
+            )
+    if "head" in names and "head" not in base:
+        what = "has a score in its place" if "score" in base else "is the embedding; name embed, which trains both"
+        raise ValueError(f"lora_save names 'head', and this model's head {what}.")
+    layers = {leaf: value for leaf, value in base["layers"].items() if "norms" in names and leaf.endswith("norm")}
+    top = {leaf: base[leaf] for leaf in ("embed", "head") if leaf in names}
+    last = {"norm": base["norm"]} if "norms" in names else {}
+    return widen({"layers": layers} | top | last) if names else {"layers": {}}
+
+
 def under_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Params:
     """What of a base stays under an adapter: all but what the adapter holds whole.
 
@@ -113,7 +153,8 @@ def under_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     {'layers': {'q': 2}, 'head': 1}
     """
     scalar = "score" in params or "score" in adapter
-    own = {} if config.tie_embeddings or scalar or "head" in params else {"head": params["embed"]}
+    there = "head" in params or "head" in adapter
+    own = {} if config.tie_embeddings or scalar or there else {"head": params["embed"]}
     layers = {leaf: value for leaf, value in params["layers"].items() if leaf not in adapter["layers"]}
     rest = params | own | {"layers": layers}
     return {leaf: value for leaf, value in rest.items() if leaf == "layers" or leaf not in adapter}

@@ -26,6 +26,7 @@ from rlax_llm.preference.pairs import desensitize_length, preference_loss
 from rlax_llm.recipes.preference import cdpo, dpo, f_dpo
 
 SIZES = {"steps": 3, "batch_size": 4, "max_new_tokens": 6, "eval_size": 4, "eval_every": 2, "save_every": 1}
+ADAPTERS = {"lora_rank": 2, "lora_save": "embed,norms"}
 CLOCKS = ("seconds", "tokens_per_second")
 
 
@@ -108,12 +109,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(dpo_run, pairs, tmp_p
 
 def test_adapters_are_written_beside_the_merged_model(pairs, tmp_path):
     run = run_dpo(
-        DpoSettings.of(data=pairs, recipe="simpo", lora_rank=2, base_dtype="nf4", out=str(tmp_path / "run"), **SIZES)
+        DpoSettings.of(data=pairs, recipe="simpo", base_dtype="nf4", out=str(tmp_path / "run"), **ADAPTERS, **SIZES)
     )
     assert complete(run, "model_adapter", "model_base")
     assert not (run.checkpoints_path / "reference").exists(), "a recipe without a reference keeps none"
     settings = json.loads((run.path / "model_adapter" / "adapter_config.json").read_text())
     assert settings["r"] == 2 and settings["lora_alpha"] == 4
+    norms = ["input_layernorm", "model.norm", "post_attention_layernorm"]
+    assert settings["modules_to_save"] == ["embed_tokens", *norms] and settings["ensure_weight_tying"]
     assert load_model(run.model_path).config.lora is None
     # The base has no name to be found by, so it lies beside them, and the three agree.
     whole, over_base = load_model(run.model_path), load_model(run.path / "model_adapter")

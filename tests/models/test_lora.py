@@ -23,7 +23,7 @@ from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.dora import column_shares
 from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.huggingface_config import Origin
-from rlax_llm.models.lora import init_adapter, merge_adapter
+from rlax_llm.models.lora import SAVED, init_adapter, merge_adapter, saved_parts, under_adapter
 from rlax_llm.models.scoring import group_log_probs
 
 V, GROUP, WIDTH = 13, 2, 3
@@ -161,6 +161,35 @@ def test_the_gradient_is_the_chain_rule_from_the_full_one():
         np.testing.assert_allclose(ours[f"{target}_lora_a"], scale * slope @ b.swapaxes(1, 2), rtol=0, atol=1e-9)
         np.testing.assert_allclose(ours[f"{target}_lora_b"], scale * a.swapaxes(1, 2) @ slope, rtol=0, atol=1e-9)
         assert np.abs(slope).max() > 1e-6
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_what_is_trained_whole_has_the_gradient_of_the_whole_model_and_leaves_the_adapter_its_own(name):
+    """Of a tied embedding, and of one beside a head; at a rate of 0 the adapter moves as it does alone."""
+    config = CONFIGS[name]
+    base, adapter = both(config)
+    names = ("embed", "norms") if config.tie_embeddings else SAVED
+    trained = join_trees(adapter, saved_parts(config, base, names))
+    frozen = under_adapter(config, base, trained)
+    assert jax.tree.structure(join_trees(trained, frozen)) == jax.tree.structure(join_trees(adapter, base))
+    wanted = {"embed", "norm", "layers"} | ({"head"} & base.keys())
+    assert trained.keys() == wanted and "mlp_norm" in trained["layers"] and "q" in frozen["layers"]
+
+    @partial(jax.jit, static_argnums=0)
+    @partial(jax.grad, argnums=1)
+    def slopes(config, params, rest):
+        log_probs, entropy = group_log_probs(config, (GROUP, WIDTH), 0.9, remat=True)(join_trees(params, rest), rows())
+        return jnp.sin(log_probs).sum() + entropy.sum()
+
+    found, alone = slopes(config, trained, frozen), slopes(config, adapter, base)
+    full = slopes(replace(config, lora=None), merge_adapter(config, frozen, trained), None)
+    for leaf in trained["layers"]:
+        other = alone if "lora" in leaf else full
+        np.testing.assert_allclose(found["layers"][leaf], other["layers"][leaf], rtol=0, atol=1e-9)
+    for leaf in wanted - {"layers"}:
+        np.testing.assert_allclose(found[leaf], full[leaf], rtol=0, atol=1e-9)
+        assert np.abs(full[leaf]).max() > 1e-4
 
 
 @pytest.mark.parametrize("remat", [False, True])

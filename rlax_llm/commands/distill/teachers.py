@@ -75,7 +75,8 @@ def load_teacher(path: str, settings: TrainedModelSettings, learner: Learner) ->
 def shares_base(path: str, settings: TrainedModelSettings, learner: Learner) -> bool:
     """Whether a teacher is adapters over the student's frozen base, which is then held once.
 
-    Adapters were trained over the wide base, so over one in blocks the teacher is loaded whole.
+    Adapters were trained over the wide base, so over one in blocks the teacher is loaded whole; and over one of which
+    parts are trained.
 
     Args:
         path: as ``load_model`` takes it.
@@ -83,7 +84,7 @@ def shares_base(path: str, settings: TrainedModelSettings, learner: Learner) -> 
         learner: the student.
     """
     frozen = learner.frozen is not None and not is_quantized(learner.frozen)
-    return frozen and _is_over(path, settings.model)
+    return frozen and not settings.saved and _is_over(path, settings.model)
 
 
 def adapters_over(path: str, learner: Learner, base: Params | None) -> Teacher:

@@ -186,6 +186,8 @@ class RewardSettings(OnMachine):
         for name in ("router_aux_coef", "router_z_coef"):
             if getattr(self.model, name):
                 raise ValueError(f"{name} is given, and a model of scores balances no router; leave it out.")
+        if "head" in self.model.saved:
+            raise ValueError("lora_save names 'head', and a model of scores has none; its score is always trained.")
 
 
 @dataclass(frozen=True, kw_only=True)
