@@ -58,9 +58,9 @@ in micro-batches a pass counts before it. `--router-z-coef C` adds the z-loss. N
 without asking that. `router/load_max` (the largest share that an expert of a layer has over an equal one),
 `router/entropy` (nats), `router/aux_loss` (k where all experts have alike) and `router/z_loss` are told either way.
 `--sampler-dtype int8` keeps the experts' matrices in int8 too, with a scale for each output of an expert;
-`--base-dtype` refuses blocks for them. Sampler and learner route by their own numbers: a token whose experts are as
-good as equal may go another way in a sampler of less precision, which `sampler/…` metrics show and the correction
-weighs.
+under adapters `--base-dtype` keeps them [in 4 or 8 bits](guides/lora.md#a-base-in-4-or-8-bits). Sampler and learner
+route by their own numbers: a token whose experts are as good as equal may go another way in a sampler of less
+precision, which `sampler/…` metrics show and the correction weighs.
 
 ## Attention sinks
 

@@ -7,6 +7,7 @@ time, on the way forth and again on the way back.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from rlax_llm.models.config import TARGETS
 from rlax_llm.models.functional import Params
-from rlax_llm.models.narrow import narrowed
+from rlax_llm.models.narrow import EXPERTS, narrowed
 
 BLOCK = 64
 """Inputs that share a scale in NF4."""
@@ -223,29 +224,29 @@ def int8(x: jax.Array) -> Blocks:
     return Blocks(values, scales, block=x.shape[-2])
 
 
-_QUANTIZED = {"int8": jax.jit(int8), "nf4": jax.jit(nf4)}
+def _by_layer(quantized: Callable[[jax.Array], Blocks]) -> Callable[[jax.Array], Blocks]:
+    """A layer at a time: what is wide on the way is of one layer's experts, not of all."""
+    return jax.jit(lambda stack: jax.lax.map(quantized, stack))
+
+
+_QUANTIZED = {"int8": _by_layer(int8), "nf4": _by_layer(nf4)}
 
 
 def quantized_base(params: Params, dtype: str) -> Params:
-    """A base with the matrices of its layers in blocks; embeddings, norms and biases as they are.
+    """A base with the matrices of its layers in blocks, those of experts too; embeddings, norms and routers stay.
 
     Args:
         params: of ``config.parameter_shapes``; a matrix whose blocks are there is needed no more.
         dtype: ``"int8"`` or ``"nf4"``.
 
     Raises:
-        ValueError: for a format or a matrix that cannot be, and for a mixture of experts.
+        ValueError: for a format or a matrix that cannot be.
     """
     if dtype not in _QUANTIZED:
         raise ValueError(f"quantized_base: dtype is {dtype!r}, wanted {' or '.join(FORMATS)}.")
     layers = dict(params["layers"])
-    if "router" in layers:
-        raise ValueError(
-            "quantized_base: the layers have experts, which are not kept in blocks; leave base_dtype out, or take "
-            "bfloat16."
-        )
-    for name in TARGETS:
-        if not isinstance(layers[name], Blocks):
+    for name in (*TARGETS, *EXPERTS):
+        if name in layers and not isinstance(layers[name], Blocks):
             layers[name] = _QUANTIZED[dtype](layers[name])
     return params | {"layers": layers}
 

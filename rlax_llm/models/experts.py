@@ -2,7 +2,8 @@
 
 No token passes through an expert that it is not sent to. Tokens are sorted by expert; accelerators multiply them with
 ``jax.lax.ragged_dot``. A CPU's form of that passes every token through every expert, so there blocks of tokens of one
-expert are multiplied one after the other.
+expert are multiplied one after the other. Experts of a base in blocks of codes go that way everywhere: the one that a
+block of tokens is sent to is widened, and no other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, per_device, place_along, sum_over
 from rlax_llm.core.platform import platform
+from rlax_llm.models.blocks import Blocks
 from rlax_llm.models.config import Clamped, Experts
 from rlax_llm.models.narrow import Matrix, Narrow
 
@@ -65,9 +67,9 @@ class Biases(NamedTuple):
 class Weights(NamedTuple):
     """Of all experts: ``gate`` and ``up [E, D, F]``, ``down [E, F, D]``, and their biases, or None."""
 
-    gate: Matrix
-    up: Matrix
-    down: Matrix
+    gate: Matrix | Blocks
+    up: Matrix | Blocks
+    down: Matrix | Blocks
     biases: Biases | None = None
 
 
@@ -228,7 +230,7 @@ def _numbered(chosen: jax.Array, count: int) -> jax.Array:
     return jnp.where((local >= 0) & (local < count), local, count)
 
 
-def sorted_product(x: jax.Array, weights: Matrix, sizes: jax.Array) -> jax.Array:
+def sorted_product(x: jax.Array, weights: Matrix | Blocks, sizes: jax.Array) -> jax.Array:
     """``x[n] · weights[e(n)]`` of rows that are sorted by expert; zeros for rows beyond the last expert's.
 
     Limiting case: one expert is a matrix product.
@@ -236,7 +238,8 @@ def sorted_product(x: jax.Array, weights: Matrix, sizes: jax.Array) -> jax.Array
     Args:
         x: ``[R, D]``, the first ``sizes[0]`` rows of expert 0, then those of expert 1, and so on.
         weights: ``[E, D, F]``; a wider one is rounded to x's dtype here. A ``Narrow`` one, with a scale for each
-            output of an expert, has no derivative: it is a sampler's.
+            output of an expert, has no derivative: it is a sampler's. One in ``Blocks`` has none of its own, and x has:
+            an expert is widened where a block of its rows is multiplied, on the way forth and again on the way back.
         sizes: ``[E]`` int32.
 
     Returns:
@@ -246,7 +249,10 @@ def sorted_product(x: jax.Array, weights: Matrix, sizes: jax.Array) -> jax.Array
     >>> sorted_product(jnp.ones((4, 1)), weights, jnp.array([1, 2])).tolist()
     [[1.0], [2.0], [2.0], [0.0]]
     """
-    block = block_of(x.shape[0], weights.shape[0]) if platform() == "cpu" else None
+    rows = block_of(x.shape[0], weights.shape[0])
+    if isinstance(weights, Blocks):
+        return _blocks_product(rows, x, weights, sizes)
+    block = rows if platform() == "cpu" else None
     if isinstance(weights, Narrow):
         found = _rows_times(block, x, weights.values, sizes, False)
         return (found * weights.scales[_experts_of(x.shape[0], sizes), 0]).astype(x.dtype)
@@ -372,21 +378,51 @@ def _outer(block: int | None, x: jax.Array, slopes: jax.Array, sizes: jax.Array)
     return _over_blocks(block, x.shape[0], sizes, step, zeros).astype(x.dtype)
 
 
-def _rows_times(block: int | None, x: jax.Array, weights: jax.Array, sizes: jax.Array, back: bool) -> jax.Array:
+def _rows_times(
+    block: int | None, x: jax.Array, weights: jax.Array | Blocks, sizes: jax.Array, back: bool
+) -> jax.Array:
     if block is None:
+        assert not isinstance(weights, Blocks)
         return _own(_ragged(_own(x, sizes), weights.astype(x.dtype), sizes, (1, 2 if back else 1)), sizes)
     given = _padded(x, block)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def step(total: jax.Array, start: jax.Array, there: jax.Array, expert: jax.Array) -> jax.Array:
-        read = jax.lax.dynamic_slice_in_dim(given, start, block)
-        weight = jax.lax.dynamic_index_in_dim(weights, expert, keepdims=False).astype(x.dtype)
+        read, weight = _expert_at(jax.lax.dynamic_slice_in_dim(given, start, block), weights, expert)
         found = jnp.matmul(read, weight.T if back else weight, preferred_element_type=wide)
         # Rows of the next expert are written again by its own block.
         return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(there, found, 0), start, 0)
 
     zeros = jnp.zeros((given.shape[0], weights.shape[-2 if back else -1]), wide)
     return _over_blocks(block, x.shape[0], sizes, step, zeros)[: x.shape[0]].astype(x.dtype)
+
+
+def _expert_at(read: jax.Array, weights: jax.Array | Blocks, expert: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Some rows, and the matrix of their expert in their dtype."""
+    own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, expert, keepdims=False), weights)
+    if not isinstance(own, Blocks):
+        return read, own.astype(read.dtype)
+    # Tied to the rows: a compiler would widen all experts at once, before the loop.
+    read, own = jax.lax.optimization_barrier((read, own))
+    return read, own.wide().astype(read.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks_product(block: int, x: jax.Array, weights: Blocks, sizes: jax.Array) -> jax.Array:
+    """``_product`` with experts that are only read."""
+    return _rows_times(block, x, weights, sizes, False)
+
+
+def _blocks_forth(block: int, x: jax.Array, weights: Blocks, sizes: jax.Array) -> tuple[jax.Array, tuple]:
+    return _blocks_product(block, x, weights, sizes), (weights, sizes)
+
+
+def _blocks_back(block: int, kept: tuple[Blocks, jax.Array], slopes: jax.Array) -> tuple:
+    weights, sizes = kept
+    return _rows_times(block, slopes, weights, sizes, True), None, None
+
+
+_blocks_product.defvjp(_blocks_forth, _blocks_back)
 
 
 def _kept(product: Any) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from rlax_llm.models.gguf_config import LONG_FACTORS, ROPE_FACTORS, gguf_shape
 from rlax_llm.models.gguf_file import GgufFile
 from rlax_llm.models.gguf_tokenizer import gguf_tokenizer
 from rlax_llm.models.huggingface import Parameters, stack_parameters
+from rlax_llm.models.narrow import EXPERTS
 from rlax_llm.models.shards import check_layers
 from rlax_llm.models.tokenizer import Tokenizer
 
@@ -84,14 +85,12 @@ def _parameters(file: GgufFile, own: Gguf, config: DecoderConfig, dtype: Any) ->
 
 def _parameters_in_blocks(file: GgufFile, own: Gguf, config: DecoderConfig, dtype: Any) -> Parameters:
     _check_tensors(file, own, config)
-    if config.experts is not None:
-        raise file.refuse("expert_count", config.experts.count, "none in blocks", "take nf4 of a dense model")
     shapes: Parameters = dict(config.parameter_shapes)
     matrices = shapes.pop("layers")
     fetch = partial(_leaf, file, own, config, dtype)
     layers: Parameters = {}
     for leaf in matrices:
-        if leaf in TARGETS:
+        if leaf in (*TARGETS, *EXPERTS):
             layers[leaf] = _leaf_in_blocks(file, own, config, leaf)
         else:
             layers[leaf] = np.stack([fetch(leaf, layer) for layer in range(config.num_layers)])
@@ -151,13 +150,15 @@ def _order(own: Gguf, config: DecoderConfig, leaf: str) -> np.ndarray | None:
 
 
 def _leaf_in_blocks(file: GgufFile, own: Gguf, config: DecoderConfig, leaf: str) -> Blocks:
-    """A matrix of all layers as the file keeps it."""
+    """A matrix of all layers, and of all experts, as the file keeps it."""
     shapes = config.parameter_shapes["layers"]
     names = [own.tensor(leaf, layer) for layer in range(config.num_layers)]
     outputs = sum(shapes[other][-1] for other in own.leaves_with(leaf))
+    *outer, into, _ = shapes[leaf]
     for name in names:
-        file.check_shape(name, (outputs, shapes[leaf][1]))
-    found = columns(_blocks(file, leaf, names), _rows(own, shapes, leaf))
+        file.check_shape(name, (*outer[1:], outputs, into))
+    found = jax.tree.map(lambda part: part.reshape(*outer, *part.shape[1:]), _blocks(file, leaf, names))
+    found = columns(found, _rows(own, shapes, leaf))
     if not all(np.isfinite(part).all() for part in jax.tree.leaves(found)):
         raise ValueError(f"{file.path}: {leaf} has scales that are not finite; download or convert the model again.")
     order = _order(own, config, leaf)
@@ -165,7 +166,7 @@ def _leaf_in_blocks(file: GgufFile, own: Gguf, config: DecoderConfig, leaf: str)
 
 
 def _blocks(file: GgufFile, leaf: str, names: Sequence[str]) -> Blocks:
-    """The blocks of some tensors, stacked."""
+    """The blocks of some tensors, stacked, those of their experts one after the other."""
     kinds = [file.tensors[name].tensor_type.name for name in names]
     if not set(kinds) <= KINDS.keys():
         wanted = f"one of {', '.join(KINDS)} in each layer"
@@ -176,7 +177,13 @@ def _blocks(file: GgufFile, leaf: str, names: Sequence[str]) -> Blocks:
             "the same numbers.",
             stacklevel=2,
         )
-    return stacked(alike([blocks_of(kind, file.tensors[name].data) for kind, name in zip(kinds, names)]))
+    each = [(kind, matrix) for kind, name in zip(kinds, names) for matrix in _matrices(file.tensors[name].data)]
+    return stacked(alike([blocks_of(kind, matrix) for kind, matrix in each]))
+
+
+def _matrices(data: np.ndarray) -> np.ndarray:
+    """A tensor's matrices: one, or each expert's."""
+    return data.reshape(-1, *data.shape[-2:])
 
 
 def _both(kinds: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from rlax_llm.models.blocks import Blocks
 _SIZE = 32  # weights of a block
 _HALF = 2  # bytes of a float16
 _ROWS_OF_SUPER = 8  # blocks of a superblock of 256
+_TWICE_E2M1 = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0)
 _SIGNED = tuple(map(float, range(-8, 8)))
 
 
@@ -126,6 +127,14 @@ def _q4_1(data: np.ndarray) -> Blocks:
     return Blocks(_transposed(codes), _halves(scales), _halves(lowest), bits=4, block=_SIZE)
 
 
+def _mxfp4(data: np.ndarray) -> Blocks:
+    """Twice the levels of E2M1, and half of a scale that is a power of 2; the one that is no number stays none."""
+    exponents, codes = _split(data, 1, _SIZE // 2)
+    powers = np.ldexp(np.float32(1), exponents[..., 0].astype(np.int32) - 128)
+    scales = np.where(exponents[..., 0] == 255, np.float32(np.nan), powers)
+    return Blocks(_transposed(codes), np.ascontiguousarray(scales.T), bits=4, block=_SIZE, levels=_TWICE_E2M1)
+
+
 def _q4_k(data: np.ndarray) -> Blocks:
     """Superblocks of eight blocks, whose scales and lowest numbers have 6 bits and share a float16."""
     own, lowest, packed, codes = _split(data, _HALF, _HALF, 12, 128)
@@ -201,5 +210,6 @@ KINDS: dict[str, Callable[[np.ndarray], Blocks]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
 }
 """What makes blocks of each kind of tensor, by the name that the ``gguf`` package gives it."""

@@ -22,12 +22,13 @@ from rlax_llm.models.blocks import (
     nf4,
     quantized_base,
 )
-from rlax_llm.models.config import DecoderConfig, Lora
+from rlax_llm.models.config import DecoderConfig, Experts, Lora
 from rlax_llm.models.decoder import hidden_states, init_decoder, logits
 from rlax_llm.models.lora import init_adapter, merge_adapter
-from rlax_llm.models.narrow import narrow_matrices, narrowed
+from rlax_llm.models.narrow import EXPERTS, narrow_matrices, narrowed
 
 CONFIG = DecoderConfig(31, 32, 48, 2, 4, 2, 8, biases=("q", "k", "v"))
+MIXTURE = replace(CONFIG, experts=Experts(4, 2, 16), lora=Lora(2, 4.0, ("q", "o")))
 RNG = np.random.default_rng(0)
 MAKE = {"int8": int8, "nf4": nf4}
 each = pytest.mark.parametrize("dtype", MAKE)
@@ -111,9 +112,12 @@ def test_the_slope_is_that_of_the_wide_matrix():
 
 
 @each
-def test_a_base_in_blocks_with_adapters_is_the_wide_base_with_them(dtype):
-    config = replace(CONFIG, lora=Lora(2, 4.0))
-    base = quantized_base(init_decoder(CONFIG, jax.random.key(0)), dtype)
+@pytest.mark.parametrize("name", ["dense", "experts"])
+def test_a_base_in_blocks_with_adapters_is_the_wide_base_with_them(dtype, name):
+    config = {"dense": replace(CONFIG, lora=Lora(2, 4.0)), "experts": MIXTURE}[name]
+    plain = replace(config, lora=None)
+    base = quantized_base(init_decoder(plain, jax.random.key(0)), dtype)
+    assert {isinstance(leaf, Blocks) for leaf_name, leaf in base["layers"].items() if leaf_name in EXPERTS} <= {True}
     wide = dequantized(base)
     assert is_quantized(base) and not is_quantized(wide)
     adapter = jax.tree.map(lambda x: x + 0.1, init_adapter(config, jax.random.key(1)))
@@ -129,8 +133,8 @@ def test_a_base_in_blocks_with_adapters_is_the_wide_base_with_them(dtype):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), slopes, wide_slopes)
     merged = merge_adapter(config, base, adapter)
     whole = logits(config, join_trees(adapter, base), tokens)
-    np.testing.assert_allclose(logits(CONFIG, merged, tokens), whole, rtol=0, atol=1e-4)
-    sampled = narrow_matrices(replace(CONFIG, sampler_dtype="int8"), base)
+    np.testing.assert_allclose(logits(plain, merged, tokens), whole, rtol=0, atol=1e-4)
+    sampled = narrow_matrices(replace(plain, sampler_dtype="int8"), base)
     assert sampled["layers"]["q"] is base["layers"]["q"]
 
 
@@ -155,11 +159,32 @@ def test_no_layer_stays_wide():
     assert small.argument_size_in_bytes < 0.2 * whole.argument_size_in_bytes
 
 
+@each
+def test_no_expert_but_one_is_wide(dtype):
+    """Of a program that goes forth and back through 32 experts: beside a layer's codes a few of them, never all."""
+    experts = Experts(32, 2, 128, False)
+    config = replace(MIXTURE, hidden_size=128, num_heads=8, head_dim=16, biases=(), experts=experts)
+    base = jax.eval_shape(lambda: init_decoder(replace(config, lora=None), jax.random.key(0)))
+    small = jax.eval_shape(lambda params: quantized_base(params, dtype), base)
+    adapter = jax.eval_shape(lambda: init_adapter(config, jax.random.key(1)))
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+    def loss(adapter, base, tokens):
+        return jnp.square(hidden_states(config, join_trees(adapter, base), tokens, tokens >= 0)).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(adapter, small, tokens).compile()
+    found = compiled.memory_analysis()
+    assert found is not None
+    of_layer = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([small["layers"][x] for x in EXPERTS])) / 2
+    )
+    assert found.temp_size_in_bytes < of_layer + 12 * 4 * 128 * 128
+    assert "f32[32,128,128]" not in str(compiled.as_text())
+
+
 def test_what_cannot_be_in_blocks_is_named():
     with pytest.raises(ValueError, match="a matrix has 5 inputs, wanted an even number; take int8"):
         nf4(jnp.ones((5, 2)))
     with pytest.raises(ValueError, match="dtype is 'int4', wanted int8 or nf4"):
         quantized_base({"layers": {}}, "int4")
-    with pytest.raises(ValueError, match="the layers have experts, which are not kept in blocks"):
-        quantized_base({"layers": {"router": jnp.ones((1, 4, 2))}}, "nf4")
     assert Blocks(jnp.ones((2, 3), jnp.int8), jnp.ones((1, 3)), block=2).wide().tolist() == [[1.0] * 3] * 2

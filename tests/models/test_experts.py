@@ -11,6 +11,7 @@ import pytest
 from scipy.special import softmax
 
 from rlax_llm.models import experts
+from rlax_llm.models.blocks import int8, nf4
 from rlax_llm.models.config import Clamped, DecoderConfig, Experts, Lora
 from rlax_llm.models.experts import (
     Biases,
@@ -146,6 +147,32 @@ def test_narrow_experts_are_off_by_at_most_half_a_step_of_each_weight():
     bound = by_taken_weights(jnp.abs(x), jnp.broadcast_to(small.scales / 2, weights.shape), sizes)
     off = jnp.abs(found - exact)
     assert bool((off <= bound + 1e-12).all()) and float(off.max()) > 0.01
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("blocks", [int8, nf4])
+@pytest.mark.parametrize("sizes", [[3, 0, 40, 1, 0, 9], [0, 0, 0, 0, 0, 70], [0] * 6])
+def test_experts_in_blocks_are_the_wide_ones_and_so_are_the_slopes_of_what_they_read(blocks, sizes):
+    x, sizes = jnp.asarray(drawn(70, 8)), jnp.array(sizes, jnp.int32)
+    weights = blocks(jnp.asarray(drawn(COUNT, 8, F)))
+    found, pull = jax.vjp(lambda x: sorted_product(x, weights, sizes), x)
+    wanted, wide_pull = jax.vjp(lambda x: by_taken_weights(x, weights.wide(), sizes), x)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10)
+    slope = jnp.asarray(drawn(70, F))
+    np.testing.assert_allclose(pull(slope)[0], wide_pull(slope)[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("blocks", [int8, nf4])
+def test_a_mixture_in_blocks_is_that_of_a_loop_over_its_numbers(blocks):
+    _, routed, _ = case(20, 2)
+    x = drawn(2, 20, 8)
+    weights = [blocks(jnp.asarray(drawn(*shape))) for shape in ((COUNT, 8, 6), (COUNT, 8, 6), (COUNT, 6, 8))]
+    found = mixture(jnp.asarray(x), routed, Weights(*weights), SILU)
+    wide = Weights(*(np.asarray(matrix.wide(), float) for matrix in weights))
+    np.testing.assert_allclose(found, literal(x, routed, wide), rtol=0, atol=1e-10)
+    # As seeds that are mapped over read it.
+    several = jax.vmap(lambda x: mixture(x, routed, Weights(*weights), SILU))(jnp.stack([jnp.asarray(x)] * 2))
+    np.testing.assert_allclose(several[1], found, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("machine")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from rlax_llm.models.blocks import Blocks, dequantized
-from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.decoder import logits
 from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.fields import told
@@ -221,6 +221,13 @@ def in_halves(codes: np.ndarray) -> np.ndarray:
     return each[..., ::2] | each[..., 1::2] << 4
 
 
+def experts_in_blocks(path, config) -> np.ndarray:
+    """The numbers of the experts' gates as blocks hold them."""
+    held = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+    each = [blocks_of("MXFP4", matrix) for layer in range(2) for matrix in held[f"blk.{layer}.ffn_gate_exps.weight"]]
+    return np.asarray(stacked(each).wide()).reshape(config.parameter_shapes["layers"]["expert_gate"])
+
+
 def test_experts_in_mxfp4_are_those_of_the_safetensors(tmp_path):
     """A gpt-oss in both kinds of files, of the same codes: one decoder, number for number."""
     config = DecoderConfig(**OSS)
@@ -245,8 +252,8 @@ def test_experts_in_mxfp4_are_those_of_the_safetensors(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
     tokens = np.array([tokenizer.encode("hi hi12<think>hi")], np.int32)
     np.testing.assert_array_equal(logits(config, params, tokens), logits(config, wanted, tokens))
-    with pytest.raises(ValueError, match="expert_count is 4, wanted none in blocks"):
-        read_gguf_blocks(path)
+    gate = experts_in_blocks(path, config)
+    np.testing.assert_array_equal(gate, params["layers"]["expert_gate"])
 
 
 def llama3_divisors(factor: float) -> np.ndarray:
@@ -467,6 +474,8 @@ def literal_blocks(kind: str) -> tuple[np.ndarray, np.ndarray]:
     two = kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
     for at in (0, 2) if two else (size - 2 if kind == "Q6_K" else 0,):
         data[..., at : at + 2] = rng.normal(size=(*data.shape[:2], 1)).astype(np.float16).view(np.uint8)
+    if kind == "MXFP4":
+        data[..., 0] = rng.integers(100, 140, data.shape[:2])
     data = data.reshape(5, -1)
     return data, dequantize(data, GGMLQuantizationType[kind]).T
 
@@ -474,7 +483,7 @@ def literal_blocks(kind: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("kind", "bits"),
     [("Q8_0", 8.5), ("Q4_0", 4.5), ("Q4_1", 5), ("Q4_K", 4.625), ("Q6_K", 8.5625)]
-    + [("Q5_0", 8.5), ("Q5_1", 9), ("Q5_K", 8.625)],
+    + [("Q5_0", 8.5), ("Q5_1", 9), ("Q5_K", 8.625), ("MXFP4", 5)],
 )
 def test_blocks_are_the_numbers_of_the_file(kind, bits):
     data, wanted = literal_blocks(kind)
@@ -511,6 +520,24 @@ def test_blocks_of_joined_and_of_reordered_matrices_are_put_back(tmp_path, archi
     assert replace(config, attention_scale=None) == LLAMA
     jax.tree.map(np.testing.assert_array_equal, dequantized(params), whole)
     assert isinstance(params["layers"]["k"], Blocks)
+
+
+def test_experts_keep_the_blocks_of_their_file(tmp_path):
+    """Mixtral's, of two kinds in different layers."""
+    config = replace(LLAMA, experts=Experts(4, 2, 64))
+
+    def extra(writer):
+        writer.add_expert_count(4)
+        writer.add_expert_used_count(2)
+
+    others = {"blk.0.ffn_down_exps.weight": "Q8_0", **{f"blk.{i}.ffn_gate_inp.weight": "F32" for i in (0, 1)}}
+    path = write(tmp_path / "m.gguf", config, kind="Q4_0", extra=extra, others=others)
+    with pytest.warns(UserWarning, match="the layers of expert_down are of Q4_0 and Q8_0"):
+        found, params, _ = read_gguf_blocks(path)
+    assert found.experts == config.experts
+    jax.tree.map(np.testing.assert_array_equal, dequantized(params), read_gguf(path)[1])
+    gate, down = (params["layers"][f"expert_{name}"] for name in ("gate", "down"))
+    assert (gate.bits, gate.shape, down.bits, down.shape) == (4, (2, 4, 32, 64), 8, (2, 4, 64, 32))
 
 
 def test_a_base_keeps_the_blocks_of_its_file(tmp_path):
