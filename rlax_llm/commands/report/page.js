@@ -76,7 +76,8 @@ function scale(values, from, to, logarithmic = false) {
   // What is beyond the scale, as an interval may be, is drawn at its edge.
   const share = (value) => (logarithmic && value <= 0 ? 0 : (bend(value) - bend(low)) / (bend(high) - bend(low)));
   const place = (value) => from + Math.max(0, Math.min(1, share(value))) * (to - from);
-  return { low, high, place, marks: (count) => (logarithmic ? powers(low, high) : ticks(low, high, count)) };
+  const whole = there.every(Number.isInteger);
+  return { low, high, place, whole, marks: (count) => (logarithmic ? powers(low, high) : ticks(low, high, count)) };
 }
 
 // Powers of ten, of many every so many-th; within one of them, marks as of a plain scale.
@@ -112,7 +113,9 @@ function area(one, other) {
 
 function frame(x, y) {
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  const [across, along] = [y.marks(5), x.marks(5)], step = (marks) => (marks.length > 1 ? marks[1] - marks[0] : Math.abs(marks[0]));
+  // Between two steps there is none: along whole numbers only these are marked.
+  const across = y.marks(5), along = x.marks(5).filter((mark) => !x.whole || Number.isInteger(mark));
+  const step = (marks) => (marks.length > 1 ? marks[1] - marks[0] : Math.abs(marks[0]));
   for (const mark of across) {
     const at = y.place(mark);
     svg.append(draw("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at }));
