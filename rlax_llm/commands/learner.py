@@ -172,10 +172,10 @@ class Learner(NamedTuple):
             return os.path.abspath(self.name) if Path(self.name).exists() else self.name
         base = base_directory(adapter)
         every = dequantized(self.frozen or {})
-        layers = params["layers"] | every["layers"]
-        whole = {leaf: value for leaf, value in (params | every).items() if leaf != "score"}
-        held = {leaf: layers[leaf] for leaf in self.config.parameter_shapes["layers"]}
-        write_model(base, self.shape, whole | {"layers": held}, self.tokenizer, self.origin)
+        shapes = self.config.parameter_shapes
+        layers = {leaf: (params["layers"] | every["layers"])[leaf] for leaf in shapes["layers"]}
+        whole = {leaf: value for leaf, value in {**params, **every}.items() if leaf in shapes}
+        write_model(base, self.shape, whole | {"layers": layers}, self.tokenizer, self.origin)
         return os.path.abspath(base)
 
 
@@ -194,7 +194,7 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = tuple(name.strip() for name in settings.lora_targets.split(","))
-    kind = settings.rslora, settings.dora, settings.lora_dropout
+    kind = settings.rslora, settings.dora, settings.lora_dropout, settings.lora_tokens or ()
     lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
     config = dataclasses.replace(model.config, lora=lora)
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)

@@ -117,7 +117,7 @@ def _model(settings: ModelSettings, seed: int) -> LanguageModel:
 
 def check_fits(command: str, settings: ModelSettings, limits: LimitSettings | None, model: LanguageModel) -> None:
     """Raise for settings beyond the model, before anything is sampled or trained: rows longer than its positions
-    reach, adapters wider than its matrices.
+    reach, adapters wider than its matrices, or of tokens that it has not.
 
     Args:
         command: that the message begins with.
@@ -140,6 +140,12 @@ def check_fits(command: str, settings: ModelSettings, limits: LimitSettings | No
         raise ValueError(
             f"{command}: lora_rank is {settings.lora_rank}, and model {settings.model} has no matrix wider than "
             f"{widest}; lower it."
+        )
+    tokens = settings.lora_tokens or () if isinstance(settings, TrainedModelSettings) else ()
+    if len(set(tokens)) < len(tokens) or not all(0 <= token < shape.vocab_size for token in tokens):
+        raise ValueError(
+            f"{command}: lora_tokens is {list(tokens)}, wanted different ids from 0 to {shape.vocab_size - 1} of model "
+            f"{settings.model}."
         )
 
 

@@ -46,6 +46,7 @@ OF_ADAPTERS: dict[str, Any] = {
     "dora": False,
     "lora_dropout": 0.0,
     "lora_save": None,
+    "lora_tokens": None,
 }
 """What settings of adapters are where there are none."""
 FILE_BLOCKS = "gguf"
@@ -110,6 +111,13 @@ class TrainedModelSettings(ModelSettings):
         "nothing",
         "NAMES",
     )
+    lora_tokens: tuple[int, ...] | None = option(
+        None,
+        "Tokens whose rows of the embedding are trained beside the adapters, PEFT's trainable_token_indices; of a tied "
+        "embedding they are the head's too.",
+        "none",
+        "TOKEN_ID",
+    )
     lora_dropout: float = option(
         0.0,
         "Share of its inputs that an adapter leaves out in a training step; of sft, dpo, kto and reward, whose rows no "
@@ -150,6 +158,8 @@ class TrainedModelSettings(ModelSettings):
         at_least(self, 0, "lora_rank", "router_aux_coef", "router_z_coef")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}, wanted at least 0 and below 1.")
+        if self.lora_tokens and "embed" in self.saved:
+            raise ValueError("lora_tokens is given with lora_save embed, which trains every row; leave one out.")
         if self.lora_rank:
             above_zero(self, "lora_alpha")
             return

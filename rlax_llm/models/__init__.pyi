@@ -46,6 +46,7 @@ from rlax_llm.models import sharding as sharding
 from rlax_llm.models import shards as shards
 from rlax_llm.models import slots as slots
 from rlax_llm.models import tensors as tensors
+from rlax_llm.models import token_rows as token_rows
 from rlax_llm.models import tokenizer as tokenizer
 from rlax_llm.models.actor_critic import ActorCritic as ActorCritic
 from rlax_llm.models.actor_critic import perceptron as perceptron

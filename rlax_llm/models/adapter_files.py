@@ -20,6 +20,8 @@ from rlax_llm.models.adapter_tensors import (
     Widths,
     family_of_tensors,
     module_name,
+    row_indices,
+    row_tensors,
     saved_modules,
     target_name,
     tensors_of,
@@ -100,8 +102,12 @@ def write_adapter(
             tensors |= tensors_of(module_name(family, widths, layer), update, layer)
     whole = whole_slots(config, family, adapter)
     tensors |= {PREFIX + name: tensor_of(adapter, slot) for name, slot in whole.items()}
+    tensors |= row_tensors(config, family, adapter)
     settings = _settings(lora, updates, family) | {_BASE: base_model_name}
-    settings |= {"modules_to_save": saved_modules(whole) or None}
+    settings |= {
+        "modules_to_save": saved_modules(whole) or None,
+        "trainable_token_indices": row_indices(config, family),
+    }
     settings |= {"task_type": "SEQ_CLS" if "score" in adapter else "CAUSAL_LM"}
     if config.tie_embeddings and "embed" in adapter and "score" not in adapter:
         settings |= {"ensure_weight_tying": True}
@@ -127,7 +133,7 @@ def _is_file(name: str) -> bool:
 
 
 def read_adapter(
-    directory: str | Path, config: DecoderConfig, dtype: Any = jnp.float32, base: Params | None = None
+    directory: str | Path, config: DecoderConfig, dtype: Any = jnp.float32
 ) -> tuple[DecoderConfig, Params]:
     """An adapter that PEFT or ``write_adapter`` wrote.
 
@@ -138,7 +144,6 @@ def read_adapter(
         directory: with ``adapter_config.json`` and ``adapter_model.safetensors``.
         config: of the base; its own ``lora`` does not matter.
         dtype: of the arrays given back.
-        base: the base's parameters, of which rows of the embedding are read where the adapter trained others of them.
 
     Returns:
         The config with the adapter's ``lora``, and the adapter: ``config.adapter_shapes``, ``score [D]`` where the file
@@ -158,7 +163,8 @@ def read_adapter(
         reading = Reading(settings, tensors, config, family_of_tensors(tensors), dtype)
         _check_names(file, reading)
         lora, updates = reading.updates()
-        held = reading.whole() | reading.whole_rows(base)
+        tokens, rows = reading.trained_rows()
+        held = reading.whole() | rows
     tied = reading.ties()
     if tied and "head" in held:  # the one table by its other name
         held.setdefault("embed", held.pop("head"))
@@ -166,8 +172,8 @@ def read_adapter(
     layers = held.pop("layers") | _leaves(updates)
     adapter = jax.tree.map(lambda x: jnp.asarray(x, dtype), held | {"layers": layers})
     # Trained apart over a base that ties them, head and embedding are two.
-    apart = config.tie_embeddings and not tied and bool({"embed", "head"} & held.keys())
-    return replace(config, lora=lora, tie_embeddings=config.tie_embeddings and not apart), adapter
+    apart = config.tie_embeddings and not tied and bool({"embed", "head", "head_rows"} & held.keys())
+    return replace(config, lora=replace(lora, **tokens), tie_embeddings=config.tie_embeddings and not apart), adapter
 
 
 def _leaves(updates: Mapping[str, Update]) -> Params:

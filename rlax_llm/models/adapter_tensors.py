@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.core.mesh import fetch
 from rlax_llm.models.adapter_parts import Update, joined, padded, parted
-from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
+from rlax_llm.models.config import ROWS_OF, TARGETS, DecoderConfig, Lora
 from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.family import Family
 from rlax_llm.models.fields import Fields
@@ -21,6 +20,7 @@ from rlax_llm.models.functional import Params
 from rlax_llm.models.lora import lora_of
 from rlax_llm.models.slots import Slot, of_experts, slots_of
 from rlax_llm.models.tensors import Tensor, check_tensor, read_finite
+from rlax_llm.models.token_rows import row_tokens
 
 PREFIX = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"
@@ -136,6 +136,30 @@ def _all_slots(config: DecoderConfig, family: Family) -> dict[str, Slot]:
     return {name: slot for name, slot in slots_of(shapes, family).items() if not of_experts(slot.leaves[0])}
 
 
+def row_tensors(config: DecoderConfig, family: Family, adapter: Params) -> dict[str, np.ndarray]:
+    """The tensors of an adapter's trained rows by their names in a file.
+
+    Args:
+        config: shapes, with the tokens in its ``lora``.
+        family: says the names.
+        adapter: with ``embed_rows`` and ``head_rows`` where there are any.
+    """
+    names = {leaf: family.tensor(leaf, None).removesuffix(".weight") for leaf in row_tokens(config)}
+    return {f"{PREFIX}{name}{_ROWS}": fetch(adapter[f"{leaf}_rows"]) for leaf, name in names.items()}
+
+
+def row_indices(config: DecoderConfig, family: Family) -> list[int] | dict[str, list[int]] | None:
+    """What ``trainable_token_indices`` says: ids of the embedding, or of each table by its name; None for none.
+
+    >>> row_indices(DecoderConfig(5, 4, 8, 1, 2, 1, 2, lora=Lora(1, 1.0, tokens=(3,))), FAMILIES["llama"])
+    [3]
+    """
+    tokens = row_tokens(config)
+    if tokens.keys() <= {"embed"}:
+        return list(tokens["embed"]) if tokens else None
+    return {family.tensor(leaf, None).split(".")[-2]: list(ids) for leaf, ids in tokens.items()}
+
+
 class Reading(NamedTuple):
     """A file of an adapter, as it is read.
 
@@ -246,23 +270,16 @@ class Reading(NamedTuple):
                     layers.setdefault(leaf, []).append(own)
         return top | {"layers": {leaf: np.stack(values) for leaf, values in layers.items()}}
 
-    def whole_rows(self, base: Params | None) -> Params:
-        """An embedding and a head of which some rows were trained, the others the base's.
+    def trained_rows(self) -> tuple[dict[str, tuple[int, ...]], Params]:
+        """The tokens whose rows of the embedding and of the head were trained, by field of ``Lora``; and the rows.
 
         Raises:
-            ValueError: without a base, or for ids that the vocabulary has not.
+            ValueError: for ids that the vocabulary has not.
         """
-        found: Params = {}
-        for leaf, name in self.rows.items():
-            if base is None:
-                raise ValueError(
-                    f"{self.settings.path}: trainable_token_indices are rows of the base's embedding, and base is "
-                    "None; give the base's parameters."
-                )
-            ids = self._ids(leaf)
-            table = jnp.asarray(base.get(leaf, base["embed"]), self.dtype)
-            found[leaf] = table.at[jnp.array(ids)].set(self._read(name, (len(ids), self.config.hidden_size)))
-        return found
+        tokens = {leaf: tuple(self._ids(leaf)) for leaf in self.rows}
+        width = self.config.hidden_size
+        rows = {f"{leaf}_rows": self._read(self.rows[leaf], (len(ids), width)) for leaf, ids in tokens.items()}
+        return {ROWS_OF[leaf]: ids for leaf, ids in tokens.items()}, rows
 
     def _ids(self, leaf: str) -> list[int]:
         """The tokens whose rows were trained."""

@@ -16,6 +16,8 @@ ATTENTIONS = ("auto", "blockwise", "splash", "cudnn")
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 NORMS = ("before", "after", "both")
 QK_NORMS = ("head", "width")
+ROWS_OF = {"embed": "tokens", "head": "head_tokens"}
+"""The field of ``Lora`` that says which rows of a table are trained."""
 _ORDER = ("attention_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down")
 
 
@@ -33,6 +35,9 @@ class Lora:
         dora: columns keep a length of their own, which is trained too (DoRA, arXiv 2402.09353).
         dropout: the share of its inputs that an adapter leaves out where a gradient is taken, p; from 0 to below 1. It
             is applied to rows with numbers for it (``models.dropout``), and so never to a sampler's or a reference's.
+        tokens: ids whose rows of the embedding are trained too, PEFT's ``trainable_token_indices``; of a tied one the
+            head's rows are the same.
+        head_tokens: the same of a head of its own.
 
     >>> Lora(8, 16.0).scale, Lora(16, 16.0, stabilized=True).scale
     (2.0, 4.0)
@@ -47,6 +52,8 @@ class Lora:
     stabilized: bool = False
     dora: bool = False
     dropout: float = 0.0
+    tokens: tuple[int, ...] = ()
+    head_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         at_least_one("Lora", rank=self.rank)
@@ -246,6 +253,7 @@ class DecoderConfig:
         self._check_words()
         self._check_layers()
         self._check_experts()
+        self._check_tokens()
         if self.head_dim % 2 or self.rotated_width % 2 or not 0 < self.rotated_width <= self.head_dim:
             name = "head_dim" if self.head_dim % 2 or self.rotary_dim is None else "rotary_dim"
             wanted = "an even number (rotary halves)" if name == "head_dim" else f"an even number up to {self.head_dim}"
@@ -299,6 +307,21 @@ class DecoderConfig:
                     f"DecoderConfig: {what} names {absent[0]!r}, and the layers have experts in place of it; name q, "
                     "k, v or o."
                 )
+
+    def _check_tokens(self) -> None:
+        if self.lora is None:
+            return
+        for field in ROWS_OF.values():
+            ids = getattr(self.lora, field)
+            if len(set(ids)) < len(ids) or not all(0 <= token < self.vocab_size for token in ids):
+                raise ValueError(
+                    f"DecoderConfig: lora_{field} is {list(ids)}, wanted different ids from 0 to {self.vocab_size - 1}."
+                )
+        if self.lora.head_tokens and self.tie_embeddings:
+            raise ValueError(
+                "DecoderConfig: lora_head_tokens is given and the head is the embedding; give lora_tokens, whose rows "
+                "are both."
+            )
 
     def _check_layers(self) -> None:
         if self.window is not None:
@@ -398,7 +421,7 @@ class DecoderConfig:
     def adapter_shapes(self) -> dict[str, Any]:
         """The adapter's tree: ``layers/q_lora_a [L, in, r]`` and ``layers/q_lora_b [L, r, out]`` for each target.
 
-        With DoRA ``layers/q_lora_m [L, out]`` too.
+        With DoRA ``layers/q_lora_m [L, out]`` too; with tokens ``embed_rows`` and ``head_rows [n, D]``.
         """
         rank, targets = (self.lora.rank, self.lora.targets) if self.lora else (0, ())
         layers: dict[str, tuple[int, ...]] = {}
@@ -406,4 +429,6 @@ class DecoderConfig:
             count, into, out = self.parameter_shapes["layers"][target]
             layers |= {f"{target}_lora_a": (count, into, rank), f"{target}_lora_b": (count, rank, out)}
             layers |= {f"{target}_lora_m": (count, out)} if self.lora and self.lora.dora else {}
-        return {"layers": layers}
+        tokens = {leaf: getattr(self.lora, field) for leaf, field in ROWS_OF.items()} if self.lora else {}
+        rows = {f"{leaf}_rows": (len(ids), self.hidden_size) for leaf, ids in tokens.items() if ids}
+        return {"layers": layers} | rows

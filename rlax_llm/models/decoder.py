@@ -50,6 +50,7 @@ from rlax_llm.models.functional import Params, pure_functions
 from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
 from rlax_llm.models.ropes import magnitude_of
 from rlax_llm.models.segments import EVERYTHING, Segment, Window, places_of, positions_of, reach_of, segment
+from rlax_llm.models.token_rows import read_rows, with_rows
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Window, jax.Array | None], tuple[jax.Array, Any]]
 """``(queries, keys, values, window, sinks) → (mixed values, what is carried)``."""
@@ -368,6 +369,7 @@ def embedding(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.A
     # Gathered over fsdp first, for all tokens together.
     table = jax.tree.map(lambda x: spread(x, TENSOR), params["embed"])
     taken = per_device(_lookup, (vocabulary, rows), rows)(table, tokens)
+    taken = read_rows(config, params, tokens, taken)
     taken = taken if config.compute_dtype is None else taken.astype(config.compute_dtype)
     return taken if config.embedding_scale == 1 else taken * jnp.asarray(config.embedding_scale, taken.dtype)
 
@@ -401,7 +403,7 @@ def predictions(config: DecoderConfig, params: Params, hidden: jax.Array) -> Pre
     (6, 4)
     """
     flat = to_vocabulary(config, hidden).reshape(-1, hidden.shape[-1])
-    return Predictions(flat, head(params), cap=config.logit_cap)
+    return Predictions(flat, head(with_rows(config, params)), cap=config.logit_cap)
 
 
 def vocabulary_logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
@@ -411,7 +413,7 @@ def vocabulary_logits(config: DecoderConfig, params: Params, hidden: jax.Array) 
     >>> vocabulary_logits(config, {"embed": jnp.ones((5, 4))}, jnp.ones((2, 4), jnp.bfloat16)).dtype.name
     'float32'
     """
-    table = head(params)
+    table = head(with_rows(config, params))
     hidden = to_vocabulary(config, hidden)
     if isinstance(table, Narrow):
         found = table_product(hidden, table)

@@ -283,7 +283,7 @@ def _over_base(directory: Path, dtype: Any, kind: _Kind, above: tuple[Path, ...]
         base = _load(name, dtype, _LANGUAGE if kind is _LANGUAGE else _BASE, above)
     except FileNotFoundError as error:
         raise missing_base(directory, error) from error
-    config, adapter = read_adapter(directory, base.config, base=base.params)
+    config, adapter = read_adapter(directory, base.config)
     if file_of(directory):
         base = base._replace(tokenizer=_read_tokenizer(directory, base.config.vocab_size))
     body = _language_body if kind is _LANGUAGE else _scalar_body

@@ -18,6 +18,7 @@ from rlax_llm.models.blocks import dequantized
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.dora import column_shares, lengths
 from rlax_llm.models.functional import Params
+from rlax_llm.models.token_rows import row_tokens, with_rows
 
 WHOLE = ("embed", "norm", "head")
 """What of a model an adapter may hold whole, beside leaves of the layers."""
@@ -32,13 +33,13 @@ def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32
         config: shapes, with its ``lora``.
         key: a typed PRNG key.
         dtype: of the adapter; float32 also over a bfloat16 base keeps small steps.
-        base: its parameters, whose columns' lengths DoRA begins with; else not read.
+        base: its parameters, whose columns' lengths DoRA begins with, and whose rows the tokens'; else not read.
 
     Returns:
         The nested dict of ``config.adapter_shapes``.
 
     Raises:
-        ValueError: ``config.lora`` is None, or is DoRA without a base.
+        ValueError: ``config.lora`` is None, or is DoRA or has tokens without a base.
 
     >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2, lora=Lora(3, 6.0, ("q",)))
     >>> {name: leaf.shape for name, leaf in init_adapter(config, jax.random.key(0))["layers"].items()}
@@ -46,8 +47,9 @@ def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32
     """
     layers = {}
     lora = lora_of("init_adapter", config)
-    if lora.dora and base is None:
-        raise ValueError("init_adapter: base is None and config.lora is DoRA, wanted the base's parameters; give them.")
+    if base is None and (lora.dora or row_tokens(config)):
+        what = "is DoRA" if lora.dora else "has tokens"
+        raise ValueError(f"init_adapter: base is None and config.lora {what}, wanted the base's parameters; give them.")
     for target, one in zip(lora.targets, jax.random.split(key, len(TARGETS)), strict=False):
         a, b = (config.adapter_shapes["layers"][f"{target}_lora_{side}"] for side in "ab")
         bound = a[1] ** -0.5
@@ -56,7 +58,14 @@ def init_adapter(config: DecoderConfig, key: jax.Array, dtype: Any = jnp.float32
         if lora.dora and base is not None:
             update = layers[f"{target}_lora_a"], layers[f"{target}_lora_b"]
             layers[f"{target}_lora_m"] = _lengths(base["layers"][target], update, lora.scale).astype(dtype)
-    return {"layers": layers}
+    return {"layers": layers} | _rows(config, base or {}, dtype)
+
+
+def _rows(config: DecoderConfig, base: Params, dtype: Any) -> Params:
+    """The base's own rows of the tokens of each table."""
+    tables = row_tokens(config)
+    taken = {leaf: base.get(leaf, base["embed"])[jnp.array(tokens)] for leaf, tokens in tables.items()}
+    return {f"{leaf}_rows": rows.astype(dtype) for leaf, rows in taken.items()}
 
 
 @jax.jit
@@ -84,7 +93,7 @@ def merge_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     """
     lora = lora_of("merge_adapter", config)
     check_adapter("merge_adapter", config, adapter)
-    model = join_trees(under_adapter(config, dequantized(params), adapter), adapter)
+    model = with_rows(config, join_trees(under_adapter(config, dequantized(params), adapter), adapter))
     layers = dict(model["layers"])
     for target in lora.targets:
         weight = layers[target]
@@ -193,8 +202,9 @@ def check_adapter(where: str, config: DecoderConfig, adapter: Params) -> None:
     whole = {name: shape for name, shape in model["layers"].items() if name in got}
     _check_leaves(where, "layers/", config.adapter_shapes["layers"] | whole, got)
     model |= {"head": model["embed"]}
-    held = {name: value for name, value in adapter.items() if name in WHOLE}
-    _check_leaves(where, "", {name: model[name] for name in held}, held)
+    rows = {name: shape for name, shape in config.adapter_shapes.items() if name != "layers"}
+    held = {name: value for name, value in adapter.items() if name in WHOLE or name.endswith("_rows")}
+    _check_leaves(where, "", {name: model[name] for name in held if name in WHOLE} | rows, held)
 
 
 def _check_leaves(where: str, inside: str, wanted: dict[str, tuple[int, ...]], got: Params) -> None:

@@ -16,6 +16,7 @@ from rlax_llm.core.mesh import AXES, devices_along
 from rlax_llm.core.platform import platform
 from rlax_llm.models.config import TARGETS, DecoderConfig
 from rlax_llm.models.functional import Params
+from rlax_llm.models.token_rows import with_rows
 
 LEVELS = 127  # int8 on both sides of 0
 SMALL = 2**16  # numbers of a matrix that is not worth a loop
@@ -182,8 +183,8 @@ def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
     """The matrices as a sampler reads them at every token: in ``config.sampler_dtype``, or as is computed in.
 
     As is computed in, the numbers that come out are the same: what is rounded here would be rounded at each use. Norms
-    and biases keep their dtype, and so do adapters and routers. Limiting cases: without either dtype
-    nothing changes, and what is narrow or in blocks stays as it is.
+    and biases keep their dtype, and so do adapters and routers; trained rows are put into their tables. Limiting cases:
+    without either dtype nothing changes, and what is narrow or in blocks stays as it is.
 
     Args:
         config: shapes.
@@ -194,6 +195,7 @@ def narrow_matrices(config: DecoderConfig, params: Params) -> Params:
     >>> found["embed"].dtype.name, found["norm"].dtype.name
     ('bfloat16', 'float32')
     """
+    params = with_rows(config, params)
     if config.compute_dtype is None and config.sampler_dtype is None:
         return params
 

@@ -152,6 +152,8 @@ FLAGS = [
     Row(("sft", "--lora-rank", "2", "--lora-save", "norm"), "names 'norm', which is unknown; did you mean 'norms'?"),
     Row(("sft", "--lora-rank", "2", "--lora-save", "head"), "this model's head is the embedding; name embed"),
     Row(("reward", "--lora-rank", "2", "--lora-save", "head"), "a model of scores has none"),
+    Row(("sft", "--lora-rank", "2", "--lora-tokens", "99"), "--lora-tokens is [99], wanted different ids from 0"),
+    Row(("sft", "--lora-rank", "2", "--lora-tokens", "3", "--lora-save", "embed"), "leave one out"),
     Row(("grpo", "--recipe", "gropo"), "'gropo'"),
     Row(("grpo", "--recipe", "trl:nothing"), "'trl:nothing'"),
     Row(("grpo", "--recipe", "gspo", "--ceiling", "2"), "ceiling"),

@@ -53,6 +53,7 @@ ABSENT = {
 ABSENT |= {"best", "max_hours", "mesh", "profile", "slots", "track"}
 ABSENT |= {"coordinator", "process_id", "processes"}
 ABSENT |= {"sampler_url", "sampler_reload", "sampler_directory", "step_reward", "step_reward_model"}
+ABSENT |= {"lora_save", "lora_tokens"}
 ABSENT |= {"router_aux_coef"}  # what the model's own config has stays as it is there
 
 

@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rlax_llm.cli.main import main
 from rlax_llm.commands.sft.run import DFT, paid_by, run_sft
 from rlax_llm.commands.sft.settings import SftSettings
+from rlax_llm.models.loading import load_model
 
-ADAPTERS = {"lora_rank": 2, "lora_dropout": 0.1}
+ADAPTERS = {"lora_rank": 2, "lora_dropout": 0.1, "lora_tokens": (5, 3)}
 CONFIG = SftSettings.of(steps=2, batch_size=4, max_new_tokens=6, eval_size=4, eval_every=1)
 
 
@@ -23,7 +25,10 @@ def test_shared_rows_have_the_loss_of_rows_apart(tmp_path):
     shared = run_sft(CONFIG.changed(data=data, packed_tokens=24, out=str(tmp_path / "shared"), **ADAPTERS))
     assert shared.metrics()[0]["held_out_loss"] == pytest.approx(apart[0]["held_out_loss"], rel=1e-5)
     assert shared.metrics()[-1]["held_out_loss"] < shared.metrics()[0]["held_out_loss"]
-    assert json.loads((shared.path / "model_adapter" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
+    written = json.loads((shared.path / "model_adapter" / "adapter_config.json").read_text())
+    assert (written["lora_dropout"], written["trainable_token_indices"]) == (0.1, [5, 3])
+    embedding, merged = (load_model(shared.path / name).params["embed"] for name in ("model_adapter", "model"))
+    np.testing.assert_array_equal(embedding, merged)
 
 
 def test_a_text_is_learned_whole_held_to_the_model_before(tmp_path):

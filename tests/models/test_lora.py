@@ -302,8 +302,8 @@ def test_a_decoder_says_which_leaves_of_the_adapter_are_amiss():
         both_paths(config, base)
     assert str(caught.value) == (
         "decoder: the layers lack ['q_lora_a', 'q_lora_b'] and have [] beside what a config with lora "
-        "Lora(rank=1, alpha=1.0, targets=('q',), stabilized=False, dora=False, dropout=0.0) wants; join the adapter, "
-        "or merge it and take lora out."
+        "Lora(rank=1, alpha=1.0, targets=('q',), stabilized=False, dora=False, dropout=0.0, tokens=(), head_tokens=()) "
+        "wants; join the adapter, or merge it and take lora out."
     )
     with pytest.raises(ValueError, match=r"lack \[\] and have \['q_lora_a', 'q_lora_b'\] beside .* lora None wants"):
         both_paths(BASES["llama"], join_trees(adapter, base))
@@ -421,19 +421,54 @@ def test_what_is_held_whole_takes_the_place_of_the_base_s(tmp_path, name, leaves
     jax.tree.map(np.testing.assert_array_equal, merged, plain | own)
 
 
-def test_rows_of_the_embedding_want_the_base(directory):
+def test_trained_rows_are_read_and_written_as_rows(directory):
     tensors = load_file(directory / "adapter_model.safetensors")
     name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
     save_file(tensors | {name: np.ones((2, 16), np.float32)}, directory / "adapter_model.safetensors")
     changed(directory, trainable_token_indices=[3, 1])
-    base = {"embed": jnp.zeros((V, 16))}
-    _, adapter = read_adapter(directory, BASES["llama"], base=base)
-    np.testing.assert_array_equal(np.flatnonzero(adapter["embed"].any(1)), [1, 3])
-    with pytest.raises(ValueError, match="are rows of the base's embedding, and base is None; give the base's"):
-        read_adapter(directory, BASES["llama"])
+    config, adapter = read_adapter(directory, BASES["llama"])
+    assert lora_of(config).tokens == (3, 1)
+    base = both(LLAMA, jnp.float32)[0]
+    merged = merge_adapter(config, base, adapter)["embed"]
+    np.testing.assert_array_equal(np.flatnonzero((merged != base["embed"]).any(1)), [1, 3])
+    write_adapter(directory, config, adapter, "owner/base")
+    assert load_file(directory / "adapter_model.safetensors").keys() == tensors.keys() | {name}
+    again, back = read_adapter(directory, BASES["llama"])
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, back, adapter)
     changed(directory, trainable_token_indices=[3, V])
     with pytest.raises(ValueError, match="wanted token ids from 0 to 12"):
-        read_adapter(directory, BASES["llama"], base=base)
+        read_adapter(directory, BASES["llama"])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("name", "tokens"), [("llama", {"tokens": (7, 2)}), ("qwen3", {"head_tokens": (4, 0, 9)})])
+def test_trained_rows_have_the_gradient_of_their_table(name, tokens):
+    """Of a tied embedding that of both its uses; at its start an adapter has the base's own rows."""
+    config = replace(CONFIGS[name], lora=replace(LORA, **tokens))
+    base, adapter = both(config)
+    rows_of, ids = ("embed", (7, 2)) if name == "llama" else ("head", (4, 0, 9))
+    started = init_adapter(config, jax.random.key(0), jnp.float64, base)[f"{rows_of}_rows"]
+    np.testing.assert_array_equal(started, base[rows_of][jnp.array(ids)])
+
+    @partial(jax.jit, static_argnums=0)
+    @partial(jax.value_and_grad, argnums=1)
+    def slopes(config, params, rest):
+        log_probs, entropy = group_log_probs(config, (GROUP, WIDTH), 0.9)(join_trees(params, rest), rows())
+        return jnp.sin(log_probs).sum() + entropy.sum()
+
+    value, found = slopes(config, adapter, base)
+    whole, full = slopes(replace(config, lora=None), merge_adapter(config, base, adapter), None)
+    np.testing.assert_allclose(value, whole, rtol=1e-12)
+    np.testing.assert_allclose(found[f"{rows_of}_rows"], full[rows_of][jnp.array(ids)], rtol=0, atol=1e-9)
+    assert np.abs(full[rows_of][jnp.array(ids)]).max() > 1e-4
+
+
+def test_rows_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"lora_tokens is \[13\], wanted different ids from 0 to 12\."):
+        replace(LLAMA, lora=replace(LORA, tokens=(V,)))
+    with pytest.raises(ValueError, match="lora_head_tokens is given and the head is the embedding; give lora_tokens"):
+        replace(LLAMA, lora=replace(LORA, head_tokens=(1,)))
 
 
 def literal_dora(x, weight, a, b, m, scale):

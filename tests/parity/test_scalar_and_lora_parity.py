@@ -24,7 +24,7 @@ from rlax_llm.models.decoder import logits, row_states, vocabulary_logits
 from rlax_llm.models.dropout import dropping, layer_seeds
 from rlax_llm.models.huggingface import read_config, read_parameters, write_model, write_scalar
 from rlax_llm.models.loading import LanguageModel, load_model, load_scalar
-from rlax_llm.models.lora import merge_adapter
+from rlax_llm.models.lora import merge_adapter, under_adapter
 from rlax_llm.models.scalar import drop_trailing, sequence_scores
 from rlax_llm.models.segments import positions_of
 from rlax_llm.models.tokenizer import Tokenizer
@@ -303,12 +303,15 @@ def test_what_peft_saves_whole_is_read_and_written(tmp_path, name, recwarn):
             if parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "adapter")
-    config, adapter = read_adapter(tmp_path / "adapter", base, base=params)
+    config, adapter = read_adapter(tmp_path / "adapter", base)
     merged = merge_adapter(config, params, adapter)
+    same_logits(theirs, config, join_trees(adapter, under_adapter(config, params, adapter)))
     same_logits(theirs, replace(config, lora=None), merged)
     write_adapter(tmp_path / "ours", config, adapter, str(tmp_path / "base"))
     back = peft_loaded(loaded(AutoModelForCausalLM, tmp_path / "base"), tmp_path / "ours", recwarn)
     same_logits(back, replace(config, lora=None), merged)
+    written, indices = back.peft_config["default"], fields.get("trainable_token_indices")
+    assert written.trainable_token_indices == indices
 
 
 def test_our_initial_adapter_is_drawn_as_peft_draws_its_own(tmp_path):

@@ -63,7 +63,7 @@ def load_teacher(path: str, settings: TrainedModelSettings, learner: Learner) ->
     """
     dtype = jnp.dtype(settings.dtype)
     if shares_base(path, settings, learner):
-        teacher = told_to_all(lambda: adapters_over(path, learner, learner.frozen))
+        teacher = told_to_all(lambda: adapters_over(path, learner))
         return teacher._replace(params=placed(teacher.params))
     loaded = told_to_all(lambda: load_model(path, dtype))
     check_same_vocabulary(learner.tokenizer, loaded.tokenizer, "teacher")
@@ -87,18 +87,17 @@ def shares_base(path: str, settings: TrainedModelSettings, learner: Learner) -> 
     return frozen and not settings.saved and _is_over(path, settings.model)
 
 
-def adapters_over(path: str, learner: Learner, base: Params | None) -> Teacher:
+def adapters_over(path: str, learner: Learner) -> Teacher:
     """A teacher that is adapters over the student's frozen base.
 
     Args:
         path: of their directory.
         learner: the student.
-        base: parameters of which rows of the embedding are read where the adapters have others.
 
     Raises:
         ValueError: for adapters that cannot be read.
     """
-    config, adapter = read_adapter(path, learner.shape, jnp.float32, base)
+    config, adapter = read_adapter(path, learner.shape)
     return Teacher(config, adapter, partial(_over, config))
 
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.commands.distill.teachers import STORED_TOKENS, Teacher, adapters_over, check_positions, shares_base
@@ -95,8 +94,7 @@ def abstract_teacher(settings: DistillSettings, learner: Learner) -> Teacher:
     if path is None or settings.teacher.is_stored:
         return Teacher(learner.config)
     if shares_base(path, settings.model, learner):
-        nothing = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), learner.frozen)
-        teacher = adapters_over(path, learner, nothing)
+        teacher = adapters_over(path, learner)
         return teacher._replace(params=jax.eval_shape(lambda: teacher.params))
     model = abstract_asked(path, settings.model)
     return Teacher(model.config, model.params)
