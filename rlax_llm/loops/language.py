@@ -130,23 +130,35 @@ def dated(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
     return groups._replace(completions=rows._replace(versions=versions))
 
 
+def ages(rows: Completions, version: jax.typing.ArrayLike) -> jax.Array:
+    """The updates that the policy has had since what drew each token; 0 where the policy did not choose.
+
+    Args:
+        rows: any; those without versions are of the newest policy.
+        version: updates that the policy has had.
+
+    Returns:
+        Of the shape of the tokens, float32.
+
+    >>> every = jnp.ones((2, 1), bool)
+    >>> ages(Completions(every, every, every, every, every[:, 0], versions=jnp.array([2, 3])), 5).tolist()
+    [[3.0], [2.0]]
+    """
+    if rows.versions is None:
+        return jnp.zeros(rows.tokens.shape, jnp.float32)
+    apart = jnp.asarray(version, jnp.int32) - rows.versions
+    by_token = apart if apart.ndim == rows.tokens.ndim else apart[..., None]
+    return jnp.where(rows.mask, by_token, 0).astype(jnp.float32)
+
+
 def aged(groups: Groups, version: jax.typing.ArrayLike) -> Groups:
-    """Groups with the ``staleness`` of each token: the updates that the policy has had since what drew it; else 0.
+    """Groups with their ``ages`` for ``staleness``.
 
     Args:
         groups: any.
         version: updates that the policy has had.
-
-    >>> every = jnp.ones((2, 1), bool)
-    >>> rows = Completions(every, every, every, every, every[:, 0], versions=jnp.array([2, 3]))
-    >>> aged(Groups(rows, jnp.ones((1, 2))), 5).staleness.tolist()
-    [[3.0], [2.0]]
     """
-    rows = dated(groups, version).completions
-    assert rows.versions is not None
-    apart = jnp.asarray(version, jnp.int32) - rows.versions
-    by_token = apart if apart.ndim == rows.tokens.ndim else apart[..., None]
-    return groups._replace(staleness=jnp.where(rows.mask, by_token, 0).astype(jnp.float32))
+    return groups._replace(staleness=ages(groups.completions, version))
 
 
 def by_group(groups: Groups) -> Groups:

@@ -167,7 +167,8 @@ class _Drawing(NamedTuple):
         """So many tokens further, under these parameters of this version."""
         matrices = for_sampling(self.config, params)
         rows = generate_further(self.config, matrices, flight.rows, flight.keys, self.request, budget)
-        versions = jnp.where(flight.rows.mask, flight.rows.versions, version)
+        before: Any = flight.rows.versions
+        versions = jnp.where(flight.rows.mask, before, version)
         return flight._replace(rows=rows._replace(versions=versions.astype(jnp.int32)))
 
 

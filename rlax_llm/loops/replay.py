@@ -15,7 +15,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.types import Groups, Metrics, Params
 from rlax_llm.loops.group import compared, informative_groups
-from rlax_llm.loops.language import Collector, aged, by_group, dated, in_rows, no_groups
+from rlax_llm.loops.language import Collector, ages, by_group, dated, in_rows, no_groups
 
 _OWN = 2**31 - 1  # folded into a step's key; smaller numbers may be those of the wrapped collector's rounds
 
@@ -129,14 +129,14 @@ def replayed(collector: Collector, size: int, share: float | jax.Array) -> Colle
         kept, there = remembered_places(informative, memory.there)
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), memory.groups, new)
         taken, left = (jax.tree.map(lambda x, at=at: x[at], both) for at in (given, kept))
-        metrics = metrics | _told(given < size, aged(taken, version))
+        metrics = metrics | _told(given < size, taken.completions.mask, ages(taken.completions, version))
         return Remembered(left, there, inner), in_rows(taken), metrics
 
     return Collector(init, collect)
 
 
-def _told(again: jax.Array, taken: Groups) -> Metrics:
+def _told(again: jax.Array, mask: jax.Array, staleness: jax.Array) -> Metrics:
     """Of the places that have a replayed group."""
-    there = taken.completions.mask & again[:, None, None]
-    ages = jnp.where(there, taken.staleness, 0.0)
-    return {"replay/share": again.mean(), "replay/age": ages.sum() / jnp.maximum(there.sum(), 1)}
+    there = mask & again[:, None, None]
+    old = jnp.where(there, staleness, 0.0)
+    return {"replay/share": again.mean(), "replay/age": old.sum() / jnp.maximum(there.sum(), 1)}
