@@ -46,7 +46,7 @@ LONG = {
     "test_control.py",
     "test_gguf.py",
     "test_model_loading.py",
-    "test_transformers.py",
+    "test_transformers_smollm2.py",
 }
 """Tests whose programs run for longer than they compile."""
 

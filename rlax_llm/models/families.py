@@ -394,7 +394,7 @@ FAMILIES = {
         (
             *_PLAIN,
             rope(),
-            always(biases=_QKV),
+            biases(qkv_bias=_QKV),
             _window_in_use(window(_every_other_below)),
             experts(shared="shared_expert_intermediate_size"),
         ),
@@ -402,6 +402,7 @@ FAMILIES = {
             "max_position_embeddings": 32_768,
             "num_key_value_heads": 16,
             "sliding_window": 4_096,
+            "qkv_bias": True,
             "num_experts_per_tok": 4,
             "moe_intermediate_size": 1_408,
             "shared_expert_intermediate_size": 5_632,

@@ -12,6 +12,7 @@ SHAPE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+    "rms_norm_eps": 0.01,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -29,7 +30,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6}}),
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
-MORE = {"beta_fast": 4.0, "truncate": False, "attention_factor": 1.5}
+MORE = {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False, "attention_factor": 1.5}
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 4.0, 8.0], "rope_theta": 1e4}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -43,10 +44,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, odd heads": ("Mistral", {"sliding_window": 7, "num_attention_heads": 6, "head_dim": 16}),
     "mistral, window": ("Mistral", {"sliding_window": 5}),
     "qwen2, some slide": ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-    "qwen2, yarn": (
-        "Qwen2",
-        {"rope_parameters": {**YARN, "beta_fast": 4.0, "truncate": False, "attention_factor": 1.5}},
-    ),
+    "qwen2, yarn": ("Qwen2", {"rope_parameters": YARN | MORE}),
     "qwen3, biases and a window": (
         "Qwen3",
         {
@@ -125,7 +123,10 @@ FAMILIES |= {
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral, window": ("Mixtral", {"num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": 4}),
     "qwen2 moe": ("Qwen2Moe", {**EIGHT, "shared_expert_intermediate_size": 16}),
-    "qwen2 moe, normalized": ("Qwen2Moe", {**EIGHT, "shared_expert_intermediate_size": 40, "norm_topk_prob": True}),
+    "qwen2 moe, normalized": (
+        "Qwen2Moe",
+        {**EIGHT, "shared_expert_intermediate_size": 40, "norm_topk_prob": True, "qkv_bias": False},
+    ),
     "qwen3 moe": ("Qwen3Moe", {**EIGHT, "head_dim": 8}),
     "qwen3 moe, normalized": ("Qwen3Moe", {**EIGHT, "norm_topk_prob": True, **BIASED, "num_experts_per_tok": 5}),
     "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 2}),
