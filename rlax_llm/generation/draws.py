@@ -49,7 +49,8 @@ def first_memory(request: Request, tokens: jax.Array, valid: jax.Array, vocabula
         vocabulary: V.
     """
     rows = tokens.shape[0] * request.group_size
-    states = tuple(jnp.zeros(rows, jnp.int32) for _ in request.automata)
+    # Of a state that it knows XLA works out the sets of all rows while it compiles, for seconds.
+    states = tuple(jax.lax.optimization_barrier(jnp.zeros(rows, jnp.int32)) for _ in request.automata)
     if request.penalties == NONE:
         return Memory(states=states)
     place = jnp.where(valid, tokens, vocabulary)  # what lies beyond is dropped

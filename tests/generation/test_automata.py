@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from functools import cache
 from itertools import product
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.generation.automata import Automaton, stop_automaton
+from rlax_llm.generation.draws import first_memory, sampled
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical
@@ -75,6 +77,20 @@ def completes(tokens: list[int], count: int, texts: list[str]) -> bool:
     """Whether a text ends within the last of so many tokens."""
     before, now = written(tokens[: count - 1]), written(tokens[:count])
     return any(text.encode() in now[max(len(before) - len(text.encode()) + 1, 0) :] for text in texts)
+
+
+def test_the_sets_of_first_tokens_are_not_worked_out_while_a_program_compiles():
+    automaton = Automaton([0, 1, 1, 0], [[0, -1], [1, 1]])
+    request = Request(Categorical(), (STOP,), 2, automata=(automaton,))
+
+    def first(tokens, keys, logits):
+        memory = first_memory(request, tokens, tokens >= 0, 4)
+        return sampled(request, jnp.zeros(2, jnp.int32), memory, keys, logits).kept
+
+    of = jnp.zeros((2, 1), jnp.int32), jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 4))
+    compiled = jax.jit(first).lower(*of).compile()
+    assert compiled(*of).tolist() == [[0b1001], [0b1001]]
+    assert not re.search(r"ROOT \S+ = u32\[2,1\]\S* (constant|broadcast)", compiled.as_text())
 
 
 def test_equal_tables_are_one_program():
