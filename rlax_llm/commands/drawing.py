@@ -59,13 +59,22 @@ def build_drawing(
         learner: the policy.
         generate: the engine's, one that calls tools, or a server's.
         weights: of the server; None takes the learner's own.
+
+    Raises:
+        ValueError: the sampler's choice of experts is asked for, of a model without any.
     """
+    if rollout.routed and learner.config.experts is None:
+        raise ValueError(
+            f"router_replay is given, and {learner.name} is no mixture of experts, whose choice a learner could take "
+            "over; leave it out."
+        )
     limit = settings.max_prompt_tokens
     sampling = Sampling(learner.sampled_shape, learner.tokenizer, limit, generate, rollout.slots, Widths(limit))
     sampling = sampling._replace(stops=settings.stops)
     vocabulary = learner.config.vocab_size
     request = build_request(settings, learner.tokenizer, vocabulary, settings.max_new_tokens, rollout.drawn_size)
     greedy = request._replace(sampler=build_greedy(settings, vocabulary), group_size=1)
+    request = request._replace(routed=rollout.routed)
     shape = dataclasses.replace(learner.sampled_shape, **rollout.formats)
 
     def own(params: Params, _: int, exact: bool) -> Params:

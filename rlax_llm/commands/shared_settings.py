@@ -342,6 +342,11 @@ class RolloutSettings(Part):
         """The number formats that completions to learn from are drawn in, where they are not the learner's."""
         return {}
 
+    @property
+    def routed(self) -> bool:
+        """Whether the learner sends tokens to the experts that the sampler chose."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSettings(Part):

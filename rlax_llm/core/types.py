@@ -38,6 +38,10 @@ class Completions(NamedTuple):
             ``[B, …]`` (see ``models.distilling``); None where there is no teacher, or it reads what stands there.
         dropout: ``[B]`` uint32, a number of each row that decides what adapters with a dropout leave out; None where
             they read everything, as all do but a gradient (see ``models.dropout``).
+        routed: ``[B, T, L·k]`` unsigned integers, of each token the experts of each layer that the sampler sent it to,
+            by their numbers plus 1, and 0 where nobody says. The policy sends its tokens there when its
+            log-probabilities are taken; any other model (a reference, a teacher) goes by its own router. None where the
+            policy does so too.
     """
 
     tokens: jax.Array
@@ -50,6 +54,7 @@ class Completions(NamedTuple):
     given: jax.Array | None = None
     teacher: Any = None
     dropout: jax.Array | None = None
+    routed: jax.Array | None = None
 
     @property
     def read(self) -> jax.Array:

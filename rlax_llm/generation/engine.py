@@ -9,7 +9,7 @@ who enters is decided between two calls of ``decode``, in ``rollout.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, columns_of, empty_cache, kept, last_columns, written
 from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
 from rlax_llm.generation.enough import Enough, too_few
-from rlax_llm.generation.reading import Stacked, read
+from rlax_llm.generation.reading import Stacked, read, read_sending
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import Draw, row_keys
 from rlax_llm.models.attention import attention
@@ -33,11 +33,11 @@ from rlax_llm.models.decoder import (
     embedding,
     kind_of,
     norm,
-    part_of_group,
     vocabulary_logits,
 )
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix, narrow_matrices
+from rlax_llm.models.routing import keeping, routes_of
 from rlax_llm.models.segments import (
     NOWHERE,
     PLAIN,
@@ -51,6 +51,7 @@ from rlax_llm.models.segments import (
     within,
 )
 from rlax_llm.models.sharding import laid, sampling_rules
+from rlax_llm.models.shared_prompts import part_of_group
 
 FIRST_ROOM = 64  # completion tokens; no cache is smaller
 
@@ -142,6 +143,8 @@ class Decoding(NamedTuple):
         rows: ``[B]`` int32, which completion of the generation a row is.
         step: scalar int32, draws so far.
         memory: of the rows' tokens, what decides on the next ones.
+        routed: ``[B, W + limit, L·k]``, where the tokens of prompt and completion were sent that were read so far, as
+            ``Completions.routed``; None where nobody asks.
     """
 
     cache: Cache
@@ -155,11 +158,31 @@ class Decoding(NamedTuple):
     rows: jax.Array
     step: jax.Array
     memory: Memory
+    routed: jax.Array | None = None
 
     @property
     def going(self) -> jax.Array:
         """``[B]`` bool: who draws a further token."""
         return self.alive & (self.lengths < self.limits)
+
+    def noting(self, config: DecoderConfig, sent: Sequence[Any], count: jax.Array | None = None) -> Decoding:
+        """With where the last drawn tokens were sent, and those that were read behind them.
+
+        Args:
+            config: shapes.
+            sent: of each layer ``[B, S, k]``, of ``routing.keeping``.
+            count: ``[B]``, how many of the tokens belong to the row, the others were guessed; None is the last drawn
+                one of rows that go on.
+        """
+        if self.routed is None:
+            return self
+        count = self.going if count is None else count
+        routes, columns = routes_of(config, jnp.stack(sent)), self.routed.shape[1]
+        ahead = jnp.arange(routes.shape[1])
+        at = columns - self.tokens.shape[1] + self.lengths[:, None] - 1 + ahead
+        at = jnp.where(ahead < count[:, None], at, columns)  # what lies beyond is dropped
+        put = jax.vmap(lambda row, at, values: row.at[at].set(values, mode="drop"))
+        return self._replace(routed=put(self.routed, at, routes))
 
 
 def unstack(params: Params) -> Params:
@@ -270,10 +293,20 @@ def prefill(
     Returns:
         The prompts' cache and the state of ``P · G`` rows after one draw.
     """
-    hidden, caches = read(config, params, tokens, valid)
+    send = keeping(config) if request.routed else None
+    hidden, caches, sent = read_sending(config, params, (tokens, valid), send)
     memory = first_memory(request, tokens, valid, config.vocab_size)
     state = after_first(config, params, request, hidden, (key, limits, memory), room)
+    state = state._replace(routed=_routed_prompts(config, request, sent, valid))
     return kept_prompts(config, request, caches, valid), state
+
+
+def _routed_prompts(config: DecoderConfig, request: Request, sent: Any, valid: jax.Array) -> jax.Array | None:
+    """Where the prompts of all rows were sent, with columns for their completions; None where nobody asks."""
+    if sent is None:
+        return None
+    routes = jnp.where(valid[..., None], routes_of(config, sent), 0)
+    return jnp.pad(jnp.repeat(routes, request.group_size, 0), ((0, 0), (0, request.max_new_tokens), (0, 0)))
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -417,8 +450,10 @@ def _places(prompt: Prefilled, state: Decoding, room: int) -> _Places:
     return _Places(own, before + last, (state.step - 1) % room)
 
 
-def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding) -> tuple[jax.Array, Cache]:
-    """Hidden state ``[B, D]`` after the last drawn token, and the cache with its keys and values.
+def forward_token(
+    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding
+) -> tuple[jax.Array, Decoding]:
+    """Hidden states ``[B, D]`` after the last drawn tokens, and the state with their keys and values.
 
     Args:
         config: shapes.
@@ -429,15 +464,24 @@ def forward_token(config: DecoderConfig, params: Params, prompt: Prefilled, stat
     apply = block(config)[1]
     columns = columns_of(state.cache)
     places = {room: _places(prompt, state, room) for room in dict.fromkeys(columns)}
-    token = jax.vmap(lambda row, at: row[at])(state.tokens, jnp.maximum(state.lengths - 1, 0))[:, None]
+    token = _last_tokens(state)
     positions = places[columns[0]].query.reshape(-1, 1)
     x = embedding(config, params, token)
-    caches = []
+    send = None if state.routed is None else keeping(config)
+    caches, sent = [], []
     for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
         attend = _attend_to_cache(config, prompt.segments(index), own, places[columns[index]])
-        x, cache, _ = apply(layer, x, positions, attend, kind_of(config, index))
+        x, cache, routes = apply(layer, x, positions, attend, kind_of(config, index), send)
         caches.append(cache)
-    return norm(config, params["norm"], x[:, 0]), tuple(caches)
+        sent.append(routes)
+    state = state._replace(cache=tuple(caches)).noting(config, sent)
+    return norm(config, params["norm"], x[:, 0]), state
+
+
+def _last_tokens(state: Decoding) -> jax.Array:
+    """``[B, 1]``, of each row the one that was drawn last."""
+    last = jnp.maximum(state.lengths - 1, 0)
+    return jax.vmap(lambda row, at: row[at])(state.tokens, last)[:, None]
 
 
 def attend_behind(
@@ -526,8 +570,8 @@ def decode(
     """
 
     def body(state: Decoding) -> Decoding:
-        hidden, cache = forward_token(config, params, prompt, state)
-        return _draw(config, params, hidden, state._replace(cache=cache), request)
+        hidden, state = forward_token(config, params, prompt, state)
+        return _draw(config, params, hidden, state, request)
 
     def goes_on(state: Decoding) -> jax.Array:
         wanted = (state.step < until) & (most_going(state) > fewest)
@@ -601,4 +645,5 @@ def completions(tokens: jax.Array, valid: jax.Array, state: Any, request: Reques
         log_probs=beside(jnp.zeros(tokens.shape), state.log_probs),
         truncated=state.alive,
         kept=None if state.kept is None else sets(state.kept),
+        routed=state.routed,
     )

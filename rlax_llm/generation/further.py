@@ -17,7 +17,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import whole
 from rlax_llm.generation.engine import Decoding, Prefilled, completions, decode, prefill, unrolled
 from rlax_llm.generation.partial import behind_tokens
-from rlax_llm.generation.request import Request, check_request
+from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.slots import Drawn, behind_others
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
@@ -94,6 +94,7 @@ def generate_further(
     checks.at_least_one("generate_further", most=most)
     limit, width = request.max_new_tokens, _width(begun, request)
     check_request(config, width, request)
+    refuse_routed("generate_further", request, "completions that go on under other parameters")
     alone, own = request._replace(group_size=1), _drawn(begun, width)
     read = _read_whole(config, params, begun, keys, alone)
     prompt, state = behind_tokens(config, *read, begun.tokens[:, :width], own, alone)

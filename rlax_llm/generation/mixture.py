@@ -30,7 +30,7 @@ from rlax_llm.generation.engine import (
     unrolled,
 )
 from rlax_llm.generation.reading import read
-from rlax_llm.generation.request import Request, check_request
+from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import vocabulary_logits
@@ -91,6 +91,7 @@ def generate_mixed(
     """
     checks.not_negative("generate_mixed", share=share, **{"1 − share": 1 - share})
     check_request(config, prompts[0].shape[1], request)
+    refuse_routed("generate_mixed", request, "completions of two models")
     prompts, request = shared_out(prompts, request)
     state = _decoded(config, models, prompts, key, request, jnp.asarray(share, jnp.float32))
     return completions(*prompts, state, request)
@@ -123,7 +124,7 @@ def _decoded(
             for params, prompt, cache in zip(models, prefilled, caches, strict=True)
         ]
         hiddens, (own, other) = zip(*found, strict=True)
-        return _Mixing(draw(mixing.state._replace(cache=own), hiddens), other)
+        return _Mixing(draw(own, hiddens), other.cache)
 
     first = _Mixing(draw(state, tuple(jnp.repeat(x, request.group_size, axis=0) for x in hiddens)), state.cache)
     return jax.lax.while_loop(lambda mixing: mixing.state.going.any(), body, first).state

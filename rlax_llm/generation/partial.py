@@ -20,7 +20,7 @@ from rlax_llm.generation.cache import last_columns, over_columns, whole
 from rlax_llm.generation.draws import Memory, first_memory, remember
 from rlax_llm.generation.engine import Decoding, Prefilled, lanes, prefill, shared_out
 from rlax_llm.generation.enough import Enough, too_few
-from rlax_llm.generation.request import Request, check_request
+from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.rollout import Generation, Listener, Prompts, unheard
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.generation.slots import Drawn, Progress, progress
@@ -113,6 +113,7 @@ def _check(config: DecoderConfig, begun: Completions, request: Request, enough: 
     if not 0 <= enough <= groups:
         raise ValueError(f"generate_partly: enough is {enough}, wanted a number of groups from 0 to {groups}.")
     check_request(config, width, request)
+    refuse_routed("generate_partly", request, "completions that go on under other parameters")
     return groups
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, Kind, block, causal, embedding, kinds, layer_scan, norm
 from rlax_llm.models.forms import grouped_attention
 from rlax_llm.models.functional import Params
+from rlax_llm.models.routing import Send
 from rlax_llm.models.segments import NOWHERE, Segment, Window, positions_of, reach_of, segment
 
 AT_ONCE = 2**16  # tokens on each device that are read together
@@ -82,30 +84,57 @@ def read(
     Returns:
         ``[P, D]`` after the last norm, and ``Stacked``.
     """
-    parts = parts_of(*tokens.shape)
+    return read_sending(config, params, (tokens, valid), None, before)[:2]
+
+
+def read_sending(
+    config: DecoderConfig,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    send: Send | None,
+    before: Stacked | None = None,
+) -> tuple[jax.Array, Stacked, Any]:
+    """``read``, and what ``send`` carries of each token, ``[L, P, W, …]``.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
+        send: where tokens of a mixture go; None goes by the router, and carries nothing.
+        before: as ``read``'s.
+    """
+    parts = parts_of(*prompts[0].shape)
     if parts == 1 and before is None:
-        x, caches = _at_once(config, params, tokens, valid)
+        x, caches, sent = _at_once(config, params, prompts, send)
     else:
-        x, caches = _in_parts(config, params, (tokens, valid), before, parts)
-    return norm(config, params["norm"], x), caches
+        x, caches, sent = _in_parts(config, params, prompts, before, parts, send)
+    return norm(config, params["norm"], x), caches, sent
 
 
-def _at_once(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, Stacked]:
+def _at_once(
+    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], send: Send | None
+) -> tuple[jax.Array, Stacked, Any]:
+    tokens, valid = prompts
     apply = block(config)[1]
     positions = positions_of(valid)
     attend = causal(config, valid)
 
-    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, Stacked]:
-        x, held, _ = apply(layer, x, positions, attend, kind)
-        return x, held
+    def step(x: jax.Array, layer: Params, kind: Kind | None) -> tuple[jax.Array, tuple[Stacked, Any]]:
+        x, held, sent = apply(layer, x, positions, attend, kind, send)
+        return x, (held, sent)
 
-    x, caches = layer_scan(config, params, step, embedding(config, params, tokens), False)
-    return x[:, -1], caches
+    x, (caches, sent) = layer_scan(config, params, step, embedding(config, params, tokens), False)
+    return x[:, -1], caches, sent
 
 
 def _in_parts(
-    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], before: Stacked | None, parts: int
-) -> tuple[jax.Array, Stacked]:
+    config: DecoderConfig,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    before: Stacked | None,
+    parts: int,
+    send: Send | None,
+) -> tuple[jax.Array, Stacked, Any]:
     """Some columns after the others: each layer's keys and values fill up, part by part."""
     tokens, valid = prompts
     count, columns = tokens.shape
@@ -113,17 +142,23 @@ def _in_parts(
     begin = 0 if before is None else before[0].shape[-1]
     places = jnp.where(valid, begin + positions_of(valid), NOWHERE)
 
-    def part(held: Stacked, start: jax.Array) -> tuple[Stacked, jax.Array]:
+    def part(held: Stacked, start: jax.Array) -> tuple[Stacked, tuple[jax.Array, Any]]:
         own = tuple(jax.lax.dynamic_slice_in_dim(x, start, size, 1) for x in (tokens, places))
         known = jnp.where(jnp.arange(columns) < start, places, NOWHERE)
-        last, held = _columns(config, params, (own[0], own[1]), held, known, before, start)
-        return held, last
+        last, held, sent = _columns(config, params, (own[0], own[1]), held, known, before, start, send)
+        return held, (last, sent)
 
     depth, heads, dim = config.num_layers, config.num_kv_heads, config.head_dim
     dtype = jax.eval_shape(partial(embedding, config), params, tokens).dtype
     empty = jnp.zeros((depth, count, heads, dim, columns), dtype), jnp.zeros((depth, count, heads, columns, dim), dtype)
-    held, last = jax.lax.scan(part, empty, jnp.arange(parts) * size)
-    return last[-1], held
+    held, (last, sent) = jax.lax.scan(part, empty, jnp.arange(parts) * size)
+    return last[-1], held, jax.tree.map(_side_by_side, sent)
+
+
+def _side_by_side(parts: jax.Array) -> jax.Array:
+    """Of all columns ``[L, P, W, …]`` what some have after the others, ``[parts, L, P, W / parts, …]``."""
+    by_prompt = jnp.moveaxis(parts, 0, 2)
+    return by_prompt.reshape(*by_prompt.shape[:2], -1, *by_prompt.shape[4:])
 
 
 def extend(
@@ -164,7 +199,7 @@ def extend(
     begin = 0 if before is None else before[0].shape[-1]
     places = jnp.where(valid, begin + positions_of(valid), NOWHERE)
     own = tokens[:, start:], jnp.where(known, NOWHERE, places)[:, start:]
-    x, held = _columns(config, params, own, held, jnp.where(known, places, NOWHERE), before, start)
+    x, held, _ = _columns(config, params, own, held, jnp.where(known, places, NOWHERE), before, start)
     return norm(config, params["norm"], x), held
 
 
@@ -176,8 +211,10 @@ def _columns(
     known: jax.Array,
     before: Stacked | None,
     start: jax.Array | int,
-) -> tuple[jax.Array, Stacked]:
-    """The last state of tokens at places ``[P, n]``, in the columns from ``start`` on, and what is held with them.
+    send: Send | None = None,
+) -> tuple[jax.Array, Stacked, Any]:
+    """The last state of tokens at places ``[P, n]``, in the columns from ``start`` on, what is held with them, and what
+    ``send`` carries.
 
     They read what is held at places ``known [P, W]``. Where they are none, columns stay as they are.
     """
@@ -189,16 +226,16 @@ def _columns(
         old = jax.lax.dynamic_slice_in_dim(x, start, new.shape[time], time)
         return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(there, new, old), start, time)
 
-    def layer(x: jax.Array, of: tuple) -> tuple[jax.Array, Stacked]:
+    def layer(x: jax.Array, of: tuple) -> tuple[jax.Array, tuple[Stacked, Any]]:
         weights, kind, keys, values, *common = of
         attend = _behind(config, tuple(common), Segment(keys, values, known), places)
-        x, (new_keys, new_values), _ = apply(weights, x, jnp.maximum(places, 0), attend, kind)
+        x, (new_keys, new_values), sent = apply(weights, x, jnp.maximum(places, 0), attend, kind, send)
         keys = put(keys, new_keys, there[:, None, None], -1)
-        return x, (keys, put(values, new_values, there[:, None, :, None], -2))
+        return x, ((keys, put(values, new_values, there[:, None, :, None], -2)), sent)
 
     of = (params["layers"], kinds(config), *held, *(before or ()))
-    x, held = jax.lax.scan(layer, embedding(config, params, tokens), of)
-    return x[:, -1], held
+    x, (held, sent) = jax.lax.scan(layer, embedding(config, params, tokens), of)
+    return x[:, -1], held, sent
 
 
 def _behind(config: DecoderConfig, common: tuple[jax.Array, ...], held: Segment, places: jax.Array) -> Attend:

@@ -27,6 +27,7 @@ class Request(NamedTuple):
         automata: that read the completion: stop texts end it, patterns say what may be drawn.
         speculation: whether tokens are guessed, which changes no distribution; None is not.
         keeps: columns of keys that each layer keeps: ``windowed``, or ``whole``; they change no distribution either.
+        routed: whether completions say which experts their tokens were sent to, for a learner to send them there too.
     """
 
     sampler: Sampler
@@ -38,6 +39,7 @@ class Request(NamedTuple):
     automata: tuple[Automaton, ...] = ()
     speculation: Speculation | None = None
     keeps: Columns = windowed
+    routed: bool = False
 
     @property
     def filler(self) -> int:
@@ -55,8 +57,8 @@ def check_request(config: DecoderConfig, width: int, request: Request) -> None:
 
     Raises:
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion; for stop ids or automata of another vocabulary, and penalties that the sampler does not
-            take.
+            longest completion; for stop ids or automata of another vocabulary, penalties that the sampler does not
+            take, and experts that the model does not have.
     """
     limit = request.max_new_tokens
     least = request.min_new_tokens
@@ -78,8 +80,34 @@ def check_request(config: DecoderConfig, width: int, request: Request) -> None:
         raise ValueError(
             f"generate: speculation has drafts {request.speculation.drafts}, wanted at least 1; None guesses nothing."
         )
+    if request.routed and config.experts is None:
+        raise ValueError("generate: routed is asked for, and the model has no experts to tell of; leave it out.")
     _check_automata(config.vocab_size, request)
     _check_penalties(request)
+
+
+def refuse_routed(where: str, request: Request, completions: str) -> None:
+    """Raise where the experts of tokens are asked for and not kept.
+
+    Args:
+        where: who does not keep them.
+        request: what is asked.
+        completions: what they would be of, for the message.
+
+    Raises:
+        ValueError: they are asked for.
+
+    >>> from rlax_llm.generation.sampling import greedy
+    >>> refuse_routed("with_tools", Request(greedy, (0,), 5, routed=True), "completions of several turns")
+    Traceback (most recent call last):
+    ValueError: with_tools: routed is asked for, and completions of several turns do not say which experts their tokens
+    were sent to; leave one out.
+    """
+    if request.routed:
+        raise ValueError(
+            f"{where}: routed is asked for, and {completions} do not say which experts their tokens were sent to; "
+            "leave one out."
+        )
 
 
 def _check_automata(vocabulary: int, request: Request) -> None:

@@ -302,8 +302,11 @@ class Generation:
         return found, jnp.asarray(np.where(rows < self.count * size, rows, -1), jnp.int32)
 
     def _read_common(self) -> tuple[Stacked, int] | None:
-        """What all prompts begin with where that is worth while, and the columns that hold the rest."""
-        if devices_along(*AXES) > 1:
+        """What all prompts begin with where that is worth while, and the columns that hold the rest.
+
+        Where each prompt is to say which experts its tokens were sent to, each is read whole.
+        """
+        if devices_along(*AXES) > 1 or self.request.routed:
             return None
         tokens, valid = (np.asarray(x) for x in self.prompts)
         count = common_tokens(tokens, valid)

@@ -19,7 +19,7 @@ import numpy as np
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.processes import done_by_all, is_first
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.request import Request, check_request
+from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy, row_keys
 from rlax_llm.generation.server import Server
 from rlax_llm.models.config import DecoderConfig
@@ -237,6 +237,7 @@ def sampling_fields(request: Request) -> dict[str, Any]:
     ValueError: a foreign sampler cannot have top_p: its server does not say what that left to draw from, and the
     learner could not recompute the log-probabilities; leave it out.
     """
+    refuse_routed("a foreign sampler", request, "a server's completions")
     plain = Request(request.sampler, request.stop_ids, request.max_new_tokens, request.group_size)
     # How many tokens a pass draws is the server's own affair: it changes none.
     _refuse(request._replace(speculation=None), plain)

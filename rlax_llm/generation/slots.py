@@ -178,6 +178,7 @@ class Drawn(NamedTuple):
         kept: ``[N, limit, ceil(V/32)]`` uint32, or None.
         alive: ``[N]`` bool, no stop token was drawn.
         lengths: ``[N]`` int32.
+        routed: ``[N, W + limit, L·k]``, of prompts too, or None.
     """
 
     tokens: jax.Array
@@ -185,11 +186,12 @@ class Drawn(NamedTuple):
     kept: jax.Array | None
     alive: jax.Array
     lengths: jax.Array
+    routed: jax.Array | None = None
 
 
 def drawn_of(state: Decoding) -> Drawn:
     """What the rows of a state have drawn, in its order."""
-    return Drawn(state.tokens, state.log_probs, state.kept, state.alive, state.lengths)
+    return Drawn(state.tokens, state.log_probs, state.kept, state.alive, state.lengths, state.routed)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, block, embedding, kind_of, norm, vocabulary_logits
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix
+from rlax_llm.models.routing import keeping
 from rlax_llm.models.segments import NOWHERE, PLAIN, Reach, Segment, Window, reach_of, segment, within
 
 ORDER = 4  # tokens, at most, that the place where a guess is read from has in common with the end of the text
@@ -158,18 +159,22 @@ def _read(prompt: Prefilled, state: Decoding, drafts: jax.Array) -> _Read:
 
 
 def _forward(
-    config: DecoderConfig, params: Params, prompt: Prefilled, cache: Cache, read: _Read
-) -> tuple[jax.Array, Cache]:
-    """Hidden states ``[B, S, D]`` after the tokens, and the cache with their keys and values."""
+    config: DecoderConfig, params: Params, prompt: Prefilled, state: Decoding, read: _Read
+) -> tuple[jax.Array, Cache, list[Any]]:
+    """Hidden states ``[B, S, D]`` after the tokens, the cache with their keys and values, and where each layer sent
+    them.
+    """
     apply = block(config)[1]
+    send = None if state.routed is None else keeping(config)
     x = embedding(config, params, read.tokens)
     positions = read.reach.places.reshape(read.tokens.shape)
-    caches = []
-    for index, (layer, own) in enumerate(zip(params["layers"], cache, strict=True)):
+    caches, sent = [], []
+    for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
         attend = _attend(config, prompt.segments(index), own, read)
-        x, grown, _ = apply(layer, x, positions, attend, kind_of(config, index))
+        x, grown, routes = apply(layer, x, positions, attend, kind_of(config, index), send)
         caches.append(grown)
-    return norm(config, params["norm"], x), tuple(caches)
+        sent.append(routes)
+    return norm(config, params["norm"], x), tuple(caches), sent
 
 
 def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], read: _Read) -> Attend:
@@ -281,11 +286,13 @@ def speculate(
         state = now.state
         text = text_of(prompts, state, request.group_size)
         guessed = jax.vmap(partial(guesses, drafts=drafts))(*text)
-        hidden, cache = _forward(config, params, prompt, state.cache, _read(prompt, state, guessed))
+        hidden, cache, sent = _forward(config, params, prompt, state, _read(prompt, state, guessed))
         further = _drawn(request, state._replace(cache=cache), vocabulary_logits(config, params, hidden), guessed)
-        drawn, rows = (further.lengths - state.lengths).sum(), state.going.sum()
+        own = further.lengths - state.lengths
+        drawn, rows = own.sum(), state.going.sum()
         pace = MEMORY * now.pace + (1 - MEMORY) * drawn / rows
-        return _Paced(further._replace(step=state.step + 1), pace, now.guessed + drawn - rows)
+        further = further._replace(step=state.step + 1, routed=state.noting(config, sent, own).routed)
+        return _Paced(further, pace, now.guessed + drawn - rows)
 
     def goes_on(now: _Paced) -> jax.Array:
         state = now.state

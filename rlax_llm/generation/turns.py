@@ -25,7 +25,7 @@ from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.histories import History, KeysHeld, Later, ReadAgain, holds
 from rlax_llm.generation.prompts import pad_prompts
-from rlax_llm.generation.request import Request
+from rlax_llm.generation.request import Request, refuse_routed
 from rlax_llm.generation.rollout import generate, listener
 from rlax_llm.generation.sampling import row_keys
 from rlax_llm.models.config import DecoderConfig
@@ -371,6 +371,7 @@ def _refuse(limits: Any | None, request: Request) -> None:
         raise ValueError("with_tools: a pattern is one of completions without calls and answers; leave one out.")
     if limits is not None:
         raise ValueError("with_tools: limits are of completions without tools; lower max_new_tokens instead.")
+    refuse_routed("with_tools", request, "completions of several turns")
 
 
 def _without_doubtful_guesses(request: Request) -> Request:

@@ -49,6 +49,8 @@ class Routers(NamedTuple):
         sent = shares.sent.mean(0) if self.sent is None else self.sent
         aux, z = balance_loss(sent, shares.probabilities.mean(0)), shares.squares.sum() / layers
         told = {"router/aux_loss": aux, "router/z_loss": z, "router/entropy": shares.entropies.sum() / layers}
+        if shares.mismatch is not None:
+            told["router/mismatch"] = shares.mismatch.sum() / layers
         cost = routing.balance.aux_coef * aux + routing.balance.z_coef * z
         return arrays, cost, jax.lax.stop_gradient(told | {_SENT: shares.sent})
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.mesh import ROWS, devices_along, spread
 from rlax_llm.core.types import Completions, Metrics, Params
-from rlax_llm.models.scoring import ByLength, LogProbs
+from rlax_llm.models.scoring import ByLength
 
 
 class Order(NamedTuple):
@@ -197,7 +197,8 @@ def fixed_log_probs(
 ) -> jax.Array:
     """Log-probabilities of completions without a gradient, one micro-batch in memory at a time: a reference's.
 
-    Adapters read all of their inputs, whatever ``completions.dropout``.
+    Adapters read all of their inputs, whatever ``completions.dropout``, and tokens are sent to the experts that the
+    model would choose itself, wherever the policy sent them (``completions.routed``).
 
     Args:
         log_probs: ``(params, completions) → (log_probs, …)``, each ``[B, T]``, nats; the first is taken.
@@ -208,16 +209,20 @@ def fixed_log_probs(
     Returns:
         ``[B, T]``, nats.
     """
-    return _fixed(lambda rows: log_probs(params, rows)[:1], widths_of(log_probs), completions, micro_batches)[0]
+    alone = completions._replace(routed=None)
+    return _fixed(lambda rows: log_probs(params, rows)[:1], widths_of(log_probs), alone, micro_batches)[0]
 
 
 def fixed_scores(
-    log_probs: LogProbs, params: Params, completions: Completions, micro_batches: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """``fixed_log_probs``, and the entropies beside them.
+    log_probs: Callable[[Params, Completions], tuple[jax.Array, ...]],
+    params: Params,
+    completions: Completions,
+    micro_batches: int = 1,
+) -> list[jax.Array]:
+    """``fixed_log_probs`` of the policy itself, through the experts that its sampler chose, and the entropies.
 
     Args:
-        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats.
+        log_probs: ``(params, completions) → (log_probs, entropy, …)``, both ``[B, T]``, nats; two at most are taken.
         params: what ``log_probs`` reads, whole.
         completions: ``[B, T]``.
         micro_batches: divides the number of rows.
@@ -225,8 +230,7 @@ def fixed_scores(
     Returns:
         ``[B, T]`` each, nats.
     """
-    found = _fixed(lambda rows: log_probs(params, rows)[:2], widths_of(log_probs), completions, micro_batches)
-    return found[0], found[1]
+    return _fixed(lambda rows: log_probs(params, rows)[:2], widths_of(log_probs), completions, micro_batches)
 
 
 def _fixed(

@@ -39,11 +39,13 @@ from rlax_llm.models import packing as packing
 from rlax_llm.models import padding as padding
 from rlax_llm.models import rope_fields as rope_fields
 from rlax_llm.models import ropes as ropes
+from rlax_llm.models import routing as routing
 from rlax_llm.models import scalar as scalar
 from rlax_llm.models import scoring as scoring
 from rlax_llm.models import segments as segments
 from rlax_llm.models import sharding as sharding
 from rlax_llm.models import shards as shards
+from rlax_llm.models import shared_prompts as shared_prompts
 from rlax_llm.models import slots as slots
 from rlax_llm.models import tensors as tensors
 from rlax_llm.models import token_rows as token_rows

@@ -6,7 +6,6 @@ be padded on either side; positions count the valid tokens only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -21,7 +20,6 @@ from rlax_llm.core.divergences import Predictions
 from rlax_llm.core.mesh import (
     ROWS,
     TENSOR,
-    devices_along,
     dividing,
     is_split,
     per_device,
@@ -34,28 +32,17 @@ from rlax_llm.models.blocks import Blocks, blocks_product
 from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.dora import column_shares, turned
 from rlax_llm.models.dropout import Drop, dropping, everything, layer_seeds
-from rlax_llm.models.experts import (
-    Biases,
-    Load,
-    Routed,
-    Weights,
-    clamped,
-    gated_by,
-    load_of,
-    mixture,
-    route,
-)
+from rlax_llm.models.experts import Biases, Load, Weights, clamped, gated_by, mixture
 from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
 from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
 from rlax_llm.models.ropes import magnitude_of
-from rlax_llm.models.segments import EVERYTHING, Segment, Window, places_of, positions_of, reach_of, segment
+from rlax_llm.models.routing import BY_ROUTER, Routes, Send, routes_by_layer, sending
+from rlax_llm.models.segments import EVERYTHING, Window, places_of, positions_of, reach_of, segment
 from rlax_llm.models.token_rows import read_rows, with_rows
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Window, jax.Array | None], tuple[jax.Array, Any]]
 """``(queries, keys, values, window, sinks) → (mixed values, what is carried)``."""
-Send = Callable[[jax.Array], tuple[Routed, Any]]
-"""``router's logits [B, S, E] → (where tokens go, what is carried)``."""
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -306,25 +293,6 @@ def block(config: DecoderConfig) -> tuple[Callable[[jax.Array], Params], Callabl
     return init, checked
 
 
-def sending(config: DecoderConfig, counted: jax.Array | None = None) -> Send:
-    """Tokens go where the router sends them.
-
-    Args:
-        config: shapes.
-        counted: ``[B, S]``, how often each token counts in the ``Load`` that is carried; None carries nothing.
-
-    >>> sending(DecoderConfig(5, 4, 8, 1, 2, 1, 2, experts=Experts(2, 1, 3)))(jnp.array([[[0.0, 1.0]]]))[0].experts
-    Array([[[1]]], dtype=int32)
-    """
-
-    def send(logits: jax.Array) -> tuple[Routed, Load | None]:
-        assert config.experts is not None
-        routed = route(logits, config.experts)
-        return routed, None if counted is None else load_of(logits, routed, counted)
-
-    return send
-
-
 def init_decoder(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> Params:
     """Random parameters: normal, scaled by the fan-in; the embedding scaled so that tied logits start near 1.
 
@@ -484,7 +452,7 @@ def row_states(
     valid: jax.Array,
     remat: bool = False,
     segments: jax.Array | None = None,
-    counted: jax.Array | None = None,
+    routes: Routes = BY_ROUTER,
     dropped: jax.Array | None = None,
 ) -> tuple[jax.Array, Load | None]:
     """``hidden_states``, and how each layer's router shares the tokens out, ``[L, …]``.
@@ -496,20 +464,21 @@ def row_states(
         valid: ``[B, T]`` bool.
         remat: recompute each layer in the backward pass.
         segments: ``[B, T]`` int32, or None.
-        counted: ``[B, T]``, how often each token counts; None, or a decoder without experts, tells nothing.
+        routes: where tokens are sent, and how often each counts; a decoder without experts tells nothing.
         dropped: ``[B]``, of ``Completions.dropout``.
     """
     apply = block(config)[1]
     positions = positions_of(valid, segments)
     attend = causal(config, valid, segments)
-    send = sending(config, counted)
     places = positions_of(valid)
 
-    def step(x: jax.Array, layer: Params, kind: Kind | None, seeds: jax.Array | None) -> tuple[jax.Array, Any]:
+    def step(x: jax.Array, layer: Params, kind: Kind | None, seeds: Any, given: Any) -> tuple[jax.Array, Any]:
+        send = sending(config, routes.counted, given)
         x, _, sent = apply(layer, x, positions, attend, kind, send, dropping(config, seeds, places))
         return x, sent
 
-    x, load = layer_scan(config, params, step, embedding(config, params, tokens), remat, layer_seeds(config, dropped))
+    beside = layer_seeds(config, dropped), routes_by_layer(config, routes.given)
+    x, load = layer_scan(config, params, step, embedding(config, params, tokens), remat, *beside)
     return norm(config, params["norm"], x), load
 
 
@@ -525,160 +494,3 @@ def logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.
     """
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     return vocabulary_logits(config, params, hidden_states(config, params, tokens, valid))
-
-
-def part_of_group(rows: int, group_size: int) -> int:
-    """Rows of a group that are computed together: the largest part of it that no device and no micro-batch cuts.
-
-    Each part computes its prompt anew. Limiting cases: on one device, of whole groups, the group; rows that the devices
-    do not divide are computed on each of them.
-
-    Args:
-        rows: of a batch whose consecutive rows share a prompt; under a mesh the devices of ``data`` and ``fsdp`` take
-            equal shares of them.
-        group_size: of the batch that they are taken from.
-
-    >>> part_of_group(16, 8), part_of_group(4, 8), part_of_group(6, 4)
-    (8, 4, 2)
-    """
-    devices = devices_along(*ROWS)
-    return math.gcd(rows // devices if rows % devices == 0 else rows, group_size)
-
-
-def completion_states(
-    config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-    layout: tuple[int, int],
-    remat: bool,
-    dropped: jax.Array | None = None,
-) -> jax.Array:
-    """Hidden states around the completion tokens of groups sharing a prompt, each prompt computed once.
-
-    Limiting case: ``hidden_states(...)[:, prompt_width − 1 :]`` for any group size, values and gradients; with
-    prompts of 45 tokens and completions of 10 in groups of 8, at a third of its cost.
-
-    Args:
-        config: shapes.
-        params: of ``config.parameter_shapes``.
-        tokens: ``[B, prompt_width + S]`` int32; consecutive rows of a group share a prompt, padded on the left.
-        valid: same shape, bool.
-        layout: ``(group_size, prompt_width)``, static; where B holds parts of groups, see ``part_of_group``.
-        remat: recompute each layer in the backward pass.
-        dropped: ``[B]``, of ``Completions.dropout``; a prompt that rows share has its first row's.
-
-    Returns:
-        ``[B, 1 + S, D]``: entry s is the state before completion token s, and entry s + 1 the one after it.
-    """
-    return group_states(config, params, tokens, valid, layout, remat, None, dropped)[0]
-
-
-def group_states(
-    config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-    layout: tuple[int, int],
-    remat: bool = False,
-    counted: jax.Array | None = None,
-    dropped: jax.Array | None = None,
-) -> tuple[jax.Array, Load | None]:
-    """``completion_states``, and how each layer's router shares the tokens out, ``[L, …]``, as in ``row_states``.
-
-    Args:
-        config: shapes.
-        params: of ``config.parameter_shapes``.
-        tokens: ``[B, prompt_width + S]`` int32.
-        valid: same shape, bool.
-        layout: ``(group_size, prompt_width)``, static.
-        remat: recompute each layer in the backward pass.
-        counted: ``[B, prompt_width + S]``, how often each token counts: a prompt's in each of its rows.
-        dropped: ``[B]``, of ``Completions.dropout``; a prompt that rows share has its first row's.
-    """
-    rows = tokens.shape[0]
-    group_size, width = part_of_group(rows, layout[0]), layout[1]
-    step = _group_step(config, valid, (group_size, width), _group_sends(config, counted, (group_size, width)))
-    prompts = embedding(config, params, tokens[::group_size, :width])
-    completions = embedding(config, params, tokens[:, width:])
-    seeds = layer_seeds(config, dropped)
-    (prompt, completion), loads = layer_scan(config, params, step, (prompts, completions), remat, seeds)
-    x = _behind_prompts(prompt[:, -1:], completion)
-    return norm(config, params["norm"], x), jax.tree.map(jnp.add, *loads)
-
-
-def _behind_prompts(last: jax.Array, completion: jax.Array) -> jax.Array:
-    """States ``[B, S, D]`` of completions behind the last one ``[P, 1, D]`` of their prompts."""
-    rows, length, width = completion.shape
-    groups = last.shape[0]
-    before = jnp.broadcast_to(last[:, None], (groups, rows // groups, 1, width))
-    own = completion.reshape(groups, rows // groups, length, width)
-    return jnp.concatenate([before, own], 2).reshape(rows, length + 1, width)
-
-
-def _group_sends(config: DecoderConfig, counted: jax.Array | None, layout: tuple[int, int]) -> tuple[Send, Send]:
-    """Of prompts and of completions; a prompt counts in each of its rows."""
-    group_size, width = layout
-    if counted is None:
-        return sending(config), sending(config)
-    of_prompts = counted[:, :width].reshape(-1, group_size, width).sum(1)
-    return sending(config, of_prompts), sending(config, counted[:, width:])
-
-
-def _group_step(
-    config: DecoderConfig, valid: jax.Array, layout: tuple[int, int], sends: tuple[Send, Send]
-) -> Callable[..., Any]:
-    """One layer over the states of prompts and of completions, which read their prompt's keys and their own."""
-    group_size, width = layout
-    apply = block(config)[1]
-    positions = positions_of(valid)
-    places = places_of(valid)
-    prompt_places = places[::group_size, :width]
-    attend_to_itself = causal(config, valid[::group_size, :width])
-    own_places = places[:, width:].reshape(-1, group_size, valid.shape[1] - width)
-
-    def step(
-        carry: tuple[jax.Array, jax.Array], layer: Params, kind: Kind | None, seeds: jax.Array | None
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, Any]]:
-        at, behind = positions[::group_size, :width], positions[:, width:]
-        drop = dropping(config, None if seeds is None else seeds[::group_size], at)
-        prompt, (keys, values), of_prompt = apply(layer, carry[0], at, attend_to_itself, kind, sends[0], drop)
-        shared = Segment(keys[:, None], values[:, None], prompt_places[:, None])
-        attend = _attend_to_prompt(config, shared, own_places)
-        drop = dropping(config, seeds, behind)
-        completion, _, of_completion = apply(layer, carry[1], behind, attend, kind, sends[1], drop)
-        return (prompt, completion), (of_prompt, of_completion)
-
-    return step
-
-
-def _attend_to_prompt(config: DecoderConfig, shared: Segment, places: jax.Array) -> Attend:
-    """Completions, at places ``[P, G, S]`` that count on from their prompt's, read its keys and their own."""
-
-    def by_group(x: jax.Array) -> jax.Array:
-        return x.reshape(*places.shape, *x.shape[2:])
-
-    def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
-    ) -> tuple[jax.Array, None]:
-        own = jax.vmap(segment)(by_group(k), by_group(v), places)
-        mixed = grouped_attention(config, by_group(q), reach_of(places), [shared, own], window=window, sinks=sinks)
-        return mixed.reshape(*q.shape[:2], -1), None
-
-    return attend
-
-
-def group_hidden_states(
-    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, layout: tuple[int, int], remat: bool
-) -> jax.Array:
-    """Hidden states ``[P · G, S, D]`` that predict the completions' tokens: ``completion_states`` but for the last.
-
-    Args:
-        config: shapes.
-        params: of ``config.parameter_shapes``.
-        tokens: ``[P · G, prompt_width + S]`` int32.
-        valid: same shape, bool.
-        layout: ``(group_size, prompt_width)``, static.
-        remat: recompute each layer in the backward pass.
-    """
-    return completion_states(config, params, tokens, valid, layout, remat)[:, :-1]

@@ -22,10 +22,12 @@ from rlax_llm.core.seen import histories
 from rlax_llm.core.token_sets import words
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, group_states, predictions, row_states
+from rlax_llm.models.decoder import predictions, row_states
 from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import counted_by, group_log_probs, routing_of
+from rlax_llm.models.routing import BY_ROUTER, Routes
+from rlax_llm.models.scoring import group_log_probs, routes_by, routing_of
+from rlax_llm.models.shared_prompts import group_hidden_states, group_states
 
 
 class Reading(NamedTuple):
@@ -174,16 +176,16 @@ def distilled_log_probs(
         params: Params,
         rows: Completions,
         shared: tuple[int, int],
-        counted: jax.Array | None = None,
+        routes: Routes = BY_ROUTER,
     ) -> tuple[Predictions, Load | None]:
         group_size, columns = shared
         own = group_size, rows.tokens.shape[1] - columns
-        hidden, load = group_states(config, params, rows.tokens, rows.valid, own, remat, counted, rows.dropout)
+        hidden, load = group_states(config, params, rows.tokens, rows.valid, own, remat, routes, rows.dropout)
         found = predictions(config, params, hidden[:, :-1])
         return found._replace(head=found.head[:size], temperature=sampled.temperature), load
 
     def found(params: Params, teacher_params: Params, rows: Completions, columns: int) -> tuple[tuple, Load | None]:
-        own, load = predicted(student, params, rows, (layout[0], columns), counted_by(student, rows))
+        own, load = predicted(student, params, rows, (layout[0], columns), routes_by(student, rows))
         return compared_with(own, teacher_params, rows, columns), load
 
     def compared_with(own: Predictions, teacher_params: Params, rows: Completions, columns: int) -> tuple:
@@ -240,13 +242,13 @@ def compared_rows(
     """
 
     def predicted(params: Params, rows: Any) -> tuple[Predictions, Load | None]:
-        counted, read = counted_by(config, rows), (rows.tokens, rows.valid)
-        hidden, load = row_states(config, params, *read, remat, segments(rows), counted, rows.dropout)
+        routes, read = routes_by(config, rows), (rows.tokens, rows.valid)
+        hidden, load = row_states(config, params, *read, remat, segments(rows), routes, rows.dropout)
         return predictions(config, params, hidden[:, :-1]), load
 
     def log_probs(params: Params, other: Params, rows: Any) -> tuple[Any, ...]:
         own, load = predicted(params, rows)
-        theirs = predicted(jax.lax.stop_gradient(other), rows._replace(dropout=None))[0]
+        theirs = predicted(jax.lax.stop_gradient(other), rows._replace(dropout=None, routed=None))[0]
         found = comparison(own, theirs, rows.tokens[:, 1:].reshape(-1), divergence)
         read = rows.read[:, 1:]
         numbers = found.log_probs, found.entropy, found.divergence

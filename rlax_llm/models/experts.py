@@ -48,12 +48,15 @@ class Load(NamedTuple):
         probabilities: ``[E]``, of each expert.
         squares: a number, of the squared log-normalizers.
         entropies: a number, nats.
+        mismatch: a number, of the shares of tokens' experts that their router would not have chosen; None where it
+            chose all of them.
     """
 
     sent: jax.Array
     probabilities: jax.Array
     squares: jax.Array
     entropies: jax.Array
+    mismatch: jax.Array | None = None
 
 
 class Biases(NamedTuple):
@@ -116,11 +119,39 @@ def route(logits: jax.Array, experts: Experts) -> Routed:
     >>> found.experts.tolist(), [f"{weight:.4f}" for weight in found.weights[0]]
     ([[2, 1]], ['0.5714', '0.4286'])
     """
-    probabilities = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
-    weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
-    if experts.normalized:
-        weights = weights / weights.sum(-1, keepdims=True)
-    return Routed(chosen.astype(jnp.int32), weights)
+    weights, chosen = jax.lax.top_k(_probabilities(logits), experts.per_token)
+    return Routed(chosen.astype(jnp.int32), _shares(weights, experts))
+
+
+def replay(logits: jax.Array, given: jax.Array, experts: Experts) -> Routed:
+    """The experts that a sampler chose, weighted by the router's own probabilities of them (R3, arXiv 2510.11370).
+
+    The choice has no slope; the weights have that of the router. Limiting case: ``route``, of a token that the sampler
+    sent where the router would, or of which nobody says.
+
+    Args:
+        logits: ``[…, E]`` of the router.
+        given: ``[…, k]``, the sampler's by their numbers plus 1, or 0s.
+        experts: how many are chosen, and whether their weights are normalized.
+
+    >>> logits, given = jnp.log(jnp.array([[1.0, 3.0, 4.0]] * 2)), jnp.array([[1, 2], [0, 0]])
+    >>> found = replay(logits, given, Experts(3, 2, 8))
+    >>> found.experts.tolist(), [f"{weight:.2f}" for weight in found.weights[0]]
+    ([[0, 1], [2, 1]], ['0.25', '0.75'])
+    """
+    probabilities = _probabilities(logits)
+    own = jax.lax.top_k(probabilities, experts.per_token)[1]
+    chosen = jnp.where(given > 0, given.astype(jnp.int32) - 1, own)
+    return Routed(chosen, _shares(jnp.take_along_axis(probabilities, chosen, -1), experts))
+
+
+def _probabilities(logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
+
+
+def _shares(probabilities: jax.Array, experts: Experts) -> jax.Array:
+    """The weights of chosen experts."""
+    return probabilities / probabilities.sum(-1, keepdims=True) if experts.normalized else probabilities
 
 
 def load_of(logits: jax.Array, routed: Routed, counted: jax.Array) -> Load:
@@ -148,6 +179,25 @@ def load_of(logits: jax.Array, routed: Routed, counted: jax.Array) -> Load:
         squares=jnp.where(there, jnp.square(normalizer) * counted, 0.0).sum(),
         entropies=-jnp.where(there, (probabilities * log_probabilities).sum(-1) * counted, 0.0).sum(),
     )
+
+
+def mismatch_of(logits: jax.Array, routed: Routed, counted: jax.Array) -> jax.Array:
+    """The share of a token's experts that its router would not have chosen, summed over tokens.
+
+    Limiting case: 0 of ``route``.
+
+    Args:
+        logits: ``[…, E]`` of the router.
+        routed: where its tokens go.
+        counted: ``[…]``, how often each token counts, 0 for none.
+
+    >>> logits, sent = jnp.log(jnp.array([[1.0, 3.0, 4.0]] * 2)), jnp.array([[0, 1], [1, 2]])
+    >>> float(mismatch_of(logits, Routed(sent, jnp.ones((2, 2))), jnp.ones(2)))
+    0.5
+    """
+    own = jax.lax.top_k(logits, routed.experts.shape[-1])[1]
+    chosen = (routed.experts[..., :, None] == own[..., None, :]).any(-1)
+    return ((1.0 - chosen.mean(-1)) * counted).sum()
 
 
 def _log_softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import row_states
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import _scorer, counted_by, routing_of
+from rlax_llm.models.scoring import _scorer, routes_by, routing_of
 
 
 class Packed(NamedTuple):
@@ -32,6 +32,7 @@ class Packed(NamedTuple):
         given: ``[B, T]`` bool as of ``Completions``, or None.
         teacher: as of ``Completions``, or None.
         dropout: ``[B]`` as of ``Completions``, or None.
+        routed: ``[B, T, L·k]`` as of ``Completions``, or None.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.
     """
@@ -46,6 +47,7 @@ class Packed(NamedTuple):
     given: jax.Array | None
     teacher: Any
     dropout: jax.Array | None
+    routed: jax.Array | None
     segments: jax.Array
 
     @property
@@ -79,8 +81,8 @@ def packed_log_probs(
     score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, packed: Packed) -> tuple[jax.Array, jax.Array]:
-        counted, rows = counted_by(config, packed), (packed.tokens, packed.valid)
-        hidden, load = row_states(config, params, *rows, remat, packed.segments, counted, packed.dropout)
+        routes, rows = routes_by(config, packed), (packed.tokens, packed.valid)
+        hidden, load = row_states(config, params, *rows, remat, packed.segments, routes, packed.dropout)
         fields = packed._asdict()
         del fields["segments"]
         return score(params, hidden[:, :-1], Completions(**fields), packed.segments) + routing_of(config, load)

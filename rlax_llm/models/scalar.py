@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import completion_states
 from rlax_llm.models.functional import Params
+from rlax_llm.models.shared_prompts import completion_states
 
 Initial = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 Scalars = Callable[[Params, Completions], jax.Array]

@@ -18,9 +18,11 @@ from rlax_llm.core.seen import histories, penalized, tally
 from rlax_llm.core.token_sets import members_of
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import Balance, DecoderConfig
-from rlax_llm.models.decoder import group_hidden_states, group_states, predictions, row_states, vocabulary_logits
+from rlax_llm.models.decoder import predictions, row_states, vocabulary_logits
 from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
+from rlax_llm.models.routing import Routes
+from rlax_llm.models.shared_prompts import group_states
 
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 """Of a mixture whose config has a ``balance`` what is returned ends with a ``Routing``."""
@@ -63,9 +65,14 @@ def routed_tokens(rows: Any) -> jax.Array:
     return (rows.valid & rows.read.any(-1, keepdims=True)).astype(jnp.float32)
 
 
-def counted_by(config: DecoderConfig, rows: Any) -> jax.Array | None:
-    """``routed_tokens`` where the routers are told of."""
-    return None if balanced(config) is None else routed_tokens(rows)
+def routes_by(config: DecoderConfig, rows: Any) -> Routes:
+    """Where tokens are sent, and how often each counts where the routers are told of.
+
+    Args:
+        config: shapes.
+        rows: completions, or a record with their ``valid``, ``read`` and ``routed``.
+    """
+    return Routes(None if balanced(config) is None else routed_tokens(rows), rows.routed)
 
 
 def routing_of(config: DecoderConfig, load: Load | None) -> tuple[Routing, ...]:
@@ -120,7 +127,7 @@ def row_log_probs(
     """``(params, completions) → (log_probs, entropy)`` for rows that share nothing.
 
     They are those of the distribution that was sampled from: ``completions.kept``, with the sampler's temperature,
-    bias and penalties.
+    bias and penalties, and through the experts of ``completions.routed``.
 
     Args:
         config: shapes.
@@ -138,9 +145,9 @@ def row_log_probs(
     score = _scorer(config, temperature, logit_bias, penalties)
 
     def log_probs(params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
-        counted = counted_by(config, completions)
+        routes = routes_by(config, completions)
         rows, dropped = (completions.tokens, completions.valid), completions.dropout
-        hidden, load = row_states(config, params, *rows, remat, counted=counted, dropped=dropped)
+        hidden, load = row_states(config, params, *rows, remat, routes=routes, dropped=dropped)
         return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 
     return log_probs
@@ -201,8 +208,8 @@ def _of_groups(
 
     def scored(params: Params, completions: Completions) -> Any:
         rows = completions.tokens, completions.valid
-        counted, dropped = counted_by(config, completions), completions.dropout
-        hidden, load = group_states(config, params, *rows, layout, remat, counted, dropped)
+        routes, dropped = routes_by(config, completions), completions.dropout
+        hidden, load = group_states(config, params, *rows, layout, remat, routes, dropped)
         return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 
     return scored
@@ -247,7 +254,7 @@ def group_collisions(
 ) -> Callable[[Params, Completions], tuple[jax.Array]]:
     """``(params, completions) → (Σ_v p_v²,)``: of each distribution that a token was drawn from, without a gradient.
 
-    It stands where ``group_log_probs`` does, for ``parts.fixed_log_probs``.
+    It stands where ``group_log_probs`` does, for ``parts.fixed_scores``.
 
     Args:
         config: shapes.
@@ -324,7 +331,8 @@ def group_logits(
     check_penalties("group_logits", penalties)
 
     def logits(params: Params, completions: Completions) -> jax.Array:
-        hidden = group_hidden_states(config, params, completions.tokens, completions.valid, layout, remat)
+        rows, routes = (completions.tokens, completions.valid), routes_by(config, completions)
+        hidden = group_states(config, params, *rows, layout, remat, routes)[0][:, :-1]
         plain = vocabulary_logits(config, params, hidden)
         biased = plain if bias is None else plain + bias
         tempered = (biased if penalties == NONE else _penalized(biased, penalties, completions)) / temperature

@@ -89,6 +89,15 @@ def test_a_demonstration_is_the_last_of_its_group_and_nobody_chose_it():
     np.testing.assert_array_equal(found, own.log_probs)
 
 
+def test_of_a_demonstration_nobody_says_which_experts_it_was_sent_to_but_of_its_prompt():
+    routed = np.arange(1, 1 + PROMPTS * DRAWN * (WIDTH + NEW) * 2).reshape(PROMPTS * DRAWN, -1, 2).astype(np.uint8)
+    after = by_group(Demonstrations(SHOWN)(taken_of(routed=routed), 5).rollout.completions.routed)
+    assert after.dtype == np.uint8
+    np.testing.assert_array_equal(after[:, 0, : WIDTH + NEW], routed[::DRAWN])
+    np.testing.assert_array_equal(after[:, -1, :WIDTH], routed[::DRAWN, :WIDTH])
+    assert not after[:, :, WIDTH + NEW :].any() and not after[:, -1, WIDTH:].any()
+
+
 def test_a_member_of_a_group_is_scored_and_in_the_mask():
     judge = Judge((Reward("answer", exact_answer),))
     after = Members(SHOWN, judge)(taken_of(), 0)

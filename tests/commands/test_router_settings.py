@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 import pytest
 
+from rlax_llm.commands.drawing import build_drawing
+from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.learner import language_learner, scalar_learner
 from rlax_llm.commands.preference.settings import RewardSettings
 from rlax_llm.commands.shared_settings import OF_ADAPTERS, TrainedModelSettings
@@ -46,3 +48,11 @@ def test_a_coefficient_without_a_router_to_balance_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is given, and a model of scores balances no router; leave it out"):
         RewardSettings.of(**{name: 0.1})
     assert learner(MIXTURE, TOLD, scalar_learner, **{name: 0.1}).config.experts.balance == Balance()
+
+
+def test_a_choice_of_experts_is_that_of_a_mixture():
+    settings = GrpoSettings.of(router_replay=True)
+    with pytest.raises(
+        ValueError, match=r"^router_replay is given, and mine is no mixture of experts, .*; leave it out"
+    ):
+        build_drawing(settings.sampling, settings.rollout, learner(DENSE, {}))

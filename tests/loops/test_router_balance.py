@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from rlax_llm.core.types import (
 )
 from rlax_llm.loops.balance import routers
 from rlax_llm.loops.labels import label_loop, zero_reference
+from rlax_llm.loops.parts import fixed_log_probs, fixed_scores
 from rlax_llm.loops.policy import Anchor, policy_loop, supervised_loop
 from rlax_llm.loops.preference import preference_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
@@ -29,7 +30,7 @@ from rlax_llm.loops.rlhf_credit import Shaping
 from rlax_llm.models.config import Balance, DecoderConfig, Experts
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.distilling import compared_rows, distilled_log_probs
-from rlax_llm.models.experts import Routed, balance_loss, load_of, route
+from rlax_llm.models.experts import Routed, balance_loss, load_of, mismatch_of, route
 from rlax_llm.models.packing import Packed, packed_log_probs
 from rlax_llm.models.scalar import init_scalar, token_values
 from rlax_llm.models.scoring import by_length, group_log_probs, group_log_probs_with_collisions, row_log_probs
@@ -106,7 +107,18 @@ def rows(count: int = 4, length: int = 7) -> Completions:
     return Completions(*map(jnp.asarray, (tokens, valid, mask, numbers, np.zeros(count, bool))))
 
 
-def test_groups_load_as_their_rows_do():
+def routed_rows() -> Completions:
+    """Each token is sent where chance says, a prompt alike in both of its rows; of the last tokens nobody says."""
+    taken = rows()
+    shape = *taken.tokens.shape, CONFIG.num_layers, EXPERTS.count
+    routed = 1 + np.random.default_rng(2).uniform(size=shape).argsort(-1)[..., : EXPERTS.per_token]
+    routed[1::2, :WIDTH] = routed[::2, :WIDTH]
+    routed[:, -1] = 0
+    return taken._replace(routed=jnp.asarray(routed.reshape(*shape[:2], -1).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("made", [rows, routed_rows])
+def test_groups_load_as_their_rows_do(made):
     """A prompt that is computed once counts in each of its rows from which anything is learned."""
 
     @jax.jit
@@ -116,14 +128,14 @@ def test_groups_load_as_their_rows_do():
         found += (group_log_probs_with_collisions(CONFIG, (2, WIDTH))(params, taken),)
         found += (distilled_log_probs((CONFIG, PLAIN), (2, WIDTH), reverse_kl)(params, params, taken),)
         found += (compared_rows(CONFIG, reverse_kl)(params, params, taken), packed_log_probs(CONFIG)(params, packed))
-        return [each[-1] for each in found]
+        return [(each[0], each[-1]) for each in found]
 
-    taken = rows()
+    taken = made()
     alone, *together = told(params_of(), taken)
-    assert float(alone.load.sent.sum()) == 2 * 2 * int(taken.valid[:-1].sum())
+    assert float(alone[1].load.sent.sum()) == 2 * 2 * int(taken.valid[:-1].sum())
     for other in together:
-        assert other.balance == BALANCE
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8), alone, other)
+        assert other[1].balance == BALANCE
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-12), alone, other)
 
 
 @jax.jit
@@ -134,10 +146,48 @@ def own_cost(params, taken):
 PLAIN_ROWS = row_log_probs(PLAIN)
 
 
+def test_a_load_is_of_the_experts_that_tokens_are_sent_to():
+    taken = routed_rows()
+    load = jax.jit(row_log_probs(CONFIG))(params_of(), taken)[-1].load
+    counted = np.asarray(taken.valid[:-1, :-1])  # of all others the router decides
+    by_layer = np.asarray(taken.routed)[:-1, :-1].reshape(*counted.shape, CONFIG.num_layers, -1)[counted]
+    for layer, sent in enumerate(load.sent):
+        least = np.bincount(by_layer[:, layer].reshape(-1) - 1, minlength=EXPERTS.count)
+        assert (sent >= least).all() and float(sent.sum()) == 2 * int(taken.valid[:-1].sum())
+
+
+def test_a_mismatch_is_the_share_of_experts_that_a_router_would_not_choose():
+    random = np.random.default_rng(0)
+    logits, sent = random.normal(size=(9, 5)), random.uniform(size=(9, 5)).argsort(-1)[:, :2]
+    counted = np.array([1, 0, 1, 1, 2, 1, 0, 1, 1.0])
+    own = np.argsort(-logits, -1)[:, :2]
+    wanted = sum(count * len(set(a) - set(b)) / 2 for count, a, b in zip(counted, sent, own, strict=True))
+    found = mismatch_of(jnp.asarray(logits), Routed(jnp.asarray(sent), jnp.ones((9, 2))), jnp.asarray(counted))
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_a_reference_goes_by_its_own_router():
+    params, score = params_of(), row_log_probs(PLAIN)
+    own, sent = (jax.jit(score)(params, taken)[0] for taken in (rows(), routed_rows()))
+    found = jax.jit(partial(fixed_log_probs, score, micro_batches=2))(params, routed_rows())
+    policy = jax.jit(partial(fixed_scores, score, micro_batches=2))(params, routed_rows())[0]
+    np.testing.assert_allclose(found, own, rtol=1e-10)
+    np.testing.assert_allclose(policy, sent, rtol=1e-10)
+    assert np.abs(own - sent).max() > 0.1
+
+
+def test_routes_of_another_model_are_named():
+    taken = routed_rows()
+    with pytest.raises(ValueError, match="routed has 4 numbers for each token, wanted 2 for each of 3 layers"):
+        row_log_probs(replace(CONFIG, num_layers=3))(params_of(), taken)
+    with pytest.raises(ValueError, match="routed says where tokens were sent, and the model has no experts"):
+        row_log_probs(replace(CONFIG, experts=None))(params_of(), taken)
+
+
 @cache
-def policy_step(log_probs, parts):
+def policy_step(log_probs, parts, made=rows):
     """The slope of a step, and its metrics."""
-    params, taken = params_of(), rows()
+    params, taken = params_of(), made()
     init, step = policy_loop(log_probs, group.rloo(), optax.sgd(1.0), parts)
     state, metrics = jax.jit(step)(init(params), CreditedCompletions(taken, jnp.ones(taken.tokens.shape)))
     return jax.tree.map(jnp.subtract, params, state.params), metrics
@@ -161,6 +211,16 @@ def test_a_step_adds_the_routers_costs_whatever_its_parts(form, micro_batches):
     np.testing.assert_allclose(metrics["policy_loss"], plain["policy_loss"], rtol=1e-8)
     found = BALANCE.aux_coef * metrics["router/aux_loss"] + BALANCE.z_coef * metrics["router/z_loss"]
     np.testing.assert_allclose(found, own_cost(params, taken), rtol=1e-8)
+
+
+def test_a_step_through_given_experts_is_the_same_whatever_its_parts():
+    """Each part of a group computes its prompt anew, through the experts of its group."""
+    taken = (("groups", 4), ("by length", 2))
+    wanted, other = (policy_step(POLICY[form], parts, routed_rows) for form, parts in taken)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-10), other, wanted)
+    assert 0.1 < float(wanted[1]["router/mismatch"]) < 1
+    anew = policy_step(POLICY["rows"], 1)
+    assert optax.global_norm(jax.tree.map(jnp.subtract, anew[0], wanted[0])) > 0.1 * optax.global_norm(wanted[0])
 
 
 def supervised(log_probs, config, parts):

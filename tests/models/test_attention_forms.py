@@ -12,7 +12,7 @@ import pytest
 from literal_attention import CASES, Case, Numbers, assert_literal, drawn, form_of, parts
 
 from rlax_llm.core.platform import targeting
-from rlax_llm.models import decoder
+from rlax_llm.models import decoder, shared_prompts
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.forms import _behind_window, attention_form
 from rlax_llm.models.kernels import cudnn_attention, splash_attention
@@ -69,7 +69,7 @@ def update(kind: str, length: int):
     def total(params, tokens):
         valid = tokens > 0
         if kind == "group":
-            return jnp.sin(decoder.completion_states(SHAPE, params, tokens, valid, (2, length // 4), True)).sum()
+            return jnp.sin(shared_prompts.completion_states(SHAPE, params, tokens, valid, (2, length // 4), True)).sum()
         sequences = tokens if kind == "packed" else None
         return jnp.sin(decoder.hidden_states(SHAPE, params, tokens, valid, True, sequences)).sum()
 

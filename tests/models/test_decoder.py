@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
-from rlax_llm.models import decoder
+from rlax_llm.models import decoder, shared_prompts
 from rlax_llm.models.attention import rotary
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.ropes import LinearRope, Llama3Rope, Rope, YarnRope
@@ -223,7 +223,7 @@ def test_shared_prompts_give_the_same_values_and_gradients(name, remat):
     weights = np.random.default_rng(3).normal(size=(6, 3, 16)) * read
 
     def shared(params, layout):
-        return decoder.group_hidden_states(config, params, tokens, valid, layout, remat)
+        return shared_prompts.group_hidden_states(config, params, tokens, valid, layout, remat)
 
     def plain(params):
         return decoder.hidden_states(config, params, tokens, valid, remat)[:, 3:-1]

@@ -21,6 +21,7 @@ from rlax_llm.models.experts import (
     clamped,
     gated_by,
     mixture,
+    replay,
     route,
     sorted_product,
 )
@@ -55,6 +56,66 @@ def test_normalized_weights_are_the_softmax_of_the_chosen_logits():
     found = route(logits, Experts(COUNT, 2, F))
     taken = jnp.take_along_axis(logits, found.experts, -1)
     np.testing.assert_allclose(found.weights, jax.nn.softmax(taken, -1))
+
+
+def literal_replay(logits, given, k, normalized):
+    """As the paper on R3 has it, token by token: the sampler's mask over the learner's own logits."""
+    chosen, weights = [], []
+    for row, own in zip(logits, given, strict=True):
+        p = np.exp(row) / np.exp(row).sum()
+        experts = [number - 1 for number in own] if own.any() else np.argsort(-p, kind="stable")[:k]
+        taken = [p[expert] for expert in experts]
+        chosen.append(experts)
+        weights.append([share / sum(taken) for share in taken] if normalized else taken)
+    return np.array(chosen), np.array(weights)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_replayed_tokens_go_where_the_sampler_sent_them(normalized):
+    kind, logits = Experts(COUNT, 3, F, normalized), 2 * drawn(12, COUNT)
+    random = np.random.default_rng(0)
+    given = np.array([1 + random.permutation(COUNT)[:3] for _ in logits], np.uint8)
+    given[4:6] = 0  # of which nobody says
+    found = replay(jnp.asarray(logits), jnp.asarray(given), kind)
+    wanted = literal_replay(logits, given, 3, normalized)
+    assert found.experts.tolist() == wanted[0].tolist()
+    np.testing.assert_allclose(found.weights, wanted[1], rtol=1e-12)
+    x, _, weights = case(6, 3)
+    by_row = jax.tree.map(lambda leaf: leaf.reshape(2, 6, 3), found)
+    other = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(2, 6, 3), Routed(*wanted))
+    np.testing.assert_allclose(mixture(jnp.asarray(x), by_row, weights, SILU), literal(x, other, weights), atol=1e-10)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_routers_own_choice_replayed_is_the_router_with_its_slope(normalized):
+    kind, logits = Experts(COUNT, 2, F, normalized), jnp.asarray(drawn(9, COUNT))
+    own = route(logits, kind)
+    x, _, weights = case(9, 2)
+
+    def mixed(routing, logits):
+        routed = jax.tree.map(lambda leaf: leaf[None], routing(logits))
+        return mixture(jnp.asarray(x[:1]), routed, weights, SILU)
+
+    ways = [lambda logits: route(logits, kind), lambda logits: replay(logits, own.experts + 1, kind)]
+    found = [jax.vjp(partial(mixed, way), logits) for way in ways]
+    np.testing.assert_array_equal(found[1][0], found[0][0])
+    slope = jnp.asarray(drawn(1, 9, D))
+    np.testing.assert_array_equal(found[1][1](slope)[0], found[0][1](slope)[0])
+
+
+def test_a_replayed_expert_teaches_the_router_of_itself():
+    """By differences, of an expert that the router would not have taken."""
+    x, _, weights = case(12, 1)
+    router, given = jnp.asarray(drawn(D, COUNT)), np.tile([COUNT, 2], (2, 12, 1))
+
+    def loss(router):
+        routed = replay(jnp.asarray(x) @ router, jnp.asarray(given), Experts(COUNT, 2, F, normalized=False))
+        return jnp.sin(mixture(jnp.asarray(x), routed, weights, SILU)).sum()
+
+    slope, width = jax.grad(loss)(router), 1e-6
+    for index in ((0, COUNT - 1), (3, 1), (2, 0)):
+        moved = (loss(router.at[index].add(width)) - loss(router.at[index].add(-width))) / (2 * width)
+        np.testing.assert_allclose(slope[index], moved, rtol=1e-5, atol=1e-8)
 
 
 def literal_clamp(gate, up):

@@ -93,9 +93,8 @@ def packed(given: Completions) -> Packed:
 
     fields = {name: joined(name) for name in ("tokens", "valid", "mask", "log_probs")}
     segments = joined("segments")
-    return Packed(
-        **fields, truncated=np.zeros(2, bool), kept=None, versions=None, given=None, teacher=None, segments=segments
-    )
+    absent = dict.fromkeys(("kept", "versions", "given", "teacher", "dropout", "routed"))
+    return Packed(**fields, **absent, truncated=np.zeros(2, bool), segments=segments)
 
 
 def _row(given: Completions, name: str, pair: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions
-from rlax_llm.models import decoder
+from rlax_llm.models import decoder, shared_prompts
 from rlax_llm.models.adapter_files import read_adapter, write_adapter
 from rlax_llm.models.adapter_parts import Update, joined, padded, parted
 from rlax_llm.models.blocks import nf4
@@ -74,7 +74,7 @@ def both_paths(config, params):
     """Hidden states row by row, and those of groups."""
     completions = rows()
     plain = decoder.hidden_states(config, params, completions.tokens, completions.valid)
-    grouped = decoder.group_hidden_states(
+    grouped = shared_prompts.group_hidden_states(
         config, params, completions.tokens, completions.valid, (GROUP, WIDTH), remat=False
     )
     return jnp.where(completions.valid[..., None], plain, 0), grouped

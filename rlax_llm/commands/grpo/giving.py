@@ -116,12 +116,29 @@ class Shown(NamedTuple):
             "truncated": np.zeros(len(found), bool),
             "given": behind(np.zeros_like(first.valid), learned),
         }
-        if first.kept is not None:
-            fields["kept"] = np.full((*shape, first.kept.shape[-1]), EVERY)
-        if first.versions is not None:
-            fields["versions"] = np.full(shape[: first.versions.ndim], step, np.int32)
+        fields |= _where_drawn(first, shape, width, step)
         texts = [self.tokenizer.decode(one.completion) for one in found]
         return Rollout(taken.rollout.rows[:: taken.group_size], Completions(**fields), texts, width, 0.0)
+
+
+def _where_drawn(drawn: Any, shape: tuple[int, int], width: int, step: int) -> dict[str, np.ndarray]:
+    """The fields of demonstrations that only some samplers tell of.
+
+    Args:
+        drawn: a completion of each prompt.
+        shape: of the demonstrations.
+        width: columns of prompts.
+        step: that the policy has taken.
+    """
+    fields = {}
+    if drawn.kept is not None:
+        fields["kept"] = np.full((*shape, drawn.kept.shape[-1]), EVERY)
+    if drawn.versions is not None:
+        fields["versions"] = np.full(shape[: drawn.versions.ndim], step, np.int32)
+    if drawn.routed is not None:  # a prompt's experts are those of its group; of a demonstration nobody says
+        fields["routed"] = np.zeros((*shape, drawn.routed.shape[-1]), drawn.routed.dtype)
+        fields["routed"][:, :width] = drawn.routed[:, :width]
+    return fields
 
 
 class Demonstrations:

@@ -20,7 +20,7 @@ from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Known
 from rlax_llm.data.rows import Row
 from rlax_llm.data.tasks import Task
-from rlax_llm.loops.parts import fixed_log_probs
+from rlax_llm.loops.parts import fixed_scores
 from rlax_llm.models.functional import Params
 from rlax_llm.models.scoring import group_collisions
 from rlax_llm.recipes.registry import find
@@ -122,6 +122,6 @@ class Knowing:
         parts = self.settings.learning.minibatches * self.settings.learning.micro_batches(self.settings.rollout)
 
         def collisions(params: Params, rows: Completions) -> jax.Array:
-            return fixed_log_probs(group_collisions(*read), params, rows, parts)
+            return fixed_scores(group_collisions(*read), params, rows, parts)[0]
 
         return jax.jit(collisions)

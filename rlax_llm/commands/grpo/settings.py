@@ -143,6 +143,11 @@ class GroupRolloutSettings(RolloutSettings):
     cache_dtype: Literal["bfloat16", "int8"] | None = option(
         None, "Number format of the keys and values kept for it; int8 has a scale for each of them.", "the learner's"
     )
+    router_replay: bool = option(
+        False,
+        "The learner sends each token of a mixture to the experts that the sampler sent it to (R3), so that ratios are "
+        "those of one network and the router learns of the experts that were taken; the reference goes by its own.",
+    )
     tool: Literal["calculator"] | None = option(
         None, "Tool that the model may call as <calc>2*3</calc>; it reads <result>6</result>.", "none"
     )
@@ -159,6 +164,7 @@ class GroupRolloutSettings(RolloutSettings):
         super().check()
         at_least(self, 0, "dynamic_rounds", "partial_rollouts", "ahead", "replay")
         self._check_replay()
+        self._check_router_replay()
         self._check_curriculum()
         if self.partial_rollouts and self.tool is not None:
             raise ValueError(
@@ -178,6 +184,15 @@ class GroupRolloutSettings(RolloutSettings):
             )
         if self.replay:
             at_least(self, 2, "group_size")
+
+    def _check_router_replay(self) -> None:
+        """Raise for completions that are not of one pass over their tokens."""
+        for name, kind in (("partial_rollouts", "go on under other parameters"), ("tool", "take several turns")):
+            if self.router_replay and getattr(self, name):
+                raise ValueError(
+                    f"router_replay is given with {name}, whose completions {kind} and do not say which experts their "
+                    "tokens were sent to; leave one out."
+                )
 
     def _check_curriculum(self) -> None:
         """Raise for a curriculum that could not choose."""
@@ -208,6 +223,11 @@ class GroupRolloutSettings(RolloutSettings):
     def formats(self) -> dict[str, str | None]:
         """The number formats that completions to learn from are drawn in, as fields of the decoder's config."""
         return {"sampler_dtype": self.sampler_dtype, "cache_dtype": self.cache_dtype}
+
+    @property
+    def routed(self) -> bool:
+        """Whether the learner sends tokens to the experts that the sampler chose."""
+        return self.router_replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +318,8 @@ class GrpoSettings(OnMachine):
             )
         speculation = self.sampling.speculation
         always = speculation if speculation is not None and speculation.always else None
-        for name, given in (self.rollout.formats | {"speculate": always}).items():
+        own = self.rollout.formats | {"speculate": always, "router_replay": self.rollout.router_replay or None}
+        for name, given in own.items():
             if self.server.sampler_url is not None and given is not None:
                 raise ValueError(f"{name} is given with sampler_url, whose server has its own; leave one out.")
         if self.server.sampler_url is not None and self.rollout.partial_rollouts:

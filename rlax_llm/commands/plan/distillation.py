@@ -19,9 +19,9 @@ from rlax_llm.commands.plan.sampling import Sampler, prompts_of
 from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learning, moving
 from rlax_llm.core.buckets import TopTokens
 from rlax_llm.core.types import Groups
-from rlax_llm.models.decoder import part_of_group
 from rlax_llm.models.distilling import Reading
 from rlax_llm.models.padding import bucket
+from rlax_llm.models.shared_prompts import part_of_group
 
 
 class Lesson(NamedTuple):

@@ -27,8 +27,8 @@ from rlax_llm.commands.shared_settings import AveragedOptimizerSettings
 from rlax_llm.core.types import Completions, LabeledCompletions, PairedCompletions, SteppedCompletions
 from rlax_llm.loops.labels import reference_point_of_mismatched
 from rlax_llm.loops.preference import rows_of_pair
-from rlax_llm.models.decoder import part_of_group
 from rlax_llm.models.packing import Packed
+from rlax_llm.models.shared_prompts import part_of_group
 
 Given = RewardSettings | DpoSettings | KtoSettings
 

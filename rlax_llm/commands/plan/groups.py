@@ -21,7 +21,7 @@ from rlax_llm.commands.plan.work import Work, bytes_of, forward, grouped, learni
 from rlax_llm.core.types import Groups, Known
 from rlax_llm.generation.cache import whole
 from rlax_llm.generation.histories import holds
-from rlax_llm.models.decoder import part_of_group
+from rlax_llm.models.shared_prompts import part_of_group
 from rlax_llm.recipes.registry import find
 
 

@@ -18,8 +18,8 @@ from rlax_llm.commands.plan.sampling import Sampler, prompts_of, scoring
 from rlax_llm.commands.plan.work import Rows, Work, bytes_of, decoding, forward, grouped, learning, moving
 from rlax_llm.core.types import Groups
 from rlax_llm.generation.mixture import Two, generate_mixed
-from rlax_llm.models.decoder import part_of_group
 from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.shared_prompts import part_of_group
 from rlax_llm.preference.marks import reads_reference
 from rlax_llm.preference.ordering import OnlinePairs
 

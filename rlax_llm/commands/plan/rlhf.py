@@ -18,8 +18,8 @@ from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.data.tasks import Task
 from rlax_llm.models.blocks import dequantized
-from rlax_llm.models.decoder import part_of_group
 from rlax_llm.models.loading import LanguageModel
+from rlax_llm.models.shared_prompts import part_of_group
 
 
 def ppo_programs(settings: PpoSettings, machine: Machine) -> list[Program]:
