@@ -26,6 +26,7 @@ from rlax_llm.loops.replay import replayed
 from rlax_llm.natural.trpo import NaturalStep
 from rlax_llm.policy import corrections
 from rlax_llm.policy.coupled import Coupled
+from rlax_llm.policy.distillation import Distillation
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.proximal import log_linear
 from rlax_llm.policy.terms import Term
@@ -58,6 +59,8 @@ def describe(choice):
         return f"{choice.coef:g} {choice.name}"
     if isinstance(choice, tuple):
         return ", ".join(describe(part) for part in choice) or "none"
+    if isinstance(choice, str):
+        return choice.replace("\n", "\\n")
     if not callable(choice):
         return "none" if choice is None else f"{choice:g}" if isinstance(choice, float) else str(choice)
     if hasattr(choice, "func"):
@@ -86,7 +89,7 @@ def made(named):
     return algorithm.objective if isinstance(algorithm, Penalized) else algorithm
 
 
-def algorithms(*families, peer="", kind=(Objective, Preference)):
+def algorithms(*families, peer="", kind=(Objective, Preference, Distillation)):
     """Row of the registry and object of each algorithm of these families, of this library or of a peer."""
     for named in recipes(*families).values():
         if named.name.rpartition(":")[0] == peer:
@@ -147,16 +150,24 @@ def natural():
             yield row(command, f"`{named.name}`", reference(named), *(f"`{describe(choice)}`" for choice in step))
 
 
+def fields(choice):
+    """What each field of an algorithm is; of a distillation those of its objective too."""
+    parts = choice._asdict()
+    if isinstance(choice, Distillation):
+        parts = parts.pop("objective")._asdict() | parts
+    return {field: describe(part) for field, part in parts.items()}
+
+
 def peers():
     """Where each peer's algorithm differs from the paper's."""
     yield from head("peer", "preset", "differs from the recipe in", "what it is there")
     for peer, title in PEERS.items():
-        for families in (("group",), ("preference", "link")):
+        for parent, families in (("grpo", ("group",)), ("dpo", ("preference", "link")), ("gkd", ("distillation",))):
             own = {named.name: choice for named, choice in algorithms(*families)}
             for named, choice in algorithms(*families, peer=peer):
                 name = named.name.rpartition(":")[2]
-                pairs = zip(choice._fields, choice, own.get(name, own.get("grpo")), strict=True)
-                differs = [(field, describe(here)) for field, here, there in pairs if describe(here) != describe(there)]
+                here, there = fields(choice), fields(own.get(name, own[parent]))
+                differs = [(field, part) for field, part in here.items() if part != there[field]]
                 text = "<br>".join(f"{field.replace('_', ' ')}: `{part}`" for field, part in differs) or "nothing"
                 what = " ".join(inspect.getdoc(named.make).split("\n\n")[0].split())
                 yield row(title, f"`{name}`", text, what)
@@ -192,8 +203,7 @@ def distillations():
     """The ways to learn from a teacher."""
     names = "recipe", "reference", "advantage", "trust region", "divergence", "on policy", "follows", "teacher reads"
     yield from head(*names)
-    for named in recipes("distillation").values():
-        way = made(named)
+    for named, way in algorithms("distillation"):
         hints = "the prompt" if way.prompting is None else f"{describe(way.prompting.hints)}, the prompt"
         parts = way.objective.advantage, way.objective.trust_region, way.divergence, way.on_policy
         follows = "a model of its own" if way.follows is None else f"{way.follows:g}"

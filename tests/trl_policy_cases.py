@@ -55,9 +55,11 @@ CASES = {
     "cispo": (trl.cispo(1.2), {"loss_type": "cispo", "epsilon_high": 1.2}),
     "vespo": (trl.vespo(), {"loss_type": "vespo"}),
     "rloo": (trl.rloo(kl_coef=0.0), {}),
+    "gmpo": (trl.gmpo(0.3, 0.4, 0.04), {"epsilon_low": 0.3, "epsilon_high": 0.4, "beta": 0.04}),
 }
 # Their losses write log π where ours write the log-ratio: the same gradient, another value.
 SCORE_FUNCTIONS = ("cispo", "vespo")
+OF_COMPLETIONS = ("rloo", "gmpo")
 
 
 def key_of(name: str, empty_row: bool) -> str:
@@ -75,7 +77,7 @@ def assert_equal(name: str, empty_row: bool, value: float, gradient: np.ndarray)
     loss, slope = ours(CASES[name][0], data)
     np.testing.assert_allclose(slope, gradient, rtol=0, atol=1e-7)
     assert np.abs(gradient).max() > 1e-4
-    if name == "rloo" and empty_row:
+    if name in OF_COMPLETIONS and empty_row:
         # An empty row is worth −A there, and nothing here: no parameter moves it.
         value += data[-1][-1] / ROWS
     if name not in SCORE_FUNCTIONS:

@@ -104,7 +104,8 @@ class Judge:
                 without[error.reward] = str(error)
 
             found = score(self.rewards, rows[own], answers[own], self.failed, own.start, note)
-            return jax.tree.map(np.ndarray.tolist, found._asdict()) | {"without": without}
+            numbers = jax.tree.map(np.ndarray.tolist, found._replace(feedback=None)._asdict())
+            return numbers | {"without": without, "feedback": found.feedback}
 
         if not several():
             return score(self.rewards, rows, answers, self.failed)
@@ -112,12 +113,7 @@ class Judge:
         for reward in self.rewards:
             if all(reward.name in part["without"] for part in parts):
                 raise NoRowScored(reward.name, parts[0]["without"][reward.name])
-        total, failed = (np.concatenate([np.array(part[name]) for part in parts]) for name in ("total", "failed"))
-        names = parts[0]["by_name"]
-        by_name = {
-            name: np.concatenate([np.array(part["by_name"][name], np.float32) for part in parts]) for name in names
-        }
-        return Scores(total.astype(np.float32), by_name, failed.astype(bool))
+        return Scores.together([_from_numbers(part) for part in parts])
 
     def unpunished(self, scores: Scores, several: bool) -> np.ndarray:
         """Scores before length is punished, ``[K, N]``: the total, or each reward that counts where ``several``."""
@@ -127,6 +123,13 @@ class Judge:
         named = zip(scores.by_name.items(), self.weights(), strict=True)
         counted = [values for (reward, values), weight in named if weight and reward != name]
         return np.where(np.isnan(scores.total), np.nan, np.stack(counted))
+
+
+def _from_numbers(told: dict[str, Any]) -> Scores:
+    """Scores that another process told of."""
+    by_name = {name: np.array(values, np.float32) for name, values in told["by_name"].items()}
+    said = None if told["feedback"] is None else tuple(told["feedback"])
+    return Scores(np.array(told["total"], np.float32), by_name, np.array(told["failed"], bool), feedback=said)
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:

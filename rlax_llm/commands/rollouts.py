@@ -115,9 +115,9 @@ class Sampling(NamedTuple):
     def records(self, rollout: Rollout, scores: Scores, chosen: range) -> list[dict[str, Any]]:
         """What ``completions.jsonl`` holds of some completions.
 
-        Several rewards are listed one by one, and those of steps. Where a tool answered, ``transcript`` is all that
-        followed the prompt; where an older policy may have drawn it, ``policy_step`` is the number of steps that it had
-        taken at its first token.
+        Several rewards are listed one by one, and those of steps; ``feedback`` is what rewards said. Where a tool
+        answered, ``transcript`` is all that followed the prompt; where an older policy may have drawn it,
+        ``policy_step`` is the number of steps that it had taken at its first token.
         """
         drawn, width, lengths = rollout.completions, rollout.prompt_width, rollout.lengths()
         taken = rollout.policy_steps()
@@ -132,10 +132,7 @@ class Sampling(NamedTuple):
             }
             if taken is not None:
                 record["policy_step"] = int(taken[i])
-            if len(scores.by_name) > 1:
-                record["rewards"] = {name: float(values[i]) for name, values in scores.by_name.items()}
-            if scores.steps is not None:
-                record["step_rewards"] = scores.steps[i][~np.isnan(scores.steps[i])].tolist()
+            record |= _judged(scores, i)
             tokens, read, chose = (np.asarray(x)[i, width:] for x in (drawn.tokens, drawn.valid, drawn.mask))
             if chose.any() and (read & ~chose).any():
                 record["transcript"] = self.tokenizer.decode(tokens[read])
@@ -145,6 +142,18 @@ class Sampling(NamedTuple):
     def request(self, sampler: Sampler, max_new_tokens: int, group_size: int = 1, min_new_tokens: int = 0) -> Request:
         """A request with the tokenizer's stop tokens."""
         return Request(sampler, self.tokenizer.eos_ids, max_new_tokens, group_size, min_new_tokens)
+
+
+def _judged(scores: Scores, i: int) -> dict[str, Any]:
+    """What a record holds of a completion's scores beside their sum."""
+    record: dict[str, Any] = {}
+    if len(scores.by_name) > 1:
+        record["rewards"] = {name: float(values[i]) for name, values in scores.by_name.items()}
+    if scores.steps is not None:
+        record["step_rewards"] = scores.steps[i][~np.isnan(scores.steps[i])].tolist()
+    if scores.feedback is not None and scores.feedback[i]:
+        record["feedback"] = scores.feedback[i]
+    return record
 
 
 def trimmed(completions: Completions, prompt_width: int, limit: int) -> Completions:

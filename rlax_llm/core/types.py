@@ -164,12 +164,15 @@ class PairedCompletions(NamedTuple):
         ref_log_probs: ``[2B, T]``, nats, the frozen reference's; None where nothing reads them, or where the step gets
             the reference's parameters.
         explored: ``[B]`` bool, the pairs whose chosen response is the reference's own; None where nothing reads it.
+        preferred: ``[B]`` bool, the pairs of which one is preferred; of the others the likelihood term alone is read.
+            None where all are.
     """
 
     completions: Completions
     margins: jax.Array | None = None
     ref_log_probs: jax.Array | None = None
     explored: jax.Array | None = None
+    preferred: jax.Array | None = None
 
 
 class LabeledCompletions(NamedTuple):

@@ -1,6 +1,8 @@
-"""Numbers in sentences, and texts of strangers on a terminal."""
+"""Numbers in sentences, templates, and texts of strangers on a terminal."""
 
 from __future__ import annotations
+
+import re
 
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _LATIN = {code: f"⟨{code:02x}⟩" for code in range(0x7F, 0xA0)}
@@ -32,3 +34,36 @@ def visible(text: str) -> str:
     '␛[2J␍⟨202e⟩abc\\n'
     """
     return text.translate(_SEEN)
+
+
+def check_template(what: str, template: str, *names: str) -> None:
+    """Raise where a template has no place for what it is to hold.
+
+    Args:
+        what: what it is, which the message begins with.
+        template: a text.
+        names: of its places.
+
+    Raises:
+        ValueError: a place is not there.
+
+    >>> check_template("teacher_prompt", "{prompt}", "prompt", "hint")
+    Traceback (most recent call last):
+    ValueError: teacher_prompt is '{prompt}', wanted a text in which {hint} stands; put it in.
+    """
+    for name in names:
+        if f"{{{name}}}" not in template:
+            raise ValueError(f"{what} is {template!r}, wanted a text in which {{{name}}} stands; put it in.")
+
+
+def filled(template: str, **texts: str) -> str:
+    """A template with its places filled; what is put in is not looked through.
+
+    Args:
+        template: a text with names in braces; a name that is not given stays as it is.
+        texts: by name.
+
+    >>> filled("{prompt} {hint} {other}", prompt="{hint}", hint="5")
+    '{hint} 5 {other}'
+    """
+    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template)

@@ -83,7 +83,7 @@ __getattr__, __dir__ = lazy_face(
             "step_payments",
         ),
         "streams": ("Credit",),
-        "teachers": ("mean_return_after", "no_credit", "teacher_log_ratio", "with_teacher"),
+        "teachers": ("mean_return_after", "no_credit", "prefix_weighted", "teacher_log_ratio", "with_teacher"),
         "token_returns": ("TokenSteps", "decoupled_gae", "length_adaptive_trace", "token_steps"),
         "values": (
             "ClippedValueLoss",

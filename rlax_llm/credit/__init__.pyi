@@ -93,6 +93,7 @@ from rlax_llm.credit.shaping import step_payments as step_payments
 from rlax_llm.credit.streams import Credit as Credit
 from rlax_llm.credit.teachers import mean_return_after as mean_return_after
 from rlax_llm.credit.teachers import no_credit as no_credit
+from rlax_llm.credit.teachers import prefix_weighted as prefix_weighted
 from rlax_llm.credit.teachers import teacher_log_ratio as teacher_log_ratio
 from rlax_llm.credit.teachers import with_teacher as with_teacher
 from rlax_llm.credit.token_returns import TokenSteps as TokenSteps

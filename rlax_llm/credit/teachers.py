@@ -82,6 +82,40 @@ def mean_return_after(scored: Scored) -> jax.Array:
     return jnp.where(scored.mask, sums / jnp.maximum(after, 1.0), 0.0)
 
 
+@check_arguments
+def prefix_weighted(gamma: float | jax.Array = 0.5) -> Advantage:
+    """``w_t · teacher_log_ratio``: a token counts the more, the less of the gap to the teacher lies before it (IW-OPD).
+
+    ``w_t = 1 + γ · Σ_{u ≥ t} |A_u| / Σ_u |A_u|`` with ``A = teacher_log_ratio`` (arXiv 2606.22600): behind a prefix
+    that the teacher would not write its advice is worth less. Limiting cases: ``teacher_log_ratio`` for γ = 0; the
+    first token's weight is 1 + γ, that of a token behind all of the gap 1.
+
+    Args:
+        gamma: γ ≥ 0, dimensionless; may be traced.
+
+    Returns:
+        An estimator ``Scored → [P, G, T]`` nats, 0 where the student did not choose.
+
+    Raises:
+        ValueError: for a γ below 0; at trace time, without the teacher's log-probabilities.
+
+    >>> mask = jnp.array([[[True, True]]])
+    >>> scored = Scored(jnp.zeros((1, 1)), jnp.zeros((1, 1, 2)), mask, jnp.array([[[-3.0, 1.0]]]))
+    >>> prefix_weighted(1.0)(scored).tolist()
+    [[[-6.0, 1.25]]]
+    """
+    checks.not_negative("prefix_weighted", gamma=gamma)
+
+    def weighted(scored: Scored) -> jax.Array:
+        ratio = teacher_log_ratio(scored)
+        left = _sum_from(jnp.abs(ratio))
+        total = left[..., :1]
+        share = left / jnp.where(total > 0, total, 1.0)
+        return (1 + gamma * share) * ratio
+
+    return weighted
+
+
 def _sum_from(x: jax.Array) -> jax.Array:
     """``y[t] = x[t] + y[t + 1]`` along the last axis."""
     return jax.vmap(jax.vmap(lambda row: reverse_affine_scan(row, jnp.ones_like(row), jnp.zeros_like(row[0]))))(x)

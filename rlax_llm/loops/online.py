@@ -30,7 +30,7 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import LogProbs
 from rlax_llm.policy.rivals import OnlineGroups
 from rlax_llm.policy.weightings import sequence_sum
-from rlax_llm.preference.marks import reads_reference
+from rlax_llm.preference.marks import reads_reference, reads_ties
 from rlax_llm.preference.ordering import OnlinePairs, Pairs
 
 Online = OnlinePairs | OnlineGroups
@@ -52,10 +52,11 @@ def _split(groups: Groups, rivals: int) -> tuple[jax.Array, jax.Array]:
 def paired(online: OnlinePairs, groups: Groups, rivals: int = 0) -> tuple[PairedCompletions, jax.Array]:
     """The pairs that scores make of completions, and which of them each row is.
 
-    A pair without a preference has no chosen token: it is padding.
+    A pair without a preference has no chosen token: it is padding. Where the likelihood term reads ties (XPO's), two of
+    the same score keep their tokens and are not ``preferred``.
 
     Args:
-        online: its ``pairing``.
+        online: its ``pairing``, and what its preference reads.
         groups: completions and scores ``[P, G + H]``, a prompt's own before its rivals'.
         rivals: H.
 
@@ -72,11 +73,23 @@ def paired(online: OnlinePairs, groups: Groups, rivals: int = 0) -> tuple[Paired
     first = size * jnp.arange(own.shape[0])[:, None]
     chosen, rejected = ((first + places).reshape(-1) for places in (found.chosen, found.rejected))
     there, rows = found.there.reshape(-1), jnp.stack([chosen, rejected], 1).reshape(-1)
-    completions = _taken(groups.completions, rows, jnp.repeat(there, 2))
+    ties = reads_ties(online.preference.likely)
+    read = _scored(groups.scores, rows) if ties else there
+    completions = _taken(groups.completions, rows, jnp.repeat(read, 2))
     known = None if groups.ref_log_probs is None else groups.ref_log_probs[rows]
     explored = (found.chosen >= own.shape[1]).reshape(-1) if rivals else None
-    signs = jnp.zeros(groups.scores.size).at[chosen].add(there).at[rejected].add(-1.0 * there)
-    return PairedCompletions(completions, None, known, explored), signs
+    signs = _signs(groups.scores.size, chosen, rejected, there)
+    return PairedCompletions(completions, None, known, explored, there if ties else None), signs
+
+
+def _signs(rows: int, chosen: jax.Array, rejected: jax.Array, there: jax.Array) -> jax.Array:
+    """1 for each row that is chosen, −1 for each that is rejected."""
+    return jnp.zeros(rows).at[chosen].add(there).at[rejected].add(-1.0 * there)
+
+
+def _scored(scores: jax.Array, rows: jax.Array) -> jax.Array:
+    """The pairs of which both have a score."""
+    return ~jnp.isnan(scores.reshape(-1)[rows]).reshape(-1, 2).any(-1)
 
 
 def _taken(completions: Completions, rows: jax.Array, there: jax.Array) -> Completions:
@@ -199,7 +212,7 @@ def _loop_of_pairs(
         state, (steps, counted) = epochs(
             taught, state, pairs._replace(ref_log_probs=known), count, passes, key, _pairs_of
         )
-        there = pairs.completions.mask.any(-1)[::2]
+        there = pairs.completions.mask.any(-1)[::2] if pairs.preferred is None else pairs.preferred
         told = {"frac_paired": there.mean(), "frac_reward_zero_std": uninformative_share(batch.scores)}
         credit = jnp.broadcast_to(signs[:, None], batch.completions.tokens.shape)
         return state, means_where(counted, steps) | told | learning.telling(credit)

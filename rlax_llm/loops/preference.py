@@ -78,8 +78,9 @@ def _pairs(where: str, batch: PairedCompletions, micro_batches: int, count: int 
         )
     chosen, rejected = _sides(count)[:2]
     weights = pair_mean(completions.mask[chosen], completions.mask[rejected])
-    checks.same_shape(where, pairs=weights, margins=batch.margins, explored=batch.explored)
-    return completions._replace(mask=completions.mask & jnp.repeat(weights != 0, count)[:, None]), weights
+    checks.same_shape(where, pairs=weights, margins=batch.margins, explored=batch.explored, preferred=batch.preferred)
+    read = completions._replace(mask=completions.mask & jnp.repeat(weights != 0, count)[:, None])
+    return read, weights if batch.preferred is None else weights * batch.preferred
 
 
 def _responses(
@@ -216,9 +217,24 @@ def preference_loop(
             lambda params, rows: loss(routed, join_trees(params, frozen), rows), state.params, rows, micro_batches
         )
         state, told = descend(optimizer, state, gradient)
+        if batch.preferred is not None:
+            metrics |= _of_preferred(metrics, weights)
         return state, router_metrics(metrics) | told
 
     return partial(initial_state, optimizer), step
+
+
+_OF_PAIRS = (
+    *("preference_loss", "chosen_reward", "rejected_reward", "margin", "accuracy", "pair_weight"),
+    *("chosen_log_prob", "rejected_log_prob"),
+)
+
+
+def _of_preferred(metrics: Metrics, weights: jax.Array) -> Metrics:
+    """The metrics that are means over pairs, over those alone of which one is preferred; 0 without any."""
+    total = weights.sum()
+    share = jnp.where(total > 0, total, 1.0)
+    return {name: metrics[name] / share for name in _OF_PAIRS if name in metrics}
 
 
 def _score_terms(

@@ -14,6 +14,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.divergences import Divergence
 from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.core.wording import check_template, filled
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.terms import Term
 
@@ -25,11 +26,13 @@ class Attempt(NamedTuple):
         columns: of its row, by name.
         text: what it says.
         solved: whether it is right; None where nobody says so.
+        feedback: what a reward said of it; None where it said nothing.
     """
 
     columns: dict[str, Any]
     text: str
     solved: bool | None = None
+    feedback: str | None = None
 
 
 Hints = Callable[[Sequence[Attempt]], list[str | None]]
@@ -145,6 +148,87 @@ def solved_attempt(attempts: Sequence[Attempt]) -> list[str | None]:
     right = [place for place, attempt in enumerate(attempts) if attempt.solved]
     others = [[place for place in right if place != own] for own in range(len(attempts))]
     return [attempts[found[0]].text if found else None for found in others]
+
+
+@check_arguments
+def own_feedback(attempts: Sequence[Attempt]) -> list[str | None]:
+    """What was said of each attempt: its ``feedback``, else its row's column of that name; None where that is blank.
+
+    Args:
+        attempts: of one prompt.
+
+    >>> own_feedback([Attempt({}, "6", False, "one too many"), Attempt({"feedback": "add"}, "5"), Attempt({}, "4")])
+    ['one too many', 'add', None]
+    """
+    return [_said(attempt.feedback) or _said(attempt.columns.get("feedback")) for attempt in attempts]
+
+
+def _said(text: Any) -> str | None:
+    return None if text is None or not str(text).strip() else str(text)
+
+
+@check_arguments
+def in_words(hints: Hints, template: str) -> Hints:
+    """Hints with words around them.
+
+    Limiting case: the hints themselves for ``{hint}``.
+
+    Args:
+        hints: of the attempts of one prompt.
+        template: a text in which ``{hint}`` stands for each.
+
+    Raises:
+        ValueError: for a template without it.
+
+    >>> in_words(solved_attempt, "Right is {hint}.")([Attempt({}, "5", True), Attempt({}, "6", False)])
+    [None, 'Right is 5.']
+    """
+    check_template("in_words: template", template, "hint")
+
+    def told(attempts: Sequence[Attempt]) -> list[str | None]:
+        return [None if hint is None else filled(template, hint=hint) for hint in hints(attempts)]
+
+    return told
+
+
+def joined(*hints: Hints) -> Hints:
+    """All that several hints say of an attempt, one text after the other; None where none says anything.
+
+    Limiting case: the first alone where the others say nothing.
+
+    Args:
+        hints: of the attempts of one prompt.
+
+    >>> both = joined(solved_attempt, in_words(own_feedback, " But: {hint}"))
+    >>> both([Attempt({}, "5", True), Attempt({}, "6", False, "too many"), Attempt({}, "7", False)])
+    [None, '5 But: too many', '5']
+    """
+
+    def together(attempts: Sequence[Attempt]) -> list[str | None]:
+        found = zip(*(each(attempts) for each in hints), strict=True)
+        said = ([text for text in texts if text is not None] for texts in found)
+        return ["".join(texts) if texts else None for texts in said]
+
+    return together
+
+
+@check_arguments
+def written(template: str) -> Callable[[str, str], str]:
+    """``(prompt, hint) → text``: what a teacher is asked, by a template.
+
+    Limiting case: ``after_example`` for ``{prompt}{hint}\\n{prompt}``.
+
+    Args:
+        template: a text in which ``{prompt}`` stands for what the student reads, and ``{hint}`` for a hint.
+
+    Raises:
+        ValueError: for a template without one of them.
+
+    >>> written("{prompt} ({hint}) Again: ")("2+3=", "not 6")
+    '2+3= (not 6) Again: '
+    """
+    check_template("written: template", template, "prompt", "hint")
+    return lambda prompt, hint: filled(template, prompt=prompt, hint=hint)
 
 
 @check_arguments

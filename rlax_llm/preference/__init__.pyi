@@ -42,10 +42,12 @@ from rlax_llm.preference.links import weighted_sum as weighted_sum
 from rlax_llm.preference.marks import is_pairwise as is_pairwise
 from rlax_llm.preference.marks import of_collisions as of_collisions
 from rlax_llm.preference.marks import of_gold as of_gold
+from rlax_llm.preference.marks import of_ties as of_ties
 from rlax_llm.preference.marks import pairwise as pairwise
 from rlax_llm.preference.marks import reads_collisions as reads_collisions
 from rlax_llm.preference.marks import reads_gold as reads_gold
 from rlax_llm.preference.marks import reads_reference as reads_reference
+from rlax_llm.preference.marks import reads_ties as reads_ties
 from rlax_llm.preference.marks import reference_free as reference_free
 from rlax_llm.preference.ordering import OnlinePairs as OnlinePairs
 from rlax_llm.preference.ordering import Pairing as Pairing

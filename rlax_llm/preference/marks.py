@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 _READS, _PAIRWISE, _GOLD, _COLLISIONS = "reads_reference", "pairwise", "reads_gold", "reads_collisions"
+_TIES = "reads_ties"
 
 
 def reference_free(reward: F) -> F:
@@ -80,6 +81,35 @@ def reads_gold(likely: Callable[..., Any]) -> bool:
     (True, False)
     """
     return getattr(likely, _GOLD, False)
+
+
+def of_ties(likely: F) -> F:
+    """Say of a function of pairs that it reads those too of which neither is preferred; a decorator.
+
+    Args:
+        likely: ``PreferenceBatch → Responses``.
+
+    >>> @of_ties
+    ... def both(batch):
+    ...     return batch.rejected
+    >>> reads_ties(both), reads_ties(lambda batch: batch.chosen)
+    (True, False)
+    """
+    setattr(likely, _TIES, True)
+    return likely
+
+
+def reads_ties(likely: Callable[..., Any]) -> bool:
+    """Whether a function of pairs reads those too of which neither is preferred.
+
+    Args:
+        likely: any; one that says nothing does not.
+
+    >>> from rlax_llm.recipes.online import online_dpo, xpo
+    >>> reads_ties(xpo().preference.likely), reads_ties(online_dpo().preference.likely)
+    (True, False)
+    """
+    return getattr(likely, _TIES, False)
 
 
 def of_collisions(factors: F) -> F:

@@ -17,7 +17,7 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.exponentials import exp_then_line
 from rlax_llm.preference.implicit_rewards import Responses, Reward, mean_log_ratio, wide
 from rlax_llm.preference.links import Link, demand_margin, weighted_sum
-from rlax_llm.preference.marks import of_collisions, of_gold, reads_like
+from rlax_llm.preference.marks import of_collisions, of_gold, of_ties, reads_like
 
 
 class PreferenceBatch(NamedTuple):
@@ -89,9 +89,12 @@ def gold_response(batch: PreferenceBatch) -> Responses:
     return batch.gold
 
 
+@of_ties
 @check_arguments
 def explored_response(batch: PreferenceBatch) -> Responses:
     """Of each pair the response that the reference drew: what XPO's term lowers (arXiv 2405.21046).
+
+    Which of the two is preferred does not matter to it, so it reads ties too.
 
     Args:
         batch: its ``explored`` is read; both sides have as many columns.

@@ -31,6 +31,7 @@ from rlax_llm.recipes.control import reinforce as reinforce
 from rlax_llm.recipes.control import steered_ppo_penalty as steered_ppo_penalty
 from rlax_llm.recipes.distillation import forward_kl as forward_kl
 from rlax_llm.recipes.distillation import gkd as gkd
+from rlax_llm.recipes.distillation import iw_opd as iw_opd
 from rlax_llm.recipes.distillation import minillm as minillm
 from rlax_llm.recipes.distillation import opd as opd
 from rlax_llm.recipes.distillation import opd_grpo as opd_grpo

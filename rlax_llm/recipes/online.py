@@ -77,7 +77,7 @@ def xpo(beta: float | jax.Array = 0.1, alpha: float | jax.Array = 1e-5) -> Onlin
     """XPO (arXiv 2405.21046): a completion of the policy and one of the reference, ``dpo + α log π`` of the latter.
 
     The term makes what the reference says less likely, so that the policy explores. Sums of the paper are over pairs
-    here too, means of whole completions.
+    here too, means of whole completions. Two of the same score pay the term alone: it asks for no preference.
 
     Args:
         beta: temperature β > 0, reward per nat.

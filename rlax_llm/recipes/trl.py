@@ -1,4 +1,4 @@
-"""What TRL computes (trainers ``GRPOTrainer`` and ``RLOOTrainer``), by its ``loss_type`` and its defaults.
+"""What TRL computes (trainers ``GRPOTrainer``, ``RLOOTrainer`` and others that are named), by its defaults.
 
 Here rows without a chosen token (filtered out) count in the mean over rows, as they do there. Each preset is
 ``GRPOConfig`` or ``RLOOConfig`` with other settings: ``trl.GRPOConfig(beta=0.04, scale_rewards="none").build()`` takes
@@ -7,9 +7,15 @@ any of them, by TRL's own names.
 
 from __future__ import annotations
 
+import jax
+
 from rlax_llm.core.arguments import check_arguments
+from rlax_llm.policy import coupled
+from rlax_llm.policy.distillation import Distillation
 from rlax_llm.policy.objectives import Objective
+from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.preference.pairs import Preference
+from rlax_llm.recipes import distillation as distillation_recipes
 from rlax_llm.recipes import preference as preference_recipes
 from rlax_llm.recipes.trl_config import GRPOConfig, RLOOConfig, over_all_rows
 
@@ -18,15 +24,19 @@ __all__ = [
     "RLOOConfig",
     "cispo",
     "cpo",
+    "distillation",
     "dr_grpo",
+    "gmpo",
     "grpo",
     "grpo_corrected_kl",
     "grpo_sequence_mean",
     "gspo",
+    "iw_opd",
     "luspo",
     "over_all_rows",
     "rloo",
     "sapo",
+    "sdpo",
     "simpo",
     "vespo",
 ]
@@ -168,6 +178,73 @@ def rloo(kl_coef: float = 0.05, eps: float = 0.2) -> Objective:
     'summed_ratio'
     """
     return RLOOConfig(kl_coef, eps).build()
+
+
+@check_arguments
+def gmpo(eps: float = 0.4, eps_high: float | None = None, kl_coef: float = 0.0) -> Objective:
+    """``GMPOTrainer``: the paper's loss; its mean is over all rows.
+
+    Args:
+        eps: ``epsilon``, half-width of the clip of the log-ratio below 0, and above it where ``eps_high`` is None.
+        eps_high: ``epsilon_high``.
+        kl_coef: ``beta``, weight of k3 in the loss.
+
+    >>> gmpo().kl is None
+    True
+    """
+    return grpo_sequence_mean(kl_coef)._replace(trust_region=coupled.gmpo(eps, eps_high))
+
+
+@check_arguments
+def distillation(beta: float | jax.Array = 1.0) -> Distillation:
+    """``DistillationTrainer``: ``gkd`` with the reverse KL, all of it on the student's own completions.
+
+    Args:
+        beta: of the Jensen-Shannon divergence; 0 is the forward KL, 1 the reverse one.
+
+    >>> distillation().on_policy
+    1.0
+    """
+    return distillation_recipes.gkd(beta, on_policy=1.0)
+
+
+@check_arguments
+def iw_opd(gamma: float | jax.Array = 0.5) -> Distillation:
+    """``IWOPDTrainer``: the score function, without a ratio of policy to sampler; the same in the first step.
+
+    Args:
+        gamma: ``iw_opd_gamma``.
+
+    >>> iw_opd().objective.trust_region is score_function
+    True
+    """
+    paper = distillation_recipes.iw_opd(gamma)
+    return paper._replace(objective=paper.objective._replace(trust_region=score_function))
+
+
+@check_arguments
+def sdpo(
+    follows: float = 0.05,
+    separator: str = "\n",
+    teacher_prompt: str | None = None,
+    attempt_template: str = "{hint}",
+    feedback_template: str | None = None,
+) -> Distillation:
+    """``SDPOTrainer``: each row's mean, and the mean over all rows, those without a hint too.
+
+    Args:
+        follows: ``teacher_update_rate``.
+        separator: as in the recipe.
+        teacher_prompt: ``reprompt_template``, in which ``{hint}`` stands for its solution and feedback.
+        attempt_template: ``solution_template``, in which ``{hint}`` stands for the attempt.
+        feedback_template: the same of the feedback.
+
+    >>> sdpo().follows
+    0.05
+    """
+    given = separator, teacher_prompt, attempt_template, feedback_template
+    paper = distillation_recipes.sdpo(0.0, follows, *given)
+    return paper._replace(objective=paper.objective._replace(weighting=over_all_rows()))
 
 
 @check_arguments

@@ -65,7 +65,8 @@ class Reward(NamedTuple):
 
     Attributes:
         name: what metrics and errors call it.
-        function: ``f(prompts, completions, **columns) -> [N]`` numbers, ``None`` where it does not apply.
+        function: ``f(prompts, completions, **columns) -> [N]`` numbers, ``None`` where it does not apply; with feedback
+            ``(number, text)`` or ``{"score": number, "feedback": text}``.
         weight: factor of its scores in the total; 0 only logs them.
         spec: what ``load_reward`` finds the function by, in any process; ``None`` for a function that was handed over.
     """
@@ -74,6 +75,18 @@ class Reward(NamedTuple):
     function: Callable[..., Any]
     weight: float = 1.0
     spec: str | None = None
+
+
+class Verdict(NamedTuple):
+    """What a reward function says of one completion.
+
+    Attributes:
+        score: NaN where the function abstains, ∞ where it failed.
+        feedback: a text; None for nothing.
+    """
+
+    score: float
+    feedback: str | None = None
 
 
 class Scores(NamedTuple):
@@ -86,12 +99,15 @@ class Scores(NamedTuple):
         failed: bool ``[N]``, where a function whose weight is not 0 failed.
         steps: float32 ``[N, S]``, what of the total the steps of each completion earned, over the columns behind the
             prompts: at the last token of each step, NaN elsewhere; None where nobody scored steps.
+        feedback: ``[N]``, what functions said of each completion beside its score, one text after the other on lines of
+            their own; None for nothing. None where nothing was said of any.
     """
 
     total: np.ndarray
     by_name: dict[str, np.ndarray]
     failed: np.ndarray
     steps: np.ndarray | None = None
+    feedback: tuple[str | None, ...] | None = None
 
     @property
     def first(self) -> np.ndarray:
@@ -106,7 +122,29 @@ class Scores(NamedTuple):
         """
         picked = {name: values[index] for name, values in self.by_name.items()}
         steps = None if self.steps is None else self.steps[index]
-        return Scores(self.total[index], picked, self.failed[index], steps)
+        said = None if self.feedback is None else tuple(np.array(self.feedback, object)[index])
+        return Scores(self.total[index], picked, self.failed[index], steps, said)
+
+    @classmethod
+    def together(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of several parts as one; of steps all have as many columns.
+
+        Args:
+            parts: with the same names of rewards.
+
+        >>> one = np.zeros(1, np.float32)
+        >>> Scores.together([Scores(one, {}, one > 0), Scores(one, {}, one > 0, feedback=("short",))]).feedback
+        (None, 'short')
+        """
+        names, steps = parts[0].by_name, [part.steps for part in parts]
+        said = [text for part in parts for text in part.feedback or [None] * len(part.total)]
+        return cls(
+            np.concatenate([part.total for part in parts]),
+            {name: np.concatenate([part.by_name[name] for part in parts]) for name in names},
+            np.concatenate([part.failed for part in parts]),
+            None if steps[0] is None else np.concatenate([x for x in steps if x is not None]),
+            tuple(said) if any(said) else None,
+        )
 
     def plus(self, name: str, values: np.ndarray) -> Scores:
         """With one more reward of weight 1, which applies to every row.
@@ -133,7 +171,7 @@ class Scores(NamedTuple):
         total = np.where(np.isnan(sums), self.total, np.nan_to_num(self.total) + np.nan_to_num(sums))
         failed = self.failed | failed
         total = np.where(failed, np.nan, total).astype(np.float32)
-        return Scores(total, self.by_name | {name: sums}, failed, steps)
+        return Scores(total, self.by_name | {name: sums}, failed, steps, self.feedback)
 
 
 class Batch(NamedTuple):
@@ -205,7 +243,13 @@ def score(
     """
     _check_rewards(rewards)
     batch = _batch(rows, completions)
-    by_name = {reward.name: _scores_or_none(reward, batch, failed, first, none_scored) for reward in rewards}
+    said = {reward.name: _verdicts_or_none(reward, batch, failed, first, none_scored) for reward in rewards}
+    return _added_up(rewards, said)
+
+
+def _added_up(rewards: Sequence[Reward], said: Mapping[str, Sequence[Verdict]]) -> Scores:
+    """The scores of what each function said of each row."""
+    by_name = {name: np.array([each.score for each in verdicts], np.float32) for name, verdicts in said.items()}
     stacked = np.stack([by_name[reward.name] for reward in rewards]).astype(np.float64)  # [rewards, N]
     weights = np.array([reward.weight for reward in rewards])
     missing = ~np.isfinite(stacked)
@@ -215,7 +259,15 @@ def score(
     unscored = missing[counts].all(axis=0) | broken
     total = np.where(unscored, np.nan, weights @ np.where(missing, 0.0, stacked))
     by_name = {name: np.where(np.isinf(values), np.nan, values) for name, values in by_name.items()}
-    return Scores(total.astype(np.float32), by_name, broken)
+    return Scores(total.astype(np.float32), by_name, broken, feedback=_together(list(said.values())))
+
+
+def _together(said: Sequence[Sequence[Verdict]]) -> tuple[str | None, ...] | None:
+    """The feedback of all functions on each row."""
+    texts = [[each.feedback for each in verdicts if each.feedback] for verdicts in zip(*said, strict=True)]
+    if not any(texts):
+        return None
+    return tuple("\n".join(row) if row else None for row in texts)
 
 
 def check_columns(reward: Reward, columns: Sequence[str]) -> None:
@@ -281,53 +333,74 @@ def _batch(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> Bat
     return Batch(prompts, given, columns)
 
 
-def _scores_or_none(
+def _verdicts_or_none(
     reward: Reward,
     batch: Batch,
     failed: Callable[[str], None],
     first: int,
     none_scored: Callable[[NoRowScored], None],
-) -> np.ndarray:
+) -> list[Verdict]:
     try:
-        return _scores(reward, batch, failed, first)
+        return _verdicts(reward, batch, failed, first)
     except NoRowScored as error:
         none_scored(error)
-        return np.full(len(batch.prompts), math.inf, np.float32)
+        return [Verdict(math.inf)] * len(batch.prompts)
 
 
-def _scores(reward: Reward, batch: Batch, failed: Callable[[str], None], first: int) -> np.ndarray:
+def _verdicts(reward: Reward, batch: Batch, failed: Callable[[str], None], first: int) -> list[Verdict]:
     wanted = len(batch.prompts)
     if wanted == 0:
-        return np.zeros(0, np.float32)
+        return []
     check_columns(reward, list(batch.columns))
     try:
         returned = batch.passed_to(reward.function)
     except RewardError:  # the reward says itself that it cannot be used, so other rows are no way out
         raise
     except (Exception, SystemExit) as error:
-        return np.array(_row_by_row(reward, batch, error, failed, first), np.float32)
-    return np.array(_numbers(reward, returned, range(first, first + wanted)), np.float32)
+        return _row_by_row(reward, batch, error, failed, first)
+    return _said_of(reward, returned, range(first, first + wanted))
 
 
-def _numbers(reward: Reward, returned: Any, rows: range) -> list[float]:
-    return numbers_of(reward, returned, [f"row {index}" for index in rows], "completions")
+def _said_of(reward: Reward, returned: Any, rows: range) -> list[Verdict]:
+    """What a function returned for rows, each with its feedback where there is one."""
+    places = [f"row {index}" for index in rows]
+    listed = _listed(reward, returned, len(places), "completions")
+    parts = [_parted(reward, place, value) for place, value in zip(places, listed)]
+    scores = numbers_of(reward, [score for score, _ in parts], places, "completions")
+    return [Verdict(score, said) for score, (_, said) in zip(scores, parts)]
+
+
+def _parted(reward: Reward, place: str, returned: Any) -> tuple[Any, str | None]:
+    """Score and feedback of what a function returned for one row."""
+    if isinstance(returned, Mapping) and set(returned) <= {"score", "feedback"}:
+        score, said = returned.get("score"), returned.get("feedback")
+    elif isinstance(returned, tuple) and len(returned) == 2:
+        score, said = returned
+    else:
+        return returned, None
+    if said is not None and not isinstance(said, str):
+        raise RewardError(
+            f"reward {reward.name!r} returned feedback of type {type(said).__name__} for {place}, "
+            "wanted a text or None."
+        )
+    return score, said
 
 
 def _row_by_row(
     reward: Reward, batch: Batch, error: BaseException, failed: Callable[[str], None], first: int
-) -> list[float]:
-    """Scores of a batch on which the function raised ``error``, ∞ for the rows on which it raises too."""
+) -> list[Verdict]:
+    """Verdicts of a batch on which the function raised ``error``, ∞ for the rows on which it raises too."""
     wanted = len(batch.prompts)
     scores = []
     raised = 0
     for index in range(wanted):
         try:
-            scores.append(row_score(reward, batch.row(index), first + index))
+            scores.append(row_verdict(reward, batch.row(index), first + index))
         except RewardError:
             raise
         except (Exception, SystemExit) as single:
             raised += 1
-            scores.append(math.inf)
+            scores.append(Verdict(math.inf))
             failed(f"reward {reward.name!r} raised {told(single)} on row {first + index}.")
     if raised == wanted:
         raise NoRowScored(reward.name, scored_none(reward.name, told(error), wanted)) from error
@@ -336,8 +409,8 @@ def _row_by_row(
     return scores
 
 
-def row_score(reward: Reward, row: Batch, index: int) -> float:
-    """Score of one row, NaN where the function abstains, ∞ where it is ``FAILED``.
+def row_verdict(reward: Reward, row: Batch, index: int) -> Verdict:
+    """What a function says of one row.
 
     Args:
         reward: the function to call.
@@ -347,10 +420,11 @@ def row_score(reward: Reward, row: Batch, index: int) -> float:
     Raises:
         RewardError: what it returned is not one score. Exceptions inside the function pass as they are.
 
-    >>> row_score(Reward("size", lambda prompts, completions: [len(completions[0])]), Batch(["a"], ["bcd"], {}), 0)
-    3.0
+    >>> size = Reward("size", lambda prompts, completions: [(len(completions[0]), "short")])
+    >>> row_verdict(size, Batch(["a"], ["bcd"], {}), 0)
+    Verdict(score=3.0, feedback='short')
     """
-    return _numbers(reward, row.passed_to(reward.function), range(index, index + 1))[0]
+    return _said_of(reward, row.passed_to(reward.function), range(index, index + 1))[0]
 
 
 def scored_none(name: str, exception: str, rows: int) -> str:
@@ -382,7 +456,11 @@ def numbers_of(reward: Reward, returned: Any, places: Sequence[str], things: str
     >>> numbers_of(Reward("f", len), [1, None], ["row 0", "row 1"], "completions")
     [1.0, nan]
     """
-    wanted = len(places)
+    values = _listed(reward, returned, len(places), things)
+    return [_number(reward, place, value) for place, value in zip(places, values)]
+
+
+def _listed(reward: Reward, returned: Any, wanted: int, things: str) -> list[Any]:
     try:
         values = list(returned)
     except TypeError as error:
@@ -390,7 +468,7 @@ def numbers_of(reward: Reward, returned: Any, places: Sequence[str], things: str
         raise RewardError(f"reward {reward.name!r} returned a {kind}, wanted a list of {wanted} scores.") from error
     if len(values) != wanted:
         raise RewardError(f"reward {reward.name!r} returned {len(values)} scores for {wanted} {things}.")
-    return [_number(reward, place, value) for place, value in zip(places, values)]
+    return values
 
 
 def _number(reward: Reward, place: str, returned: Any) -> float:

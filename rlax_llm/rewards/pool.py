@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rlax_llm.core.user_code import told
-from rlax_llm.rewards.calling import FAILED, Batch, NoRowScored, Reward, RewardError, refuse, row_score, scored_none
+from rlax_llm.rewards.calling import FAILED, Batch, NoRowScored, Reward, RewardError, refuse, row_verdict, scored_none
 from rlax_llm.rewards.loading import load_reward
 
 _LOADING = 120.0  # seconds for a worker to start and import its reward
@@ -29,9 +29,10 @@ _GRACE = 1.0  # seconds for an idle worker to end by itself
 
 
 class _Outcome(NamedTuple):
-    """What became of a row: a score, or the exception, the loss or the misuse that kept it from having one."""
+    """What became of a row: a score and feedback, or the exception, loss or misuse that kept it from having one."""
 
     score: float = math.nan
+    feedback: str | None = None
     raised: str = ""
     lost: str = ""
     refused: str = ""
@@ -41,7 +42,8 @@ class _Outcome(NamedTuple):
         """What a reward function would return."""
         if self.raised or self.lost:
             return FAILED
-        return None if math.isnan(self.score) else self.score
+        score = None if math.isnan(self.score) else self.score
+        return score if self.feedback is None else (score, self.feedback)
 
 
 @dataclass
@@ -305,7 +307,7 @@ def _end_with_main_program() -> None:
 
 def _outcome(reward: Reward, index: int, row: Batch) -> _Outcome:
     try:
-        return _Outcome(row_score(reward, row, index))
+        return _Outcome(*row_verdict(reward, row, index))
     except RewardError as error:
         return _Outcome(refused=str(error))
     except (Exception, SystemExit) as error:

@@ -55,6 +55,7 @@ def steps(lines: list[dict]) -> list[dict]:
     ("recipe", "given", "told"),
     [
         ("opd", {}, "kl"),
+        ("iw_opd", {"gamma": 1.0}, "kl"),
         ("gkd", {"on_policy": 1.0, "temperature": 0.7, "top_k": 8}, "divergence"),
         ("gkd", {"on_policy": 0.0, "teacher_top_k": 4}, "divergence"),
         ("minillm", {"micro_batch_size": 2}, "divergence"),
@@ -108,6 +109,29 @@ def test_a_student_that_teaches_itself(models, tmp_path, recipe, capsys):
     assert ("frac_hinted is 0" in capsys.readouterr().err) != taught
 
 
+TOLD = """
+def told(prompts, completions, **columns):
+    return [(0.0, None if place % 2 else "1+1=2") for place, _ in enumerate(prompts)]
+"""
+
+
+def test_feedback_teaches_where_no_attempt_is_right(models, tmp_path):
+    """Of every other completion a reward says something; of a long text the end is shown."""
+    (tmp_path / "told.py").write_text(TOLD)
+    given = {"reward": f"{tmp_path}/told.py:told", "teacher_prompt": r"{hint}\n{prompt}", "max_feedback_tokens": 2}
+    lines = steps(run(models, tmp_path / "run", None, recipe="trl:sdpo", **given))
+    assert all(line["frac_hinted"] == 0.5 and line["grad_norm"] > 0 for line in lines)
+    records = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
+    drawn = [record for record in records if record["step"]]
+    assert [record.get("feedback") for record in drawn[:2]] == ["1+1=2", None]
+
+
+def test_rows_that_say_their_own_feedback_need_no_reward(models, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "1+{n}=", "feedback": "{n}"}}\n' for n in range(16)))
+    lines = steps(run(models, tmp_path / "run", None, recipe="sdpo", data=(str(tmp_path / "rows.jsonl"),)))
+    assert all(line["frac_hinted"] == 1 and line["grad_norm"] > 0 for line in lines)
+
+
 def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
     whole = steps(run(models, tmp_path / "whole", None, recipe="sdft", steps=3, schedule="constant"))
     run(models, tmp_path / "part", None, recipe="sdft", steps=2, schedule="constant")
@@ -136,6 +160,17 @@ def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
         ({"write_teacher": "none/x.parquet"}, "write_teacher is 'none/x.parquet', and its directory is not there"),
         ({"write_teacher": "x.parquet", "temperature": 0.5}, "temperature is 0.5, and what a teacher says is written"),
         ({"recipe": "opd_grpo", "data": ("bare",)}, "recipe opd_grpo reads the scores of completions, and data has"),
+        (
+            {"recipe": "sdpo", "teacher": None, "data": ("bare",)},
+            "scores of completions or feedback, and data has neither",
+        ),
+        (
+            {"recipe": "sdpo", "teacher": None, "teacher_prompt": "{prompt}"},
+            "teacher_prompt is .* in which {hint} stands",
+        ),
+        ({"feedback_template": "{hint}"}, "recipe opd has no feedback_template; leave it out, or take one of sdpo"),
+        ({"max_feedback_tokens": 9}, "max_feedback_tokens is given and recipe opd shows no feedback"),
+        ({"recipe": "iw_opd", "gamma": -1.0}, "gamma is -1"),
         ({"recipe": "sdpo", "teacher": None, "group_size": 1}, "recipe sdpo compares .* group_size is 1; give at"),
         ({"recipe": "opsd", "teacher": None, "data": ("bare",)}, "give rows with a column hint, completion or answer"),
     ],

@@ -6,7 +6,13 @@ import pytest
 from rlax_llm.core import checks
 from rlax_llm.core.types import Scored
 from rlax_llm.credit.groups import per_group, z_score
-from rlax_llm.credit.teachers import mean_return_after, no_credit, teacher_log_ratio, with_teacher
+from rlax_llm.credit.teachers import (
+    mean_return_after,
+    no_credit,
+    prefix_weighted,
+    teacher_log_ratio,
+    with_teacher,
+)
 
 
 def prepared() -> Scored:
@@ -34,6 +40,23 @@ def test_the_return_is_the_mean_of_what_comes_after():
     np.testing.assert_allclose(mean_return_after(scored), literal_returns(scored), atol=1e-5)
 
 
+def test_a_token_counts_by_the_gap_that_its_prefix_leaves():
+    """IW-OPD's weights (arXiv 2606.22600, algorithm 1), token by token; without an amplification there are none."""
+    scored = prepared()
+    wanted = np.zeros(scored.mask.shape)
+    for place in np.ndindex(2, 3):
+        chosen = np.flatnonzero(scored.mask[place])
+        gaps = scored.ref_log_probs[place][chosen] - scored.log_probs[place][chosen]
+        before = 0.0
+        for token, gap in zip(chosen, gaps, strict=True):
+            wanted[place][token] = (1 + 0.7 * (1 - before / np.abs(gaps).sum())) * gap
+            before += abs(gap)
+    np.testing.assert_allclose(prefix_weighted(0.7)(scored), wanted, atol=1e-5)
+    np.testing.assert_allclose(prefix_weighted(0.0)(scored), teacher_log_ratio(scored), atol=1e-6)
+    agreed = prefix_weighted(0.7)(scored._replace(ref_log_probs=scored.log_probs))
+    np.testing.assert_array_equal(agreed, 0 * wanted)
+
+
 def test_a_reward_and_a_teacher_add_up():
     scored = prepared()
     ratio = np.where(scored.mask, scored.ref_log_probs - scored.log_probs, 0.0)
@@ -47,7 +70,7 @@ def test_a_reward_and_a_teacher_add_up():
     )
 
 
-@pytest.mark.parametrize("credit", [teacher_log_ratio, mean_return_after, with_teacher(no_credit)])
+@pytest.mark.parametrize("credit", [teacher_log_ratio, mean_return_after, prefix_weighted(), with_teacher(no_credit)])
 def test_a_teacher_is_needed(credit):
     with pytest.raises(checks.NoReference, match="give the teacher's"):
         credit(prepared()._replace(ref_log_probs=None))

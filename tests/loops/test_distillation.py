@@ -25,6 +25,7 @@ from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.distilling import Reading, distilled_log_probs, teacher_log_probs
 from rlax_llm.models.scoring import group_log_probs, row_log_probs
+from rlax_llm.policy.distillation import demonstration
 from rlax_llm.recipes import distillation as recipes
 
 LETTERS, LENGTH, P, G, SEEDS = 5, 2, 5, 8, 8
@@ -109,7 +110,7 @@ def with_hints(distillation, collector: Collector) -> Collector:
     """The answer of the row, or a right attempt of another of its group; none is padding."""
     if distillation.prompting is None:
         return collector
-    of_group = distillation.prompting.hints.__name__ == "solved_attempt"
+    of_group = distillation.prompting.hints is not demonstration
 
     def collect(memory, params, key, version):
         memory, groups, metrics = collector.collect(memory, params, key, version)
@@ -150,6 +151,7 @@ RECIPES = {
     "forward_kl": recipes.forward_kl,
     "reverse_kl": recipes.reverse_kl,
     "opd": recipes.opd,
+    "iw_opd": recipes.iw_opd,
     "opd_grpo": recipes.opd_grpo,
     "minillm": recipes.minillm,
     "sdft": partial(recipes.sdft, follows=1e-4),

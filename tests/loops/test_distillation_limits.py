@@ -72,7 +72,10 @@ def assert_same(one, other, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), one, other)
 
 
-@pytest.mark.parametrize("recipe", [recipes.opd, recipes.gkd, recipes.forward_kl, recipes.reverse_kl, recipes.minillm])
+@pytest.mark.parametrize(
+    "recipe",
+    [recipes.opd, recipes.iw_opd, recipes.gkd, recipes.forward_kl, recipes.reverse_kl, recipes.minillm],
+)
 def test_a_teacher_equal_to_the_student_teaches_nothing(recipe):
     params, metrics = stepped(recipe(), reference=student(), teacher=STUDENT)
     assert metrics["grad_norm"] < 1e-5
@@ -80,9 +83,28 @@ def test_a_teacher_equal_to_the_student_teaches_nothing(recipe):
     assert stepped(recipe())[1]["grad_norm"] > 0.1
 
 
-@pytest.mark.parametrize(("beta", "recipe"), [(0.0, recipes.forward_kl), (1.0, recipes.reverse_kl)])
-def test_gkd_at_its_ends_is_the_two_kls(beta, recipe):
-    assert_same(stepped(recipes.gkd(beta))[0], stepped(recipe())[0])
+def of_teacher(log_p, log_q):
+    """KL(q‖p) word by word."""
+    return jnp.exp(log_q) * (log_q - log_p)
+
+
+def of_student(log_p, log_q):
+    """KL(p‖q) word by word."""
+    return jnp.exp(log_p) * (log_p - log_q)
+
+
+@pytest.mark.parametrize(
+    ("beta", "recipe", "literal"), [(0.0, recipes.forward_kl, of_teacher), (1.0, recipes.reverse_kl, of_student)]
+)
+def test_gkd_at_its_ends_is_the_two_kls(beta, recipe, literal):
+    wanted = stepped(recipes.gkd()._replace(divergence=literal))[0]
+    for found in (recipes.gkd(beta), recipe()):
+        assert_same(stepped(found)[0], wanted)
+
+
+def test_without_an_amplification_iw_opd_is_opd():
+    assert_same(stepped(recipes.iw_opd(0.0))[0], stepped(recipes.opd())[0])
+    assert abs(stepped(recipes.iw_opd(1.0))[1]["grad_norm"] - stepped(recipes.opd())[1]["grad_norm"]) > 1e-3
 
 
 def test_without_a_divergence_it_is_group_loop_whose_reference_is_the_teacher():

@@ -169,6 +169,26 @@ def test_xpo_explores_what_the_reference_drew():
     np.testing.assert_allclose(plain - more, term, atol=1e-6)
 
 
+def test_xpo_explores_where_neither_is_preferred_too():
+    """arXiv 2405.21046, algorithm 1, by loops: the term is of every pair, the preference of those that have one."""
+    groups = drawn(np.array([[1.0, 0.0], [0.5, 0.5], [NAN, 1.0]]), 3)
+    state, metrics = after(online_loop(table, recipes.xpo(0.5, 0.25), optax.sgd(1.0), rivals=1), groups)
+
+    def literal(params):
+        now, before = (table(x, groups.completions)[0].sum(-1) for x in (params, REFERENCE))
+        gained = now - before
+        preferred = -jax.nn.log_sigmoid(0.5 * (gained[0] - gained[1]))
+        return (preferred + 0.25 * (now[1] + now[3])) / 2
+
+    np.testing.assert_allclose(PARAMS - state.params, jax.grad(literal)(PARAMS), atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], literal(PARAMS), atol=1e-6)
+    assert metrics["frac_paired"] == pytest.approx(1 / 3) and metrics["accuracy"] in (0.0, 1.0)
+    tied = drawn(np.array([[0.5, 0.5]]), 4)
+    same, told = after(online_loop(table, recipes.xpo(0.5, 0.0), optax.sgd(1.0), rivals=1), tied)
+    np.testing.assert_array_equal(same.params, PARAMS)
+    assert told["loss"] == 0 and told["accuracy"] == 0
+
+
 def test_groups_without_rivals_are_group_loops():
     groups = drawn(np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]]), 4)
     chex.assert_trees_all_equal(
@@ -193,6 +213,13 @@ def test_nash_md_pays_the_win_rate_less_a_half_and_the_kl_of_the_whole():
         return total
 
     np.testing.assert_allclose(PARAMS - state.params, jax.grad(literal)(PARAMS), atol=1e-6)
+
+
+def test_between_equals_nash_md_has_no_preference():
+    """Win rates of ½ teach nothing, and without τ nothing else does."""
+    groups = drawn(np.array([[2.0, 2.0], [-1.0, -1.0]]), 5)
+    loop = online_loop(table, recipes.nash_md(0.5, 0.0), optax.sgd(1.0), rivals=1)
+    np.testing.assert_allclose(after(loop, groups)[0].params, PARAMS, atol=1e-7)
 
 
 def test_epochs_and_minibatches_take_each_pair_once():

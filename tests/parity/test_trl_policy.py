@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from trl import GRPOTrainer, RLOOTrainer
+from trl.experimental.gmpo import GMPOTrainer
 from trl_policy_cases import CASES, LIMIT, assert_equal, golden, prepared
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -77,7 +78,7 @@ def theirs(method, stub, data) -> tuple[float, np.ndarray]:
 
 def computed(name: str, empty_row: bool) -> tuple[float, np.ndarray]:
     """TRL's loss and gradient of a case."""
-    method = RLOOTrainer._compute_loss if name == "rloo" else GRPOTrainer._compute_loss
+    method = {"rloo": RLOOTrainer, "gmpo": GMPOTrainer}.get(name, GRPOTrainer)._compute_loss
     return theirs(method, trainer(**CASES[name][1]), prepared(empty_row))
 
 

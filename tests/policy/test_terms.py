@@ -160,6 +160,17 @@ def test_kimi_and_dro_by_hand():
     np.testing.assert_allclose(policy_loss(mixed.dro(0.3), BATCH)[0], wanted, rtol=1e-6)
 
 
+def test_chord_and_echo_by_hand():
+    """GRPO's clip, a mean over rows of means over tokens: 1 − μ of it and μ of the imitation; or it and the answers."""
+    ratio = np.exp(np.where(MASK, CURRENT - OLD, 0.0))
+    clipped = -np.minimum(ratio * CREDIT, np.clip(ratio, 0.8, 1.2) * CREDIT)
+    grpo = np.mean([clipped[b][MASK[b]].mean() for b in range(B) if MASK[b].any()])
+    wanted = 0.7 * grpo + 0.3 * literal("imitation"), grpo + 0.3 * literal("given_nll")
+    for made, value in zip((mixed.chord, mixed.echo), wanted, strict=True):
+        np.testing.assert_allclose(policy_loss(made(0.3), BATCH)[0], value, rtol=1e-6)
+        np.testing.assert_allclose(policy_loss(made(0.0), BATCH)[0], policy_loss(BASE, BATCH)[0], rtol=1e-12)
+
+
 def test_vapo_by_hand():
     """The clip's mean over tokens, and μ times the mean negative log-likelihood of rows that score well."""
     ratio = np.exp(np.where(MASK, CURRENT - OLD, 0.0))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.kl import k3
-from rlax_llm.core.types import PolicyBatch, Scored
+from rlax_llm.core.types import Known, PolicyBatch, Scored
 from rlax_llm.credit.groups import centered, per_group
 from rlax_llm.policy.objectives import policy_loss
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.policy.weightings import sequence_mean, token_mean
 from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes import mixed, variants
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -119,6 +120,57 @@ def test_recipe_is_its_paper(name, seed):
     numeric = numeric_gradient(lambda x: literal(x, scores, *rest), current)
     np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-8)
     assert np.abs(gradient).max() > 1e-3
+
+
+def test_maxrl_is_its_paper():
+    """arXiv 2602.02710: the score over the group's mean, less 1, in GRPO's clip and mean over completions."""
+    scores, current, *rest = data(9)
+    scores = np.abs(scores) + 0.1
+
+    def literal(current):
+        total = 0.0
+        for p, g in np.ndindex(P, G):
+            advantage = scores[p, g] / scores[p].mean() - 1
+            chosen = np.flatnonzero(rest[2][p, g])
+            ratios = np.exp(current[p, g, chosen] - rest[0][p, g, chosen])
+            total -= np.mean(np.minimum(ratios * advantage, np.clip(ratios, 0.8, 1.2) * advantage)) / (P * G)
+        return total
+
+    value, gradient = library(mixed.maxrl(), current, scores, *rest)
+    np.testing.assert_allclose(value, literal(current), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(gradient, numeric_gradient(literal, current), rtol=1e-6, atol=1e-8)
+
+
+def test_topr_is_its_paper_and_reinforce_on_policy():
+    """arXiv 2503.14286: whole completions, the good ones plain, the bad ones by at most their ratio."""
+    scores, current, old, ref, mask = data(10)
+    old += 0.2  # the policy has left most of them
+    advantages = scores - scores.mean(-1, keepdims=True)
+    ratios = np.exp(np.where(mask, current - old, 0.0).sum(-1))
+    weights = np.where(advantages > 0, 1.0, np.minimum(ratios, 1.0))
+    assert weights.min() < 0.9
+    _, gradient = library(mixed.topr(), current, scores, old, ref, mask)
+    np.testing.assert_allclose(gradient, -(weights * advantages)[..., None] * mask / (P * G), rtol=1e-6, atol=1e-9)
+    _, on_policy = library(mixed.topr(), current, scores, current, ref, mask)
+    _, rloo = library(recipes.rloo(0), current, scores, current, ref, mask)
+    np.testing.assert_allclose(on_policy, rloo * (G - 1) / G, rtol=1e-6, atol=1e-9)
+
+
+def test_remax_is_its_paper_and_centers_where_the_greedy_score_is_the_mean():
+    """arXiv 2310.10505: the score less that of the greedy completion, of whole completions."""
+    scores, current, old, ref, mask = data(11)
+
+    def gradient(baselines):
+        def credit(scored):
+            return variants.remax().advantage(scored._replace(known=Known(baselines=jnp.asarray(baselines))))
+
+        return library(variants.remax()._replace(advantage=credit), current, scores, old, ref, mask)[1]
+
+    greedy = np.array([0.3, -1.0])
+    wanted = -(scores - greedy[:, None])[..., None] * mask / (P * G)
+    np.testing.assert_allclose(gradient(greedy), wanted, rtol=1e-6, atol=1e-9)
+    rloo = library(recipes.rloo(0), current, scores, old, ref, mask)[1]
+    np.testing.assert_allclose(gradient(scores.mean(-1)), rloo * (G - 1) / G, rtol=1e-6, atol=1e-9)
 
 
 def test_dr_grpo_gradient_on_policy_is_the_plain_policy_gradient():

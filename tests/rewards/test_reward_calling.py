@@ -74,6 +74,23 @@ def test_what_is_not_a_score_for_each_row_is_an_error(returned, said):
     assert message(returning(returned)) == said
 
 
+def test_what_is_said_beside_scores_is_kept_for_each_row():
+    """The scores are those without it; of several functions the texts stand on lines of their own."""
+    first = reward(lambda prompts, completions, **_: [(1, "fine"), 0.5, (None, None)], "first")
+    second = reward(
+        lambda prompts, completions, **_: [{"score": 2, "feedback": "or not"}, {"feedback": "late"}, 3], "second", 0.0
+    )
+    scores = score([first, second], ROWS, TEXTS)
+    plain = score([reward(lambda prompts, completions, **_: [1, 0.5, None], "first")], ROWS, TEXTS)
+    np.testing.assert_array_equal(scores.total, plain.total)
+    np.testing.assert_array_equal(scores.by_name["second"], np.array([2, np.nan, 3], np.float32))
+    assert scores.feedback == ("fine\nor not", "late", None) and plain.feedback is None
+    assert scores.rows(np.array([2, 0])).feedback == (None, "fine\nor not")
+    assert message(returning([(1, 2), 0, 0])) == (
+        "reward 'f' returned feedback of type int for row 0, wanted a text or None."
+    )
+
+
 def test_an_exception_names_its_row_and_stays_in_the_chain():
     def parse(prompts, completions, **_):
         return [float(int(text)) for text in completions]
@@ -157,6 +174,13 @@ def test_a_row_is_scored_as_it_would_be_alone(texts):
         total = score([reward(number)], rows, texts, said.append).total
         assert [None if math.isnan(found) else found for found in total] == [{"7": 7}.get(text) for text in texts]
     assert [sentence.rsplit(" ", 1)[1] for sentence in said] == [f"{i}." for i, text in enumerate(texts) if text == "x"]
+
+
+def test_what_is_said_survives_a_row_that_raises():
+    def told(prompts, completions, **_):
+        return [(float(int(text)), f"saw {text}") for text in completions]
+
+    assert score([reward(told)], ROWS, TEXTS, [].append).feedback == ("saw 0", "saw 1", None)
 
 
 def test_rows_that_only_raise_together_are_reported_and_keep_their_scores():

@@ -42,6 +42,8 @@ def act(prompts, completions, **_):
         return [os.getpid()]
     if text == "none":
         return [None]
+    if text == "said":
+        return [(0.25, "close")]
     time.sleep(float(text) / 100)
     return [float(text)]
 
@@ -86,8 +88,8 @@ def act(texts, workers=2, timeout=60.0, failed=None):
 
 
 def test_scores_keep_the_order_of_the_rows(folder):
-    texts = ["9", "0", "none", "5", "1", "jax", "3"]
-    assert act(texts, workers=3) == [9.0, 0.0, None, 5.0, 1.0, 0.0, 3.0]
+    texts = ["9", "0", "none", "5", "1", "jax", "said"]
+    assert act(texts, workers=3) == [9.0, 0.0, None, 5.0, 1.0, 0.0, (0.25, "close")]
 
 
 def test_rows_that_take_too_long_have_no_score_and_their_workers_are_replaced(folder):

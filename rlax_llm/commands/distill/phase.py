@@ -14,7 +14,13 @@ import numpy as np
 
 from rlax_llm.commands.batching import Batching
 from rlax_llm.commands.distill.settings import DistillSettings
-from rlax_llm.commands.distill.teachers import Teacher, check_positions, stored_tokens
+from rlax_llm.commands.distill.teachers import (
+    Teacher,
+    check_positions,
+    ending,
+    stored_tokens,
+    teacher_prompts,
+)
 from rlax_llm.commands.distill.update import DistillUpdate
 from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.judging import Judge
@@ -25,8 +31,8 @@ from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.core.types import Completions, Groups
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
-from rlax_llm.data.messages import Text, asked_as
-from rlax_llm.data.tasks import Task
+from rlax_llm.data.messages import Text
+from rlax_llm.data.tasks import Row, Task
 from rlax_llm.data.teacher_rows import TeacherRow
 from rlax_llm.host.phase import Done, Evaluation, Phase, finite
 from rlax_llm.host.progress import DISTILLATION_COLUMNS
@@ -34,7 +40,7 @@ from rlax_llm.loops.distillation import DistillationState
 from rlax_llm.models.distilling import Reading
 from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket, longest, pad_left
-from rlax_llm.policy.distillation import Attempt, Distillation, Prompting
+from rlax_llm.policy.distillation import Attempt, Distillation, Prompting, own_feedback
 from rlax_llm.rewards.calling import Scores
 
 _ORDER, _WHOSE = 2**31 - 1, 2**31 - 2  # folded into a step's key; smaller numbers are those of sampled tokens
@@ -182,24 +188,35 @@ class DistillPhase(Phase):
     def _reading(self, rollout: Rollout, scores: Scores, prompting: Prompting) -> Reading:
         """What the teacher reads: its own prompts, and the completions of the rollout."""
         tokenizer, width = self.learner.tokenizer, rollout.prompt_width
-        hints = self._hints(rollout, scores, prompting)
+        shown = self._shown(rollout, scores, prompting)
         asked = [
-            tokenizer.encode_prompt(row["prompt"] if hint is None else _with_hint(prompting, row["prompt"], hint))
-            for row, hint in zip(rollout.rows, hints, strict=True)
+            tokenizer.encode_prompt(row["prompt"] if prompt is None else prompt)
+            for row, prompt in zip(rollout.rows, shown, strict=True)
         ]
         columns = bucket(longest(asked))
         check_positions(columns + rollout.completions.tokens.shape[1] - width, self.teacher.config)
         tokens, valid = pad_left(asked, columns, tokenizer.pad_id)
         own = (np.asarray(x)[:, width:] for x in (rollout.completions.tokens, rollout.completions.valid))
         read = (jnp.asarray(np.concatenate(pair, 1)) for pair in zip((tokens, valid), own, strict=True))
-        return Reading(*read, hinted=jnp.asarray([hint is not None for hint in hints]))
+        return Reading(*read, hinted=jnp.asarray([prompt is not None for prompt in shown]))
 
-    def _hints(self, rollout: Rollout, scores: Scores, prompting: Prompting) -> list[str | None]:
+    def _shown(self, rollout: Rollout, scores: Scores, prompting: Prompting) -> list[Text | None]:
+        """What the teacher is asked for each completion; None where it would read what the student did."""
         solved = [None if self.solved is None or np.isnan(x) else self.solved(float(x)) for x in scores.first]
-        attempts = [Attempt(*of) for of in zip(rollout.rows, rollout.texts, solved, strict=True)]
+        said = self._feedback(rollout.rows, scores)
+        attempts = [Attempt(*of) for of in zip(rollout.rows, rollout.texts, solved, said, strict=True)]
         size = self.settings.rollout.group_size
         groups = [attempts[start : start + size] for start in range(0, len(attempts), size)]
-        return [hint for group in groups for hint in prompting.hints(group)]
+        return [prompt for group in groups for prompt in teacher_prompts(prompting, group)]
+
+    def _feedback(self, rows: Sequence[Row], scores: Scores) -> list[str | None]:
+        """What was said of each completion, by a reward or by its row; of a long text its end."""
+        said = scores.feedback or (None,) * len(rows)
+        attempts = [Attempt(row, "", feedback=text) for row, text in zip(rows, said, strict=True)]
+        limit = self.settings.teacher.max_feedback_tokens
+        return [
+            None if text is None else ending(self.learner.tokenizer, text, limit) for text in own_feedback(attempts)
+        ]
 
     def _given(self, index: int) -> Lesson:
         """Completions of the data."""
@@ -235,8 +252,3 @@ def _shown(lesson: Lesson) -> int:
 
 def _tokens(row: TeacherRow) -> DemonstrationTokens:
     return DemonstrationTokens(row.prompt, row.completion)
-
-
-def _with_hint(prompting: Prompting, prompt: Text, hint: str) -> Text:
-    """A prompt with its hint; of a conversation the question says it."""
-    return asked_as(prompt, lambda question: prompting.write(question, hint))

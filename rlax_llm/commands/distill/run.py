@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from rlax_llm.commands.distill.phase import DistillPhase, Source
-from rlax_llm.commands.distill.settings import DistillSettings, TeacherSettings
+from rlax_llm.commands.distill.settings import TOLD, DistillSettings
 from rlax_llm.commands.distill.teachers import STORED_TOKENS, Teacher, check_positions, load_teacher, write_teacher
 from rlax_llm.commands.distill.update import build_distillation
 from rlax_llm.commands.drawing import build_drawing
@@ -19,6 +19,7 @@ from rlax_llm.commands.machine import on_machine
 from rlax_llm.commands.setup import build_model
 from rlax_llm.commands.shared_settings import OF_ADAPTERS, TrainedModelSettings
 from rlax_llm.commands.tasks import built_in_task, held_tables, prompts_of, told
+from rlax_llm.core.wording import filled
 from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.integers import with_integer_answers
 from rlax_llm.data.tasks import Held, Task, file_task
@@ -27,7 +28,7 @@ from rlax_llm.host.outputs import check_file
 from rlax_llm.host.progress import say
 from rlax_llm.host.run_directory import RunDirectory, writing
 from rlax_llm.models.loading import load_model
-from rlax_llm.policy.distillation import Attempt, Distillation, demonstration
+from rlax_llm.policy.distillation import Attempt, Distillation, Hints, demonstration, own_feedback
 from rlax_llm.recipes.building import parameters
 from rlax_llm.recipes.registry import find
 
@@ -53,7 +54,7 @@ def run_distill(settings: DistillSettings) -> RunDirectory | None:
     teacher = _teacher(settings, learner)
     check_positions(settings.sampling.row_tokens, teacher.config)
     task = _task(settings, learner)
-    _check_hints(settings.teacher, distillation, task, learner)
+    _check_hints(settings, distillation, task, learner)
     judge = Judge(task.rewards) if task.rewards else None
     drawing = build_drawing(settings.sampling, settings.rollout, learner)
     source = Source(task, judge, drawing, _given(settings, distillation, learner, task))
@@ -80,27 +81,35 @@ def _task(settings: DistillSettings, model: Learner) -> Task:
     return told(file_task(task.data, task.reward, held, read))
 
 
-def _check_hints(settings: TeacherSettings, distillation: Distillation, task: Task, learner: Learner) -> None:
-    """Raise where a teacher that is shown more could not read it, or would read the rows' own answers and none has
-    one."""
+def _check_hints(settings: DistillSettings, distillation: Distillation, task: Task, learner: Learner) -> None:
+    """Raise where a teacher that is shown more could not read it, or there is nothing that it could be shown."""
     prompting = distillation.prompting
     if prompting is None:
         return
+    around = (prompting.write("", ""), *settings.teacher.texts().values())
     try:
-        learner.tokenizer.encode(prompting.write("", ""))
+        learner.tokenizer.encode_all([filled(text, prompt="", hint="") for text in around])
     except ValueError as error:
-        takes = parameters(find("distill", settings.recipe, "distillation"))
+        takes = parameters(find("distill", settings.teacher.recipe, "distillation"))
         do = "Give separator, a text that it can write" if "separator" in takes else "Take another model"
         raise ValueError(
             f"distill: the model has no tokens for what stands around an answer that a teacher is shown, {error} {do}."
         ) from error
-    if prompting.hints is not demonstration:
-        return
-    if not any(hint for row in task.train for hint in demonstration([Attempt(row, "")])):
+    if prompting.hints is demonstration and not _any(demonstration, task):
         raise ValueError(
             "distill: the teacher reads an answer that the student does not, and no row has one; give rows with a "
             "column hint, completion or answer."
         )
+    if settings.teacher.recipe in TOLD and not task.rewards and not _any(own_feedback, task):
+        raise ValueError(
+            f"distill: recipe {settings.teacher.recipe} reads the scores of completions or feedback, and data has "
+            "neither; give a reward, or rows with a column feedback."
+        )
+
+
+def _any(hints: Hints, task: Task) -> bool:
+    """Whether a row says a hint by itself."""
+    return any(hint for row in task.train for hint in hints([Attempt(row, "")]))
 
 
 def _given(

@@ -21,6 +21,8 @@ from rlax_llm.commands.shared_settings import (
     check_draws_all,
 )
 from rlax_llm.commands.task_settings import BuiltInSettings, HeldOutSettings
+from rlax_llm.core.user_code import is_own
+from rlax_llm.core.wording import check_template
 from rlax_llm.recipes.registry import find, recipes, with_papers
 
 _TEACHER_HELP = (
@@ -33,8 +35,16 @@ _RECIPE_HELP = (
     "which returns a Distillation."
 )
 PARQUET = ".parquet"
-SCORED = ("opd_grpo", "sdpo")
+SCORED = ("opd_grpo", "sdpo", "trl:sdpo")
 """Recipes that compare a prompt's completions by their scores."""
+TOLD = ("sdpo", "trl:sdpo")
+"""Recipes whose teacher is shown right attempts and feedback; those of a user's own may be too."""
+TEMPLATES = {"teacher_prompt": ("prompt", "hint"), "attempt_template": ("hint",), "feedback_template": ("hint",)}
+"""Settings that are templates, and what stands in them."""
+FEEDBACK_TOKENS = 256
+"""Tokens of a feedback that are shown where nobody says how many."""
+OWN = ("sdft", "opsd", "sdpo", "trl:sdpo")
+"""Recipes whose teacher is the student itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,9 @@ class TeacherSettings(Part):
         "Share of the steps whose completions the student draws (gkd); in the others they are the data's.",
         "the recipe's, 0.5",
     )
+    gamma: float | None = option(
+        None, "How much more the first token counts than one behind all of the gap (iw_opd).", "the recipe's, 0.5"
+    )
     coef: float | None = option(None, "Weight of the teacher beside the reward (opd_grpo).", "the recipe's, 1")
     reward_coef: float | None = option(None, "Weight of GRPO's advantage beside the teacher (sdpo).", "the recipe's, 0")
     follows: float | None = option(
@@ -62,6 +75,22 @@ class TeacherSettings(Part):
         r"must be able to write; \n is a new line, \t a tab, \\ a backslash.",
         r"the recipe's, \n",
         empty=True,
+    )
+    teacher_prompt: str | None = option(
+        None,
+        "What a student that teaches itself is asked as a teacher (sdft, opsd, sdpo), in the place of a separator: "
+        "{prompt} stands for what it reads as a student, {hint} for the answer, attempt or feedback that it is shown.",
+        "the prompt, the hint, the prompt",
+        "TEXT",
+    )
+    attempt_template: str | None = option(
+        None, "How sdpo's teacher is shown a right attempt, where {hint} stands for it.", "the attempt", "TEXT"
+    )
+    feedback_template: str | None = option(
+        None, "How sdpo's teacher is shown feedback, where {hint} stands for it.", "behind the separator", "TEXT"
+    )
+    max_feedback_tokens: int = option(
+        FEEDBACK_TOKENS, "Tokens of a feedback that sdpo's teacher is shown; of a longer one its end.", metavar="INT"
     )
     teacher_top_k: int = option(
         0,
@@ -79,9 +108,15 @@ class TeacherSettings(Part):
     def check(self) -> None:
         """Check the ranges."""
         within(self, 0, 1, "beta", "on_policy", "follows")
-        at_least(self, 0, "coef", "reward_coef", "teacher_top_k")
+        at_least(self, 0, "gamma", "coef", "reward_coef", "teacher_top_k")
+        at_least(self, 1, "max_feedback_tokens")
         if self.separator == "":
             raise ValueError("separator is an empty text, wanted one that ends an answer; leave it out.")
+        if self.separator is not None and self.teacher_prompt is not None:
+            raise ValueError("separator is given, and teacher_prompt says what stands between; leave one of them out.")
+        for name, places in TEMPLATES.items():
+            if getattr(self, name) is not None:
+                check_template(name, getattr(self, name), *places)
         if self.write_teacher is None:
             return
         if self.teacher is None or self.is_stored:
@@ -96,11 +131,21 @@ class TeacherSettings(Part):
         """Whether the teacher is a file of what one said."""
         return self.teacher is not None and self.teacher.endswith(PARQUET)
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> dict[str, float | str]:
         """The recipe's own settings that are given, by name."""
-        named = {name: getattr(self, name) for name in ("beta", "on_policy", "coef", "reward_coef", "follows")}
-        named["separator"] = None if self.separator is None else unescaped(self.separator)
+        numbers = ("beta", "on_policy", "gamma", "coef", "reward_coef", "follows")
+        named = {name: getattr(self, name) for name in numbers} | self.texts()
         return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def shows_feedback(self) -> bool:
+        """Whether the teacher may be shown feedback."""
+        return self.recipe in TOLD or is_own(self.recipe)
+
+    def texts(self) -> dict[str, str]:
+        """The separator and the templates that are given, as they are meant, by name."""
+        named = {name: getattr(self, name) for name in ("separator", *TEMPLATES)}
+        return {name: unescaped(text) for name, text in named.items() if text is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,22 +221,29 @@ class DistillSettings(OnMachine):
         factors = {"batch_size": self.rollout.batch_size, "group_size": self.rollout.group_size}
         check_countable(self.sampling.row_tokens, factors)
         self._check_top_tokens()
-        own = self.teacher.recipe in ("sdft", "opsd", "sdpo")
+        own = self.teacher.recipe in OWN
         if own and self.teacher.teacher is not None:
             raise ValueError(f"recipe {self.teacher.recipe} has no teacher but the student; leave teacher out.")
         if not own and self.teacher.teacher is None and ":" not in self.teacher.recipe:
             raise ValueError("there is no teacher; give one.")
         self._check_scores()
+        if self.teacher.max_feedback_tokens != FEEDBACK_TOKENS and not self.teacher.shows_feedback:
+            raise ValueError(
+                f"max_feedback_tokens is given and recipe {self.teacher.recipe} shows no feedback; leave it out."
+            )
         if self.teacher.write_teacher is not None and self.sampling.temperature != 1:
             raise ValueError(
                 f"temperature is {self.sampling.temperature}, and what a teacher says is written at 1; leave it out."
             )
 
     def _check_scores(self) -> None:
-        """Raise where a recipe compares completions, and there are no scores or no two of a prompt."""
+        """Raise where a recipe compares completions, and there are no scores or no two of a prompt.
+
+        Without scores there may still be feedback, which the rows say.
+        """
         if self.teacher.recipe not in SCORED or self.teacher.write_teacher is not None:
             return
-        if self.task.data is not None and self.task.reward is None:
+        if self.task.data is not None and self.task.reward is None and not self.teacher.shows_feedback:
             raise ValueError(
                 f"recipe {self.teacher.recipe} reads the scores of completions, and data has none; give a reward."
             )

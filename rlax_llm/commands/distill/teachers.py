@@ -19,6 +19,7 @@ from rlax_llm.core.processes import told_to_all
 from rlax_llm.core.trees import join_trees
 from rlax_llm.data.batches import demonstration_rows
 from rlax_llm.data.encoding import DemonstrationTokens
+from rlax_llm.data.messages import Text, asked_as
 from rlax_llm.data.teacher_rows import Said, TeacherRow, fingerprint, write_teacher_rows
 from rlax_llm.loops.distillation import Joined, by_itself
 from rlax_llm.models.adapter_files import base_name, is_adapter, read_adapter
@@ -30,6 +31,7 @@ from rlax_llm.models.loading import LanguageModel, check_same_vocabulary, load_m
 from rlax_llm.models.lora import under_adapter
 from rlax_llm.models.sharding import check_divides, placed
 from rlax_llm.models.tokenizer import Tokenizer
+from rlax_llm.policy.distillation import Attempt, Prompting
 
 
 class Teacher(NamedTuple):
@@ -186,8 +188,51 @@ def check_positions(longest: int, config: DecoderConfig) -> None:
     if longest > config.max_positions:
         raise ValueError(
             f"distill: the teacher reads rows of up to {longest} tokens, beyond its {config.max_positions} positions; "
-            "lower max_prompt_tokens or max_new_tokens."
+            "lower max_prompt_tokens or max_new_tokens, or max_feedback_tokens where it is shown feedback."
         )
+
+
+def teacher_prompts(prompting: Prompting, attempts: Sequence[Attempt]) -> list[Text | None]:
+    """What a teacher is asked for each attempt; None where it would read no more than the student.
+
+    Of a conversation the question says it.
+
+    Args:
+        prompting: what is shown, and how.
+        attempts: of one prompt, which is their column of that name.
+
+    >>> from rlax_llm.policy.distillation import after_example, solved_attempt
+    >>> attempts = [Attempt({"prompt": "2+3="}, "5", True), Attempt({"prompt": "2+3="}, "6", False)]
+    >>> teacher_prompts(Prompting(solved_attempt, after_example), attempts)
+    [None, '2+3=5\\n2+3=']
+    """
+    pairs = zip(attempts, prompting.hints(attempts), strict=True)
+    return [None if hint is None else _shown(prompting, attempt.columns["prompt"], hint) for attempt, hint in pairs]
+
+
+def _shown(prompting: Prompting, prompt: Text, hint: str) -> Text:
+    return asked_as(prompt, lambda question: prompting.write(question, hint))
+
+
+def ending(tokenizer: Tokenizer, text: str, limit: int) -> str:
+    """The end of a text, where it has more tokens than a limit.
+
+    Args:
+        tokenizer: of both models.
+        text: feedback.
+        limit: tokens.
+
+    Raises:
+        ValueError: the tokenizer has no tokens for it.
+
+    >>> ending(Tokenizer.characters("ab"), "aab", 2)
+    'ab'
+    """
+    try:
+        tokens = tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"distill: the model has no tokens for a feedback, {error}") from error
+    return text if len(tokens) <= limit else tokenizer.decode(np.asarray(tokens[-limit:]))
 
 
 def written_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -99,7 +99,7 @@ def together(parts: Sequence[Taken]) -> Taken:
         prompt_width=width,
         seconds=sum(rollout.seconds for rollout in rollouts),
     )
-    scores = jax.tree.map(lambda *columns: np.concatenate(columns), *[_wider(part.scores, longest) for part in parts])
+    scores = Scores.together([_wider(part.scores, longest) for part in parts])
     return Taken(np.concatenate([part.indices for part in parts]), rollout, scores)
 
 

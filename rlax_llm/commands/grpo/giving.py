@@ -206,7 +206,8 @@ def _with_last(taken: Taken, shown: Rollout, scores: Scores) -> Taken:
         texts=_listed(taken.rollout.texts, shown.texts, size),
         completions=_completions({name: join(own[name], other[name]) for name in own}),
     )
-    return Taken(taken.indices, rollout, jax.tree.map(join, taken.scores, scores))
+    numbers = [each._replace(feedback=None) for each in (taken.scores, scores)]
+    return Taken(taken.indices, rollout, jax.tree.map(join, *numbers))
 
 
 def _fields(completions: Completions) -> dict[str, Any]:

@@ -118,17 +118,25 @@ def _learned(machine: Machine, update: DistillUpdate, kept: tuple[Any, dict[str,
 
 
 def _drawn(settings: DistillSettings, update: DistillUpdate, sampler: Sampler) -> Lesson:
-    """Completions of the student; a teacher that is shown more reads prompts that are longer by a completion."""
+    """Completions of the student; a teacher that is shown more reads prompts that are longer by what it is shown."""
     rows, limits = sampler.drawn(), settings.sampling
     asked = limits.max_prompt_tokens
     if update.distillation.prompting is not None:
-        asked = bucket(limits.max_prompt_tokens + limits.max_new_tokens)
+        asked = _asked(settings, update.teacher.config.max_positions)
         shape = (settings.rollout.rows, asked + limits.max_new_tokens)
         check_positions(shape[1], update.teacher.config)
         read = array(shape, jnp.int32), array(shape, jnp.bool_), array(shape[:1], jnp.bool_)
         rows = rows._replace(teacher=Reading(*read))
     scores = array((settings.rollout.batch_size, settings.rollout.group_size), jnp.float32)
     return Lesson(UPDATE, Groups(rows, scores), settings.rollout.group_size, asked)
+
+
+def _asked(settings: DistillSettings, positions: int) -> int:
+    """Columns of what a teacher that is shown more is asked, with feedback of full length where it has the room."""
+    limits, teacher = settings.sampling, settings.teacher
+    least = limits.max_prompt_tokens + limits.max_new_tokens
+    wider = bucket(least + teacher.max_feedback_tokens * teacher.shows_feedback)
+    return max(bucket(least), min(wider, positions - limits.max_new_tokens))
 
 
 def _given(settings: DistillSettings, name: str) -> Lesson:
