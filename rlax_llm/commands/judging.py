@@ -104,8 +104,7 @@ class Judge:
                 without[error.reward] = str(error)
 
             found = score(self.rewards, rows[own], answers[own], self.failed, own.start, note)
-            numbers = jax.tree.map(np.ndarray.tolist, found._replace(feedback=None)._asdict())
-            return numbers | {"without": without, "feedback": found.feedback}
+            return as_told(found) | {"without": without}
 
         if not several():
             return score(self.rewards, rows, answers, self.failed)
@@ -113,7 +112,7 @@ class Judge:
         for reward in self.rewards:
             if all(reward.name in part["without"] for part in parts):
                 raise NoRowScored(reward.name, parts[0]["without"][reward.name])
-        return Scores.together([_from_numbers(part) for part in parts])
+        return Scores.together([as_heard(part) for part in parts])
 
     def unpunished(self, scores: Scores, several: bool) -> np.ndarray:
         """Scores before length is punished, ``[K, N]``: the total, or each reward that counts where ``several``."""
@@ -125,8 +124,26 @@ class Judge:
         return np.where(np.isnan(scores.total), np.nan, np.stack(counted))
 
 
-def _from_numbers(told: dict[str, Any]) -> Scores:
-    """Scores that another process told of."""
+def as_told(scores: Scores) -> dict[str, Any]:
+    """Scores of functions as JSON, for the other processes.
+
+    Args:
+        scores: without those of steps.
+    """
+    numbers = jax.tree.map(np.ndarray.tolist, scores._replace(feedback=None)._asdict())
+    return numbers | {"feedback": scores.feedback}
+
+
+def as_heard(told: dict[str, Any]) -> Scores:
+    """Scores that another process told of.
+
+    Args:
+        told: what ``as_told`` made of them.
+
+    >>> one = np.ones(1, np.float32)
+    >>> as_heard(as_told(Scores(one, {"f": one}, one > 1, feedback=("short",)))).feedback
+    ('short',)
+    """
     by_name = {name: np.array(values, np.float32) for name, values in told["by_name"].items()}
     said = None if told["feedback"] is None else tuple(told["feedback"])
     return Scores(np.array(told["total"], np.float32), by_name, np.array(told["failed"], bool), feedback=said)

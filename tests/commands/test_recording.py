@@ -1,11 +1,14 @@
 """What is kept of rollouts, held against the rollout and against the model's own log-probabilities."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from rlax_llm.commands.drawing import build_drawing
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.judging import as_heard, as_told
 from rlax_llm.commands.learner import language_learner
 from rlax_llm.commands.recording import Recorder
 from rlax_llm.commands.setup import build_model
@@ -76,3 +79,16 @@ def test_of_a_long_run_fewer_steps_are_kept(drawn):
     steps = (12, 512, 513, 1000, 99_999)
     found = {step: set(record(step, rollout, scores, learner.params, advantages)) for step in steps}
     assert found == {12: {"rollouts"}, 512: {"rollouts"}, 513: set(), 1000: {"rollouts", "tokens"}, 99_999: set()}
+
+
+def test_what_a_process_tells_of_its_scores_is_heard_by_the_others():
+    """By JSON, with what rewards said; together with a part that said nothing."""
+    nan = np.array([1.5, np.nan], np.float32)
+    one = Scores(nan, {"f": 2 * nan}, np.array([False, True]), feedback=("short", None))
+    parts = [as_heard(json.loads(json.dumps(as_told(part)))) for part in (one, one._replace(feedback=None))]
+    found = Scores.together(parts)
+    np.testing.assert_array_equal(found.total, np.concatenate([nan, nan]))
+    np.testing.assert_array_equal(found.by_name["f"], np.concatenate([2 * nan, 2 * nan]))
+    assert found.total.dtype == found.by_name["f"].dtype == np.float32
+    assert found.failed.tolist() == [False, True, False, True]
+    assert found.feedback == ("short", None, None, None) and found.steps is None

@@ -27,7 +27,8 @@ MAY_BE_NONE = {
     | {"sampler_dtype", "cache_dtype", "curriculum"},
     "ppo": {"kl_target", "length_alpha"},
     "online": {"beta", "alpha", "mixture", "kl_coef", "value_beta"},
-    "distill": {"beta", "on_policy", "coef", "reward_coef", "follows", "separator", "write_teacher"},
+    "distill": {"beta", "on_policy", "gamma", "coef", "reward_coef", "follows", "separator", "write_teacher"}
+    | {"teacher_prompt", "attempt_template", "feedback_template"},
     "dpo": {"beta", "label_smoothing", "gamma", "nll_coef"},
     "eval": {"task", "by", "against"},
     "data": {"use"},
