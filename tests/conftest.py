@@ -2,20 +2,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 from collections.abc import Iterator
 
 import jax
-import jaxlib
 import pytest
 from hypothesis import settings
 
 from rlax_llm.models.loading import LanguageModel, load_model
 from rlax_llm.models.tokenizer import Tokenizer
-
-FAST = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""Options with which small programs compile in 40 % of the processor time. XLA ends the process at one it lacks."""
 
 
 def give_back() -> None:
@@ -24,10 +19,6 @@ def give_back() -> None:
     if trim is not None:
         trim(0)
 
-
-# Read when the first program is compiled, in commands that the tests start too.
-if jaxlib.__version__.startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"{FAST} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 # What passes today passes tomorrow; `make fuzz` searches at random.
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
@@ -49,20 +40,6 @@ LONG = {
     "test_transformers_smollm2.py",
 }
 """Tests whose programs run for longer than they compile."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A program that several tests, processes of pytest or commands build anew is compiled once.
-
-    With ``JAX_COMPILATION_CACHE_DIR`` set, also once for all runs of the tests.
-    """
-    base = tmp_path_factory.getbasetemp()
-    own = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "jax"
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", own)
-    for name, value in (("compilation_cache_dir", str(cache)), ("persistent_cache_min_compile_time_secs", 0.05)):
-        jax.config.update(f"jax_{name}", value)
-        os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
 @pytest.fixture(scope="module", autouse=True)

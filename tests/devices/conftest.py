@@ -14,10 +14,6 @@ FLAG = f"--xla_force_host_platform_device_count={DEVICES}"
 collect_ignore_glob = [] if FLAG in os.environ.get("XLA_FLAGS", "") else ["test_*.py"]
 
 
-# Where numbers go over a mesh does not depend on how fast they are worked on, and programs compile in half the time.
-jax.config.update("jax_disable_most_optimizations", FLAG in os.environ.get("XLA_FLAGS", ""))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def eight_devices() -> None:
     assert len(jax.devices()) == DEVICES
