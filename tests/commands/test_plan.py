@@ -396,6 +396,18 @@ def test_narrow_weights_and_keys_are_planned_as_what_they_hold(shape_only):
     assert narrow["decode"].work.bytes < plain["decode"].work.bytes
 
 
+def test_experts_in_blocks_are_planned_as_what_they_hold(tmp_path):
+    fields = {"model_type": "mixtral", "vocab_size": 32, "hidden_size": 64, "intermediate_size": 64}
+    fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 32}
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": 64}))
+    given = SMALL | {"model": str(tmp_path), "lora_rank": 2, "lora_targets": "q,v", "lora_dropout": 0.1}
+    wide, small = (make_plan(PlannedSft.of(base_dtype=name, **given)).programs[-1] for name in ("float32", "nf4"))
+    experts = 3 * 32 * 64 * 64
+    saved = wide.held["base"] - small.held["base"]
+    assert saved == pytest.approx(experts * (32 - 4.127) / 8, rel=0.06)
+    assert small.total < 0.3 * wide.total
+
+
 def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_does(shape_only, monkeypatch):
     settings = PlannedSft.of(model=shape_only, **SMALL | {"batch_size": 16, "max_new_tokens": 16})
     whole = make_plan(settings)
