@@ -1,4 +1,4 @@
-"""Every family trains: groups, pairs and adapters, with equal numbers behind shared prompts and in packed rows."""
+"""Every family trains and draws: groups, pairs, adapters; alike behind shared prompts, in packed rows, with a cache."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.engine import generate_at_once
+from rlax_llm.generation.request import Request
+from rlax_llm.generation.sampling import Categorical
 from rlax_llm.models.config import TARGETS, DecoderConfig, Lora
 from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.fields import told
@@ -21,7 +24,7 @@ from rlax_llm.policy.trust_regions import clip
 from rlax_llm.preference.links import logistic
 
 V, WIDTH, OWN = 13, 3, 4
-FIELDS = ("tokens", "valid", "mask", "log_probs")
+LIMIT = 12  # tokens of what is drawn: a ring of 8 columns is used again
 SIZES = {
     "vocab_size": V,
     "hidden_size": 16,
@@ -78,11 +81,10 @@ def rows() -> Completions:
     return Completions(tokens, valid, mask, np.zeros(tokens.shape, np.float32), np.zeros(4, bool))
 
 
-def wider(given: Completions) -> Completions:
-    """With padding on both sides."""
-    return given._replace(
-        **{name: np.pad(getattr(given, name), ((0, 0), (2, 3))) for name in ("tokens", "valid", "mask", "log_probs")}
-    )
+def prompts() -> tuple[np.ndarray, np.ndarray]:
+    """The two, one of them padded."""
+    given = rows()
+    return given.tokens[::2, :WIDTH], given.valid[::2, :WIDTH]
 
 
 def packed(given: Completions) -> Packed:
@@ -132,3 +134,35 @@ def test_a_family_learns_alike_in_both_layouts(kind):
         assert np.abs(leaf).max() > 1e-7, path
     wanted = np.asarray(shared)[given.mask]
     np.testing.assert_allclose(np.asarray(together)[layouts[1].mask], wanted, atol=2e-5)
+
+
+@partial(jax.jit, static_argnums=0)
+def drawn(config: DecoderConfig, params):
+    return generate_at_once(config, params, prompts(), jax.random.key(2), Request(Categorical(), (), LIMIT, 2))
+
+
+@partial(jax.jit, static_argnums=0)
+def recomputed(config: DecoderConfig, params, given: Completions):
+    return group_log_probs(config, (2, WIDTH))(params, given)[0]
+
+
+def errors(config: DecoderConfig, sampler: DecoderConfig) -> np.ndarray:
+    """By how much captured log-probabilities differ from those of full forward passes."""
+    params = random_params(config)
+    found = drawn(sampler, params)
+    return np.abs(found.log_probs - recomputed(config, params, found))[np.asarray(found.mask)]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_family_draws_with_a_cache_what_its_learner_computes_without(kind):
+    """Layers with a window keep a ring."""
+    config = of_family(kind)
+    assert errors(config, config).max() < 2e-5
+
+
+# The others attend as llama does.
+@pytest.mark.parametrize("kind", ["llama", *(kind for kind in FAMILIES if of_family(kind).window)])
+def test_keys_and_values_of_int8_are_near(kind):
+    """In rings too: one that overlooked the window, or a sink, would be off by half a nat."""
+    config = of_family(kind)
+    assert errors(config, replace(config, cache_dtype="int8")).mean() < 0.03
