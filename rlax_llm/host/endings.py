@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,7 @@ def report(session: Session, steps: int) -> str:
         lines.append(f"{session.directory.model_path} is the model after step {session.best.step}, of the {chosen}")
     lines += where_to_look(session)
     if session.step < steps:
-        lines.append(f"Go on with: rlax-llm {session.command} --resume {place}")
+        lines.append(f"Go on with: rlax-llm {session.command} --resume {shlex.quote(str(place))}")
     elif session.command != "reward":
-        lines.append(f"Try it: rlax-llm generate --model {session.directory.model_path} PROMPT")
+        lines.append(f"Try it: rlax-llm generate --model {shlex.quote(str(session.directory.model_path))} PROMPT")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from rlax_llm.host import checkpoints, session
 from rlax_llm.host.best import Measure
+from rlax_llm.host.endings import report
 from rlax_llm.host.failures import NotFinite, RunFailed
 from rlax_llm.host.phase import Done, Evaluation, Phase
 from rlax_llm.host.run import Plan, run_phases
@@ -159,6 +161,12 @@ def test_what_a_phase_keeps_is_read_after_its_own_steps_alone(tmp_path):
     assert checkpoints.latest(directory.checkpoints_path) == WARM
     assert json.loads((directory.model_path / "numbers.json").read_text())[0] == "warm"
     ran(out, resume=True)
+
+
+def test_the_command_that_goes_on_is_one_for_a_shell(tmp_path):
+    new = Session("reward", {}, out=str(tmp_path / "my run"), warm_start_steps=0)
+    with new.running(dict, lambda *_: None):
+        assert shlex.split(report(new, 5))[-2:] == ["--resume", str(tmp_path / "my run")]
 
 
 def test_chunks_go_on_where_they_ended_and_nothing_is_evaluated_unless_asked(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ def report(session: Session, summary: Mapping[str, Any]) -> str:
     lines = [", ".join(parts), f"written to {session.directory.path}"]
     lines += where_to_look(session)
     if not summary["finished"]:
-        lines.append(f"Go on with: rlax-llm control --resume {session.directory.path}")
+        lines.append(f"Go on with: rlax-llm control --resume {shlex.quote(str(session.directory.path))}")
     return "\n".join(lines)
 
 
