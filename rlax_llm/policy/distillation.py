@@ -36,6 +36,7 @@ class Attempt(NamedTuple):
 
 
 Hints = Callable[[Sequence[Attempt]], list[str | None]]
+Write = Callable[[str, str], str]
 
 
 class Prompting(NamedTuple):
@@ -47,7 +48,7 @@ class Prompting(NamedTuple):
     """
 
     hints: Hints
-    write: Callable[[str, str], str]
+    write: Write
 
 
 class Distillation(NamedTuple):
@@ -191,6 +192,7 @@ def in_words(hints: Hints, template: str) -> Hints:
     return told
 
 
+@check_arguments
 def joined(*hints: Hints) -> Hints:
     """All that several hints say of an attempt, one text after the other; None where none says anything.
 
@@ -213,7 +215,7 @@ def joined(*hints: Hints) -> Hints:
 
 
 @check_arguments
-def written(template: str) -> Callable[[str, str], str]:
+def written(template: str) -> Write:
     """``(prompt, hint) → text``: what a teacher is asked, by a template.
 
     Limiting case: ``after_example`` for ``{prompt}{hint}\\n{prompt}``.

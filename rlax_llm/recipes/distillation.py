@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,6 +20,7 @@ from rlax_llm.credit.teachers import (
 from rlax_llm.policy.distillation import (
     Distillation,
     Prompting,
+    Write,
     after_example,
     demonstration,
     in_words,
@@ -141,7 +141,7 @@ def sdft(follows: float = 0.05, separator: str = "\n", teacher_prompt: str | Non
     return own._replace(follows=follows, prompting=Prompting(demonstration, asked))
 
 
-def _asked(separator: str, template: str | None) -> Callable[[str, str], str]:
+def _asked(separator: str, template: str | None) -> Write:
     return partial(after_example, separator=separator) if template is None else written(template)
 
 
