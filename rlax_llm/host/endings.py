@@ -69,9 +69,13 @@ def report(session: Session, steps: int) -> str:
     if session.best is not None and session.keeping.best is not None:
         chosen = f"best {session.keeping.best.name}, {session.best.value:.4g}"
         lines.append(f"{session.directory.model_path} is the model after step {session.best.step}, of the {chosen}")
-    lines += where_to_look(session)
+    return "\n".join([*lines, *where_to_look(session), *_next_command(session, steps)])
+
+
+def _next_command(session: Session, steps: int) -> list[str]:
+    """What goes on with a run that has not ended, or asks its model."""
     if session.step < steps:
-        lines.append(f"Go on with: rlax-llm {session.command} --resume {shlex.quote(str(place))}")
-    elif session.command != "reward":
-        lines.append(f"Try it: rlax-llm generate --model {shlex.quote(str(session.directory.model_path))} PROMPT")
-    return "\n".join(lines)
+        return [f"Go on with: rlax-llm {session.command} --resume {shlex.quote(str(session.directory.path))}"]
+    if session.command == "reward":
+        return []
+    return [f"Try it: rlax-llm generate --model {shlex.quote(str(session.directory.model_path))} PROMPT"]
