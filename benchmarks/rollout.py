@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import interleaved, parser, ready, report, torch_model
 
+from rlax_llm.generation.engine import Decoding
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import Generation, generate
 from rlax_llm.generation.sampling import Categorical, row_keys
@@ -82,32 +83,51 @@ class Ours:
 
     def leaving(self, slots: int | None = None) -> Callable[[], Any]:
         """Rows leave, and with slots others enter."""
-        model = self.model
+        model, limits = self.model, jnp.asarray(self.lengths)
         return lambda: ready(
-            generate(
-                model.config, model.params, self.prompts, jax.random.key(0), self.request, slots, limits=self.lengths
-            )
+            generate(model.config, model.params, self.prompts, jax.random.key(0), self.request, slots, limits=limits)
         )
 
     def useful(self, slots: int | None, leaving: bool = True) -> dict[str, float]:
-        """The share of computed rows that drew a token, and the most that the completions' cache takes."""
+        """The share of computed rows that drew a token; the most that the caches of prompts and completions take, and
+        the most that live tokens need of them.
+        """
         going = self.going(slots)
         if not leaving:
             going.ladder = going.ladder._replace(sizes=())
-        computed, step, cache = 0, int(going.state.step), 0
+        computed, cache, live = 0, 0, 0
+        before = of_rows(going.state)
         while going.advance():
-            computed += (int(going.state.step) - step) * going.state.going.shape[0]
-            step = int(going.state.step)
-            cache = max(cache, sum(x.nbytes for x in jax.tree.leaves(going.state.cache)))
+            steps = int(going.state.step) - int(before.step)
+            computed += steps * len(going.state.rows)
+            cache = max(cache, sum(x.nbytes for x in jax.tree.leaves((going.prompt.cache, going.state.cache))))
+            live = max(live, self.live_tokens(before, steps))
+            before = of_rows(going.state)
         drawn = int(self.lengths.sum()) - len(self.lengths)
-        return {"useful_row_steps": drawn / max(computed, 1), "cache_megabytes": cache / 1e6}
-
-    def live(self) -> float:
-        """Megabytes of the keys and values of completions that go on, at the step where they are most."""
         config = self.model.config
         token = 8 * config.num_layers * config.num_kv_heads * config.head_dim
-        steps = np.arange(1, self.lengths.max() + 1)
-        return float((steps * (self.lengths[:, None] >= steps).sum(0)).max() * token / 1e6)
+        return {
+            "useful_row_steps": drawn / max(computed, 1),
+            "cache_megabytes": cache / 1e6,
+            "live_megabytes": live * token / 1e6,
+            "cache_of_live": cache / max(live * token, 1),
+        }
+
+    def live_tokens(self, before: Decoding, steps: int) -> int:
+        """Tokens whose keys are read, at the step of the next ``steps`` where they are most: those of rows that go on,
+        and of each prompt with such a row, once for its group.
+        """
+        ahead = np.arange(steps + 1)[:, None]
+        on = before.going & (before.lengths + ahead <= before.limits)
+        own = (on * (before.lengths + ahead)).sum(1)
+        groups = before.rows // self.request.group_size == np.arange(len(self.prompts[0]))[:, None]
+        prompts = (on[:, None] & groups).any(2).sum(1) * self.prompts[0].shape[1]
+        return int((own + prompts).max())
+
+
+def of_rows(state: Decoding) -> Decoding:
+    """What a state tells of its rows, on the host."""
+    return jax.device_get(state._replace(cache=(), keys=(), memory=()))
 
 
 class Theirs:
@@ -207,7 +227,6 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
         tokens=int(lengths.sum()),
         tokens_per_second={side: int(lengths.sum()) / t for side, t in times.items()},
         ratio={side: t / times["leaving"] for side, t in times.items() if side != "leaving"},
-        live_megabytes=ours.live(),
         **{side: ours.useful(slots if side == "slots" else None, side != "static") for side in args.sides},
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlax_llm.cli.values import converted, is_list, is_list_of_texts, is_truth
@@ -24,11 +24,13 @@ def flag(name: str) -> str:
 def in_flags(kind: type[Any], said: str) -> str:
     """A sentence on the settings of a command, in the words of its command line.
 
-    A name with an underscore is a setting wherever it is; one without is a word too, so only where it must be one.
+    A name with an underscore is a setting wherever it is; one without is a word too, so only where it must be one. A
+    function of the library that speaks is the command: nobody called it by its name.
 
     Args:
         kind: of settings.
-        said: as the settings say it, with the command in front; any other sentence is as it was.
+        said: as the settings say it, with the command in front, or as the library does, with a name of its own or a
+            server's address; what a file's name stands in front of is as it was.
 
     >>> from rlax_llm.commands.grpo.settings import GrpoSettings
     >>> in_flags(GrpoSettings, "grpo: steps is 0, wanted at least 1.")
@@ -37,20 +39,51 @@ def in_flags(kind: type[Any], said: str) -> str:
     'grpo: --data is given without --reward or --reward-model, and a file has none of its own.'
     >>> in_flags(GrpoSettings, "grpo: ahead gives older tokens, and correction is none; leave correction out.")
     'grpo: --ahead gives older tokens, and --correction is none; leave --correction out.'
+    >>> in_flags(GrpoSettings, "pad_prompts: prompt 3 has 60 tokens, max_prompt_tokens is 40; raise the limit.")
+    'grpo: prompt 3 has 60 tokens, --max-prompt-tokens is 40; raise the limit.'
+    >>> in_flags(GrpoSettings, "pattern: there is no stop token that could end a text of it; give stop_ids.")
+    '--pattern: there is no stop token that could end a text of it; give --stop-ids.'
+    >>> in_flags(GrpoSettings, "config.yaml: top_k is -1, wanted at least 0.")
+    'config.yaml: top_k is -1, wanted at least 0.'
     """
-    if not said.startswith(f"{kind.command}: "):
+    settings = {name: key for name, key in keys(kind).items() if not key.field.metadata.get("word")}
+    speaker, rest = _speaker(settings, said)
+    if speaker is None:
         return said
-    for name, key in keys(kind).items():
-        if key.field.metadata.get("word"):
-            continue
-        if "_" in name:
-            said = re.sub(rf"(?<![\w'\"/.-]){name}(?![\w'\"/(=:])", flag(name), said)
-        else:
-            said = re.sub(rf"(?<=^{kind.command}: ){name}(?= (is|holds|and|has|gives) )", flag(name), said)
-            said = re.sub(rf"(?<= and ){name}(?= is )", flag(name), said)
-            said = re.sub(rf"(?<= without ){name}(?![\w-])", flag(name), said)
-            said = re.sub(rf"(?<= leave ){name}(?= out\b)", flag(name), said)
-    return said
+    for name in settings:
+        rest = _with_flag(name, rest)
+    return _named(kind.command, settings, speaker) + rest
+
+
+_SPEAKER = re.compile(r"(https?://\S+|[A-Z]\w*(?:\.[a-z_]+)?|[a-z_]+): ")
+_FUNCTION = re.compile(r"generate|[a-z]+(?:_[a-z]+)+")
+
+
+def _speaker(settings: Iterable[str], said: str) -> tuple[str | None, str]:
+    """Who speaks, and what is said; nobody where a file's name stands in front, and "" where nothing does."""
+    found = _SPEAKER.match(said)
+    if found is not None:
+        return found[1], said[found.end() :]
+    return ("" if said.partition(" ")[0] in settings else None), said
+
+
+def _named(command: str, settings: Iterable[str], speaker: str) -> str:
+    """The beginning of a sentence."""
+    if speaker in settings and speaker != command:
+        return f"{flag(speaker)}: "
+    if not speaker or _FUNCTION.fullmatch(speaker):
+        return f"{command}: "
+    return f"{speaker}: "
+
+
+def _with_flag(name: str, said: str) -> str:
+    """What is said, with the flag of a setting."""
+    if "_" in name:
+        return re.sub(rf"(?<![\w'\"/.-]){name}(?![\w'\"/(=:])", flag(name), said)
+    said = re.sub(rf"^{name}(?= (is|holds|and|has|gives) )", flag(name), said)
+    said = re.sub(rf"(?<= and ){name}(?= is )", flag(name), said)
+    said = re.sub(rf"(?<= without ){name}(?![\w-])", flag(name), said)
+    return re.sub(rf"(?<= leave ){name}(?= out\b)", flag(name), said)
 
 
 def asks_for_help(words: Sequence[str]) -> bool:

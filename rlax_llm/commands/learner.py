@@ -195,8 +195,11 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
     targets = tuple(name.strip() for name in settings.lora_targets.split(","))
     kind = settings.rslora, settings.dora, settings.lora_dropout, settings.lora_tokens or ()
-    lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
-    config = dataclasses.replace(model.config, lora=lora)
+    try:
+        lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
+        config = dataclasses.replace(model.config, lora=lora)
+    except ValueError as error:
+        raise ValueError(str(error).replace("Lora: target", "lora_targets: target")) from None
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)
     trained = join_trees(adapter, saved_parts(config, model.params, settings.saved))
     frozen = under_adapter(config, model.params, trained)

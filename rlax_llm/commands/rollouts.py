@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rlax_llm.commands.stopping import without_stop
+from rlax_llm.core.keys import folded, seeded
 from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
@@ -250,12 +251,12 @@ def grade(
     """
     held_out = list(task.held_out)
     sampling, batch = _measuring(sampling, request, min(batch, len(held_out)), len(held_out))
-    key = jax.random.key(seed)
+    key = seeded(seed)
     batches = []
     for start in range(0, len(held_out), batch or 1):
         taken = held_out[start : start + batch]
         filled = taken + [held_out[0]] * (batch - len(taken))
-        rollout = sampling.rollout(params, filled, jax.random.fold_in(key, start), request)
+        rollout = sampling.rollout(params, filled, folded(key, start), request)
         scores = judge(rollout, request.group_size)
         batches.append(Graded(rollout, scores, len(taken) * request.group_size))
     return Grades(sampling, task.solved, batches)

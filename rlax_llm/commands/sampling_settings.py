@@ -160,6 +160,22 @@ class DrawSettings(Part):
         return bias_pairs(self.logit_bias)
 
 
+OF_THE_DISTRIBUTION = (
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_new_tokens",
+    "stop",
+    "pattern",
+)
+"""Fields of ``DrawSettings`` that say which tokens may be drawn, or how likely they are, by those before them: a token
+alone does not tell what it was drawn from.
+"""
+
+
 def speculation_of(text: str) -> Speculation | None:
     """What ``speculate`` asks for.
 

@@ -17,6 +17,7 @@ import optax
 from rlax_llm.commands.defaults import CHARACTER_WIDTH
 from rlax_llm.commands.sampling_settings import DrawSettings, LimitSettings, bias_pairs
 from rlax_llm.commands.shared_settings import FILE_BLOCKS, ModelSettings, OptimizerSettings, TrainedModelSettings
+from rlax_llm.core.keys import seeded
 from rlax_llm.core.logit_bias import bias_vector
 from rlax_llm.core.mesh import AXES, devices_along
 from rlax_llm.core.platform import platform
@@ -111,7 +112,7 @@ def _model(settings: ModelSettings, seed: int) -> LanguageModel:
         head_dim=CHARACTER_WIDTH // 4,
         max_positions=128,
     )
-    params = decoder.init_decoder(shape, jax.random.key(seed), dtype)
+    params = jax.jit(decoder.init_decoder, static_argnums=(0, 2))(shape, seeded(seed), dtype)
     return computed_in(settings.dtype, LanguageModel(shape, params, tokenizer), settings.attention)
 
 
@@ -200,10 +201,11 @@ def build_schedule(settings: OptimizerSettings, peak: float, steps: int) -> opta
         "linear": optax.linear_schedule(peak, 0.0, decay_steps),
     }
     if not settings.warmup_steps:
-        return shapes[settings.schedule]
+        return shapes["constant"] if settings.schedule == "constant" else jax.jit(shapes[settings.schedule])
     # The first step of a warm-up over n steps takes peak / n, not 0: a step without effect would waste a rollout.
     warmup = optax.linear_schedule(peak / settings.warmup_steps, peak, max(settings.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, shapes[settings.schedule]], [settings.warmup_steps])
+    # One program, where the rate of a step is asked for by itself.
+    return jax.jit(optax.join_schedules([warmup, shapes[settings.schedule]], [settings.warmup_steps]))
 
 
 def build_request(

@@ -106,6 +106,26 @@ def _gathering(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
+def within_reach(x: Any) -> Any:
+    """An array as NumPy's where the host's memory holds it, so that taking a part of it compiles nothing; else itself.
+
+    >>> type(within_reach(jax.numpy.ones(2))).__name__
+    'ndarray'
+    """
+    there = isinstance(x, jax.Array) and x.is_fully_addressable and len(x.devices()) == 1
+    return np.asarray(x) if there and next(iter(x.devices())).platform == "cpu" else x
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """A copy of each array where it lies, by one program.
+
+    >>> copied({"w": jax.numpy.ones(2)})["w"].tolist()
+    [1.0, 1.0]
+    """
+    return jax.tree.map(jax.numpy.copy, tree)
+
+
 def devices_along(*axes: str) -> int:
     """Devices of the ambient mesh along some of its axes together; 1 without a mesh, or where its parts are apart.
 

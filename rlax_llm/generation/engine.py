@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, spread
 from rlax_llm.core.token_sets import EVERY
@@ -112,14 +113,22 @@ class Prefilled(NamedTuple):
         """``[P, 1, W]`` int32, of the keys that each prompt has to itself."""
         return jnp.where(self.valid, self.begin + positions_of(self.valid), NOWHERE)[:, None]
 
-    def segments(self, layer: int) -> list[Segment]:
-        """What rows attend to besides their own tokens: what all prompts share, where there is that, and each one's."""
+    def segments(self, layer: int, window: Window = None) -> list[Segment]:
+        """What rows attend to besides their own tokens: what all prompts share, where there is that, and each one's.
+
+        Args:
+            layer: its number.
+            window: tokens that a query reads at most; None is all.
+        """
         keys, values = self.cache[layer]
         places, columns = self.places, keys.shape[-1]
         own = Segment(keys, values, places if columns == places.shape[-1] else places[..., -columns:])
         if not self.common:
             return [own]
-        return [Segment(*self.common[layer], jnp.arange(self.begin)[None]), own]
+        # All queries stand behind what is common, so none reads what is further away from its end than the window.
+        count = min(self.begin, window) if isinstance(window, int) else self.begin
+        (common,) = last_columns((self.common[layer],), (count,))
+        return [Segment(*common, jnp.arange(self.begin - count, self.begin)[None]), own]
 
     def by_row(self, function: Callable[[Prefilled], Prefilled]) -> Prefilled:
         """The same with a function of what each prompt has to itself."""
@@ -470,8 +479,10 @@ def forward_token(
     send = None if state.routed is None else keeping(config)
     caches, sent = [], []
     for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
-        attend = _attend_to_cache(config, prompt.segments(index), own, places[columns[index]])
-        x, cache, routes = apply(layer, x, positions, attend, kind_of(config, index), send)
+        kind = kind_of(config, index)
+        held = prompt.segments(index, kind.window)
+        attend = _attend_to_cache(config, held, own, places[columns[index]])
+        x, cache, routes = apply(layer, x, positions, attend, kind, send)
         caches.append(cache)
         sent.append(routes)
     state = state._replace(cache=tuple(caches)).noting(config, sent)
@@ -531,8 +542,13 @@ def _attend_to_cache(
 
 def most_going(state: Decoding) -> jax.Array:
     """How many rows go on, as many on each device as on the one with most of them."""
-    rows = state.going.shape[0]
-    return state.going.reshape(lanes(rows), -1).sum(-1, dtype=jnp.int32).max() * lanes(rows)
+    return most_of(state.going)
+
+
+def most_of(going: Any) -> Any:
+    """How many of the rows ``[B]`` go on, as many on each device as on the one with most of them."""
+    count = lanes(going.shape[0])
+    return going.reshape(count, -1).sum(-1, dtype=np.int32).max() * count
 
 
 def lanes(rows: int) -> int:
@@ -599,7 +615,12 @@ def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[
 
 
 def generate_at_once(
-    config: DecoderConfig, params: Params, prompts: tuple[jax.Array, jax.Array], key: jax.Array, request: Request
+    config: DecoderConfig,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    request: Request,
+    limits: jax.Array | None = None,
 ) -> Completions:
     """``generate`` as one pure function to be jitted, scanned and vmapped: the cache has room for all tokens at once.
 
@@ -611,6 +632,7 @@ def generate_at_once(
         prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
         key: a typed PRNG key, or one for each of the ``P · G`` completions.
         request: sampler, stop tokens, longest completion, group size.
+        limits: ``[P · G]`` int32, the most tokens of each completion, from 1 to the request's; None is the request's.
 
     Returns:
         ``Completions`` of ``P · G`` rows and ``W + max_new_tokens`` columns.
@@ -622,7 +644,7 @@ def generate_at_once(
     limit = request.max_new_tokens
     check_request(config, prompts[0].shape[1], request)
     prompts, request = shared_out(prompts, request)
-    prompt, state = prefill(config, params, *prompts, key, request, limit)
+    prompt, state = prefill(config, params, *prompts, key, request, limit, limits)
     state = decode(config, unrolled(config, params), prompt, state, jnp.int32(limit), request)
     return completions(*prompts, state, request)
 
@@ -630,19 +652,32 @@ def generate_at_once(
 @partial(jax.jit, static_argnums=3)
 def completions(tokens: jax.Array, valid: jax.Array, state: Any, request: Request) -> Completions:
     """``Completions`` from prompts ``[P, W]`` and what was drawn of them: a ``Decoding`` or ``Drawn``."""
+    return completions_by(jnp, tokens, valid, state, request)
 
-    def beside(prompt: jax.Array, own: jax.Array) -> jax.Array:
-        return jnp.concatenate([jnp.repeat(prompt, request.group_size, 0), own], 1)
 
-    def sets(kept: jax.Array) -> jax.Array:
-        return jnp.pad(kept, ((0, 0), (tokens.shape[1], 0), (0, 0)), constant_values=EVERY)
+def completions_by(numpy: Any, tokens: Any, valid: Any, state: Any, request: Request) -> Completions:
+    """``completions`` by ``jax.numpy``, or on the host by ``numpy``, where nothing is compiled.
 
-    chosen = jnp.arange(request.max_new_tokens) < state.lengths[:, None]
+    Args:
+        numpy: one of them.
+        tokens: ``[P, W]``.
+        valid: ``[P, W]``.
+        state: a ``Decoding`` or ``Drawn``.
+        request: of it.
+    """
+
+    def beside(prompt: Any, own: Any) -> Any:
+        return numpy.concatenate([numpy.repeat(prompt, request.group_size, 0), own], 1)
+
+    def sets(kept: Any) -> Any:
+        return numpy.pad(kept, ((0, 0), (tokens.shape[1], 0), (0, 0)), constant_values=EVERY)
+
+    chosen = numpy.arange(request.max_new_tokens) < state.lengths[:, None]
     return Completions(
         tokens=beside(tokens, state.tokens),
         valid=beside(valid, chosen),
-        mask=beside(jnp.zeros_like(valid), chosen),
-        log_probs=beside(jnp.zeros(tokens.shape), state.log_probs),
+        mask=beside(numpy.zeros_like(valid), chosen),
+        log_probs=beside(numpy.zeros(tokens.shape, state.log_probs.dtype), state.log_probs),
         truncated=state.alive,
         kept=None if state.kept is None else sets(state.kept),
         routed=state.routed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 
 class Enough(NamedTuple):
@@ -17,25 +17,25 @@ class Enough(NamedTuple):
         spare: scalar int32, groups that may be unfinished.
     """
 
-    waiting: jax.Array
+    waiting: Any
     size: Any
     spare: Any
 
 
-def too_few(enough: Enough, going: jax.Array, rows: jax.Array) -> jax.Array:
-    """Whether more groups are unfinished than may be, a scalar bool.
+def too_few(enough: Enough, going: jax.Array | np.ndarray, rows: jax.Array | np.ndarray) -> Any:
+    """Whether more groups are unfinished than may be, a scalar bool; of NumPy's arrays it is found on the host.
 
     Args:
         enough: of the generation.
         going: ``[B]`` bool, the rows that draw a further token.
         rows: ``[B]`` int32, which completion each is.
 
-    >>> enough = Enough(jnp.array([False, False, True]), 2, 1)  # completions 4 and 5 wait
-    >>> bool(too_few(enough, jnp.array([True, False]), jnp.array([1, 2])))
+    >>> enough = Enough(np.array([False, False, True]), 2, 1)  # completions 4 and 5 wait
+    >>> bool(too_few(enough, np.array([True, False]), np.array([1, 2])))
     True
-    >>> bool(too_few(enough, jnp.array([False, False]), jnp.array([1, 2])))
+    >>> bool(too_few(enough, np.array([False, False]), np.array([1, 2])))
     False
     """
-    group = jnp.where(going, rows // enough.size, enough.waiting.shape[0])  # what lies beyond is dropped
-    unfinished = enough.waiting.at[group].set(True, mode="drop")
-    return unfinished.sum(dtype=jnp.int32) > enough.spare
+    numbers = np.arange(enough.waiting.shape[0])[:, None]
+    unfinished = enough.waiting | (going & (rows // enough.size == numbers)).any(1)
+    return unfinished.sum() > enough.spare

@@ -177,8 +177,7 @@ class _Keeping(Generation):
         self.whole = self.prompt
         return seen
 
-    def _note(self) -> None:
-        super()._note()
+    def _leave(self) -> None:
         if self.own is None:
             self.own = self.state.cache
             return
@@ -210,16 +209,15 @@ class _GoingOn(_Keeping):
         """What was not read in the turns before."""
         return self.unread
 
-    def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+    def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], np.ndarray]:
         (later, held), self.behind = self.behind, None
         self.begun = self.count
         valid = np.asarray(later.prompts[1])
         begin, width = held.prompt.begin, valid.shape[1]
         width = min(bucket(int(valid.sum(1).max()) - begin), width) if begin else width
         sizes = room, width, min(bucket(int(later.unread.max())), width)
-        entering = later._replace(rows=jnp.asarray(later.rows), unread=jnp.asarray(later.unread))
-        found = prefill_held(self.config, self.params, held, entering, self.request, sizes)
-        return found, jnp.arange(self.count)
+        found = prefill_held(self.config, self.params, held, later, self.request, sizes)
+        return found, np.arange(self.count, dtype=np.int32)
 
 
 @partial(jax.jit, static_argnums=1)

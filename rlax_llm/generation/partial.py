@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.mesh import ROWS, TENSOR, devices_along, fetch, spread
+from rlax_llm.core.mesh import ROWS, TENSOR, devices_along, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import last_columns, over_columns, whole
@@ -22,7 +22,7 @@ from rlax_llm.generation.engine import Decoding, Prefilled, lanes, prefill, shar
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.rollout import Generation, Listener, Prompts, unheard
-from rlax_llm.generation.sampling import row_keys
+from rlax_llm.generation.sampling import chosen_keys, row_keys
 from rlax_llm.generation.slots import Drawn, Progress, progress
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
@@ -173,7 +173,8 @@ class _Continued(Generation):
     ):
         self.start, self.unbounded = start, slots is None
         rows = len(start.going)
-        prompts, request = shared_out((jnp.asarray(start.prompts[0]), jnp.asarray(start.prompts[1])), request)
+        own: Any = start.prompts
+        prompts, request = shared_out(own, request)
         self.anew = (start.drawn.lengths.reshape(-1, request.group_size) == 0).any(1)
         begun = start.going & ~np.repeat(self.anew, request.group_size)
         self.resumed = np.flatnonzero(begun)  # in this order
@@ -195,13 +196,13 @@ class _Continued(Generation):
         self.known = int(np.asarray(self.drawn.lengths).sum())
         self._open(opened, self.first_room)
         self._count()
-        return fetch(progress(self.state))
+        return progress(self.state)
 
     def _so_far(self) -> Drawn:
         """What was drawn, without what begins anew."""
         own, keep = self.start.drawn, ~np.repeat(self.anew, self.request.group_size)
         lengths, alive = own.lengths * keep, own.alive | ~keep
-        return jax.tree.map(jnp.asarray, own._replace(lengths=lengths, alive=alive))
+        return own._replace(lengths=lengths, alive=alive)
 
     @property
     def read(self) -> int:
@@ -229,27 +230,27 @@ class _Continued(Generation):
         devices = lanes(self.entering * size)
         return -(-left // devices) * devices * each
 
-    def _next(self) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+    def _next(self) -> tuple[tuple[Prefilled, Decoding], np.ndarray]:
         found = self._resumed() if self.back < len(self.resumed) else self._prefilled(0)
         if self.drawn is not None and self.drawn.kept is None and found[0][1].kept is not None:
             kept = found[0][1].kept
-            self.drawn = self.drawn._replace(kept=jnp.full((len(self.start.going), *kept.shape[1:]), EVERY))
+            every = np.full((len(self.start.going), *kept.shape[1:]), EVERY)
+            self.drawn = self.drawn._replace(kept=every)
         return found
 
-    def _resumed(self) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+    def _resumed(self) -> tuple[tuple[Prefilled, Decoding], np.ndarray]:
         """The next rows that have tokens; the first of them again where others fill up."""
         size = self.request.group_size
         places = self.back + self._side_by_side(self.entering * size)
         self.back += len(places)
         rows = self.resumed[places % len(self.resumed)]
-        prompts, alone = tuple(x[rows // size] for x in self.prompts), self.request._replace(group_size=1)
+        prompts = tuple(np.asarray(x)[rows // size] for x in self.prompts)
+        alone = self.request._replace(group_size=1)
         own = jax.tree.map(lambda x: x[rows], self.start.drawn)
-        keys, limits = (x[rows] for x in self.rows)
-        # Which columns are the last of a prompt is known when its tokens are apart.
-        both, all_kept = _behind(prompts, own, self.first_room), alone._replace(keeps=whole)
-        read = prefill(self.config, self.params, *both, keys, all_kept, 0, limits)
+        keys, limits = chosen_keys(self.rows[0], rows), self.rows[1][rows]
         numbers = np.where(places < len(self.resumed), rows, -1)
-        return behind_tokens(self.config, *read, prompts[0], own, alone), jnp.asarray(numbers, jnp.int32)
+        found = read_again(self.config, self.params, prompts, own, (keys, limits), alone, self.first_room)
+        return found, numbers.astype(np.int32)
 
     def _let_enter(self, seen: Progress) -> Progress:
         seen = super()._let_enter(seen)
@@ -261,22 +262,43 @@ class _Continued(Generation):
         waiting = np.zeros(len(self.start.prompts[0]), bool)
         waiting[self.resumed[self.back :] // self.start.size] = True
         waiting[self.order[self.begun :] * self.request.group_size // self.start.size] = True
-        self.enough = Enough(jnp.asarray(waiting), np.int32(self.start.size), np.int32(self.start.spare))
+        self.enough = Enough(waiting, np.int32(self.start.size), np.int32(self.start.spare))
 
     def advance(self, most: int | None = None) -> bool:
         """Draw until something is to be decided; whether it did not have enough before."""
-        return bool(fetch(_goes_on(self.enough, self.state))) and super().advance(most)
+        assert self.enough is not None
+        return bool(too_few(self.enough, *self.seen.of_rows)) and super().advance(most)
 
 
-def _behind(prompts: tuple[jax.Array, ...], own: Drawn, room: int) -> list[jax.Array]:
-    """``tokens`` and ``valid`` of prompts with so many columns of tokens behind them."""
-    written = np.arange(room) < own.lengths[:, None]
-    return [jnp.concatenate([x, y], 1) for x, y in zip(prompts, (own.tokens[:, :room], written), strict=True)]
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def read_again(
+    config: DecoderConfig,
+    params: Params,
+    prompts: tuple[jax.Array, ...],
+    own: Drawn,
+    rows: tuple[jax.Array, jax.Array],
+    request: Request,
+    room: int,
+) -> tuple[Prefilled, Decoding]:
+    """Rows that go on behind tokens that were drawn before: what they have is read, prompts and tokens.
 
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [B, W]`` and ``valid [B, W]``.
+        own: what each row has drawn.
+        rows: ``[B]`` each, keys and limits.
+        request: static, in groups of one.
+        room: columns that hold what was drawn; static.
 
-@jax.jit
-def _goes_on(enough: Enough, state: Decoding) -> jax.Array:
-    return too_few(enough, state.going, state.rows)
+    Returns:
+        As ``behind_tokens``.
+    """
+    written = jnp.arange(room) < own.lengths[:, None]
+    both = (jnp.concatenate(pair, 1) for pair in zip(prompts, (own.tokens[:, :room], written), strict=True))
+    # Which columns are the last of a prompt is known when its tokens are apart.
+    read = prefill(config, params, *both, rows[0], request._replace(keeps=whole), 0, rows[1])
+    return behind_tokens(config, *read, prompts[0], own, request)
 
 
 @partial(jax.jit, static_argnums=(0, 5))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from rlax_llm.models.padding import bucket, longest, pad_left
 
@@ -42,7 +41,7 @@ def pad_prompts(
     vocab_size: int,
     max_prompt_tokens: int | None = None,
     width: Callable[[int], int] = bucket,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Pad token lists on the left to one bucketed width.
 
     Args:
@@ -53,7 +52,7 @@ def pad_prompts(
         width: columns for prompts of which the longest has so many tokens.
 
     Returns:
-        ``tokens [P, W]`` int32 and ``valid [P, W]`` bool.
+        ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, on the host.
 
     Raises:
         ValueError: naming the row of an empty prompt, one that is too long, or one with a token beyond the vocabulary.
@@ -67,8 +66,7 @@ def pad_prompts(
     columns = width(longest(prompts))
     # No prompt needs more, and a model may have no positions for more.
     columns = columns if max_prompt_tokens is None else min(columns, max_prompt_tokens)
-    tokens, valid = pad_left(prompts, columns, pad_id)
-    return jnp.asarray(tokens), jnp.asarray(valid)
+    return pad_left(prompts, columns, pad_id)
 
 
 def _check(row: int, prompt: Sequence[int], vocab_size: int, limit: int | None) -> None:

@@ -21,8 +21,9 @@ from rlax_llm.generation.cache import columns_of, windowed
 from rlax_llm.generation.engine import (
     Decoding,
     Prefilled,
-    completions,
+    completions_by,
     decode,
+    generate_at_once,
     prefill,
     prefill_behind,
     room_in,
@@ -34,28 +35,39 @@ from rlax_llm.generation.engine import (
 from rlax_llm.generation.enough import Enough
 from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
-from rlax_llm.generation.sampling import row_keys
-from rlax_llm.generation.slots import Drawn, Progress, blank, drawn_of, enter, note, progress, resize, vacant
+from rlax_llm.generation.sampling import chosen_keys, row_keys
+from rlax_llm.generation.slots import (
+    Drawn,
+    Ends,
+    Progress,
+    drawn_of,
+    let_in,
+    move_and_decode,
+    noted,
+    opened,
+    progress,
+)
 from rlax_llm.generation.speculation import RECENT, Guesser, guesser, speculate
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket
 
 FEWER = (
-    (5 / 8, 1 / 4),
+    (5 / 8, 3 / 8),
     (5 / 8, 3 / 4),
-    (3 / 8, 1),
-    (1 / 4, 1),
+    (3 / 8, 1 / 2),
+    (1 / 4, 3 / 4),
     (1 / 8, 1),
     (1 / 16, 1),
 )  # shares of the rows and of the limit
+FEWER_ROWS = 0.8  # of the rows of another size with as many columns: what one may have, to be worth a program
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
 PRODUCTS = 8  # products with a weight that cost as much as a key that is read
 LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that leave cost more than they save
 LEAST_READ = 1e9  # weights times tokens that a common beginning saves, below which it is read with each prompt
 FEW_PASSES = 4  # of guessed tokens between two looks, where each token would be looked at
-WORTH = 0.85  # of what a step costs: what one with fewer rows may cost, for them to be moved
+WORTH = 0.95  # of what a step costs: what one with fewer rows may cost, for them to be moved
 
 Prompts = tuple[jax.Array, jax.Array]
 
@@ -63,7 +75,8 @@ Prompts = tuple[jax.Array, jax.Array]
 class Ladder(NamedTuple):
     """Sizes that a generation's state may come to have, and what a step of each costs.
 
-    Each size is a program, so there are few: those whose steps cost least over lengths of many distributions.
+    Each move from one size to another is a program, so there are few: those whose steps cost least over lengths of many
+    distributions. While rows leave, the others' columns grow, so that the cache keeps about its size.
 
     Attributes:
         rooms: columns with all rows, one after the other; the last are the limit's.
@@ -77,15 +90,14 @@ class Ladder(NamedTuple):
     weights: float
     width: int
 
-    def below(self, state: Decoding, room: int) -> list[tuple[int, int]]:
+    def below(self, rows: int, prompts: int, room: int) -> list[tuple[int, int]]:
         """The sizes that are worth moving to, each row with its prompt to itself, those with most rows first.
 
         Args:
-            state: that moves.
-            room: columns that it must have.
+            rows: that there are.
+            prompts: that these share.
+            room: columns that they must have.
         """
-        prompts, group_size, *_ = state.cache[0][0].shape
-        rows = prompts * group_size
         now = rows * (self.weights + room) + prompts * self.width
         worth = [size for size in self.sizes if size[0] < rows and size[1] >= room and self.cost(size) <= WORTH * now]
         return sorted(worth, reverse=True)
@@ -126,7 +138,7 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
 
     >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
     >>> ladder(small, 64, 8, 99).sizes, ladder(large, 64, 8, 256).sizes
-    ((), ((40, 192), (40, 64), (24, 256), (16, 256), (8, 256), (4, 256)))
+    ((), ((40, 192), (40, 96), (24, 128), (16, 192), (8, 256), (4, 256)))
     """
     devices = devices_along(*ROWS)
     sizes = {
@@ -136,7 +148,20 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     if rows % devices or not is_work(config, rows, limit):
         sizes = set()
     whole = one_size(config, rows, width, limit)
-    return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(sorted(sizes, reverse=True)))
+    return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(_apart(sorted(sizes, reverse=True))))
+
+
+def _apart(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of sizes with as many columns those whose rows differ by enough, the larger first.
+
+    >>> _apart([(48, 64), (40, 96), (40, 64), (24, 64)])
+    [(48, 64), (40, 96), (24, 64)]
+    """
+    found: list[tuple[int, int]] = []
+    for rows, room in sizes:
+        if not any(room == other and rows > FEWER_ROWS * more for more, other in found):
+            found.append((rows, room))
+    return found
 
 
 def _enough(config: DecoderConfig, room: int, limit: int) -> int:
@@ -202,7 +227,7 @@ class Generation:
         config: shapes.
         params: of ``config.parameter_shapes``.
         prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
-        rows: ``[P · G]`` each, a key and the most tokens of each completion.
+        rows: a key, or one for each of the ``P · G`` completions (with slots it must be), and the most tokens of each.
         request: static.
         slots: rows that are drawn at a time, at most, but for one group; None draws all.
         sizes: that its state may have.
@@ -243,7 +268,8 @@ class Generation:
         else:
             self.entering = self.count
             (self.prompt, self.state), _ = self._prefilled(self.rooms[0])
-        return Progress(1, self.state.going.shape[0], 1)
+        rows = len(self.state.rows)
+        return Progress(1, rows, 1, (np.ones(rows, bool), np.arange(rows)))
 
     @property
     def room(self) -> int:
@@ -269,10 +295,8 @@ class Generation:
     def _open(self, rows: int, room: int) -> None:
         """So many slots, and the first rows in them."""
         first, numbers = self._next()
-        prompt, state = vacant(*first, rows, self.request.keeps(self.config, room))
-        if self.drawn is None:
-            self.drawn = blank(drawn_of(state), self.count * self.request.group_size)
-        self.prompt, self.state = enter(prompt, state, *first, numbers)
+        size, count = (rows, self.request.keeps(self.config, room)), self.count * self.request.group_size
+        self.prompt, self.state, self.drawn = opened(*first, numbers, self.drawn, size, count)
 
     def _side_by_side(self, count: int) -> np.ndarray:
         """Which of the next prompts or rows stands at which place."""
@@ -283,34 +307,34 @@ class Generation:
         """The rows that must be free for the next to enter."""
         return self.entering * self.request.group_size
 
-    def _next(self) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+    def _next(self) -> tuple[tuple[Prefilled, Decoding], np.ndarray]:
         """The rows that enter next, and their numbers."""
         return self._prefilled(0)
 
-    def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], jax.Array]:
+    def _prefilled(self, room: int) -> tuple[tuple[Prefilled, Decoding], np.ndarray]:
         """The next prompts with one draw behind each, and their rows: −1 where none are left and others fill up."""
-        size = self.request.group_size
-        (tokens, valid), (keys, limits) = self.prompts, self.rows
+        size, rows_of_all = self.request.group_size, self.count * self.request.group_size
+        asked = self.prompts, self.rows
         places = self.begun + self._side_by_side(self.entering)
         prompts = np.append(self.order, self.count)[np.minimum(places, len(self.order))]
         rows = (prompts[:, None] * size + np.arange(size)).reshape(-1)
         if not np.array_equal(prompts, np.arange(self.count)):
-            tokens, valid = (x[prompts % self.count] for x in (tokens, valid))
-            keys, limits = (x[rows % len(keys)] for x in (keys, limits))
+            asked = self._some(prompts % self.count, rows % rows_of_all)
         self.begun += self.entering
-        found = self._read((tokens, valid), (keys, limits), room)
-        return found, jnp.asarray(np.where(rows < self.count * size, rows, -1), jnp.int32)
+        found = self._read(*asked, room)
+        return found, np.where(rows < rows_of_all, rows, -1).astype(np.int32)
+
+    def _some(self, prompts: np.ndarray, rows: np.ndarray) -> tuple[Any, tuple[jax.Array, np.ndarray]]:
+        """Some of the prompts, and what there is of some rows, taken on the host."""
+        tokens, valid = (np.asarray(x)[prompts] for x in self.prompts)
+        keys, limits = self.rows
+        return (tokens, valid), (chosen_keys(keys, rows), np.asarray(limits)[rows])
 
     def _read_common(self) -> tuple[Stacked, int] | None:
-        """What all prompts begin with where that is worth while, and the columns that hold the rest.
-
-        Where each prompt is to say which experts its tokens were sent to, each is read whole.
-        """
-        if devices_along(*AXES) > 1 or self.request.routed:
-            return None
+        """What all prompts begin with where that is worth while, and the columns that hold the rest."""
         tokens, valid = (np.asarray(x) for x in self.prompts)
-        count = common_tokens(tokens, valid)
-        if count * (self.count - 1) * weights_of(self.config) < LEAST_READ:
+        count = _read_apart(self.config, (tokens, valid), self.request)
+        if not count:
             return None
         first = tokens[0][valid[0]][:count]
         columns = min(bucket(int(valid.sum(1).max()) - count), tokens.shape[1])
@@ -331,67 +355,86 @@ class Generation:
         seen = self._let_enter(self.seen)
         if not seen.going:
             return False
-        fewest = self._fit(seen)
-        room = self.room
+        rows, room = self._next_size(seen)
         steps = min(room + 1 - seen.longest, most or room)
-        self._draw(seen.step, steps, jnp.int32(fewest))
-        self.seen = fetch(progress(self.state))
+        fewest = self._fewest(rows, room)
+        if self.guesser is None or self.waits or not self.guesser.may(rows):
+            self._draw((rows, room), seen.step + steps, fewest)
+        else:
+            self._draw((rows, room), seen.step, fewest)
+            self._guess(seen.step, steps, fewest)
+        self.seen = progress(self.state)
         if self.guesser is not None and self.seen.longest > room:  # it ended for want of room
             self.guesser.until = 0
         return True
 
-    def _draw(self, step: int, steps: int, fewest: jax.Array) -> None:
-        """So many steps from ``step`` on, at most; each guesses tokens where that is worth it."""
+    def _draw(self, size: tuple[int, int], until: int, fewest: int) -> None:
+        """Move to a size, where it is another, and draw until a step."""
+        rows, columns = size[0], self.request.keeps(self.config, size[1])
+        ends = Ends(np.int32(until), np.int32(fewest), self.enough)
         now = self.config, self.layers, self.prompt, self.state
-        rows = len(self.state.rows)
-        if self.guesser is None or self.waits or not self.guesser.may(rows):
-            self.state = decode(*now, jnp.int32(step + steps), self.request, fewest, self.enough)
-        elif passes := self.guesser.passes(self.state, step, FEW_PASSES if steps == 1 else RECENT):
-            ends = jnp.int32(step + passes), fewest, jnp.float32(self.guesser.least(rows))
+        if (rows, columns) != (len(self.state.rows), columns_of(self.state.cache)):
+            if rows < len(self.state.rows):
+                self._leave()
+            moved = move_and_decode(*now, self.drawn, ends, self.request, (rows, columns))
+            self.prompt, self.state, self.drawn = moved
+        elif until > self.seen.step:
+            self.state = decode(*now, ends.until, self.request, ends.fewest, ends.enough)
+
+    def _guess(self, step: int, steps: int, fewest: int) -> None:
+        """So many steps from ``step`` on, at most; each guesses tokens where that is worth it."""
+        assert self.guesser is not None
+        now = self.config, self.layers, self.prompt, self.state
+        if passes := self.guesser.passes(self.state, step, FEW_PASSES if steps == 1 else RECENT):
+            least = np.float32(self.guesser.least(len(self.state.rows)))
+            ends = np.int32(step + passes), np.int32(fewest), least
             self.state, guessed = speculate(*now, self.prompts, self.request, ends, self.enough)
             self.guessed.append(guessed)
         else:
-            until = jnp.int32(min(step + steps, self.guesser.asks_at))
-            self.state = decode(*now, until, self.request, fewest, self.enough)
+            until = np.int32(min(step + steps, self.guesser.asks_at))
+            self.state = decode(*now, until, self.request, np.int32(fewest), self.enough)
 
     def _let_enter(self, seen: Progress) -> Progress:
         """Fill what is free with those that wait."""
-        while self.waits and seen.going <= self.state.going.shape[0] - self.room_to_enter:
+        while self.waits and seen.going <= len(self.state.rows) - self.room_to_enter:
             fresh, numbers = self._next()
-            self._note()
-            self.prompt, self.state = enter(self.prompt, self.state, *fresh, numbers)
-            seen = fetch(progress(self.state))
+            assert self.drawn is not None
+            self.prompt, self.state, self.drawn = let_in(self.prompt, self.state, self.drawn, *fresh, numbers)
+            seen = progress(self.state)
         return seen
 
-    def _fit(self, seen: Progress) -> int:
-        """Leave out rows that have ended, and make room for longer ones; the number of rows to ask again at."""
-        rows, room = self.state.going.shape[0], self.room
-        longer = next(size for size in self.rooms if size >= max(room, seen.longest))
+    def _next_size(self, seen: Progress) -> tuple[int, int]:
+        """The rows and the columns to go on with: without rows that have ended, and with room for longer ones."""
+        rows, least = len(self.state.rows), max(self.room, seen.longest)
+        if not self.waits:
+            below = self.ladder.below(rows, len(self.prompt.valid), least)
+            if fits := [size for size in below if size[0] >= seen.going]:
+                return min(fits, key=self.ladder.cost)
+        longer = next(size for size in self.rooms if size >= least)
+        return rows, self.request.max_new_tokens if self._is_all(longer) else longer
+
+    def _fewest(self, rows: int, room: int) -> int:
+        """The number of rows to ask again at, with so many of them and of columns."""
         if self.waits:
-            self._resize(rows, longer)
             return rows - self.room_to_enter
-        least = max(room, seen.longest)
-        if fits := [size for size in self.ladder.below(self.state, least) if size[0] >= seen.going]:
-            self._note()
-            self._resize(*min(fits, key=self.ladder.cost))
-        else:
-            self._resize(rows, longer)
-        return max((fewer for fewer, _ in self.ladder.below(self.state, self.room)), default=0)
+        prompts = len(self.prompt.valid) if rows == len(self.state.rows) else rows
+        return max((fewer for fewer, _ in self.ladder.below(rows, prompts, room)), default=0)
 
-    def _resize(self, rows: int, room: int) -> None:
-        """Give the state so many rows and columns."""
-        columns = self.request.keeps(self.config, room)
-        if (rows, columns) != (self.state.going.shape[0], columns_of(self.state.cache)):
-            self.prompt, self.state = resize(self.prompt, self.state, rows, columns)
+    def _is_all(self, room: int) -> bool:
+        """Whether the cache has so many columns as it ever has."""
+        keeps = self.request.keeps
+        return keeps(self.config, room) == keeps(self.config, self.request.max_new_tokens)
 
-    def _note(self) -> None:
-        """Write down what was drawn, before rows go."""
-        self.drawn = drawn_of(self.state) if self.drawn is None else note(self.drawn, self.state)
+    def _leave(self) -> None:
+        """Rows will go; what was drawn of them is written down by what lets them go."""
 
     def completions(self) -> Completions:
-        """All that was drawn."""
-        self._note()
-        return completions(*self.prompts, self.drawn, self.request)
+        """All that was drawn, on the host."""
+        self._leave()
+        tokens, valid = fetch(self.prompts)
+        drawn, own, rows = fetch((self.drawn, drawn_of(self.state), self.state.rows))
+        self.drawn = noted(drawn, own, rows)
+        return completions_by(np, tokens, valid, self.drawn, self.request)
 
     def finished(self, told: Listener = unheard) -> Completions:
         """Draw to the end, and tell of it."""
@@ -406,7 +449,7 @@ class Generation:
         """What there is to tell at the end."""
         assert self.drawn is not None
         guesses = self.request.speculation is not None
-        drawn = int(np.asarray(fetch(self.drawn.lengths)).sum()) - self.known if guesses else 0
+        drawn = int(np.asarray(self.drawn.lengths).sum()) - self.known if guesses else 0
         return Told(self.read, drawn, sum(int(fetch(each)) for each in self.guessed))
 
     @property
@@ -414,6 +457,17 @@ class Generation:
         """Tokens that were run before the first draws: what all prompts begin with once."""
         common = 0 if self.common is None else self.common[0][0].shape[-1]
         return int(np.asarray(self.prompts[1]).sum()) - common * (self.count - 1)
+
+
+def _read_apart(config: DecoderConfig, prompts: tuple[Any, Any], request: Request) -> int:
+    """Tokens that all prompts begin with where it is worth while to read them by themselves; else 0.
+
+    Where each prompt is to say which experts its tokens were sent to, each is read whole.
+    """
+    if devices_along(*AXES) > 1 or request.routed:
+        return 0
+    count = common_tokens(*(np.asarray(x) for x in prompts))
+    return 0 if count * (len(prompts[0]) - 1) * weights_of(config) < LEAST_READ else count
 
 
 def stream(
@@ -459,10 +513,48 @@ def _begin(
 ) -> Generation:
     check_request(config, prompts[0].shape[1], request)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
-    keys = row_keys(rows[0], count)
+    # Where rows enter some of the keys are taken at a time.
+    keys = rows[0] if rows[0].ndim == 0 and slots is None else row_keys(rows[0], count)
     limits = np.full(count, limit, np.int32) if rows[1] is None else _within(rows[1], count, limit)
     prompts, request = shared_out(prompts, request)
     return Generation(config, params, prompts, (keys, limits), request, slots, sizes)
+
+
+_at_once = jax.jit(generate_at_once, static_argnums=(0, 4))
+
+
+def _completed(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    rows: tuple[jax.Array, jax.Array | None],
+    request: Request,
+    slots: int | None,
+    sizes: Sizes = ladder,
+    told: Listener = unheard,
+) -> Completions:
+    """All completions: by one program where there is nothing to decide between two calls of ``decode``."""
+    check_request(config, prompts[0].shape[1], request)
+    if not _is_one(config, prompts, request, slots, sizes):
+        return _begin(config, params, prompts, rows, request, slots, sizes).finished(told)
+    count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
+    limits = None if rows[1] is None else _within(rows[1], count, limit)
+    found = _at_once(config, params, prompts, rows[0], request, limits)
+    if told is not unheard:
+        drawn = 0 if request.speculation is None else int(fetch(found.mask).sum())
+        told(Told(int(np.asarray(prompts[1]).sum()), drawn, 0))
+    return found
+
+
+def _is_one(config: DecoderConfig, prompts: Prompts, request: Request, slots: int | None, sizes: Sizes) -> bool:
+    """Whether all rows go on to the end in one size, and nothing is read or guessed apart from the rest."""
+    (count, width), limit = prompts[0].shape, request.max_new_tokens
+    rows = count * request.group_size
+    found = sizes(config, rows, width, limit)
+    if found.sizes or len(found.rooms) > 1 or (slots is not None and slots < rows):
+        return False
+    worth = is_work(config, max(rows, FEWEST), limit)
+    return guesser(prompts, request, worth) is None and not _read_apart(config, prompts, request)
 
 
 def _within(limits: jax.Array, count: int, most: int) -> np.ndarray:
@@ -508,7 +600,7 @@ def generate(
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
             longest completion; for limits or keys that are not one for each completion.
     """
-    return _begin(config, params, prompts, (key, limits), request, slots, sizes).finished()
+    return _completed(config, params, prompts, (key, limits), request, slots, sizes)
 
 
 class Telling(NamedTuple):
@@ -531,7 +623,7 @@ class Telling(NamedTuple):
         limits: jax.Array | None = None,
     ) -> Completions:
         """Completions of prompts; see ``generate``."""
-        return _begin(config, params, prompts, (key, limits), request, slots).finished(self.told)
+        return _completed(config, params, prompts, (key, limits), request, slots, told=self.told)
 
 
 def listener(complete: Callable[..., Completions]) -> Listener | None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import describe_argument
@@ -80,6 +81,21 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
     if key.shape != (rows,):
         raise ValueError(f"key: got keys of shape {key.shape}, wanted one key, or one for each of {rows} rows.")
     return key
+
+
+def chosen_keys(keys: jax.Array, places: Any) -> jax.Array:
+    """Some of the keys, taken on the host: no program is compiled for each number of them.
+
+    Args:
+        keys: typed PRNG keys, of any shape.
+        places: whole numbers, or what else indexes an array.
+
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> bool((chosen_keys(keys, [2, 0]) == keys[jnp.array([2, 0])]).all())
+    True
+    """
+    numbers: Any = np.asarray(jax.random.key_data(keys))
+    return jax.random.wrap_key_data(numbers[places], impl=jax.random.key_impl(keys))
 
 
 def greedy(

@@ -234,8 +234,8 @@ def sampling_fields(request: Request) -> dict[str, Any]:
     {'temperature': 0.5, 'stop_token_ids': [1], 'logit_bias': {'7': -2.0}}
     >>> sampling_fields(Request(Categorical(top_p=0.9), (1,), 4))
     Traceback (most recent call last):
-    ValueError: a foreign sampler cannot have top_p: its server does not say what that left to draw from, and the
-    learner could not recompute the log-probabilities; leave it out.
+    ValueError: Served: a foreign sampler cannot have top_p: its server does not say what that left to draw from, and
+    the learner could not recompute the log-probabilities; leave it out.
     """
     refuse_routed("a foreign sampler", request, "a server's completions")
     plain = Request(request.sampler, request.stop_ids, request.max_new_tokens, request.group_size)
@@ -248,8 +248,8 @@ def sampling_fields(request: Request) -> dict[str, Any]:
     for token, value in bias:
         if not abs(value) <= _LARGEST_BIAS:
             raise ValueError(
-                f"a foreign sampler takes a bias from −{_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}, got {value} of token "
-                f"{token}; change logit_bias."
+                f"Served: a foreign sampler takes a bias from −{_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}, got {value} of "
+                f"token {token}; change logit_bias."
             )
     return found | {"logit_bias": {str(token): float(value) for token, value in bias}}
 
@@ -261,8 +261,8 @@ def _temperature_and_bias(sampler: Sampler) -> tuple[float, tuple[tuple[int, flo
         return 0.0, tuple(sampler.keywords.get("logit_bias", ()))
     if not isinstance(sampler, Categorical):
         raise ValueError(
-            f"a foreign sampler cannot have the sampler {sampler!r}; wanted greedy, or Categorical with a temperature "
-            "and a bias alone."
+            f"Served: a foreign sampler cannot have the sampler {sampler!r}; wanted greedy, or Categorical with a "
+            "temperature and a bias alone."
         )
     _refuse(sampler, Categorical(sampler.temperature, logit_bias=sampler.logit_bias))
     return sampler.temperature, sampler.logit_bias
@@ -274,8 +274,8 @@ def _refuse(given: Any, plain: Any) -> None:
     for name in names:
         if getattr(given, name) != getattr(plain, name):
             raise ValueError(
-                f"a foreign sampler cannot have {name}: its server does not say what that left to draw from, and the "
-                "learner could not recompute the log-probabilities; leave it out."
+                f"Served: a foreign sampler cannot have {name}: its server does not say what that left to draw from, "
+                "and the learner could not recompute the log-probabilities; leave it out."
             )
 
 

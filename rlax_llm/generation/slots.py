@@ -1,7 +1,8 @@
 """Rows leave and enter a generation: what is done to its state between two calls of ``decode``.
 
-Rows that have ended are left out (``resize``), or others take their places (``enter``). On several devices every one
-does so among its own rows, so that no key is sent.
+Rows that have ended are left out (``move_and_decode``), or others take their places (``let_in``). On several devices
+every one does so among its own rows, so that no key is sent. What belongs together is one program, so that few are
+compiled.
 """
 
 from __future__ import annotations
@@ -12,33 +13,41 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rlax_llm.core.mesh import fetch
 from rlax_llm.generation.cache import Cache, by_layer, columns_of, vacant_cache
-from rlax_llm.generation.engine import Decoding, Prefilled, lanes, most_going
+from rlax_llm.generation.engine import Decoding, Prefilled, decode, lanes, most_of
+from rlax_llm.generation.enough import Enough
+from rlax_llm.generation.request import Request
+from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.functional import Params
 
 
 class Progress(NamedTuple):
-    """What decides on how a generation goes on, as numbers or scalars.
+    """What decides on how a generation goes on.
 
     Attributes:
         step: draws so far.
         going: rows that go on, by ``most_going``.
         longest: tokens of the longest of them.
+        of_rows: which of the state's rows go on, ``[B]`` bool, and which completions these are, ``[B]``.
     """
 
-    step: Any
-    going: Any
-    longest: Any
+    step: int
+    going: int
+    longest: int
+    of_rows: tuple[np.ndarray, np.ndarray]
 
 
-@jax.jit
 def progress(state: Decoding) -> Progress:
-    """How far a generation is."""
-    longest = jnp.where(state.going, state.lengths, 0).max()
-    return Progress(state.step, most_going(state), longest)
+    """How far a generation is, found on the host: there is no program to compile for each size of the state."""
+    told = fetch({name: getattr(state, name) for name in ("alive", "lengths", "limits", "rows", "step")})
+    going = told["alive"] & (told["lengths"] < told["limits"])
+    longest = int(told["lengths"][going].max(initial=0))
+    return Progress(int(told["step"]), int(most_of(going)), longest, (going, told["rows"]))
 
 
-@partial(jax.jit, static_argnums=(2, 3))
 def resize(prompt: Prefilled, state: Decoding, rows: int, columns: tuple[int, ...]) -> tuple[Prefilled, Decoding]:
     """The rows that go on, in a state of other sizes.
 
@@ -98,7 +107,6 @@ def _columns(cache: Cache, step: jax.Array, columns: tuple[int, ...]) -> Cache:
     return by_layer(moved, cache, columns)
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
 def enter(
     prompt: Prefilled, state: Decoding, fresh_prompt: Prefilled, fresh: Decoding, rows: jax.Array
 ) -> tuple[Prefilled, Decoding]:
@@ -149,7 +157,6 @@ def behind_others(fresh: Decoding, step: jax.Array, columns: tuple[int, ...]) ->
     return by_layer(placed, fresh.cache, columns)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
 def vacant(prompt: Prefilled, state: Decoding, rows: int, columns: tuple[int, ...]) -> tuple[Prefilled, Decoding]:
     """A state of rows by themselves of which none goes on, for others of a ``prefill`` to enter.
 
@@ -194,14 +201,117 @@ def drawn_of(state: Decoding) -> Drawn:
     return Drawn(state.tokens, state.log_probs, state.kept, state.alive, state.lengths, state.routed)
 
 
-@partial(jax.jit, static_argnums=1)
 def blank(drawn: Drawn, count: int) -> Drawn:
     """So many completions of which nothing was drawn."""
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), drawn)
 
 
-@partial(jax.jit, donate_argnums=0)
 def note(drawn: Drawn, state: Decoding) -> Drawn:
-    """Write down what the rows of a state have drawn; ``drawn`` is donated."""
+    """Write down what the rows of a state have drawn."""
     rows = jnp.where(state.rows < 0, drawn.lengths.shape[0], state.rows)  # nobody's are dropped
     return jax.tree.map(lambda buffer, values: buffer.at[rows].set(values, mode="drop"), drawn, drawn_of(state))
+
+
+def noted(drawn: Drawn | None, own: Drawn, rows: np.ndarray) -> Drawn:
+    """``note`` on the host.
+
+    Args:
+        drawn: of all completions; None where the state holds them all in their order.
+        own: what the rows of the state have drawn.
+        rows: ``[B]``, which completions these are; −1 is none.
+    """
+    if drawn is None:
+        return own
+    there = rows >= 0
+
+    def put(buffer: np.ndarray, values: np.ndarray) -> np.ndarray:
+        found = np.array(buffer)
+        found[rows[there]] = values[there]
+        return found
+
+    return jax.tree.map(put, drawn, own)
+
+
+class Ends(NamedTuple):
+    """Where a stretch of draws ends.
+
+    Attributes:
+        until: scalar int32, the step.
+        fewest: scalar int32, no more rows go on, by ``most_going``.
+        enough: so many groups are whole; None never.
+    """
+
+    until: Any
+    fewest: Any
+    enough: Enough | None
+
+
+Size = tuple[int, tuple[int, ...]]
+"""Rows, and the columns of each layer."""
+
+
+@partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=4)
+def move_and_decode(
+    config: DecoderConfig,
+    params: Params,
+    prompt: Prefilled,
+    state: Decoding,
+    drawn: Drawn | None,
+    ends: Ends,
+    request: Request,
+    size: Size,
+) -> tuple[Prefilled, Decoding, Drawn | None]:
+    """``resize`` to another size, and ``decode``; before rows leave, what was drawn of them is written down.
+
+    Args:
+        config: shapes.
+        params: of ``unstack``.
+        prompt: of the state.
+        state: that moves.
+        drawn: of all completions, donated; None where the state holds them all in their order.
+        ends: of ``decode``.
+        request: static.
+        size: static.
+    """
+    if size[0] < len(state.rows):
+        drawn = drawn_of(state) if drawn is None else note(drawn, state)
+    prompt, state = resize(prompt, state, *size)
+    state = decode(config, params, prompt, state, ends.until, request, ends.fewest, ends.enough)
+    return prompt, state, drawn
+
+
+@partial(jax.jit, donate_argnums=(0, 1, 2))
+def let_in(
+    prompt: Prefilled, state: Decoding, drawn: Drawn, fresh_prompt: Prefilled, fresh: Decoding, rows: jax.Array
+) -> tuple[Prefilled, Decoding, Drawn]:
+    """``enter``; before that, what was drawn of those whose places are taken is written down.
+
+    Args:
+        prompt: of the state.
+        state: of rows by themselves.
+        drawn: of all completions.
+        fresh_prompt: as ``enter``'s.
+        fresh: as ``enter``'s.
+        rows: ``[u]``, which completions enter.
+    """
+    drawn = note(drawn, state)
+    return *enter(prompt, state, fresh_prompt, fresh, rows), drawn
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def opened(
+    prompt: Prefilled, state: Decoding, rows: jax.Array, drawn: Drawn | None, size: Size, count: int
+) -> tuple[Prefilled, Decoding, Drawn]:
+    """So many slots, and the first rows in them.
+
+    Args:
+        prompt: of ``prefill``.
+        state: of ``prefill``, of the first rows.
+        rows: ``[u]``, which completions these are.
+        drawn: of all completions; None is nothing yet.
+        size: of the slots; static.
+        count: completions; static.
+    """
+    if drawn is None:
+        drawn = blank(drawn_of(state), count)
+    return *enter(*vacant(prompt, state, *size), prompt, state, rows), drawn

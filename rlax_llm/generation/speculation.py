@@ -170,8 +170,9 @@ def _forward(
     positions = read.reach.places.reshape(read.tokens.shape)
     caches, sent = [], []
     for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
-        attend = _attend(config, prompt.segments(index), own, read)
-        x, grown, routes = apply(layer, x, positions, attend, kind_of(config, index), send)
+        kind = kind_of(config, index)
+        attend = _attend(config, prompt.segments(index, kind.window), own, read)
+        x, grown, routes = apply(layer, x, positions, attend, kind, send)
         caches.append(grown)
         sent.append(routes)
     return norm(config, params["norm"], x), tuple(caches), sent
@@ -202,7 +203,7 @@ def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Mat
     return attend
 
 
-def _by_number(state: Decoding, room: int) -> Cache:
+def by_number(state: Decoding, room: int) -> Cache:
     """A cache whose columns are numbers of the rows' tokens, of one in which all rows write into one column.
 
     A layer with a window has as many as the others: behind a guess that did not come true others are written over it,
@@ -216,7 +217,7 @@ def _by_number(state: Decoding, room: int) -> Cache:
 
 
 def _by_step(state: Decoding, columns: tuple[int, ...]) -> Cache:
-    """``_by_number`` undone, as if the tokens of each row had been the last ones before ``step``."""
+    """``by_number`` undone, as if the tokens of each row had been the last ones before ``step``."""
 
     def source(room: int) -> jax.Array:
         ago = (state.step - 2 - jnp.arange(room)) % room + 1  # the last token, of 0 steps ago, has no keys yet
@@ -300,7 +301,7 @@ def speculate(
         wanted = (state.step < ends[0]) & (most_going(state) > ends[1]) & (now.pace > ends[2]) & ~full
         return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
 
-    start = _Paced(state._replace(cache=_by_number(state, room + drafts)), jnp.float32(drafts + 1), jnp.int32(0))
+    start = _Paced(state._replace(cache=by_number(state, room + drafts)), jnp.float32(drafts + 1), jnp.int32(0))
     state, _, guessed = jax.lax.while_loop(goes_on, body, start)
     return state._replace(cache=_by_step(state, columns), limits=limits), guessed
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rlax_llm.core.mesh import copied
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.processes import first_says, gathered, is_first
 from rlax_llm.host import checkpoints
@@ -266,7 +267,7 @@ class Session:
                 f"policy of step {wanted}; put it back, or begin a new run."
             )
         checkpoints.save(place, wanted, params, lambda there: {wanted, *needed})
-        return jax.tree.map(lambda x: x.copy(), params)
+        return copied(params)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics of the step that ended."""

@@ -185,7 +185,9 @@ def nf4(x: jax.Array) -> Blocks:
     """
     *outer, rows, columns = x.shape
     if rows % 2:
-        raise ValueError(f"nf4: a matrix has {rows} inputs, wanted an even number; take int8 for this model.")
+        raise ValueError(
+            f"nf4: a matrix has {rows} inputs, wanted an even number; take int8 for this model (base_dtype)."
+        )
     block = math.gcd(rows, BLOCK)
     codes, scales = _coded(x.reshape(*outer, rows // block, block, columns), NF4_LEVELS)
     packed = codes[..., : block // 2, :] | codes[..., block // 2 :, :] << 4

@@ -105,7 +105,8 @@ def load_blocks(name_or_path: str | Path, dtype: Any = jnp.float32) -> LanguageM
     path = _packaged() if str(name_or_path) == "smollm2" else Path(name_or_path)
     if path.suffix != ".gguf":
         raise ValueError(
-            f"load_blocks: {name_or_path} is no GGUF file, wanted one that has blocks; take nf4 or int8 for this model."
+            f"load_blocks: {name_or_path} is no GGUF file, wanted one that has blocks; take nf4 or int8 for this model "
+            "(base_dtype)."
         )
     model = LanguageModel(*read_gguf_blocks(path, dtype))
     _check_rows(path, model.tokenizer, model.config.vocab_size)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlax_llm.core.mesh import fetch
+from rlax_llm.core.mesh import fetch, within_reach
 from rlax_llm.models.family import Family
 
 Bounds = tuple[slice, ...]
@@ -165,4 +165,4 @@ def tensor_of(params: Mapping[str, Any], slot: Slot) -> np.ndarray:
     if slot.layer is None:
         return np.ascontiguousarray(fetch(params[slot.leaves[0]])).reshape(slot.shape)
     where = slot.layer if slot.expert is None else (slot.layer, slot.expert)
-    return slot.laid.joined([fetch(params["layers"][leaf][where]) for leaf in slot.leaves])
+    return slot.laid.joined([fetch(within_reach(params["layers"][leaf])[where]) for leaf in slot.leaves])

@@ -156,6 +156,17 @@ def test_what_a_run_finds_of_its_settings_is_said_in_flags(tmp_path, capsys):
     assert "--correction is none; leave --correction out" in said
 
 
+def test_what_the_library_says_of_settings_is_said_in_flags(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    for words, told in (
+        (["--stop-ids", "9999"], "grpo: --stop-ids has 9999, and the vocabulary has"),
+        (["--lora-rank", "2", "--lora-targets", "w"], "--lora-targets: target 'w' is unknown."),
+        (["--logit-bias", "1=500", "--sampler-url", "http://localhost:1"], "of token 1; change --logit-bias."),
+    ):
+        assert main(["grpo", *words, *out]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_a_prompt_that_a_flag_has_taken_is_said(capsys):
     assert main(["generate", "--stop", ".", "What is it?"]) == 2
     assert "there is no PROMPT; give one before the flags or behind --, since --stop takes" in capsys.readouterr().err

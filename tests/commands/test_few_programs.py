@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
+import pytest
 
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.generation import engine, rollout
 from rlax_llm.host.compiled import compiled
 
-OURS = ("prefill", "prefill_behind", "decode", "speculate", "update", "lambda", "reference", "scores")
-"""Those that run a model: rollout, reference, update, evaluation, and what is recorded; others only move arrays."""
+OURS = ("prefill", "prefill_behind", "read_again", "decode", "move_and_decode", "generate_at_once", "speculate")
+"""Those that run a model to draw."""
 
 
-def test_a_run_on_ragged_prompts_compiles_at_most_twelve_programs(tmp_path, monkeypatch):
-    """With rows that leave, as where a generation is much work, and completions of a few tokens up to the limit."""
-    monkeypatch.setattr(rollout, "LEAST", 0)
-    monkeypatch.setattr(engine, "FIRST_ROOM", 2)
+def programs_of(path, **given) -> Counter[str]:
+    """All that a run compiles, by name: model, optimizer, rollout, reference, update, evaluation and records."""
     random = np.random.default_rng(0)
     rows = [{"prompt": "1+" * int(n) + "1=", "answer": "2"} for n in random.integers(1, 44, 64)]
-    (tmp_path / "ragged.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = GrpoSettings.of(
-        data=str(tmp_path / "ragged.jsonl"),
+    (path / "ragged.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = GrpoSettings.of(
+        data=str(path / "ragged.jsonl"),
         reward="exact_answer",
         batch_size=8,
         group_size=5,
-        steps=12,
-        eval_every=6,
         eval_size=21,
         max_new_tokens=37,
         max_prompt_tokens=91,
@@ -36,11 +34,27 @@ def test_a_run_on_ragged_prompts_compiles_at_most_twelve_programs(tmp_path, monk
         logit_bias="1=2",  # the stop token, which comes often
         warm_start_steps=0,
         save_every=0,
+        out=str(path / "run"),
+        **given,
     )
     before = compiled()
-    run_grpo(config.changed(out=str(tmp_path / "first")))
-    first = compiled().since(before).programs
-    ours = {name: count for name, count in first.items() if name in OURS}
-    assert {"prefill", "decode", "update"} <= set(ours)
-    assert ours["decode"] >= 5, ours  # rows left
-    assert sum(ours.values()) <= 12, ours
+    run_grpo(settings)
+    return compiled().since(before).programs
+
+
+@pytest.mark.parametrize(
+    ("given", "most"), [({}, 12), ({"slots": 20, "speculate": "off"}, 16), ({"partial_rollouts": 4}, 18)]
+)
+def test_a_run_on_ragged_prompts_compiles_few_programs(tmp_path, given, most):
+    found = programs_of(tmp_path, steps=4, eval_every=2, **given)
+    assert sum(found.values()) <= most, found
+
+
+def test_rows_that_leave_take_few_programs(tmp_path, monkeypatch):
+    """As where a generation is much work, with completions of a few tokens up to the limit."""
+    monkeypatch.setattr(rollout, "LEAST", 0)
+    monkeypatch.setattr(engine, "FIRST_ROOM", 2)
+    found = programs_of(tmp_path, steps=12, eval_every=6)
+    assert found["move_and_decode"] >= 4, found  # rows left
+    assert sum(found[name] for name in OURS) <= 14, found
+    assert sum(found.values()) <= 28, found

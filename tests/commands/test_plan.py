@@ -16,7 +16,7 @@ from rlax_llm.commands.drawing import Drawing
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.plan import machines
 from rlax_llm.commands.plan.collectives import Sent, collectives
-from rlax_llm.commands.plan.groups import over_turns
+from rlax_llm.commands.plan.groups import group_programs, over_turns
 from rlax_llm.commands.plan.machines import compiling_for, machine_of
 from rlax_llm.commands.plan.models import SHAPES, shape_of
 from rlax_llm.commands.plan.report import written
@@ -406,6 +406,17 @@ def test_experts_in_blocks_are_planned_as_what_they_hold(tmp_path):
     saved = wide.held["base"] - small.held["base"]
     assert saved == pytest.approx(experts * (32 - 4.127) / 8, rel=0.06)
     assert small.total < 0.3 * wide.total
+
+
+def test_the_cache_is_wider_while_tokens_are_guessed(shape_only):
+    """Beside the one before lies one of four rows with columns for the guesses too, of a key and a value of four."""
+
+    def beside(**given):
+        settings = PlannedGrpo.of(model=shape_only, group_size=2, **SMALL, **given)
+        return next(x for x in group_programs(settings, machine_of("here", None, [8])) if x.name == "decode").least
+
+    assert beside(speculate="off") == beside() == 0
+    assert beside(speculate="3") == 4 * (4 + 3) * 2 * 4 * 4
 
 
 def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_does(shape_only, monkeypatch):

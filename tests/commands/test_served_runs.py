@@ -153,8 +153,9 @@ def test_what_is_no_server_is_named_before_anything_is_drawn(tmp_path):
     none = (200, {"data": []})
     with serving(lambda path, body: none) as url, pytest.raises(ValueError, match="/v1/models: it lists no model"):
         run_grpo(TINY.changed(out=str(tmp_path / "run"), sampler_url=url))
-    with serving(EngineServer()) as url, pytest.raises(ValueError, match="cannot have top_p: "):
-        run_grpo(TINY.changed(out=str(tmp_path / "run"), sampler_url=url, top_p=0.9))
+    nowhere = "http://localhost:1"
+    with pytest.raises(ValueError, match="takes a bias from −100 to 100, got -inf of token 3; change logit_bias"):
+        run_grpo(TINY.changed(out=str(tmp_path / "run"), sampler_url=nowhere, logit_bias="3=-inf"))
     assert not (tmp_path / "run").exists()
 
 
@@ -168,6 +169,14 @@ def test_what_is_no_server_is_named_before_anything_is_drawn(tmp_path):
         ({"sampler_url": "http://a", "sampler_dtype": "bfloat16"}, "sampler_dtype is given with sampler_url"),
         ({"sampler_url": "http://a", "cache_dtype": "int8"}, "cache_dtype is given with sampler_url"),
         ({"sampler_url": "http://a", "recipe": "trpo"}, "recipe trpo has no sampler_url"),
+        ({"sampler_url": "http://a", "speculate": "3"}, "speculate is given with sampler_url"),
+        ({"sampler_url": "http://a", "top_k": 5}, "top_k is given with sampler_url, whose server does not say what"),
+        ({"sampler_url": "http://a", "top_p": 0.9}, "top_p is given with sampler_url"),
+        ({"sampler_url": "http://a", "min_p": 0.1}, "min_p is given with sampler_url"),
+        ({"sampler_url": "http://a", "presence_penalty": 0.1}, "presence_penalty is given with sampler_url"),
+        ({"sampler_url": "http://a", "min_new_tokens": 1}, "min_new_tokens is given with sampler_url"),
+        ({"sampler_url": "http://a", "stop": ("a",)}, "stop is given with sampler_url"),
+        ({"sampler_url": "http://a", "pattern": "a*"}, "pattern is given with sampler_url"),
     ],
 )
 def test_settings_of_a_server_that_contradict_each_other_are_named(settings, told):

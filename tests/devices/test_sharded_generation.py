@@ -170,14 +170,14 @@ def test_rows_that_leave_and_enter_send_no_keys():
     tokens, valid = np.ones((rows // 2, PROMPT), np.int32), np.ones((rows // 2, PROMPT), bool)
     with jax.set_mesh(mesh("fsdp=8")):
         prompt, state = prefill(slides, PARAMS, tokens, valid, jax.random.key(0), request, 24)
-        fewer = resize.lower(prompt, state, 16, columns_of(state.cache)).compile()
+        fewer = jax.jit(resize, static_argnums=(2, 3)).lower(prompt, state, 16, columns_of(state.cache)).compile()
         alone = fewer(prompt, state)
         fresh = prefill(slides, PARAMS, tokens[:8], valid[:8], jax.random.key(0), request, 0)
-        entered = enter.lower(*alone, *fresh, jnp.arange(16)).compile()
+        entered = jax.jit(enter).lower(*alone, *fresh, jnp.arange(16)).compile()
         single = request._replace(group_size=1)
         behind = np.pad(tokens, ((0, 0), (0, 3))), np.pad(valid, ((0, 0), (0, 3)), constant_values=True)
         read = prefill(slides, PARAMS, *behind, jax.random.key(0), single, 0)
         begun = behind_tokens(slides, *read, tokens, drawn_of(read[1]), single)
-        again = enter.lower(*alone, *begun, jnp.arange(16)).compile()
+        again = jax.jit(enter).lower(*alone, *begun, jnp.arange(16)).compile()
     for program in (fewer, entered, again):
         assert not re.findall(r"all-gather\(|all-to-all\(|collective-permute\(", program.as_text())

@@ -118,6 +118,8 @@ def test_a_common_beginning_stands_in_front_of_a_ring(monkeypatch):
     rows = row_keys(KEY, 8), np.full(8, LIMIT, np.int32)
     going = Generation(SOME, PARAMS, prompts, rows, REQUEST)
     assert columns_of(going.prompt.cache) == (RING, 12) and columns_of(going.prompt.common) == (32, 32)
+    read = [[part.keys.shape[-1] for part in going.prompt.segments(i, window)] for i, window in enumerate((6, None))]
+    assert read == [[6, RING], [32, 12]]  # of what is common, a layer with a window reads its last tokens alone
     found = going.finished()
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     np.testing.assert_allclose(found.log_probs, wanted.log_probs, rtol=0, atol=1e-4)

@@ -71,6 +71,8 @@ def of_drawn(advantages: jax.Array, taken: Taken) -> jax.Array:
         taken: the groups without what was given.
     """
     groups, columns = len(taken.indices), taken.rollout.completions.tokens.shape[1]
+    if advantages.shape == (groups * taken.group_size, columns):
+        return advantages
     by_group = advantages.reshape(groups, -1, advantages.shape[1])
     return by_group[:, : taken.group_size, :columns].reshape(-1, columns)
 

@@ -32,9 +32,11 @@ from rlax_llm.commands.rollouts import Rollout, grade
 from rlax_llm.commands.serving import staleness
 from rlax_llm.commands.stepping import step_rewards_of
 from rlax_llm.commands.utilization import training_flops, utilization
+from rlax_llm.core.keys import folded, seeded
+from rlax_llm.core.mesh import copied
 from rlax_llm.core.types import Groups, Known
 from rlax_llm.data.tasks import Task, batch_indices
-from rlax_llm.generation.sampling import row_keys
+from rlax_llm.generation.sampling import chosen_keys, row_keys
 from rlax_llm.host.phase import Done, Evaluation, Phase, References, finite
 from rlax_llm.host.progress import GROUP_COLUMNS
 from rlax_llm.loops.group import GroupState, compared
@@ -80,7 +82,7 @@ class GroupPhase(Phase):
         self._learning(settings)
         self._check_reference()
         self._check_replay(settings)
-        self.key = jax.random.key(self.seed)
+        self.key = seeded(self.seed)
         self.gatherer = self._gathering(settings.rollout)
         self.watch = LearningWatch("grpo", settings.learning.overlong_filter)
         solved = task.solved if judge.graded else None
@@ -134,7 +136,7 @@ class GroupPhase(Phase):
 
     def _key(self, number: int) -> jax.Array:
         """Of a number of the run's."""
-        return jax.random.fold_in(self.key, number)
+        return folded(self.key, number)
 
     def init(self, params: Params) -> Any:
         """State before the first step."""
@@ -190,7 +192,7 @@ class GroupPhase(Phase):
         """The prompts of a rollout by their numbers: the next of the epoch, or those of the curriculum."""
         if self.curriculum is None:
             return batch_indices(len(self.task.train), self.groups, self.seed, number)
-        return self.curriculum(carried, jax.random.fold_in(key, _CHOICE))
+        return self.curriculum(carried, folded(key, _CHOICE))
 
     def _asked(self, groups: np.ndarray) -> Asked:
         """Prompts and keys of groups by their numbers: those that they would have in rollouts of whole groups."""
@@ -198,10 +200,13 @@ class GroupPhase(Phase):
         for number in np.unique(groups // self.groups):
             places = groups[groups // self.groups == number] % self.groups
             indices.append(np.asarray(batch_indices(len(self.task.train), self.groups, self.seed, int(number)))[places])
-            of_rollout = row_keys(jax.random.fold_in(self.key, int(number)), self.groups * self.group_size)
-            keys.append(of_rollout.reshape(self.groups, self.group_size)[places].reshape(-1))
+            of_rollout = row_keys(self._key(int(number)), self.groups * self.group_size)
+            rows = (places[:, None] * self.group_size + np.arange(self.group_size)).ravel()
+            keys.append(np.asarray(jax.random.key_data(chosen_keys(of_rollout, rows))))
         chosen = np.concatenate(indices)
-        return Asked(chosen, [self.task.train[i] for i in chosen], jnp.concatenate(keys))
+        numbers: Any = np.concatenate(keys)
+        drawn_by = jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(self.key))
+        return Asked(chosen, [self.task.train[i] for i in chosen], drawn_by)
 
     def step(self, state: GroupState, index: int) -> Done:
         """Step ``index`` (from 0), with records of one group's completions."""
@@ -209,7 +214,7 @@ class GroupPhase(Phase):
         clock = Clock()
         taken, counts, kept = self._groups(state.params, index)
         clock.gathered(taken)
-        order = jax.random.fold_in(jax.random.fold_in(self.key, index), _ORDER)
+        order = folded(self._key(index), _ORDER)
         learn = cache(lambda: self._learned(clock, state, taken, order))
         if self.settings.ahead:
             kept = self._ahead(state.params, index + 1, kept, learn)
@@ -245,7 +250,7 @@ class GroupPhase(Phase):
         ``index`` does.
         """
         if self.settings.dynamic_rounds:  # further rounds are drawn when the update has taken the parameters over
-            params = jax.tree.map(jnp.copy, params)
+            params = copied(params)
         self.meanwhile = learn
         try:
             return self.gatherer.ahead(params, index, kept)

@@ -52,6 +52,8 @@ def run_grpo(settings: GrpoSettings) -> RunDirectory:
     model = build_model("grpo", settings.model, seed, sampling)
     task = judged_task(settings.task, sampling, seed, model)
     learner = language_learner(settings.model, model, seed)
+    if settings.server.sampler_url is not None:
+        _check_served(build_drawing(sampling, settings.rollout, learner))
     failures = Failures()
     judging = _judging(settings, model, failures)
     with (
@@ -63,15 +65,13 @@ def run_grpo(settings: GrpoSettings) -> RunDirectory:
         complete = generate if hand_over is None else hand_over.served
         drawing = build_drawing(sampling, settings.rollout, learner, complete, hand_over)
         drawing = _answered(drawing, settings.rollout.tool)
-        if hand_over is not None:
-            _check_served(drawing)
         phase = GroupPhase(settings, learner, task, judge, drawing, giving)
         warm_start = build_warm_start(settings, learner, task)
         return run_language(settings, phase, learner.params, warm_start, settings.objective.recipe)
 
 
 def _check_served(drawing: Drawing) -> None:
-    """Raise for what a server cannot be asked for."""
+    """Raise for what a server cannot be asked for, before it is."""
     for request in (drawing.request, drawing.greedy):
         sampling_fields(request)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from rlax_llm.commands.defaults import SUPERVISED_BATCH_SIZE, is_small, model_defaults
 from rlax_llm.commands.fields import above_zero, at_least, check_countable, option, resolved, within
 from rlax_llm.commands.machine_settings import MachineSettings, OnMachine
-from rlax_llm.commands.sampling_settings import SamplingSettings
+from rlax_llm.commands.sampling_settings import OF_THE_DISTRIBUTION, DrawSettings, SamplingSettings
 from rlax_llm.commands.server_settings import ServerSettings
 from rlax_llm.commands.shared_settings import (
     AveragedOptimizerSettings,
@@ -316,13 +316,25 @@ class GrpoSettings(OnMachine):
             raise ValueError(
                 f"pattern is given with tool {self.rollout.tool}, whose calls it would have to foresee; leave one out."
             )
+        self._check_served()
+
+    def _check_served(self) -> None:
+        """Raise for what a server that draws cannot be asked for, as far as the settings tell."""
+        if self.server.sampler_url is None:
+            return
         speculation = self.sampling.speculation
         always = speculation if speculation is not None and speculation.always else None
         own = self.rollout.formats | {"speculate": always, "router_replay": self.rollout.router_replay or None}
         for name, given in own.items():
-            if self.server.sampler_url is not None and given is not None:
+            if given is not None:
                 raise ValueError(f"{name} is given with sampler_url, whose server has its own; leave one out.")
-        if self.server.sampler_url is not None and self.rollout.partial_rollouts:
+        for name in OF_THE_DISTRIBUTION:
+            if getattr(self.sampling, name) != getattr(DrawSettings, name):
+                raise ValueError(
+                    f"{name} is given with sampler_url, whose server does not say what that left to draw from, and the "
+                    "learner could not recompute the log-probabilities; leave one out."
+                )
+        if self.rollout.partial_rollouts:
             raise ValueError(
                 "partial_rollouts is given with sampler_url, whose server ends what it begins; leave one out."
             )

@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.grpo.gathering import Taken
@@ -117,7 +116,7 @@ class GroupUpdate:
 
     def init(self, params: Params) -> GroupState | FollowingState:
         """State before the first step."""
-        return placed(self._loop((1, 1))[0](params))
+        return placed(jax.jit(self._loop((1, 1))[0])(params))
 
     def _program(self, layout: tuple[int, int], by: Tiles | None = None) -> Any:
         return jax.jit(pinned(watch_finite(self._loop(layout, by)[1])), donate_argnums=0)
@@ -194,11 +193,11 @@ class GroupUpdate:
         taken = learning.minibatches, learning.micro_batches(self.settings.rollout)
         return tiles(self.learner.config, completions, layout, taken)
 
-    def _scores(self, taken: Taken) -> jax.Array:
+    def _scores(self, taken: Taken) -> Any:
         """Totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""
         if not self.several:
-            return jnp.asarray(taken.by_group())
-        return jnp.stack([x.reshape(len(taken.indices), -1) for x in taken.scores.by_name.values()])
+            return taken.by_group()
+        return np.stack([x.reshape(len(taken.indices), -1) for x in taken.scores.by_name.values()])
 
     def learning_rate(self, index: int) -> dict[str, float]:
         """That of step ``index`` (from 0), as a metric; TRPO has none."""

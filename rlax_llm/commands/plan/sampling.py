@@ -20,7 +20,8 @@ from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import completions, decode, prefill, rooms, shared_out, unstack
 from rlax_llm.generation.request import Request
-from rlax_llm.generation.rollout import entering_prompts
+from rlax_llm.generation.rollout import FEWEST, entering_prompts, is_work
+from rlax_llm.generation.speculation import by_number, guesser
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
@@ -201,6 +202,7 @@ class Sampler(NamedTuple):
         work = decoding(config, count, request.group_size, width, limit, grid, request.keeps)
         caches = (shapes[0].cache, shapes[1].cache)
         half = self._old_cache(prompts, request, shapes[1]) / (grid.lanes * grid.tensor)
+        half = max(half, self._guessed_cache(prompts, request, shapes[1]))
         parts = {_LAYERS: unrolled, "caches": _shared_by(caches, grid)}
         return Program(f"{self.whose}decode", lower, parts, beside, work, limit - 1, half, times)
 
@@ -209,6 +211,17 @@ class Sampler(NamedTuple):
         room = (0, *rooms(request.max_new_tokens))[-2]
         before = self._prefilled(prompts, request, room)[1].cache
         return 0.0 if columns_of(before) == columns_of(state.cache) else bytes_of(before)
+
+    def _guessed_cache(self, prompts: tuple[Any, Any], request: Request, state: Any) -> float:
+        """Bytes of what lies beside a cache while tokens are guessed: one of all layers' columns, and those of guesses.
+
+        Of fewer rows, which leave a larger cache behind them, it is not counted.
+        """
+        limit, rows = request.max_new_tokens, len(state.rows)
+        guesses = guesser(prompts, request, is_work(self.shape, max(rows, FEWEST), limit))
+        if guesses is None or not guesses.may(rows):
+            return 0.0
+        return bytes_of(jax.eval_shape(lambda state: by_number(state, limit + guesses.speculation.drafts), state))
 
 
 class MissingProgram(Exception):

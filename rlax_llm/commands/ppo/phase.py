@@ -31,6 +31,7 @@ from rlax_llm.commands.utilization import training_flops, utilization
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.kl import fixed_coef, k1, k2, k3, proportional_coef
 from rlax_llm.core.masked import unit_variance
+from rlax_llm.core.mesh import copied
 from rlax_llm.core.types import ScoredCompletions
 from rlax_llm.credit.shaping import missing_eos_penalty
 from rlax_llm.credit.token_returns import length_adaptive_trace
@@ -158,7 +159,7 @@ class PpoPhase(Phase):
         value = self.models.value.params
         if self.models.value_follows:
             body = {name: leaf for name, leaf in params.items() if name != "head"}
-            value = jax.tree.map(lambda x: x.copy(), body) | {"score": value["score"]}
+            value = copied(body) | {"score": value["score"]}
         return placed(self._loop((1, 1))[0]({"policy": params, "value": value}))
 
     def _update(self, prompt_width: int) -> Any:

@@ -16,6 +16,7 @@ from rlax_llm.commands.shared_settings import OF_ADAPTERS
 from rlax_llm.commands.stepping import build_step_judge
 from rlax_llm.commands.tasks import judged_task
 from rlax_llm.commands.warm_start import build_warm_start
+from rlax_llm.core.mesh import copied
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.models import decoder
 from rlax_llm.models.loading import LanguageModel
@@ -89,4 +90,4 @@ def value_learner(settings: PpoModelSettings, seed: int, origin: tuple[str, Lang
         settings = dataclasses.replace(settings, lora_rank=0, **OF_ADAPTERS)
     learner = scalar_learner(settings, start, seed, jax.nn.initializers.zeros)
     # Training gives its arrays away: the value model's are its own.
-    return learner._replace(name=name, params=jax.tree.map(lambda x: x.copy(), learner.params))
+    return learner._replace(name=name, params=copied(learner.params))
