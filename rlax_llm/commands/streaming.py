@@ -9,7 +9,7 @@ import jax
 
 from rlax_llm.commands.stopping import StopFilter
 from rlax_llm.core.mesh import fetch
-from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.prompts import Prompts, pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import stream
 from rlax_llm.models.loading import LanguageModel
@@ -28,9 +28,7 @@ class Grown(NamedTuple):
     alive: list[bool]
 
 
-def padded_and_request(
-    model: LanguageModel, ids: Sequence[int], request: Request
-) -> tuple[tuple[jax.Array, jax.Array], Request]:
+def padded_and_request(model: LanguageModel, ids: Sequence[int], request: Request) -> tuple[Prompts, Request]:
     """A prompt as arrays, and what to draw: an answer is no longer than the model's positions allow.
 
     Args:
@@ -49,7 +47,7 @@ def padded_and_request(
 
 def answer_pieces(
     model: LanguageModel,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: Prompts,
     key: jax.Array,
     request: Request,
     stops: tuple[str, ...] = (),

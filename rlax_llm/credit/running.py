@@ -89,6 +89,20 @@ class Tracked(NamedTuple):
     step: jax.Array
 
 
+def _tracked(memory: Tracked, which: jax.Array, kept: jax.Array, scores: jax.Array) -> Tracked:
+    """The memory of prompts ``which [P]``, of which the share ``kept [P]`` is left, and their new scores ``[P, G]``."""
+    known = has_score(scores)
+    won, lost = memory.won[which], memory.lost[which]
+    gained, missed = (jnp.where(known, x, 0.0).sum(-1).astype(won.dtype) for x in (scores, 1 - scores))
+    # A prompt may be there more than once: it is forgotten once, and all its scores are added.
+    return Tracked(
+        memory.won.at[which].set(kept * won).at[which].add(gained),
+        memory.lost.at[which].set(kept * lost).at[which].add(missed),
+        memory.seen.at[which].set(jnp.where(known.any(-1), memory.step, memory.seen[which])),
+        memory.step + 1,
+    )
+
+
 @check_arguments
 def running_value(
     prompts: int, forgetting: Callable[[jax.Array], jax.Array] | None = None, weight: float = 8.0
@@ -131,21 +145,14 @@ def running_value(
     def credit(memory: Tracked, scored: Scored) -> tuple[jax.Array, Tracked]:
         check_groups("running_value", scored)
         which, scores = known_of("running_value", scored, "prompts"), at_least_float32(scored.scores)
-        won, lost = memory.won[which], memory.lost[which]
         known = has_score(scores)
+        won, lost = memory.won[which], memory.lost[which]
         advantages = jnp.where(known, scores - (won / (won + lost))[:, None], 0.0)
         since = memory.step - jnp.maximum(memory.seen[which], 0)
         drift = since.astype(won.dtype) if scored.known.drift is None else scored.known.drift
         # What a prompt has not been asked yet, there is nothing to forget of; nor where no score came in.
         kept = jnp.where((memory.seen[which] < 0) | ~known.any(-1), 1.0, left(drift)).astype(won.dtype)
-        gained, missed = (jnp.where(known, x, 0.0).sum(-1).astype(won.dtype) for x in (scores, 1 - scores))
-        # A prompt may be there more than once: it is forgotten once, and all its scores are added.
-        return advantages, Tracked(
-            memory.won.at[which].set(kept * won).at[which].add(gained),
-            memory.lost.at[which].set(kept * lost).at[which].add(missed),
-            memory.seen.at[which].set(jnp.where(known.any(-1), memory.step, memory.seen[which])),
-            memory.step + 1,
-        )
+        return advantages, _tracked(memory, which, kept, scores)
 
     return Remembering(init, credit)
 

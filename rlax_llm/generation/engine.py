@@ -23,6 +23,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, columns_of, empty_cache, kept, last_columns, written
 from rlax_llm.generation.draws import Memory, first_memory, remember, sampled
 from rlax_llm.generation.enough import Enough, too_few
+from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import Stacked, read, read_sending
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import Draw, row_keys
@@ -323,7 +324,7 @@ def prefill_behind(
     config: DecoderConfig,
     params: Params,
     common: Stacked,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: Prompts,
     rows: tuple[jax.Array, jax.Array | None],
     request: Request,
     sizes: tuple[int, int],
@@ -341,10 +342,11 @@ def prefill_behind(
     """
     room, columns = sizes
     begin = common[0].shape[-1]
-    left = prompts[1] & (positions_of(prompts[1]) >= begin)
-    own = prompts[0][:, -columns:], left[:, -columns:]
+    tokens, valid = map(jnp.asarray, prompts)
+    left = valid & (positions_of(valid) >= begin)
+    own = tokens[:, -columns:], left[:, -columns:]
     hidden, caches = read(config, params, *own, before=common)
-    memory = first_memory(request, *prompts, config.vocab_size)
+    memory = first_memory(request, tokens, valid, config.vocab_size)
     state = after_first(config, params, request, hidden, (*rows, memory), room)
     shared = tuple((kept(config, k, KEYS[0]), kept(config, v, VALUES[0])) for k, v in zip(*common, strict=True))
     return kept_prompts(config, request, caches, own[1])._replace(common=shared), state
@@ -596,7 +598,7 @@ def decode(
     return jax.lax.while_loop(goes_on, body, state)
 
 
-def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[tuple[jax.Array, jax.Array], Request]:
+def shared_out(prompts: Prompts, request: Request) -> tuple[Prompts, Request]:
     """Prompts and a request whose groups the devices of rows divide: each prompt as often as it has parts of a group.
 
     The rows and their draws stay the same. Limiting cases: without a mesh nothing changes; rows that the devices do not
@@ -617,7 +619,7 @@ def shared_out(prompts: tuple[jax.Array, jax.Array], request: Request) -> tuple[
 def generate_at_once(
     config: DecoderConfig,
     params: Params,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: Prompts,
     key: jax.Array,
     request: Request,
     limits: jax.Array | None = None,

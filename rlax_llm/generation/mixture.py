@@ -29,6 +29,7 @@ from rlax_llm.generation.engine import (
     shared_out,
     unrolled,
 )
+from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import read
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.sampling import row_keys
@@ -65,7 +66,7 @@ class _Mixing(NamedTuple):
 def generate_mixed(
     config: DecoderConfig,
     models: Two,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: Prompts,
     key: jax.Array,
     request: Request,
     share: float | jax.Array,
@@ -92,9 +93,10 @@ def generate_mixed(
     checks.not_negative("generate_mixed", share=share, **{"1 − share": 1 - share})
     check_request(config, prompts[0].shape[1], request)
     refuse_routed("generate_mixed", request, "completions of two models")
-    prompts, request = shared_out(prompts, request)
-    state = _decoded(config, models, prompts, key, request, jnp.asarray(share, jnp.float32))
-    return completions(*prompts, state, request)
+    shared, request = shared_out(prompts, request)
+    tokens, valid = map(jnp.asarray, shared)
+    state = _decoded(config, models, (tokens, valid), key, request, jnp.asarray(share, jnp.float32))
+    return completions(tokens, valid, state, request)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from rlax_llm.models.padding import bucket, longest, pad_left
 
 FEWEST = 8  # columns; fewer save nothing
+
+Prompts = tuple[jax.Array, jax.Array] | tuple[np.ndarray, np.ndarray]
+"""``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left; on the host until a program reads them."""
 
 
 class Widths(NamedTuple):
@@ -41,7 +45,7 @@ def pad_prompts(
     vocab_size: int,
     max_prompt_tokens: int | None = None,
     width: Callable[[int], int] = bucket,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Prompts:
     """Pad token lists on the left to one bucketed width.
 
     Args:

@@ -33,6 +33,7 @@ from rlax_llm.generation.engine import (
     unrolled,
 )
 from rlax_llm.generation.enough import Enough
+from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import chosen_keys, row_keys
@@ -68,8 +69,6 @@ LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that 
 LEAST_READ = 1e9  # weights times tokens that a common beginning saves, below which it is read with each prompt
 FEW_PASSES = 4  # of guessed tokens between two looks, where each token would be looked at
 WORTH = 0.95  # of what a step costs: what one with fewer rows may cost, for them to be moved
-
-Prompts = tuple[jax.Array, jax.Array]
 
 
 class Ladder(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.processes import done_by_all, is_first
 from rlax_llm.core.types import Completions
+from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy, row_keys
 from rlax_llm.generation.server import Server
@@ -94,7 +95,7 @@ class Served:
         self,
         config: DecoderConfig,
         params: Params,
-        prompts: tuple[jax.Array, jax.Array],
+        prompts: Prompts,
         key: jax.Array,
         request: Request,
         slots: int | None = None,

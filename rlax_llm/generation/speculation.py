@@ -26,6 +26,7 @@ from rlax_llm.generation.cache import KEYS, VALUES, Cache, by_layer, columns_of,
 from rlax_llm.generation.draws import sampled
 from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_going, record, room_in
 from rlax_llm.generation.enough import Enough, too_few
+from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, block, embedding, kind_of, norm, vocabulary_logits
@@ -56,7 +57,7 @@ class Text(NamedTuple):
     ends: jax.Array
 
 
-def text_of(prompts: tuple[jax.Array, jax.Array], state: Decoding, group_size: int) -> Text:
+def text_of(prompts: Prompts, state: Decoding, group_size: int) -> Text:
     """The text of a state's rows.
 
     Args:
@@ -255,7 +256,7 @@ def speculate(
     params: Params,
     prompt: Prefilled,
     state: Decoding,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: Prompts,
     request: Request,
     ends: tuple[jax.Array, jax.Array, jax.Array],
     enough: Enough | None = None,
@@ -307,7 +308,7 @@ def speculate(
 
 
 @partial(jax.jit, static_argnums=2)
-def foretold(prompts: tuple[jax.Array, jax.Array], state: Decoding, request: Request) -> jax.Array:
+def foretold(prompts: Prompts, state: Decoding, request: Request) -> jax.Array:
     """Tokens that a step of ``speculate`` is expected to draw of each row: the mean over the last tokens of the rows
     that go on, as if the step had been there. 1 where there are none.
 
@@ -344,7 +345,7 @@ class Guesser:
         until: the step that passes should come to; those that end before had drawn too little, or too few rows went on.
     """
 
-    def __init__(self, prompts: tuple[jax.Array, jax.Array], request: Request):
+    def __init__(self, prompts: Prompts, request: Request):
         assert request.speculation is not None
         self.prompts, self.request, self.speculation = prompts, request, request.speculation
         self.asks_at, self.until = 0, 0
@@ -371,7 +372,7 @@ class Guesser:
         return taken
 
 
-def guesser(prompts: tuple[jax.Array, jax.Array], request: Request, worth: bool) -> Guesser | None:
+def guesser(prompts: Prompts, request: Request, worth: bool) -> Guesser | None:
     """Who decides when a generation speculates; None where it never does: on several devices, or unasked."""
     speculation = request.speculation
     if speculation is None or devices_along(*AXES) > 1 or not (worth or speculation.always):

@@ -24,7 +24,7 @@ from rlax_llm.core.mesh import fetch
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.histories import History, KeysHeld, Later, ReadAgain, holds
-from rlax_llm.generation.prompts import pad_prompts
+from rlax_llm.generation.prompts import Prompts, pad_prompts
 from rlax_llm.generation.request import Request, refuse_routed
 from rlax_llm.generation.rollout import generate, listener
 from rlax_llm.generation.sampling import row_keys
@@ -40,7 +40,7 @@ class Generate(Protocol):
         self,
         config: DecoderConfig,
         params: Params,
-        prompts: tuple[jax.Array, jax.Array],
+        prompts: Prompts,
         key: jax.Array,
         request: Request,
         slots: int | None = None,
@@ -304,7 +304,7 @@ class _OverTurns:
         self,
         config: DecoderConfig,
         params: Params,
-        prompts: tuple[jax.Array, jax.Array],
+        prompts: Prompts,
         key: jax.Array,
         request: Request,
         slots: int | None = None,
@@ -362,7 +362,7 @@ class _OverTurns:
         return Later(padded, places, unread, keys, left)
 
 
-def _keys_of(key: jax.Array, prompts: tuple[jax.Array, jax.Array], request: Request) -> jax.Array:
+def _keys_of(key: jax.Array, prompts: Prompts, request: Request) -> jax.Array:
     return row_keys(key, prompts[0].shape[0] * request.group_size)
 
 

@@ -210,10 +210,8 @@ def informative_groups(scores: jax.Array) -> jax.Array:
     return differs.reshape(-1, scores.shape[-2]).any(0)
 
 
-def _fixed(log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Any) -> Any:
-    """Log-probabilities without a gradient, or None where there is no model."""
-    if params is None:
-        return None
+def _fixed(log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Any) -> jax.Array:
+    """Log-probabilities without a gradient."""
     return fixed_log_probs(log_probs, params, completions, learning.minibatches * learning.micro_batches)
 
 
@@ -237,6 +235,11 @@ def _credited(advantage: Remembering, memory: Any, batch: Groups) -> tuple[jax.A
             "group_loop: objective.advantage takes a KL off the score and needs a reference, got reference None; give "
             "step reference=, the frozen reference's parameters (the policy's at its start), or a kl_coef of 0."
         ) from None
+
+
+def _told(learning: GroupLearning, batch: Groups, advantages: jax.Array) -> Metrics:
+    """Metrics of a batch's scores and of its advantages."""
+    return {"frac_reward_zero_std": uninformative_share(compared(batch))} | learning.telling(advantages)
 
 
 def _before(log_probs: LogProbs, learning: GroupLearning, completions: Completions, params: Params) -> Any:
@@ -317,10 +320,11 @@ def group_loop(
     ) -> tuple[GroupState, Metrics]:
         _check(batch, learning, key)
         _reference_is_there(objective, reference, batch.ref_log_probs)
+        if reference is not None:
+            of_reference = _fixed(log_probs, learning, batch.completions, join_trees(reference, frozen))
+            batch = batch._replace(ref_log_probs=of_reference)
         completions, scores = batch.completions, batch.scores
-        whole = None if reference is None else join_trees(reference, frozen)
-        ref_log_probs = _fixed(log_probs, learning, completions, whole) if whole is not None else batch.ref_log_probs
-        advantages, memory = _credited(advantage, state.memory, batch._replace(ref_log_probs=ref_log_probs))
+        advantages, memory = _credited(advantage, state.memory, batch)
         own, entropy = _before(log_probs, learning, completions, join_trees(state.params, frozen))
         taught, factors, described = _corrected(learning, completions, own)
         taught = taught._replace(mask=learning.teaching(completions.mask, completions.truncated))
@@ -331,17 +335,13 @@ def group_loop(
             return update(now, rows, frozen, state.entropy_coef)
 
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)
-        rows = CreditedCompletions(taught, advantages, ref_log_probs, factors, _totals(scores), batch.staleness)
+        rows = CreditedCompletions(taught, advantages, batch.ref_log_probs, factors, _totals(scores), batch.staleness)
         passes = Passes(learning.epochs, learning.minibatches, group_size=scores.shape[-1])
-        now, (steps, counted) = epochs(
-            where_taught(learn), start, rows, scores.shape[-2] * scores.shape[-1], passes, key
-        )
-        metrics = means_where(counted, steps)
-        metrics |= described | {"frac_reward_zero_std": uninformative_share(compared(batch))}
-        metrics |= learning.telling(advantages)
+        now, (steps, counted) = epochs(where_taught(learn), start, rows, len(completions.tokens), passes, key)
+        metrics = means_where(counted, steps) | described | _told(learning, batch, advantages)
+        coef = learning.entropy_control(state.entropy_coef, metrics["entropy"])
         if learning.entropy_control is not fixed_coef:
             metrics |= {"entropy_coef": state.entropy_coef}
-        coef = learning.entropy_control(state.entropy_coef, metrics["entropy"])
         return GroupState(
             params=now.params,
             opt_state=now.opt_state,
