@@ -199,7 +199,8 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
         lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
         config = dataclasses.replace(model.config, lora=lora)
     except ValueError as error:
-        raise ValueError(str(error).replace("Lora: target", "lora_targets: target")) from None
+        said = str(error).replace("Lora: target", "lora_targets: target")
+        raise ValueError(said.replace("DecoderConfig: lora names", "lora_targets names")) from None
     adapter = init_adapter(config, jax.random.fold_in(jax.random.key(seed), 1), base=model.params)
     trained = join_trees(adapter, saved_parts(config, model.params, settings.saved))
     frozen = under_adapter(config, model.params, trained)

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,9 @@ class RunDirectory:
             FileExistsError: there is a run in the directory, or what an evaluation has measured.
         """
         if self._has_steps():
+            place = shlex.quote(str(self.path))
             raise FileExistsError(
-                f"{self.path} already holds a run; choose another --out, or go on with it: --resume {self.path}"
+                f"{self.path} already holds a run; choose another --out, or go on with it: --resume {place}"
             )
         if self._finished():
             raise FileExistsError(f"{self.path} already holds results (summary.json); choose another --out.")

@@ -277,7 +277,7 @@ def test_a_long_file_of_completions_is_read_from_its_end(tmp_path):
 
 
 def test_what_is_no_run_among_runs_is_passed_over(tmp_path, capsys):
-    run = RunDirectory.create(tmp_path / "run", {"command": "grpo"})
+    run = RunDirectory.create(tmp_path / "my run", {"command": "grpo"})
     run.log_metrics(1, {"reward": 0.0})
     run.release()
     (tmp_path / "empty").mkdir()
@@ -290,7 +290,7 @@ def test_what_is_no_run_among_runs_is_passed_over(tmp_path, capsys):
         )
         assert command == "report" or (
             f"grpo, 1 step, no completions.jsonl to read, not ended yet (if it was killed, rlax-llm grpo --resume "
-            f"{run.path} goes on)"
+            f"'{run.path}' goes on)"
             in shown.out
             and "1 step is too few" in shown.out
         )

@@ -46,7 +46,7 @@ def data_of(page):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    root = tmp_path_factory.mktemp("report")
+    root = tmp_path_factory.mktemp("report") / "two runs"
     made(root / "a")
     made(root / "b", learning_rate=0.2, done=False)
     assert main(["report", str(root / "a"), str(root / "b")]) == 0
@@ -74,7 +74,7 @@ def test_curves_are_those_of_the_metrics(page):
     one, other = data_of(page.read_text(encoding="utf-8"))["runs"]
     assert (one["name"], other["name"], one["state"]) == ("a", "b", "")
     assert other["state"].startswith("Not ended: it still runs, or was killed. If it does no more, rlax-llm grpo ")
-    assert f" --resume {page.parent.parent}/b goes on" in other["state"]
+    assert f" --resume '{page.parent.parent}/b' goes on" in other["state"]
     assert other["summary"] == {"command": "grpo", "steps so far": STEPS, "reward": 1.0}
     assert one["axes"]["step"] == list(range(1, STEPS + 1)) and one["together"] == 1
     np.testing.assert_allclose(one["curves"]["reward"], np.arange(1, STEPS + 1) / STEPS, rtol=1e-4)

@@ -52,3 +52,9 @@ def test_a_run_through_its_samplers_experts_resumes(mixture, tmp_path):
     again = rows(resume=str(tmp_path / "half"))
     for name in ("reward", "policy_loss", "kl", "sampler/kl", "router/mismatch", "grad_norm"):
         assert [row[name] for row in again] == [row[name] for row in whole], name
+
+
+def test_adapters_of_experts_are_refused_by_the_setting(mixture, tmp_path):
+    settings = GrpoSettings.of(model=mixture, task="arithmetic", lora_rank=2, max_new_tokens=8, max_prompt_tokens=16)
+    with pytest.raises(ValueError, match=r"^lora_targets names 'gate', .*; name q, k, v or o"):
+        run_grpo(settings.changed(out=str(tmp_path / "run")))

@@ -32,6 +32,14 @@ def test_config_comes_back_and_a_second_run_is_refused(run):
     assert not run.path.joinpath(".lock").exists()
 
 
+def test_the_command_that_goes_on_with_another_run_is_one_for_a_shell(tmp_path):
+    run = RunDirectory.create(tmp_path / "my run", CONFIG)
+    run.log_metrics(1, {})
+    with pytest.raises(FileExistsError) as raised:
+        run.check_free()
+    assert str(raised.value).endswith(f"--resume '{run.path}'")
+
+
 def test_one_process_at_a_time_goes_on_with_a_run(run):
     run.release()
     first, second = RunDirectory.reopen(run.path), RunDirectory.reopen(run.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def _read(evidence: Evidence) -> str:
         parts.append("no completions.jsonl to read")
     if not evidence.summary:
         on = (
-            f" (if it was killed, rlax-llm {evidence.command} --resume {evidence.path} goes on)"
+            f" (if it was killed, rlax-llm {evidence.command} --resume {shlex.quote(str(evidence.path))} goes on)"
             if evidence.rows
             else ""
         )
@@ -133,4 +134,4 @@ def advice(path: Path) -> list[str]:
     if not found:
         return []
     names = ", ".join(one.diagnosis.name for one in found)
-    return [f"It does not learn as it should ({names}); rlax-llm doctor {path} says more"]
+    return [f"It does not learn as it should ({names}); rlax-llm doctor {shlex.quote(str(path))} says more"]

@@ -14,22 +14,19 @@ runs.forEach((run, index) => {
   run.dash = DASHES[Math.floor(index / COLORS.length) % DASHES.length];
 });
 
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
+function built(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
   return element;
 }
 
-function draw(tag, attributes = {}, text = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text) element.textContent = text;
-  return element;
-}
+const make = (tag, attributes = {}, ...children) => built(document.createElement(tag), attributes, children);
+const draw = (tag, attributes = {}, ...children) =>
+  built(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+const canvas = () => draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
 
 function number(value) {
-  if (value === null || value === undefined) return "–";
+  if (value == null) return "–";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2);
@@ -59,7 +56,7 @@ function ticks(low, high, count) {
 function smooth(values, weight) {
   let sum = 0, total = 0;
   return values.map((value) => {
-    if (value === null || value === undefined) return null;
+    if (value == null) return null;
     sum = weight * sum + (1 - weight) * value;
     total = weight * total + (1 - weight);
     return sum / total;
@@ -95,7 +92,7 @@ function pieces(xs, ys, x, y, allowed, breaks = []) {
   ys.forEach((value, index) => {
     if (breaks.includes(index)) found.push([]);
     // A step without the number is passed over: what is measured now and then is still a line.
-    if (value === null || value === undefined || xs[index] === null || xs[index] === undefined || !allowed(value)) return;
+    if (value == null || xs[index] === null || xs[index] === undefined || !allowed(value)) return;
     found[found.length - 1].push(`${x.place(xs[index]).toFixed(1)} ${y.place(value).toFixed(1)}`);
   });
   return found;
@@ -112,7 +109,7 @@ function area(one, other) {
 }
 
 function frame(x, y) {
-  const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+  const svg = canvas();
   // Between two steps there is none: along whole numbers only these are marked.
   const across = y.marks(5), along = x.marks(5).filter((mark) => !x.whole || Number.isInteger(mark));
   const step = (marks) => (marks.length > 1 ? marks[1] - marks[0] : Math.abs(marks[0]));
@@ -212,7 +209,7 @@ function curve(quantity) {
 }
 
 function nothing(text) {
-  const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+  const svg = canvas();
   svg.append(draw("text", { x: WIDTH / 2, y: HEIGHT / 2, "text-anchor": "middle" }, text));
   return svg;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def read_run(run: RunDirectory, name: str) -> dict[str, Any]:
 def _state(run: RunDirectory, metrics: Rows) -> str:
     """Where a run stands that has not ended, and how it goes on."""
     command = run.config().get("command")
-    on = f" If it does no more, rlax-llm {command} --resume {run.path} goes on with it." if metrics else ""
+    place = shlex.quote(str(run.path))
+    on = f" If it does no more, rlax-llm {command} --resume {place} goes on with it." if metrics else ""
     return f"Not ended: it still runs, or was killed.{on}"
 
 

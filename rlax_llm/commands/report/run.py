@@ -67,7 +67,7 @@ def made_page(runs: list[dict[str, Any]]) -> str:
     data = data.replace("<", "\\u003c")
     # Half of a surrogate pair, which a completion may hold, has no UTF-8; as JSON's escape it is only characters.
     data = data.encode("utf-8", "backslashreplace").decode("utf-8")
-    page = (_HERE / "page.html").read_text(encoding="utf-8")
+    page = _without_margins((_HERE / "page.html").read_text(encoding="utf-8"))
     for name, text in (("page.css", None), ("page.js", None), ("data", data)):
         text = text if text is not None else _without_margins((_HERE / name).read_text(encoding="utf-8"))
         page = page.replace(f"{{{{{name}}}}}", text, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class TensorBoard:
         self._event, self._summary = events.Event, summaries.Summary
         self._path = run.path / "tensorboard"
         self._writer = EventFileWriter(str(self._path))
-        self.where = f"tensorboard --logdir {self._path}"
+        self.where = f"tensorboard --logdir {shlex.quote(str(self._path))}"
         self._last = 0
         if run.identity is None:
             rows = [[name, str(value)] for name, value in run.settings.items()]
