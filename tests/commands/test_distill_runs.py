@@ -188,5 +188,14 @@ def test_an_answer_that_cannot_be_shown_is_told(models, tmp_path):
     told = r"the model has no tokens for what stands around an answer .* '\\n' at .* Give separator, a text that it can"
     with pytest.raises(ValueError, match=told):
         run(models, tmp_path / "run", None, recipe="sdft", model=str(models / "stranger"))
+    with pytest.raises(ValueError, match=r"'é' at .* Give teacher_prompt, a text that it can write\.$"):
+        run(
+            models,
+            tmp_path / "run",
+            None,
+            recipe="sdft",
+            model=str(models / "stranger"),
+            teacher_prompt="{prompt}é{hint}",
+        )
     lines = run(models, tmp_path / "run", None, recipe="sdft", model=str(models / "stranger"), separator="*", steps=1)
     assert steps(lines)[0]["frac_hinted"] == 1

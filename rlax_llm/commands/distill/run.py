@@ -86,15 +86,17 @@ def _check_hints(settings: DistillSettings, distillation: Distillation, task: Ta
     prompting = distillation.prompting
     if prompting is None:
         return
-    around = (prompting.write("", ""), *settings.teacher.texts().values())
-    try:
-        learner.tokenizer.encode_all([filled(text, prompt="", hint="") for text in around])
-    except ValueError as error:
-        takes = parameters(find("distill", settings.teacher.recipe, "distillation"))
-        do = "Give separator, a text that it can write" if "separator" in takes else "Take another model"
-        raise ValueError(
-            f"distill: the model has no tokens for what stands around an answer that a teacher is shown, {error} {do}."
-        ) from error
+    takes = parameters(find("distill", settings.teacher.recipe, "distillation"))
+    for name, text in (settings.teacher.texts() | {"": prompting.write("", "")}).items():
+        try:
+            learner.tokenizer.encode(filled(text, prompt="", hint=""))
+        except ValueError as error:
+            wanted = name or ("separator" if "separator" in takes else None)
+            do = f"Give {wanted}, a text that it can write" if wanted else "Take another model"
+            raise ValueError(
+                "distill: the model has no tokens for what stands around an answer that a teacher is shown, "
+                f"{error} {do}."
+            ) from error
     if prompting.hints is demonstration and not _any(demonstration, task):
         raise ValueError(
             "distill: the teacher reads an answer that the student does not, and no row has one; give rows with a "
