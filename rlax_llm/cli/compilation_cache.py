@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_MIN_COMPILE_SECONDS = 0.5
+_MIN_COMPILE_SECONDS = 0.0
+"""Small programs are kept too: a run has few, and without any of them its second start would compile."""
 
 
 def turn_on() -> Path | None:

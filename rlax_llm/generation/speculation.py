@@ -291,8 +291,8 @@ def speculate(
         hidden, cache, sent = _forward(config, params, prompt, state, _read(prompt, state, guessed))
         further = _drawn(request, state._replace(cache=cache), vocabulary_logits(config, params, hidden), guessed)
         own = further.lengths - state.lengths
-        drawn, rows = own.sum(), state.going.sum()
-        pace = MEMORY * now.pace + (1 - MEMORY) * drawn / rows
+        drawn, rows = own.sum(dtype=jnp.int32), state.going.sum(dtype=jnp.int32)
+        pace = MEMORY * now.pace + (1 - MEMORY) * jnp.float32(drawn) / rows
         further = further._replace(step=state.step + 1, routed=state.noting(config, sent, own).routed)
         return _Paced(further, pace, now.guessed + drawn - rows)
 

@@ -357,7 +357,11 @@ class Session:
         if is_first() and self.directory.model_path.is_dir():
             write_card(self.directory, summary)
         made = compiled().since(self.compiled_before)
-        compiling = {"programs": sum(made.programs.values()), "seconds": round(sum(made.seconds.values()), 1)}
+        compiling = {
+            "programs": made.programs.total(),
+            "read": made.read.total(),
+            "seconds": round(sum(made.seconds.values()), 1),
+        }
         ending = {"wall_seconds": round(self.wall_seconds(), 1), "compiled": compiling, "versions": versions()}
         self.directory.write_summary({**summary, **ending})
 
