@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.commands.shared_settings import TrainedModelSettings
+from rlax_llm.commands.shared_settings import EVERY_PROJECTION, TrainedModelSettings
 from rlax_llm.core.trees import join_trees, widen
 from rlax_llm.generation.engine import for_sampling
 from rlax_llm.models.adapter_files import write_adapter
@@ -193,7 +193,7 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     model = model._replace(config=_balanced(settings, model))
     if not settings.lora_rank:
         return Learner(settings.model, model.config, model.params, None, model.tokenizer, model.origin)
-    targets = tuple(name.strip() for name in settings.lora_targets.split(","))
+    targets = _targets(settings.lora_targets, model.config)
     kind = settings.rslora, settings.dora, settings.lora_dropout, settings.lora_tokens or ()
     try:
         lora = Lora(settings.lora_rank, settings.lora_alpha, targets, *kind)
@@ -205,6 +205,13 @@ def language_learner(settings: TrainedModelSettings, model: LanguageModel, seed:
     trained = join_trees(adapter, saved_parts(config, model.params, settings.saved))
     frozen = under_adapter(config, model.params, trained)
     return Learner(settings.model, config, trained, frozen, model.tokenizer, model.origin)
+
+
+def _targets(named: str, config: DecoderConfig) -> tuple[str, ...]:
+    """The projections that have an adapter."""
+    if named == EVERY_PROJECTION:
+        return config.projections
+    return tuple(name.strip() for name in named.split(","))
 
 
 def _balanced(settings: TrainedModelSettings, model: LanguageModel) -> DecoderConfig:

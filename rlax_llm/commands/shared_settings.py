@@ -37,10 +37,11 @@ _BEST_HELP = (
     "Metric that the best step is chosen by, as held_out_accuracy: its checkpoint is kept too, and model/ is its. "
     "The highest is best, of a loss the lowest, or as min:NAME and max:NAME say."
 )
-_PROJECTIONS = "q,k,v,o,gate,up,down"
+EVERY_PROJECTION = "all"
+"""The targets of adapters that are all projections of a layer of the model."""
 OF_ADAPTERS: dict[str, Any] = {
     "lora_alpha": 0.0,
-    "lora_targets": _PROJECTIONS,
+    "lora_targets": EVERY_PROJECTION,
     "base_dtype": "float32",
     "rslora": False,
     "dora": False,
@@ -93,7 +94,11 @@ class TrainedModelSettings(ModelSettings):
     remat: bool = resolved("Recompute activations in the backward pass: a tenth of the memory.", "on except for 'char'")
     lora_rank: int = option(0, "Train adapters of this rank instead of the weights; 0 trains the weights.", None, "INT")
     lora_alpha: float = resolved("An adapter counts alpha / rank times.", "twice the rank")
-    lora_targets: str = option(_PROJECTIONS, "Projections that have an adapter, as q,v.", metavar="NAMES")
+    lora_targets: str = option(
+        EVERY_PROJECTION,
+        "Projections that have an adapter, of q, k, v, o, gate, up and down, as q,v; all are those that the model has.",
+        metavar="NAMES",
+    )
 
     rslora: bool = option(False, "An adapter counts alpha / √rank times, so that a high rank learns as fast (rsLoRA).")
     router_aux_coef: float | None = option(

@@ -180,8 +180,7 @@ class Reading(NamedTuple):
     @property
     def adapted(self) -> list[Widths]:
         """The matrices that have an adapter in the first layer: ``target_modules`` may be a pattern."""
-        targets = [target for target in TARGETS if target in self.config.parameter_shapes["layers"]]
-        every = modules(self.config, self.family, targets)
+        every = modules(self.config, self.family, self.config.projections)
         return [widths for widths in every if self._named(widths, 0, "lora_A.weight") in self.tensors]
 
     @property

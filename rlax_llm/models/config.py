@@ -356,6 +356,11 @@ class DecoderConfig:
         return self.rotated[layer] if self.rotated else True
 
     @property
+    def projections(self) -> tuple[str, ...]:
+        """The ``TARGETS`` that a layer has: a mixture without a shared expert has no gate, up and down of its own."""
+        return tuple(name for name in TARGETS if name in self.parameter_shapes["layers"])
+
+    @property
     def parameter_shapes(self) -> dict[str, Any]:
         """The parameter tree as shapes: ``layers`` stacked on axis 0, kernels ``[in, out]``, embeddings ``[V, D]``."""
         d = self.hidden_size
@@ -382,7 +387,7 @@ class DecoderConfig:
         2
         """
         layers = self.parameter_shapes["layers"]
-        plain = [(name, *layers[name][1:]) for name in (*TARGETS, "router", "shared_gate") if name in layers]
+        plain = [(name, *layers[name][1:]) for name in (*self.projections, "router", "shared_gate") if name in layers]
         times = 0 if self.experts is None else self.experts.per_token
         sent = [(name, *layers[name][2:]) for name in ("expert_gate", "expert_up", "expert_down") if name in layers]
         return plain + sent * times

@@ -376,6 +376,11 @@ def _parted(reward: Reward, place: str, returned: Any) -> tuple[Any, str | None]
         score, said = returned.get("score"), returned.get("feedback")
     elif isinstance(returned, tuple) and len(returned) == 2:
         score, said = returned
+    elif isinstance(returned, tuple | Mapping):
+        raise RewardError(
+            f"reward {reward.name!r} returned {returned!r} for {place}, wanted a number, None, (number, text), or "
+            "{'score': number, 'feedback': text}."
+        )
     else:
         return returned, None
     if said is not None and not isinstance(said, str):

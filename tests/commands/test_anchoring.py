@@ -102,8 +102,6 @@ def test_without_a_call_it_is_grpo_times_one_more_than_the_weight():
 
 def test_a_run_compares_turns_of_a_model_that_calls(tmp_path, monkeypatch):
     """Tags of one character, which a model that knows nothing writes too where they are made likely."""
-    tool = Tool("calculator", "+", "8", calculate)
-    monkeypatch.setitem(runs._TOOLS, "calculator", tool)
     tokenizer = Tokenizer.characters("".join(dict.fromkeys(f"{ALPHABET}<result></result>")))
     config = DecoderConfig(tokenizer.vocab_size, 16, 32, 1, 2, 2, 8, max_positions=64)
     write_model(tmp_path / "model", config, decoder.init_decoder(config, jax.random.key(0)), tokenizer)
@@ -119,6 +117,9 @@ def test_a_run_compares_turns_of_a_model_that_calls(tmp_path, monkeypatch):
         "eval_size": 0,
     }
     settings = GrpoSettings.of(**given, **sizes, task="arithmetic,largest=9", out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="tool is calculator, which this model cannot call; take another model"):
+        runs.run_grpo(settings.changed(out=str(tmp_path / "none")))
+    monkeypatch.setitem(runs._TOOLS, "calculator", Tool("calculator", "+", "8", calculate))
     directory = runs.run_grpo(settings)
     assert any("<result>" in row.get("transcript", "") for row in directory.completions())
     assert np.isfinite(directory.metrics()[-1]["policy_loss"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from rlax_llm.commands.distill.run import run_distill
 from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.data.arithmetic import ALPHABET
+from rlax_llm.host.failures import RunFailed
 from rlax_llm.models import decoder
 from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
@@ -101,10 +103,12 @@ def test_adapters_over_the_students_base_hold_it_once(models, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["sdft", "opsd", "sdpo"])
 def test_a_student_that_teaches_itself(models, tmp_path, recipe, capsys):
-    lines = steps(run(models, tmp_path / "run", None, recipe=recipe, max_prompt_tokens=8))
-    assert len(lines) == 2 and all("grad_norm" in line for line in lines)
     # A row shows its answer always; no attempt of an untrained student is right, and then nothing is taught.
     taught = recipe != "sdpo"
+    with nullcontext() if taught else pytest.raises(RunFailed, match=r"in any of the 2 steps .*nothing was learned"):
+        run(models, tmp_path / "run", None, recipe=recipe, max_prompt_tokens=8)
+    lines = steps([json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()])
+    assert len(lines) == 2 and all("grad_norm" in line for line in lines)
     assert {(line["frac_hinted"] == 1, line["grad_norm"] > 0) for line in lines} == {(taught, taught)}
     assert ("frac_hinted is 0" in capsys.readouterr().err) != taught
 

@@ -7,10 +7,13 @@ import pytest
 
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.learner import language_learner
+from rlax_llm.commands.shared_settings import TrainedModelSettings
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.huggingface import write_model
+from rlax_llm.models.loading import load_model
 from rlax_llm.models.tokenizer import Tokenizer
 
 
@@ -55,6 +58,10 @@ def test_a_run_through_its_samplers_experts_resumes(mixture, tmp_path):
 
 
 def test_adapters_of_experts_are_refused_by_the_setting(mixture, tmp_path):
-    settings = GrpoSettings.of(model=mixture, task="arithmetic", lora_rank=2, max_new_tokens=8, max_prompt_tokens=16)
+    given = {"model": mixture, "task": "arithmetic", "max_new_tokens": 8, "max_prompt_tokens": 16}
+    settings = GrpoSettings.of(**given, lora_rank=2, lora_targets="q,gate")
     with pytest.raises(ValueError, match=r"^lora_targets names 'gate', .*; name q, k, v or o"):
         run_grpo(settings.changed(out=str(tmp_path / "run")))
+    every = TrainedModelSettings(model=mixture, remat=False, lora_alpha=4.0, lora_rank=2, base_dtype="float32")
+    learner = language_learner(every, load_model(mixture), 0)
+    assert learner.config.adapter_shapes["layers"].keys() == {f"{name}_lora_{part}" for name in "qkvo" for part in "ab"}

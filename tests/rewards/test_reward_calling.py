@@ -68,6 +68,11 @@ def test_no_rows_give_no_scores():
         ([0, 1, 1e39], "reward 'f' returned 1e+39 for row 2, wanted a finite number, or None to abstain."),
         (["1", 1, 1], "reward 'f' returned '1' for row 0, wanted a number or None."),
         ([1, [1], 1], "reward 'f' returned [1] for row 1, wanted a number or None."),
+        (
+            [1, (0, "a", "b"), 1],
+            "reward 'f' returned (0, 'a', 'b') for row 1, wanted a number, None, (number, text), or "
+            "{'score': number, 'feedback': text}.",
+        ),
     ],
 )
 def test_what_is_not_a_score_for_each_row_is_an_error(returned, said):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from rlax_llm.data.encoding import DemonstrationTokens
 from rlax_llm.data.messages import Text
 from rlax_llm.data.tasks import Row, Task
 from rlax_llm.data.teacher_rows import TeacherRow
+from rlax_llm.host.failures import RunFailed
 from rlax_llm.host.phase import Done, Evaluation, Phase, finite
 from rlax_llm.host.progress import DISTILLATION_COLUMNS
 from rlax_llm.loops.distillation import DistillationState
@@ -154,6 +155,16 @@ class DistillPhase(Phase):
         described |= self.source.drawing.tally.metrics()
         unknown = ("reward", "reward_std", "completions/unscored_ratio") if self.source.judge is None else ()
         return {name: value for name, value in described.items() if name not in unknown} | told
+
+    def check(self, metrics: Sequence[Mapping[str, Any]]) -> None:
+        """Raise where the teacher of a whole run knew no more than its student."""
+        steps = [row for row in metrics if row["step"] > 0]
+        if all(row.get("frac_hinted") == 0 for row in steps):
+            raise RunFailed(
+                f"distill: the teacher had nothing to read that the student had not, in any of the {len(steps)} steps "
+                "(frac_hinted is 0), so nothing was learned; it reads right attempts, or what a reward says beside a "
+                "score: look at what the reward needs of the data, or begin with a model that is sometimes right."
+            )
 
     def _warn(self, hinted: float) -> None:
         """Say once that a teacher knew no more than its student."""

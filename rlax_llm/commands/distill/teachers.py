@@ -231,7 +231,9 @@ def ending(tokenizer: Tokenizer, text: str, limit: int) -> str:
     try:
         tokens = tokenizer.encode(text)
     except ValueError as error:
-        raise ValueError(f"distill: the model has no tokens for a feedback, {error}") from error
+        raise ValueError(
+            f"distill: the model has no tokens for what a reward, or the column feedback, says: {error}"
+        ) from error
     return text if len(tokens) <= limit else tokenizer.decode(np.asarray(tokens[-limit:]))
 
 

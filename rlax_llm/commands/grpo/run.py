@@ -91,7 +91,12 @@ def _answered(drawing: Drawing, tool: str | None) -> Drawing:
         return drawing
 
     def answered(sampling: Sampling) -> Sampling:
-        generate = with_tools(sampling.tokenizer, [_TOOLS[tool]], TURNS, complete=sampling.generate)
+        try:
+            generate = with_tools(sampling.tokenizer, [_TOOLS[tool]], TURNS, complete=sampling.generate)
+        except ValueError as error:
+            raise ValueError(
+                f"tool is {tool}, which this model cannot call; take another model, or leave tool out. {error}"
+            ) from None
         return sampling._replace(generate=generate)
 
     return drawing._replace(sampling=answered(drawing.sampling), narrow=answered(drawing.narrow))
