@@ -24,12 +24,14 @@ def with_rows(config: DecoderConfig, params: Params) -> Params:
     >>> found["embed"].tolist(), list(found)
     ([[2.0, 2.0], [0.0, 0.0], [1.0, 1.0]], ['embed'])
     """
+    tables = {leaf: tokens for leaf, tokens in row_tokens(config).items() if f"{leaf}_rows" in params}
+    if not tables:
+        return params
     found = dict(params)
-    for leaf, tokens in row_tokens(config).items():
-        if f"{leaf}_rows" in found:
-            rows = found.pop(f"{leaf}_rows")
-            wide = jnp.promote_types(found[leaf].dtype, rows.dtype)  # a narrow table would round small steps away
-            found[leaf] = found[leaf].astype(wide).at[jnp.array(tokens)].set(rows.astype(wide))
+    for leaf, tokens in tables.items():
+        rows = found.pop(f"{leaf}_rows")
+        wide = jnp.promote_types(found[leaf].dtype, rows.dtype)  # a narrow table would round small steps away
+        found[leaf] = found[leaf].astype(wide).at[jnp.array(tokens)].set(rows.astype(wide))
     return found
 
 
