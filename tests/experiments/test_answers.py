@@ -22,7 +22,7 @@ def groups():
     params = jax.jit(lambda key: base(LANGUAGE, key))(jax.random.key(0))
     request = Request(Categorical(), (LANGUAGE.stop,), LANGUAGE.longest, 8)
     collector = fresh_sampling(LANGUAGE.config, LANGUAGE.prompts, right, request, 512)
-    return params, jax.jit(collector.collect)((), params, jax.random.key(1))[1]
+    return params, jax.jit(collector.collect)((), params, jax.random.key(1), 0)[1]
 
 
 def test_writers_answer_as_well_as_they_should():
