@@ -62,18 +62,20 @@ under adapters `--base-dtype` keeps them [in 4 or 8 bits](guides/lora.md#a-base-
 route by their own numbers: a token whose experts are as good as equal may go another way in a sampler of less
 precision, which `sampler/…` metrics show and the correction weighs.
 
-`grpo --router-replay` (R3, [arXiv 2510.11370](https://arxiv.org/abs/2510.11370)) takes the sampler's choice over: the
-experts that each token of prompt and completion was sent to, in every layer, are kept beside what was drawn
-(`rl.Completions.routed`, a byte for each expert that a token has in a layer), and the learner sends its tokens there,
-with the weights that its own router gives these experts. So the first ratio is that of one network, whatever numbers
-the sampler computed in, and gradients go through the experts that were taken, to the router too. The learner's own
-log-probabilities before an update, which `--correction` reads, are taken so; a reference is another model and goes by
-its own router, as in slime and NeMo-RL. Tokens of which nobody says, such as a demonstration's, go where the
-router sends them. `router/mismatch` is the share of experts that the router itself would not have chosen;
-`router/load_max` and `router/aux_loss` count the experts that tokens were sent to. In Python it is
-`Request(…, routed=True)`; `row_log_probs`, `group_log_probs` and their like read what completions hold. Completions of
-several turns, partial rollouts and a server's do not say it, and are refused; what all prompts begin with is read with
-each of them.
+`--router-replay` of `grpo`, `ppo` and `distill` (R3, [arXiv 2510.11370](https://arxiv.org/abs/2510.11370)) takes the
+sampler's choice over: the experts that each token of prompt and completion was sent to, in every layer, are kept beside
+what was drawn (`rl.Completions.routed`, a byte for each expert that a token has in a layer), and the learner sends its
+tokens there, with the weights that its own router gives these experts. So the first ratio is that of one network,
+whatever numbers the sampler computed in, and gradients go through the experts that were taken, to the router too. The
+learner's own log-probabilities before an update, which `--correction` reads, are taken so; a reference is another model
+and goes by its own router, as in slime and NeMo-RL. Tokens of which nobody says, such as a demonstration's, go where
+the router sends them. `router/mismatch` is the share of experts that the router itself would not have chosen;
+`router/load_max` and `router/aux_loss` count the experts that tokens were sent to. In Python it is `Request(…,
+routed=True)`; `row_log_probs`, `group_log_probs` and their like read what completions hold. Completions of several
+turns, partial rollouts and a server's do not say it, and are refused; what all prompts begin with is read with each of
+them. A value model and a teacher go by their own routers, as a reference does. `online` has no such flag: its losses
+compare the policy with its reference, or are a likelihood, and have no ratio to the sampler; by the sampler's experts
+the policy would differ from an equal reference before the first step.
 
 ## Attention sinks
 

@@ -354,6 +354,22 @@ class RolloutSettings(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayedRolloutSettings(RolloutSettings):
+    """The completions of a step, whose ratios are to the policy that drew them."""
+
+    router_replay: bool = option(
+        False,
+        "The learner sends each token of a mixture to the experts that the sampler sent it to (R3), so that ratios are "
+        "those of one network and the router learns of the experts that were taken; the reference goes by its own.",
+    )
+
+    @property
+    def routed(self) -> bool:
+        """Whether the learner sends tokens to the experts that the sampler chose."""
+        return self.router_replay
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochSettings(Part):
     """How often a rollout is learned from, and in which shares."""
 

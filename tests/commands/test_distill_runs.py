@@ -172,6 +172,10 @@ def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
             {"recipe": "sdpo", "teacher": None, "teacher_prompt": "{prompt}"},
             "teacher_prompt is .* in which {hint} stands",
         ),
+        (
+            {"recipe": "forward_kl", "router_replay": True},
+            "router_replay is given, and recipe forward_kl draws no completions",
+        ),
         ({"feedback_template": "{hint}"}, "recipe opd has no feedback_template; leave it out, or take one of sdpo"),
         ({"max_feedback_tokens": 9}, "max_feedback_tokens is given and recipe opd shows no feedback"),
         ({"recipe": "iw_opd", "gamma": -1.0}, "gamma is -1"),

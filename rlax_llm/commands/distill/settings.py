@@ -15,7 +15,7 @@ from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
-    RolloutSettings,
+    ReplayedRolloutSettings,
     RunSettings,
     TrainedModelSettings,
     check_draws_all,
@@ -179,7 +179,7 @@ class DistillSettings(OnMachine):
     model: TrainedModelSettings
     teacher: TeacherSettings
     task: DistillTaskSettings
-    rollout: RolloutSettings
+    rollout: ReplayedRolloutSettings
     sampling: SamplingSettings
     learning: EpochSettings
     optimizer: OptimizerSettings

@@ -50,6 +50,11 @@ def build_distillation(settings: DistillSettings) -> Distillation:
         raise ValueError("distill: there is no teacher; give one.")
     if teacher.teacher is not None and made.follows is not None:
         raise ValueError(f"distill: recipe {named.name} has no teacher but the student; leave teacher out.")
+    if settings.rollout.routed and not made.on_policy:
+        raise ValueError(
+            f"distill: router_replay is given, and recipe {named.name} draws no completions, whose experts a learner "
+            "could take over; leave it out."
+        )
     _check_top_tokens(settings, made, named.name)
     return made
 

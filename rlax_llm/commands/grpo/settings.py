@@ -18,7 +18,7 @@ from rlax_llm.commands.shared_settings import (
     AveragedOptimizerSettings,
     EpochSettings,
     ReferenceSettings,
-    RolloutSettings,
+    ReplayedRolloutSettings,
     TrainedModelSettings,
     WarmStartedRunSettings,
     check_draws_all,
@@ -100,7 +100,7 @@ class ObjectiveSettings(ReferenceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupRolloutSettings(RolloutSettings):
+class GroupRolloutSettings(ReplayedRolloutSettings):
     """The groups of a step."""
 
     dynamic_rounds: int = option(
@@ -142,11 +142,6 @@ class GroupRolloutSettings(RolloutSettings):
     )
     cache_dtype: Literal["bfloat16", "int8"] | None = option(
         None, "Number format of the keys and values kept for it; int8 has a scale for each of them.", "the learner's"
-    )
-    router_replay: bool = option(
-        False,
-        "The learner sends each token of a mixture to the experts that the sampler sent it to (R3), so that ratios are "
-        "those of one network and the router learns of the experts that were taken; the reference goes by its own.",
     )
     tool: Literal["calculator"] | None = option(
         None, "Tool that the model may call as <calc>2*3</calc>; it reads <result>6</result>.", "none"
@@ -223,11 +218,6 @@ class GroupRolloutSettings(RolloutSettings):
     def formats(self) -> dict[str, str | None]:
         """The number formats that completions to learn from are drawn in, as fields of the decoder's config."""
         return {"sampler_dtype": self.sampler_dtype, "cache_dtype": self.cache_dtype}
-
-    @property
-    def routed(self) -> bool:
-        """Whether the learner sends tokens to the experts that the sampler chose."""
-        return self.router_replay
 
 
 @dataclass(frozen=True, kw_only=True)

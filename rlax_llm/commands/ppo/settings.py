@@ -13,7 +13,7 @@ from rlax_llm.commands.sampling_settings import SamplingSettings
 from rlax_llm.commands.shared_settings import (
     EpochSettings,
     OptimizerSettings,
-    RolloutSettings,
+    ReplayedRolloutSettings,
     TrainedModelSettings,
     WarmStartedRunSettings,
     check_draws_all,
@@ -76,7 +76,7 @@ class ShapingSettings(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleRolloutSettings(RolloutSettings):
+class SingleRolloutSettings(ReplayedRolloutSettings):
     """The completions of a step."""
 
     group_size: int = option(1, "Completions per prompt.")
