@@ -51,7 +51,8 @@ than in transformers, because a policy's log-probabilities must be one function 
 
 A token passes the experts that it is sent to and no other: tokens are sorted by expert, and multiplied with
 `jax.lax.ragged_dot`, or on a CPU in blocks of one expert (`benchmarks/experts.py`). Under a mesh the axis `tensor`
-holds each device's own experts. The router is trained with the rest; `--router-aux-coef C` adds transformers'
+holds each device's own experts, and none has those of others; along `fsdp` a layer's are gathered as other matrices
+are. The router is trained with the rest; `--router-aux-coef C` adds transformers'
 load-balancing loss to what any command minimizes, of shares over all layers and the whole batch: where a step is taken
 in micro-batches a pass counts before it. `--router-z-coef C` adds the z-loss. Not given, C is the model's own
 `router_aux_loss_coef` where its config has `output_router_logits`, as transformers decides; TRL takes the coefficient

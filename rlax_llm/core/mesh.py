@@ -246,3 +246,12 @@ def place_along(axis: str) -> jax.Array | int:
     0
     """
     return jax.lax.axis_index(axis) if is_split(axis) else 0
+
+
+def parts_along(axis: str) -> int:
+    """In how many parts along an axis ``per_device`` splits something; elsewhere 1.
+
+    >>> parts_along("tensor")
+    1
+    """
+    return jax.lax.axis_size(axis) if is_split(axis) else 1

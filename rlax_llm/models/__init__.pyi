@@ -40,6 +40,7 @@ from rlax_llm.models import padding as padding
 from rlax_llm.models import rope_fields as rope_fields
 from rlax_llm.models import ropes as ropes
 from rlax_llm.models import routing as routing
+from rlax_llm.models import row_blocks as row_blocks
 from rlax_llm.models import scalar as scalar
 from rlax_llm.models import scoring as scoring
 from rlax_llm.models import segments as segments

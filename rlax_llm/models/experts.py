@@ -1,9 +1,10 @@
 """Mixtures of experts: which experts a token is sent to, and the products of sorted tokens with their experts' weights.
 
 No token passes through an expert that it is not sent to. Tokens are sorted by expert; accelerators multiply them with
-``jax.lax.ragged_dot``. A CPU's form of that passes every token through every expert, so there blocks of tokens of one
-expert are multiplied one after the other. Experts of a base in blocks of codes go that way everywhere: the one that a
-block of tokens is sent to is widened, and no other.
+``jax.lax.ragged_dot``. A CPU's form of that passes every token through every expert, so there blocks of tokens pass
+their expert one after the other, each the whole of it: what lies between its matrices stays in the cache. Experts of
+a base in blocks of codes are multiplied by blocks of tokens everywhere: only the one that a block is sent to is
+widened.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, per_device, place_along, sum_over
+from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, parts_along, per_device, place_along, sum_over
 from rlax_llm.core.platform import platform
 from rlax_llm.models.blocks import Blocks
 from rlax_llm.models.config import Clamped, Experts
 from rlax_llm.models.narrow import Matrix, Narrow
+from rlax_llm.models.row_blocks import Block, ladder_of, over_blocks
 
-SMALLEST, LARGEST = 8, 64  # tokens of a block
+SMALLEST, LARGEST = 8, 64  # tokens of a block of one product
 
 Gated = Callable[[jax.Array, jax.Array], jax.Array]
 """``(gate, up) → hidden``, elementwise."""
@@ -247,29 +249,52 @@ def mixture(x: jax.Array, routed: Routed, weights: Weights, gated: Gated) -> jax
     return per_device(partial(_own_mixture, gated), (rows, rows, own), rows)(x, routed, weights)
 
 
+class _Sorted(NamedTuple):
+    """The choices of tokens by their expert.
+
+    Attributes:
+        choices: ``[R]``, of T tokens with k each: token · k + which of its choices.
+        experts: ``[R]``, rising; the number of experts for those that are on another device.
+        sizes: ``[E]``, the choices of each expert.
+    """
+
+    choices: jax.Array
+    experts: jax.Array
+    sizes: jax.Array
+
+
 def _own_mixture(gated: Gated, x: jax.Array, routed: Routed, weights: Weights) -> jax.Array:
     flat = x.reshape(-1, x.shape[-1])
     count = weights.gate.shape[0]
-    chosen = _numbered(routed.experts.reshape(flat.shape[0], -1), count)
-    order = jnp.argsort(chosen.reshape(-1), stable=True)
-    sizes = jnp.bincount(chosen.reshape(-1), length=count).astype(jnp.int32)
-    token = order // chosen.shape[1]
-    expert = chosen.reshape(-1)[order]
+    chosen = _numbered(routed.experts.reshape(-1), count)
+    order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
+    sizes = jnp.bincount(chosen, length=count).astype(jnp.int32)
+    shares = routed.weights.reshape(flat.shape[0], -1).astype(x.dtype)
+    narrow = any(isinstance(matrix, Blocks | Narrow) for matrix in weights[:3])
+    way = _by_products
+    if not narrow and platform() == "cpu":
+        # Here and not on the way back, which is traced where nobody knows of other devices' experts.
+        way = partial(_by_blocks, ladder_of(shares.size, count * parts_along(TENSOR)))
+    total = way(gated, _Sorted(order, chosen[order], sizes), flat, shares, weights)
+    return sum_over(total, TENSOR).reshape(x.shape)
+
+
+def _by_products(gated: Gated, choices: _Sorted, flat: jax.Array, shares: jax.Array, weights: Weights) -> jax.Array:
+    """All rows times their gates, their ups, and their downs."""
 
     def projected(name: str, x: jax.Array) -> jax.Array:
-        found = sorted_product(x, getattr(weights, name), sizes)
+        found = sorted_product(x, getattr(weights, name), choices.sizes)
         if weights.biases is None:
             return found
         # Nothing for rows of experts that are on another device.
-        bias = getattr(weights.biases, name).at[expert].get(mode="fill", fill_value=0)
+        bias = getattr(weights.biases, name).at[choices.experts].get(mode="fill", fill_value=0)
         return (found + bias).astype(x.dtype)
 
+    token = choices.choices // shares.shape[1]
     taken = flat[token]
     hidden = gated(projected("gate", taken), projected("up", taken))
-    share = routed.weights.reshape(-1)[order].astype(x.dtype)
-    found = projected("down", hidden) * share[:, None]
-    total = jnp.zeros_like(flat).at[token].add(found)
-    return sum_over(total, TENSOR).reshape(x.shape)
+    found = projected("down", hidden) * shares.reshape(-1)[choices.choices][:, None]
+    return jnp.zeros_like(flat).at[token].add(found)
 
 
 def _numbered(chosen: jax.Array, count: int) -> jax.Array:
@@ -278,6 +303,128 @@ def _numbered(chosen: jax.Array, count: int) -> jax.Array:
         return chosen
     local = chosen - place_along(TENSOR) * count
     return jnp.where((local >= 0) & (local < count), local, count)
+
+
+def _one_expert(gated: Gated, x: jax.Array, shares: jax.Array, own: Weights) -> jax.Array:
+    """What an expert adds to its tokens. Shares come before ``down``: so their slopes need no product of it."""
+    nothing = jnp.zeros((), x.dtype)
+    biases = own.biases or Biases(nothing, nothing, nothing)
+
+    def times(x: jax.Array, matrix: Any) -> jax.Array:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=wide)
+
+    gate = (times(x, own.gate) + biases.gate).astype(x.dtype)
+    up = (times(x, own.up) + biases.up).astype(x.dtype)
+    found = times(gated(gate, up) * shares[:, None], own.down)
+    return (found + shares[:, None] * biases.down).astype(x.dtype)
+
+
+class _Taken(NamedTuple):
+    """What a block reads and where that lies; beyond its arrays where a row is not the expert's.
+
+    Attributes:
+        tokens: ``[B]``.
+        choices: ``[B]``.
+        read: the arguments of ``_one_expert`` behind the first.
+    """
+
+    tokens: jax.Array
+    choices: jax.Array
+    read: tuple[jax.Array, jax.Array, Weights]
+
+
+def _taken(block: Block, choices: jax.Array, flat: jax.Array, shares: jax.Array, weights: Weights) -> _Taken:
+    size = block.there.shape[0]
+    choices = jnp.where(block.there, jax.lax.dynamic_slice_in_dim(choices, block.start, size), shares.size)
+    tokens = choices // shares.shape[1]
+    share = _rows_at(shares.reshape(-1), choices)
+    return _Taken(tokens, choices, (_rows_at(flat, tokens), share, _at(weights, block.expert)))
+
+
+def _rows_at(x: jax.Array, index: jax.Array) -> jax.Array:
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _at(tree: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+_Ladder = tuple[int, ...]
+_Given = tuple[jax.Array, jax.Array, Weights]
+"""Tokens, shares and weights."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_blocks(
+    ladder: _Ladder, gated: Gated, choices: _Sorted, flat: jax.Array, shares: jax.Array, weights: Weights
+) -> jax.Array:
+    """``_by_products``, a block of rows after another through the whole of its expert."""
+    padded = jnp.pad(choices.choices, (0, ladder[-1]))  # so that no block ends them
+
+    def step(total: jax.Array, block: Block) -> jax.Array:
+        taken = _taken(block, padded, flat, shares, weights)
+        return total.at[taken.tokens].add(_one_expert(gated, *taken.read), mode="drop")
+
+    return over_blocks(ladder, shares.size, choices.sizes, step, jnp.zeros_like(flat))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _slopes_by_blocks(ladder: _Ladder, gated: Gated, choices: _Sorted, given: _Given, slope: jax.Array) -> _Given:
+    """Those of what was given: nothing else is kept of the forward pass."""
+    padded = jnp.pad(choices.choices, (0, ladder[-1]))
+    flat, shares, weights = given
+
+    def step(total: _Given, block: Block) -> _Given:
+        taken = _taken(block, padded, *given)
+        _, pull = jax.vjp(partial(_one_expert, gated), *taken.read)
+        of_tokens, of_shares, of_weights = pull(_rows_at(slope, taken.tokens))
+        return (
+            total[0].at[taken.tokens].add(of_tokens, mode="drop"),
+            total[1].at[taken.choices].set(of_shares, mode="drop"),
+            jax.tree.map(partial(_add_at, block.expert), total[2], of_weights),
+        )
+
+    sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), weights)
+    zeros = (jnp.zeros_like(flat), jnp.zeros_like(shares.reshape(-1)), sums)
+    of_tokens, of_shares, of_weights = over_blocks(ladder, shares.size, choices.sizes, step, zeros)
+    of_weights = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), of_weights, weights)
+    return of_tokens, of_shares.reshape(shares.shape), of_weights
+
+
+def _add_at(index: jax.Array, total: jax.Array, added: jax.Array) -> jax.Array:
+    so_far = jax.lax.dynamic_index_in_dim(total, index, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(total, so_far + added, index, 0)
+
+
+def _forth_by_blocks(
+    ladder: _Ladder, gated: Gated, choices: _Sorted, flat: jax.Array, shares: jax.Array, weights: Weights
+) -> tuple[jax.Array, tuple[_Sorted, _Given]]:
+    return _by_blocks(ladder, gated, choices, flat, shares, weights), (choices, (flat, shares, weights))
+
+
+def _back_by_blocks(ladder: _Ladder, gated: Gated, kept: tuple[_Sorted, _Given], slope: jax.Array) -> tuple:
+    return None, *_slopes_by_blocks(ladder, gated, *kept, slope)
+
+
+def _forth_of_slopes(
+    ladder: _Ladder, gated: Gated, choices: _Sorted, given: _Given, slope: jax.Array
+) -> tuple[_Given, tuple[_Sorted, _Given, jax.Array]]:
+    return _slopes_by_blocks(ladder, gated, choices, given, slope), (choices, given, slope)
+
+
+def _back_of_slopes(ladder: _Ladder, gated: Gated, kept: tuple[_Sorted, _Given, jax.Array], ways: _Given) -> tuple:
+    """Of products, which may be differentiated as often as one likes: Fisher products come here."""
+    choices, given, slope = kept
+
+    def slopes(given: _Given, slope: jax.Array) -> _Given:
+        return jax.vjp(partial(_by_products, gated, choices), *given)[1](slope)
+
+    return None, *jax.vjp(slopes, given, slope)[1](ways)
+
+
+_by_blocks.defvjp(_forth_by_blocks, _back_by_blocks)
+_slopes_by_blocks.defvjp(_forth_of_slopes, _back_of_slopes)
 
 
 def sorted_product(x: jax.Array, weights: Matrix | Blocks, sizes: jax.Array) -> jax.Array:
@@ -323,47 +470,6 @@ def block_of(rows: int, experts: int) -> int:
     """
     share = max(rows // (2 * experts), 1)
     return int(np.clip(1 << (share.bit_length() - 1), SMALLEST, LARGEST))
-
-
-class _Blocks(NamedTuple):
-    """Which rows, of which expert, each block holds.
-
-    Attributes:
-        starts: ``[B]``, the first row.
-        ends: ``[B]``, the one after the last row of its expert.
-        experts: ``[B]``.
-        used: how many blocks hold any.
-    """
-
-    starts: jax.Array
-    ends: jax.Array
-    experts: jax.Array
-    used: jax.Array
-
-
-def _blocks(block: int, rows: int, sizes: jax.Array) -> _Blocks:
-    most = -(-rows // block) + sizes.shape[0]
-    each = -(-sizes // block)
-    begins = jnp.cumsum(each) - each
-    experts = jnp.searchsorted(begins + each, jnp.arange(most), side="right").astype(jnp.int32)
-    experts = jnp.minimum(experts, sizes.shape[0] - 1)
-    first = jnp.cumsum(sizes) - sizes
-    starts = first[experts] + (jnp.arange(most) - begins[experts]) * block
-    return _Blocks(starts.astype(jnp.int32), (first + sizes)[experts].astype(jnp.int32), experts, each.sum())
-
-
-def _over_blocks(
-    block: int, rows: int, sizes: jax.Array, step: Callable[..., jax.Array], total: jax.Array
-) -> jax.Array:
-    """``step(total, first row, which rows are the expert's, expert)`` of one block after another."""
-    blocks = _blocks(block, rows, sizes)
-
-    def one(index: jax.Array, total: jax.Array) -> jax.Array:
-        start = blocks.starts[index]
-        there = start + jnp.arange(block) < blocks.ends[index]
-        return step(total, start, there[:, None], blocks.experts[index])
-
-    return jax.lax.fori_loop(0, blocks.used, one, total)
 
 
 def _padded(x: jax.Array, block: int) -> jax.Array:
@@ -417,15 +523,13 @@ def _outer(block: int | None, x: jax.Array, slopes: jax.Array, sizes: jax.Array)
     given, slopes = _padded(x, block), _padded(slopes, block)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    def step(total: jax.Array, start: jax.Array, there: jax.Array, expert: jax.Array) -> jax.Array:
-        read = jnp.where(there, jax.lax.dynamic_slice_in_dim(given, start, block), 0)
-        slope = jax.lax.dynamic_slice_in_dim(slopes, start, block)
-        so_far = jax.lax.dynamic_index_in_dim(total, expert, keepdims=False)
-        added = jnp.matmul(read.T, slope, preferred_element_type=wide)
-        return jax.lax.dynamic_update_index_in_dim(total, so_far + added, expert, 0)
+    def step(total: jax.Array, own: Block) -> jax.Array:
+        read = jnp.where(own.there[:, None], jax.lax.dynamic_slice_in_dim(given, own.start, block), 0)
+        slope = jax.lax.dynamic_slice_in_dim(slopes, own.start, block)
+        return _add_at(own.expert, total, jnp.matmul(read.T, slope, preferred_element_type=wide))
 
     zeros = jnp.zeros((sizes.shape[0], x.shape[1], slopes.shape[1]), wide)
-    return _over_blocks(block, x.shape[0], sizes, step, zeros).astype(x.dtype)
+    return over_blocks((block,), x.shape[0], sizes, step, zeros).astype(x.dtype)
 
 
 def _rows_times(
@@ -437,19 +541,19 @@ def _rows_times(
     given = _padded(x, block)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    def step(total: jax.Array, start: jax.Array, there: jax.Array, expert: jax.Array) -> jax.Array:
-        read, weight = _expert_at(jax.lax.dynamic_slice_in_dim(given, start, block), weights, expert)
+    def step(total: jax.Array, own: Block) -> jax.Array:
+        read, weight = _expert_at(jax.lax.dynamic_slice_in_dim(given, own.start, block), weights, own.expert)
         found = jnp.matmul(read, weight.T if back else weight, preferred_element_type=wide)
         # Rows of the next expert are written again by its own block.
-        return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(there, found, 0), start, 0)
+        return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(own.there[:, None], found, 0), own.start, 0)
 
     zeros = jnp.zeros((given.shape[0], weights.shape[-2 if back else -1]), wide)
-    return _over_blocks(block, x.shape[0], sizes, step, zeros)[: x.shape[0]].astype(x.dtype)
+    return over_blocks((block,), x.shape[0], sizes, step, zeros)[: x.shape[0]].astype(x.dtype)
 
 
 def _expert_at(read: jax.Array, weights: jax.Array | Blocks, expert: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Some rows, and the matrix of their expert in their dtype."""
-    own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, expert, keepdims=False), weights)
+    own = _at(weights, expert)
     if not isinstance(own, Blocks):
         return read, own.astype(read.dtype)
     # Tied to the rows: a compiler would widen all experts at once, before the loop.

@@ -142,7 +142,7 @@ def case(tokens: int, per_token: int):
     return drawn(2, tokens, D), routed, weights
 
 
-@pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (40, 1), (40, 3), (7, COUNT)])
+@pytest.mark.parametrize(("tokens", "per_token"), [(1, 2), (40, 1), (150, 3), (7, COUNT)])
 def test_a_mixture_is_that_of_a_loop(tokens, per_token):
     x, routed, weights = case(tokens, per_token)
     found = mixture(jnp.asarray(x), routed, weights, SILU)
@@ -250,6 +250,36 @@ def test_a_gradient_may_be_differentiated_again():
         return jax.grad(once, (0, 1, 2))(x, weights, ways[0])
 
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9), second(sorted_product), second(by_taken_weights))
+
+
+def by_all_experts(x, routed, weights, gated):
+    """Every token passes every expert, most of them for a share of 0."""
+    share = (jax.nn.one_hot(routed.experts, COUNT) * routed.weights[..., None]).sum(-2)
+    gate, up = (jnp.einsum("bsd,edf->bsef", x, weights[i]) + weights.biases[i] for i in range(2))
+    found = jnp.einsum("bsef,efd->bsed", gated(gate, up), weights.down) + weights.biases.down
+    return jnp.einsum("bsed,bse->bsd", found, share)
+
+
+@pytest.mark.usefixtures("machine")
+def test_slopes_of_a_mixture_are_those_of_all_experts_and_so_are_the_slopes_of_those():
+    x, routed, weights = case(25, 2)
+    weights = weights._replace(biases=Biases(drawn(COUNT, F), 2 * drawn(COUNT, F), drawn(COUNT, D)))
+    given = jax.tree.map(jnp.asarray, (x, routed.weights, weights))
+    way, ways = jnp.asarray(drawn(2, 25, D)), jax.tree.map(lambda leaf: jnp.cos(3 * leaf), given)
+
+    def both(form):
+        def value(x, shares, weights):
+            return jnp.sin(form(x, routed._replace(weights=shares), weights, SILU))
+
+        def slopes(given, way):
+            return jax.vjp(value, *given)[1](way)
+
+        found, pull = jax.vjp(slopes, given, way)
+        return found, pull(ways)
+
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-9), jax.jit(both, static_argnums=0)(mixture), both(by_all_experts)
+    )
 
 
 def test_the_router_learns_through_the_weights():
