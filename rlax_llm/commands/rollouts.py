@@ -272,6 +272,14 @@ def _measuring(sampling: Sampling, request: Request, batch: int, count: int) -> 
     given += -given % devices_along(*ROWS)
     rows = given * request.group_size
     if not is_work(sampling.config, rows, request.max_new_tokens):
-        return one, whole
+        return one._replace(slots=None), _all_at_once(batch, count, sampling.slots, request.group_size)
     slots = min(batch * request.group_size, -(-rows // WAITING))
     return one._replace(slots=min(slots, sampling.slots or slots)), given
+
+
+def _all_at_once(batch: int, count: int, slots: int | None, group_size: int) -> int:
+    """Rows of as many batches as it takes, each of which is drawn at once by one program, on no more than the slots."""
+    most = batch if slots is None else max(min(batch, slots // group_size), 1)
+    # Batches of about one size: little fills the last one up.
+    each = most if slots is None else -(-count // -(-count // most))
+    return each + -each % devices_along(*ROWS)

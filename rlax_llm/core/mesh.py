@@ -116,13 +116,19 @@ def within_reach(x: Any) -> Any:
     return np.asarray(x) if there and next(iter(x.devices())).platform == "cpu" else x
 
 
-@jax.jit
 def copied(tree: Any) -> Any:
-    """A copy of each array where it lies, by one program.
+    """A copy of each array where it lies; by one program where other processes hold parts of them, else by none.
 
     >>> copied({"w": jax.numpy.ones(2)})["w"].tolist()
     [1.0, 1.0]
     """
+    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
+        return jax.device_put(tree, may_alias=False)
+    return _copied_by_all(tree)
+
+
+@jax.jit
+def _copied_by_all(tree: Any) -> Any:
     return jax.tree.map(jax.numpy.copy, tree)
 
 

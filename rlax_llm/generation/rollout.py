@@ -533,7 +533,6 @@ def _completed(
     told: Listener = unheard,
 ) -> Completions:
     """All completions: by one program where there is nothing to decide between two calls of ``decode``."""
-    check_request(config, prompts[0].shape[1], request)
     if not _is_one(config, prompts, request, slots, sizes):
         return _begin(config, params, prompts, rows, request, slots, sizes).finished(told)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens

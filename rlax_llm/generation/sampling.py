@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import describe_argument
+from rlax_llm.core.keys import folded
 from rlax_llm.core.logit_bias import LogitBias, bias_vector, check_logit_bias
 from rlax_llm.core.mapping import map_in_cache
 from rlax_llm.core.token_sets import to_bits
@@ -56,11 +57,6 @@ def unchanged(logits: jax.Array) -> jax.Array:
     return logits
 
 
-@partial(jax.jit, static_argnums=1)
-def _folded_with_rows(key: jax.Array, rows: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-
-
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
     """A key for each row ``[B]``: the key folded with the row's number, or the keys of rows as they are.
 
@@ -77,7 +73,7 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
     ((3,), (3,))
     """
     if key.ndim == 0:
-        return _folded_with_rows(key, rows)
+        return folded(key, np.arange(rows))
     if key.shape != (rows,):
         raise ValueError(f"key: got keys of shape {key.shape}, wanted one key, or one for each of {rows} rows.")
     return key

@@ -140,7 +140,9 @@ def test_labeled_steps_are_shown_where_each_is_judged(table, capsys):
     (used,) = run_data(DataSettings.of(files=(path,), model="char", step_separator="=", max_new_tokens=20, rows=0))
     assert list(used) == encode_stepwise(Tokenizer.characters(ALPHABET), read_stepwise(path), "=")
     assert main(["data", path, "--use", "kto", "--step-separator", "="]) == 2
-    assert "--step-separator is given with --use kto, whose completions are not read in steps" in capsys.readouterr().err
+    assert (
+        "--step-separator is given with --use kto, whose completions are not read in steps" in capsys.readouterr().err
+    )
 
 
 def test_prompts_and_the_rewards_that_read_their_answers(table, capsys):

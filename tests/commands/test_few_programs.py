@@ -43,6 +43,7 @@ def compiled_by(path, **given) -> Compiled:
         out=str(path / "run"),
         **given,
     )
+    jax.clear_caches()  # each run counts alone, and writes all that it compiles to the disk
     before = compiled()
     run_grpo(settings)
     return compiled().since(before)
@@ -54,7 +55,7 @@ def programs_of(path, **given) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("given", "most"), [({}, 12), ({"slots": 20, "speculate": "off"}, 16), ({"partial_rollouts": 4}, 18)]
+    ("given", "most"), [({}, 6), ({"slots": 20, "speculate": "off"}, 10), ({"partial_rollouts": 4}, 12)]
 )
 def test_a_run_on_ragged_prompts_compiles_few_programs(tmp_path, given, most):
     found = programs_of(tmp_path, steps=4, eval_every=2, **given)
@@ -70,7 +71,6 @@ def test_a_second_start_compiles_nothing(tmp_path, monkeypatch):
         monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
         compilation_cache.turn_on()
         compiled_by(tmp_path / "first", steps=2, eval_every=2, **given)
-        jax.clear_caches()
         again = compiled_by(tmp_path / "again", steps=2, eval_every=2, **given)
     finally:
         for name, value in keeping.items():
@@ -84,5 +84,5 @@ def test_rows_that_leave_take_few_programs(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "FIRST_ROOM", 2)
     found = programs_of(tmp_path, steps=12, eval_every=6)
     assert found["move_and_decode"] >= 4, found  # rows left
-    assert sum(found[name] for name in OURS) <= 14, found
-    assert sum(found.values()) <= 28, found
+    assert sum(found[name] for name in OURS) <= 9, found
+    assert sum(found.values()) <= 17, found

@@ -221,7 +221,7 @@ class GroupPhase(Phase):
             clock.ahead(kept.ahead)
         after, learned, advantages = learn()
         learned = finite(self.update.numbers(learned), f"step {index + 1}", self.update.lower)
-        metrics = self._described(taken) | learned | counts | self.update.learning_rate(index)
+        metrics = self._described(taken) | learned | counts
         metrics |= self._speeds(taken.rollout, clock)
         self.watch.step(metrics, index + 1)
         self.gatherer.kept = kept  # now that the step cannot fail any more

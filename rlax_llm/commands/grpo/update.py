@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rlax_llm.commands.grpo.gathering import Taken
 from rlax_llm.commands.grpo.objective import (
@@ -119,7 +121,8 @@ class GroupUpdate:
         return placed(jax.jit(self._loop((1, 1))[0])(params))
 
     def _program(self, layout: tuple[int, int], by: Tiles | None = None) -> Any:
-        return jax.jit(pinned(watch_finite(self._loop(layout, by)[1])), donate_argnums=0)
+        step = watch_finite(self._loop(layout, by)[1])
+        return jax.jit(pinned(step if self.chosen is None else telling_rate(step, self.schedule)), donate_argnums=0)
 
     def _loop(self, layout: tuple[int, int], by: Tiles | None = None) -> Loop[Any, Groups]:
         sampling, learning = self.settings.sampling, self.settings.learning
@@ -199,8 +202,19 @@ class GroupUpdate:
             return taken.by_group()
         return np.stack([x.reshape(len(taken.indices), -1) for x in taken.scores.by_name.values()])
 
-    def learning_rate(self, index: int) -> dict[str, float]:
-        """That of step ``index`` (from 0), as a metric; TRPO has none."""
-        if self.chosen is None:
-            return {}
-        return {"learning_rate": float(np.asarray(self.schedule(index * self.updates)))}
+
+def telling_rate(
+    step: Callable[..., tuple[Any, dict[str, jax.Array]]], schedule: optax.Schedule
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """A loop's ``step`` that tells the learning rate of its first optimizer step too.
+
+    Args:
+        step: ``(state, …) → (state, metrics)``; a state counts optimizer steps in ``step``.
+        schedule: learning rate by optimizer step.
+    """
+
+    def update(state: Any, *given: Any, **named: Any) -> tuple[Any, dict[str, jax.Array]]:
+        after, metrics = step(state, *given, **named)
+        return after, metrics | {"learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
+
+    return update
