@@ -25,7 +25,7 @@ rlax-llm doctor runs/cold
 runs/cold: grpo, 20 steps, 160 completions read
 
 EXAMPLE
-2 of 18 diagnoses.
+2 of 19 diagnoses.
 ```
 
 The exit code is 0 where nothing is found, and the doctor then says what it looked for; 1 where something is; 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 import optax
 
 import rlax_llm
-from rlax_llm.commands.grpo.settings import GrpoSettings
+from rlax_llm.commands.grpo.settings import TRPO, GrpoSettings
 from rlax_llm.commands.setup import build_model
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.recipes.registry import recipes
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -73,3 +75,20 @@ def test_the_example_of_a_mesh_runs_on_the_devices_that_are_here():
     names = run(example, {})
     assert int(names["state"].step) == 1
     assert np.isfinite(names["metrics"]["grad_norm"]) and names["metrics"]["grad_norm"] > 0
+
+
+def named_in(text: str) -> set[str]:
+    return set(re.findall(r"`([\w]+)`", text))
+
+
+def test_every_recipe_and_every_extra_is_named():
+    readme = README.read_text(encoding="utf-8")
+    listed = re.search(r"\*\*Recipes\*\* of.*?\n\n", readme, re.DOTALL)
+    assert listed is not None
+    own = {name for name in recipes("group") if ":" not in name}
+    assert own | {TRPO} <= named_in(listed[0])
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = set(project["project"]["optional-dependencies"]) - {"experiments", "dev", "docs", "parity"}
+    install = (README.parent / "docs" / "installation.md").read_text(encoding="utf-8")
+    assert extras <= named_in(install)
+    assert extras - {"tasks"} <= named_in(readme)

@@ -7,13 +7,13 @@ import io
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
 from rlax_llm.host.failures import RunFailed, sentence
+from rlax_llm.host.interrupts import handling
 
 TRACEBACK_VARIABLE = "RLAX_LLM_TRACEBACK"
 _TOLD = (ValueError, OSError, RuntimeError, ImportError)
@@ -109,16 +109,16 @@ def _no_interrupt_is_lost() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Leave on Ctrl-C without an exception, which an import of JAX may swallow; for where nothing is being written."""
-    if threading.current_thread() is not threading.main_thread():
+def leaving_at_once(*numbers: signal.Signals) -> Iterator[None]:
+    """Leave on a signal without an exception, for where nothing is being written.
+
+    An import of JAX may swallow an exception, and its own handler of SIGTERM prints the addresses of functions.
+
+    Args:
+        numbers: of the signals; none is Ctrl-C's.
+    """
+    with handling(numbers or (signal.SIGINT,), _on_signal):
         yield
-        return
-    before = signal.signal(signal.SIGINT, _on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:

@@ -16,11 +16,13 @@ from rlax_llm.cli.completion import completion
 from rlax_llm.cli.configuration import parse
 from rlax_llm.cli.flags import in_flags
 from rlax_llm.cli.leaving import guarded, leaving_at_once
+from rlax_llm.commands.inputs import check_inputs
 from rlax_llm.commands.outputs import check_outputs
 from rlax_llm.commands.plan.command import PLANS, SUMMARY
 from rlax_llm.commands.table import Command, commands
 from rlax_llm.core.libtpu import only_compile
 from rlax_llm.core.names import did_you_mean
+from rlax_llm.host.interrupts import TERMINATION
 
 COMMANDS = commands()
 
@@ -59,7 +61,7 @@ def _do(words: Sequence[str]) -> int:
 
         print(f"rlax-llm {version('rlax-llm')}")
     elif words[0] in COMMANDS:
-        return _run(COMMANDS[words[0]], words[1:], check_outputs)
+        return _run(COMMANDS[words[0]], words[1:], _check)
     elif words[0] == "plan":
         return _plan(words[1:])
     elif words[0] == "completion":
@@ -69,6 +71,12 @@ def _do(words: Sequence[str]) -> int:
         hint = did_you_mean(words[0], known, f"; there are {', '.join(known)}.")
         raise ValueError(f"there is no command {words[0]!r}{hint}")
     return 0
+
+
+def _check(settings: Any) -> None:
+    """Raise for what could be neither written nor read, before a model is loaded."""
+    check_outputs(settings)
+    check_inputs(settings)
 
 
 def _plan(words: Sequence[str]) -> int:
@@ -127,9 +135,9 @@ def _run(command: Command, words: Sequence[str], check: Callable[[Any], None] = 
     """
     try:
         config = parse(command.settings, words, command.description)
+        check(config)
     except ValueError as error:
         raise ValueError(in_flags(command.settings, str(error))) from error
-    check(config)
     module, name = command.run.split(":")
     with leaving_at_once():
         from rlax_llm.cli import compilation_cache
@@ -137,7 +145,8 @@ def _run(command: Command, words: Sequence[str], check: Callable[[Any], None] = 
         compilation_cache.turn_on()
         run: Callable[[Any], object] = getattr(importlib.import_module(module), name)
     try:
-        done = run(config)
+        with leaving_at_once(*TERMINATION):
+            done = run(config)
     except ValueError as error:
         if len(error.args) == 1:
             error.args = (in_flags(command.settings, str(error)),)

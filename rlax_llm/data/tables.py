@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from rlax_llm.core.names import did_you_mean
 from rlax_llm.data.rows import DataError, Row
 
 _CHUNK = 1000  # rows of a Parquet file or data set in memory as Python objects
@@ -54,9 +55,38 @@ def read_table(path: str | Path, split: str = "train") -> Iterator[tuple[str, Ro
     place = Path(path)
     if place.is_dir():
         return _numbered(str(path), _directory(place, split))
-    if not place.exists() and _HUB_NAME.fullmatch(str(path)) and not _FILE.search(str(path)):
+    if not place.exists() and _is_hub_name(path):
         return _numbered(str(path), _hub(str(path), split))
     return _file(place)
+
+
+def check_there(path: str | Path, what: str) -> None:
+    """Raise where a table would be a file, and there is none.
+
+    Args:
+        path: as ``read_table`` takes it.
+        what: the setting that names it.
+
+    Raises:
+        DataError: naming the setting, and a file beside it whose name is similar.
+
+    >>> check_there("owner/name", "data")
+    >>> check_there("sums.jsonl", "data")
+    Traceback (most recent call last):
+    rlax_llm.data.rows.DataError: data is sums.jsonl, and there is no such file.
+    """
+    place = Path(path)
+    if place.exists() or _is_hub_name(path):
+        return
+    # By their stems: endings are alike everywhere.
+    beside = {one.stem: one.name for one in place.parent.iterdir()} if place.parent.is_dir() else {}
+    hint = did_you_mean(place.stem, beside, written=lambda stem: repr(beside[stem]))
+    raise DataError(f"{what} is {path}, and there is no such file{hint}")
+
+
+def _is_hub_name(path: str | Path) -> bool:
+    """Whether a path that is not there is the name of a data set of the hub."""
+    return _HUB_NAME.fullmatch(str(path)) is not None and not _FILE.search(str(path))
 
 
 def check_splits(path: str | Path, split: str) -> None:

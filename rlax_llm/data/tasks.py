@@ -263,16 +263,36 @@ def _reports(parts: Sequence[Kept[Any]]) -> tuple[str, ...]:
     return tuple(report for part in parts if (report := part.report()))
 
 
+def check_known(spec: str) -> None:
+    """Raise for a task that there is not, before anything is made of it.
+
+    Args:
+        spec: as ``load_task`` takes it.
+
+    Raises:
+        DataError: naming the tasks that there are; or settings that are no ``key=value``.
+
+    >>> check_known("arithmetic,largest=20")
+    >>> check_known("arithmetics")
+    Traceback (most recent call last):
+    rlax_llm.data.rows.DataError: task is 'arithmetics', which is unknown; the tasks are arithmetic, ...
+    """
+    name, _ = _parsed(spec)
+    family, _, member = name.partition(":")
+    if not (name in _TASKS or (family == _GYM and member) or is_own(name)):
+        hint = did_you_mean(name, _KNOWN)
+        raise DataError(f"task is {spec!r}, which is unknown; the tasks are {', '.join(_KNOWN)}{hint}")
+
+
 def _built_in(spec: str, held_out_size: int, seed: int, trained: bool) -> Task:
+    check_known(spec)
     name, settings = _parsed(spec)
     family, _, member = name.partition(":")
     if name in _TASKS:
         return _TASKS[name](spec, held_out_size, seed, settings)
-    if family == _GYM and member:
+    if family == _GYM:
         return _gym_task(spec, member, held_out_size, seed, settings if trained else settings | {"size": None})
-    if is_own(name):
-        return _own_task(spec, name, held_out_size, seed, settings)
-    raise DataError(f"task {spec!r}: unknown; the tasks are {', '.join(_KNOWN)}{did_you_mean(name, _KNOWN)}")
+    return _own_task(spec, name, held_out_size, seed, settings)
 
 
 def _sums(spec: str, held_out_size: int, seed: int, settings: dict[str, Any]) -> Task:

@@ -58,10 +58,13 @@ def report(session: Session, steps: int) -> str:
     """
     metrics, place = session.directory.metrics(), session.directory.path
     parts = []
-    for key, name in (("held_out_accuracy", "held-out accuracy"), ("held_out_loss", "held-out loss")):
-        first, last = first_and_last(metrics, key)
-        if first is not None and last is not None:
-            parts.append(f"{name} {first:.3f} → {last:.3f}")
+    told = []
+    for key in ("held_out_accuracy", "held_out_reward", "held_out_loss"):
+        ends = first_and_last(metrics, key)
+        # A reward of 0 and 1 is the accuracy.
+        if None not in ends and ends not in told:
+            told.append(ends)
+            parts.append(f"{key.replace('held_out_', 'held-out ')} {ends[0]:.3f} → {ends[1]:.3f}")
     done = max(session.step, 0)
     parts.append(f"{done} {'step' if done == 1 else 'steps'} in {session.wall_seconds():.0f} s")
     parts.append(f"written to {place}")

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+from typing import Any
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+TERMINATION = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What ends a program from elsewhere: a scheduler, a closed terminal."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,6 +35,34 @@ def _tell(text: str) -> None:
         os.write(2, (text + "\n").encode())
     except OSError:
         pass  # the terminal has been closed, which is what the signal says
+
+
+@contextlib.contextmanager
+def handling(numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Within the block ``handle`` is called at the signals.
+
+    What is ignored stays so, as SIGHUP under nohup; but SIGINT, which a shell's ``&`` ignores, is heard: whoever sends
+    it means it. Outside the main thread, where Python allows no handlers, signals do what they did.
+
+    Args:
+        numbers: of the signals.
+        handle: as ``signal.signal`` takes it.
+
+    >>> with handling([signal.SIGINT], lambda number, frame: print("heard", number)):
+    ...     signal.raise_signal(signal.SIGINT)
+    heard 2
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [one for one in numbers if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None stands for a handler that was not set from Python; it cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Stop:
@@ -80,13 +109,5 @@ def interruptible(tell: Callable[[str], None] = _tell) -> Iterator[Stop]:
         stop.number = signal_number
         tell("Interrupted: finishing this step; press Ctrl-C again to stop at once.")
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling((signal.SIGINT, *TERMINATION), handle):
         yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            # None stands for a handler that was not set from Python; it cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -280,6 +280,16 @@ OUTPUTS += [
 ]
 """Places that cannot be written: each is refused before models, data or devices are looked at."""
 
+_GRPO = ("grpo", "--reward", "exact_answer", "--data")
+INPUTS = [
+    Row((*_GRPO, "row.jsonl"), "--data is row.jsonl, and there is no such file; did you mean 'rows.jsonl'?"),
+    Row((*_GRPO, "rows.jsonl", "quite-another.jsonl"), "--data is quite-another.jsonl, and there is no such file."),
+    Row((*_GRPO, "rows.jsonl", "--eval-data", "none/x.jsonl"), "--eval-data is none/x.jsonl, and there is no such"),
+    Row(("grpo", "--task", "reasoning-gym:"), "--task is 'reasoning-gym:', which is unknown"),
+    Row(("eval", "--task", "arithmetic", "arithmetik"), "--task is 'arithmetik', which is unknown"),
+]
+"""What cannot be read, as it is not there: refused at once too."""
+
 _ROWS = {"prompt": "1+1=", "completion": "2", "answer": "2"}
 DATA: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "empty.jsonl"),

@@ -12,7 +12,7 @@ from rlax_llm.cli import compilation_cache, leaving
 from rlax_llm.cli.main import main
 from rlax_llm.host import progress
 from rlax_llm.host.failures import RunFailed
-from rlax_llm.host.interrupts import Interrupted
+from rlax_llm.host.interrupts import Interrupted, interruptible
 
 
 @pytest.fixture
@@ -90,6 +90,27 @@ def test_an_interrupt_that_a_callback_swallows_ends_the_program(run, monkeypatch
     with leaving.leaving_at_once():
         signal.raise_signal(signal.SIGINT)
     assert left == [2, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_ends_at_once_unless_it_is_ignored(run, monkeypatch, number):
+    """A model is being read; under nohup SIGHUP is ignored from the beginning."""
+    left = []
+    monkeypatch.setattr(leaving, "_leave", left.append)
+
+    def reading(config):
+        signal.raise_signal(number)
+
+    assert run(reading) == 0 and left == [number]
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert run(reading) == 0 and left == [number]
+        with interruptible(left.append) as stop:
+            signal.raise_signal(number)
+            assert not stop()
+    finally:
+        signal.signal(number, before)
+    assert left == [number]
 
 
 def test_closed_streams_are_written_to_nowhere(run, monkeypatch):

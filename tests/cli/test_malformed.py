@@ -152,11 +152,11 @@ def test_tables(refuse, words):
     assert not refuse(Row((*words, name), named) for name, (_, named) in malformed.DATA.items())
 
 
-def test_places_to_write_are_looked_at_before_anything_else(refuse, place, monkeypatch):
+def test_places_to_write_and_to_read_are_looked_at_before_anything_else(refuse, place, monkeypatch):
     """No command's module is imported, so that no model is read and nothing is computed."""
     (place / "folder.parquet").mkdir()
     monkeypatch.setattr(importlib, "import_module", None)
-    assert not refuse(malformed.OUTPUTS)
+    assert not refuse([*malformed.OUTPUTS, *malformed.INPUTS])
 
 
 def test_directories_of_models(refuse):

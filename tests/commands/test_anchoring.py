@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.commands.grpo import run as runs
-from rlax_llm.commands.grpo.anchoring import DISCOUNT, TURNS, anchors_of, numbers_of, returns_of
+from rlax_llm.commands.grpo.anchoring import DISCOUNT, TURNS, anchors_of, call_metrics, numbers_of, returns_of
 from rlax_llm.commands.grpo.gathering import Taken
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.rollouts import Rollout
@@ -58,6 +58,8 @@ def laid_out(rows, scores) -> Taken:
 def test_turns_are_compared_with_those_that_read_the_same_answer():
     rows, scores = episodes(0)
     taken = laid_out(rows, scores)
+    calls = [sum(bool(answer) for _, answer in row) for row in rows]
+    assert call_metrics(taken.rollout)["tools/call_frequency"] == pytest.approx(np.mean(calls))
     known = Known(turns=numbers_of(taken), anchors=anchors_of(taken), turn_returns=returns_of(taken))
     known = jax.tree.map(jnp.asarray, known)
     mask = np.asarray(taken.rollout.completions.mask).reshape(P, G, -1)
@@ -95,6 +97,7 @@ def test_without_a_call_it_is_grpo_times_one_more_than_the_weight():
     rows, scores = episodes(1)
     taken = laid_out([[(row[0][0], [])] for row in rows], scores)
     assert not numbers_of(taken).any() and (anchors_of(taken)[..., 0] == 0).all()
+    assert call_metrics(taken.rollout) == {"tools/call_frequency": 0.0}
     returns = returns_of(taken)
     np.testing.assert_array_equal(returns[..., 0].ravel(), scores)
     assert np.isnan(returns[..., 1:]).all()
@@ -122,7 +125,8 @@ def test_a_run_compares_turns_of_a_model_that_calls(tmp_path, monkeypatch):
     monkeypatch.setitem(runs._TOOLS, "calculator", Tool("calculator", "+", "8", calculate))
     directory = runs.run_grpo(settings)
     assert any("<result>" in row.get("transcript", "") for row in directory.completions())
-    assert np.isfinite(directory.metrics()[-1]["policy_loss"])
+    told = directory.metrics()[-1]
+    assert np.isfinite(told["policy_loss"]) and told["tools/call_frequency"] > 0
 
 
 def test_without_a_tool_there_is_one_turn():

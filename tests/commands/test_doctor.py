@@ -104,6 +104,7 @@ MADE = [
             "completions": lambda run: spoken(run, ["1", "22", "333", "4444"], [1.0, 2.0, 3.0, 4.0]),
         },
     ),
+    ("a tool that is never called", "grpo", {"tools__call_frequency": 0.0, "settings": {"tool": "calculator"}}),
     ("ended by an error", "grpo", {"summary": {"stopped": "grpo: a number is not finite after step 3."}}),
     ("numbers that are not finite", "grpo", {"policy_loss": None, "grad_norm": math.nan}),
     ("numbers that are not finite", "ppo", {"loss__value_avg": lambda done: None if done > 0.7 else 1.0}),

@@ -198,7 +198,7 @@ def test_a_mistake_in_the_last_set_is_told_before_the_first_is_measured(tmp_path
     earlier.write_summary({"finished": True})
     with pytest.raises(ValueError, match="no prompt in common: arithmetic here, sums there"):
         run_eval(EvalSettings.of(**LIMITS, against=str(earlier.path)))
-    with pytest.raises(DataError, match="task 'arithmetc': unknown"):
+    with pytest.raises(DataError, match="task is 'arithmetc', which is unknown"):
         run_eval(EvalSettings.of(**LIMITS, task=["arithmetic", "arithmetc"], out=str(tmp_path / "none")))
     assert "accuracy" not in capsys.readouterr().out and not (tmp_path / "none").exists()
 

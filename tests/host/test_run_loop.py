@@ -169,6 +169,15 @@ def test_the_command_that_goes_on_is_one_for_a_shell(tmp_path):
         assert shlex.split(report(new, 5))[-2:] == ["--resume", str(tmp_path / "my run")]
 
 
+def test_the_last_line_says_a_graded_reward_beside_the_accuracy(tmp_path):
+    new = Session("grpo", {}, out=str(tmp_path / "run"), warm_start_steps=0)
+    with new.running(dict, lambda *_: None):
+        new.directory.log_metrics(0, {"held_out_accuracy": 0.5, "held_out_reward": 0.5})
+        assert report(new, 5).startswith("held-out accuracy 0.500 → 0.500, 0 steps in ")
+        new.directory.log_metrics(1, {"held_out_accuracy": 0.5, "held_out_reward": -1.0})
+        assert report(new, 5).startswith("held-out accuracy 0.500 → 0.500, held-out reward 0.500 → -1.000, 0 steps in ")
+
+
 def test_chunks_go_on_where_they_ended_and_nothing_is_evaluated_unless_asked(tmp_path):
     phase = Adding(chunk=4)
     directory = ran(tmp_path / "run", warm=False, plan=Plan(8, eval_every=None), phase=phase, save_every=3)

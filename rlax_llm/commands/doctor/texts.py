@@ -107,6 +107,14 @@ def find_length(evidence: Evidence) -> Finding | None:
     return None if rises(evidence.values("reward")) else Finding(f"{grown}, and the reward has not.")
 
 
+def find_uncalled(evidence: Evidence) -> Finding | None:
+    """The tool is there, and nobody calls it."""
+    calls = evidence.values("tools/call_frequency")
+    if not calls or max(calls) > 0:
+        return None
+    return Finding(f"No completion of all {len(calls)} steps has called the {evidence.settings.get('tool')}.")
+
+
 _LENGTH = "completions/mean_length"
 
 
@@ -162,5 +170,13 @@ DIAGNOSES = (
         "A mean over the tokens of each completion makes long wrong answers cheap: take a recipe with another "
         "weighting (dapo, dr_grpo), or punish length (--overlong-buffer).",
         find_length,
+    ),
+    Diagnosis(
+        "a tool that is never called",
+        ("grpo",),
+        "with --tool, `tools/call_frequency` is 0 at every step",
+        "Nobody tells the model of the tool: say in the prompts how it is called, with an example (the help of --tool "
+        "has one), or teach calls first (rlax-llm sft).",
+        find_uncalled,
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlax_llm.commands.grpo.gathering import Taken
+from rlax_llm.commands.rollouts import Rollout
 from rlax_llm.core.types import Completions
 
 TURNS = 4
@@ -34,6 +35,16 @@ def _answered(completions: Completions, width: int) -> np.ndarray:
     """Tokens behind a prompt that the policy did not choose."""
     valid, mask = np.asarray(completions.valid), np.asarray(completions.mask)
     return valid & ~mask & (np.arange(valid.shape[1]) >= width)
+
+
+def call_metrics(rollout: Rollout) -> dict[str, float]:
+    """By TRL's name, how many calls of a completion a tool answered, in the mean.
+
+    Args:
+        rollout: of a model with a tool; rows without a chosen token do not count.
+    """
+    answers = turn_numbers(rollout.completions, rollout.prompt_width).max(-1)
+    return {"tools/call_frequency": float(answers[rollout.lengths() > 0].mean())}
 
 
 def turn_anchors(completions: Completions, width: int) -> np.ndarray:

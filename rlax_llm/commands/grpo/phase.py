@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.commands.drawing import Drawing
+from rlax_llm.commands.grpo.anchoring import call_metrics
 from rlax_llm.commands.grpo.carrying import Asked, Left, PartialRollouts
 from rlax_llm.commands.grpo.clock import Clock
 from rlax_llm.commands.grpo.gathering import Gatherer, Kept, Taken
@@ -276,6 +277,8 @@ class GroupPhase(Phase):
     def _described(self, taken: Taken) -> dict[str, float]:
         solved = self.task.solved if self.judge.graded else None
         described = describe(taken.rollout, taken.scores, solved, self.group_size)
+        if self.settings.tool is not None:
+            described |= call_metrics(taken.rollout)
         return described | staleness(taken.rollout.completions, self.taken)
 
     def _telling(self, taken: Taken) -> np.ndarray:
