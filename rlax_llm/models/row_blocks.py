@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 EIGHTHS = (2, 4, 6, 7, 8, 9, 10, 12)  # of what an expert has on average
-SMALLEST, LARGEST = 8, 256
+STEP, LARGEST = 8, 256
+FEW = (1, 4)
 
 Carry = TypeVar("Carry")
 
@@ -48,13 +49,15 @@ class _Table(NamedTuple):
 def ladder_of(rows: int, experts: int) -> tuple[int, ...]:
     """Sizes of blocks around what an expert has on average, so that most experts are one block with little padding.
 
-    What a block costs beside its rows is its expert, which is read, and laid out anew for a product.
+    What a block costs beside its rows is its expert, which is read, and laid out anew for a product; for a single row
+    it is only read, and most experts of a sampler's few tokens have no more.
 
     >>> ladder_of(64, 64), ladder_of(1_024, 64), ladder_of(4_096, 64)
-    ((8,), (8, 16, 24), (16, 32, 48, 56, 64, 72, 80, 96))
+    ((1, 4, 8), (8, 16, 24), (16, 32, 48, 56, 64, 72, 80, 96))
     """
     share = min(-(-rows // experts), LARGEST)
-    return tuple(sorted({-(-share * eighths // (8 * SMALLEST)) * SMALLEST for eighths in EIGHTHS}))
+    around = {-(-share * eighths // (8 * STEP)) * STEP for eighths in EIGHTHS}
+    return tuple(sorted(around.union(FEW if share <= STEP else ())))
 
 
 def over_blocks(

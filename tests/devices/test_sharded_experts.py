@@ -12,6 +12,7 @@ import pytest
 
 from rlax_llm.core.mesh import mesh
 from rlax_llm.models import experts
+from rlax_llm.models.blocks import nf4
 from rlax_llm.models.config import Experts
 from rlax_llm.models.experts import Weights, gated_by, mixture, route
 from rlax_llm.models.sharding import shardings
@@ -36,26 +37,38 @@ LAYERS = {
 }
 
 
-def slopes(layers, x):
-    def total(layers, x):
-        own = {name: leaf[0] for name, leaf in layers.items()}
-        routed = route(x @ own["router"], Experts(COUNT, 3, HIDDEN))
-        weights = Weights(own["expert_gate"], own["expert_up"], own["expert_down"])
-        return jnp.sin(mixture(x, routed, weights, gated_by(jax.nn.silu))).mean()
+def value(layers, x):
+    own = jax.tree.map(lambda leaf: leaf[0], layers)
+    routed = route(x @ own["router"], Experts(COUNT, 3, HIDDEN))
+    weights = Weights(own["expert_gate"], own["expert_up"], own["expert_down"])
+    return jnp.sin(mixture(x, routed, weights, gated_by(jax.nn.silu))).mean()
 
-    return jax.value_and_grad(total, (0, 1))(layers, x)
+
+def slopes(layers, x):
+    return jax.value_and_grad(value, (0, 1))(layers, x)
+
+
+def slopes_of_what_is_trained(layers, x):
+    frozen = {name: leaf for name, leaf in layers.items() if name != "router"}
+    return jax.value_and_grad(lambda router, x: value(frozen | {"router": router}, x), (0, 1))(layers["router"], x)
+
+
+def in_codes():
+    return {name: leaf if name == "router" else nf4(jnp.asarray(leaf)) for name, leaf in LAYERS.items()}
 
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
-def test_each_device_computes_its_own_experts_and_holds_no_others(machine, monkeypatch):
+@pytest.mark.parametrize(("read", "layers"), [(slopes, lambda: LAYERS), (slopes_of_what_is_trained, in_codes)])
+def test_each_device_computes_its_own_experts_and_holds_no_others(machine, read, layers, monkeypatch):
     monkeypatch.setattr(experts, "platform", lambda: machine)
-    x = 4 * drawn(8, 5, WIDTH)
-    run = partial(slopes)  # a function of its own, lest the other machine's program is taken again
-    check_same_everywhere(MESHES, run, LAYERS, x)
+    x, layers = 4 * drawn(8, 5, WIDTH), layers()
+    run = partial(read)  # a function of its own, lest the other machine's program is taken again
+    check_same_everywhere(MESHES, run, layers, x)
     grid = mesh(MESHES[0])
     with jax.set_mesh(grid):
-        text = jax.jit(run).lower(jax.device_put(LAYERS, shardings(grid, LAYERS)), x).compile().as_text()
-    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"f32\[(\d+(?:,\d+)*)\]", text)}
-    own = {(COUNT // 2, WIDTH, HIDDEN), (COUNT // 2, HIDDEN, WIDTH)}
-    assert own <= shapes
-    assert not {shape for shape in shapes if COUNT in shape and {WIDTH, HIDDEN} <= set(shape)}
+        text = jax.jit(run).lower(jax.device_put(layers, shardings(grid, layers)), x).compile().as_text()
+    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"\w\d+\[(\d+(?:,\d+)*)\]", text)}
+    sides = {WIDTH, HIDDEN, WIDTH // 2, HIDDEN // 2}  # two codes of 4 bits lie in a byte
+    of_experts = {shape[-3] for shape in shapes if len(shape) > 2 and set(shape[-2:]) <= sides}
+    assert COUNT // 2 in of_experts
+    assert COUNT not in of_experts
