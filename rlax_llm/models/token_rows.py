@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.core.mesh import spread
 from rlax_llm.models.config import ROWS_OF, DecoderConfig
 from rlax_llm.models.functional import Params
 
@@ -61,5 +62,6 @@ def read_rows(config: DecoderConfig, params: Params, tokens: jax.Array, taken: j
     if rows is None or config.lora is None:
         return taken
     same = tokens[..., None] == jnp.array(config.lora.tokens)
-    own = rows[jnp.argmax(same, -1)]
+    # Whole on each device, as the table beside them is: a split along D would be that of all tokens.
+    own = spread(rows)[jnp.argmax(same, -1)]
     return jnp.where(same.any(-1)[..., None], own, taken)

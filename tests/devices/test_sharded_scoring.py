@@ -121,6 +121,21 @@ def test_an_adapters_gradient_is_the_same():
     assert np.abs(gradient["layers"]["q_lora_b"]).max() > 1e-3
 
 
+def test_rows_of_tokens_that_are_trained_move_no_other_tokens_between_devices(capfd):
+    """Of a table that is the head too: XLA says where it gathers what it could not lay otherwise."""
+    config = replace(CONFIG, tie_embeddings=True, lora=Lora(1, 1.0, ("q",), tokens=(1, 2, 3)))
+    params = init_decoder(replace(CONFIG, tie_embeddings=True), jax.random.key(0))
+    adapter = init_adapter(config, jax.random.key(3), base=params)
+
+    def run(state, rows):
+        return slope(row_log_probs(config), state["base"])(state["adapter"], rows)
+
+    state = {"base": params, "adapter": adapter}
+    _, gradient = check_same_everywhere(("data=2,fsdp=4",), run, state, completions())
+    assert np.abs(gradient["embed_rows"]).max() > 1e-3
+    assert "rematerialization" not in capfd.readouterr().err
+
+
 def test_bfloat16_differs_by_its_rounding():
     """A product's sum over a split dimension is rounded once on every device: at 8 bits, not at 24."""
     narrow = replace(CONFIG, compute_dtype="bfloat16")
