@@ -72,11 +72,12 @@ learner's own log-probabilities before an update, which `--correction` reads, ar
 and goes by its own router, as in slime and NeMo-RL. Tokens of which nobody says, such as a demonstration's, go where
 the router sends them. `router/mismatch` is the share of experts that the router itself would not have chosen;
 `router/load_max` and `router/aux_loss` count the experts that tokens were sent to. In Python it is `Request(…,
-routed=True)`; `row_log_probs`, `group_log_probs` and their like read what completions hold. Completions of several
-turns, partial rollouts and a server's do not say it, and are refused; what all prompts begin with is read with each of
-them. A value model and a teacher go by their own routers, as a reference does. `online` has no such flag: its losses
-compare the policy with its reference, or are a likelihood, and have no ratio to the sampler; by the sampler's experts
-the policy would differ from an equal reference before the first step.
+routed=True)`; `row_log_probs`, `group_log_probs` and their like read what completions hold. A server says it too
+([another sampler](guides/foreign-sampler.md#the-experts-of-a-mixture)). Completions of several turns and partial
+rollouts do not, and are refused; what all prompts begin with is read with each of them. A value model and a teacher go
+by their own routers, as a reference does. `online` has no such flag: its losses compare the policy with its reference,
+or are a likelihood, and have no ratio to the sampler; by the sampler's experts the policy would differ from an equal
+reference before the first step.
 
 ## Attention sinks
 

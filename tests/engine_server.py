@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate
@@ -58,19 +61,36 @@ def serving(answer: Answer) -> Iterator[str]:
         server.server_close()
 
 
+Routes = Callable[[np.ndarray], dict[str, Any]]
+"""``experts of tokens [n − 1, L, k] → fields of a choice``."""
+
+
+def as_npy(sent: np.ndarray) -> dict[str, Any]:
+    """vLLM's."""
+    file = io.BytesIO()
+    np.save(file, sent)
+    return {"routed_experts": base64.b64encode(file.getvalue()).decode()}
+
+
+def as_numbers(sent: np.ndarray) -> dict[str, Any]:
+    """SGLang's."""
+    return {"sgl_ext": {"routed_experts": base64.b64encode(sent.astype("<i4").tobytes()).decode()}}
+
+
 class EngineServer:
     """Answers as vLLM does: it draws by the engine, and reads the weights of a directory when it is told to.
 
     Args:
         model: at the start; without one the first weights have to be handed over.
         raw: log-probabilities are those of the logits before temperature and bias.
+        routes: how it says which experts tokens were sent to; None does not say it.
 
     Attributes:
         asked: paths, in order.
     """
 
-    def __init__(self, model: LanguageModel | None = None, raw: bool = False):
-        self.model, self.raw, self.asked = model, raw, []
+    def __init__(self, model: LanguageModel | None = None, raw: bool = False, routes: Routes | None = None):
+        self.model, self.raw, self.routes, self.asked = model, raw, routes, []
         self._lock = threading.Lock()  # one row at a time: which thread comes first then changes nothing
 
     def __call__(self, path: str, body: Any) -> tuple[int, Any]:
@@ -92,7 +112,8 @@ class EngineServer:
         tokenizer, config = self.model.tokenizer, self.model.config
         bias = tuple((int(token), value) for token, value in body.get("logit_bias", {}).items())
         sampler = Categorical(body["temperature"], logit_bias=bias) if body["temperature"] else greedy
-        request = Request(sampler, tuple(body["stop_token_ids"]), body["max_tokens"])
+        asked = self.routes is not None and body.get("return_routed_experts", False)
+        request = Request(sampler, tuple(body["stop_token_ids"]), body["max_tokens"], routed=asked)
         prompts = pad_prompts([body["prompt"]], tokenizer.pad_id, config.vocab_size)
         drawn = jax.device_get(generate(config, self.model.params, prompts, jax.random.key(body["seed"]), request))
         mask = np.asarray(drawn.mask)[0]
@@ -112,4 +133,13 @@ class EngineServer:
             "logprobs": told,
             "finish_reason": "length" if drawn.truncated[0] else "stop",
         }
-        return {"choices": [choice]}
+        return {"choices": [choice | self._routes(drawn)]}
+
+    def _routes(self, drawn: Completions) -> dict[str, Any]:
+        """Of the one row that was drawn: of its tokens, but the last, behind which nothing was."""
+        if self.routes is None or drawn.routed is None:
+            return {}
+        assert self.model is not None and self.model.config.experts is not None
+        sent = np.asarray(drawn.routed)[0][np.asarray(drawn.valid)[0]][:-1]
+        shape = len(sent), self.model.config.num_layers, self.model.config.experts.per_token
+        return self.routes(sent.reshape(shape).astype(np.int16) - 1)

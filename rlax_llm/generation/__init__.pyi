@@ -18,6 +18,7 @@ from rlax_llm.generation import request as request
 from rlax_llm.generation import rollout as rollout
 from rlax_llm.generation import sampling as sampling
 from rlax_llm.generation import served as served
+from rlax_llm.generation import served_routes as served_routes
 from rlax_llm.generation import server as server
 from rlax_llm.generation import slots as slots
 from rlax_llm.generation import speculation as speculation

@@ -19,8 +19,9 @@ import numpy as np
 from rlax_llm.core.mesh import fetch
 from rlax_llm.core.processes import done_by_all, is_first
 from rlax_llm.core.types import Completions
+from rlax_llm.generation import served_routes
 from rlax_llm.generation.prompts import Prompts
-from rlax_llm.generation.request import Request, check_request, refuse_routed
+from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import Categorical, Sampler, greedy, row_keys
 from rlax_llm.generation.server import Server
 from rlax_llm.models.config import DecoderConfig
@@ -66,11 +67,13 @@ class Answered(NamedTuple):
         tokens: ids, the stop token included.
         log_probs: of each, nats.
         truncated: it ended at its limit.
+        routed: where prompt and tokens were sent, by ``read_routes``; nothing where nobody asks.
     """
 
     tokens: list[int]
     log_probs: list[float]
     truncated: bool
+    routed: str = ""
 
 
 class Served:
@@ -126,7 +129,9 @@ class Served:
         told = done_by_all(
             lambda: self._drawn(asked, config, request, slots) if is_first() else None, ValueError, OSError
         )
-        return _completions(fetched, [Answered(*row) for row in told[0] or ()], request, self.version)
+        rows = [Answered(*row) for row in told[0] or ()]
+        drawn = _completions(fetched, rows, request, self.version)
+        return _with_routes(config, drawn, rows) if request.routed else drawn
 
     def _drawn(
         self, asked: Sequence[Asked], config: DecoderConfig, request: Request, slots: int | None
@@ -134,13 +139,16 @@ class Served:
         """The completions, many asked for at a time: the server has its own batches."""
         wanted = sampling_fields(request)
         self.check(request, config.vocab_size)
+        if request.routed:
+            wanted |= served_routes.ASKED
         with ThreadPoolExecutor(min(slots or len(asked), len(asked), MOST_CONNECTIONS)) as pool:
-            return list(pool.map(lambda one: self._one(one, wanted, config.vocab_size, request), asked))
+            return list(pool.map(lambda one: self._one(one, wanted, config, request), asked))
 
-    def _one(self, asked: Asked, wanted: dict[str, Any], vocabulary: int, request: Request) -> Answered:
+    def _one(self, asked: Asked, wanted: dict[str, Any], config: DecoderConfig, request: Request) -> Answered:
         answer = self._ask(asked, wanted)
         try:
-            return read_answer(answer, asked, vocabulary, request.stop_ids)
+            read = read_answer(answer, asked, config.vocab_size, request.stop_ids)
+            return read._replace(routed=_routes(answer, asked, read, config)) if request.routed else read
         except ValueError as error:
             raise ValueError(f"{self.server.url}: {error}") from None
 
@@ -238,10 +246,9 @@ def sampling_fields(request: Request) -> dict[str, Any]:
     ValueError: Served: a foreign sampler cannot have top_p: its server does not say what that left to draw from, and
     the learner could not recompute the log-probabilities; leave it out.
     """
-    refuse_routed("a foreign sampler", request, "a server's completions")
     plain = Request(request.sampler, request.stop_ids, request.max_new_tokens, request.group_size)
-    # How many tokens a pass draws is the server's own affair: it changes none.
-    _refuse(request._replace(speculation=None), plain)
+    # How many tokens a pass draws is the server's own affair, and who says where they went: it changes none.
+    _refuse(request._replace(speculation=None, routed=False), plain)
     temperature, bias = _temperature_and_bias(request.sampler)
     found: dict[str, Any] = {"temperature": float(temperature), "stop_token_ids": [int(x) for x in request.stop_ids]}
     if not bias:
@@ -328,6 +335,13 @@ def read_answer(answer: Any, asked: Asked, vocabulary: int, stop_ids: Sequence[i
     )
 
 
+def _routes(answer: Any, asked: Asked, read: Answered, config: DecoderConfig) -> str:
+    """Where prompt and tokens were sent; a server may have gone on behind a stop token."""
+    choice, prompt = _choice(answer), len(asked.prompt)
+    counts = prompt + len(choice["token_ids"]), prompt + len(read.tokens)
+    return served_routes.read_routes(choice, counts, config)
+
+
 def _choice(answer: Any) -> dict[str, Any]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
@@ -390,6 +404,14 @@ def _completions(
     truncated = np.array([row.truncated for row in rows], bool)
     found: Any = (tokens, there | mask, mask, log_probs, truncated)
     return Completions(*found, versions=_versions(len(rows), version))
+
+
+def _with_routes(config: DecoderConfig, drawn: Completions, rows: Sequence[Answered]) -> Completions:
+    """With where the tokens of each row were sent, from the first of its prompt on."""
+    begins = np.asarray(drawn.valid).argmax(1).tolist()
+    count, columns = drawn.tokens.shape
+    placed = served_routes.placed_routes([row.routed for row in rows], begins, (count, columns), config)
+    return drawn._replace(routed=placed)
 
 
 def _versions(count: int, version: int | None) -> Any:

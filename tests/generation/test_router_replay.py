@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from engine_server import EngineServer, as_npy, as_numbers, serving
 
 from rlax_llm.core.speculation import Speculation
 from rlax_llm.core.types import Completions
@@ -21,11 +22,15 @@ from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Categorical
-from rlax_llm.generation.served import sampling_fields
+from rlax_llm.generation.served import Served
+from rlax_llm.generation.served_routes import read_routes
+from rlax_llm.generation.server import Server
 from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.decoder import init_decoder
+from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.routing import keeping, routes_of
 from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.tokenizer import Tokenizer
 
 V, GROUP, LIMIT, WIDTH = 29, 2, 24, 16
 CONFIG = DecoderConfig(V, 16, 24, 2, 4, 2, 4, max_positions=512, experts=Experts(8, 2, 12))
@@ -135,8 +140,39 @@ def test_what_does_not_keep_them_says_so():
         (lambda: generate_partly(CONFIG, PARAMS, begun, KEY, REQUEST, 2), "generate_partly: routed is asked for"),
         (lambda: generate_further(CONFIG, PARAMS, begun, KEY, REQUEST, 2), "generate_further: routed is asked for"),
         (lambda: generate_mixed(CONFIG, Two(PARAMS, PARAMS), PROMPTS, KEY, REQUEST, 0.5), "generate_mixed: routed is"),
-        (lambda: sampling_fields(REQUEST), "a foreign sampler: routed is asked for"),
         (lambda: check_request(replace(CONFIG, experts=None), 4, REQUEST), "the model has no experts to tell of"),
     ):
         with pytest.raises(ValueError, match=told):
             draw()
+
+
+@pytest.mark.parametrize("told", [as_npy, as_numbers])
+def test_a_server_says_where_its_tokens_were_sent(told):
+    model = LanguageModel(CONFIG, PARAMS, Tokenizer.characters("+"))
+    few = Request(Categorical(), (24,), 6, 2, routed=True)
+    prompts = pad_prompts([[5, 7, 9], [3, 4, 6, 8]], 0, V, 8)
+    with serving(EngineServer(model, routes=told)) as url:
+        drawn = Served(Server(url))(CONFIG, {}, prompts, KEY, few)
+    wanted = np.asarray(own_routes(CONFIG, PARAMS, drawn.tokens, drawn.valid))
+    assert drawn.routed.dtype == np.uint8 and drawn.mask.sum() > 8
+    np.testing.assert_array_equal(drawn.routed, np.where(read_by_the_sampler(drawn)[..., None], wanted, 0))
+
+
+SENT = np.zeros((4, 2, 2), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({}, "has no routed_experts, .* start the server with --enable-return-routed-experts"),
+        ({"routed_experts": [[[0]]]}, "has no routed_experts"),
+        ({"routed_experts": "no?"}, "no array of integers in base64"),
+        (as_npy(SENT[:, :1]), r"have \(1, 2\) layers .* wanted \(2, 2\) and less than 8;"),
+        (as_npy(SENT + 8), "numbers up to 8, wanted"),
+        (as_npy(SENT[:2]), "of 2 tokens, wanted 4 of the 5"),
+        (as_npy(SENT * 0.5), "are float64 of 3 axes"),
+    ],
+)
+def test_what_a_server_says_of_another_model_is_named(choice, message):
+    with pytest.raises(ValueError, match=message):
+        read_routes(choice, (5, 5), CONFIG)

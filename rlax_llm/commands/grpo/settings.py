@@ -314,7 +314,7 @@ class GrpoSettings(OnMachine):
             return
         speculation = self.sampling.speculation
         always = speculation if speculation is not None and speculation.always else None
-        own = self.rollout.formats | {"speculate": always, "router_replay": self.rollout.router_replay or None}
+        own = self.rollout.formats | {"speculate": always}
         for name, given in own.items():
             if given is not None:
                 raise ValueError(f"{name} is given with sampler_url, whose server has its own; leave one out.")
