@@ -7,6 +7,7 @@ from rlax_llm.recipes import building as building
 from rlax_llm.recipes import control as control
 from rlax_llm.recipes import distillation as distillation
 from rlax_llm.recipes import group as group
+from rlax_llm.recipes import marks as marks
 from rlax_llm.recipes import mixed as mixed
 from rlax_llm.recipes import nemo_rl as nemo_rl
 from rlax_llm.recipes import online as online
@@ -59,6 +60,8 @@ from rlax_llm.recipes.group import rloo as rloo
 from rlax_llm.recipes.group import sapo as sapo
 from rlax_llm.recipes.group import trpo as trpo
 from rlax_llm.recipes.group import vespo as vespo
+from rlax_llm.recipes.marks import alone as alone
+from rlax_llm.recipes.marks import reads as reads
 from rlax_llm.recipes.mixed import chord as chord
 from rlax_llm.recipes.mixed import dro as dro
 from rlax_llm.recipes.mixed import echo as echo

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from rlax_llm.core.names import did_you_mean
 from rlax_llm.core.user_code import is_own, named_function, whole_path
+from rlax_llm.recipes.marks import is_alone, read_by
 
 Family = Literal["group", "control", "rlhf", "preference", "link", "unpaired", "distillation", "online"]
 
@@ -29,8 +30,8 @@ class Named(NamedTuple):
         paper: arXiv number, or nothing.
         like: the algorithm that it resembles: in ``control`` whose tuned settings it has, in ``preference`` whose
             reward, so that their links can be added up; or nothing.
-        reads: fields of ``Known`` that its advantage reads beside the scores.
-        alone: whether one completion of a prompt is enough, since no other is compared with it.
+        reads: fields of ``Known`` that its advantage reads beside the scores; of a user's own see ``told``.
+        alone: whether one completion of a prompt is enough, since no other is compared with it; the same.
         given: tokens that its loss reads and the policy did not choose: "demonstrations" beside a group, "members" of
             it that are demonstrations, the "answers" of tools; or nothing.
     """
@@ -60,6 +61,17 @@ class Named(NamedTuple):
     def is_own(self) -> bool:
         """Whether it is a user's own, none of this table."""
         return self.name == self.place
+
+    def told(self) -> Named:
+        """With what a user's own function says of itself (``recipes.marks``), which is imported for it.
+
+        Raises:
+            ValueError: as ``named_function``, for a user's own.
+
+        >>> find("grpo", "spo", "group").told().reads
+        ('prompts',)
+        """
+        return self._replace(reads=read_by(self.make), alone=is_alone(self.make)) if self.is_own else self
 
 
 _GROUP = "rlax_llm.recipes.group:"

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from rlax_llm.commands.control.program import ControlSettings, build
-from rlax_llm.commands.grpo.objective import build_objective
+from rlax_llm.commands.grpo.knowing import reads
+from rlax_llm.commands.grpo.objective import build_objective, check_told
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.optimizers import build_optimizer
 from rlax_llm.commands.places import whole_paths
@@ -23,9 +24,15 @@ from rlax_llm.core.types import Completions
 from rlax_llm.envs.registry import make
 from rlax_llm.preference.links import hinge
 from rlax_llm.preference.unpaired import kto
-from rlax_llm.recipes import control, group, preference
+from rlax_llm import recipes
+from rlax_llm.recipes import control, group, preference, variants
 
 def objective(eps=0.3): return group.dapo(eps, eps)
+@recipes.reads("baselines")
+@recipes.alone
+def above_greedy(): return variants.remax()
+@recipes.reads("turns", "anchors", "turn_returns")
+def of_turns(step_coef=1.0): return variants.gigpo(step_coef)
 def preferred(beta=0.5): return preference.simpo(beta)
 def link(): return hinge
 def labels(beta=0.2): return kto(beta)
@@ -78,6 +85,18 @@ def test_each_is_found_by_its_file_and_by_its_module(folder):
     assert (len(task.train), len(task.held_out), task.rewards[0].name) == (6, 2, "reward")
     assert load_reward("own_code.py:reward").name == "reward"
     optimizer("own_code.py:optimizer")
+
+
+def test_a_recipe_says_what_it_reads_and_that_one_completion_is_enough():
+    alone, compared, turns = (f"own_code.py:{name}" for name in ("above_greedy", "objective", "of_turns"))
+    settings = GrpoSettings.of(recipe=alone, group_size=1)
+    check_told(settings)
+    assert reads(settings) == ("baselines",) and reads(GrpoSettings.of(recipe=compared)) == ()
+    with pytest.raises(ValueError, match=r"^grpo: group_size is 1, wanted at least 2\.$"):
+        check_told(GrpoSettings.of(recipe=compared, group_size=1))
+    with pytest.raises(ValueError, match=r"^grpo: recipe .*own_code.py:of_turns compares turns, and without a tool"):
+        check_told(GrpoSettings.of(recipe=turns))
+    check_told(GrpoSettings.of(recipe=turns, tool="calculator"))
 
 
 def test_links_of_a_users_own_are_added_to_others():

@@ -47,7 +47,7 @@ def reads(settings: GrpoSettings) -> tuple[str, ...]:
     Args:
         settings: of the command.
     """
-    named = find("grpo", settings.objective.recipe, "group").reads
+    named = find("grpo", settings.objective.recipe, "group").told().reads
     return (*named, "step_rewards") if settings.task.judges_steps else named
 
 

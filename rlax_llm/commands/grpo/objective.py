@@ -252,6 +252,24 @@ def check_older(settings: GrpoSettings, objective: Objective) -> None:
             )
 
 
+def check_told(settings: GrpoSettings) -> None:
+    """Raise where there is nothing that a user's own recipe could compare, by what it says of itself.
+
+    Args:
+        settings: of the command.
+
+    Raises:
+        ValueError: as said, or the user's own file cannot be imported.
+    """
+    named = find("grpo", settings.objective.recipe, "group")
+    if not named.is_own:
+        return
+    try:
+        settings.check_compared(named.told())
+    except ValueError as error:
+        raise ValueError(f"grpo: {error}") from None
+
+
 def check_shown(settings: GrpoSettings, objective: Objective) -> None:
     """Raise for demonstrations that a user's own recipe does not read, or not so; and where it has nothing to read.
 

@@ -24,7 +24,7 @@ from rlax_llm.commands.shared_settings import (
     check_draws_all,
 )
 from rlax_llm.commands.task_settings import StepSettings, TaskSettings
-from rlax_llm.recipes.registry import PEERS, by_kind, find, recipes
+from rlax_llm.recipes.registry import PEERS, Named, by_kind, find, recipes
 
 _RECIPE_HELP = (
     f"Named objective, with its arXiv number. Of {by_kind()}. Another trainer's variant as TRAINER:NAME, such as "
@@ -331,20 +331,32 @@ class GrpoSettings(OnMachine):
 
     def _check_recipe(self) -> None:
         """Raise for what the recipe does not go with."""
-        if not find(self.command, self.objective.recipe, "group").alone:
-            at_least(self.rollout, 2, "group_size")
+        named = find(self.command, self.objective.recipe, "group")
+        if not named.is_own:  # which says it when it is made
+            self.check_compared(named)
         self._check_given()
-        if "turns" in find(self.command, self.objective.recipe, "group").reads and self.rollout.tool is None:
-            raise ValueError(
-                f"recipe {self.objective.recipe} compares turns, and without a tool there is one; give tool, or take "
-                "another."
-            )
         if self.objective.recipe == TRPO:
             self._check_trpo()
         if self.objective.off_policy_mask is not None and self.learning.correction != "none":
             raise ValueError(
                 f"off_policy_mask is given with correction {self.learning.correction}, in whose place it reads what "
                 "the tokens were drawn with; leave one out."
+            )
+
+    def check_compared(self, named: Named) -> None:
+        """Raise where there is nothing that a recipe could compare.
+
+        Args:
+            named: the recipe, with what it says of itself.
+
+        Raises:
+            ValueError: there is not.
+        """
+        if not named.alone:
+            at_least(self.rollout, 2, "group_size")
+        if "turns" in named.reads and self.rollout.tool is None:
+            raise ValueError(
+                f"recipe {named.name} compares turns, and without a tool there is one; give tool, or take another."
             )
 
     def _check_given(self) -> None:

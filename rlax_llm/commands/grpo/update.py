@@ -23,6 +23,7 @@ from rlax_llm.commands.grpo.objective import (
     build_step,
     check_older,
     check_shown,
+    check_told,
     of_completions,
     of_steps,
 )
@@ -105,6 +106,7 @@ class GroupUpdate:
         chosen = build_objective(named, longest, weights, counts, credited)
         between = named.off_policy_mask, self.settings.learning.correction
         check_older(self.settings, chosen.objective)
+        check_told(self.settings)
         check_shown(self.settings, chosen.objective)
         objective = between_policies(named.recipe, chosen.objective, *between)
         return chosen._replace(objective=objective)
