@@ -43,11 +43,13 @@ from rlax_llm.policy.distillation import Attempt as Attempt
 from rlax_llm.policy.distillation import Distillation as Distillation
 from rlax_llm.policy.distillation import Prompting as Prompting
 from rlax_llm.policy.distillation import after_example as after_example
+from rlax_llm.policy.distillation import blended as blended
 from rlax_llm.policy.distillation import demonstration as demonstration
 from rlax_llm.policy.distillation import from_teacher as from_teacher
 from rlax_llm.policy.distillation import in_words as in_words
 from rlax_llm.policy.distillation import joined as joined
 from rlax_llm.policy.distillation import own_feedback as own_feedback
+from rlax_llm.policy.distillation import paid_by_teacher as paid_by_teacher
 from rlax_llm.policy.distillation import solved_attempt as solved_attempt
 from rlax_llm.policy.distillation import written as written
 from rlax_llm.policy.entropy import stepped_coef as stepped_coef

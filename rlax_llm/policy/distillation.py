@@ -15,8 +15,11 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.divergences import Divergence
 from rlax_llm.core.types import PolicyBatch, Scored
 from rlax_llm.core.wording import check_template, filled
+from rlax_llm.credit.teachers import teacher_log_ratio
+from rlax_llm.policy.coupled import Coupled
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.terms import Term
+from rlax_llm.policy.trust_regions import TrustRegion
 
 
 class Attempt(NamedTuple):
@@ -86,7 +89,17 @@ class Distillation(NamedTuple):
             jax.eval_shape(self.objective.advantage, Scored(scores, tokens, tokens > 0))
         except checks.NoReference:
             return True
-        return self.objective.kl is not None
+        return self.objective.kl is not None or any(_reads_teacher(term) for term in self.objective.terms)
+
+
+def _reads_teacher(term: Term) -> bool:
+    one = jnp.ones((1, 1))
+    batch = PolicyBatch(one, one, one, one > 0, given=one < 0, scores=one, entropy=one, divergence=one)
+    try:
+        jax.eval_shape(term.loss, batch._replace(staleness=0 * one))
+    except checks.NoReference:
+        return True
+    return False
 
 
 @check_arguments
@@ -109,6 +122,64 @@ def from_teacher(batch: PolicyBatch) -> jax.Array:
             "gives a third array, as distilled_log_probs makes."
         )
     return batch.divergence
+
+
+@check_arguments
+def paid_by_teacher(region: TrustRegion) -> Callable[[PolicyBatch], jax.Array]:
+    """A trust region on ``teacher_log_ratio``, in the place of the advantages: a term's loss.
+
+    Limiting case: 0 where student and teacher agree.
+
+    Args:
+        region: ``(log_ratio, advantages) → loss``, elementwise.
+
+    Raises:
+        ValueError: by the function, where the batch has no log-probabilities of a teacher.
+
+    >>> from rlax_llm.policy.trust_regions import unclipped
+    >>> one = jnp.ones((1, 1))
+    >>> paid_by_teacher(unclipped)(PolicyBatch(-one, -one, one, one > 0, ref_log_probs=-3 * one)).tolist()
+    [[2.0]]
+    """
+
+    def loss(batch: PolicyBatch) -> jax.Array:
+        if batch.ref_log_probs is None:
+            raise checks.NoReference("policy_loss: a term reads ref_log_probs, got None; give the teacher's.")
+        return region(batch.log_probs - batch.old_log_probs, batch.ref_log_probs - batch.old_log_probs)
+
+    return loss
+
+
+@check_arguments
+def blended(policy: Objective, distilled: Objective, weight: float) -> Objective:
+    """``(1 − w) · policy loss + w · distillation loss``, each with tokens' weights of its own (TRL's SDPO).
+
+    Limiting cases: the loss of ``policy`` for w = 0, that of ``distilled`` for w = 1.
+
+    Args:
+        policy: what scores pay.
+        distilled: what the teacher pays: its advantage is ``teacher_log_ratio``, its ratio that of tokens.
+        weight: w, from 0 to 1.
+
+    Raises:
+        ValueError: for a weight out of its range, or a distillation that is paid otherwise.
+
+    >>> from rlax_llm.recipes import distillation, group
+    >>> found = blended(group.dapo(), distillation.opd().objective, 0.25)
+    >>> found.terms[0].coef, found.weighting(jnp.ones((1, 3), bool)).tolist()
+    (0.25, [[0.25, 0.25, 0.25]])
+    """
+    checks.not_negative("blended", weight=weight, **{"1 − weight": 1 - weight})
+    region, more = distilled.trust_region, distilled.terms or distilled.kl is not None
+    if distilled.advantage is not teacher_log_ratio or isinstance(region, Coupled) or more:
+        raise ValueError(
+            "blended: the distillation pays more than teacher_log_ratio, or otherwise; give one that is a trust region "
+            "on it, such as opd's or sdpo's objective."
+        )
+    paid = Term("distillation_loss", paid_by_teacher(region), weight, weighting=distilled.weighting)
+    rest = 1 - weight
+    terms = tuple(term._replace(coef=rest * term.coef) for term in policy.terms)
+    return policy._replace(weighting=lambda mask: rest * policy.weighting(mask), terms=(*terms, paid))
 
 
 @check_arguments

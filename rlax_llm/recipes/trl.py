@@ -11,7 +11,7 @@ import jax
 
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.policy import coupled
-from rlax_llm.policy.distillation import Distillation
+from rlax_llm.policy.distillation import Distillation, blended
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.preference.pairs import Preference
@@ -229,8 +229,11 @@ def sdpo(
     teacher_prompt: str | None = None,
     attempt_template: str = "{hint}",
     feedback_template: str | None = None,
+    coef: float = 1.0,
 ) -> Distillation:
     """``SDPOTrainer``: each row's mean, and the mean over all rows, those without a hint too.
+
+    With a ``coef`` below 1 it stands beside ``grpo``, ``(1 − coef) · policy loss + coef · distillation loss``.
 
     Args:
         follows: ``teacher_update_rate``.
@@ -238,13 +241,15 @@ def sdpo(
         teacher_prompt: ``reprompt_template``, in which ``{hint}`` stands for its solution and feedback.
         attempt_template: ``solution_template``, in which ``{hint}`` stands for the attempt.
         feedback_template: the same of the feedback.
+        coef: ``distillation_weight``, from 0 to 1.
 
-    >>> sdpo().follows
-    0.05
+    >>> sdpo().follows, sdpo(coef=0.5).objective.trust_region is sdpo().objective.trust_region
+    (0.05, False)
     """
     given = separator, teacher_prompt, attempt_template, feedback_template
     paper = distillation_recipes.sdpo(0.0, follows, *given)
-    return paper._replace(objective=paper.objective._replace(weighting=over_all_rows()))
+    pure = paper.objective._replace(weighting=over_all_rows())
+    return paper._replace(objective=pure if coef == 1 else blended(grpo(), pure, coef))
 
 
 @check_arguments

@@ -155,6 +155,10 @@ def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return random.integers(0, V, shape), random.normal(size=shape), np.array([True, True, False])
 
 
+SCORED = np.array([0.5, -0.25, -0.25])
+"""Advantages of the rows."""
+
+
 def log_probs_of(logits: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits, -1).gather(-1, torch.tensor(drawn()[0])[..., None])[..., 0]
 
@@ -201,29 +205,41 @@ def test_iw_opd_and_its_gradients_are_trls(recipe, moves):
     assert_same(loss, theirs(weighed), 1e-7)  # weights are float32
 
 
-def test_sdpo_and_its_gradients_are_trls():
-    """At any age of the tokens: its weights are at most 2, and its advantage is that of the policy at hand."""
+@pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
+def test_sdpo_and_its_gradients_are_trls(weight):
+    """At any age of the tokens: its weights are at most 2, and its advantage is that of the policy at hand; alone, or
+    beside the loss of what scores pay."""
     _, teacher, _, other, mask = prepared()
     chosen, moved, hinted = drawn()
 
     def sampled(student, teacher, mask):
         settings = {"distillation_mode": "sampled_token", "distillation_alpha": 1.0, "distillation_is_clip": 2.0}
-        stub = telling_nobody(args=SimpleNamespace(**settings))
+        settings["distillation_weight"] = weight
+        stub = telling_nobody(args=SimpleNamespace(**settings), use_teacher_server=False, teacher_model=None)
+        stub.importance_sampling_level, stub.loss_type = "token", "dapo"
+        stub.epsilon_low = stub.epsilon_high = 0.2
+        stub.current_gradient_accumulation_steps = 1
         kept = torch.tensor(mask, dtype=torch.float64)
         taught = kept * torch.tensor(hinted)[:, None]
         logits = DistillationLogits(torch.tensor(chosen), kept, taught, student, teacher)
         began = {"old_per_token_logps": log_probs_of(student).detach() - torch.tensor(moved)}
-        return SDPOTrainer._compute_self_distillation_loss(stub, stub.model, began, logits)
+        began |= {name: torch.tensor(chosen) for name in ("prompt_ids", "completion_ids", "prompt_mask")}
+        began |= {"completion_mask": kept, "advantages": torch.tensor(SCORED)}
+        stub._compute_teacher_student_logits = lambda *unused: logits
+        stub._forward_logits = lambda **unused: student
+        for name in ("_compute_policy_loss", "_compute_self_distillation_loss"):
+            setattr(stub, name, partial(getattr(SDPOTrainer, name), stub))
+        return SDPOTrainer.compute_loss(stub, stub.model, began)
 
     def loss(hidden, head):
         now = of_tokens(hidden @ head.T)
         fixed = jax.lax.stop_gradient(now)
         ratio = jnp.where(hinted[:, None], of_tokens(jnp.asarray(teacher @ other.T)) - fixed, 0.0)
-        objective = trl.sdpo().objective
-        weights = objective.weighting(jnp.asarray(mask))
-        batch = PolicyBatch(now, fixed - moved, ratio, jnp.asarray(mask), weights)
-        factors = jnp.minimum(jnp.exp(moved), 2.0) * ratio
-        return policy_loss(objective, batch)[0] - (weights * factors * (fixed - moved)).sum()
+        objective = trl.sdpo(coef=weight).objective
+        paid = ratio if weight == 1 else jnp.broadcast_to(SCORED[:, None], mask.shape)
+        batch = PolicyBatch(now, fixed - moved, paid, jnp.asarray(mask), ref_log_probs=fixed - moved + ratio)
+        factors = weight * trl.over_all_rows()(jnp.asarray(mask)) * jnp.minimum(jnp.exp(moved), 2.0) * ratio
+        return policy_loss(objective, batch)[0] - (factors * (fixed - moved)).sum()
 
     assert_same(loss, theirs(sampled), 1e-7)
 

@@ -14,10 +14,11 @@ from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.policy import policy_loop
 from rlax_llm.policy import terms
 from rlax_llm.policy.corrections import truncated_importance
+from rlax_llm.policy.distillation import blended
 from rlax_llm.policy.objectives import policy_loss
 from rlax_llm.policy.terms import Term
 from rlax_llm.policy.weightings import fixed_length, sequence_mean, token_mean
-from rlax_llm.recipes import control, mixed
+from rlax_llm.recipes import control, distillation, mixed, trl
 from rlax_llm.recipes import group as recipes
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -28,11 +29,11 @@ MASK = RANDOM.random((B, T)) < 0.5
 GIVEN = ~MASK & (RANDOM.random((B, T)) < 0.7)
 TOKENS = RANDOM.integers(0, V, (B, T))
 SCORES = RANDOM.normal(size=B)
-CURRENT, OLD = -RANDOM.exponential(size=(2, B, T))
+CURRENT, OLD, TEACHER = -RANDOM.exponential(size=(3, B, T))
 CREDIT = np.broadcast_to(RANDOM.normal(size=(B, 1)), (B, T))
 BATCH = PolicyBatch(
     CURRENT, OLD, CREDIT, MASK, given=GIVEN, scores=np.broadcast_to(SCORES[:, None], (B, T)), entropy=-CURRENT / 2
-)
+)._replace(ref_log_probs=TEACHER)
 BASE = recipes.grpo(0)
 
 
@@ -54,6 +55,8 @@ def literal(name: str) -> float:
             if name == "bonus" and MASK[b, t]:
                 rows = MASK.any(1).sum()
                 total += CURRENT[b, t] / 2 / MASK[b].sum() / rows
+            if name == "distillation_loss" and MASK[b, t]:
+                total += -min(np.exp(ratio), 2) * (TEACHER[b, t] - OLD[b, t]) * ratio / MASK[b].sum() / B
     return total
 
 
@@ -63,6 +66,7 @@ EACH = {
     "given_nll": mixed.echo().terms[0],
     "positive_nll": mixed.positive_examples(0.3, 0.2),
     "bonus": Term("bonus", terms.negative_entropy, 0.7, weighting=sequence_mean),
+    "distillation_loss": trl.sdpo(coef=0.3).objective.terms[0],
 }
 
 
@@ -82,6 +86,23 @@ def test_a_coefficient_of_0_is_the_parent():
 
     wanted = jax.value_and_grad(lambda x: loss(BASE, x))(CURRENT)
     chex.assert_trees_all_close(jax.value_and_grad(lambda x: loss(BASE._replace(terms=every), x))(CURRENT), wanted)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_blend_is_the_convex_sum_of_policy_loss_and_distillation(weight):
+    distilled = trl.sdpo().objective
+
+    def slopes(objective, **changed):
+        def loss(log_probs):
+            return policy_loss(objective, BATCH._replace(log_probs=log_probs, **changed))[0]
+
+        return jax.value_and_grad(loss)(CURRENT)
+
+    both = slopes(BASE), slopes(distilled, advantages=TEACHER - OLD)
+    wanted = jax.tree.map(lambda x, y: (1 - weight) * x + weight * y, *both)
+    chex.assert_trees_all_close(slopes(blended(BASE, distilled, weight)), wanted, atol=1e-7)
+    with pytest.raises(ValueError, match="the distillation pays more than teacher_log_ratio"):
+        blended(BASE, distillation.opd_grpo().objective, weight)
 
 
 def test_what_no_term_reads_may_be_anything():

@@ -157,9 +157,9 @@ class DistillPhase(Phase):
         return {name: value for name, value in described.items() if name not in unknown} | told
 
     def check(self, metrics: Sequence[Mapping[str, Any]]) -> None:
-        """Raise where the teacher of a whole run knew no more than its student."""
+        """Raise where the teacher of a whole run knew no more than its student, and scores taught nothing either."""
         steps = [row for row in metrics if row["step"] > 0]
-        if all(row.get("frac_hinted") == 0 for row in steps):
+        if all(row.get("frac_hinted") == 0 and not row.get("grad_norm") for row in steps):
             raise RunFailed(
                 f"distill: the teacher had nothing to read that the student had not, in any of the {len(steps)} steps "
                 "(frac_hinted is 0), so nothing was learned; it reads right attempts, or what a reward says beside a "

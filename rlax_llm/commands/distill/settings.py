@@ -64,7 +64,12 @@ class TeacherSettings(Part):
     gamma: float | None = option(
         None, "How much more the first token counts than one behind all of the gap (iw_opd).", "the recipe's, 0.5"
     )
-    coef: float | None = option(None, "Weight of the teacher beside the reward (opd_grpo).", "the recipe's, 1")
+    coef: float | None = option(
+        None,
+        "Weight of the teacher beside the reward (opd_grpo); in trl:sdpo w of (1 − w) · policy loss + w · distillation "
+        "loss.",
+        "the recipe's, 1",
+    )
     reward_coef: float | None = option(None, "Weight of GRPO's advantage beside the teacher (sdpo).", "the recipe's, 0")
     follows: float | None = option(
         None, "Share of the student that its own teacher takes on after each step (sdft, sdpo).", "the recipe's, 0.05"
