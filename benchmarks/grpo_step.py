@@ -134,7 +134,7 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     from rlax_llm.generation.sampling import Categorical
     from rlax_llm.loops.group import GroupLearning, group_loop
     from rlax_llm.models.huggingface import read_config, read_parameters
-    from rlax_llm.models.scoring import group_log_probs
+    from rlax_llm.models.scoring import by_tokens
     from rlax_llm.policy.weightings import token_mean
     from rlax_llm.recipes.group import grpo
 
@@ -143,7 +143,7 @@ def ours(line: Connection, args: argparse.Namespace, folder: Path) -> None:
     request = Request(Categorical(), (tokenizer.eos_token_id,), args.tokens, args.group_size)
     objective = grpo(kl_coef=0)._replace(weighting=token_mean)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(args.learning_rate, weight_decay=0.0))
-    scores_of = group_log_probs(config, (args.group_size, args.prompt))
+    scores_of = by_tokens(config, (args.group_size, args.prompt))
     start, update = group_loop(scores_of, objective, optimizer, GroupLearning(micro_batches=args.micro_batches))
     update, state = jax.jit(update, donate_argnums=0), start(read_parameters(folder, config))
     draw = np.random.default_rng(0)

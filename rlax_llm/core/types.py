@@ -7,6 +7,7 @@ prompt, a padding or a tool token, and the end-of-sequence token that it chose i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,18 @@ Params = Any
 """What a model computes with, any pytree of arrays: what is trained, or what is frozen."""
 Metrics = dict[str, jax.Array]
 """Scalars by name, as a step reports them."""
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Room:
+    """Places for the tokens of completions, of all rows together; static.
+
+    Attributes:
+        tokens: a multiple of the devices that have rows.
+    """
+
+    tokens: int
 
 
 class Completions(NamedTuple):
@@ -42,6 +55,8 @@ class Completions(NamedTuple):
             by their numbers plus 1, and 0 where nobody says. The policy sends its tokens there when its
             log-probabilities are taken; any other model (a reference, a teacher) goes by its own router. None where the
             policy does so too.
+        room: set by ``by_tokens`` alone: the completions' tokens are computed in so many places, which they do not
+            exceed. None where each column is computed.
     """
 
     tokens: jax.Array
@@ -55,6 +70,7 @@ class Completions(NamedTuple):
     teacher: Any = None
     dropout: jax.Array | None = None
     routed: jax.Array | None = None
+    room: Room | None = None
 
     @property
     def read(self) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.core.types import Metrics, Params
-from rlax_llm.loops.parts import summed, widths_of
+from rlax_llm.loops.parts import summed, tokens_of
 from rlax_llm.models.experts import Load, balance_loss
 from rlax_llm.models.scoring import Routing, routed_tokens
 
@@ -82,9 +82,7 @@ def routers(log_probs: Callable[..., Any], params: Params, completions: Any, mic
     tokens = routed_tokens(completions).sum()
     if micro_batches == 1 or jax.eval_shape(sent, completions) is None:
         return Routers(log_probs, tokens, None)
-    widths = widths_of(log_probs)
-    valid = completions.valid if widths else None
-    counted = summed(sent, completions, micro_batches, valid, widths)
+    counted = summed(sent, completions, micro_batches, tokens_of(log_probs))
     return Routers(log_probs, tokens, jax.lax.stop_gradient(counted / jnp.maximum(tokens, 1.0)))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a batch in parts: one in memory at a time, and where rows are by themselves each in few columns.
+"""Rows of a batch in parts: one in memory at a time, and each without its padding.
 
 Limiting case: whatever the parts are, what is computed of them is what the whole batch gives, up to rounding.
 """
@@ -6,26 +6,14 @@ Limiting case: whatever the parts are, what is computed of them is what the whol
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlax_llm.core.mesh import ROWS, devices_along, spread
-from rlax_llm.core.types import Completions, Metrics, Params
-from rlax_llm.models.scoring import ByLength
-
-
-class Order(NamedTuple):
-    """Where rows come from that were sorted by length and begin with their first token.
-
-    Attributes:
-        rows: ``[lanes, B / lanes]`` int32, of each lane's rows the numbers there.
-        first: ``[B]`` int32, the column of each row's first token, before they were sorted.
-    """
-
-    rows: jax.Array
-    first: jax.Array
+from rlax_llm.core.types import Completions, Metrics, Params, Room
+from rlax_llm.models.scoring import ByTokens, in_room
 
 
 def split(batch: Any, micro_batches: int) -> Any:
@@ -70,47 +58,18 @@ def _lanes(rows: int, micro_batches: int) -> int:
     return devices if rows % (devices * micro_batches) == 0 else 1
 
 
-def _sorted(batch: Any, valid: jax.Array, micro_batches: int) -> tuple[Any, Order]:
-    """Rows by length, the shortest first on each device; each begins with its first token."""
-    rows, columns = valid.shape
-    lanes = _lanes(rows, micro_batches)
-    first = jnp.argmax(valid, axis=1).astype(jnp.int32)
-    source = (jnp.arange(columns) + first[:, None]) % columns
-    order = Order(jnp.argsort(valid.sum(1).reshape(lanes, -1), axis=1, stable=True), first)
-    return jax.tree.map(lambda x: _picked(_moved(x, source), order.rows), batch), order
+def _without_padding(function: Callable[[Any], Any], by: ByTokens) -> Callable[[Any], Any]:
+    """``function`` of a part, in the least room that holds its completions."""
 
+    def of_part(rows: Any) -> Any:
+        rooms = by.rooms(rows)
+        if len(rooms) == 1:
+            return function(rows)
 
-def _unsorted(x: jax.Array, order: Order) -> jax.Array:
-    """``[B, T]`` as it was before ``_sorted``."""
-    source = (jnp.arange(x.shape[1]) - order.first[:, None]) % x.shape[1]
-    return _moved(_picked(x, jnp.argsort(order.rows, axis=1)), source)
+        def within(room: Room | None) -> Callable[[Any], Any]:
+            return lambda rows: function(in_room(rows, room))
 
-
-def _moved(x: jax.Array, source: jax.Array) -> jax.Array:
-    """The columns of each row in another order; what has none stays."""
-    return x if x.ndim == 1 else jax.vmap(lambda row, of: row[of])(x, source)
-
-
-def _picked(x: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows of each lane, by their numbers there."""
-    by_lane = x.reshape(rows.shape[0], -1, *x.shape[1:])
-    return jax.vmap(lambda own, of: own[of])(by_lane, rows).reshape(x.shape)
-
-
-def _narrowed(function: Callable[[Any], Any], widths: tuple[int, ...]) -> Callable[[tuple[Any, jax.Array]], Any]:
-    """``function`` of a part and where it is valid ``[R, T]``, in as few columns as hold it."""
-
-    def of_part(part: tuple[Any, jax.Array]) -> Any:
-        rows, valid = part
-        columns = valid.shape[1]
-        sizes = [width for width in sorted(widths) if width < columns] + [columns]
-        reach = jnp.where(valid, jnp.arange(1, columns + 1), 0).max()
-        chosen = jnp.searchsorted(jnp.array(sizes), reach)
-
-        def at(size: int) -> Callable[[Any], Any]:
-            return lambda rows: function(jax.tree.map(lambda x: x if x.ndim == 1 else x[:, :size], rows))
-
-        return jax.lax.switch(chosen, [at(size) for size in sizes], rows)
+        return jax.lax.switch(by.room_of(rows), [within(room) for room in rooms], rows)
 
     return of_part
 
@@ -120,36 +79,32 @@ def summed_gradient(
     params: Params,
     batch: Any,
     micro_batches: int,
-    valid: jax.Array | None = None,
-    widths: tuple[int, ...] = (),
+    by: ByTokens | None = None,
 ) -> tuple[Params, Metrics]:
     """Gradient and metrics of a loss that is a sum over rows, one micro-batch in memory at a time.
 
     Args:
         loss: ``(params, rows) → (scalar, metrics)``, both sums over the rows.
         params: any pytree.
-        batch: arrays with the rows on axis 0, and with widths tokens on axis 1.
+        batch: arrays with the rows on axis 0.
         micro_batches: divides the number of rows.
-        valid: ``[B, T]`` bool, the tokens of each row; read with widths alone.
-        widths: columns that a micro-batch is computed in, the fewest that hold it, or all: its rows are of like length
-            and begin with their first token. Of no widths the rows stay as they are.
+        by: how parts are computed without their padding; None computes all columns.
 
     Returns:
-        The gradient and the summed metrics; equal for every ``micro_batches`` and ``widths`` up to rounding.
+        The gradient and the summed metrics; equal for every ``micro_batches`` and ``by`` up to rounding.
 
     Raises:
         ValueError: at trace time, for rows that micro-batches do not divide.
     """
     gradient = jax.grad(loss, has_aux=True)
-    return summed(lambda rows: gradient(params, rows), batch, micro_batches, valid, widths)
+    return summed(lambda rows: gradient(params, rows), batch, micro_batches, by)
 
 
 def summed(
     function: Callable[[Any], Any],
     batch: Any,
     micro_batches: int,
-    valid: jax.Array | None = None,
-    widths: tuple[int, ...] = (),
+    by: ByTokens | None = None,
 ) -> Any:
     """The sum over a batch's parts of what a function makes of each, as ``summed_gradient`` takes them.
 
@@ -157,17 +112,12 @@ def summed(
         function: of some rows, to any pytree of sums over them.
         batch: arrays with the rows on axis 0.
         micro_batches: divides the number of rows.
-        valid: ``[B, T]`` bool; read with widths alone.
-        widths: columns that a part is computed in; of none the rows stay as they are.
+        by: how parts are computed without their padding; None computes all columns.
 
     >>> float(summed(jnp.sum, jnp.arange(4.0), 2))
     6.0
     """
-    if not widths:
-        return _added(function, batch, micro_batches)
-    assert valid is not None
-    rows, _ = _sorted((batch, valid), valid, micro_batches)
-    return _added(_narrowed(function, widths), rows, micro_batches)
+    return _added(function if by is None else _without_padding(function, by), batch, micro_batches)
 
 
 def _added(function: Callable[[Any], Any], batch: Any, micro_batches: int) -> Any:
@@ -184,9 +134,9 @@ def _added(function: Callable[[Any], Any], batch: Any, micro_batches: int) -> An
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def widths_of(log_probs: Callable[..., Any]) -> tuple[int, ...]:
-    """The columns that a function computes parts of rows in; none where its rows belong together."""
-    return log_probs.widths if isinstance(log_probs, ByLength) else ()
+def tokens_of(log_probs: Callable[..., Any]) -> ByTokens | None:
+    """How parts are computed without their padding; None of a function that computes all columns."""
+    return log_probs if isinstance(log_probs, ByTokens) else None
 
 
 def fixed_log_probs(
@@ -210,7 +160,7 @@ def fixed_log_probs(
         ``[B, T]``, nats.
     """
     alone = completions._replace(routed=None)
-    return _fixed(lambda rows: log_probs(params, rows)[:1], widths_of(log_probs), alone, micro_batches)[0]
+    return _fixed(lambda rows: log_probs(params, rows)[:1], tokens_of(log_probs), alone, micro_batches)[0]
 
 
 def fixed_scores(
@@ -230,24 +180,16 @@ def fixed_scores(
     Returns:
         ``[B, T]`` each, nats.
     """
-    return _fixed(lambda rows: log_probs(params, rows)[:2], widths_of(log_probs), completions, micro_batches)
+    return _fixed(lambda rows: log_probs(params, rows)[:2], tokens_of(log_probs), completions, micro_batches)
 
 
 def _fixed(
     function: Callable[[Completions], tuple[jax.Array, ...]],
-    widths: tuple[int, ...],
+    by: ByTokens | None,
     completions: Completions,
     micro_batches: int,
 ) -> list[jax.Array]:
-    columns = completions.tokens.shape[1]
     completions = completions._replace(dropout=None)  # adapters leave nothing out where there is no gradient
-
-    def score(rows: Completions) -> tuple[jax.Array, ...]:
-        return tuple(jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))) for x in function(rows))
-
-    if not widths:
-        parts = jax.lax.map(score, split(completions, micro_batches))
-        return [jax.lax.stop_gradient(join(x)) for x in parts]
-    rows, order = _sorted((completions, completions.valid), completions.valid, micro_batches)
-    parts = jax.lax.map(_narrowed(score, widths), split(rows, micro_batches))
-    return [jax.lax.stop_gradient(_unsorted(join(x), order)) for x in parts]
+    score = function if by is None else _without_padding(function, by)
+    parts = jax.lax.map(score, split(completions, micro_batches))
+    return [jax.lax.stop_gradient(join(x)) for x in parts]

@@ -19,7 +19,7 @@ from rlax_llm.core.trees import check_trainable, join_trees
 from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Params, PolicyBatch
 from rlax_llm.loops.balance import router_metrics, routers
 from rlax_llm.loops.minibatches import lost_share, optimizer_step
-from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, widths_of
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, tokens_of
 from rlax_llm.models.distilling import Distilled
 from rlax_llm.models.dropout import with_dropout
 from rlax_llm.models.scoring import LogProbs
@@ -191,8 +191,8 @@ def policy_update(
     """One optimizer step on ``policy_loss − entropy_coef · mean entropy of a token``, and what routers cost.
 
     Args:
-        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats; with ``by_length`` the rows
-            of a part are of like length. A third array is the ``divergence`` that terms read.
+        log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats; of ``by_tokens`` parts are
+            computed without their padding. A third array is the ``divergence`` that terms read.
         objective: its ``advantage`` is not read.
         optimizer: any Optax transformation.
         micro_batches: parts that the rows are taken in; a part may hold parts of groups.
@@ -203,12 +203,10 @@ def policy_update(
     Raises:
         ValueError: for parts of rows, where the objective reads several rows at once.
     """
-    widths = widths_of(log_probs)
-    if reads_whole_batches(objective) and (micro_batches > 1 or widths):
-        taken = f"micro_batches is {micro_batches}" if micro_batches > 1 else "log_probs takes rows by length"
+    if reads_whole_batches(objective) and micro_batches > 1:
         raise ValueError(
-            f"policy_update: {taken}, and the objective reads several rows at once; give whole minibatches of rows as "
-            "they are (micro_batches 1), or another trust region."
+            f"policy_update: micro_batches is {micro_batches}, and the objective reads several rows at once; give "
+            "whole minibatches (micro_batches 1), or another trust region."
         )
 
     def update(
@@ -234,8 +232,7 @@ def policy_update(
             return value - entropy_coef * entropy + cost, metrics | told
 
         rows = (batch._replace(factors=None), sums, own)
-        valid = batch.completions.valid if widths else None
-        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches, valid, widths)
+        gradient, metrics = summed_gradient(loss, state.params, rows, micro_batches, tokens_of(log_probs))
         state, told = descend(optimizer, state, gradient)
         return state, router_metrics(metrics) | told
 

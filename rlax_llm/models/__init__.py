@@ -26,7 +26,7 @@ __getattr__, __dir__ = lazy_face(
         "ropes": ("DynamicRope", "LinearRope", "Llama3Rope", "LongRope", "Rope", "RopeScaling", "YarnRope"),
         "scalar": ("init_scalar", "prefix_scores", "sequence_scores", "token_values"),
         "scoring": (
-            "by_length",
+            "by_tokens",
             "group_log_probs",
             "group_log_probs_with_collisions",
             "group_logits",

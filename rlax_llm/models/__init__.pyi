@@ -51,6 +51,7 @@ from rlax_llm.models import slots as slots
 from rlax_llm.models import tensors as tensors
 from rlax_llm.models import token_rows as token_rows
 from rlax_llm.models import tokenizer as tokenizer
+from rlax_llm.models import unpadded as unpadded
 from rlax_llm.models.actor_critic import ActorCritic as ActorCritic
 from rlax_llm.models.actor_critic import perceptron as perceptron
 from rlax_llm.models.actor_critic import policy_from_apply as policy_from_apply
@@ -93,7 +94,7 @@ from rlax_llm.models.scalar import init_scalar as init_scalar
 from rlax_llm.models.scalar import prefix_scores as prefix_scores
 from rlax_llm.models.scalar import sequence_scores as sequence_scores
 from rlax_llm.models.scalar import token_values as token_values
-from rlax_llm.models.scoring import by_length as by_length
+from rlax_llm.models.scoring import by_tokens as by_tokens
 from rlax_llm.models.scoring import group_log_probs as group_log_probs
 from rlax_llm.models.scoring import group_log_probs_with_collisions as group_log_probs_with_collisions
 from rlax_llm.models.scoring import group_logits as group_logits

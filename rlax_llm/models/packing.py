@@ -9,7 +9,7 @@ import jax
 
 from rlax_llm.core.logit_bias import LogitBias
 from rlax_llm.core.penalties import NONE, Penalties
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Room
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import row_states
 from rlax_llm.models.functional import Params
@@ -33,6 +33,7 @@ class Packed(NamedTuple):
         teacher: as of ``Completions``, or None.
         dropout: ``[B]`` as of ``Completions``, or None.
         routed: ``[B, T, L·k]`` as of ``Completions``, or None.
+        room: None; packed rows have little padding.
         segments: ``[B, T]`` int32, the number of the prompt and completion in their row, from 1; 0 on padding. The
             positions within them are ``segments.positions_of(valid, segments)``.
     """
@@ -48,6 +49,7 @@ class Packed(NamedTuple):
     teacher: Any
     dropout: jax.Array | None
     routed: jax.Array | None
+    room: Room | None
     segments: jax.Array
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.core.checks import at_least_one
 from rlax_llm.core.log_probs import token_collisions, token_log_probs
 from rlax_llm.core.logit_bias import LogitBias, bias_vector
 from rlax_llm.core.penalties import NONE, Penalties, check_penalties
 from rlax_llm.core.seen import histories, penalized, tally
 from rlax_llm.core.token_sets import members_of
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Room
 from rlax_llm.models.config import Balance, DecoderConfig
 from rlax_llm.models.decoder import predictions, row_states, vocabulary_logits
 from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
 from rlax_llm.models.routing import Routes
-from rlax_llm.models.shared_prompts import group_states
+from rlax_llm.models.shared_prompts import group_states, token_states
+from rlax_llm.models.unpadded import Unpadded, lanes_of, most_in_a_lane, put, taken, unpadded
 
 LogProbs = Callable[[Params, Completions], tuple[jax.Array, jax.Array]]
 """Of a mixture whose config has a ``balance`` what is returned ends with a ``Routing``."""
@@ -93,20 +94,30 @@ def _scorer(
     check_penalties("log_probs", penalties)
 
     def score(
-        params: Params, hidden: jax.Array, completions: Completions, segments: jax.Array | None = None
+        params: Params,
+        hidden: jax.Array,
+        completions: Completions,
+        segments: jax.Array | None = None,
+        ways: Unpadded | None = None,
     ) -> tuple[jax.Array, ...]:
-        columns = hidden.shape[1]
-        read = completions.read[:, -columns:]
+        columns = hidden.shape[1] if ways is None else ways.cells.filled.size // len(completions.tokens)
         history = None if penalties == NONE else _history(completions, columns, segments)
-        own = hidden, completions.tokens[:, -columns:], _last(completions.kept, columns), history
-        flat, targets, kept, history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
+        own = completions.tokens[:, -columns:], _last(completions.kept, columns), history
+        own = own if ways is None else jax.tree.map(partial(taken, ways=ways), own)
+        flat, targets, kept, history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, *own))
         seen = None if history is None else (penalties, history)
         predicted = predictions(config, params, flat)
         scores = score_tokens(*predicted[:2], targets, temperature, kept, bias, seen, predicted.cap)
-        before = ((0, 0), (completions.tokens.shape[1] - columns, 0))
-        return tuple(jnp.pad(jnp.where(read, x.reshape(read.shape), 0.0), before) for x in scores)
+        return _in_columns([x.reshape(hidden.shape[:2]) for x in scores], completions.read, ways)
 
     return score
+
+
+def _in_columns(scores: list[jax.Array], read: jax.Array, ways: Unpadded | None) -> tuple[jax.Array, ...]:
+    """Numbers of the last columns, or of their tokens, where they are read, ``[B, T]``; zeros elsewhere."""
+    found = scores if ways is None else [put(x, ways) for x in scores]
+    before = ((0, 0), (read.shape[1] - found[0].shape[1], 0))
+    return tuple(jnp.where(read, jnp.pad(x, before), 0.0) for x in found)
 
 
 def _history(completions: Completions, columns: int, segments: jax.Array | None = None) -> jax.Array:
@@ -153,52 +164,108 @@ def row_log_probs(
     return log_probs
 
 
-class ByLength(NamedTuple):
-    """Log-probabilities of rows that share nothing, of which a loop computes those of like length together.
+class ByTokens(NamedTuple):
+    """Log-probabilities of groups, of which a loop computes the tokens of a part without their padding.
 
     Attributes:
-        score: of ``row_log_probs``.
-        widths: columns that a part of the rows is computed in.
+        score: of ``group_log_probs``.
+        prompt_width: columns that hold prompts.
+        shares: of the completions' columns, which a part is computed in.
     """
 
     score: LogProbs
-    widths: tuple[int, ...]
+    prompt_width: int
+    shares: tuple[float, ...]
 
     def __call__(self, params: Params, completions: Completions) -> tuple[jax.Array, jax.Array]:
         """What ``score`` gives."""
         return self.score(params, completions)
 
+    def rooms(self, rows: Any) -> list[Room | None]:
+        """Places that a part's completions may be computed in, few first; None is all of its columns.
 
-def by_length(
+        Args:
+            rows: completions, or records that hold some.
+        """
+        valid = self._valid(rows)
+        step = 8 * lanes_of(valid.shape[0])
+        sizes = {math.ceil(valid.size * share / step) * step for share in self.shares}
+        return [*(Room(size) for size in sorted(sizes) if size < valid.size), None]
+
+    def room_of(self, rows: Any) -> jax.Array:
+        """The number among ``rooms`` of the first that holds a part's completions.
+
+        Args:
+            rows: as of ``rooms``.
+        """
+        sizes = [room.tokens for room in self.rooms(rows) if room is not None]
+        return jnp.searchsorted(jnp.array(sizes, jnp.int32), most_in_a_lane(self._valid(rows)))
+
+    def _valid(self, rows: Any) -> jax.Array:
+        (found,) = [x for x in jax.tree.leaves(rows, is_leaf=_is_completions) if _is_completions(x)]
+        return found.valid[:, self.prompt_width :]
+
+
+def _is_completions(x: Any) -> bool:
+    return isinstance(x, Completions)
+
+
+def in_room(rows: Any, room: Room | None) -> Any:
+    """Rows whose completions are computed in so much room.
+
+    Args:
+        rows: completions, or records that hold some.
+        room: None is all columns.
+    """
+
+    def in_it(x: Any) -> Any:
+        return x._replace(room=room) if _is_completions(x) else x
+
+    return jax.tree.map(in_it, rows, is_leaf=_is_completions)
+
+
+SHARES = (1 / 4, 3 / 8, 5 / 8)
+"""Few, since each is compiled; of completions of which a quarter is tokens nine tenths of the padding are left out."""
+
+
+def by_tokens(
     config: DecoderConfig,
-    widths: tuple[int, ...],
-    remat: bool = False,
+    layout: tuple[int, int],
+    shares: tuple[float, ...] = SHARES,
     temperature: float = 1.0,
+    remat: bool = False,
     logit_bias: LogitBias = (),
     penalties: Penalties = NONE,
-) -> ByLength:
-    """``row_log_probs`` for a loop that sorts rows by length: short ones are not computed as wide as the longest.
+) -> ByTokens:
+    """``group_log_probs`` for a loop that computes of completions their tokens alone, and not their padding.
 
-    The loop's ``micro_batches`` are parts of like length, each in the fewest of ``widths`` columns that hold it, prompt
-    and completion together, or in all. Limiting cases: ``row_log_probs`` without widths; the same numbers with any, up
-    to rounding. Each width is compiled, within one program; under ``vmap`` all of them are computed.
+    Each micro-batch is computed in the least share of its completions' columns that holds its tokens, side by side;
+    attention reads them as rows. Limiting cases: ``group_log_probs`` without shares; the same numbers with any, up to
+    rounding. Each share is compiled, within one program; under ``vmap`` all of them are computed.
 
     Args:
         config: shapes.
-        widths: of parts; those that are not below a batch's columns are not read.
-        remat: recompute each layer in the backward pass.
+        layout: ``(group_size, prompt_width)``.
+        shares: of the columns, each above 0; 1 and more are not read.
         temperature: the sampler's.
+        remat: recompute each layer in the backward pass.
         logit_bias: the sampler's, pairs of a token id and nats.
         penalties: the sampler's.
 
     Raises:
-        ValueError: for a width below 1, a bias of a token beyond the vocabulary, and a penalty that is none.
+        ValueError: for a share that is not above 0, adapters with a dropout, a bias of a token beyond the vocabulary,
+            and a penalty that is none.
 
-    >>> by_length(DecoderConfig(4, 8, 16, 1, 2, 2, 4), (32, 64)).widths
-    (32, 64)
+    >>> by_tokens(DecoderConfig(4, 8, 16, 1, 2, 2, 4), (2, 8)).shares
+    (0.25, 0.375, 0.625)
     """
-    at_least_one("by_length", **{f"widths[{i}]": width for i, width in enumerate(widths)})
-    return ByLength(row_log_probs(config, remat, temperature, logit_bias, penalties), tuple(widths))
+    for share in shares:
+        if not share > 0:
+            raise ValueError(f"by_tokens: shares has {share}, wanted parts of the columns, above 0.")
+    if config.lora is not None and config.lora.dropout:
+        raise ValueError("by_tokens: adapters drop inputs row by row; give group_log_probs, or a dropout of 0.")
+    score = group_log_probs(config, layout, temperature, remat, logit_bias, penalties)
+    return ByTokens(score, layout[1], tuple(shares))
 
 
 def _of_groups(
@@ -209,6 +276,10 @@ def _of_groups(
     def scored(params: Params, completions: Completions) -> Any:
         rows = completions.tokens, completions.valid
         routes, dropped = routes_by(config, completions), completions.dropout
+        if completions.room is not None:
+            ways = unpadded(completions.valid[:, layout[1] :], completions.room.tokens)
+            hidden, load = token_states(config, params, *rows, layout, ways, remat, routes)
+            return score(params, hidden, completions, ways=ways) + routing_of(config, load)
         hidden, load = group_states(config, params, *rows, layout, remat, routes, dropped)
         return score(params, hidden[:, :-1], completions) + routing_of(config, load)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from rlax_llm.models.forms import grouped_attention
 from rlax_llm.models.functional import Params
 from rlax_llm.models.routing import BY_ROUTER, Routes, Send, routes_by_layer, sending
 from rlax_llm.models.segments import Segment, Window, places_of, positions_of, reach_of, segment
+from rlax_llm.models.unpadded import Unpadded, before, put, taken
 
 
 def part_of_group(rows: int, group_size: int) -> int:
@@ -91,16 +92,96 @@ def group_states(
             its rows.
         dropped: ``[B]``, of ``Completions.dropout``; a prompt that rows share has its first row's.
     """
-    rows = tokens.shape[0]
-    group_size, width = part_of_group(rows, layout[0]), layout[1]
-    sends = _group_sends(config, routes.counted, (group_size, width))
-    step = _group_step(config, valid, (group_size, width), sends)
+    seeds = layer_seeds(config, dropped)
+    prompt, completion, load = _after_layers(config, params, (tokens, valid), layout, remat, routes, IN_COLUMNS, seeds)
+    return norm(config, params["norm"], _behind_prompts(prompt[:, -1:], completion)), load
+
+
+def token_states(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    layout: tuple[int, int],
+    ways: Unpadded,
+    remat: bool = False,
+    routes: Routes = BY_ROUTER,
+) -> tuple[jax.Array, Load | None]:
+    """The states before the completions' tokens, of which alone they are computed, and what ``group_states`` tells.
+
+    Limiting case: ``taken(group_states(…)[0][:, :-1], ways)``, values and gradients, but where no token is.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        tokens: ``[B, prompt_width + S]`` int32.
+        valid: same shape, bool.
+        layout: ``(group_size, prompt_width)``, static.
+        ways: of ``unpadded(valid[:, prompt_width:], …)``.
+        remat: recompute each layer in the backward pass.
+        routes: as of ``group_states``.
+
+    Returns:
+        ``[lanes, N, D]``, and the loads.
+    """
+    laid = Laid(partial(taken, ways=ways), partial(_in_cells, ways))
+    prompt, completion, load = _after_layers(config, params, (tokens, valid), layout, remat, routes, laid)
+    groups, width = len(prompt), prompt.shape[-1]
+    begins = jnp.broadcast_to(prompt[:, -1:], (groups, len(tokens) // groups, width)).reshape(-1, width)
+    return norm(config, params["norm"], before(completion, begins, ways)), load
+
+
+class Laid(NamedTuple):
+    """How the completions' tokens lie while they are computed.
+
+    Attributes:
+        taken: ``[B, S, …] → `` what is computed of it.
+        attending: an attention of cells, as one of what is computed.
+    """
+
+    taken: Callable[[jax.Array], jax.Array]
+    attending: Callable[[Attend], Attend]
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+IN_COLUMNS = Laid(_as_it_is, _as_it_is)
+
+
+def _in_cells(ways: Unpadded, attend: Attend) -> Attend:
+    """An attention of rows, for their tokens."""
+
+    def attend_from_tokens(
+        q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        mixed, carried = attend(put(q, ways), put(k, ways), put(v, ways), window, sinks)
+        return taken(mixed, ways), carried
+
+    return attend_from_tokens
+
+
+def _after_layers(
+    config: DecoderConfig,
+    params: Params,
+    rows: tuple[jax.Array, jax.Array],
+    layout: tuple[int, int],
+    remat: bool,
+    routes: Routes,
+    laid: Laid,
+    seeds: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, Load | None]:
+    """States of prompts ``[P, prompt_width, D]`` and of completions, as they are laid, before the last norm."""
+    tokens, valid = rows
+    group_size, width = part_of_group(tokens.shape[0], layout[0]), layout[1]
+    sends = _group_sends(config, routes.counted, (group_size, width), laid)
+    step = _group_step(config, valid, (group_size, width), sends, laid)
     prompts = embedding(config, params, tokens[::group_size, :width])
-    completions = embedding(config, params, tokens[:, width:])
-    beside = layer_seeds(config, dropped), _group_routes(config, routes.given, (group_size, width))
+    completions = embedding(config, params, laid.taken(tokens[:, width:]))
+    beside = seeds, _group_routes(config, routes.given, (group_size, width), laid)
     (prompt, completion), loads = layer_scan(config, params, step, (prompts, completions), remat, *beside)
-    x = _behind_prompts(prompt[:, -1:], completion)
-    return norm(config, params["norm"], x), jax.tree.map(jnp.add, *loads)
+    return prompt, completion, jax.tree.map(jnp.add, *loads)
 
 
 def _behind_prompts(last: jax.Array, completion: jax.Array) -> jax.Array:
@@ -116,28 +197,30 @@ Sending = Callable[[jax.Array | None], Send]
 """``where a sampler sent the tokens, or None → Send``."""
 
 
-def _group_sends(config: DecoderConfig, counted: jax.Array | None, layout: tuple[int, int]) -> tuple[Sending, Sending]:
+def _group_sends(
+    config: DecoderConfig, counted: jax.Array | None, layout: tuple[int, int], laid: Laid
+) -> tuple[Sending, Sending]:
     """Of prompts and of completions; a prompt counts in each of its rows."""
     group_size, width = layout
     if counted is None:
         return partial(sending, config, None), partial(sending, config, None)
     of_prompts = counted[:, :width].reshape(-1, group_size, width).sum(1)
-    return partial(sending, config, of_prompts), partial(sending, config, counted[:, width:])
+    return partial(sending, config, of_prompts), partial(sending, config, laid.taken(counted[:, width:]))
 
 
 def _group_routes(
-    config: DecoderConfig, routed: jax.Array | None, layout: tuple[int, int]
+    config: DecoderConfig, routed: jax.Array | None, layout: tuple[int, int], laid: Laid
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Where a sampler sent prompts and completions, layer by layer; a prompt as its first row says."""
     group_size, width = layout
     by_layer = routes_by_layer(config, routed)
     if by_layer is None:
         return None, None
-    return by_layer[:, ::group_size, :width], by_layer[:, :, width:]
+    return by_layer[:, ::group_size, :width], jax.vmap(laid.taken)(by_layer[:, :, width:])
 
 
 def _group_step(
-    config: DecoderConfig, valid: jax.Array, layout: tuple[int, int], sends: tuple[Sending, Sending]
+    config: DecoderConfig, valid: jax.Array, layout: tuple[int, int], sends: tuple[Sending, Sending], laid: Laid
 ) -> Callable[..., Any]:
     """One layer over the states of prompts and of completions, which read their prompt's keys and their own."""
     group_size, width = layout
@@ -147,15 +230,16 @@ def _group_step(
     prompt_places = places[::group_size, :width]
     attend_to_itself = causal(config, valid[::group_size, :width])
     own_places = places[:, width:].reshape(-1, group_size, valid.shape[1] - width)
+    behind = laid.taken(positions[:, width:])
 
     def step(
         carry: tuple[jax.Array, jax.Array], layer: Params, kind: Kind | None, seeds: Any, given: tuple[Any, Any]
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, Any]]:
-        at, behind = positions[::group_size, :width], positions[:, width:]
+        at = positions[::group_size, :width]
         drop = dropping(config, None if seeds is None else seeds[::group_size], at)
         prompt, (keys, values), of_prompt = apply(layer, carry[0], at, attend_to_itself, kind, sends[0](given[0]), drop)
         shared = Segment(keys[:, None], values[:, None], prompt_places[:, None])
-        attend = _attend_to_prompt(config, shared, own_places)
+        attend = laid.attending(_attend_to_prompt(config, shared, own_places))
         drop = dropping(config, seeds, behind)
         completion, _, of_completion = apply(layer, carry[1], behind, attend, kind, sends[1](given[1]), drop)
         return (prompt, completion), (of_prompt, of_completion)

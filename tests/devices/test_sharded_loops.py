@@ -30,7 +30,7 @@ from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit
 from rlax_llm.models.decoder import embedding, head, vocabulary_logits
-from rlax_llm.models.scoring import ByLength
+from rlax_llm.models.scoring import ByTokens
 from rlax_llm.policy import weightings
 from rlax_llm.policy.corrections import truncated_importance
 from rlax_llm.policy.entropy import stepped_coef
@@ -116,8 +116,8 @@ LOOPS = {
         policy_loop(log_probs, recipes.grpo(0.1), SGD, 2),
         CreditedCompletions(completions(), ADVANTAGES),
     ),
-    "by length": lambda: (
-        policy_loop(ByLength(log_probs, (9, 12)), recipes.grpo(0.1), SGD, 4),
+    "by tokens": lambda: (
+        policy_loop(ByTokens(log_probs, PROMPT, (0.3, 0.6)), recipes.grpo(0.1), SGD, 4),
         CreditedCompletions(completions(), ADVANTAGES),
     ),
     "supervised": lambda: (supervised_loop(log_probs, SGD, 4), completions()),

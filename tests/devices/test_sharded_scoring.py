@@ -22,6 +22,7 @@ from rlax_llm.core.divergences import Predictions, forward_kl, jensen_shannon, t
 from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import NONE, Penalties
 from rlax_llm.core.trees import join_trees
+from rlax_llm.core.types import Room
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
 from rlax_llm.loops.group import group_loop
@@ -32,7 +33,7 @@ from rlax_llm.models.lora import init_adapter
 from rlax_llm.models.packing import Packed, packed_log_probs
 from rlax_llm.models.ropes import Rope
 from rlax_llm.models.scalar import init_scalar, sequence_scores, token_values
-from rlax_llm.models.scoring import group_log_probs, group_logits, row_log_probs
+from rlax_llm.models.scoring import group_log_probs, group_logits, in_room, row_log_probs
 from rlax_llm.models.sharding import check_divides, shardings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,6 +70,10 @@ def packed():
     return Packed(*rows, segments=segments)
 
 
+ROOM = Room(8 * int(completions().valid[:, PROMPT:].reshape(8, -1).sum(1).max()))
+"""For the completions of the device that has most of them, on each."""
+
+
 def slope(read, frozen=None):
     """What ``read`` says of rows, and the gradient of a sum over it that weighs each place of its own."""
 
@@ -90,6 +95,7 @@ def begun(config):
 
 READ = {
     "rows": lambda: (row_log_probs(CONFIG), PARAMS, completions()),
+    "without padding": lambda: (group_log_probs(CONFIG, LAYOUT), PARAMS, in_room(completions(), ROOM)),
     "packed": lambda: (packed_log_probs(CONFIG), PARAMS, packed()),
     "penalties": lambda: (row_log_probs(CONFIG, penalties=SOME), PARAMS, completions()),
     "logits": lambda: (group_logits(CONFIG, LAYOUT), PARAMS, completions()),

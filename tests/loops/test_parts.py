@@ -1,7 +1,8 @@
-"""Rows in parts of like length: the same numbers as the whole batch in all its columns, and few columns computed."""
+"""Rows in parts, each without its padding: the same numbers as the whole batch in all its columns."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import chex
@@ -13,12 +14,12 @@ import pytest
 
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.token_sets import to_bits
-from rlax_llm.core.types import Completions, Groups
+from rlax_llm.core.types import Completions, Groups, Room
 from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.parts import fixed_log_probs, join, split, summed_gradient
-from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import init_decoder
-from rlax_llm.models.scoring import by_length, group_log_probs
+from rlax_llm.models.scoring import by_tokens, group_log_probs
 from rlax_llm.policy.corrections import truncated_importance
 from rlax_llm.recipes import group as recipes
 
@@ -28,7 +29,7 @@ CONFIG = DecoderConfig(
     vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
 )
 P, G, PROMPT, NEW = 4, 4, 7, 20
-WIDTHS = (8, 12, 18)
+SHARES = (0.2, 0.3, 0.6)
 SAMPLER = {"temperature": 0.7, "logit_bias": ((3, 0.5),), "penalties": Penalties(1.2, 0.3, 0.1)}
 
 
@@ -65,33 +66,52 @@ def step_of(log_probs, micro_batches: int):
 @pytest.mark.parametrize("micro_batches", [1, 4, 8])
 def test_a_step_is_that_of_the_whole_batch(micro_batches):
     wanted = step_of(group_log_probs(CONFIG, (G, PROMPT), **SAMPLER), 1)
-    found = step_of(by_length(CONFIG, WIDTHS, **SAMPLER), micro_batches)
+    found = step_of(by_tokens(CONFIG, (G, PROMPT), SHARES, **SAMPLER), micro_batches)
     chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_log_probs_come_back_in_their_places():
     rows = ragged()
     wanted = group_log_probs(CONFIG, (G, PROMPT))(model(0), rows)[0]
-    found = fixed_log_probs(by_length(CONFIG, WIDTHS), model(0), rows, 4)
+    found = fixed_log_probs(by_tokens(CONFIG, (G, PROMPT), SHARES), model(0), rows, 4)
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
-def test_each_part_is_computed_in_the_fewest_columns_that_hold_it():
+def test_each_part_is_computed_in_the_least_room_that_holds_it():
     rows = ragged()
     seen = []
 
     def loss(weight, part):
-        _, valid = part
-        jax.debug.callback(lambda own: seen.append(own.shape[1]), valid)
-        return weight * valid.sum(), {}
+        cells = part.valid.shape[0] * NEW
+        room = cells if part.room is None else part.room.tokens
+        jax.debug.callback(lambda count: seen.append((int(count), room)), part.valid[:, PROMPT:].sum())
+        return weight * part.valid.sum(), {}
 
-    batch = (jnp.asarray(rows.tokens), jnp.asarray(rows.valid))
-    gradient, _ = summed_gradient(loss, 1.0, batch, 8, jnp.asarray(rows.valid), WIDTHS)
+    by = by_tokens(CONFIG, (G, PROMPT), SHARES)
+    gradient, _ = summed_gradient(loss, 1.0, jax.tree.map(jnp.asarray, rows), P, by)
     jax.effects_barrier()
-    lengths = np.sort(rows.valid.sum(1)).reshape(8, -1).max(1)
-    assert sorted(seen) == [min(x for x in (*WIDTHS, PROMPT + NEW) if x >= length) for length in lengths]
-    assert sum(seen) < 0.6 * 8 * (PROMPT + NEW)
+    rooms = (16, 24, 48, G * NEW)  # multiples of 8 that are no less than the shares of 80 columns
+    counts = rows.valid[:, PROMPT:].reshape(P, -1).sum(1)
+    assert sorted(seen) == sorted((count, min(x for x in rooms if x >= count)) for count in counts)
+    assert len({room for _, room in seen}) > 1
     assert gradient == rows.valid.sum()
+
+
+def test_the_smallest_room_that_holds_all_tokens_will_do():
+    """Rows of nothing, a full one and the sets that tokens were drawn from, with not one place to spare."""
+    rows = ragged()
+    lengths = np.array([0, NEW, 3, 0] * P)
+    valid = rows.valid & (np.arange(PROMPT + NEW) < PROMPT + lengths[:, None])
+    rows = rows._replace(valid=valid, mask=valid & rows.mask)
+    score = group_log_probs(CONFIG, (G, PROMPT), **SAMPLER)
+
+    def total(params, rows):
+        log_probs, entropy = score(params, rows)
+        return (log_probs * rows.log_probs + entropy).sum(), (log_probs, entropy)
+
+    slope = jax.jit(jax.grad(total, has_aux=True))
+    found = slope(model(0), rows._replace(room=Room(int(lengths.sum()))))
+    chex.assert_trees_all_close(found, slope(model(0), rows), rtol=1e-9, atol=1e-12)
 
 
 def test_parts_are_joined_again():
@@ -99,6 +119,9 @@ def test_parts_are_joined_again():
     assert (join(split(rows, 3)) == rows).all()
 
 
-def test_a_width_is_a_number_of_columns():
-    with pytest.raises(ValueError, match=r"by_length: widths\[1\] is 0"):
-        by_length(CONFIG, (8, 0))
+def test_what_cannot_be_left_out_is_refused():
+    with pytest.raises(ValueError, match=r"by_tokens: shares has 0, wanted parts of the columns, above 0"):
+        by_tokens(CONFIG, (G, PROMPT), (0.5, 0))
+    dropping = replace(CONFIG, lora=Lora(2, 4.0, dropout=0.1))
+    with pytest.raises(ValueError, match=r"by_tokens: adapters drop inputs row by row"):
+        by_tokens(dropping, (G, PROMPT))

@@ -33,7 +33,7 @@ from rlax_llm.models.distilling import compared_rows, distilled_log_probs
 from rlax_llm.models.experts import Routed, balance_loss, load_of, mismatch_of, route
 from rlax_llm.models.packing import Packed, packed_log_probs
 from rlax_llm.models.scalar import init_scalar, token_values
-from rlax_llm.models.scoring import by_length, group_log_probs, group_log_probs_with_collisions, row_log_probs
+from rlax_llm.models.scoring import by_tokens, group_log_probs, group_log_probs_with_collisions, row_log_probs
 from rlax_llm.preference.unpaired import kto
 from rlax_llm.recipes import control, group
 from rlax_llm.recipes.preference import dpo
@@ -196,11 +196,11 @@ def policy_step(log_probs, parts, made=rows):
 POLICY = {
     "groups": group_log_probs(CONFIG, (2, WIDTH)),
     "rows": row_log_probs(CONFIG, remat=True),
-    "by length": by_length(CONFIG, (5, 6)),
+    "by tokens": by_tokens(CONFIG, (2, WIDTH), (0.3, 0.6)),
 }
 
 
-@pytest.mark.parametrize(("form", "micro_batches"), [("groups", 4), ("rows", 1), ("by length", 2)])
+@pytest.mark.parametrize(("form", "micro_batches"), [("groups", 4), ("rows", 1), ("by tokens", 2)])
 def test_a_step_adds_the_routers_costs_whatever_its_parts(form, micro_batches):
     params, taken = params_of(), rows()
     slope, metrics = policy_step(POLICY[form], micro_batches)
@@ -215,7 +215,7 @@ def test_a_step_adds_the_routers_costs_whatever_its_parts(form, micro_batches):
 
 def test_a_step_through_given_experts_is_the_same_whatever_its_parts():
     """Each part of a group computes its prompt anew, through the experts of its group."""
-    taken = (("groups", 4), ("by length", 2))
+    taken = (("groups", 4), ("by tokens", 2))
     wanted, other = (policy_step(POLICY[form], parts, routed_rows) for form, parts in taken)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-10), other, wanted)
     assert 0.1 < float(wanted[1]["router/mismatch"]) < 1

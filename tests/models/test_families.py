@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Room
 from rlax_llm.generation.engine import generate_at_once
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical
@@ -19,7 +19,7 @@ from rlax_llm.models.families import FAMILIES
 from rlax_llm.models.fields import told
 from rlax_llm.models.huggingface_config import family_of
 from rlax_llm.models.packing import Packed, packed_log_probs
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.scoring import group_log_probs, in_room
 from rlax_llm.policy.trust_regions import clip
 from rlax_llm.preference.links import logistic
 
@@ -95,7 +95,7 @@ def packed(given: Completions) -> Packed:
 
     fields = {name: joined(name) for name in ("tokens", "valid", "mask", "log_probs")}
     segments = joined("segments")
-    absent = dict.fromkeys(("kept", "versions", "given", "teacher", "dropout", "routed"))
+    absent = dict.fromkeys(("kept", "versions", "given", "teacher", "dropout", "routed", "room"))
     return Packed(**fields, **absent, truncated=np.zeros(2, bool), segments=segments)
 
 
@@ -109,7 +109,8 @@ def _row(given: Completions, name: str, pair: tuple[int, int]) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def computed(config: DecoderConfig, params, layouts):
-    """Log-probabilities of groups, and of packed rows; and the gradient of a group's and a pair's loss."""
+    """Log-probabilities of groups, of their tokens without padding, and of packed rows; and the gradient of a group's
+    and a pair's loss."""
 
     def loss(params):
         log_probs = group_log_probs(config, (2, WIDTH))(params, layouts[0])[0]
@@ -120,19 +121,21 @@ def computed(config: DecoderConfig, params, layouts):
         return of_group + logistic(sums[::2], sums[1::2]).sum(), log_probs
 
     gradient, shared = jax.grad(loss, has_aux=True)(params)
-    return gradient, shared, packed_log_probs(config)(params, layouts[1])[0]
+    unpadded = group_log_probs(config, (2, WIDTH))(params, in_room(layouts[0], Room(2 * OWN + 5)))[0]
+    return gradient, shared, unpadded, packed_log_probs(config)(params, layouts[1])[0]
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_family_learns_alike_in_both_layouts(kind):
+def test_a_family_learns_alike_in_all_layouts(kind):
     config, given = of_family(kind), rows()
     assert family_of(replace(config, lora=None)) == kind or kind in ("mistral", "phi3")
     params, layouts = random_params(config), (given, packed(given))
-    gradient, shared, together = computed(config, params, layouts)
+    gradient, shared, unpadded, together = computed(config, params, layouts)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 1e-7, path
     wanted = np.asarray(shared)[given.mask]
+    np.testing.assert_allclose(np.asarray(unpadded)[given.mask], wanted, atol=2e-5)
     np.testing.assert_allclose(np.asarray(together)[layouts[1].mask], wanted, atol=2e-5)
 
 

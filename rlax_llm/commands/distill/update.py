@@ -12,6 +12,7 @@ from rlax_llm.commands.distill.settings import DistillSettings
 from rlax_llm.commands.distill.teachers import Teacher
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.padding import shares_of
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import Groups
@@ -21,7 +22,7 @@ from rlax_llm.loops.policy import Loop
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models.distilling import Sampled, distilled_log_probs, teacher_log_probs
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.scoring import by_tokens
 from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.distillation import Distillation
 from rlax_llm.recipes.building import build, check_given
@@ -91,10 +92,10 @@ class DistillUpdate:
         """State before the first step."""
         return placed(self._loop((1, 1))[0](params))
 
-    def _program(self, layout: tuple[int, int]) -> Any:
-        return jax.jit(pinned(watch_finite(self._loop(layout)[1])), donate_argnums=0)
+    def _program(self, layout: tuple[int, int], shares: tuple[float, ...] = ()) -> Any:
+        return jax.jit(pinned(watch_finite(self._loop(layout, shares)[1])), donate_argnums=0)
 
-    def _loop(self, layout: tuple[int, int]) -> Loop[DistillationState, Groups]:
+    def _loop(self, layout: tuple[int, int], shares: tuple[float, ...] = ()) -> Loop[DistillationState, Groups]:
         learning = self.settings.learning
         taught = GroupLearning(
             epochs=learning.epochs,
@@ -102,9 +103,9 @@ class DistillUpdate:
             micro_batches=learning.micro_batches(self.settings.rollout),
             telling=whole_advantages,
         )
-        return distillation_loop(self._views(layout), self.distillation, self.optimizer, taught)
+        return distillation_loop(self._views(layout, shares), self.distillation, self.optimizer, taught)
 
-    def _views(self, layout: tuple[int, int]) -> Views:
+    def _views(self, layout: tuple[int, int], shares: tuple[float, ...]) -> Views:
         sampling, remat, divergence = self.settings.sampling, self.settings.model.remat, self.distillation.divergence
         sampled = Sampled(sampling.temperature, sampling.bias, sampling.penalties)
         configs = self.learner.config, self.teacher.config
@@ -114,7 +115,7 @@ class DistillUpdate:
             compared = distilled_log_probs(configs, layout, divergence, sampled, top_k, remat)
         reads = self.distillation.reads_log_probs
         return Views(
-            student=group_log_probs(configs[0], layout, sampled.temperature, remat, *sampled[1:]),
+            student=by_tokens(configs[0], layout, shares, sampled.temperature, remat, *sampled[1:]),
             teacher=teacher_log_probs(configs[1], layout, sampled) if reads else None,
             compared=compared,
             joined=self.teacher.joined,
@@ -131,7 +132,7 @@ class DistillUpdate:
             layout: ``(group_size, prompt_width)``.
             key: shuffles minibatches.
         """
-        learn, frozen = self.program(layout), self.learner.frozen
+        learn, frozen = self.program(layout, shares_of(self.learner.config, self.settings)), self.learner.frozen
         state, metrics = learn(state, batch, key=key, reference=self.teacher.params, frozen=frozen)
         advantages = metrics.pop("advantages")
         return state, {name: float(value) for name, value in metrics.items()}, advantages

@@ -28,9 +28,9 @@ from rlax_llm.commands.grpo.objective import (
     of_steps,
 )
 from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.commands.grpo.tiles import Tiles, tiles
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_averaging
+from rlax_llm.commands.padding import shares_of
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.core.finite import watch_finite
 from rlax_llm.core.types import NOTHING_KNOWN, Completions, Groups, Known
@@ -46,7 +46,7 @@ from rlax_llm.loops.policy import Loop
 from rlax_llm.loops.references import FollowingState, following_reference
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import by_length, group_log_probs, group_logits
+from rlax_llm.models.scoring import by_tokens, group_logits
 from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.objectives import reads_whole_batches
 from rlax_llm.policy.weightings import token_mean
@@ -60,7 +60,7 @@ _NAMES = {
 
 
 class GroupUpdate:
-    """Optimizer steps of a recipe, compiled once for each width of prompts, or of rows where these go by length.
+    """Optimizer steps of a recipe, compiled once for each width of prompts.
 
     Args:
         settings: of the command.
@@ -77,7 +77,7 @@ class GroupUpdate:
         several: whether the recipe takes each reward by itself, and adds up what it makes of them.
         lower: the setting to lower where numbers turn.
         remembers: whether the advantage goes on from step to step.
-        whole: whether rows can be taken neither in parts nor in another order.
+        whole: whether rows cannot be taken in parts.
         dated: whether it reads how old each token's policy is.
     """
 
@@ -122,25 +122,21 @@ class GroupUpdate:
         """State before the first step."""
         return placed(jax.jit(self._loop((1, 1))[0])(params))
 
-    def _program(self, layout: tuple[int, int], by: Tiles | None = None) -> Any:
-        step = watch_finite(self._loop(layout, by)[1])
+    def _program(self, layout: tuple[int, int], shares: tuple[float, ...] = ()) -> Any:
+        step = watch_finite(self._loop(layout, shares)[1])
         return jax.jit(pinned(step if self.chosen is None else telling_rate(step, self.schedule)), donate_argnums=0)
 
-    def _loop(self, layout: tuple[int, int], by: Tiles | None = None) -> Loop[Any, Groups]:
+    def _loop(self, layout: tuple[int, int], shares: tuple[float, ...] = ()) -> Loop[Any, Groups]:
         sampling, learning = self.settings.sampling, self.settings.learning
         drawn, remat, config = (sampling.bias, sampling.penalties), self.settings.model.remat, self.learner.config
-        read = (config, layout, sampling.temperature, remat, *drawn)
         if self.chosen is None:
-            logits = group_logits(*read)
+            logits = group_logits(config, layout, sampling.temperature, remat, *drawn)
             step = build_step(self.settings.objective.kl_radius)
             teaching = overlong_filter if learning.overlong_filter else every_completion
             natural = (logits, step.advantage, token_mean, step.direction, step.search)
             return group_trpo_loop(*natural, teaching=teaching, telling=whole_advantages)
         taught = build_learning(learning, self.settings.rollout)
-        log_probs = group_log_probs(*read)
-        if by is not None:
-            taught = taught._replace(micro_batches=by.parts)
-            log_probs = by_length(config, by.widths, remat, sampling.temperature, *drawn)
+        log_probs = by_tokens(config, layout, shares, sampling.temperature, remat, *drawn)
         loop = group_loop(log_probs, self.chosen.objective, self.optimizer, taught)
         objective = self.settings.objective
         return following_reference(loop, objective.reference_every, objective.reference_mix) if self.follows else loop
@@ -168,9 +164,7 @@ class GroupUpdate:
         """
         rollout = taken.rollout
         layout = (taken.group_size, rollout.prompt_width)
-        by = self._tiles(rollout.completions, layout)
-        # Of rows by length the columns of prompts are no part of the program.
-        program = self.program(layout) if by is None else self.program((1, 1), by)
+        program = self.program(layout, shares_of(self.learner.config, self.settings))
         batch = Groups(rollout.completions, self._scores(taken), known=known)
         batch = batch._replace(staleness=self._staleness(rollout.completions, step))
         state, metrics = program(state, batch, key=key, reference=reference, frozen=self.learner.frozen)
@@ -190,13 +184,6 @@ class GroupUpdate:
         versions = np.full(shape[0], step) if completions.versions is None else np.asarray(completions.versions)
         versions = versions[:, None] if versions.ndim == 1 else versions
         return np.broadcast_to(np.maximum(step - versions, 0), shape).astype(np.float32)
-
-    def _tiles(self, completions: Completions, layout: tuple[int, int]) -> Tiles | None:
-        if self.chosen is None or self.whole:
-            return None
-        learning = self.settings.learning
-        taken = learning.minibatches, learning.micro_batches(self.settings.rollout)
-        return tiles(self.learner.config, completions, layout, taken)
 
     def _scores(self, taken: Taken) -> Any:
         """Totals ``[P, G]``, or each reward by itself for a recipe that adds them up."""

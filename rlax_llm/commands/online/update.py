@@ -11,6 +11,7 @@ import numpy as np
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.online.settings import OnlineSettings
 from rlax_llm.commands.optimizers import build_averaging
+from rlax_llm.commands.padding import shares_of
 from rlax_llm.commands.preference.run import PAIR_NAMES
 from rlax_llm.commands.setup import build_schedule
 from rlax_llm.core.checks import NoReference
@@ -22,7 +23,7 @@ from rlax_llm.loops.policy import Loop
 from rlax_llm.loops.references import following_reference
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.models.functional import Params
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.scoring import by_tokens
 from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.rivals import OnlineGroups
 from rlax_llm.preference.marks import reads_reference
@@ -103,10 +104,10 @@ class OnlineUpdate:
         """State before the first step."""
         return placed(self._loop(1)[0](params))
 
-    def _program(self, prompt_width: int) -> Any:
-        return jax.jit(pinned(watch_finite(self._loop(prompt_width)[1])), donate_argnums=0)
+    def _program(self, prompt_width: int, shares: tuple[float, ...] = ()) -> Any:
+        return jax.jit(pinned(watch_finite(self._loop(prompt_width, shares)[1])), donate_argnums=0)
 
-    def _loop(self, prompt_width: int) -> Loop[Any, Groups]:
+    def _loop(self, prompt_width: int, shares: tuple[float, ...] = ()) -> Loop[Any, Groups]:
         sampling, learning, rollout = self.settings.sampling, self.settings.learning, self.settings.rollout
         rows = 2 if isinstance(self.online, OnlinePairs) else rollout.group_size
         drawn = (sampling.temperature, self.settings.model.remat, sampling.bias, sampling.penalties)
@@ -116,7 +117,7 @@ class OnlineUpdate:
             micro_batches=self.settings.micro_batches,
             telling=whole_advantages,
         )
-        log_probs = group_log_probs(self.learner.config, (rows, prompt_width), *drawn)
+        log_probs = by_tokens(self.learner.config, (rows, prompt_width), shares, *drawn)
         loop = online_loop(log_probs, self.online, self.optimizer, taught, rollout.rivals)
         objective = self.settings.objective
         return following_reference(loop, objective.reference_every, objective.reference_mix) if self.follows else loop
@@ -135,7 +136,7 @@ class OnlineUpdate:
             key: shuffles minibatches.
         """
         given = None if self.follows or not self.reads_reference else reference
-        learn = self.program(prompt_width)
+        learn = self.program(prompt_width, shares_of(self.learner.config, self.settings))
         state, metrics = learn(state, batch, key=key, reference=given, frozen=self.learner.frozen)
         advantages = np.asarray(metrics.pop("advantages"))
         if isinstance(self.online, OnlinePairs):
