@@ -147,7 +147,7 @@ def _run(command: Command, words: Sequence[str], check: Callable[[Any], None] = 
     try:
         with leaving_at_once(*TERMINATION):
             done = run(config)
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         if len(error.args) == 1:
             error.args = (in_flags(command.settings, str(error)),)
         raise

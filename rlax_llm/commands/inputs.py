@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rlax_llm.commands.settings import Settings, flat
 
 _TABLES = ("data", "eval_data")
+_STORED = ".parquet"  # how a teacher ends that is a file of what one said
 
 
 def check_inputs(settings: Settings) -> None:
@@ -25,6 +26,7 @@ def check_inputs(settings: Settings) -> None:
     """
     given = flat(settings)
     tables = [(path, name) for name in _TABLES for path in _several(given.get(name))]
+    tables += [(path, "teacher") for path in _several(given.get("teacher")) if path.endswith(_STORED)]
     tasks = _several(given.get("task"))
     if not (tables or tasks):
         return

@@ -94,8 +94,8 @@ class Server:
 
     def _late(self, path: str) -> ConnectionError:
         return ConnectionError(
-            f"{self.url}{path}: no answer in {self.timeout:g} seconds; give it more time (sampler_timeout), or less to "
-            "do at a time (slots)."
+            f"{self.url}{path}: no answer in {self.timeout:g} seconds; give it more time (sampler_timeout), or give "
+            "slots, which ask for less at a time."
         )
 
     def _request(self, path: str, body: Mapping[str, Any] | None) -> urllib.request.Request:

@@ -53,7 +53,15 @@ class Named(NamedTuple):
             ValueError: as ``named_function``, for a user's own.
         """
         if self.is_own:
-            return named_function("recipe", self.place)
+            try:
+                return named_function("recipe", self.place)
+            except ValueError as error:
+                said = str(error)
+                if not said.endswith("."):
+                    raise
+                # A trainer that is misspelled reads as a module that is not there.
+                variants = [row.name for row in REGISTRY if ":" in row.name and row.family == self.family]
+                raise ValueError(said[:-1] + did_you_mean(self.name, variants)) from error
         module, _, function = self.place.rpartition(":")
         return getattr(import_module(module), function)
 

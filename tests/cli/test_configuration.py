@@ -289,6 +289,15 @@ def test_a_failed_run_is_one_line(runs, capsys, monkeypatch, failure, line):
         main(["sft"])
 
 
+def test_what_is_said_of_a_server_names_flags(runs, capsys):
+    def fail(config):
+        raise ConnectionError("http://localhost:1/v1/models: no answer; give its address (sampler_url).")
+
+    runs.run_grpo = fail
+    assert main(["grpo"]) == 2
+    assert "/v1/models: no answer; give its address (--sampler-url)." in capsys.readouterr().err
+
+
 def test_our_own_errors_are_told_as_they_are(tmp_path, capsys):
     assert main(["sft", "--resume", str(tmp_path / "none")]) == 2
     message = f"error: {tmp_path / 'none'} is not a directory; give the directory that an earlier run wrote.\n"

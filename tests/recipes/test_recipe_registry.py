@@ -55,6 +55,13 @@ def test_a_wrong_name_is_told_with_the_nearest(text, hint):
         find("grpo", text, "group")
 
 
+def test_a_trainer_that_is_misspelled_is_told_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no module 'tlr' here or installed; did you mean 'trl:dr_grpo'\?$"):
+        _ = find("grpo", "tlr:dr_grpo", "group").make
+    with pytest.raises(ValueError, match=r"no module 'nowhere' here or installed\.$"):
+        _ = find("grpo", "nowhere:loss", "group").make
+
+
 def test_a_link_takes_nothing_and_a_recipe_what_its_function_does():
     known = recipes("preference", "link")
     assert list(parameters(known["nca"])) == []

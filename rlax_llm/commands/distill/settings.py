@@ -210,8 +210,14 @@ class DistillSettings(OnMachine):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is chosen for the model; groups for the recipes that compare a prompt's completions."""
-        chosen = model_defaults(cls.command, given)
+        """What is chosen for the model; groups for the recipes that compare a prompt's completions.
+
+        >>> DistillSettings.of(teacher="smollm2", write_teacher="said.parquet").sampling.max_prompt_tokens
+        512
+        """
+        # A teacher that is asked without a student reads the rows alone, with limits of its own.
+        reader = given.get("teacher") if given.get("write_teacher") is not None else None
+        chosen = model_defaults(cls.command, given, reader or "char")
         return {**chosen, "group_size": 8} if given.get("recipe") in SCORED else chosen
 
     @classmethod
