@@ -175,7 +175,7 @@ def measure_learner(config: DecoderConfig, args: argparse.Namespace, new: int) -
     program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params).compile()
     compiled = time.perf_counter() - began
     taken = interleaved({"ours": lambda: program(params)}, args.repeats)["ours"]
-    flops = training_flops(config, jax.device_get(batch), (args.group_size, args.prompt))
+    flops = training_flops(config, params, jax.device_get(batch), (args.group_size, args.prompt))
     chip = CHIPS.get(args.device)
     return {
         "tokens_per_second": batch.tokens.size / taken,

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.divergences import Divergence, Predictions, softmax_of
+from rlax_llm.core.heads import head_slopes, no_slopes, slopes_of_all
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, max_over, per_device, place_along, sum_over
 from rlax_llm.core.vocabulary import Rows, Softmax, chunk_logits, chunked, log_sum_exp, normalizers, specs
 
@@ -97,18 +98,18 @@ def _slopes(chunk: _Back, softmax: Softmax) -> jax.Array:
     return slope if logits.slope is None else slope * logits.slope
 
 
-def _own_slopes(own: _Back, softmax: Softmax) -> tuple[jax.Array, jax.Array]:
+def _own_slopes(own: _Back, softmax: Softmax) -> tuple[jax.Array, Any]:
     head = softmax.head
 
-    def step(total: jax.Array, chunk: _Back) -> tuple[jax.Array, jax.Array]:
+    def step(total: Any, chunk: _Back) -> tuple[Any, jax.Array]:
         hidden = chunk.asked.rows.hidden
         slope = _slopes(chunk, softmax).astype(hidden.dtype)
-        added = jnp.matmul(slope.T, hidden, preferred_element_type=total.dtype)
-        return total + added, sum_over(slope @ head.astype(hidden.dtype), TENSOR)
+        hidden_slope, total = head_slopes(slope, hidden, head, total)
+        return total, sum_over(hidden_slope, TENSOR)
 
-    start = jnp.zeros(head.shape, softmax.temperature.dtype)
+    start = no_slopes(head, softmax.temperature.dtype)
     total, hidden = jax.lax.scan(step, start, chunked(head.shape[0], own))
-    return hidden.reshape(-1, hidden.shape[-1])[: own.bars.shape[0]], sum_over(total, *ROWS).astype(head.dtype)
+    return hidden.reshape(-1, hidden.shape[-1])[: own.bars.shape[0]], slopes_of_all(head, total)
 
 
 def _backward(residuals: tuple, bars: jax.Array) -> tuple:

@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec
 
 from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
+from rlax_llm.core.heads import Head, head_slopes, no_slopes, slopes_of_all
 from rlax_llm.core.log_probs import checked_kept
-from rlax_llm.core.mesh import ROWS, TENSOR, per_device, sum_over
+from rlax_llm.core.mesh import TENSOR, per_device, sum_over
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.vocabulary import Rows, Softmax, chunk_logits, chunked, normalizers, specs
 
@@ -119,7 +120,7 @@ class Predictions(NamedTuple):
     """
 
     hidden: jax.Array
-    head: jax.Array
+    head: Head
     temperature: float | jax.Array = 1.0
     cap: float | None = None
 
@@ -198,20 +199,20 @@ def _slopes(terms: _Terms, chunk: tuple[_Both, _Normal, Compared], softmax: _Sof
 
 def _own_slopes(
     made: _Made, given: tuple[_Both, _Normal, Compared], arrays: list[jax.Array], *softmax: Softmax
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Any]:
     """The slopes of a device's hidden states and of its part of the head, the student's."""
     head, terms = softmax[0].head, partial(_terms, made(arrays))
 
-    def step(total: jax.Array, chunk: tuple[_Both, _Normal, Compared]) -> tuple[jax.Array, jax.Array]:
+    def step(total: Any, chunk: tuple[_Both, _Normal, Compared]) -> tuple[Any, jax.Array]:
         hidden = chunk[0].student.hidden
         slope = _slopes(terms, chunk, softmax).astype(hidden.dtype)
-        added = jnp.matmul(slope.T, hidden, preferred_element_type=total.dtype)
-        return total + added, sum_over(slope @ head.astype(hidden.dtype), TENSOR)
+        hidden_slope, total = head_slopes(slope, hidden, head, total)
+        return total, sum_over(hidden_slope, TENSOR)
 
-    start = jnp.zeros(head.shape, softmax[0].temperature.dtype)
+    start = no_slopes(head, softmax[0].temperature.dtype)
     total, hidden = jax.lax.scan(step, start, _chunks(softmax, given))
     count = given[0].student.targets.shape[0]
-    return hidden.reshape(-1, hidden.shape[-1])[:count], sum_over(total, *ROWS).astype(head.dtype)
+    return hidden.reshape(-1, hidden.shape[-1])[:count], slopes_of_all(head, total)
 
 
 def _places(rows: _Both, softmax: _Softmaxes) -> tuple[PartitionSpec, tuple[Softmax, ...]]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.core.heads import Head, head_slopes, no_slopes, slopes_of_all
 from rlax_llm.core.mesh import ROWS, TENSOR, max_over, per_device, place_along, sum_over
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.token_sets import are_bits, words
@@ -88,25 +89,23 @@ def _backward(residuals: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tupl
     return (hidden, None, None, None), (head, temperature, None, None, None)
 
 
-def _own_slopes(own: _Chunk, *shared: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _own_slopes(own: _Chunk, *shared: Any) -> tuple[jax.Array, Any, jax.Array]:
     """The slopes of a device's hidden states, of its part of the head, and of the temperature."""
     softmax = Softmax(*shared)
     head, temperature = softmax.head, softmax.temperature
 
-    def step(totals: tuple[jax.Array, jax.Array], chunk: _Chunk) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def step(totals: tuple[Any, jax.Array], chunk: _Chunk) -> tuple[tuple[Any, jax.Array], jax.Array]:
         slope, log_p, of_head = _logit_slopes(chunk, softmax)
         temperature_slope = -(slope * log_p).sum()  # each row of slope sums to 0, so log p does for the logits
         slope = slope if of_head is None else slope * of_head
-        slope = slope.astype(chunk.rows.hidden.dtype)
-        head_slope = jnp.matmul(slope.T, chunk.rows.hidden, preferred_element_type=totals[0].dtype)
-        hidden_slope = sum_over(slope @ head.astype(chunk.rows.hidden.dtype), TENSOR)
-        return (totals[0] + head_slope, totals[1] + temperature_slope), hidden_slope
+        hidden = chunk.rows.hidden
+        hidden_slope, head_slope = head_slopes(slope.astype(hidden.dtype), hidden, head, totals[0])
+        return (head_slope, totals[1] + temperature_slope), sum_over(hidden_slope, TENSOR)
 
-    zeros = (jnp.zeros(head.shape, temperature.dtype), jnp.zeros_like(temperature))
+    zeros = (no_slopes(head, temperature.dtype), jnp.zeros_like(temperature))
     totals, hidden = jax.lax.scan(step, zeros, chunked(head.shape[0], own))
     hidden = hidden.reshape(-1, hidden.shape[-1])[: own.rows.targets.shape[0]]
-    head_slope = sum_over(totals[0], *ROWS).astype(head.dtype)
-    return hidden, head_slope, sum_over(totals[1], *ROWS, TENSOR)
+    return hidden, slopes_of_all(head, totals[0]), sum_over(totals[1], *ROWS, TENSOR)
 
 
 @jax.custom_vjp
@@ -119,7 +118,7 @@ _log_probs.defvjp(_forward, _backward)
 
 def token_log_probs(
     hidden: jax.Array,
-    head: jax.Array,
+    head: Head,
     targets: jax.Array,
     temperature: float | jax.Array = 1.0,
     kept: jax.Array | None = None,
@@ -170,7 +169,7 @@ def token_log_probs(
 
 def token_collisions(
     hidden: jax.Array,
-    head: jax.Array,
+    head: Head,
     targets: jax.Array,
     temperature: float | jax.Array = 1.0,
     kept: jax.Array | None = None,
@@ -219,9 +218,7 @@ def token_collisions(
     return jax.lax.stop_gradient(per_device(own, (row, *shared), row)(rows, *softmax_given))
 
 
-def _softmax(
-    hidden: jax.Array, head: jax.Array, temperature: Any, bias: Any, penalties: Any, cap: float | None
-) -> Softmax:
+def _softmax(hidden: jax.Array, head: Head, temperature: Any, bias: Any, penalties: Any, cap: float | None) -> Softmax:
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     if bias is not None:
         bias = jax.lax.stop_gradient(jnp.asarray(bias, wide))

@@ -16,7 +16,8 @@ def map_in_cache(function: Callable[..., Any], items: tuple[Any, ...], numbers: 
     """``vmap(function)(*items)``: on a CPU, as many items at a time as fit its cache together.
 
     An operation over all items at once reads them from memory each time; items one by one would cost more in calls
-    than in work, where they are small. An accelerator takes all together.
+    than in work, where they are small. An accelerator takes all together. Parts are of one size where one that is more
+    than half of that divides the items: for what is left over the function would be compiled once more.
 
     Args:
         function: of one item of each.
@@ -32,5 +33,14 @@ def map_in_cache(function: Callable[..., Any], items: tuple[Any, ...], numbers: 
     if platform() != "cpu":
         return jax.vmap(function)(*items)
     count = jax.tree.leaves(items)[0].shape[0]
-    together = min(max(CACHE // numbers, 1), count)
-    return jax.lax.map(lambda item: function(*item), items, batch_size=together)
+    most = min(max(CACHE // numbers, 1), count)
+    return jax.lax.map(lambda item: function(*item), items, batch_size=_even(count, most))
+
+
+def _even(count: int, most: int) -> int:
+    """Items of a part: the most that divide their count and are more than half of ``most``; else ``most``.
+
+    >>> _even(4, 3), _even(7, 3), _even(30, 16)
+    (2, 3, 15)
+    """
+    return next((size for size in range(most, most // 2, -1) if count % size == 0), most)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rlax_llm.core.caps import soft_cap
+from rlax_llm.core.heads import Head, head_logits, parts_of
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, max_over, place_along, sum_over
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.seen import penalized, repetition_slope, tally
@@ -40,7 +41,7 @@ class Softmax(NamedTuple):
     Under a mesh a device sees a part of the vocabulary.
     """
 
-    head: jax.Array
+    head: Head
     temperature: jax.Array
     bias: jax.Array | None
     penalties: jax.Array | None = None
@@ -90,7 +91,7 @@ def chunk_logits(rows: Rows, softmax: Softmax) -> Logits:
         softmax: what they share.
     """
     head, temperature, bias, penalties, cap = softmax
-    logits = jnp.matmul(rows.hidden, head.astype(rows.hidden.dtype).T, preferred_element_type=temperature.dtype)
+    logits = head_logits(rows.hidden, head, temperature.dtype)
     slope = None
     if cap is not None:
         logits, slope = soft_cap(logits, cap)
@@ -151,4 +152,4 @@ def specs(count: int, softmax: Softmax) -> tuple[PartitionSpec, tuple[Any, ...]]
         softmax: of all rows.
     """
     vocabulary, one = dividing(softmax.head.shape[:1], (TENSOR,)), PartitionSpec()
-    return dividing((count,), (ROWS,)), (vocabulary, one, vocabulary, one, one)
+    return dividing((count,), (ROWS,)), (parts_of(softmax.head, vocabulary, one), one, vocabulary, one, one)

@@ -31,9 +31,10 @@ from rlax_llm.models.attention import attention
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import (
     Attend,
+    Kind,
     block,
     embedding,
-    kind_of,
+    layers_in_turn,
     norm,
     vocabulary_logits,
 )
@@ -477,17 +478,17 @@ def forward_token(
     places = {room: _places(prompt, state, room) for room in dict.fromkeys(columns)}
     token = _last_tokens(state)
     positions = places[columns[0]].query.reshape(-1, 1)
-    x = embedding(config, params, token)
     send = None if state.routed is None else keeping(config)
-    caches, sent = [], []
-    for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
-        kind = kind_of(config, index)
-        held = prompt.segments(index, kind.window)
-        attend = _attend_to_cache(config, held, own, places[columns[index]])
-        x, cache, routes = apply(layer, x, positions, attend, kind, send)
-        caches.append(cache)
-        sent.append(routes)
-    state = state._replace(cache=tuple(caches)).noting(config, sent)
+
+    def step(x: jax.Array, layer: Params, kind: Kind, beside: tuple) -> tuple[jax.Array, tuple[Any, Any]]:
+        x, cache, routes = apply(layer, x, positions, _attend_to_cache(config, *beside), kind, send)
+        return x, (cache, routes)
+
+    held = [prompt.segments(layer, config.window_of(layer)) for layer in range(config.num_layers)]
+    beside = list(zip(held, state.cache, [places[room] for room in columns], strict=True))
+    x, found = layers_in_turn(config, params, step, embedding(config, params, token), beside)
+    caches, sent = zip(*found, strict=True)
+    state = state._replace(cache=caches).noting(config, sent)
     return norm(config, params["norm"], x[:, 0]), state
 
 

@@ -29,7 +29,7 @@ from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.models.config import DecoderConfig
-from rlax_llm.models.decoder import Attend, block, embedding, kind_of, norm, vocabulary_logits
+from rlax_llm.models.decoder import Attend, Kind, block, embedding, layers_in_turn, norm, vocabulary_logits
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix
 from rlax_llm.models.routing import keeping
@@ -167,16 +167,17 @@ def _forward(
     """
     apply = block(config)[1]
     send = None if state.routed is None else keeping(config)
-    x = embedding(config, params, read.tokens)
     positions = read.reach.places.reshape(read.tokens.shape)
-    caches, sent = [], []
-    for index, (layer, own) in enumerate(zip(params["layers"], state.cache, strict=True)):
-        kind = kind_of(config, index)
-        attend = _attend(config, prompt.segments(index, kind.window), own, read)
-        x, grown, routes = apply(layer, x, positions, attend, kind, send)
-        caches.append(grown)
-        sent.append(routes)
-    return norm(config, params["norm"], x), tuple(caches), sent
+
+    def step(x: jax.Array, layer: Params, kind: Kind, beside: tuple) -> tuple[jax.Array, tuple[Any, Any]]:
+        x, grown, routes = apply(layer, x, positions, _attend(config, *beside, read), kind, send)
+        return x, (grown, routes)
+
+    held = [prompt.segments(layer, config.window_of(layer)) for layer in range(config.num_layers)]
+    beside = list(zip(held, state.cache, strict=True))
+    x, found = layers_in_turn(config, params, step, embedding(config, params, read.tokens), beside)
+    caches, sent = zip(*found, strict=True)
+    return norm(config, params["norm"], x), caches, list(sent)
 
 
 def _attend(config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], read: _Read) -> Attend:

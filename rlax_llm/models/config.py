@@ -351,6 +351,10 @@ class DecoderConfig:
         """Whether a layer reads a window only."""
         return self.window is not None and (self.sliding[layer] if self.sliding else True)
 
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that a layer reads at most; None is all."""
+        return self.window if self.slides(layer) else None
+
     def turns(self, layer: int) -> bool:
         """Whether a layer's queries and keys turn with their position."""
         return self.rotated[layer] if self.rotated else True

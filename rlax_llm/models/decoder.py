@@ -6,9 +6,9 @@ be padded on either side; positions count the valid tokens only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from flax import nnx
 
 from rlax_llm.core.caps import soft_cap
 from rlax_llm.core.divergences import Predictions
+from rlax_llm.core.heads import head_logits
 from rlax_llm.core.mesh import (
     ROWS,
     TENSOR,
@@ -39,7 +40,7 @@ from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_produ
 from rlax_llm.models.ropes import magnitude_of
 from rlax_llm.models.routing import BY_ROUTER, Routes, Send, routes_by_layer, sending
 from rlax_llm.models.segments import EVERYTHING, Window, places_of, positions_of, reach_of, segment
-from rlax_llm.models.token_rows import read_rows, with_rows
+from rlax_llm.models.token_rows import head, read_rows
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Window, jax.Array | None], tuple[jax.Array, Any]]
 """``(queries, keys, values, window, sinks) → (mixed values, what is carried)``."""
@@ -71,11 +72,11 @@ def kind_of(config: DecoderConfig, layer: int) -> Kind:
     >>> kind_of(DecoderConfig(5, 4, 8, 1, 2, 1, 2, window=7), 0).window
     7
     """
-    slides = config.slides(layer)
-    rope = config.local_rope if slides and config.local_rope is not None else config.rope
+    window = config.window_of(layer)
+    rope = config.rope if window is None or config.local_rope is None else config.local_rope
     frequencies = rope.frequencies(config.rotated_width) * config.turns(layer)
     magnitude = magnitude_of(rope.scaling) if config.turns(layer) else 1.0
-    return Kind(jnp.asarray(frequencies, jnp.float32), magnitude, config.window if slides else None)
+    return Kind(jnp.asarray(frequencies, jnp.float32), magnitude, window)
 
 
 def kinds(config: DecoderConfig) -> Kind | None:
@@ -319,11 +320,6 @@ def init_decoder(config: DecoderConfig, key: jax.Array, dtype: jnp.dtype | type 
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def head(params: Params) -> Any:
-    """The output embedding ``[V, D]``: the head's own, or the tied input embedding."""
-    return params.get("head", params["embed"])
-
-
 def embedding(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """The first residual stream ``[…, D]`` of ``tokens``, in the dtype that is computed in.
 
@@ -371,7 +367,7 @@ def predictions(config: DecoderConfig, params: Params, hidden: jax.Array) -> Pre
     (6, 4)
     """
     flat = to_vocabulary(config, hidden).reshape(-1, hidden.shape[-1])
-    return Predictions(flat, head(with_rows(config, params)), cap=config.logit_cap)
+    return Predictions(flat, head(config, params), cap=config.logit_cap)
 
 
 def vocabulary_logits(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
@@ -381,13 +377,10 @@ def vocabulary_logits(config: DecoderConfig, params: Params, hidden: jax.Array) 
     >>> vocabulary_logits(config, {"embed": jnp.ones((5, 4))}, jnp.ones((2, 4), jnp.bfloat16)).dtype.name
     'float32'
     """
-    table = head(with_rows(config, params))
     hidden = to_vocabulary(config, hidden)
-    if isinstance(table, Narrow):
-        found = table_product(hidden, table)
-    else:
-        found = jnp.matmul(hidden, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
-    return found if config.logit_cap is None else soft_cap(found, config.logit_cap)[0]
+    table = head(config, params)
+    wide = head_logits(hidden, table, jnp.float32) if not isinstance(table, Narrow) else table_product(hidden, table)
+    return wide if config.logit_cap is None else soft_cap(wide, config.logit_cap)[0]
 
 
 def causal(config: DecoderConfig, valid: jax.Array, segments: jax.Array | None = None) -> Attend:
@@ -417,6 +410,42 @@ def layer_scan(
         return step(carry, *of)
 
     return jax.lax.scan(jax.checkpoint(one) if remat else one, carry, (params["layers"], kinds(config), *beside))
+
+
+def layers_in_turn(
+    config: DecoderConfig, params: Params, step: Callable[..., Any], carry: Any, beside: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+    """``layer_scan`` of layers that lie apart: ``step(carry, layer, kind, beside) → (carry, output)`` of each in turn.
+
+    The program is unrolled, but what layers of one kind and of the same shapes do is traced and lowered once.
+
+    Args:
+        config: shapes.
+        params: their ``layers`` are a sequence.
+        step: of a layer.
+        carry: before the first.
+        beside: for each layer what its step reads, a pytree.
+
+    Returns:
+        The carry behind the last layer, and the output of each.
+
+    >>> config, params = DecoderConfig(5, 4, 8, 2, 2, 1, 2), {"layers": [{"w": jnp.float32(2)}, {"w": jnp.float32(3)}]}
+    >>> last, found = layers_in_turn(config, params, lambda x, layer, kind, own: (x * layer["w"], x + own), 1.0, [7, 8])
+    >>> float(last), [float(x) for x in found]
+    (6.0, [8.0, 10.0])
+    """
+
+    @cache
+    def of_kind(first: int) -> Callable[..., Any]:
+        return jax.jit(lambda carry, layer, own: step(carry, layer, kind_of(config, first), own))
+
+    firsts: dict[tuple[int | None, bool], int] = {}
+    outputs = []
+    for index, (layer, own) in enumerate(zip(params["layers"], beside, strict=True)):
+        first = firsts.setdefault((config.window_of(index), config.turns(index)), index)
+        carry, output = of_kind(first)(carry, layer, own)
+        outputs.append(output)
+    return carry, outputs
 
 
 def hidden_states(

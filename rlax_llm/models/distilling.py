@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.buckets import TopTokens, top_token_divergences, top_tokens
 from rlax_llm.core.divergences import Divergence, Predictions, comparison
+from rlax_llm.core.heads import first_tokens
 from rlax_llm.core.log_probs import token_log_probs
 from rlax_llm.core.logit_bias import LogitBias, bias_vector
 from rlax_llm.core.penalties import NONE, Penalties
@@ -182,7 +183,7 @@ def distilled_log_probs(
         own = group_size, rows.tokens.shape[1] - columns
         hidden, load = group_states(config, params, rows.tokens, rows.valid, own, remat, routes, rows.dropout)
         found = predictions(config, params, hidden[:, :-1])
-        return found._replace(head=found.head[:size], temperature=sampled.temperature), load
+        return found._replace(head=first_tokens(found.head, size), temperature=sampled.temperature), load
 
     def found(params: Params, teacher_params: Params, rows: Completions, columns: int) -> tuple[tuple, Load | None]:
         own, load = predicted(student, params, rows, (layout[0], columns), routes_by(student, rows))

@@ -71,8 +71,9 @@ def layer_seeds(config: DecoderConfig, rows: jax.Array | None) -> jax.Array | No
 def dropping(config: DecoderConfig, seeds: jax.Array | None, places: jax.Array) -> Drop:
     """Inverted dropout of each number by itself: ``x · m / (1 − p)`` with ``m ~ Bernoulli(1 − p)`` (PEFT's).
 
-    Each projection has masks of its own. Limiting cases: without seeds every input is read as it is; the mean over many
-    masks is x.
+    Each projection has masks of its own, as each module of PEFT's has. (A family that joins projections has one module
+    for q, k and v there, and so one mask; the share that each of them drops is the same.) Limiting cases: without seeds
+    every input is read as it is; the mean over many masks is x.
 
     Args:
         config: shapes, with p in its ``lora``.

@@ -169,6 +169,22 @@ def under_adapter(config: DecoderConfig, params: Params, adapter: Params) -> Par
     return {leaf: value for leaf, value in rest.items() if leaf == "layers" or leaf not in adapter}
 
 
+def trains_head(config: DecoderConfig, trained: Params) -> bool:
+    """Whether the whole head has a slope: it is trained itself, or is an embedding that is.
+
+    Limiting case: of a model without adapters it always has. Rows that are trained alone have slopes of their own.
+
+    Args:
+        config: shapes.
+        trained: what is, of ``config.parameter_shapes`` or an adapter with what it holds whole.
+
+    >>> config = DecoderConfig(5, 4, 8, 1, 2, 1, 2)
+    >>> [trains_head(config, {name: 0, "layers": {}}) for name in ("embed", "embed_rows")]
+    [True, False]
+    """
+    return "head" in trained or ("embed" in trained and config.tie_embeddings)
+
+
 def lora_of(where: str, config: DecoderConfig) -> Lora:
     """The config's ``Lora``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlax_llm.core.heads import Head, Patched
 from rlax_llm.core.mesh import spread
 from rlax_llm.models.config import ROWS_OF, DecoderConfig
 from rlax_llm.models.functional import Params
@@ -34,6 +35,25 @@ def with_rows(config: DecoderConfig, params: Params) -> Params:
         wide = jnp.promote_types(found[leaf].dtype, rows.dtype)  # a narrow table would round small steps away
         found[leaf] = found[leaf].astype(wide).at[jnp.array(tokens)].set(rows.astype(wide))
     return found
+
+
+def head(config: DecoderConfig, params: Params) -> Head:
+    """The output embedding ``[V, D]``, the head's own or the tied input embedding, and the rows that are trained of it.
+
+    Limiting case: that of ``with_rows``, which puts them into a copy.
+
+    Args:
+        config: shapes, with the tokens of the rows in its ``lora``.
+        params: the tables, and ``embed_rows`` or ``head_rows`` beside them where there are any.
+
+    >>> head(DecoderConfig(3, 2, 8, 1, 1, 1, 2), {"embed": jnp.zeros((3, 2))}).shape
+    (3, 2)
+    """
+    leaf = "head" if "head" in params else "embed"
+    rows, tokens = params.get(f"{leaf}_rows"), row_tokens(config).get(leaf)
+    if rows is None or tokens is None:
+        return params[leaf]
+    return Patched(params[leaf], spread(rows), jnp.array(tokens))
 
 
 def row_tokens(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -42,7 +42,7 @@ from rlax_llm.generation.sampling import greedy
 from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import init_decoder
-from rlax_llm.models.lora import init_adapter
+from rlax_llm.models.lora import init_adapter, saved_parts, under_adapter
 from rlax_llm.models.scalar import init_scalar, token_values
 from rlax_llm.models.scoring import group_log_probs
 
@@ -93,7 +93,25 @@ def test_flops_of_learning_are_those_of_the_traced_products(remat):
     traced = jax.make_jaxpr(lambda params: log_probs(params, completions())[0])(params)
     assert dots(traced.jaxpr) == forward(CONFIG, rows, Grid()).flops
     traced = jax.make_jaxpr(jax.grad(lambda params: log_probs(params, completions())[0].sum()))(params)
-    assert dots(traced.jaxpr) == learning(CONFIG, rows, Grid(), remat=remat).flops
+    assert dots(traced.jaxpr) == learning(CONFIG, params, rows, Grid(), remat=remat).flops
+
+
+def test_a_head_that_is_trained_beside_adapters_has_a_slope_and_some_of_its_rows_have_not():
+    config = replace(CONFIG, lora=Lora(2, 4.0))
+    base = init_decoder(CONFIG, jax.random.key(0))
+    adapter = init_adapter(config, jax.random.key(1))
+    log_probs, rows = group_log_probs(config, (GROUP, WIDTH), remat=True), whole_rows(scored=True)
+    whole = join_trees(adapter, saved_parts(config, base, ["embed"]))
+
+    def loss(params):
+        return log_probs(join_trees(params, under_adapter(config, base, whole)), completions())[0].sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(whole)
+    found = learning(config, whole, rows, Grid())
+    assert dots(traced.jaxpr) == found.flops
+    slope = 2 * rows.scored * CONFIG.vocab_size * CONFIG.hidden_size
+    for trained in (adapter, adapter | {"embed_rows": 0}):
+        assert found.flops - learning(config, trained, rows, Grid()).flops == slope
 
 
 @pytest.mark.parametrize("lora", [None, Lora(2, 4.0)])
@@ -108,7 +126,7 @@ def test_flops_of_a_value_model_are_those_of_the_traced_products(lora):
         return values(join_trees(params, frozen), completions()).sum()
 
     traced = jax.make_jaxpr(jax.grad(loss))(params)
-    assert dots(traced.jaxpr) == learning(config, whole_rows(scored=False), Grid()).flops
+    assert dots(traced.jaxpr) == learning(config, params, whole_rows(scored=False), Grid()).flops
 
 
 def test_flops_of_a_token_by_hand():

@@ -29,8 +29,9 @@ from rlax_llm.loops.policy import policy_loop, supervised_loop
 from rlax_llm.loops.preference import preference_loop, reward_loop
 from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit
-from rlax_llm.models.decoder import embedding, head, vocabulary_logits
+from rlax_llm.models.decoder import embedding, vocabulary_logits
 from rlax_llm.models.scoring import ByTokens
+from rlax_llm.models.token_rows import head
 from rlax_llm.policy import weightings
 from rlax_llm.policy.corrections import truncated_importance
 from rlax_llm.policy.entropy import stepped_coef
@@ -66,7 +67,7 @@ def log_probs(params, rows):
     hidden = embedding(CONFIG, params, jnp.roll(rows.tokens, 1, -1))
     kept = None if rows.kept is None else rows.kept.reshape(-1, rows.kept.shape[-1])
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), rows.tokens.reshape(-1)
-    found = token_log_probs(flat, head(params), targets, kept=kept)
+    found = token_log_probs(flat, head(CONFIG, params), targets, kept=kept)
     return tuple(jnp.where(rows.mask, x.reshape(rows.mask.shape), 0.0) for x in found)
 
 

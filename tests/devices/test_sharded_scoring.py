@@ -59,8 +59,8 @@ SWITCHES = replace(
 )
 EXPERTS = replace(CONFIG, experts=Experts(8, 3, 16, shared=True, biased=True, clamped=Clamped(limit=0.5)))
 SOME = Penalties(1.4, 0.3, 0.2)
-LORA = replace(CONFIG, lora=Lora(3, 6.0, ("q", "o", "down")))
-ADAPTER = jax.tree.map(lambda x: x + 0.05, init_adapter(LORA, jax.random.key(3)))
+LORA = replace(CONFIG, lora=Lora(3, 6.0, ("q", "o", "down"), tokens=(2, CONFIG.vocab_size - 1)))
+ADAPTER = jax.tree.map(lambda x: x + 0.05, init_adapter(LORA, jax.random.key(3), base=PARAMS))
 
 
 def packed():
@@ -125,6 +125,7 @@ def test_what_is_read_of_rows_and_its_gradient_are_the_same(name):
 def test_an_adapters_gradient_is_the_same():
     _, gradient = check_same_everywhere((MESH,), slope(group_log_probs(LORA, LAYOUT), PARAMS), ADAPTER, completions())
     assert np.abs(gradient["layers"]["q_lora_b"]).max() > 1e-3
+    assert np.abs(gradient["embed_rows"]).min(1).max() > 1e-4
 
 
 def test_rows_of_tokens_that_are_trained_move_no_other_tokens_between_devices(capfd):

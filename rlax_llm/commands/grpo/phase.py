@@ -271,7 +271,8 @@ class GroupPhase(Phase):
     def _speeds(self, rollout: Rollout, clock: Clock) -> dict[str, float]:
         """Of the parts of a step, and how much of the machine the update used in the seconds that it was under way."""
         busy, seconds = clock.update, clock.seconds()
-        once = training_flops(self.learner.config, rollout.completions, (self.group_size, rollout.prompt_width))
+        shared = (self.group_size, rollout.prompt_width)
+        once = training_flops(self.learner.config, self.learner.params, rollout.completions, shared)
         return speeds(rollout, seconds) | utilization(self.epochs * once, busy) | self.drawing.tally.metrics()
 
     def _described(self, taken: Taken) -> dict[str, float]:

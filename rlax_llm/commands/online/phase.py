@@ -183,8 +183,9 @@ class OnlinePhase(Phase):
         """Of the parts of a step, and how much of the machine the update used."""
         taken = batch.completions
         shared = (len(taken.tokens) // self.batching.size, rollout.prompt_width)
-        once = training_flops(self.learner.config, taken, shared) * self.learned_rows / len(taken.tokens)
-        return speeds(rollout, seconds) | utilization(self.epochs * once, seconds["update"])
+        once = training_flops(self.learner.config, self.learner.params, taken, shared)
+        flops = self.epochs * once * self.learned_rows / len(taken.tokens)
+        return speeds(rollout, seconds) | utilization(flops, seconds["update"])
 
     def evaluate(self, state: Any) -> Evaluation:
         """Greedy held-out reward and accuracy, and a record of each completion."""

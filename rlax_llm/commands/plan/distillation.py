@@ -153,12 +153,13 @@ def _given(settings: DistillSettings, name: str) -> Lesson:
 
 def _work(update: DistillUpdate, machine: Machine, lesson: Lesson) -> Work:
     """The products of an update, and of the teacher's answers."""
-    settings = update.settings
+    settings, learner = update.settings, update.learner
     limits, taught, count = settings.sampling, settings.learning, settings.rollout.rows
     turns = taught.minibatches * taught.micro_batches(settings.rollout)
     part = part_of_group(count // turns, lesson.group_size)
     rows = grouped(count, part, limits.max_prompt_tokens, limits.max_new_tokens)
-    work = learning(update.learner.config, rows, machine.grid, turns, settings.model.remat).times(taught.epochs)
+    once = learning(learner.config, learner.params, rows, machine.grid, turns, settings.model.remat)
+    work = once.times(taught.epochs)
     if lesson.asked is None:
         return work
     shared = part if update.distillation.prompting is None else 1

@@ -130,7 +130,7 @@ def _preference_work(settings: Given, learner: Learner, machine: Machine, reads_
     part = part_of_group(count // batch.micro_batches, together)
     scored = not isinstance(settings, RewardSettings)
     rows = grouped(count, part, batch.max_prompt_tokens, batch.max_new_tokens, scored)
-    work = learning(learner.config, rows, grid, batch.micro_batches, settings.model.remat)
+    work = learning(learner.config, learner.params, rows, grid, batch.micro_batches, settings.model.remat)
     once = forward(learner.config, rows, grid, batch.micro_batches)
     # The mismatched rows of kto go through both models, without slopes.
     return work + once.times((1 + _mismatched(settings)) * reads_reference + _mismatched(settings))
@@ -154,10 +154,11 @@ def supervised_programs(settings: SftSettings, machine: Machine) -> list[Program
     rows = _supervised_rows(batch)
     tokens = float(rows.tokens.size)
     through = Rows(tokens, tokens * (rows.tokens.shape[1] + 1) / 2, tokens)
-    work = learning(learner.config, through, machine.grid, batch.micro_batches, settings.model.remat)
+    grid, turns = machine.grid, batch.micro_batches
+    work = learning(learner.config, learner.params, through, grid, turns, settings.model.remat)
     fixed = {"frozen": learner.frozen}
     if phase.anchor is not None:
-        work = work + forward(learner.config, through, machine.grid, batch.micro_batches)
+        work = work + forward(learner.config, through, grid, turns)
         fixed["reference"] = learner.params
     return _update(machine, phase, phase.update, rows, work, **fixed)
 

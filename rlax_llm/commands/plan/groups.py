@@ -118,7 +118,8 @@ def _work(settings: GrpoSettings, learner: Learner, machine: Machine, update: Gr
     part = part_of_group(rollout.rows // turns, rollout.group_size)
     rows = grouped(rollout.rows, part, sampling.max_prompt_tokens, sampling.max_new_tokens)
     once = forward(learner.config, rows, machine.grid, turns)
-    work = learning(learner.config, rows, machine.grid, turns, settings.model.remat).times(taught.epochs)
+    through = learner.config, learner.params, rows, machine.grid, turns
+    work = learning(*through, settings.model.remat).times(taught.epochs)
     work += moving(bytes_of((state.params, state.opt_state))).times(taught.updates)
     before = taught.correction not in ("none", "log_linear") or taught.top_entropy != 1
     fixed = update.reads_reference + before

@@ -136,6 +136,7 @@ def _work(settings: OnlineSettings, learner: Learner, machine: Machine, update: 
     turns = settings.learning.minibatches * settings.micro_batches
     part = part_of_group(learned // turns, 2 if pairs else settings.rollout.group_size)
     rows = grouped(learned, part, sampling.max_prompt_tokens, sampling.max_new_tokens)
-    through = learner.config, rows, machine.grid, turns
+    through = rows, machine.grid, turns
     reads = reads_reference(online.preference.rewards) if pairs else update.reads_reference
-    return learning(*through, settings.model.remat).times(settings.learning.epochs) + forward(*through).times(reads)
+    once = learning(learner.config, learner.params, *through, settings.model.remat)
+    return once.times(settings.learning.epochs) + forward(learner.config, *through).times(reads)

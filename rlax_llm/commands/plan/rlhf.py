@@ -86,8 +86,9 @@ def _work(settings: PpoSettings, models: Models, machine: Machine, needs_referen
     work = Work()
     for learner, scored, before in ((models.policy, True, needs_reference), (models.value, False, True)):
         rows = grouped(rollout.rows, part, sampling.max_prompt_tokens, sampling.max_new_tokens, scored)
-        through = learner.config, rows, machine.grid, turns
-        work += learning(*through, settings.model.remat).times(taught.epochs) + forward(*through).times(before)
+        through = rows, machine.grid, turns
+        once = learning(learner.config, learner.params, *through, settings.model.remat)
+        work += once.times(taught.epochs) + forward(learner.config, *through).times(before)
     return work
 
 

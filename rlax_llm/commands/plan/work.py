@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from rlax_llm.generation.cache import Columns, windowed
 from rlax_llm.generation.engine import rooms
 from rlax_llm.models.config import DecoderConfig
+from rlax_llm.models.functional import Params
+from rlax_llm.models.lora import trains_head
 
 _FORWARD_PRODUCTS = 2  # of attention: scores, and values mixed by them
 _LAST = ("down", "down_lora_b")  # of a layer, whose product nothing on the way back reads
@@ -156,14 +158,17 @@ def forward(config: DecoderConfig, rows: Rows, grid: Grid, turns: int = 1) -> Wo
     return through + (_head(config, rows.scored, grid, turns) if rows.scored else Work())
 
 
-def learning(config: DecoderConfig, rows: Rows, grid: Grid, turns: int = 1, remat: bool = True) -> Work:
+def learning(
+    config: DecoderConfig, trained: Params, rows: Rows, grid: Grid, turns: int = 1, remat: bool = True
+) -> Work:
     """Once through a model and back: the layers again where they are recomputed, two products for each on the way back.
 
     Under adapters the weights are frozen: one product there, two for an adapter. The head's logits are made again, a
-    chunk at a time.
+    chunk at a time; where it is trained whole it has a slope of its own, and rows of it that are trained alone are few.
 
     Args:
         config: shapes, with the adapters that are trained.
+        trained: what is; adapters, and what is trained whole beside them.
         rows: of the whole batch.
         grid: the devices that share them.
         turns: micro-batches; each reads the weights.
@@ -180,7 +185,7 @@ def learning(config: DecoderConfig, rows: Rows, grid: Grid, turns: int = 1, rema
         again = _layers(config, rows.tokens, grid, turns, _LAST)
         back += again + _attention(config, rows, grid, _FORWARD_PRODUCTS)
     if rows.scored:
-        back += _head(config, rows.scored, grid, turns).times(3 if config.lora is None else 2)
+        back += _head(config, rows.scored, grid, turns).times(3 if trains_head(config, trained) else 2)
     return once + back
 
 

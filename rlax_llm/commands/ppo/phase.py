@@ -208,9 +208,9 @@ class PpoPhase(Phase):
     def _speeds(self, rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
         """Of the parts of a step, and the share of the devices' peak that the updates of both models take."""
         shared = (self.group_size, rollout.prompt_width)
-        policy = training_flops(self.models.policy.config, rollout.completions, shared)
-        value = training_flops(self.models.value.config, rollout.completions, shared, scalar=True)
-        flops = self.settings.learning.epochs * (policy + value)
+        both = (self.models.policy, self.models.value)
+        once = sum(training_flops(each.config, each.params, rollout.completions, shared) for each in both)
+        flops = self.settings.learning.epochs * once
         return speeds(rollout, seconds) | utilization(flops, seconds["update"]) | self.drawing.tally.metrics()
 
     def _learning_rate(self, index: int) -> float:

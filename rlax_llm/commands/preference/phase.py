@@ -135,7 +135,7 @@ class PreferencePhase(Phase):
         seconds = time.perf_counter() - start
         completions = rows.batch.completions
         shared = (rows.together, rows.prompt_width)
-        flops = training_flops(self.learner.config, completions, shared, "score" in self.learner.params)
+        flops = training_flops(self.learner.config, self.learner.params, completions, shared)
         numbers |= utilization(flops, seconds)
         return Done(state, numbers | {"tokens_per_second": float(np.sum(completions.valid)) / seconds})
 

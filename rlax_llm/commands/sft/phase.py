@@ -178,7 +178,7 @@ class SupervisedPhase(Phase):
         state, metrics = self.update(state, batch, key=key, **self.fixed)
         numbers = finite({name: float(value) for name, value in metrics.items()}, f"{self.step_name} {index + 1}")
         seconds = time.perf_counter() - start
-        numbers |= utilization(training_flops(self.learner.config, batch), seconds)
+        numbers |= utilization(training_flops(self.learner.config, self.learner.params, batch), seconds)
         return Done(state, numbers | {"tokens_per_second": float(np.sum(batch.valid)) / seconds})
 
     def export(self, state: TrainState, path: Path) -> None:
