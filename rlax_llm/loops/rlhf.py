@@ -22,7 +22,7 @@ from rlax_llm.core.types import Completions, CreditedCompletions, Metrics, Param
 from rlax_llm.credit.values import ClippedValueLoss, clipped_value_loss, explained_variance
 from rlax_llm.loops.balance import Routers, router_metrics, routers
 from rlax_llm.loops.minibatches import Passes, epochs, lost_share, optimizer_step
-from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, tokens_of
 from rlax_llm.loops.policy import Loop, learned_batch, reference_log_probs
 from rlax_llm.loops.rlhf_credit import Shaping, reward_metrics, token_credit, token_rewards
 from rlax_llm.loops.telling import Telling, nothing_more
@@ -197,7 +197,7 @@ def _gradient(loop: _Loop, frozen: Params | None, params: Params, rows: Experien
     loss = _loss(loop, frozen, routers(loop.log_probs, policy, rows.completions, parts))
     own = term_weights(loop.objective.terms, rows.learned())
     part = (rows, (loop.objective.weighting(rows.mask), token_mean(rows.mask), own))
-    gradient, metrics = summed_gradient(loss, params, part, parts)
+    gradient, metrics = summed_gradient(loss, params, part, parts, tokens_of(loop.log_probs))
     return gradient, router_metrics(metrics)
 
 

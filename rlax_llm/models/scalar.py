@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlax_llm.core.types import Completions
+from rlax_llm.core.types import Completions, Room
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
-from rlax_llm.models.shared_prompts import completion_states
+from rlax_llm.models.shared_prompts import completion_states, token_states
+from rlax_llm.models.unpadded import put, unpadded
 
 Initial = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 Scalars = Callable[[Params, Completions], jax.Array]
@@ -77,8 +78,11 @@ def token_values(config: DecoderConfig, layout: tuple[int, int], remat: bool = F
     """
 
     def values(params: Params, completions: Completions) -> jax.Array:
-        before = jnp.pad(_state_values(config, params, completions, layout, remat)[:, :-1], ((0, 0), (layout[1], 0)))
-        return jnp.where(completions.mask, before, 0.0)
+        if completions.room is None:
+            before = _state_values(config, params, completions, layout, remat)[:, :-1]
+        else:
+            before = _token_values(config, params, completions, layout, remat, completions.room)
+        return jnp.where(completions.mask, jnp.pad(before, ((0, 0), (layout[1], 0))), 0.0)
 
     return values
 
@@ -157,6 +161,19 @@ def _state_values(
     """``score · h`` of the states before and after each completion token, ``[B, 1 + S]``."""
     rows, dropped = (completions.tokens, completions.valid), completions.dropout
     hidden = completion_states(config, params, *rows, layout, remat, dropped)
-    # Products and their sum in float32, and no matmul: accelerators would round its inputs.
+    return _scored(params, hidden)
+
+
+def _token_values(
+    config: DecoderConfig, params: Params, completions: Completions, layout: tuple[int, int], remat: bool, room: Room
+) -> jax.Array:
+    """``score · h`` of the states before each completion token, ``[B, S]``, computed without padding."""
+    ways = unpadded(completions.valid[:, layout[1] :], room.tokens)
+    hidden, _ = token_states(config, params, completions.tokens, completions.valid, layout, ways, remat)
+    return put(_scored(params, hidden), ways)
+
+
+def _scored(params: Params, hidden: jax.Array) -> jax.Array:
+    """Products and their sum in float32, and no matmul: accelerators would round its inputs."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     return (hidden.astype(wide) * params["score"].astype(wide)).sum(-1)

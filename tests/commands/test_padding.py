@@ -13,6 +13,8 @@ from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
 from rlax_llm.commands.online.run import run_online
 from rlax_llm.commands.online.settings import OnlineSettings
+from rlax_llm.commands.ppo.run import run_ppo
+from rlax_llm.commands.ppo.settings import PpoSettings
 from rlax_llm.data.arithmetic import ALPHABET
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init_decoder
@@ -32,6 +34,7 @@ GIVEN = {
 GIVEN |= {"eval_every": 0, "eval_size": 4, "save_every": 0, "learning_rate": 1e-2, "schedule": "constant"}
 COMMANDS = {
     "grpo": (run_grpo, GrpoSettings, {"kl_coef": 0.05, "reward": "format=[0-9]*"}),
+    "ppo": (run_ppo, PpoSettings, {"reward": "format=[0-9]*"}),
     "online": (run_online, OnlineSettings, {"recipe": "nash_md", "reward": "format=[0-9]*"}),
     "distill": (run_distill, DistillSettings, {"recipe": "opd"}),
 }

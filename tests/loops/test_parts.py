@@ -19,6 +19,7 @@ from rlax_llm.loops.group import GroupLearning, group_loop
 from rlax_llm.loops.parts import fixed_log_probs, join, split, summed_gradient
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import init_decoder
+from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import by_tokens, group_log_probs
 from rlax_llm.policy.corrections import truncated_importance
 from rlax_llm.recipes import group as recipes
@@ -103,11 +104,12 @@ def test_the_smallest_room_that_holds_all_tokens_will_do():
     lengths = np.array([0, NEW, 3, 0] * P)
     valid = rows.valid & (np.arange(PROMPT + NEW) < PROMPT + lengths[:, None])
     rows = rows._replace(valid=valid, mask=valid & rows.mask)
-    score = group_log_probs(CONFIG, (G, PROMPT), **SAMPLER)
+    score, value = group_log_probs(CONFIG, (G, PROMPT), **SAMPLER), token_values(CONFIG, (G, PROMPT))
 
     def total(params, rows):
         log_probs, entropy = score(params, rows)
-        return (log_probs * rows.log_probs + entropy).sum(), (log_probs, entropy)
+        values = value(params | {"score": jnp.arange(16.0)}, rows)
+        return (log_probs * rows.log_probs + entropy + jnp.sin(values)).sum(), (log_probs, entropy, values)
 
     slope = jax.jit(jax.grad(total, has_aux=True))
     found = slope(model(0), rows._replace(room=Room(int(lengths.sum()))))

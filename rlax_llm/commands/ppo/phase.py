@@ -20,6 +20,7 @@ from rlax_llm.commands.judging import Judge
 from rlax_llm.commands.learned import LearningWatch
 from rlax_llm.commands.learner import Learner
 from rlax_llm.commands.optimizers import build_optimizer
+from rlax_llm.commands.padding import shares_of
 from rlax_llm.commands.ppo.settings import PpoLearningSettings, PpoSettings, ShapingSettings
 from rlax_llm.commands.recording import Recorder
 from rlax_llm.commands.rollout_metrics import describe, speeds
@@ -46,7 +47,7 @@ from rlax_llm.loops.updates import no_normalization
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
 from rlax_llm.models.scalar import token_values
-from rlax_llm.models.scoring import group_log_probs
+from rlax_llm.models.scoring import by_tokens
 from rlax_llm.models.sharding import pinned, placed
 from rlax_llm.policy.objectives import Objective
 from rlax_llm.recipes.mixed import vapo
@@ -139,12 +140,12 @@ class PpoPhase(Phase):
         optimizer = dataclasses.replace(optimizer, warmup_steps=optimizer.warmup_steps * self.updates)
         return build_schedule(optimizer, peak, (self.settings.run.steps - idle_steps) * self.updates)
 
-    def _loop(self, layout: tuple[int, int]) -> Any:
+    def _loop(self, layout: tuple[int, int], shares: tuple[float, ...] = ()) -> Any:
         settings, sampling = self.settings, self.settings.sampling
         remat, policy = settings.model.remat, self.models.policy.config
         sampled = (sampling.temperature, remat, sampling.bias, sampling.penalties)
-        log_probs = group_log_probs(policy, layout, *sampled)
-        values = token_values(self.models.value.config, layout, remat)
+        log_probs = by_tokens(policy, layout, shares, *sampled)
+        values = log_probs._replace(score=token_values(self.models.value.config, layout, remat))
         schedules = {"policy": self.schedule, "value": self._schedule(settings.learning.value_learning_rate)}
         optimizers = {name: build_optimizer(settings.optimizer, schedule) for name, schedule in schedules.items()}
         shaping, learning = shaping_of(settings.objective), learning_of(settings.learning, settings.rollout)
@@ -162,8 +163,9 @@ class PpoPhase(Phase):
             value = copied(body) | {"score": value["score"]}
         return placed(self._loop((1, 1))[0]({"policy": params, "value": value}))
 
-    def _update(self, prompt_width: int) -> Any:
-        return jax.jit(pinned(watch_finite(self._loop((self.group_size, prompt_width))[1])), donate_argnums=0)
+    def _update(self, prompt_width: int, shares: tuple[float, ...] = ()) -> Any:
+        layout = (self.group_size, prompt_width)
+        return jax.jit(pinned(watch_finite(self._loop(layout, shares)[1])), donate_argnums=0)
 
     def step(self, state: RlhfState, index: int) -> Done:
         """Step ``index`` (from 0), with records of some completions."""
@@ -196,7 +198,7 @@ class PpoPhase(Phase):
         """An update on a scored rollout, its metrics by the run's names, and the advantages of the tokens."""
         batch = ScoredCompletions(rollout.completions, jnp.asarray(scores.total))
         batch = batch._replace(step_rewards=step_rewards_of(rollout, scores))
-        update = self.update(rollout.prompt_width)
+        update = self.update(rollout.prompt_width, shares_of(self.models.policy.config, self.settings))
         state, metrics = update(state, batch, key=key, reference=self.reference, frozen=self.frozen)
         advantages = metrics.pop("advantages")
         return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}, advantages
