@@ -122,9 +122,14 @@ def copied(tree: Any) -> Any:
     >>> copied({"w": jax.numpy.ones(2)})["w"].tolist()
     [1.0, 1.0]
     """
-    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
+    if all(_lies_here(x) for x in jax.tree.leaves(tree)):
         return jax.device_put(tree, may_alias=False)
     return _copied_by_all(tree)
+
+
+def _lies_here(x: Any) -> bool:
+    """Whether this process holds all of an array; of what is traced nobody knows."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 @jax.jit

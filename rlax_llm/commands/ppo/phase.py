@@ -145,7 +145,7 @@ class PpoPhase(Phase):
         remat, policy = settings.model.remat, self.models.policy.config
         sampled = (sampling.temperature, remat, sampling.bias, sampling.penalties)
         log_probs = by_tokens(policy, layout, shares, *sampled)
-        values = log_probs._replace(score=token_values(self.models.value.config, layout, remat))
+        values: Any = log_probs._replace(score=token_values(self.models.value.config, layout, remat))
         schedules = {"policy": self.schedule, "value": self._schedule(settings.learning.value_learning_rate)}
         optimizers = {name: build_optimizer(settings.optimizer, schedule) for name, schedule in schedules.items()}
         shaping, learning = shaping_of(settings.objective), learning_of(settings.learning, settings.rollout)
