@@ -246,8 +246,8 @@ def grade(
     """Complete every held-out row, at most ``batch`` rows at a time, and score; nothing where none is held out.
 
     The last batch is filled up with the first row, so that no further shape is compiled and the devices divide it; that
-    does not count. Where generations are much work, rows enter as others end. Each draws in one size, so that measuring
-    compiles little.
+    does not count. Where generations are much work and rows more than a batch, they enter as others end. Each draws in
+    one size, so that measuring compiles little.
     """
     held_out = list(task.held_out)
     sampling, batch = _measuring(sampling, request, min(batch, len(held_out)), len(held_out))
@@ -271,7 +271,8 @@ def _measuring(sampling: Sampling, request: Request, batch: int, count: int) -> 
     given = min(count, WAITING * batch)
     given += -given % devices_along(*ROWS)
     rows = given * request.group_size
-    if not is_work(sampling.config, rows, request.max_new_tokens):
+    together = count <= batch and rows <= (sampling.slots or rows)  # nothing would wait
+    if together or not is_work(sampling.config, rows, request.max_new_tokens):
         return one._replace(slots=None), _all_at_once(batch, count, sampling.slots, request.group_size)
     slots = min(batch * request.group_size, -(-rows // WAITING))
     return one._replace(slots=min(slots, sampling.slots or slots)), given

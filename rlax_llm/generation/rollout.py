@@ -46,6 +46,7 @@ from rlax_llm.generation.slots import (
     move_and_decode,
     noted,
     opened,
+    prefill_and_decode,
     progress,
 )
 from rlax_llm.generation.speculation import RECENT, Guesser, guesser, speculate
@@ -61,6 +62,8 @@ FEWER = (
     (1 / 8, 1),
     (1 / 16, 1),
 )  # shares of the rows and of the limit
+FEWER_OF_FEW = ((5 / 8, 1), (3 / 8, 1), (1 / 4, 1), (1 / 8, 1))  # of few rows, which take little memory
+FEW = 48  # rows of a device at first
 FEWER_ROWS = 0.8  # of the rows of another size with as many columns: what one may have, to be worth a program
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
@@ -75,7 +78,8 @@ class Ladder(NamedTuple):
     """Sizes that a generation's state may come to have, and what a step of each costs.
 
     Each move from one size to another is a program, so there are few: those whose steps cost least over lengths of many
-    distributions. While rows leave, the others' columns grow, so that the cache keeps about its size.
+    distributions. While rows leave, the others' columns grow, so that the cache keeps about its size; of few rows those
+    that stay have all columns, so that there are few ways from one size to another.
 
     Attributes:
         rooms: columns with all rows, one after the other; the last are the limit's.
@@ -138,11 +142,14 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
     >>> ladder(small, 64, 8, 99).sizes, ladder(large, 64, 8, 256).sizes
     ((), ((40, 192), (40, 96), (24, 128), (16, 192), (8, 256), (4, 256)))
+    >>> ladder(large, 32, 8, 256).sizes
+    ((20, 256), (12, 256), (8, 256), (4, 256))
     """
     devices = devices_along(*ROWS)
+    shares = FEWER_OF_FEW if rows <= FEW * devices else FEWER
     sizes = {
         (max(FEWEST, math.ceil(rows * part / devices)) * devices, _enough(config, room_of(limit, share), limit))
-        for part, share in FEWER
+        for part, share in shares
     }
     if rows % devices or not is_work(config, rows, limit):
         sizes = set()
@@ -246,8 +253,8 @@ class Generation:
         sizes: Sizes = ladder,
     ):
         self.config, self.params, self.prompts, self.rows, self.request = config, params, prompts, rows, request
-        width, limit = prompts[0].shape[1], request.max_new_tokens
-        self.rooms = sizes(config, 1, width, limit).rooms
+        self.sizes = sizes
+        self.rooms = self._ladder(1).rooms
         self.count, size = prompts[0].shape[0], request.group_size
         self.order = np.arange(self.count)  # in which prompts begin
         self.begun = 0  # of them
@@ -258,7 +265,11 @@ class Generation:
         self.entering = self.count if slots is None else entering_prompts(slots, size, devices)
         opened = 0 if slots is None else max(slots // devices * devices, self.entering * size)
         self.seen = self._start(opened)
-        self.ladder = sizes(config, len(self.state.rows), width, limit)
+        self.ladder = self._ladder(len(self.state.rows))
+
+    def _ladder(self, rows: int) -> Ladder:
+        """The sizes of so many rows."""
+        return self.sizes(self.config, rows, self.prompts[0].shape[1], self.request.max_new_tokens)
 
     def _start(self, opened: int) -> Progress:
         """Begin with so many slots, or with all rows; what is known of the progress without a look."""
@@ -458,6 +469,27 @@ class Generation:
         return int(np.asarray(self.prompts[1]).sum()) - common * (self.count - 1)
 
 
+class _Straight(Generation):
+    """A generation that nobody looks at before there is something to decide: one program reads and draws up to there.
+
+    Limiting case: the completions of ``Generation``, whose first draws are a program of their own.
+    """
+
+    def _start(self, opened: int) -> Progress:
+        rows = self.count * self.request.group_size
+        guesses = self.guesser is not None and self.guesser.may(rows)
+        if 0 < opened < rows or guesses or self.common is not None:
+            return super()._start(opened)
+        self.entering = self.begun = self.count
+        columns = self.rooms[0]
+        room = self.request.max_new_tokens if self._is_all(columns) else columns
+        below = self._ladder(rows).below(rows, self.count, room)
+        ends = Ends(np.int32(room + 1), np.int32(max((fewer for fewer, _ in below), default=0)), None)
+        found = prefill_and_decode(self.config, self.params, self.prompts, self.rows, self.request, columns, ends)
+        self.layers, self.prompt, self.state = found
+        return progress(self.state)
+
+
 def _read_apart(config: DecoderConfig, prompts: tuple[Any, Any], request: Request) -> int:
     """Tokens that all prompts begin with where it is worth while to read them by themselves; else 0.
 
@@ -509,6 +541,7 @@ def _begin(
     request: Request,
     slots: int | None,
     sizes: Sizes = ladder,
+    kind: type[Generation] = Generation,
 ) -> Generation:
     check_request(config, prompts[0].shape[1], request)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
@@ -516,7 +549,7 @@ def _begin(
     keys = rows[0] if rows[0].ndim == 0 and slots is None else row_keys(rows[0], count)
     limits = np.full(count, limit, np.int32) if rows[1] is None else _within(rows[1], count, limit)
     prompts, request = shared_out(prompts, request)
-    return Generation(config, params, prompts, (keys, limits), request, slots, sizes)
+    return kind(config, params, prompts, (keys, limits), request, slots, sizes)
 
 
 _at_once = jax.jit(generate_at_once, static_argnums=(0, 4))
@@ -534,7 +567,7 @@ def _completed(
 ) -> Completions:
     """All completions: by one program where there is nothing to decide between two calls of ``decode``."""
     if not _is_one(config, prompts, request, slots, sizes):
-        return _begin(config, params, prompts, rows, request, slots, sizes).finished(told)
+        return _begin(config, params, prompts, rows, request, slots, sizes, _Straight).finished(told)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
     limits = None if rows[1] is None else _within(rows[1], count, limit)
     found = _at_once(config, params, prompts, rows[0], request, limits)
@@ -552,7 +585,8 @@ def _is_one(config: DecoderConfig, prompts: Prompts, request: Request, slots: in
     if found.sizes or len(found.rooms) > 1 or (slots is not None and slots < rows):
         return False
     worth = is_work(config, max(rows, FEWEST), limit)
-    return guesser(prompts, request, worth) is None and not _read_apart(config, prompts, request)
+    guesses = guesser(prompts, request, worth)
+    return (guesses is None or not guesses.may(rows)) and not _read_apart(config, prompts, request)
 
 
 def _within(limits: jax.Array, count: int, most: int) -> np.ndarray:

@@ -17,8 +17,9 @@ import numpy as np
 
 from rlax_llm.core.mesh import fetch
 from rlax_llm.generation.cache import Cache, by_layer, columns_of, vacant_cache
-from rlax_llm.generation.engine import Decoding, Prefilled, decode, lanes, most_of
+from rlax_llm.generation.engine import Decoding, Prefilled, decode, lanes, most_of, prefill, unrolled
 from rlax_llm.generation.enough import Enough
+from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
@@ -278,6 +279,35 @@ def move_and_decode(
     prompt, state = resize(prompt, state, *size)
     state = decode(config, params, prompt, state, ends.until, request, ends.fewest, ends.enough)
     return prompt, state, drawn
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def prefill_and_decode(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompts,
+    rows: tuple[jax.Array, Any],
+    request: Request,
+    room: int,
+    ends: Ends,
+) -> tuple[Params, Prefilled, Decoding]:
+    """``prefill`` of all prompts, and ``decode`` up to the first decision.
+
+    Args:
+        config: shapes.
+        params: of ``config.parameter_shapes``.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``, padded on the left.
+        rows: a key, or one for each of the ``P · G`` completions, and the most tokens of each.
+        request: static.
+        room: columns of the cache; static.
+        ends: of ``decode``.
+
+    Returns:
+        ``unrolled``'s layers, which the next draws read, and what the others return.
+    """
+    layers = unrolled(config, params)
+    prompt, state = prefill(config, params, *prompts, rows[0], request, room, rows[1])
+    return layers, prompt, decode(config, layers, prompt, state, ends.until, request, ends.fewest, ends.enough)
 
 
 @partial(jax.jit, donate_argnums=(0, 1, 2))
