@@ -369,5 +369,6 @@ def plain_token_divergences(student: Predictions, teacher: Predictions, divergen
         teacher: of one vocabulary with the student.
         divergence: ``(log p, log q) → term``.
     """
-    log_p, log_q = (jax.nn.log_softmax(x.hidden @ x.head.T / x.temperature) for x in (student, teacher))
+    logits = [x.hidden @ cast(jax.Array, x.head).T / x.temperature for x in (student, teacher)]
+    log_p, log_q = map(jax.nn.log_softmax, logits)
     return jax.tree.map(lambda x: x.sum(-1), divergence(log_p, jax.lax.stop_gradient(log_q)))

@@ -170,7 +170,8 @@ def _forward(
     positions = read.reach.places.reshape(read.tokens.shape)
 
     def step(x: jax.Array, layer: Params, kind: Kind, beside: tuple) -> tuple[jax.Array, tuple[Any, Any]]:
-        x, grown, routes = apply(layer, x, positions, _attend(config, *beside, read), kind, send)
+        held, own = beside
+        x, grown, routes = apply(layer, x, positions, _attend(config, held, own, read), kind, send)
         return x, (grown, routes)
 
     held = [prompt.segments(layer, config.window_of(layer)) for layer in range(config.num_layers)]
