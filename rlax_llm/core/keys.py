@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 _THREEFRY = "threefry2x32"
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # bits, of the rounds by turns
@@ -58,7 +59,7 @@ def seeded(seed: int) -> jax.Array:
     >>> bool(seeded(2**32 - 1) == jax.random.key(2**32 - 1))
     True
     """
-    if jax.config.jax_default_prng_impl != _THREEFRY:
+    if jax.config.jax_default_prng_impl != _THREEFRY:  # pyright: ignore[reportAttributeAccessIssue]
         return _seeded(np.uint32(seed))
     return _wrapped(np.array([0, seed], np.uint32))
 
@@ -82,7 +83,7 @@ def folded(key: jax.Array, numbers: Any) -> jax.Array:
 
 def _is_at_hand(key: jax.Array) -> bool:
     """Whether the words of the key are known, and what they are of is Threefry."""
-    if isinstance(key, jax.core.Tracer) or not key.is_fully_addressable:
+    if isinstance(key, Tracer) or not key.is_fully_addressable:
         return False
     return str(jax.random.key_impl(key)) == _THREEFRY
 
