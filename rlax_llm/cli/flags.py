@@ -43,6 +43,8 @@ def in_flags(kind: type[Any], said: str) -> str:
     'grpo: --pattern is given with --tool calculator; leave one out, or give --steps.'
     >>> in_flags(GrpoSettings, "grpo: reward 'mine.py:f': there is no file mine.py.")
     "grpo: --reward 'mine.py:f': there is no file mine.py."
+    >>> in_flags(GrpoSettings, "grpo: mesh: fsdp 4 is 4 devices, and there are 1; give sizes whose product is that.")
+    'grpo: --mesh: fsdp 4 is 4 devices, and there are 1; give sizes whose product is that.'
     >>> in_flags(GrpoSettings, "pad_prompts: prompt 3 has 60 tokens, max_prompt_tokens is 40; raise the limit.")
     'grpo: prompt 3 has 60 tokens, --max-prompt-tokens is 40; raise the limit.'
     >>> in_flags(GrpoSettings, "pattern: there is no stop token that could end a text of it; give stop_ids.")
@@ -84,7 +86,7 @@ def _with_flag(name: str, said: str) -> str:
     """What is said, with the flag of a setting."""
     if "_" in name:
         return re.sub(rf"(?<![\w'\"/.-]){name}(?![\w'\"/(=:])", flag(name), said)
-    said = re.sub(rf"^{name}(?= (is|holds|and|has|gives) | '[^']*': )", flag(name), said)
+    said = re.sub(rf"^{name}(?= (is|holds|and|has|gives) | '[^']*'(:| is unknown)|: )", flag(name), said)
     said = re.sub(rf"(?<= and ){name}(?= is )", flag(name), said)
     said = re.sub(rf"(?<= without ){name}(?![\w-])", flag(name), said)
     said = re.sub(rf"(?<= given with ){name}(?![\w-])", flag(name), said)

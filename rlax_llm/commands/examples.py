@@ -132,21 +132,21 @@ def of_file(settings: DemonstrationSettings, limits: LimitSettings, seed: int, l
     return of_tables(partial(read_demonstrations, form=form), encoder, settings, seed)
 
 
-def of_task(task: Task, limits: LimitSettings, learner: Learner) -> Split:
+def of_task(task: Task, limits: LimitSettings, learner: Learner, otherwise: str = "") -> Split:
     """A task's own answers as demonstrations; held-out rows without answers are passed over.
 
     Args:
         task: rows with completions.
         limits: of its rows.
         learner: gives tokenizer and vocabulary.
+        otherwise: end of the sentence about a task without answers: what else could be done.
 
     Raises:
         ValueError: for a task without answers.
     """
     if "completion" not in task.train[0]:
         raise ValueError(
-            f"task {task.name} has no column 'completion' to learn from; give rows that have one, "
-            "or, before reinforcement learning, set --warm-start-steps 0."
+            f"task {task.name} has no column 'completion' to learn from; give rows that have one{otherwise}."
         )
     parts = [_shown(part) for part in (task.train, task.held_out)]
     encoder = Encoder(encode_demonstrations, learner, limits)

@@ -33,7 +33,7 @@ def build_warm_start(
     if not steps:
         return None
     peak = WARM_START_LEARNING_RATE if name == "char" else settings.optimizer.learning_rate
-    examples = of_task(task, settings.sampling, learner)
+    examples = of_task(task, settings.sampling, learner, ", or begin without a warm start: --warm-start-steps 0")
     optimizer = build_optimizer(settings.optimizer, optax.constant_schedule(peak))
     form = own_rows(learner, settings.sampling.max_new_tokens, settings.model.remat)
     batching = Batching(SUPERVISED_BATCH_SIZE[is_small(name)], settings.run.seed)

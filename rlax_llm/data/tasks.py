@@ -231,7 +231,7 @@ def measured_task(data: str | Path, reward: str | None, held: Held, use: Use = e
     """
     if reward is None and (reward := own_reward(data, held.split)) is None:
         raise DataError(
-            f"{data}: data is given without reward, and has none of its own, as files in the columns of GSM8K or MATH "
+            f"data is given without reward, and {data} has none of its own, as files in the columns of GSM8K or MATH "
             "have; give both."
         )
     task = file_task(data, reward, Held(0, split=held.split), use)

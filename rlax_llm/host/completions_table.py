@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,13 @@ def completions_table(records: Sequence[Mapping[str, Any]], title: str, most: in
     for row in records[:most]:
         said = row.get("transcript", row["completion"])
         tokens = f"{row['length']}{'+' if row['truncated'] else ''}"
-        table.add_row(_line(_asked(row["prompt"])), _line(said), f"{row['reward']:.3f}", tokens)
+        table.add_row(_line(_asked(row["prompt"])), _line(said), _score(row["reward"]), tokens)
     return table
+
+
+def _score(reward: float) -> str:
+    """A number, or a dash where nothing was scored."""
+    return "–" if math.isnan(reward) else f"{reward:.3f}"
 
 
 def _asked(prompt: Any) -> str:

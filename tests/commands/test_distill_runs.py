@@ -148,7 +148,7 @@ def test_a_run_goes_on_as_if_it_had_not_ended(models, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"teacher": None}, "distill: there is no teacher; give one"),
+        ({"teacher": None}, "distill: there is no teacher; give teacher"),
         ({"teacher": "stranger"}, "The teacher has another vocabulary than the policy"),
         ({"beta": 0.5}, "distill: recipe opd has no beta; leave it out, or take one of gkd"),
         ({"recipe": "sdft"}, "distill: recipe sdft has no teacher but the student; leave teacher out"),

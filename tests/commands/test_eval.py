@@ -161,7 +161,7 @@ def test_what_cannot_be_compared_or_measured_is_told(tmp_path):
     with pytest.raises(DataError, match="arithmetic is there twice; name it once"):
         run_eval(EvalSettings.of(**LIMITS, task=["arithmetic", "arithmetic"]))
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
-    with pytest.raises(DataError, match=r"rows.jsonl: data is given without reward, and has none of its own"):
+    with pytest.raises(DataError, match=r"^data is given without reward, and .*rows.jsonl has none of its own"):
         run_eval(EvalSettings.of(**LIMITS, data=str(tmp_path / "rows.jsonl")))
 
 

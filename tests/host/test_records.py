@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import jax
 import numpy as np
@@ -133,3 +134,9 @@ def test_rows_draw_by_keys_of_their_own():
     drawn, width = SAMPLING._replace(slots=8).complete(params, [[3], [3]], jax.random.key(1), request)
     first, second = np.split(np.asarray(drawn.tokens)[:, width:], 2)
     assert (first != second).any()
+
+
+def test_what_has_no_score_has_a_dash():
+    row = {"prompt": "1+1=", "completion": "2", "reward": math.nan, "length": 1, "truncated": False}
+    (line,) = [line for line in shown([row]) if "1+1=" in line]
+    assert line.split() == ["1+1=", "2", "–", "1"]

@@ -176,7 +176,7 @@ class DistillSettings(OnMachine):
 
     >>> DistillSettings.of(recipe="gkd")
     Traceback (most recent call last):
-    ValueError: distill: there is no teacher; give one.
+    ValueError: distill: there is no teacher; give teacher.
     """
 
     command: ClassVar[str] = "distill"
@@ -236,7 +236,7 @@ class DistillSettings(OnMachine):
         if own and self.teacher.teacher is not None:
             raise ValueError(f"recipe {self.teacher.recipe} has no teacher but the student; leave teacher out.")
         if not own and self.teacher.teacher is None and ":" not in self.teacher.recipe:
-            raise ValueError("there is no teacher; give one.")
+            raise ValueError("there is no teacher; give teacher.")
         self._check_scores()
         if self.teacher.max_feedback_tokens != FEEDBACK_TOKENS and not self.teacher.shows_feedback:
             raise ValueError(

@@ -48,7 +48,7 @@ def build_distillation(settings: DistillSettings) -> Distillation:
             "what it said of given ones; take forward_kl or reverse_kl, or gkd with on_policy 0."
         )
     if teacher.teacher is None and made.follows is None:
-        raise ValueError("distill: there is no teacher; give one.")
+        raise ValueError("distill: there is no teacher; give teacher.")
     if teacher.teacher is not None and made.follows is not None:
         raise ValueError(f"distill: recipe {named.name} has no teacher but the student; leave teacher out.")
     if settings.rollout.routed and not made.on_policy:
