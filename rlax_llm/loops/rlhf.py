@@ -225,6 +225,17 @@ def _fixed(loop: _Loop, function: LogProbs, model: Params, completions: Completi
     return fixed_log_probs(function, model, completions, parts)
 
 
+def _twice(values: Values) -> LogProbs:
+    """Values as the first of several arrays, without their padding where they are computed so."""
+
+    def twice(params: Params, rows: Completions) -> tuple[jax.Array, jax.Array]:
+        found = values(params, rows)
+        return found, found
+
+    by = tokens_of(values)
+    return twice if by is None else by._replace(score=twice)
+
+
 def _reference(
     loop: _Loop, batch: ScoredCompletions, reference: Params | None, frozen: Params | None
 ) -> jax.Array | None:
@@ -243,12 +254,8 @@ def _experience(
 ) -> tuple[Experience, Metrics]:
     """What the epochs read of a batch, whose scores are shaped, and what there is to say of it."""
 
-    def twice(params: Params, rows: Completions) -> tuple[jax.Array, jax.Array]:
-        values = loop.values(params, rows)
-        return values, values
-
     def critic(completions: Completions) -> jax.Array:
-        return _fixed(loop, twice, join_trees(state.params, frozen)["value"], completions)
+        return _fixed(loop, _twice(loop.values), join_trees(state.params, frozen)["value"], completions)
 
     shaping, completions = loop.shaping, batch.completions
     mask = completions.mask & ~jnp.isnan(scores)[:, None]

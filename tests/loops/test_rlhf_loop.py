@@ -40,6 +40,7 @@ from rlax_llm.loops.rlhf import RlhfLearning, rlhf_loop
 from rlax_llm.loops.rlhf_credit import KlInReward, Shaping, bootstrapped_at_limit, terminated_at_limit
 from rlax_llm.loops.telling import whole_advantages
 from rlax_llm.loops.updates import no_normalization
+from rlax_llm.models.scoring import ByTokens
 from rlax_llm.policy.trust_regions import score_function
 from rlax_llm.recipes import group as recipes
 
@@ -171,6 +172,24 @@ def test_micro_batches_change_nothing():
         assert_same(result[0], results[0][0])
         assert_same(result[1], results[0][1], 1e-6)  # shares of tokens are float32
     assert np.abs(results[0][0].params["policy"]["logits"] - parameters()["policy"]["logits"]).max() > 0.05
+
+
+@pytest.mark.parametrize("ending", [terminated_at_limit, bootstrapped_at_limit])
+def test_a_critic_that_leaves_padding_out_does_so_in_all_of_its_passes(ending):
+    seen = {"policy": [], "value": []}
+
+    def noted(name, function):
+        def read(params, completions):
+            seen[name].append(completions.room is not None)
+            return function(params, completions)
+
+        return ByTokens(read, PROMPT, (0.5,))
+
+    functions = noted("policy", table), noted("value", table_values)
+    init, step = rlhf_loop(*functions, PPO, SGD, Shaping(ending=ending), ONCE)
+    jax.eval_shape(step, init(parameters()), ScoredCompletions(batch(), scores_of()), key=KEY, reference=FROZEN)
+    assert set(seen["value"]) == {True, False}
+    assert sum(seen["value"]) * 2 == len(seen["value"])  # each pass in the room, and in all columns
 
 
 def test_the_frozen_part_is_joined_with_the_trained_one():
