@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlax_llm.generation.rollout import weights_of
+from rlax_llm.generation.ladders import weights_of
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import SHARES
 

@@ -15,9 +15,10 @@ from rlax_llm.core.keys import folded, seeded
 from rlax_llm.core.mesh import ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.data.tasks import Row, Task
+from rlax_llm.generation.ladders import is_work, one_size
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
-from rlax_llm.generation.rollout import generate, is_work, one_size
+from rlax_llm.generation.rollout import generate
 from rlax_llm.generation.sampling import Sampler
 from rlax_llm.generation.turns import Generate
 from rlax_llm.models.config import DecoderConfig

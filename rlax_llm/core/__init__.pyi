@@ -15,6 +15,7 @@ from rlax_llm.core import divergences as divergences
 from rlax_llm.core import exponentials as exponentials
 from rlax_llm.core import faces as faces
 from rlax_llm.core import finite as finite
+from rlax_llm.core import heads as heads
 from rlax_llm.core import keys as keys
 from rlax_llm.core import kl as kl
 from rlax_llm.core import libtpu as libtpu

@@ -9,6 +9,7 @@ from rlax_llm.generation import engine as engine
 from rlax_llm.generation import enough as enough
 from rlax_llm.generation import further as further
 from rlax_llm.generation import histories as histories
+from rlax_llm.generation import ladders as ladders
 from rlax_llm.generation import mixture as mixture
 from rlax_llm.generation import partial as partial
 from rlax_llm.generation import patterns as patterns

@@ -8,7 +8,6 @@ who enters is decided between two calls of ``decode``, in ``rollout.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,34 +54,6 @@ from rlax_llm.models.segments import (
 )
 from rlax_llm.models.sharding import laid, sampling_rules
 from rlax_llm.models.shared_prompts import part_of_group
-
-FIRST_ROOM = 64  # completion tokens; no cache is smaller
-
-
-ROOMS = (1 / 4, 3 / 4, 1)  # of the limit
-LARGER = 1.5  # times a room, what the next one is at least
-
-
-def room_of(limit: int, share: float) -> int:
-    """Columns that the cache has for a share of a completion of at most ``limit`` tokens.
-
-    >>> room_of(1024, 1 / 4), room_of(100, 1 / 4), room_of(20, 1 / 4)
-    (256, 64, 20)
-    """
-    return min(limit, max(FIRST_ROOM, math.ceil(limit * share)))
-
-
-def rooms(limit: int) -> list[int]:
-    """Columns that the cache of completions of at most ``limit`` tokens has, one after the other, with all rows.
-
-    >>> rooms(1024), rooms(100)
-    ([256, 768, 1024], [64, 100])
-    """
-    found: list[int] = []
-    for share in ROOMS:
-        if not found or room_of(limit, share) >= LARGER * found[-1]:
-            found.append(room_of(limit, share))
-    return sorted({*found, limit})
 
 
 class Prefilled(NamedTuple):

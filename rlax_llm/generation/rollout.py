@@ -1,12 +1,11 @@
 """Completions of many prompts on few rows: those that have ended make room, and those that wait take their places.
 
 A row's draws depend on its key and its own tokens alone, so who runs beside whom changes no completion. What is
-compiled is a ladder of sizes: a few numbers of rows and of columns, whatever the lengths come to be.
+compiled is a ladder of sizes (``ladders.py``): a few numbers of rows and of columns, whatever the lengths come to be.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import columns_of, windowed
+from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import (
     Decoding,
     Prefilled,
@@ -27,12 +26,19 @@ from rlax_llm.generation.engine import (
     prefill,
     prefill_behind,
     room_in,
-    room_of,
-    rooms,
     shared_out,
     unrolled,
 )
 from rlax_llm.generation.enough import Enough
+from rlax_llm.generation.ladders import (
+    FEWEST,
+    Ladder,
+    Sizes,
+    entering_prompts,
+    is_work,
+    ladder,
+    weights_of,
+)
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
@@ -54,154 +60,8 @@ from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket
 
-FEWER = (
-    (5 / 8, 3 / 8),
-    (5 / 8, 3 / 4),
-    (3 / 8, 1 / 2),
-    (1 / 4, 3 / 4),
-    (1 / 8, 1),
-    (1 / 16, 1),
-)  # shares of the rows and of the limit
-FEWER_OF_FEW = ((5 / 8, 1), (3 / 8, 1), (1 / 4, 1), (1 / 8, 1))  # of few rows, which take little memory
-FEW = 48  # rows of a device at first
-FEWER_ROWS = 0.8  # of the rows of another size with as many columns: what one may have, to be worth a program
-FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
-ENTERING = 1 / 8  # of the slots: that many must be free before others enter
-PRODUCTS = 8  # products with a weight that cost as much as a key that is read
-LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that leave cost more than they save
 LEAST_READ = 1e9  # weights times tokens that a common beginning saves, below which it is read with each prompt
 FEW_PASSES = 4  # of guessed tokens between two looks, where each token would be looked at
-WORTH = 0.95  # of what a step costs: what one with fewer rows may cost, for them to be moved
-
-
-class Ladder(NamedTuple):
-    """Sizes that a generation's state may come to have, and what a step of each costs.
-
-    Each move from one size to another is a program, so there are few: those whose steps cost least over lengths of many
-    distributions. While rows leave, the others' columns grow, so that the cache keeps about its size; of few rows those
-    that stay have all columns, so that there are few ways from one size to another.
-
-    Attributes:
-        rooms: columns with all rows, one after the other; the last are the limit's.
-        sizes: numbers of rows, fewer than at first, and of columns.
-        weights: what one row's products with the weights cost, in keys that are read.
-        width: columns of a prompt.
-    """
-
-    rooms: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-    weights: float
-    width: int
-
-    def below(self, rows: int, prompts: int, room: int) -> list[tuple[int, int]]:
-        """The sizes that are worth moving to, each row with its prompt to itself, those with most rows first.
-
-        Args:
-            rows: that there are.
-            prompts: that these share.
-            room: columns that they must have.
-        """
-        now = rows * (self.weights + room) + prompts * self.width
-        worth = [size for size in self.sizes if size[0] < rows and size[1] >= room and self.cost(size) <= WORTH * now]
-        return sorted(worth, reverse=True)
-
-    def cost(self, size: tuple[int, int]) -> float:
-        """What a step of so many rows and columns costs, in keys that are read."""
-        rows, room = size
-        return rows * (self.weights + room + self.width)
-
-
-Sizes = Callable[[DecoderConfig, int, int, int], Ladder]
-"""``(config, rows, columns of a prompt, limit) → Ladder``."""
-
-
-def one_size(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
-    """All rows with all columns, from the first token to the last: one program, whatever the lengths.
-
-    Args:
-        config: shapes.
-        rows: at first.
-        width: columns of a prompt.
-        limit: tokens of the longest completion.
-    """
-    keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return Ladder((limit,), (), _products(config) / keys, width)
-
-
-def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
-    """The sizes of a generation whose rows leave.
-
-    None has fewer rows where it is so little work that it would not pay, or where devices do not divide the rows.
-
-    Args:
-        config: shapes.
-        rows: at first.
-        width: columns of a prompt.
-        limit: tokens of the longest completion.
-
-    >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
-    >>> ladder(small, 64, 8, 99).sizes, ladder(large, 64, 8, 256).sizes
-    ((), ((40, 192), (40, 96), (24, 128), (16, 192), (8, 256), (4, 256)))
-    >>> ladder(large, 32, 8, 256).sizes
-    ((20, 256), (12, 256), (8, 256), (4, 256))
-    """
-    devices = devices_along(*ROWS)
-    shares = FEWER_OF_FEW if rows <= FEW * devices else FEWER
-    sizes = {
-        (max(FEWEST, math.ceil(rows * part / devices)) * devices, _enough(config, room_of(limit, share), limit))
-        for part, share in shares
-    }
-    if rows % devices or not is_work(config, rows, limit):
-        sizes = set()
-    whole = one_size(config, rows, width, limit)
-    return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(_apart(sorted(sizes, reverse=True))))
-
-
-def _apart(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of sizes with as many columns those whose rows differ by enough, the larger first.
-
-    >>> _apart([(48, 64), (40, 96), (40, 64), (24, 64)])
-    [(48, 64), (40, 96), (24, 64)]
-    """
-    found: list[tuple[int, int]] = []
-    for rows, room in sizes:
-        if not any(room == other and rows > FEWER_ROWS * more for more, other in found):
-            found.append((rows, room))
-    return found
-
-
-def _enough(config: DecoderConfig, room: int, limit: int) -> int:
-    """The room, or the limit where all layers keep their windows alone, which are the same columns."""
-    return limit if windowed(config, room) == windowed(config, limit) else room
-
-
-def is_work(config: DecoderConfig, rows: int, limit: int) -> bool:
-    """Whether steps of so many rows and tokens cost more than deciding on them does."""
-    return rows * _products(config) * limit >= LEAST
-
-
-def _products(config: DecoderConfig) -> float:
-    """What the products of a row with the weights cost, in keys that are read."""
-    return weights_of(config) / PRODUCTS
-
-
-def weights_of(config: DecoderConfig) -> int:
-    """The number of a model's weights.
-
-    >>> weights_of(DecoderConfig(5, 2, 3, 1, 1, 1, 2))
-    50
-    """
-    shapes = jax.tree.leaves(config.parameter_shapes, is_leaf=lambda x: isinstance(x, tuple))
-    return sum(map(math.prod, shapes))
-
-
-def entering_prompts(slots: int, group_size: int, devices: int = 1) -> int:
-    """Prompts that enter together: a part of the slots, equally many on each device.
-
-    >>> entering_prompts(64, 4), entering_prompts(8, 8)
-    (2, 1)
-    """
-    return max(round(slots * ENTERING / group_size / devices), 1) * devices
 
 
 class Told(NamedTuple):

@@ -13,7 +13,7 @@ import pytest
 from rlax_llm.cli import compilation_cache
 from rlax_llm.commands.grpo.run import run_grpo
 from rlax_llm.commands.grpo.settings import GrpoSettings
-from rlax_llm.generation import engine, rollout
+from rlax_llm.generation import ladders
 from rlax_llm.host.compiled import Compiled, compiled
 
 OURS = (
@@ -89,8 +89,8 @@ def test_a_second_start_compiles_nothing(tmp_path, monkeypatch):
 
 def test_rows_that_leave_take_few_programs(tmp_path, monkeypatch):
     """As where a generation is much work, with completions of a few tokens up to the limit."""
-    monkeypatch.setattr(rollout, "LEAST", 0)
-    monkeypatch.setattr(engine, "FIRST_ROOM", 2)
+    monkeypatch.setattr(ladders, "LEAST", 0)
+    monkeypatch.setattr(ladders, "FIRST_ROOM", 2)
     found = programs_of(tmp_path, steps=12, eval_every=6)
     assert found["move_and_decode"] >= 4, found  # rows left
     assert sum(found[name] for name in OURS) <= 7, found

@@ -13,7 +13,7 @@ import pytest
 
 from rlax_llm.core.mesh import mesh
 from rlax_llm.core.penalties import Penalties
-from rlax_llm.generation import rollout
+from rlax_llm.generation import ladders
 from rlax_llm.generation.automata import stop_automaton
 from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import for_sampling, generate_at_once, prefill
@@ -105,7 +105,7 @@ def test_turns_with_a_tool_are_the_same_on_a_mesh():
 @pytest.mark.parametrize("slots", [None, 16])
 def test_rows_leave_and_enter_on_a_mesh(slots, monkeypatch):
     """Each device among its own; tokens as on one device that draws all rows to the end."""
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
     found = completions(groups=16, group_size=1)
     prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
     request = Request(Categorical(1.5), (0, 1, 2), 24, 4)
@@ -123,7 +123,7 @@ def test_rows_leave_and_enter_on_a_mesh(slots, monkeypatch):
 @pytest.mark.parametrize("slots", [None, 8])
 def test_rows_that_devices_do_not_divide_stay_or_take_turns(slots, monkeypatch):
     """Twelve rows on eight devices: all of them on each, or eight slots of which each has one."""
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
     found = completions(groups=16, group_size=1)
     prompts = np.asarray(found.tokens)[:12, :PROMPT], np.asarray(found.valid)[:12, :PROMPT]
     request = Request(Categorical(1.5), (0, 1, 2), 24)
@@ -139,7 +139,7 @@ def test_rows_that_devices_do_not_divide_stay_or_take_turns(slots, monkeypatch):
 @pytest.mark.parametrize("slots", [None, 16])
 def test_completions_of_several_generations_are_the_same_on_a_mesh(slots, monkeypatch):
     """Which groups come first too, where all rows begin together."""
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
     found = completions(groups=16, group_size=1)
     prompts = np.asarray(found.tokens)[:, :PROMPT], np.asarray(found.valid)[:, :PROMPT]
     request = Request(Categorical(1.5), (0, 1, 2), 24, 4, penalties=Penalties(1.2, 0.3, 0.1))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.generation import engine
+from rlax_llm.generation import engine, ladders
 from rlax_llm.generation.engine import decode, generate_at_once, prefill
 from rlax_llm.generation.prompts import Widths, pad_prompts
 from rlax_llm.generation.request import Request
@@ -63,7 +63,7 @@ def random_params(config: DecoderConfig, dtype=jnp.float32):
 @pytest.fixture
 def small_rooms(monkeypatch):
     """The cache of the completions is widened within four tokens."""
-    monkeypatch.setattr(engine, "FIRST_ROOM", 2)
+    monkeypatch.setattr(ladders, "FIRST_ROOM", 2)
 
 
 @partial(jax.jit, static_argnums=0)

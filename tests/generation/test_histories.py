@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.penalties import Penalties
-from rlax_llm.generation import engine, rollout
+from rlax_llm.generation import engine, ladders, rollout
 from rlax_llm.generation.histories import Held, Later, _GoingOn, _Keeping
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request, Speculation
@@ -51,8 +51,8 @@ def turns(request, complete=generate, slots=None, config=CONFIG, prompts=PROMPTS
 def rows_leave():
     """Rows that have ended are left out, a few at a time, and the cache grows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "LEAST", 0.0)
-        patch.setattr(engine, "FIRST_ROOM", 16)
+        patch.setattr(ladders, "LEAST", 0.0)
+        patch.setattr(ladders, "FIRST_ROOM", 16)
         yield
 
 
@@ -91,7 +91,7 @@ def test_layers_with_a_window_hold_all_keys():
 
 
 def test_rows_that_stay_to_the_end_of_their_turn_draw_the_same(plain, monkeypatch):
-    monkeypatch.setattr(rollout, "LEAST", 1e30)
+    monkeypatch.setattr(ladders, "LEAST", 1e30)
     found, told = turns(REQUESTS["plain"])
     assert_same(found, plain[0][0])
     assert told == plain[0][1]

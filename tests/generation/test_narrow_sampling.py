@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.generation import rollout
+from rlax_llm.generation import ladders
 from rlax_llm.generation.cache import KEYS, VALUES, empty_cache, kept, written
 from rlax_llm.generation.engine import for_sampling, generate_at_once
 from rlax_llm.generation.partial import generate_partly, not_begun, unfinished
@@ -41,7 +41,7 @@ def drawn(settings, form=generate, **given):
 @pytest.mark.parametrize("settings", [BOTH, {"sampler_dtype": "bfloat16", "cache_dtype": "bfloat16"}])
 def test_who_runs_beside_a_row_changes_nothing(settings, monkeypatch):
     """In slots, compacted, and as one program."""
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
     whole = drawn(settings, generate_at_once)
     for found in (drawn(settings), drawn(settings, slots=6)):
         np.testing.assert_array_equal(found.tokens, whole.tokens)

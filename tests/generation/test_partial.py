@@ -8,7 +8,7 @@ import pytest
 
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.speculation import Speculation
-from rlax_llm.generation import rollout
+from rlax_llm.generation import ladders, rollout
 from rlax_llm.generation.automata import stop_automaton
 from rlax_llm.generation.partial import generate_partly, not_begun, unfinished
 from rlax_llm.generation.prompts import pad_prompts
@@ -39,7 +39,7 @@ REQUESTS = {
 def every_step_counts():
     """These models' steps are so little work that their rows would stay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "LEAST", 0.0)
+        patch.setattr(ladders, "LEAST", 0.0)
         yield
 
 

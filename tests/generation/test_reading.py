@@ -12,7 +12,7 @@ import pytest
 
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.platform import targeting
-from rlax_llm.generation import reading, rollout
+from rlax_llm.generation import ladders, reading, rollout
 from rlax_llm.generation.engine import prefill, prefill_behind
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.reading import common_tokens, extend, parts_of, read, read_common
@@ -99,7 +99,7 @@ REQUESTS["guessed"] = REQUESTS["plain"]._replace(speculation=Speculation(3, alwa
 @pytest.mark.parametrize("slots", [None, 4])
 def test_completions_are_those_of_prompts_that_are_read_whole(monkeypatch, name, slots):
     wanted = jax.device_get(generate(CONFIG, PARAMS, PROMPTS, KEY, REQUESTS[name]._replace(speculation=None)))
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
     monkeypatch.setattr(rollout, "LEAST_READ", 0.0)
     found = jax.device_get(generate(CONFIG, PARAMS, PROMPTS, KEY, REQUESTS[name], slots))
     np.testing.assert_array_equal(found.tokens, wanted.tokens)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.speculation import Speculation
-from rlax_llm.generation import engine, rollout
+from rlax_llm.generation import ladders, rollout
 from rlax_llm.generation.cache import columns_of, whole, windowed
 from rlax_llm.generation.engine import decode, generate_at_once, prefill, unstack
 from rlax_llm.generation.further import begun_anew, generate_further
@@ -42,8 +42,8 @@ RING = 8
 
 @pytest.fixture(autouse=True)
 def rows_leave_and_the_cache_grows(monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_ROOM", 6)
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "FIRST_ROOM", 6)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
 
 
 @cache

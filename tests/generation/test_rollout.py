@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_llm.generation import rollout
+from rlax_llm.generation import ladders
 from rlax_llm.generation.engine import decode, prefill
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
@@ -31,7 +31,7 @@ SAMPLERS = {"plain": Categorical(), "cut": Categorical(0.9, top_k=15, top_p=0.95
 def every_step_counts():
     """These models' steps are so little work that their rows would stay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "LEAST", 0.0)
+        patch.setattr(ladders, "LEAST", 0.0)
         yield
 
 
@@ -146,5 +146,5 @@ def test_rows_have_a_key_and_a_limit_each():
 
 def test_long_prompts_are_not_copied_for_little():
     """A group shares its prompt until so many rows have ended that a copy for each of the others is worth it."""
-    assert rollout.ladder(CONFIG, 80, 8, 64).below(80, 10, 64) == [(50, 64), (30, 64), (20, 64), (10, 64), (5, 64)]
-    assert rollout.ladder(CONFIG, 80, 512, 64).below(80, 10, 64) == [(10, 64), (5, 64)]
+    assert ladders.ladder(CONFIG, 80, 8, 64).below(80, 10, 64) == [(50, 64), (30, 64), (20, 64), (10, 64), (5, 64)]
+    assert ladders.ladder(CONFIG, 80, 512, 64).below(80, 10, 64) == [(10, 64), (5, 64)]

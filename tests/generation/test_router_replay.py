@@ -13,7 +13,7 @@ from engine_server import EngineServer, as_npy, as_numbers, serving
 
 from rlax_llm.core.speculation import Speculation
 from rlax_llm.core.types import Completions
-from rlax_llm.generation import engine, reading, rollout
+from rlax_llm.generation import ladders, reading
 from rlax_llm.generation.engine import for_sampling, generate_at_once
 from rlax_llm.generation.further import generate_further
 from rlax_llm.generation.mixture import Two, generate_mixed
@@ -42,8 +42,8 @@ REQUEST = Request(Categorical(), (24,), LIMIT, GROUP, 2, routed=True)
 
 @pytest.fixture(autouse=True)
 def rows_leave_and_the_cache_grows(monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_ROOM", 6)
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "FIRST_ROOM", 6)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
 
 
 def in_one_program(config=CONFIG, params=PARAMS, request=REQUEST):

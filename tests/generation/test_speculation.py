@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.speculation import Speculation
-from rlax_llm.generation import engine, rollout, speculation
+from rlax_llm.generation import ladders, rollout, speculation
 from rlax_llm.generation.automata import Automaton
 from rlax_llm.generation.partial import generate_partly, not_begun
 from rlax_llm.generation.prompts import pad_prompts
@@ -49,7 +49,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def small_rooms(monkeypatch):
     """The cache of the completions is widened on the way."""
-    monkeypatch.setattr(engine, "FIRST_ROOM", 30)
+    monkeypatch.setattr(ladders, "FIRST_ROOM", 30)
 
 
 def assert_same(found, plain) -> None:
@@ -174,7 +174,7 @@ def test_what_a_pass_draws_is_foretold_from_the_last_tokens():
 
 @pytest.mark.parametrize(("prefers", "temperature"), [(True, 0.05), (False, 8.0)])
 def test_tokens_are_guessed_where_the_text_repeats_itself(monkeypatch, prefers, temperature):
-    monkeypatch.setattr(rollout, "LEAST", 0.0)
+    monkeypatch.setattr(ladders, "LEAST", 0.0)
     taken = []
     monkeypatch.setattr(rollout, "speculate", lambda *args: taken.append(1) or speculation.speculate(*args))
     asked = Request(Categorical(temperature), (), 200, 1, speculation=Speculation(4))

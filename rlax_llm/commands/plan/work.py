@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_llm.generation.cache import Columns, windowed
-from rlax_llm.generation.engine import rooms
+from rlax_llm.generation.ladders import rooms
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.lora import trains_head
