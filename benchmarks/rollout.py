@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from common import interleaved, parser, ready, report, torch_model
 
-from rlax_llm.generation.engine import Decoding
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import Generation, generate
 from rlax_llm.generation.sampling import Categorical, row_keys
+from rlax_llm.generation.state import Decoding
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.huggingface import write_model

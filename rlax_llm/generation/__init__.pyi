@@ -23,6 +23,7 @@ from rlax_llm.generation import served_routes as served_routes
 from rlax_llm.generation import server as server
 from rlax_llm.generation import slots as slots
 from rlax_llm.generation import speculation as speculation
+from rlax_llm.generation import state as state
 from rlax_llm.generation import turns as turns
 from rlax_llm.generation.engine import generate_at_once as generate_at_once
 from rlax_llm.generation.further import begun_anew as begun_anew

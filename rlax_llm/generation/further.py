@@ -15,10 +15,11 @@ from rlax_llm.core import checks
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import whole
-from rlax_llm.generation.engine import Decoding, Prefilled, completions, decode, prefill, unrolled
+from rlax_llm.generation.engine import decode, prefill, unrolled
 from rlax_llm.generation.partial import behind_tokens
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.slots import Drawn, behind_others
+from rlax_llm.generation.state import Decoding, Prefilled, completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 

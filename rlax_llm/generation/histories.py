@@ -18,11 +18,12 @@ from rlax_llm.core.mesh import AXES, devices_along
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, whole
 from rlax_llm.generation.draws import first_memory
-from rlax_llm.generation.engine import Decoding, Prefilled, after_first, of_layers
+from rlax_llm.generation.engine import after_first
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import Stacked, extend
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.rollout import Generation, Listener, unheard
+from rlax_llm.generation.state import Decoding, Prefilled, of_layers
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.narrow import Matrix, widened

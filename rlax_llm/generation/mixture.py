@@ -18,21 +18,12 @@ from rlax_llm.core.mesh import ROWS, spread
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import Cache
 from rlax_llm.generation.draws import first_memory
-from rlax_llm.generation.engine import (
-    Decoding,
-    Prefilled,
-    before_first,
-    completions,
-    drawn,
-    forward_token,
-    kept_prompts,
-    shared_out,
-    unrolled,
-)
+from rlax_llm.generation.engine import drawn, forward_token, shared_out, unrolled
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import read
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.sampling import row_keys
+from rlax_llm.generation.state import Decoding, Prefilled, before_first, completions, kept_prompts
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import vocabulary_logits
 from rlax_llm.models.functional import Params

@@ -18,13 +18,14 @@ from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import last_columns, over_columns, whole
 from rlax_llm.generation.draws import Memory, first_memory, remember
-from rlax_llm.generation.engine import Decoding, Prefilled, lanes, prefill, shared_out
+from rlax_llm.generation.engine import prefill, shared_out
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.rollout import Generation, Listener, unheard
 from rlax_llm.generation.sampling import chosen_keys, row_keys
 from rlax_llm.generation.slots import Drawn, Progress, progress
+from rlax_llm.generation.state import Decoding, Prefilled, lanes
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 

@@ -17,28 +17,9 @@ import numpy as np
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import columns_of
-from rlax_llm.generation.engine import (
-    Decoding,
-    Prefilled,
-    completions_by,
-    decode,
-    generate_at_once,
-    prefill,
-    prefill_behind,
-    room_in,
-    shared_out,
-    unrolled,
-)
+from rlax_llm.generation.engine import decode, generate_at_once, prefill, prefill_behind, shared_out, unrolled
 from rlax_llm.generation.enough import Enough
-from rlax_llm.generation.ladders import (
-    FEWEST,
-    Ladder,
-    Sizes,
-    entering_prompts,
-    is_work,
-    ladder,
-    weights_of,
-)
+from rlax_llm.generation.ladders import FEWEST, Ladder, Sizes, entering_prompts, is_work, ladder, weights_of
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
@@ -56,6 +37,7 @@ from rlax_llm.generation.slots import (
     progress,
 )
 from rlax_llm.generation.speculation import RECENT, Guesser, guesser, speculate
+from rlax_llm.generation.state import Decoding, Prefilled, completions_by, room_in
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.padding import bucket

@@ -17,10 +17,11 @@ import numpy as np
 
 from rlax_llm.core.mesh import fetch
 from rlax_llm.generation.cache import Cache, by_layer, columns_of, vacant_cache
-from rlax_llm.generation.engine import Decoding, Prefilled, decode, lanes, most_of, prefill, unrolled
+from rlax_llm.generation.engine import decode, prefill, unrolled
 from rlax_llm.generation.enough import Enough
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request
+from rlax_llm.generation.state import Decoding, Prefilled, lanes, most_of
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 

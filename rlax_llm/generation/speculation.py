@@ -24,10 +24,11 @@ import jax.numpy as jnp
 from rlax_llm.core.mesh import AXES, devices_along, fetch
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, by_layer, columns_of, written
 from rlax_llm.generation.draws import sampled
-from rlax_llm.generation.engine import Decoding, Prefilled, attend_behind, most_going, record, room_in
+from rlax_llm.generation.engine import attend_behind
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.request import Request
+from rlax_llm.generation.state import Decoding, Prefilled, most_going, record, room_in
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, Kind, block, embedding, layers_in_turn, norm, vocabulary_logits
 from rlax_llm.models.functional import Params

@@ -14,6 +14,7 @@ from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical, greedy
 from rlax_llm.generation.slots import move_and_decode
+from rlax_llm.generation.state import completions as completions_of
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.padding import bucket
@@ -131,7 +132,7 @@ def stopped():
     prompts = pad_prompts(PROMPTS, 6, V)
     params = random_params(SMALL)
     *_, state = stream(SMALL, params, prompts, jax.random.key(5), request)
-    return request, params, prompts, engine.completions(*prompts, state, request), state
+    return request, params, prompts, completions_of(*prompts, state, request), state
 
 
 def test_what_the_policy_chose_is_all_up_to_the_first_stop_token(stopped):

@@ -18,10 +18,11 @@ from rlax_llm.commands.plan.work import Grid, Rows, Work, bytes_of, decoding, fo
 from rlax_llm.commands.sampling_settings import LimitSettings
 from rlax_llm.commands.shared_settings import RolloutSettings
 from rlax_llm.generation.cache import columns_of
-from rlax_llm.generation.engine import completions, decode, prefill, shared_out, unstack
+from rlax_llm.generation.engine import decode, prefill, shared_out, unstack
 from rlax_llm.generation.ladders import FEWEST, entering_prompts, is_work, rooms
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.speculation import by_number, guesser
+from rlax_llm.generation.state import completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.functional import Params
 from rlax_llm.models.loading import LanguageModel
