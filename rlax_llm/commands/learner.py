@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rlax_llm.commands.shared_settings import EVERY_PROJECTION, TrainedModelSettings
 from rlax_llm.core.trees import join_trees, widen
+from rlax_llm.core.types import Completions
 from rlax_llm.generation.engine import for_sampling
 from rlax_llm.models.adapter_files import write_adapter
 from rlax_llm.models.blocks import dequantized, is_quantized
@@ -64,7 +65,11 @@ def completion_scores(tokenizer: Tokenizer, config: DecoderConfig, layout: tuple
     scores, pad = sequence_scores(config, layout, remat), tokenizer.pad_id
     if pad not in tokenizer.eos_ids:
         return scores
-    return lambda params, completions: scores(params, drop_trailing(completions, pad))
+
+    def scores_without_padding(params: Params, completions: Completions) -> jax.Array:
+        return scores(params, drop_trailing(completions, pad))
+
+    return scores_without_padding
 
 
 class Learner(NamedTuple):

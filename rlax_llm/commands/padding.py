@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlax_llm.core.platform import platform
 from rlax_llm.generation.ladders import weights_of
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.scoring import SHARES
 
-LEAST = 1e10  # weights times columns of completions, from which a step takes seconds, as compiling a share does
+LEAST = 3e10  # weights times columns of completions: a CPU takes seconds for them, and some twenty to compile shares
+ACCELERATED = 100  # times as much, where as much is computed in a second
 
 
 def shares_of(config: DecoderConfig, settings: Any) -> tuple[float, ...]:
@@ -26,4 +28,5 @@ def shares_of(config: DecoderConfig, settings: Any) -> tuple[float, ...]:
     (0.25, 0.375, 0.625)
     """
     columns = settings.rollout.rows * settings.sampling.max_new_tokens
-    return SHARES if columns * weights_of(config) >= LEAST else ()
+    least = LEAST if platform() == "cpu" else ACCELERATED * LEAST
+    return SHARES if columns * weights_of(config) >= least else ()

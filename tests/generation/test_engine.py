@@ -13,7 +13,7 @@ from rlax_llm.generation.prompts import Widths, pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import generate, stream
 from rlax_llm.generation.sampling import Categorical, greedy
-from rlax_llm.generation.slots import move_and_decode
+from rlax_llm.generation.slots import move_and_decode, prefill_and_decode
 from rlax_llm.generation.state import completions as completions_of
 from rlax_llm.models import decoder
 from rlax_llm.models.config import DecoderConfig
@@ -248,12 +248,12 @@ def test_greedy_completions_do_not_depend_on_the_rest_of_the_batch():
 def test_few_programs_whatever_the_lengths():
     config = DecoderConfig(V, 8, 8, 1, 1, 1, 4)
     params, request = decoder.init_decoder(config, jax.random.key(0)), Request(Categorical(), (3,), 3)
-    programs = prefill, decode, move_and_decode
+    programs = prefill_and_decode, prefill, decode, move_and_decode
     before = [program._cache_size() for program in programs]
     for seed, length in enumerate([1, 2, 5, 8, 9, 11, 12, 7, 3, 10]):
         generate(config, params, pad_prompts([[1] * length], 0, V), jax.random.key(seed), request)
     # Two widths, 8 and 12. Nobody reads the keys of the third token, so the cache never grows from 2 columns to 3.
-    assert [program._cache_size() - count for program, count in zip(programs, before, strict=True)] == [2, 2, 0]
+    assert [program._cache_size() - count for program, count in zip(programs, before, strict=True)] == [2, 0, 0, 0]
 
 
 def test_the_cache_is_donated_and_never_copied():
