@@ -67,7 +67,7 @@ def test_a_factory_that_is_called_like_what_it_makes_says_so(name):
     if name in NOT_REFUSED or first.kind is first.VAR_POSITIONAL:
         return
     given = {first.name: SCORES} if first.kind is first.KEYWORD_ONLY else None
-    with pytest.raises(ValueError, match=rf"^{function.__name__}: {first.name} has shape \(2, 2\), wanted a "):
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: {first.name} has shape \(2, 2\), wanted an? "):
         function(**given) if given else function(SCORES)
 
 

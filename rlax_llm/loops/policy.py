@@ -275,9 +275,9 @@ def policy_loop(
         def score(params: Params) -> jax.Array:
             return fixed_log_probs(log_probs, join_trees(params, frozen), batch.completions, micro_batches)
 
-        ref_log_probs = reference_log_probs(
-            "policy_loop", score, batch, reference, objective.kl is not None, "an objective with kl=None"
-        )
+        there = reference is not None or batch.ref_log_probs is not None
+        needed = objective.kl is not None or (there and bool(objective.terms))  # which may read it
+        ref_log_probs = reference_log_probs("policy_loop", score, batch, reference, needed, "an objective with kl=None")
         return update(state, batch._replace(ref_log_probs=ref_log_probs), frozen, 0.0)
 
     return partial(initial_state, optimizer), step

@@ -14,7 +14,7 @@ from rlax_llm.core.penalties import Penalties
 from rlax_llm.generation.prompts import pad_prompts
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.sampling import Categorical, greedy
-from rlax_llm.generation.served import Asked, Served, read_answer, sampling_fields
+from rlax_llm.generation.served import Answered, Asked, Served, read_answer, sampling_fields
 from rlax_llm.generation.server import Server
 from rlax_llm.generation.turns import Tool, calculate, with_tools
 from rlax_llm.models import decoder
@@ -131,8 +131,8 @@ def test_an_answer_that_is_not_what_was_asked_for_is_named(changed, told):
 
 
 def test_an_answer_is_read_up_to_its_stop_token():
-    assert read_answer({"choices": [GOOD]}, ASKED, 9, (1,)) == ([6, 7, 1], [-1.0, -2.0, -0.5], False)
-    assert read_answer({"choices": [GOOD]}, ASKED, 9, (7,)) == ([6, 7], [-1.0, -2.0], False)
+    assert read_answer({"choices": [GOOD]}, ASKED, 9, (1,)) == Answered([6, 7, 1], [-1.0, -2.0, -0.5], False)
+    assert read_answer({"choices": [GOOD]}, ASKED, 9, (7,)) == Answered([6, 7], [-1.0, -2.0], False)
     cut = GOOD | {"finish_reason": "length"}
     assert read_answer({"choices": [cut]}, ASKED, 9, (2,)).truncated
     for nothing in ({}, None, {"choices": []}):

@@ -147,7 +147,7 @@ def test_micro_batches_change_nothing(micro_batches):
 
     def run(parts):
         init, step = policy_loop(model, objective, optax.sgd(1.0), parts)
-        return step(init(PARAMS), CreditedCompletions(ROWS, CREDIT, scores=SCORES))
+        return step(init(PARAMS), CreditedCompletions(ROWS, CREDIT, TEACHER, scores=SCORES))
 
     chex.assert_trees_all_close(run(micro_batches), run(1), rtol=1e-12)
 

@@ -41,7 +41,7 @@ def run_report(settings: ReportSettings) -> Path:
     with writing(path):
         write_at_once(path, page)
     if is_first():
-        print(f"{path} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
+        print(f"{path} ({len(page.encode()) / 1e3:.0f} kB): open it in a browser")
     return path
 
 
