@@ -229,7 +229,7 @@ def test_ppo_learns_from_what_steps_earned():
         given["batch"] = batch
         return state, {"advantages": 0}
 
-    phase = SimpleNamespace(update=lambda width: update, reference=None, frozen=None)
+    phase = SimpleNamespace(update=lambda width, shares: update, shares=(), reference=None, frozen=None)
     PpoPhase._learn(phase, None, rollout, scores, None)  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(given["batch"].step_rewards, step_rewards_of(rollout, scores))
     np.testing.assert_array_equal(given["batch"].scores, scores.total)

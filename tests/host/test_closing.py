@@ -19,6 +19,14 @@ def run(tmp_path):
     return made
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored():
+    """As they are where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def free(run):
     """Whether another may write there."""
     run = RunDirectory.reopen(run.path)

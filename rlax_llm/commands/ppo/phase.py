@@ -163,6 +163,11 @@ class PpoPhase(Phase):
             value = copied(body) | {"score": value["score"]}
         return placed(self._loop((1, 1))[0]({"policy": params, "value": value}))
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the completions' columns, which both models are computed in."""
+        return shares_of(self.models.policy.config, self.settings)
+
     def _update(self, prompt_width: int, shares: tuple[float, ...] = ()) -> Any:
         layout = (self.group_size, prompt_width)
         return jax.jit(pinned(watch_finite(self._loop(layout, shares)[1])), donate_argnums=0)
@@ -198,7 +203,7 @@ class PpoPhase(Phase):
         """An update on a scored rollout, its metrics by the run's names, and the advantages of the tokens."""
         batch = ScoredCompletions(rollout.completions, jnp.asarray(scores.total))
         batch = batch._replace(step_rewards=step_rewards_of(rollout, scores))
-        update = self.update(rollout.prompt_width, shares_of(self.models.policy.config, self.settings))
+        update = self.update(rollout.prompt_width, self.shares)
         state, metrics = update(state, batch, key=key, reference=self.reference, frozen=self.frozen)
         advantages = metrics.pop("advantages")
         return state, {str(_NAMES.get(name, name)): float(value) for name, value in metrics.items()}, advantages
