@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -24,6 +25,14 @@ def give_back() -> None:
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("fixed")
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """They are not ignored, as they are where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def pytest_collection_finish() -> None:

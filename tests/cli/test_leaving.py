@@ -92,6 +92,7 @@ def test_an_interrupt_that_a_callback_swallows_ends_the_program(run, monkeypatch
     assert left == [2, 2]
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_first_step_ends_at_once_unless_it_is_ignored(run, monkeypatch, number):
     """A model is being read; under nohup SIGHUP is ignored from the beginning."""
@@ -101,10 +102,9 @@ def test_a_signal_before_the_first_step_ends_at_once_unless_it_is_ignored(run, m
     def reading(config):
         signal.raise_signal(number)
 
-    before = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
+    assert run(reading) == 0 and left == [number]
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        assert run(reading) == 0 and left == [number]
-        signal.signal(number, signal.SIG_IGN)
         assert run(reading) == 0 and left == [number]
         with interruptible(left.append) as stop:
             signal.raise_signal(number)

@@ -9,6 +9,8 @@ from rlax_llm.host.closing import closing
 from rlax_llm.host.interrupts import Interrupted
 from rlax_llm.host.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("hangups")
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -17,14 +19,6 @@ def run(tmp_path):
     made = RunDirectory.create(tmp_path / "run", {"command": "sft"})
     made.log_metrics(1, {})
     return made
-
-
-@pytest.fixture(autouse=True)
-def hangups_are_not_ignored():
-    """As they are where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 def free(run):

@@ -7,6 +7,8 @@ import pytest
 
 from rlax_llm.host.interrupts import interruptible
 
+pytestmark = pytest.mark.usefixtures("hangups")
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_and_the_second_raises(number):
