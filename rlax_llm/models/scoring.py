@@ -225,7 +225,7 @@ def in_room(rows: Any, room: Room | None) -> Any:
 
 
 SHARES = (1 / 4, 3 / 8, 5 / 8)
-"""Few, since each is compiled; of completions of which a quarter is tokens nine tenths of the padding are left out."""
+"""Few, since each is compiled."""
 
 
 def by_tokens(
