@@ -81,12 +81,18 @@ class Ours:
             pass
         return ready(going.completions())
 
-    def leaving(self, slots: int | None = None) -> Callable[[], Any]:
+    def leaving(self, slots: int | None = None) -> Any:
         """Rows leave, and with slots others enter."""
-        model, limits = self.model, jnp.asarray(self.lengths)
-        return lambda: ready(
-            generate(model.config, model.params, self.prompts, jax.random.key(0), self.request, slots, limits=limits)
-        )
+        return self.rollout(self.lengths, slots)
+
+    def rollout(self, lengths: np.ndarray, slots: int | None) -> Any:
+        """One of these lengths."""
+        own = self.model.config, self.model.params, self.prompts, jax.random.key(0), self.request
+        return ready(generate(*own, slots, limits=jnp.asarray(lengths)))
+
+    def first_draws(self, slots: int | None) -> None:
+        """One token of each row: it compiles the program of the first draws, which ``useful`` has in two."""
+        self.rollout(np.ones_like(self.lengths), slots)
 
     def useful(self, slots: int | None, leaving: bool = True) -> dict[str, float]:
         """The share of computed rows that drew a token; the most that the caches of prompts and completions take, and
@@ -103,6 +109,7 @@ class Ours:
             cache = max(cache, sum(x.nbytes for x in jax.tree.leaves((going.prompt.cache, going.state.cache))))
             live = max(live, self.live_tokens(before, steps))
             before = of_rows(going.state)
+        ready(going.completions())
         drawn = int(self.lengths.sum()) - len(self.lengths)
         config = self.model.config
         token = 8 * config.num_layers * config.num_kv_heads * config.head_dim
@@ -128,6 +135,23 @@ class Ours:
 def of_rows(state: Decoding) -> Decoding:
     """What a state tells of its rows, on the host."""
     return jax.device_get(state._replace(cache=(), keys=(), memory=()))
+
+
+class Side:
+    """A side of ours: what it computes and keeps is counted while it is warmed up, for a rollout takes minutes."""
+
+    def __init__(self, run: Callable[[int | None], Any], ours: Ours, slots: int | None, leaving: bool = True):
+        self._run, self._ours, self._slots, self._leaving = run, ours, slots, leaving
+        self.counts: dict[str, float] = {}
+
+    def __call__(self) -> Any:
+        return self._run(self._slots)
+
+    def warm(self) -> None:
+        """Compile, and count."""
+        self.counts = self._ours.useful(self._slots, self._leaving)
+        if self._leaving:
+            self._ours.first_draws(self._slots)
 
 
 class Theirs:
@@ -208,13 +232,16 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
     lengths, prompts = lengths_of(args, rows, sigma), prompts_of(model, args, rows)
     ours = Ours(model, prompts, lengths, args)
     slots = max(rows // 4, args.group_size)
-    sides = {"static": ours.static, "leaving": ours.leaving(), "slots": ours.leaving(slots)}
+    sides = {
+        "static": Side(lambda slots: ours.static(), ours, None, leaving=False),
+        "leaving": Side(ours.leaving, ours, None),
+        "slots": Side(ours.leaving, ours, slots),
+    }
     sides = {side: sides[side] for side in args.sides}
-    if full is not None:
-        sides["transformers"] = Theirs(full, prompts, lengths, args.group_size)
     with tempfile.TemporaryDirectory() as folder:
         others = vllms(model, Path(folder), args, prompts, lengths)
-        times = interleaved(sides | others, args.repeats)
+        theirs = {} if full is None else {"transformers": Theirs(full, prompts, lengths, args.group_size)}
+        times = interleaved({**sides, **theirs, **others}, args.repeats)
         for other in others.values():
             other.close()
     report(
@@ -227,7 +254,7 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
         tokens=int(lengths.sum()),
         tokens_per_second={side: int(lengths.sum()) / t for side, t in times.items()},
         ratio={side: t / times["leaving"] for side, t in times.items() if side != "leaving"},
-        **{side: ours.useful(slots if side == "slots" else None, side != "static") for side in args.sides},
+        **{side: sides[side].counts for side in args.sides},
     )
 
 
