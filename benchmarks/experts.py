@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from common import interleaved, parser, report
 
 from rlax_llm.models.config import Experts
-from rlax_llm.models.experts import Weights, gated_by, mixture, route
+from rlax_llm.models.experts import Weights, gated_by, mixture
+from rlax_llm.models.routers import route
 
 
 def main() -> None:

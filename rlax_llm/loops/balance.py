@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.types import Metrics, Params
 from rlax_llm.loops.parts import summed, tokens_of
-from rlax_llm.models.experts import Load, balance_loss
+from rlax_llm.models.routers import Load, balance_loss
 from rlax_llm.models.scoring import Routing, routed_tokens
 
 _SENT = "router/sent"

@@ -21,7 +21,7 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, LabeledCompletions, Metrics, Params
 from rlax_llm.loops.balance import Routers, router_metrics, routers
-from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, tokens_of
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
 from rlax_llm.models.dropout import with_dropout
 from rlax_llm.models.scoring import LogProbs
@@ -215,7 +215,8 @@ def label_loop(
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[B, T]``, nats, of rows that share no
-            prompt (groups of 1): own and mismatched completions are taken apart.
+            prompt (groups of 1): own and mismatched completions are taken apart; of ``by_tokens`` parts are computed
+            without their padding.
         unpaired: reward and link.
         optimizer: any Optax transformation.
         micro_batches: parts that the labels are taken in.
@@ -294,6 +295,7 @@ def label_loop(
             state.params,
             learned,
             micro_batches,
+            tokens_of(log_probs),
         )
         metrics |= _label_means(router_metrics(sums)) | {"reference": point}
         start = TrainState(params=state.params, opt_state=state.opt_state, step=state.step)

@@ -19,7 +19,7 @@ from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.trees import join_trees
 from rlax_llm.core.types import Completions, Metrics, PairedCompletions, Params
 from rlax_llm.loops.balance import Routers, router_metrics, routers
-from rlax_llm.loops.parts import fixed_log_probs, summed_gradient
+from rlax_llm.loops.parts import fixed_log_probs, summed_gradient, tokens_of
 from rlax_llm.loops.policy import Loop, TrainState, descend, initial_state, reference_log_probs
 from rlax_llm.models.dropout import with_dropout
 from rlax_llm.models.scoring import LogProbs
@@ -153,7 +153,8 @@ def preference_loop(
 
     Args:
         log_probs: ``(params, completions) → (log_probs, entropy)``, both ``[2B, T]``, nats; may compute each prompt
-            once for both of its rows. A third array is the ``log_collisions`` that factors read.
+            once for both of its rows; of ``by_tokens`` parts are computed without their padding. A third array is the
+            ``log_collisions`` that factors read.
         preference: rewards, link, weight of the likelihood term, and factors of pairs.
         optimizer: any Optax transformation.
         micro_batches: parts that the pairs are taken in; 1 for a link that reads the whole batch, such as
@@ -214,7 +215,11 @@ def preference_loop(
         rows = (completions, ref_log_probs, *of_pairs, token_mean(completions.mask))
         routed = routers(log_probs, join_trees(state.params, frozen), completions, micro_batches)
         gradient, metrics = summed_gradient(
-            lambda params, rows: loss(routed, join_trees(params, frozen), rows), state.params, rows, micro_batches
+            lambda params, rows: loss(routed, join_trees(params, frozen), rows),
+            state.params,
+            rows,
+            micro_batches,
+            tokens_of(log_probs),
         )
         state, told = descend(optimizer, state, gradient)
         if batch.preferred is not None:

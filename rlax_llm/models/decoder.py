@@ -33,11 +33,12 @@ from rlax_llm.models.blocks import Blocks, blocks_product
 from rlax_llm.models.config import DecoderConfig, Experts
 from rlax_llm.models.dora import column_shares, turned
 from rlax_llm.models.dropout import Drop, dropping, everything, layer_seeds
-from rlax_llm.models.experts import Biases, Load, Weights, clamped, gated_by, mixture
+from rlax_llm.models.experts import Biases, Weights, clamped, gated_by, mixture
 from rlax_llm.models.forms import blocks, grouped_attention
 from rlax_llm.models.functional import Params, pure_functions
 from rlax_llm.models.narrow import Matrix, Narrow, product, rows_of, table_product
 from rlax_llm.models.ropes import magnitude_of
+from rlax_llm.models.routers import Load
 from rlax_llm.models.routing import BY_ROUTER, Routes, Send, routes_by_layer, sending
 from rlax_llm.models.segments import EVERYTHING, Window, places_of, positions_of, reach_of, segment
 from rlax_llm.models.token_rows import head, read_rows

@@ -24,8 +24,8 @@ from rlax_llm.core.token_sets import words
 from rlax_llm.core.types import Completions
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import predictions, row_states
-from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
+from rlax_llm.models.routers import Load
 from rlax_llm.models.routing import BY_ROUTER, Routes
 from rlax_llm.models.scoring import group_log_probs, routes_by, routing_of
 from rlax_llm.models.shared_prompts import group_hidden_states, group_states

@@ -1,10 +1,9 @@
-"""Mixtures of experts: which experts a token is sent to, and the products of sorted tokens with their experts' weights.
+"""Mixtures of experts: what the experts that a token is sent to make of it.
 
-No token passes through an expert that it is not sent to. Tokens are sorted by expert; accelerators multiply them with
-``jax.lax.ragged_dot``. A CPU's form of that passes every token through every expert, so there blocks of tokens pass
-their expert one after the other, each the whole of it: what lies between its matrices stays in the cache. Experts of
-a base in blocks of codes are multiplied by blocks of tokens everywhere: only the one that a block is sent to is
-widened.
+No token passes through an expert that it is not sent to: tokens are sorted by expert, and multiplied with one matrix
+of theirs after the other (``sorted_products.py``). A CPU's form of that would pass every token through every expert, so
+there blocks of tokens pass their expert one after the other, each the whole of it: what lies between its matrices
+stays in the cache.
 """
 
 from __future__ import annotations
@@ -15,50 +14,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlax_llm.core.mesh import ROWS, TENSOR, dividing, is_split, parts_along, per_device, place_along, sum_over
 from rlax_llm.core.platform import platform
 from rlax_llm.models.blocks import Blocks
-from rlax_llm.models.config import Clamped, Experts
+from rlax_llm.models.config import Clamped
 from rlax_llm.models.narrow import Matrix, Narrow
-from rlax_llm.models.row_blocks import Block, ladder_of, over_blocks
-
-SMALLEST, LARGEST = 8, 64  # tokens of a block of one product
+from rlax_llm.models.routers import Routed
+from rlax_llm.models.row_blocks import Block, added_at, ladder_of, over_blocks, taken_at
+from rlax_llm.models.sorted_products import sorted_product
 
 Gated = Callable[[jax.Array, jax.Array], jax.Array]
 """``(gate, up) → hidden``, elementwise."""
-
-
-class Routed(NamedTuple):
-    """Where tokens go.
-
-    Attributes:
-        experts: ``[…, k]`` int32, the chosen ones, the likeliest first.
-        weights: ``[…, k]``, of their results.
-    """
-
-    experts: jax.Array
-    weights: jax.Array
-
-
-class Load(NamedTuple):
-    """How a router shares tokens out, in sums over them; of several layers, each array is stacked.
-
-    Attributes:
-        sent: ``[E]``, the tokens that are sent to each expert.
-        probabilities: ``[E]``, of each expert.
-        squares: a number, of the squared log-normalizers.
-        entropies: a number, nats.
-        mismatch: a number, of the shares of tokens' experts that their router would not have chosen; None where it
-            chose all of them.
-    """
-
-    sent: jax.Array
-    probabilities: jax.Array
-    squares: jax.Array
-    entropies: jax.Array
-    mismatch: jax.Array | None = None
 
 
 class Biases(NamedTuple):
@@ -105,123 +72,6 @@ def clamped(numbers: Clamped) -> Gated:
         return (within + 1) * (below * jax.nn.sigmoid(numbers.slope * below))
 
     return hidden
-
-
-def route(logits: jax.Array, experts: Experts) -> Routed:
-    """The k experts of the largest probability ``softmax(logits)``, weighted by it (arXiv 2101.03961).
-
-    Limiting cases: with ``normalized`` weights, which sum to 1, it is the softmax of the k largest logits (Mixtral);
-    with k = E and that, the mixture of all.
-
-    Args:
-        logits: ``[…, E]`` of the router.
-        experts: how many are chosen, and whether their weights are normalized.
-
-    >>> found = route(jnp.log(jnp.array([[1.0, 3.0, 4.0]])), Experts(3, 2, 8))
-    >>> found.experts.tolist(), [f"{weight:.4f}" for weight in found.weights[0]]
-    ([[2, 1]], ['0.5714', '0.4286'])
-    """
-    weights, chosen = jax.lax.top_k(_probabilities(logits), experts.per_token)
-    return Routed(chosen.astype(jnp.int32), _shares(weights, experts))
-
-
-def replay(logits: jax.Array, given: jax.Array, experts: Experts) -> Routed:
-    """The experts that a sampler chose, weighted by the router's own probabilities of them (R3, arXiv 2510.11370).
-
-    The choice has no slope; the weights have that of the router. Limiting case: ``route``, of a token that the sampler
-    sent where the router would, or of which nobody says.
-
-    Args:
-        logits: ``[…, E]`` of the router.
-        given: ``[…, k]``, the sampler's by their numbers plus 1, or 0s.
-        experts: how many are chosen, and whether their weights are normalized.
-
-    >>> logits, given = jnp.log(jnp.array([[1.0, 3.0, 4.0]] * 2)), jnp.array([[1, 2], [0, 0]])
-    >>> found = replay(logits, given, Experts(3, 2, 8))
-    >>> found.experts.tolist(), [f"{weight:.2f}" for weight in found.weights[0]]
-    ([[0, 1], [2, 1]], ['0.25', '0.75'])
-    """
-    probabilities = _probabilities(logits)
-    own = jax.lax.top_k(probabilities, experts.per_token)[1]
-    chosen = jnp.where(given > 0, given.astype(jnp.int32) - 1, own)
-    return Routed(chosen, _shares(jnp.take_along_axis(probabilities, chosen, -1), experts))
-
-
-def _probabilities(logits: jax.Array) -> jax.Array:
-    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
-
-
-def _shares(probabilities: jax.Array, experts: Experts) -> jax.Array:
-    """The weights of chosen experts."""
-    return probabilities / probabilities.sum(-1, keepdims=True) if experts.normalized else probabilities
-
-
-def load_of(logits: jax.Array, routed: Routed, counted: jax.Array) -> Load:
-    """How tokens are shared out: sums over them.
-
-    Args:
-        logits: ``[…, E]`` of the router.
-        routed: where its tokens go.
-        counted: ``[…]``, how often each token counts, 0 for none.
-
-    >>> logits = jnp.zeros((3, 4))
-    >>> load = load_of(logits, route(logits, Experts(4, 1, 8)), jnp.array([1.0, 1.0, 0.0]))
-    >>> load.sent.tolist(), load.probabilities.tolist()
-    ([2.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5])
-    """
-    log_probabilities, normalizer = _log_softmax(logits)
-    probabilities = jnp.exp(log_probabilities)
-    places = (routed.experts[..., None] == jnp.arange(logits.shape[-1])).sum(-2)
-    axes = tuple(range(counted.ndim))
-    # A padded token may hold anything, and 0 · inf would be no number.
-    there, weight = counted > 0, counted[..., None]
-    return Load(
-        sent=(places * weight).sum(axes),
-        probabilities=jnp.where(there[..., None], probabilities * weight, 0.0).sum(axes),
-        squares=jnp.where(there, jnp.square(normalizer) * counted, 0.0).sum(),
-        entropies=-jnp.where(there, (probabilities * log_probabilities).sum(-1) * counted, 0.0).sum(),
-    )
-
-
-def mismatch_of(logits: jax.Array, routed: Routed, counted: jax.Array) -> jax.Array:
-    """The share of a token's experts that its router would not have chosen, summed over tokens.
-
-    Limiting case: 0 of ``route``.
-
-    Args:
-        logits: ``[…, E]`` of the router.
-        routed: where its tokens go.
-        counted: ``[…]``, how often each token counts, 0 for none.
-
-    >>> logits, sent = jnp.log(jnp.array([[1.0, 3.0, 4.0]] * 2)), jnp.array([[0, 1], [1, 2]])
-    >>> float(mismatch_of(logits, Routed(sent, jnp.ones((2, 2))), jnp.ones(2)))
-    0.5
-    """
-    own = jax.lax.top_k(logits, routed.experts.shape[-1])[1]
-    chosen = (routed.experts[..., :, None] == own[..., None, :]).any(-1)
-    return ((1.0 - chosen.mean(-1)) * counted).sum()
-
-
-def _log_softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    normalizer = jax.nn.logsumexp(wide, -1)
-    return wide - normalizer[..., None], normalizer
-
-
-def balance_loss(sent: jax.Array, probabilities: jax.Array) -> jax.Array:
-    """``E · Σ_e f_e · P_e``, the load-balancing loss of a router (arXiv 2101.03961, eq. 4).
-
-    The gradient is that of P: what most tokens are sent to becomes less likely. Limiting case: k, where all experts
-    have alike.
-
-    Args:
-        sent: f, ``[E]``, the share of the tokens that each expert has; they sum to k, the experts of a token.
-        probabilities: P, ``[E]``, the mean probability of each.
-
-    >>> float(balance_loss(jnp.full(4, 0.5), jnp.full(4, 0.25))), float(balance_loss(jnp.eye(4)[0], jnp.eye(4)[0]))
-    (2.0, 4.0)
-    """
-    return sent.shape[-1] * (jax.lax.stop_gradient(sent) * probabilities).sum()
 
 
 def mixture(x: jax.Array, routed: Routed, weights: Weights, gated: Gated) -> jax.Array:
@@ -339,15 +189,11 @@ def _taken(block: Block, choices: jax.Array, flat: jax.Array, shares: jax.Array,
     choices = jnp.where(block.there, jax.lax.dynamic_slice_in_dim(choices, block.start, size), shares.size)
     tokens = choices // shares.shape[1]
     share = _rows_at(shares.reshape(-1), choices)
-    return _Taken(tokens, choices, (_rows_at(flat, tokens), share, _at(weights, block.expert)))
+    return _Taken(tokens, choices, (_rows_at(flat, tokens), share, taken_at(weights, block.expert)))
 
 
 def _rows_at(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="fill", fill_value=0)
-
-
-def _at(tree: Any, index: jax.Array) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
 
 
 _Ladder = tuple[int, ...]
@@ -382,7 +228,7 @@ def _slopes_by_blocks(ladder: _Ladder, gated: Gated, choices: _Sorted, given: _G
         return (
             total[0].at[taken.tokens].add(of_tokens, mode="drop"),
             total[1].at[taken.choices].set(of_shares, mode="drop"),
-            jax.tree.map(partial(_add_at, block.expert), total[2], of_weights),
+            jax.tree.map(partial(added_at, block.expert), total[2], of_weights),
         )
 
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), weights)
@@ -390,11 +236,6 @@ def _slopes_by_blocks(ladder: _Ladder, gated: Gated, choices: _Sorted, given: _G
     of_tokens, of_shares, of_weights = over_blocks(ladder, shares.size, choices.sizes, step, zeros)
     of_weights = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), of_weights, weights)
     return of_tokens, of_shares.reshape(shares.shape), of_weights
-
-
-def _add_at(index: jax.Array, total: jax.Array, added: jax.Array) -> jax.Array:
-    so_far = jax.lax.dynamic_index_in_dim(total, index, keepdims=False)
-    return jax.lax.dynamic_update_index_in_dim(total, so_far + added, index, 0)
 
 
 def _forth_by_blocks(
@@ -425,184 +266,3 @@ def _back_of_slopes(ladder: _Ladder, gated: Gated, kept: tuple[_Sorted, _Given, 
 
 _by_blocks.defvjp(_forth_by_blocks, _back_by_blocks)
 _slopes_by_blocks.defvjp(_forth_of_slopes, _back_of_slopes)
-
-
-def sorted_product(x: jax.Array, weights: Matrix | Blocks, sizes: jax.Array) -> jax.Array:
-    """``x[n] · weights[e(n)]`` of rows that are sorted by expert; zeros for rows beyond the last expert's.
-
-    Limiting case: one expert is a matrix product.
-
-    Args:
-        x: ``[R, D]``, the first ``sizes[0]`` rows of expert 0, then those of expert 1, and so on.
-        weights: ``[E, D, F]``; a wider one is rounded to x's dtype here. A ``Narrow`` one, with a scale for each
-            output of an expert, has no derivative: it is a sampler's. One in ``Blocks`` has none of its own, and x has:
-            an expert is widened where a block of its rows is multiplied, on the way forth and again on the way back.
-        sizes: ``[E]`` int32.
-
-    Returns:
-        ``[R, F]`` in x's dtype.
-
-    >>> weights = jnp.arange(2.0)[:, None, None] + jnp.ones((2, 1, 1))
-    >>> sorted_product(jnp.ones((4, 1)), weights, jnp.array([1, 2])).tolist()
-    [[1.0], [2.0], [2.0], [0.0]]
-    """
-    rows = block_of(x.shape[0], weights.shape[0])
-    if isinstance(weights, Blocks):
-        return _blocks_product(rows, x, weights, sizes)
-    block = rows if platform() == "cpu" else None
-    if isinstance(weights, Narrow):
-        found = _rows_times(block, x, weights.values, sizes, False)
-        return (found * weights.scales[_experts_of(x.shape[0], sizes), 0]).astype(x.dtype)
-    return _product(block, x, weights.astype(x.dtype), sizes)
-
-
-def _experts_of(rows: int, sizes: jax.Array) -> jax.Array:
-    """``[R]``, of each row; the last one's beyond it."""
-    found = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows), side="right")
-    return jnp.minimum(found, sizes.shape[0] - 1)
-
-
-def block_of(rows: int, experts: int) -> int:
-    """Rows of a block: about half of what an expert has, so that little is padding.
-
-    >>> block_of(8_192, 64), block_of(64, 64)
-    (64, 8)
-    """
-    share = max(rows // (2 * experts), 1)
-    return int(np.clip(1 << (share.bit_length() - 1), SMALLEST, LARGEST))
-
-
-def _padded(x: jax.Array, block: int) -> jax.Array:
-    """With rows behind the last, so that no block ends the array."""
-    return jnp.pad(x, ((0, block), (0, 0)))
-
-
-def _ragged(x: jax.Array, other: jax.Array, sizes: jax.Array, contracted: tuple[int, int]) -> jax.Array:
-    """An accelerator's product of rows that are sorted by expert, with a factor of each expert or with other rows.
-
-    The rows of a factor are contracted, or its columns; where both are rows, those of each expert among themselves.
-    """
-    groups = [] if contracted[0] == 0 else [0]
-    axes = (((contracted[0],), (contracted[1],)), ((), ()))
-    numbers = jax.lax.RaggedDotDimensionNumbers(axes, [0], groups)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    @jax.custom_batching.sequential_vmap  # JAX maps no such product whose factors are not all mapped over
-    def product(x: jax.Array, other: jax.Array, sizes: jax.Array) -> jax.Array:
-        return jax.lax.ragged_dot_general(x, other, sizes, numbers, preferred_element_type=wide)
-
-    return product(x, other, sizes).astype(x.dtype)
-
-
-def _own(x: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Rows that are of an expert, zeros behind: what ``ragged_dot`` says of those, or adds, is not promised."""
-    return jnp.where((jnp.arange(x.shape[0]) < sizes.sum())[:, None], x, 0)
-
-
-# Three products that are the slopes of one another, so that each may be differentiated again, as Fisher products do:
-# ragged_dot's own second derivative is not there. A block of None is an accelerator's way.
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(block: int | None, x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Rows ``[R, D]`` times their expert's matrix, ``[R, F]``."""
-    return _rows_times(block, x, weights, sizes, False)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product_back(block: int | None, slopes: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Rows ``[R, F]`` times the transpose of their expert's matrix, ``[R, D]``."""
-    return _rows_times(block, slopes, weights, sizes, True)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _outer(block: int | None, x: jax.Array, slopes: jax.Array, sizes: jax.Array) -> jax.Array:
-    """``Σ_n x[n]ᵀ · slopes[n]`` over the rows of each expert, ``[E, D, F]``."""
-    if block is None:
-        return _ragged(_own(x, sizes), _own(slopes, sizes), sizes, (0, 0))
-    given, slopes = _padded(x, block), _padded(slopes, block)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def step(total: jax.Array, own: Block) -> jax.Array:
-        read = jnp.where(own.there[:, None], jax.lax.dynamic_slice_in_dim(given, own.start, block), 0)
-        slope = jax.lax.dynamic_slice_in_dim(slopes, own.start, block)
-        return _add_at(own.expert, total, jnp.matmul(read.T, slope, preferred_element_type=wide))
-
-    zeros = jnp.zeros((sizes.shape[0], x.shape[1], slopes.shape[1]), wide)
-    return over_blocks((block,), x.shape[0], sizes, step, zeros).astype(x.dtype)
-
-
-def _rows_times(
-    block: int | None, x: jax.Array, weights: jax.Array | Blocks, sizes: jax.Array, back: bool
-) -> jax.Array:
-    if block is None:
-        assert not isinstance(weights, Blocks)
-        return _own(_ragged(_own(x, sizes), weights.astype(x.dtype), sizes, (1, 2 if back else 1)), sizes)
-    given = _padded(x, block)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def step(total: jax.Array, own: Block) -> jax.Array:
-        read, weight = _expert_at(jax.lax.dynamic_slice_in_dim(given, own.start, block), weights, own.expert)
-        found = jnp.matmul(read, weight.T if back else weight, preferred_element_type=wide)
-        # Rows of the next expert are written again by its own block.
-        return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(own.there[:, None], found, 0), own.start, 0)
-
-    zeros = jnp.zeros((given.shape[0], weights.shape[-2 if back else -1]), wide)
-    return over_blocks((block,), x.shape[0], sizes, step, zeros)[: x.shape[0]].astype(x.dtype)
-
-
-def _expert_at(read: jax.Array, weights: jax.Array | Blocks, expert: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Some rows, and the matrix of their expert in their dtype."""
-    own = _at(weights, expert)
-    if not isinstance(own, Blocks):
-        return read, own.astype(read.dtype)
-    # Tied to the rows: a compiler would widen all experts at once, before the loop.
-    read, own = jax.lax.optimization_barrier((read, own))
-    return read, own.wide().astype(read.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocks_product(block: int, x: jax.Array, weights: Blocks, sizes: jax.Array) -> jax.Array:
-    """``_product`` with experts that are only read."""
-    return _rows_times(block, x, weights, sizes, False)
-
-
-def _blocks_forth(block: int, x: jax.Array, weights: Blocks, sizes: jax.Array) -> tuple[jax.Array, tuple]:
-    return _blocks_product(block, x, weights, sizes), (weights, sizes)
-
-
-def _blocks_back(block: int, kept: tuple[Blocks, jax.Array], slopes: jax.Array) -> tuple:
-    weights, sizes = kept
-    return _rows_times(block, slopes, weights, sizes, True), None, None
-
-
-_blocks_product.defvjp(_blocks_forth, _blocks_back)
-
-
-def _kept(product: Any) -> Callable[..., Any]:
-    """The forward pass of a product, which keeps its factors."""
-
-    def forward(block: int | None, left: jax.Array, right: jax.Array, sizes: jax.Array) -> tuple[jax.Array, tuple]:
-        return product(block, left, right, sizes), (left, right, sizes)
-
-    return forward
-
-
-def _slopes_of_product(block: int | None, kept: tuple, slopes: jax.Array) -> tuple:
-    x, weights, sizes = kept
-    return _product_back(block, slopes, weights, sizes), _outer(block, x, slopes, sizes), None
-
-
-def _slopes_of_product_back(block: int | None, kept: tuple, slopes: jax.Array) -> tuple:
-    given, weights, sizes = kept
-    return _product(block, slopes, weights, sizes), _outer(block, slopes, given, sizes), None
-
-
-def _slopes_of_outer(block: int | None, kept: tuple, slopes: jax.Array) -> tuple:
-    x, given, sizes = kept
-    return _product_back(block, given, slopes, sizes), _product(block, x, slopes, sizes), None
-
-
-_product.defvjp(_kept(_product), _slopes_of_product)
-_product_back.defvjp(_kept(_product_back), _slopes_of_product_back)
-_outer.defvjp(_kept(_outer), _slopes_of_outer)

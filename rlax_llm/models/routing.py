@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_llm.models.config import DecoderConfig, Experts
-from rlax_llm.models.experts import Load, Routed, load_of, mismatch_of, replay, route
+from rlax_llm.models.routers import Load, Routed, load_of, mismatch_of, replay, route
 
 Send = Callable[[jax.Array], tuple[Routed, Any]]
 """``router's logits [B, S, E] → (where tokens go, what is carried)``."""

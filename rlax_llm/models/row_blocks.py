@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -119,3 +119,14 @@ def _table(size: int, most: int, each: jax.Array, begin: jax.Array, end: jax.Arr
     expert = jnp.minimum(expert, each.shape[0] - 1).astype(jnp.int32)
     start = begin[expert] + (index - (behind - each)[expert]) * size
     return _Table(start.astype(jnp.int32), end[expert].astype(jnp.int32), expert, behind[-1])
+
+
+def taken_at(tree: Any, index: jax.Array) -> Any:
+    """What one expert has of arrays ``[E, …]``."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+def added_at(index: jax.Array, total: jax.Array, added: jax.Array) -> jax.Array:
+    """``total [E, …]`` with something added to what one expert has."""
+    so_far = taken_at(total, index)
+    return jax.lax.dynamic_update_index_in_dim(total, so_far + added, index, 0)

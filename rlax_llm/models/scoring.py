@@ -19,8 +19,8 @@ from rlax_llm.core.token_sets import members_of
 from rlax_llm.core.types import Completions, Room
 from rlax_llm.models.config import Balance, DecoderConfig
 from rlax_llm.models.decoder import predictions, row_states, vocabulary_logits
-from rlax_llm.models.experts import Load
 from rlax_llm.models.functional import Params
+from rlax_llm.models.routers import Load
 from rlax_llm.models.routing import Routes
 from rlax_llm.models.shared_prompts import group_states, token_states
 from rlax_llm.models.unpadded import Unpadded, lanes_of, most_in_a_lane, put, taken, unpadded

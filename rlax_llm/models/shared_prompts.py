@@ -14,9 +14,9 @@ from rlax_llm.core.mesh import ROWS, devices_along
 from rlax_llm.models.config import DecoderConfig
 from rlax_llm.models.decoder import Attend, Kind, block, causal, embedding, layer_scan, norm
 from rlax_llm.models.dropout import dropping, layer_seeds
-from rlax_llm.models.experts import Load
 from rlax_llm.models.forms import grouped_attention
 from rlax_llm.models.functional import Params
+from rlax_llm.models.routers import Load
 from rlax_llm.models.routing import BY_ROUTER, Routes, Send, routes_by_layer, sending
 from rlax_llm.models.segments import Segment, Window, places_of, positions_of, reach_of, segment
 from rlax_llm.models.unpadded import Unpadded, before, put, taken

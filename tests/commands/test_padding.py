@@ -36,6 +36,7 @@ COMMANDS = {
     "grpo": (run_grpo, GrpoSettings, {"kl_coef": 0.05, "reward": "format=[0-9]*"}),
     "ppo": (run_ppo, PpoSettings, {"reward": "format=[0-9]*"}),
     "online": (run_online, OnlineSettings, {"recipe": "nash_md", "reward": "format=[0-9]*"}),
+    "online pairs": (run_online, OnlineSettings, {"recipe": "online_dpo", "reward": "format=[0-9]*"}),
     "distill": (run_distill, DistillSettings, {"recipe": "opd"}),
 }
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from rlax_llm.core.mesh import mesh
-from rlax_llm.models import experts
+from rlax_llm.models import experts, sorted_products
 from rlax_llm.models.blocks import nf4
 from rlax_llm.models.config import Experts
-from rlax_llm.models.experts import Weights, gated_by, mixture, route
+from rlax_llm.models.experts import Weights, gated_by, mixture
+from rlax_llm.models.routers import route
 from rlax_llm.models.sharding import shardings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,7 +61,8 @@ def in_codes():
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
 @pytest.mark.parametrize(("read", "layers"), [(slopes, lambda: LAYERS), (slopes_of_what_is_trained, in_codes)])
 def test_each_device_computes_its_own_experts_and_holds_no_others(machine, read, layers, monkeypatch):
-    monkeypatch.setattr(experts, "platform", lambda: machine)
+    for module in (experts, sorted_products):
+        monkeypatch.setattr(module, "platform", lambda: machine)
     x, layers = 4 * drawn(8, 5, WIDTH), layers()
     run = partial(read)  # a function of its own, lest the other machine's program is taken again
     check_same_everywhere(MESHES, run, layers, x)

@@ -14,15 +14,19 @@ import pytest
 
 from rlax_llm.core.penalties import Penalties
 from rlax_llm.core.token_sets import to_bits
-from rlax_llm.core.types import Completions, Groups, Room
+from rlax_llm.core.types import Completions, Groups, LabeledCompletions, PairedCompletions, Room
 from rlax_llm.loops.group import GroupLearning, group_loop
+from rlax_llm.loops.labels import label_loop, zero_reference
 from rlax_llm.loops.parts import fixed_log_probs, join, split, summed_gradient
+from rlax_llm.loops.preference import preference_loop
 from rlax_llm.models.config import DecoderConfig, Lora
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.scalar import token_values
 from rlax_llm.models.scoring import by_tokens, group_log_probs
 from rlax_llm.policy.corrections import truncated_importance
+from rlax_llm.preference.unpaired import kto
 from rlax_llm.recipes import group as recipes
+from rlax_llm.recipes.preference import cpo
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -69,6 +73,39 @@ def test_a_step_is_that_of_the_whole_batch(micro_batches):
     wanted = step_of(group_log_probs(CONFIG, (G, PROMPT), **SAMPLER), 1)
     found = step_of(by_tokens(CONFIG, (G, PROMPT), SHARES, **SAMPLER), micro_batches)
     chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+LEARNED = {
+    "pairs": (2, lambda by, parts: preference_loop(by, cpo(), optax.sgd(0.5), parts), PairedCompletions),
+    "labels": (
+        1,
+        lambda by, parts: label_loop(by, kto(0.1), optax.sgd(0.5), parts, reference_point=zero_reference),
+        lambda rows: LabeledCompletions(rows, jnp.arange(P * G) % 3 == 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_step_on_preferences_is_that_of_the_whole_batch(name):
+    """In each room, whose number its function is told."""
+    size, loop, batch = LEARNED[name]
+    rooms = set()
+
+    def step_with(shares, micro_batches):
+        by = by_tokens(CONFIG, (size, PROMPT), shares)
+
+        def score(params, rows):
+            rooms.add(rows.room)
+            return by.score(params, rows)
+
+        init, step = loop(by._replace(score=score), micro_batches)
+        reference = {"reference": model(1)} if name == "labels" else {}
+        return jax.jit(step)(init(model(0)), batch(ragged()._replace(kept=None)), **reference)
+
+    wanted = step_with((), 1)
+    assert rooms == {None}
+    chex.assert_trees_all_close(step_with(SHARES, 4), wanted, rtol=1e-9, atol=1e-12)
+    assert rooms == {None, Room(16), Room(24), Room(48)}
 
 
 def test_log_probs_come_back_in_their_places():

@@ -30,8 +30,8 @@ from rlax_llm.loops.rlhf_credit import Shaping
 from rlax_llm.models.config import Balance, DecoderConfig, Experts
 from rlax_llm.models.decoder import init_decoder
 from rlax_llm.models.distilling import compared_rows, distilled_log_probs
-from rlax_llm.models.experts import Routed, balance_loss, load_of, mismatch_of, route
 from rlax_llm.models.packing import Packed, packed_log_probs
+from rlax_llm.models.routers import Routed, balance_loss, load_of, mismatch_of, route
 from rlax_llm.models.scalar import init_scalar, token_values
 from rlax_llm.models.scoring import by_tokens, group_log_probs, group_log_probs_with_collisions, row_log_probs
 from rlax_llm.preference.unpaired import kto

@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from rlax_llm.models import experts
+from rlax_llm.models import experts, sorted_products
 from rlax_llm.models.blocks import int8, nf4
 from rlax_llm.models.config import Clamped, DecoderConfig, Experts, Lora
-from rlax_llm.models.experts import (
-    Biases,
-    Routed,
-    Weights,
-    block_of,
-    clamped,
-    gated_by,
-    mixture,
-    replay,
-    route,
-    sorted_product,
-)
+from rlax_llm.models.experts import Biases, Weights, clamped, gated_by, mixture
 from rlax_llm.models.narrow import narrowed, widened
+from rlax_llm.models.routers import Routed, replay, route
+from rlax_llm.models.sorted_products import block_of, sorted_product
 
 pytestmark = pytest.mark.usefixtures("float64")
 D, F, COUNT = 5, 7, 6
@@ -183,7 +174,8 @@ def by_taken_weights(x, weights, sizes):
 @pytest.fixture(params=["cpu", "gpu"])
 def machine(request, monkeypatch):
     """The way of a CPU, and that of accelerators, which a CPU can go too."""
-    monkeypatch.setattr(experts, "platform", lambda: request.param)
+    for module in (experts, sorted_products):
+        monkeypatch.setattr(module, "platform", lambda: request.param)
 
 
 @pytest.mark.usefixtures("machine")
@@ -306,7 +298,7 @@ def test_seeds_may_be_mapped_over():
 
 
 def test_blocks_have_little_padding():
-    assert [block_of(rows, COUNT) for rows in (1, 100, 10**5)] == [experts.SMALLEST, 8, experts.LARGEST]
+    assert [block_of(rows, COUNT) for rows in (1, 100, 10**5)] == [sorted_products.SMALLEST, 8, sorted_products.LARGEST]
 
 
 def test_what_has_experts_has_no_such_matrix():
