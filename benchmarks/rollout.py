@@ -23,7 +23,6 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import interleaved, parser, ready, report, torch_model
 
+from rlax_llm.generation.ladders import ladder
 from rlax_llm.generation.request import Request
 from rlax_llm.generation.rollout import Generation, generate
 from rlax_llm.generation.sampling import Categorical, row_keys
@@ -68,20 +68,20 @@ class Ours:
         self.model, self.prompts, self.lengths = model, prompts, lengths
         self.request = Request(Categorical(), (), int(lengths.max()), args.group_size)
 
-    def going(self, slots: int | None) -> Generation:
-        """A generation that has begun."""
-        own = row_keys(jax.random.key(0), len(self.lengths)), jnp.asarray(self.lengths, jnp.int32)
-        return Generation(self.model.config, self.model.params, self.prompts, own, self.request, slots)
+    @property
+    def rows(self) -> tuple[jax.Array, jax.Array]:
+        """Keys and lengths."""
+        return row_keys(jax.random.key(0), len(self.lengths)), jnp.asarray(self.lengths, jnp.int32)
 
     def static(self) -> Any:
         """All rows to the end of the longest."""
-        going = self.going(None)
+        going = Generation(self.model.config, self.model.params, self.prompts, self.rows, self.request)
         going.ladder = going.ladder._replace(sizes=())
         while going.advance():
             pass
         return ready(going.completions())
 
-    def leaving(self, slots: int | None = None) -> Any:
+    def leaving(self, slots: int | None) -> Any:
         """Rows leave, and with slots others enter."""
         return self.rollout(self.lengths, slots)
 
@@ -90,15 +90,17 @@ class Ours:
         own = self.model.config, self.model.params, self.prompts, jax.random.key(0), self.request
         return ready(generate(*own, slots, limits=jnp.asarray(lengths)))
 
-    def first_draws(self, slots: int | None) -> None:
-        """One token of each row: it compiles the program of the first draws, which ``useful`` has in two."""
-        self.rollout(np.ones_like(self.lengths), slots)
+    def warm(self, slots: int | None) -> None:
+        """Few tokens, that end one after another as they will: most of what is compiled is compiled."""
+        self.rollout(1 + self.lengths // 32, slots)
 
     def useful(self, slots: int | None, leaving: bool = True) -> dict[str, float]:
         """The share of computed rows that drew a token; the most that the caches of prompts and completions take, and
-        the most that live tokens need of them.
+        the most that live tokens need of them. They are counted of a tiny model that is given the model's sizes.
         """
-        going = self.going(slots)
+        small, (tokens, valid) = tiny(), self.prompts
+        asked = (tokens % TINY.vocab_size, valid), self.rows, self.request, slots
+        going = Generation(TINY, small.params, *asked, lambda config, *size: ladder(self.model.config, *size))
         if not leaving:
             going.ladder = going.ladder._replace(sizes=())
         computed, cache, live = 0, 0, 0
@@ -109,10 +111,9 @@ class Ours:
             cache = max(cache, sum(x.nbytes for x in jax.tree.leaves((going.prompt.cache, going.state.cache))))
             live = max(live, self.live_tokens(before, steps))
             before = of_rows(going.state)
-        ready(going.completions())
         drawn = int(self.lengths.sum()) - len(self.lengths)
-        config = self.model.config
-        token = 8 * config.num_layers * config.num_kv_heads * config.head_dim
+        token = token_bytes(self.model.config)
+        cache = cache * token / token_bytes(TINY)
         return {
             "useful_row_steps": drawn / max(computed, 1),
             "cache_megabytes": cache / 1e6,
@@ -132,26 +133,28 @@ class Ours:
         return int((own + prompts).max())
 
 
+def token_bytes(config: DecoderConfig) -> int:
+    """What the keys and values of a token take."""
+    return 8 * config.num_layers * config.num_kv_heads * config.head_dim
+
+
 def of_rows(state: Decoding) -> Decoding:
     """What a state tells of its rows, on the host."""
     return jax.device_get(state._replace(cache=(), keys=(), memory=()))
 
 
-class Side:
-    """A side of ours: what it computes and keeps is counted while it is warmed up, for a rollout takes minutes."""
+class Leaving:
+    """Our engine whose rows leave, and enter as there are slots."""
 
-    def __init__(self, run: Callable[[int | None], Any], ours: Ours, slots: int | None, leaving: bool = True):
-        self._run, self._ours, self._slots, self._leaving = run, ours, slots, leaving
-        self.counts: dict[str, float] = {}
+    def __init__(self, ours: Ours, slots: int | None):
+        self._ours, self._slots = ours, slots
 
     def __call__(self) -> Any:
-        return self._run(self._slots)
+        return self._ours.leaving(self._slots)
 
     def warm(self) -> None:
-        """Compile, and count."""
-        self.counts = self._ours.useful(self._slots, self._leaving)
-        if self._leaving:
-            self._ours.first_draws(self._slots)
+        """Compile."""
+        self._ours.warm(self._slots)
 
 
 class Theirs:
@@ -233,9 +236,9 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
     ours = Ours(model, prompts, lengths, args)
     slots = max(rows // 4, args.group_size)
     sides = {
-        "static": Side(lambda slots: ours.static(), ours, None, leaving=False),
-        "leaving": Side(ours.leaving, ours, None),
-        "slots": Side(ours.leaving, ours, slots),
+        "static": ours.static,
+        "leaving": Leaving(ours, None),
+        "slots": Leaving(ours, slots),
     }
     sides = {side: sides[side] for side in args.sides}
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +257,7 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
         tokens=int(lengths.sum()),
         tokens_per_second={side: int(lengths.sum()) / t for side, t in times.items()},
         ratio={side: t / times["leaving"] for side, t in times.items() if side != "leaving"},
-        **{side: sides[side].counts for side in args.sides},
+        **{side: ours.useful(slots if side == "slots" else None, side != "static") for side in args.sides},
     )
 
 

@@ -13,13 +13,13 @@ from rlax_llm.generation.cache import windowed
 from rlax_llm.models.config import DecoderConfig
 
 FIRST_ROOM = 64  # completion tokens; no cache is smaller
-ROOMS = (1 / 4, 3 / 4, 1)  # of the limit
+ROOMS = (1 / 4, 1 / 2, 1)  # of the limit
 LARGER = 1.5  # times a room, what the next one is at least
 FEWER = (
     (5 / 8, 3 / 8),
-    (5 / 8, 3 / 4),
+    (5 / 8, 1),
     (3 / 8, 1 / 2),
-    (1 / 4, 3 / 4),
+    (1 / 4, 1),
     (1 / 8, 1),
     (1 / 16, 1),
 )  # shares of the rows and of the limit
@@ -46,7 +46,7 @@ def rooms(limit: int) -> list[int]:
     """Columns that the cache of completions of at most ``limit`` tokens has, one after the other, with all rows.
 
     >>> rooms(1024), rooms(100)
-    ([256, 768, 1024], [64, 100])
+    ([256, 512, 1024], [64, 100])
     """
     found: list[int] = []
     for share in ROOMS:
@@ -55,38 +55,65 @@ def rooms(limit: int) -> list[int]:
     return sorted({*found, limit})
 
 
+Size = tuple[int, int]
+"""Rows, and columns of completions."""
+
+
 class Ladder(NamedTuple):
     """Sizes that a generation's state may come to have, and what a step of each costs.
 
-    Each move from one size to another is a program, so there are few: those whose steps cost least over lengths of many
-    distributions. While rows leave, the others' columns grow, so that the cache keeps about its size; of few rows those
-    that stay have all columns, so that there are few ways from one size to another.
+    Each way from one size to another is a program, so there are few, whatever the lengths: each size has one way to
+    fewer rows and one to more columns. While rows leave, the others' columns grow, so that the cache keeps about its
+    size; of few rows those that stay have all columns.
 
     Attributes:
+        rows: at first.
         rooms: columns with all rows, one after the other; the last are the limit's.
-        sizes: numbers of rows, fewer than at first, and of columns.
+        sizes: those with fewer rows, most rows first, and of as many rows the fewest columns first.
         weights: what one row's products with the weights cost, in keys that are read.
         width: columns of a prompt.
     """
 
+    rows: int
     rooms: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[Size, ...]
     weights: float
     width: int
 
-    def below(self, rows: int, prompts: int, room: int) -> list[tuple[int, int]]:
-        """The sizes that are worth moving to, each row with its prompt to itself, those with most rows first.
+    def after(self, size: Size, going: int, longest: int, prompts: int) -> Size:
+        """The size to go on with.
 
         Args:
-            rows: that there are.
-            prompts: that these share.
-            room: columns that they must have.
+            size: the present one.
+            going: rows that go on.
+            longest: tokens of the longest of them, with the next one.
+            prompts: that the rows share.
         """
-        now = rows * (self.weights + room) + prompts * self.width
-        worth = [size for size in self.sizes if size[0] < rows and size[1] >= room and self.cost(size) <= WORTH * now]
-        return sorted(worth, reverse=True)
+        fewer = self.fewer(size, prompts)
+        if fewer is not None and fewer[0] >= going and fewer[1] >= longest:
+            return fewer
+        rows, room = size
+        if longest <= room:
+            return size
+        return rows, self.longer(longest) if rows == self.rows else self.rooms[-1]
 
-    def cost(self, size: tuple[int, int]) -> float:
+    def longer(self, longest: int) -> int:
+        """The fewest columns with all rows that hold so many tokens."""
+        return next(room for room in self.rooms if room >= longest)
+
+    def fewer(self, size: Size, prompts: int) -> Size | None:
+        """The next size with fewer rows, each of them with its prompt to itself, that is worth moving to; or None.
+
+        Args:
+            size: the present one.
+            prompts: that its rows share.
+        """
+        rows, room = size
+        now = rows * (self.weights + room) + prompts * self.width
+        worth = (one for one in self.sizes if one[0] < rows and one[1] >= room and self.cost(one) <= WORTH * now)
+        return next(worth, None)
+
+    def cost(self, size: Size) -> float:
         """What a step of so many rows and columns costs, in keys that are read."""
         rows, room = size
         return rows * (self.weights + room + self.width)
@@ -106,7 +133,7 @@ def one_size(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder
         limit: tokens of the longest completion.
     """
     keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return Ladder((limit,), (), _products(config) / keys, width)
+    return Ladder(rows, (limit,), (), _products(config) / keys, width)
 
 
 def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
@@ -122,7 +149,7 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
 
     >>> small, large = DecoderConfig(64, 16, 32, 2, 2, 1, 8), DecoderConfig(50_000, 576, 1536, 30, 9, 3, 64)
     >>> ladder(small, 64, 8, 99).sizes, ladder(large, 64, 8, 256).sizes
-    ((), ((40, 192), (40, 96), (24, 128), (16, 192), (8, 256), (4, 256)))
+    ((), ((40, 96), (40, 256), (24, 128), (16, 256), (8, 256), (4, 256)))
     >>> ladder(large, 32, 8, 256).sizes
     ((20, 256), (12, 256), (8, 256), (4, 256))
     """
@@ -135,17 +162,17 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
     if rows % devices or not is_work(config, rows, limit):
         sizes = set()
     whole = one_size(config, rows, width, limit)
-    return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(_apart(sorted(sizes, reverse=True))))
+    return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(_apart(sizes)))
 
 
-def _apart(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of sizes with as many columns those whose rows differ by enough, the larger first.
+def _apart(sizes: set[Size]) -> list[Size]:
+    """Of sizes with as many columns those whose rows differ by enough; most rows first, then fewest columns.
 
-    >>> _apart([(48, 64), (40, 96), (40, 64), (24, 64)])
+    >>> _apart({(48, 64), (40, 96), (40, 64), (24, 64)})
     [(48, 64), (40, 96), (24, 64)]
     """
-    found: list[tuple[int, int]] = []
-    for rows, room in sizes:
+    found: list[Size] = []
+    for rows, room in sorted(sizes, key=lambda size: (-size[0], size[1])):
         if not any(room == other and rows > FEWER_ROWS * more for more, other in found):
             found.append((rows, room))
     return found

@@ -19,7 +19,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import decode, generate_at_once, prefill, prefill_behind, shared_out, unrolled
 from rlax_llm.generation.enough import Enough
-from rlax_llm.generation.ladders import FEWEST, Ladder, Sizes, entering_prompts, is_work, ladder, weights_of
+from rlax_llm.generation.ladders import FEWEST, Ladder, Size, Sizes, entering_prompts, is_work, ladder, weights_of
 from rlax_llm.generation.prompts import Prompts
 from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
@@ -209,7 +209,7 @@ class Generation:
             return False
         rows, room = self._next_size(seen)
         steps = min(room + 1 - seen.longest, most or room)
-        fewest = self._fewest(rows, room)
+        fewest = self._fewest((rows, room))
         if self.guesser is None or self.waits or not self.guesser.may(rows):
             self._draw((rows, room), seen.step + steps, fewest)
         else:
@@ -220,7 +220,7 @@ class Generation:
             self.guesser.until = 0
         return True
 
-    def _draw(self, size: tuple[int, int], until: int, fewest: int) -> None:
+    def _draw(self, size: Size, until: int, fewest: int) -> None:
         """Move to a size, where it is another, and draw until a step."""
         rows, columns = size[0], self.request.keeps(self.config, size[1])
         ends = Ends(np.int32(until), np.int32(fewest), self.enough)
@@ -255,22 +255,23 @@ class Generation:
             seen = progress(self.state)
         return seen
 
-    def _next_size(self, seen: Progress) -> tuple[int, int]:
-        """The rows and the columns to go on with: without rows that have ended, and with room for longer ones."""
-        rows, least = len(self.state.rows), max(self.room, seen.longest)
-        if not self.waits:
-            below = self.ladder.below(rows, len(self.prompt.valid), least)
-            if fits := [size for size in below if size[0] >= seen.going]:
-                return min(fits, key=self.ladder.cost)
-        longer = next(size for size in self.rooms if size >= least)
-        return rows, self.request.max_new_tokens if self._is_all(longer) else longer
+    def _next_size(self, seen: Progress) -> Size:
+        """The rows and the columns to go on with: without rows that have ended, or with room for longer ones."""
+        now = len(self.state.rows), self.room
+        longest = max(self.room, seen.longest)
+        if self.waits:
+            rows, room = now[0], self.ladder.longer(longest)
+        else:
+            rows, room = self.ladder.after(now, seen.going, longest, len(self.prompt.valid))
+        return rows, self.request.max_new_tokens if self._is_all(room) else room
 
-    def _fewest(self, rows: int, room: int) -> int:
+    def _fewest(self, size: Size) -> int:
         """The number of rows to ask again at, with so many of them and of columns."""
+        rows, _ = size
         if self.waits:
             return rows - self.room_to_enter
-        prompts = len(self.prompt.valid) if rows == len(self.state.rows) else rows
-        return max((fewer for fewer, _ in self.ladder.below(rows, prompts, room)), default=0)
+        fewer = self.ladder.fewer(size, len(self.prompt.valid) if rows == len(self.state.rows) else rows)
+        return 0 if fewer is None else fewer[0]
 
     def _is_all(self, room: int) -> bool:
         """Whether the cache has so many columns as it ever has."""
@@ -325,8 +326,8 @@ class _Straight(Generation):
         self.entering = self.begun = self.count
         columns = self.rooms[0]
         room = self.request.max_new_tokens if self._is_all(columns) else columns
-        below = self._ladder(rows).below(rows, self.count, room)
-        ends = Ends(np.int32(room + 1), np.int32(max((fewer for fewer, _ in below), default=0)), None)
+        fewer = self._ladder(rows).fewer((rows, room), self.count)
+        ends = Ends(np.int32(room + 1), np.int32(0 if fewer is None else fewer[0]), None)
         found = prefill_and_decode(self.config, self.params, self.prompts, self.rows, self.request, columns, ends)
         self.layers, self.prompt, self.state = found
         return progress(self.state)

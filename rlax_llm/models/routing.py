@@ -42,7 +42,7 @@ def sending(config: DecoderConfig, counted: jax.Array | None = None, given: jax.
     Args:
         config: shapes.
         counted: ``[B, S]``, how often each token counts in the ``Load`` that is carried; None carries nothing.
-        given: ``[B, S, k]``, as ``experts.replay`` takes it; None goes by the router.
+        given: ``[B, S, k]``, as ``routers.replay`` takes it; None goes by the router.
 
     >>> config, logits = DecoderConfig(5, 4, 8, 1, 2, 1, 2, experts=Experts(2, 1, 3)), jnp.array([[[0.0, 1.0]]])
     >>> [sending(config, None, given)(logits)[0].experts.tolist() for given in (None, jnp.array([[[1]]]))]

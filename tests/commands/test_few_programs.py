@@ -92,6 +92,6 @@ def test_rows_that_leave_take_few_programs(tmp_path, monkeypatch):
     monkeypatch.setattr(ladders, "LEAST", 0)
     monkeypatch.setattr(ladders, "FIRST_ROOM", 2)
     found = programs_of(tmp_path, steps=12, eval_every=6)
-    assert found["move_and_decode"] >= 4, found  # rows left
+    assert found["move_and_decode"] >= 3, found  # rows left
     assert sum(found[name] for name in OURS) <= 7, found
     assert sum(found.values()) <= 12, found

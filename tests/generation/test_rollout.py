@@ -142,9 +142,3 @@ def test_rows_have_a_key_and_a_limit_each():
     for limits in (np.ones(3, int), np.full(20, 6), np.zeros(20, int)):
         with pytest.raises(ValueError, match="wanted one for each of 20 completions, from 1 to max_new_tokens, 5"):
             generate(CONFIG, PARAMS, PROMPTS, KEY, asked, limits=limits)
-
-
-def test_long_prompts_are_not_copied_for_little():
-    """A group shares its prompt until so many rows have ended that a copy for each of the others is worth it."""
-    assert ladders.ladder(CONFIG, 80, 8, 64).below(80, 10, 64) == [(50, 64), (30, 64), (20, 64), (10, 64), (5, 64)]
-    assert ladders.ladder(CONFIG, 80, 512, 64).below(80, 10, 64) == [(10, 64), (5, 64)]
