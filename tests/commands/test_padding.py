@@ -36,9 +36,14 @@ COMMANDS = {
     "grpo": (run_grpo, GrpoSettings, {"kl_coef": 0.05, "reward": "format=[0-9]*"}),
     "ppo": (run_ppo, PpoSettings, {"reward": "format=[0-9]*"}),
     "online": (run_online, OnlineSettings, {"recipe": "nash_md", "reward": "format=[0-9]*"}),
-    "online pairs": (run_online, OnlineSettings, {"recipe": "online_dpo", "reward": "format=[0-9]*"}),
+    "online pairs": (run_online, OnlineSettings, {"recipe": "online_dpo", "reward": f"{__file__}:lengths"}),
     "distill": (run_distill, DistillSettings, {"recipe": "opd"}),
 }
+
+
+def lengths(completions, **_):
+    """A reward that tells most pairs apart."""
+    return [len(text) for text in completions]
 
 
 @pytest.fixture(scope="module")
