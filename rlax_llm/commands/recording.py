@@ -120,9 +120,8 @@ class Recorder:
         layout = (self.group_size, prompt_width)
         sampler = (self.settings.temperature, False, self.settings.bias, self.settings.penalties)
         log_probs = group_log_probs(self.learner.config, layout, *sampler)
-        frozen = self.learner.frozen
 
-        def token_log_probs(params: Params, completions: Completions, frozen: Any = frozen) -> jax.Array:
+        def token_log_probs(params: Params, frozen: Params | None, completions: Completions) -> jax.Array:
             return log_probs(join_trees(params, frozen), completions)[0]
 
         return jax.jit(token_log_probs)
@@ -142,7 +141,8 @@ class Recorder:
 
         # Of one width, so that little is compiled.
         group: Completions = jax.tree.map(first, rollout.completions)
-        return np.asarray(fetch(self._program(width, copies)(params, group)))[: self.group_size, :columns]
+        found = self._program(width, copies)(params, self.learner.frozen, group)
+        return np.asarray(fetch(found))[: self.group_size, :columns]
 
     def _tokens(
         self, rollout: Rollout, scores: Scores, row: int, after: np.ndarray, advantages: np.ndarray

@@ -49,4 +49,10 @@ def open_session(settings: TrainingSettings | ControlSettings, warm_start_steps:
 
 def heading(settings: TrainingSettings) -> dict[str, str]:
     """What a run is called: its command, its model, and what it learns from."""
-    return {"command": settings.command, "model": settings.model.model, "task": settings.task.source}
+    return {"command": settings.command, "model": settings.model.model, "task": _source(settings)}
+
+
+def _source(settings: TrainingSettings) -> str:
+    """What is learned from, in a word."""
+    stored = isinstance(settings, DistillSettings) and settings.teacher.is_stored
+    return str(settings.teacher.teacher) if stored else settings.task.source

@@ -78,8 +78,9 @@ def check_there(path: str | Path, what: str) -> None:
     place = Path(path)
     if place.exists() or _is_hub_name(path):
         return
-    # By their stems: endings are alike everywhere.
-    beside = {one.stem: one.name for one in place.parent.iterdir()} if place.parent.is_dir() else {}
+    # By their stems: endings are alike everywhere. Other kinds of files are not what was meant.
+    there = place.parent.iterdir() if place.parent.is_dir() else ()
+    beside = {one.stem: one.name for one in there if _FILE.search(one.name)}
     hint = did_you_mean(place.stem, beside, written=lambda stem: repr(beside[stem]))
     raise DataError(f"{what} is {path}, and there is no such file{hint}")
 

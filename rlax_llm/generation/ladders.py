@@ -28,8 +28,9 @@ FEW = 48  # rows of a device at first
 FEWER_ROWS = 0.8  # of the rows of another size with as many columns: what one may have, to be worth a program
 FEWEST = 4  # rows of a device; fewer cost as much, where the weights are read at every token
 ENTERING = 1 / 8  # of the slots: that many must be free before others enter
-PRODUCTS = 8  # products with a weight that cost as much as a key that is read
-LEAST = 2e9  # keys that a generation reads, of weights too: below it rows that leave cost more than they save
+PRODUCTS = 8  # products with a weight that cost as much as a number of a key that is read
+LEAST = 2e9  # numbers of weights that a generation reads: below it deciding on steps costs more than they do
+LEAVING = 1 / 4  # of it, keys counted in: below that rows that leave save too little for the programs that they take
 WORTH = 0.95  # of what a step costs: what one with fewer rows may cost, for them to be moved
 
 
@@ -132,8 +133,7 @@ def one_size(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder
         width: columns of a prompt.
         limit: tokens of the longest completion.
     """
-    keys = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return Ladder(rows, (limit,), (), _products(config) / keys, width)
+    return Ladder(rows, (limit,), (), _products(config) / _keys(config), width)
 
 
 def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
@@ -159,7 +159,8 @@ def ladder(config: DecoderConfig, rows: int, width: int, limit: int) -> Ladder:
         (max(FEWEST, math.ceil(rows * part / devices)) * devices, _enough(config, room_of(limit, share), limit))
         for part, share in shares
     }
-    if rows % devices or not is_work(config, rows, limit):
+    read = rows * limit * (_products(config) + _keys(config) * limit / 2)
+    if rows % devices or read < LEAVING * LEAST:
         sizes = set()
     whole = one_size(config, rows, width, limit)
     return whole._replace(rooms=tuple(rooms(limit)), sizes=tuple(_apart(sizes)))
@@ -189,8 +190,13 @@ def is_work(config: DecoderConfig, rows: int, limit: int) -> bool:
 
 
 def _products(config: DecoderConfig) -> float:
-    """What the products of a row with the weights cost, in keys that are read."""
+    """What the products of a row with the weights cost, in numbers that are read."""
     return weights_of(config) / PRODUCTS
+
+
+def _keys(config: DecoderConfig) -> int:
+    """The numbers of a token's keys and values."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim
 
 
 def weights_of(config: DecoderConfig) -> int:

@@ -27,6 +27,15 @@ class Column(NamedTuple):
     label: str
     format: str = "{:.3f}"
 
+    def shown(self, number: float) -> str:
+        """The number in the format; what is rounded to 0 has no sign.
+
+        >>> Column("kl", "KL").shown(-1e-5), Column("kl", "KL").shown(-1.0)
+        ('0.000', '-1.000')
+        """
+        text = self.format.format(number)
+        return text if set(text) & set("123456789") else text.removeprefix("-")
+
 
 GROUP_COLUMNS = (
     Column("reward", "reward"),
@@ -217,7 +226,7 @@ class Progress:
 
     def _numbers(self) -> list[tuple[str, str]]:
         return [
-            (column.label, column.format.format(float(self._shown[column.key])))
+            (column.label, column.shown(float(self._shown[column.key])))
             for column in self._columns
             if column.key in self._shown
         ]

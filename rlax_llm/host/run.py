@@ -115,7 +115,7 @@ def _warmed_up(session: Session, warm_start: Phase, phase: Phase, stop: Callable
 
 
 def _measure_the_beginning(session: Session, evaluation: Evaluation) -> None:
-    session.log(evaluation.metrics)
+    session.log_beginning(evaluation.metrics)
     session.log_completions(evaluation.rows(), session.step)
 
 

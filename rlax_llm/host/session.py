@@ -29,12 +29,15 @@ from rlax_llm.host.interrupts import Stop
 from rlax_llm.host.model_card import CARD, write_card
 from rlax_llm.host.phase import Phase
 from rlax_llm.host.profile import Profile
+from rlax_llm.host.progress import say
 from rlax_llm.host.run_directory import RunDirectory
 from rlax_llm.host.time_limit import TimeLimit
 from rlax_llm.host.tracking.tracker import Ended, TrackedRun
 from rlax_llm.host.tracking.trackers import Trackers
 
 _REFERENCE = "reference"
+HELD_OUT = "held_out_"
+"""What the names of metrics begin with that are measured before the first step too."""
 _SECONDS_BETWEEN_SAVES = 60.0
 
 
@@ -135,6 +138,8 @@ class Session:
         """Take the position of the last checkpoint, and drop what was logged after it."""
         self._told = max((row["step"] for row in self.directory.metrics()), default=None)
         self.position = checkpoints.latest(self.directory.checkpoints_path) or 0
+        if not self.position:
+            say(f"{self.directory.path} has no whole checkpoint yet: the run begins anew.")
         # Without a checkpoint the run is begun anew, with what is measured before its first step.
         self.directory.truncate_to(self.step if self.position else self.step - 1)
         rows = self.directory.metrics()
@@ -274,6 +279,17 @@ class Session:
         row = {**metrics, **device_metrics(metrics), "wall_seconds": self.wall_seconds()}
         self.directory.log_metrics(self.step, row)
         self.trackers.log(self.step, row)
+
+    def log_beginning(self, metrics: Mapping[str, Any]) -> None:
+        """Write what was measured before the first step.
+
+        Raises:
+            ValueError: the best step is chosen by something held out, which these are not named as.
+        """
+        self.log(metrics)
+        measure = self.keeping.best
+        if metrics and measure is not None and measure.name.startswith(HELD_OUT):
+            self._check_measured(measure.name)
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Write records of a step's completions, if there are any."""

@@ -218,6 +218,8 @@ class DistillSettings(OnMachine):
         # A teacher that is asked without a student reads the rows alone, with limits of its own.
         reader = given.get("teacher") if given.get("write_teacher") is not None else None
         chosen = model_defaults(cls.command, given, reader or "char")
+        if str(given.get("teacher")).endswith(PARQUET) and given.get("task") is None and given.get("data") is None:
+            chosen = {**chosen, "eval_size": 0}  # what a teacher has said is of no task
         return {**chosen, "group_size": 8} if given.get("recipe") in SCORED else chosen
 
     @classmethod
