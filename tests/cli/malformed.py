@@ -284,6 +284,7 @@ _GRPO = ("grpo", "--reward", "exact_answer", "--data")
 INPUTS = [
     Row((*_GRPO, "row.jsonl"), "--data is row.jsonl, and there is no such file; did you mean 'rows.jsonl'?"),
     Row((*_GRPO, "rows.jsonl", "quite-another.jsonl"), "--data is quite-another.jsonl, and there is no such file."),
+    Row((*_GRPO, "sum.jsonl"), "--data is sum.jsonl, and there is no such file."),  # sums.log is no data
     Row((*_GRPO, "rows.jsonl", "--eval-data", "none/x.jsonl"), "--eval-data is none/x.jsonl, and there is no such"),
     Row(("distill", "--teacher", "said.parquet"), "--teacher is said.parquet, and there is no such file"),
     Row(("grpo", "--task", "reasoning-gym:"), "--task is 'reasoning-gym:', which is unknown"),

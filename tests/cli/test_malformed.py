@@ -29,7 +29,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with malformed files, and one that is not."""
     made = tmp_path_factory.mktemp("malformed")
     files = {name: content for name, (content, _) in {**malformed.FILES, **malformed.DATA}.items()}
-    files |= malformed.MODULES | {"steps.yaml": "steps: 3\n", "rows.jsonl": '{"prompt": "1+1=", "answer": "2"}\n'}
+    files |= malformed.MODULES | {"steps.yaml": "steps: 3\n", "sums.log": ""}
+    files |= {"rows.jsonl": '{"prompt": "1+1=", "answer": "2"}\n'}
     files |= {f"{name}/config.yaml": content for name, (content, _) in malformed.RUNS.items()}
     files |= {f"{name}/config.json": content for name, (content, _) in malformed.MODELS.items()}
     for name, content in files.items():

@@ -239,6 +239,29 @@ def test_a_best_that_nothing_measures_is_told_after_the_first_step(tmp_path):
     assert RunDirectory.reopen(tmp_path / "run").metrics()[-1]["step"] == 1
 
 
+def test_a_held_out_best_that_nothing_measures_is_told_before_the_first_step(tmp_path):
+    class Named(Adding):
+        def evaluate(self, state):
+            return Evaluation({"held_out_score": float(state.params)})
+
+    with pytest.raises(ValueError, match=r"best is 'held_out_scor', .* did you mean 'held_out_score'\?"):
+        ran(tmp_path / "run", phase=Named(), keeping=Keeping(best=Measure.of("held_out_scor")))
+    assert max(row["step"] for row in RunDirectory.reopen(tmp_path / "run").metrics()) == 0
+    ran(tmp_path / "run", phase=Named(), keeping=Keeping(best=Measure.of("held_out_score")))
+
+
+def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(tmp_path, capsys):
+    class Ending(Adding):
+        def step(self, state, index):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ran(tmp_path / "run", warm=False, phase=Ending(), save_every=0)
+    assert not checkpoints.steps(tmp_path / "run" / "checkpoints")
+    ran(tmp_path / "run", resume=True, warm=False)
+    assert "has no whole checkpoint yet: the run begins anew." in capsys.readouterr().out
+
+
 def test_a_time_limit_ends_with_a_checkpoint_to_go_on_from(whole, tmp_path, monkeypatch, capsys):
     """Before the step that would end behind it; a process that goes on has the whole time again."""
     hours = itertools.count()

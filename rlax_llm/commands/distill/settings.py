@@ -210,16 +210,19 @@ class DistillSettings(OnMachine):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is chosen for the model; groups for the recipes that compare a prompt's completions.
+        """What is chosen for the model; groups for the recipes that compare a prompt's completions; nothing held out
+        where a teacher's file is all that is given, which is of no task.
 
         >>> DistillSettings.of(teacher="smollm2", write_teacher="said.parquet").sampling.max_prompt_tokens
         512
+        >>> DistillSettings.of(teacher="said.parquet", recipe="forward_kl").task.eval_size
+        0
         """
         # A teacher that is asked without a student reads the rows alone, with limits of its own.
         reader = given.get("teacher") if given.get("write_teacher") is not None else None
         chosen = model_defaults(cls.command, given, reader or "char")
         if str(given.get("teacher")).endswith(PARQUET) and given.get("task") is None and given.get("data") is None:
-            chosen = {**chosen, "eval_size": 0}  # what a teacher has said is of no task
+            chosen = {**chosen, "eval_size": 0}
         return {**chosen, "group_size": 8} if given.get("recipe") in SCORED else chosen
 
     @classmethod
