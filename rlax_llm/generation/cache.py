@@ -156,6 +156,33 @@ def last_columns(cache: Cache, columns: tuple[int, ...]) -> Cache:
     return by_layer(last, cache, columns)
 
 
+ALONE = 4
+"""Axes of keys and values of rows that have no axis of groups."""
+
+
+def without_groups(cache: Any) -> Any:
+    """Keys and values ``[B, K, …]`` of rows by themselves, whose groups are of one: ``[B, 1, K, …]``.
+
+    A compiler takes such an axis away before each product, and copies the whole cache for it, at every token.
+
+    Args:
+        cache: any tree of such arrays.
+
+    >>> without_groups(jnp.ones((3, 1, 2, 4, 5))).shape
+    (3, 2, 4, 5)
+    """
+    return jax.tree.map(lambda x: jnp.squeeze(x, 1), cache)
+
+
+def with_groups(cache: Any) -> Any:
+    """``without_groups`` undone.
+
+    >>> with_groups(jnp.ones((3, 2, 4, 5))).shape
+    (3, 1, 2, 4, 5)
+    """
+    return jax.tree.map(lambda x: jnp.expand_dims(x, 1), cache)
+
+
 def vacant_cache(cache: Cache, rows: int, columns: tuple[int, ...]) -> Cache:
     """A cache of so many rows by themselves and of so many columns of each layer, in which nothing is."""
 

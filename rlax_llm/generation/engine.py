@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, spread
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import KEYS, VALUES, columns_of, kept, written
+from rlax_llm.generation.cache import ALONE, KEYS, VALUES, columns_of, kept, with_groups, without_groups, written
 from rlax_llm.generation.draws import first_memory, sampled
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.prompts import Prompts
@@ -204,7 +204,8 @@ def _places(prompt: Prefilled, state: Decoding, room: int) -> _Places:
 
     A column was last written some steps ago; what it holds is a row's own where the row is not younger than that.
     """
-    groups = state.cache[0][0].shape[:2]
+    count = prompt.lengths.size
+    groups = (count, state.lengths.size // count)
     ago = (state.step - 1 - jnp.arange(room)) % room
     last = state.lengths.reshape(*groups, 1) - 1
     before = prompt.lengths[:, None, None]
@@ -273,8 +274,11 @@ def attend_behind(
 def _attend_to_cache(
     config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], places: _Places
 ) -> Attend:
-    """One token of each row to its prompt's keys and to its own, among which it writes its own."""
-    prompts, group_size = cache[0].shape[:2]
+    """One token of each row to its prompt's keys and to its own, among which it writes its own; the cache as
+    ``decode`` has it.
+    """
+    prompts, group_size = places.own.shape[:2]
+    alone = cache[0].ndim == ALONE
     reach = reach_of(places.query)
 
     def by_group(x: jax.Array) -> jax.Array:
@@ -284,9 +288,13 @@ def _attend_to_cache(
         q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), places.own)
-        keys = written(config, cache[0], new.keys, places.column, KEYS)
-        values = written(config, cache[1], new.values, places.column, VALUES)
-        form, own = PLAIN._replace(soft_cap=config.attention_cap), Segment(keys, values, places.own)
+        fresh = (new.keys, new.values)
+        if alone:
+            fresh = without_groups(fresh)
+        keys = written(config, cache[0], fresh[0], places.column, KEYS)
+        values = written(config, cache[1], fresh[1], places.column, VALUES)
+        grouped = with_groups((keys, values)) if alone else (keys, values)
+        form, own = PLAIN._replace(soft_cap=config.attention_cap), Segment(*grouped, places.own)
         mixed = attend_behind(held, by_group(q), within(reach, window), own, form, sinks)
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
@@ -329,7 +337,10 @@ def decode(
         wanted = (state.step < until) & (most_going(state) > fewest)
         return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
 
-    return jax.lax.while_loop(goes_on, body, state)
+    if state.cache[0][0].shape[1] > 1:
+        return jax.lax.while_loop(goes_on, body, state)
+    state = jax.lax.while_loop(goes_on, body, state._replace(cache=without_groups(state.cache)))
+    return state._replace(cache=with_groups(state.cache))
 
 
 def shared_out(prompts: Prompts, request: Request) -> tuple[Prompts, Request]:
