@@ -243,10 +243,13 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
     sides = {side: sides[side] for side in args.sides}
     with tempfile.TemporaryDirectory() as folder:
         others = vllms(model, Path(folder), args, prompts, lengths)
-        theirs = {} if full is None else {"transformers": Theirs(full, prompts, lengths, args.group_size)}
+        cut = lengths.clip(max=args.their_tokens or lengths.max())
+        theirs = {} if full is None else {"transformers": Theirs(full, prompts, cut, args.group_size)}
         times = interleaved({**sides, **theirs, **others}, args.repeats)
         for other in others.values():
             other.close()
+    drawn = {side: int((cut if side == "transformers" else lengths).sum()) for side in times}
+    speeds = {side: drawn[side] / t for side, t in times.items()}
     report(
         "rollout",
         model=name,
@@ -255,8 +258,9 @@ def measure(name: str, model: LanguageModel, full: Any, args: Any, rows: int, si
         prompt=args.prompt,
         lengths="equal" if args.equal else f"log-normal, mean {args.mean}, sigma {sigma}, cap {args.cap}",
         tokens=int(lengths.sum()),
-        tokens_per_second={side: int(lengths.sum()) / t for side, t in times.items()},
-        ratio={side: t / times["leaving"] for side, t in times.items() if side != "leaving"},
+        their_tokens=int(cut.sum()),
+        tokens_per_second=speeds,
+        ratio={side: speeds["leaving"] / speed for side, speed in speeds.items() if side != "leaving"},
         **{side: ours.useful(slots if side == "slots" else None, side != "static") for side in args.sides},
     )
 
@@ -282,6 +286,7 @@ def main() -> None:
     made.add_argument("--prompt", type=int, default=64)
     made.add_argument("--group-size", type=int, default=8)
     made.add_argument("--sides", nargs="+", default=["static", "leaving", "slots"], help="of ours; leaving is needed")
+    made.add_argument("--their-tokens", type=int, help="transformers ends there: its speed so far, which only falls")
     made.add_argument("--no-torch", action="store_true")
     made.add_argument("--vllm", type=Path, help="python of an environment with vLLM")
     made.add_argument("--vllm-dtypes", nargs="+", default=["float32"])

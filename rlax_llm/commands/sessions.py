@@ -54,5 +54,6 @@ def heading(settings: TrainingSettings) -> dict[str, str]:
 
 def _source(settings: TrainingSettings) -> str:
     """What is learned from, in a word."""
-    stored = isinstance(settings, DistillSettings) and settings.teacher.is_stored
-    return str(settings.teacher.teacher) if stored else settings.task.source
+    if isinstance(settings, DistillSettings) and settings.teacher.is_stored:
+        return str(settings.teacher.teacher)
+    return settings.task.source

@@ -294,7 +294,7 @@ def _attend_to_cache(
         keys = written(config, cache[0], fresh[0], places.column, KEYS)
         values = written(config, cache[1], fresh[1], places.column, VALUES)
         grouped = with_groups((keys, values)) if alone else (keys, values)
-        form, own = PLAIN._replace(soft_cap=config.attention_cap), Segment(*grouped, places.own)
+        form, own = PLAIN._replace(soft_cap=config.attention_cap), Segment(grouped[0], grouped[1], places.own)
         mixed = attend_behind(held, by_group(q), within(reach, window), own, form, sinks)
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
 
