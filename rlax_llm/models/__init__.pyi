@@ -39,6 +39,7 @@ from rlax_llm.models import packing as packing
 from rlax_llm.models import padding as padding
 from rlax_llm.models import rope_fields as rope_fields
 from rlax_llm.models import ropes as ropes
+from rlax_llm.models import routers as routers
 from rlax_llm.models import routing as routing
 from rlax_llm.models import row_blocks as row_blocks
 from rlax_llm.models import scalar as scalar
@@ -48,6 +49,7 @@ from rlax_llm.models import sharding as sharding
 from rlax_llm.models import shards as shards
 from rlax_llm.models import shared_prompts as shared_prompts
 from rlax_llm.models import slots as slots
+from rlax_llm.models import sorted_products as sorted_products
 from rlax_llm.models import tensors as tensors
 from rlax_llm.models import token_rows as token_rows
 from rlax_llm.models import tokenizer as tokenizer
