@@ -205,6 +205,8 @@ class Session:
     def _is_the_best(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the step is better than all before; it is the best from now on."""
         measure = self.keeping.best
+        if self.step < 1:
+            self._check_held_out(metrics)
         if measure is None or self.step < 1:
             return False
         if not self._named:
@@ -287,8 +289,14 @@ class Session:
             ValueError: the best step is chosen by something held out, which these are not named as.
         """
         self.log(metrics)
+        self._check_held_out(metrics)
+
+    def _check_held_out(self, metrics: Mapping[str, Any]) -> None:
+        """Raise where the best step is chosen by something held out, and what was held out has no such name."""
         measure = self.keeping.best
-        if metrics and measure is not None and measure.name.startswith(HELD_OUT):
+        if measure is None or not measure.name.startswith(HELD_OUT):
+            return
+        if any(name.startswith(HELD_OUT) for name in metrics):
             self._check_measured(measure.name)
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:

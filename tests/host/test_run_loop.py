@@ -239,15 +239,15 @@ def test_a_best_that_nothing_measures_is_told_after_the_first_step(tmp_path):
     assert RunDirectory.reopen(tmp_path / "run").metrics()[-1]["step"] == 1
 
 
-def test_a_held_out_best_that_nothing_measures_is_told_before_the_first_step(tmp_path):
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_held_out_best_that_nothing_measures_is_told_before_the_first_step(tmp_path, warm):
     class Named(Adding):
         def evaluate(self, state):
             return Evaluation({"held_out_score": float(state.params)})
 
     with pytest.raises(ValueError, match=r"best is 'held_out_scor', .* did you mean 'held_out_score'\?"):
-        ran(tmp_path / "run", phase=Named(), keeping=Keeping(best=Measure.of("held_out_scor")))
+        ran(tmp_path / "run", warm=warm, phase=Named(), keeping=Keeping(best=Measure.of("held_out_scor")))
     assert max(row["step"] for row in RunDirectory.reopen(tmp_path / "run").metrics()) == 0
-    ran(tmp_path / "run", phase=Named(), keeping=Keeping(best=Measure.of("held_out_score")))
 
 
 def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(tmp_path, capsys):
