@@ -81,18 +81,10 @@ class Ours:
             pass
         return ready(going.completions())
 
-    def leaving(self, slots: int | None) -> Any:
+    def leaving(self, slots: int | None, lengths: np.ndarray) -> Any:
         """Rows leave, and with slots others enter."""
-        return self.rollout(self.lengths, slots)
-
-    def rollout(self, lengths: np.ndarray, slots: int | None) -> Any:
-        """One of these lengths."""
         own = self.model.config, self.model.params, self.prompts, jax.random.key(0), self.request
         return ready(generate(*own, slots, limits=jnp.asarray(lengths)))
-
-    def warm(self, slots: int | None) -> None:
-        """Few tokens, that end one after another as they will: most of what is compiled is compiled."""
-        self.rollout(1 + self.lengths // 32, slots)
 
     def useful(self, slots: int | None, leaving: bool = True) -> dict[str, float]:
         """The share of computed rows that drew a token; the most that the caches of prompts and completions take, and
@@ -150,11 +142,11 @@ class Leaving:
         self._ours, self._slots = ours, slots
 
     def __call__(self) -> Any:
-        return self._ours.leaving(self._slots)
+        return self._ours.leaving(self._slots, self._ours.lengths)
 
     def warm(self) -> None:
-        """Compile."""
-        self._ours.warm(self._slots)
+        """Few tokens, that end one after another as they will: most of what is compiled is compiled."""
+        self._ours.leaving(self._slots, 1 + self._ours.lengths // 32)
 
 
 class Theirs:

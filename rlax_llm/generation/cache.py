@@ -156,31 +156,30 @@ def last_columns(cache: Cache, columns: tuple[int, ...]) -> Cache:
     return by_layer(last, cache, columns)
 
 
-ALONE = 4
-"""Axes of keys and values of rows that have no axis of groups."""
+_WITH_GROUPS = 5  # axes of keys and values
 
 
 def without_groups(cache: Any) -> Any:
-    """Keys and values ``[B, K, …]`` of rows by themselves, whose groups are of one: ``[B, 1, K, …]``.
+    """Keys and values ``[B, K, …]`` of rows by themselves, whose groups are of one: ``[B, 1, K, …]``. Others stay.
 
     A compiler takes such an axis away before each product, and copies the whole cache for it, at every token.
 
     Args:
         cache: any tree of such arrays.
 
-    >>> without_groups(jnp.ones((3, 1, 2, 4, 5))).shape
-    (3, 2, 4, 5)
+    >>> [without_groups(jnp.ones(shape)).shape for shape in ((3, 1, 2, 4, 5), (3, 2, 2, 4, 5))]
+    [(3, 2, 4, 5), (3, 2, 2, 4, 5)]
     """
-    return jax.tree.map(lambda x: jnp.squeeze(x, 1), cache)
+    return jax.tree.map(lambda x: jnp.squeeze(x, 1) if x.shape[1] == 1 else x, cache)
 
 
 def with_groups(cache: Any) -> Any:
     """``without_groups`` undone.
 
-    >>> with_groups(jnp.ones((3, 2, 4, 5))).shape
-    (3, 1, 2, 4, 5)
+    >>> [with_groups(jnp.ones(shape)).shape for shape in ((3, 2, 4, 5), (3, 2, 2, 4, 5))]
+    [(3, 1, 2, 4, 5), (3, 2, 2, 4, 5)]
     """
-    return jax.tree.map(lambda x: jnp.expand_dims(x, 1), cache)
+    return jax.tree.map(lambda x: x if x.ndim == _WITH_GROUPS else jnp.expand_dims(x, 1), cache)
 
 
 def vacant_cache(cache: Cache, rows: int, columns: tuple[int, ...]) -> Cache:

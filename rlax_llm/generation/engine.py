@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, spread
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import ALONE, KEYS, VALUES, columns_of, kept, with_groups, without_groups, written
+from rlax_llm.generation.cache import KEYS, VALUES, columns_of, kept, with_groups, without_groups, written
 from rlax_llm.generation.draws import first_memory, sampled
 from rlax_llm.generation.enough import Enough, too_few
 from rlax_llm.generation.prompts import Prompts
@@ -222,7 +222,7 @@ def forward_token(
         config: shapes.
         params: of ``unstack``.
         prompt: of ``prefill``.
-        state: of the rows.
+        state: of the rows, its cache ``without_groups``.
     """
     apply = block(config)[1]
     columns = columns_of(state.cache)
@@ -274,11 +274,10 @@ def attend_behind(
 def _attend_to_cache(
     config: DecoderConfig, held: list[Segment], cache: tuple[Matrix, Matrix], places: _Places
 ) -> Attend:
-    """One token of each row to its prompt's keys and to its own, among which it writes its own; the cache as
-    ``decode`` has it.
+    """One token of each row to its prompt's keys and to its own, among which it writes its own; the cache is
+    ``without_groups``.
     """
     prompts, group_size = places.own.shape[:2]
-    alone = cache[0].ndim == ALONE
     reach = reach_of(places.query)
 
     def by_group(x: jax.Array) -> jax.Array:
@@ -288,12 +287,10 @@ def _attend_to_cache(
         q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         new = jax.vmap(segment)(by_group(k), by_group(v), places.own)
-        fresh = (new.keys, new.values)
-        if alone:
-            fresh = without_groups(fresh)
+        fresh = without_groups((new.keys, new.values))
         keys = written(config, cache[0], fresh[0], places.column, KEYS)
         values = written(config, cache[1], fresh[1], places.column, VALUES)
-        grouped = with_groups((keys, values)) if alone else (keys, values)
+        grouped = with_groups((keys, values))
         form, own = PLAIN._replace(soft_cap=config.attention_cap), Segment(grouped[0], grouped[1], places.own)
         mixed = attend_behind(held, by_group(q), within(reach, window), own, form, sinks)
         return mixed.reshape(prompts * group_size, 1, -1), (keys, values)
@@ -337,8 +334,6 @@ def decode(
         wanted = (state.step < until) & (most_going(state) > fewest)
         return wanted if enough is None else wanted & too_few(enough, state.going, state.rows)
 
-    if state.cache[0][0].shape[1] > 1:
-        return jax.lax.while_loop(goes_on, body, state)
     state = jax.lax.while_loop(goes_on, body, state._replace(cache=without_groups(state.cache)))
     return state._replace(cache=with_groups(state.cache))
 

@@ -16,7 +16,7 @@ from rlax_llm.core import checks
 from rlax_llm.core.arguments import check_arguments
 from rlax_llm.core.mesh import ROWS, spread
 from rlax_llm.core.types import Completions
-from rlax_llm.generation.cache import Cache
+from rlax_llm.generation.cache import Cache, without_groups
 from rlax_llm.generation.draws import first_memory
 from rlax_llm.generation.engine import drawn, forward_token, shared_out, unrolled
 from rlax_llm.generation.prompts import Prompts
@@ -105,6 +105,7 @@ def _decoded(
     memory = first_memory(request, *prompts, config.vocab_size)
     keys = row_keys(key, prompts[0].shape[0] * request.group_size)
     state = before_first(config, request, (keys, None, memory), request.max_new_tokens, hiddens[0].dtype)
+    state = state._replace(cache=without_groups(state.cache))
 
     def draw(state: Decoding, hiddens: tuple[jax.Array, ...]) -> Decoding:
         policy, other = (vocabulary_logits(config, *pair) for pair in zip(models, hiddens, strict=True))

@@ -193,7 +193,7 @@ class _Continued(Generation):
             opened += devices_along(*ROWS) * (1 + self.request.group_size)
         self.order = np.flatnonzero(self.anew)
         longest = max(self.start.drawn.lengths[self.resumed], default=0)
-        self.first_room = next(room for room in self.rooms if room >= longest)
+        self.first_room = self._ladder(1).longer(longest)
         self.drawn = self._so_far()
         self.known = int(np.asarray(self.drawn.lengths).sum())
         self._open(opened, self.first_room)

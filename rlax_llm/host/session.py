@@ -36,8 +36,7 @@ from rlax_llm.host.tracking.tracker import Ended, TrackedRun
 from rlax_llm.host.tracking.trackers import Trackers
 
 _REFERENCE = "reference"
-HELD_OUT = "held_out_"
-"""What the names of metrics begin with that are measured before the first step too."""
+_HELD_OUT = "held_out_"  # begins the names of metrics that are measured before the first step too
 _SECONDS_BETWEEN_SAVES = 60.0
 
 
@@ -207,7 +206,8 @@ class Session:
         measure = self.keeping.best
         if self.step < 1:
             self._check_held_out(metrics)
-        if measure is None or self.step < 1:
+            return False
+        if measure is None:
             return False
         if not self._named:
             self._check_measured(measure.name)
@@ -294,9 +294,9 @@ class Session:
     def _check_held_out(self, metrics: Mapping[str, Any]) -> None:
         """Raise where the best step is chosen by something held out, and what was held out has no such name."""
         measure = self.keeping.best
-        if measure is None or not measure.name.startswith(HELD_OUT):
+        if measure is None or not measure.name.startswith(_HELD_OUT):
             return
-        if any(name.startswith(HELD_OUT) for name in metrics):
+        if any(name.startswith(_HELD_OUT) for name in metrics):
             self._check_measured(measure.name)
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:

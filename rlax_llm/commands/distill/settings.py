@@ -47,6 +47,15 @@ OWN = ("sdft", "opsd", "sdpo", "trl:sdpo")
 """Recipes whose teacher is the student itself."""
 
 
+def is_stored(teacher: str | None) -> bool:
+    """Whether a teacher is a file of what one said.
+
+    >>> is_stored("said.parquet"), is_stored("smollm2"), is_stored(None)
+    (True, False, False)
+    """
+    return teacher is not None and teacher.endswith(PARQUET)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings(Part):
     """Who is learned from, and how."""
@@ -134,7 +143,7 @@ class TeacherSettings(Part):
     @property
     def is_stored(self) -> bool:
         """Whether the teacher is a file of what one said."""
-        return self.teacher is not None and self.teacher.endswith(PARQUET)
+        return is_stored(self.teacher)
 
     def given(self) -> dict[str, float | str]:
         """The recipe's own settings that are given, by name."""
@@ -221,7 +230,7 @@ class DistillSettings(OnMachine):
         # A teacher that is asked without a student reads the rows alone, with limits of its own.
         reader = given.get("teacher") if given.get("write_teacher") is not None else None
         chosen = model_defaults(cls.command, given, reader or "char")
-        if str(given.get("teacher")).endswith(PARQUET) and given.get("task") is None and given.get("data") is None:
+        if is_stored(given.get("teacher")) and given.get("task") is None and given.get("data") is None:
             chosen = {**chosen, "eval_size": 0}
         return {**chosen, "group_size": 8} if given.get("recipe") in SCORED else chosen
 
