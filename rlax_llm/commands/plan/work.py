@@ -242,7 +242,7 @@ def reads(length: int) -> list[tuple[int, int]]:
     """Room of a completion's cache and tokens drawn with it, from the second token to the last.
 
     >>> reads(200)
-    [(64, 64), (150, 86), (200, 49)]
+    [(64, 64), (100, 36), (200, 99)]
     """
     found, drawn = [], 1
     for room in rooms(length):
