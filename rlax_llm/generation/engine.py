@@ -17,7 +17,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import KEYS, VALUES, columns_of, kept, with_groups, without_groups, written
 from rlax_llm.generation.draws import first_memory, sampled
 from rlax_llm.generation.enough import Enough, too_few
-from rlax_llm.generation.prompts import Prompts
+from rlax_llm.generation.prompts import Prompts, check_prompts
 from rlax_llm.generation.reading import Stacked, read, read_sending
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import row_keys
@@ -381,9 +381,10 @@ def generate_at_once(
 
     Raises:
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion.
+            longest completion; for what is no prompts.
     """
     limit = request.max_new_tokens
+    check_prompts("generate_at_once", prompts)
     check_request(config, prompts[0].shape[1], request)
     prompts, request = shared_out(prompts, request)
     prompt, state = prefill(config, params, *prompts, key, request, limit, limits)

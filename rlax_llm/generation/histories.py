@@ -19,7 +19,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import KEYS, VALUES, Cache, over_columns, whole
 from rlax_llm.generation.draws import first_memory
 from rlax_llm.generation.engine import after_first
-from rlax_llm.generation.prompts import Prompts
+from rlax_llm.generation.prompts import Prompts, check_prompts
 from rlax_llm.generation.reading import Stacked, extend
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.rollout import Generation, Listener, unheard
@@ -140,6 +140,7 @@ class KeysHeld:
 
     def first(self, prompts: Prompts, keys: jax.Array, request: Request) -> Completions:
         """Completions of the prompts."""
+        check_prompts("generate", prompts)
         check_request(self.config, prompts[0].shape[1], request)
         limits = np.full(len(keys), request.max_new_tokens, np.int32)
         return self._drawn(_Keeping(self.config, self.params, prompts, (keys, limits), request))

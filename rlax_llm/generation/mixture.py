@@ -19,7 +19,7 @@ from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import Cache, without_groups
 from rlax_llm.generation.draws import first_memory
 from rlax_llm.generation.engine import drawn, forward_token, shared_out, unrolled
-from rlax_llm.generation.prompts import Prompts
+from rlax_llm.generation.prompts import Prompts, check_prompts
 from rlax_llm.generation.reading import read
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.sampling import row_keys
@@ -82,6 +82,7 @@ def generate_mixed(
         ValueError: for a share out of its range; as ``generate_at_once``.
     """
     checks.not_negative("generate_mixed", share=share, **{"1 − share": 1 - share})
+    check_prompts("generate_mixed", prompts)
     check_request(config, prompts[0].shape[1], request)
     refuse_routed("generate_mixed", request, "completions of two models")
     shared, request = shared_out(prompts, request)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core import checks
 from rlax_llm.core.mesh import ROWS, TENSOR, devices_along, spread
 from rlax_llm.core.token_sets import EVERY
 from rlax_llm.core.types import Completions
@@ -20,7 +21,7 @@ from rlax_llm.generation.cache import last_columns, over_columns, whole
 from rlax_llm.generation.draws import Memory, first_memory, remember
 from rlax_llm.generation.engine import prefill, shared_out
 from rlax_llm.generation.enough import Enough, too_few
-from rlax_llm.generation.prompts import Prompts
+from rlax_llm.generation.prompts import Prompts, check_prompts
 from rlax_llm.generation.request import Request, check_request, refuse_routed
 from rlax_llm.generation.rollout import Generation, Listener, unheard
 from rlax_llm.generation.sampling import chosen_keys, row_keys
@@ -37,11 +38,15 @@ def not_begun(prompts: Prompts, request: Request) -> Completions:
         prompts: ``tokens [P, W]`` int32 and ``valid [P, W]`` bool, padded on the left.
         request: what is asked.
 
+    Raises:
+        ValueError: for what is no prompts.
+
     >>> from rlax_llm.generation.sampling import greedy
     >>> begun = not_begun((jnp.ones((2, 3), int), jnp.ones((2, 3), bool)), Request(greedy, (0,), 5, group_size=4))
     >>> begun.tokens.shape, int(begun.mask.sum()), unfinished(begun, 5).shape
     ((8, 8), 0, (8,))
     """
+    check_prompts("not_begun", prompts)
     tokens, valid = (np.repeat(np.asarray(x), request.group_size, 0) for x in prompts)
     behind = len(tokens), request.max_new_tokens
     valid = np.concatenate([valid, np.zeros(behind, bool)], 1)
@@ -91,9 +96,10 @@ def generate_partly(
         The completions, ``unfinished`` some of them.
 
     Raises:
-        ValueError: for ``enough`` out of its range, completions that are not of whole groups, or what ``generate`` does
-            not take.
+        ValueError: for ``enough`` out of its range, slots below 1, completions that are not of whole groups, or what
+            ``generate`` does not take.
     """
+    checks.at_least_one("generate_partly", slots=slots)
     groups = _check(config, begun, request, enough)
     keys = row_keys(key, len(begun.tokens))
     start = _Begun.of(begun, request, groups - enough)

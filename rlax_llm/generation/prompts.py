@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
+from rlax_llm.core import checks
 from rlax_llm.models.padding import bucket, longest, pad_left
 
 FEWEST = 8  # columns; fewer save nothing
@@ -71,6 +73,41 @@ def pad_prompts(
     # No prompt needs more, and a model may have no positions for more.
     columns = columns if max_prompt_tokens is None else min(columns, max_prompt_tokens)
     return pad_left(prompts, columns, pad_id)
+
+
+def check_prompts(where: str, prompts: Prompts) -> None:
+    """Raise for what is no prompts to complete: under ``jit`` by its shapes, on the host by what is in it too.
+
+    Args:
+        where: what the message begins with.
+        prompts: ``tokens [P, W]`` and ``valid [P, W]``.
+
+    Raises:
+        ValueError: for no prompts, no columns, two shapes, a ``valid`` that is not bool, or a prompt that does not end
+            in the last column.
+
+    >>> check_prompts("generate", (np.array([[5, 6, 0]]), np.array([[True, True, False]])))
+    Traceback (most recent call last):
+    ValueError: generate: prompt 0 has no token in the last column; pad prompts on the left, as pad_prompts does.
+    """
+    tokens, valid = prompts
+    shape = checks.shape(where, "tokens", tokens)
+    checks.same_shape(where, valid=valid, tokens=tokens)
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"{where}: tokens has shape {shape}, wanted [prompts, columns] with at least one of each; make them by "
+            "pad_prompts."
+        )
+    if valid.dtype != bool:  # numbers would be read as places
+        raise ValueError(f"{where}: valid is {valid.dtype}, wanted bool; give valid.astype(bool).")
+    if isinstance(valid, Tracer) or not getattr(valid, "is_fully_addressable", True):
+        return
+    ends = np.asarray(valid)[:, -1]
+    if not ends.all():
+        raise ValueError(
+            f"{where}: prompt {ends.argmin()} has no token in the last column; pad prompts on the left, as pad_prompts "
+            "does."
+        )
 
 
 def _check(row: int, prompt: Sequence[int], vocab_size: int, limit: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import NamedTuple
 
+from rlax_llm.core import checks
 from rlax_llm.core.penalties import NONE, Penalties, check_penalties
 from rlax_llm.core.speculation import Speculation
 from rlax_llm.generation.automata import Automaton
@@ -56,12 +57,13 @@ def check_request(config: DecoderConfig, width: int, request: Request) -> None:
         request: what is asked.
 
     Raises:
-        ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion; for stop ids or automata of another vocabulary, penalties that the sampler does not
-            take, and experts that the model does not have.
+        ValueError: for a longest completion or a group below 1; where prompt and completion could exceed the model's
+            ``max_positions``, or ``min_new_tokens`` the longest completion; for stop ids or automata of another
+            vocabulary, penalties that the sampler does not take, and experts that the model does not have.
     """
     limit = request.max_new_tokens
     least = request.min_new_tokens
+    checks.at_least_one("generate", max_new_tokens=limit, group_size=request.group_size)
     if width + limit > config.max_positions:
         raise ValueError(
             f"generate: a prompt of {width} tokens and max_new_tokens {limit} make {width + limit}, the model was "

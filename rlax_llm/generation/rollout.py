@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_llm.core import checks
 from rlax_llm.core.mesh import AXES, ROWS, devices_along, fetch
 from rlax_llm.core.types import Completions
 from rlax_llm.generation.cache import columns_of
 from rlax_llm.generation.engine import decode, generate_at_once, prefill, prefill_behind, shared_out, unrolled
 from rlax_llm.generation.enough import Enough
 from rlax_llm.generation.ladders import FEWEST, Ladder, Size, Sizes, entering_prompts, is_work, ladder, weights_of
-from rlax_llm.generation.prompts import Prompts
+from rlax_llm.generation.prompts import Prompts, check_prompts
 from rlax_llm.generation.reading import Stacked, common_tokens, read_common
 from rlax_llm.generation.request import Request, check_request
 from rlax_llm.generation.sampling import chosen_keys, row_keys
@@ -367,8 +368,10 @@ def stream(
 
     Raises:
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion.
+            longest completion; for a stride below 1, or what is no prompts.
     """
+    check_prompts("stream", prompts)
+    checks.at_least_one("stream", stride=stride)
     going = _begin(config, params, prompts, (key, None), request, None)
     going.ladder = going.ladder._replace(sizes=())
     yield going.state
@@ -409,6 +412,8 @@ def _completed(
     told: Listener = unheard,
 ) -> Completions:
     """All completions: by one program where there is nothing to decide between two calls of ``decode``."""
+    check_prompts("generate", prompts)
+    checks.at_least_one("generate", slots=slots)
     if not _is_one(config, prompts, request, slots, sizes):
         return _begin(config, params, prompts, rows, request, slots, sizes, _Straight).finished(told)
     count, limit = prompts[0].shape[0] * request.group_size, request.max_new_tokens
@@ -434,11 +439,11 @@ def _is_one(config: DecoderConfig, prompts: Prompts, request: Request, slots: in
 
 def _within(limits: jax.Array, count: int, most: int) -> np.ndarray:
     found = np.asarray(limits)
-    if found.shape != (count,) or found.min() < 1 or found.max() > most:
-        raise ValueError(
-            f"generate: limits are of shape {found.shape}, from {found.min()} to {found.max()}; wanted one for each of "
-            f"{count} completions, from 1 to max_new_tokens, {most}."
-        )
+    wanted = f"wanted one for each of {count} completions, from 1 to max_new_tokens, {most}."
+    if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"generate: limits are {found.dtype} of shape {found.shape}; {wanted}")
+    if found.min() < 1 or found.max() > most:
+        raise ValueError(f"generate: limits are from {found.min()} to {found.max()}; {wanted}")
     return found.astype(np.int32)
 
 
@@ -473,7 +478,8 @@ def generate(
 
     Raises:
         ValueError: where prompt and completion could exceed the model's ``max_positions``, or ``min_new_tokens`` the
-            longest completion; for limits or keys that are not one for each completion.
+            longest completion; for limits or keys that are not one for each completion, slots below 1, or what is no
+            prompts.
     """
     return _completed(config, params, prompts, (key, limits), request, slots, sizes)
 

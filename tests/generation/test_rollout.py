@@ -139,6 +139,33 @@ def test_rows_have_a_key_and_a_limit_each():
     asked = Request(Categorical(), (), 5, 2)
     with pytest.raises(ValueError, match=r"key: got keys of shape \(3,\), wanted one key, or one for each of 20"):
         generate(CONFIG, PARAMS, PROMPTS, jax.random.split(KEY, 3), asked)
-    for limits in (np.ones(3, int), np.full(20, 6), np.zeros(20, int)):
+    for limits in (np.ones(3, int), np.full(20, 6), np.zeros(20, int), np.ones(0, int), np.full(20, np.nan)):
         with pytest.raises(ValueError, match="wanted one for each of 20 completions, from 1 to max_new_tokens, 5"):
             generate(CONFIG, PARAMS, PROMPTS, KEY, asked, limits=limits)
+
+
+TOKENS, VALID = (x[:2] for x in PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changed", "slots", "message"),
+    [
+        ((TOKENS, VALID), {"max_new_tokens": 0}, None, "generate: max_new_tokens is 0, wanted a whole number of at"),
+        ((TOKENS, VALID), {"group_size": 0}, None, "generate: group_size is 0, wanted a whole number of at least 1"),
+        ((TOKENS, VALID), {}, 0, "generate: slots is 0, wanted a whole number of at least 1"),
+        ((TOKENS[:0], VALID[:0]), {}, None, r"generate: tokens has shape \(0, 8\), wanted \[prompts, columns\]"),
+        ((TOKENS[:, :0], VALID[:, :0]), {}, None, r"generate: tokens has shape \(2, 0\), wanted"),
+        ((TOKENS, VALID[:1]), {}, None, r"generate: tokens has shape \(2, 8\), valid has \(1, 8\)"),
+        ((TOKENS, VALID.astype(int)), {}, None, "generate: valid is int64, wanted bool"),
+        ((TOKENS, VALID[:, ::-1]), {}, None, "generate: prompt 0 has no token in the last column; pad prompts on"),
+    ],
+)
+def test_what_cannot_be_completed_is_told(prompts, changed, slots, message):
+    request = Request(Categorical(), (), 5)._replace(**changed)
+    with pytest.raises(ValueError, match=message):
+        generate(CONFIG, PARAMS, prompts, KEY, request, slots)
+
+
+def test_a_stride_goes_forward():
+    with pytest.raises(ValueError, match="stream: stride is -1, wanted a whole number of at least 1"):
+        next(stream(CONFIG, PARAMS, PROMPTS, KEY, Request(Categorical(), (), 5), -1))
