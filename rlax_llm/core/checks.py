@@ -161,7 +161,7 @@ def at_least_one(where: str, **counts: Any) -> None:
     ValueError: conjugate_gradient: iterations is 0, wanted a whole number of at least 1.
     """
     for name, value in counts.items():
-        if isinstance(value, (int, float)) and not value >= 1:
+        if isinstance(value, (int, float)) and not (value >= 1 and value % 1 == 0):
             raise ValueError(f"{where}: {name} is {value}, wanted a whole number of at least 1.")
 
 

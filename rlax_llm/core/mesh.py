@@ -123,13 +123,18 @@ def copied(tree: Any) -> Any:
     >>> copied({"w": jax.numpy.ones(2)})["w"].tolist()
     [1.0, 1.0]
     """
-    if all(_lies_here(x) for x in jax.tree.leaves(tree)):
+    if all(lies_here(x) for x in jax.tree.leaves(tree)):
         return jax.device_put(tree, may_alias=False)
     return _copied_by_all(tree)
 
 
-def _lies_here(x: Any) -> bool:
-    """Whether this process holds all of an array; of what is traced nobody knows."""
+def lies_here(x: Any) -> bool:
+    """Whether this process holds all of an array; of what is traced nobody knows.
+
+    >>> lies_here(jax.numpy.ones(2)), jax.eval_shape(lambda x: print(lies_here(x)), jax.numpy.ones(2))
+    False
+    (True, None)
+    """
     return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 

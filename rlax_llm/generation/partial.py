@@ -111,6 +111,7 @@ def generate_partly(
 def _check(config: DecoderConfig, begun: Completions, request: Request, enough: int) -> int:
     """The number of groups."""
     rows, width = begun.tokens.shape[0], begun.tokens.shape[1] - request.max_new_tokens
+    check_request(config, width, request)
     if width < 1 or rows % request.group_size:
         raise ValueError(
             f"generate_partly: completions of {rows} rows and {begun.tokens.shape[1]} columns, wanted groups of "
@@ -120,7 +121,6 @@ def _check(config: DecoderConfig, begun: Completions, request: Request, enough: 
     groups = rows // request.group_size
     if not 0 <= enough <= groups:
         raise ValueError(f"generate_partly: enough is {enough}, wanted a number of groups from 0 to {groups}.")
-    check_request(config, width, request)
     refuse_routed("generate_partly", request, "completions that go on under other parameters")
     return groups
 

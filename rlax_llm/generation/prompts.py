@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from rlax_llm.core import checks
+from rlax_llm.core.mesh import lies_here
 from rlax_llm.models.padding import bucket, longest, pad_left
 
 FEWEST = 8  # columns; fewer save nothing
@@ -84,7 +84,7 @@ def check_prompts(where: str, prompts: Prompts) -> None:
 
     Raises:
         ValueError: for no prompts, no columns, two shapes, a ``valid`` that is not bool, or a prompt that does not end
-            in the last column.
+            in the last column or has padding between its tokens.
 
     >>> check_prompts("generate", (np.array([[5, 6, 0]]), np.array([[True, True, False]])))
     Traceback (most recent call last):
@@ -100,12 +100,18 @@ def check_prompts(where: str, prompts: Prompts) -> None:
         )
     if valid.dtype != bool:  # numbers would be read as places
         raise ValueError(f"{where}: valid is {valid.dtype}, wanted bool; give valid.astype(bool).")
-    if isinstance(valid, Tracer) or not getattr(valid, "is_fully_addressable", True):
+    if not lies_here(valid):
         return
-    ends = np.asarray(valid)[:, -1]
+    held = np.asarray(valid)
+    ends, holes = held[:, -1], (held[:, :-1] & ~held[:, 1:]).any(1)
     if not ends.all():
         raise ValueError(
             f"{where}: prompt {ends.argmin()} has no token in the last column; pad prompts on the left, as pad_prompts "
+            "does."
+        )
+    if holes.any():
+        raise ValueError(
+            f"{where}: prompt {holes.argmax()} has padding between its tokens; pad prompts on the left, as pad_prompts "
             "does."
         )
 

@@ -157,6 +157,7 @@ TOKENS, VALID = (x[:2] for x in PROMPTS)
         ((TOKENS[:, :0], VALID[:, :0]), {}, None, r"generate: tokens has shape \(2, 0\), wanted"),
         ((TOKENS, VALID[:1]), {}, None, r"generate: tokens has shape \(2, 8\), valid has \(1, 8\)"),
         ((TOKENS, VALID.astype(int)), {}, None, "generate: valid is int64, wanted bool"),
+        ((TOKENS, np.tile(np.arange(8) != 3, (2, 1))), {}, None, "generate: prompt 0 has padding between its tokens"),
         ((TOKENS, VALID[:, ::-1]), {}, None, "generate: prompt 0 has no token in the last column; pad prompts on"),
     ],
 )
